@@ -253,6 +253,18 @@ class Graph:
         reader.update_arg(position, new)
         return new
 
+    def set_bias(self, layer: Node, value: Tensor) -> Node:
+        """Give a convolution or linear layer this bias, whether it had one or not."""
+        if len(layer.args) > 2 and isinstance(layer.args[2], Node):
+            return self.set_constant(layer, 2, value)
+        weight = layer.args[1]
+        assert isinstance(weight, Node)
+        trainable = weight.op == "get_attr" and isinstance(self.parameter(weight), nn.Parameter)
+        name = str(weight.target).rpartition(".")[0] if weight.op == "get_attr" else layer.name
+        bias = self.add_constant(f"{name}.bias" if name else "bias", value, before=layer, trainable=trainable)
+        layer.args = (*layer.args[:2], bias, *layer.args[3:])
+        return bias
+
     def call(self, target: Any, *args: Argument, before: Node, like: Node | None = None, **kwargs: Argument) -> Node:
         """A new call in front of `before`, which inherits the source position of `like` (default: of `before`)."""
         with self.module.graph.inserting_before(before):
