@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from graphopt.errors import CaptureError
 from graphopt.functional import make_functional
 from graphopt.graph import Example, Graph
+from graphopt.program import to_exported_program
 
 
 def capture(model: Any, args: Any, kwargs: Mapping[str, Any] | None, *, dynamic_batch: bool) -> Graph:
@@ -44,4 +45,4 @@ def own_weights(module: nn.Module) -> None:
                 table[name] = copies[id(value)]  # type: ignore[assignment]
 
 
-__all__ = ["CaptureError", "capture", "own_weights"]
+__all__ = ["CaptureError", "capture", "own_weights", "to_exported_program"]
