@@ -19,8 +19,11 @@ from graphopt.numerics import Format
 # Families of graphopt.ops that have integer kernels in ONNX Runtime's CPU provider (measured on 1.31, opset 18-21).
 # Convolution and linear layers start an integer region, the others join one.
 _ONNXRUNTIME_INTEGER = frozenset(
-    {"conv", "linear", "add", "mul", "concat", "sigmoid", "leaky_relu", "softmax", "average_pool", "global_average_pool"}
-)
+    {
+        "conv", "linear", "add", "mul", "concat", "sigmoid", "hard_sigmoid", "leaky_relu", "softmax", "average_pool",
+        "global_average_pool",
+    }
+)  # fmt: skip
 # Kernels that move 8-bit codes as they are: output and input share one grid.
 _ONNXRUNTIME_MOVES = frozenset(
     {"max_pool", "reshape", "transpose", "slice", "split", "getitem", "pad", "resize_nearest", "expand", "identity", "shuffle"}
@@ -41,7 +44,7 @@ class Target:
         shares: families whose inputs and output must have one grid.
         float_output: families that may leave the integer region without a quantizer behind them.
         channel_multiple: channel counts the kernels like, in channels.
-        decompose: activations to be written as operators the integer kernels know (`hard_swish`, `silu`, `hard_sigmoid`).
+        decompose: activations to be written as operators the integer kernels know (of `hard_swish` and `silu`).
     """
 
     name: str
@@ -55,7 +58,7 @@ class Target:
     shares: frozenset[str] = frozenset()
     float_output: frozenset[str] = frozenset({"linear"})
     channel_multiple: int = 8
-    decompose: frozenset[str] = frozenset({"hard_swish", "silu", "hard_sigmoid"})
+    decompose: frozenset[str] = frozenset({"hard_swish", "silu"})
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
