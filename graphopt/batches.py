@@ -48,12 +48,12 @@ def inputs(graph: Graph) -> list[Input]:
     example = (graph.example.args, dict(graph.example.kwargs))
     leaves = [(p, t) for p, t in pytree.tree_leaves_with_path(example) if isinstance(t, Tensor)]
     out = []
-    for name, (path, tensor), node in zip(graph.input_names, leaves, graph.inputs, strict=True):
+    nodes = [n for n in graph.inputs if isinstance(n.meta.get("val"), Tensor)]  # flags and numbers are built in
+    for name, (path, tensor), node in zip(graph.input_names, leaves, nodes, strict=True):
         key = getattr(path[-1], "key", None)
         keys = (name, key) if isinstance(key, str) and key != name else (name,)
         if graph.dynamic_batch:
-            value = node.meta.get("val")
-            batched = tensor.ndim > 0 and (value is None or not isinstance(value.shape[0], int))
+            batched = tensor.ndim > 0 and not isinstance(node.meta["val"].shape[0], int)
         else:
             batched = tensor.ndim > 0 and tensor.shape[0] == leaves[0][1].shape[0]
         out.append(Input(name, keys, tuple(tensor.shape), tensor.dtype, batched))

@@ -151,6 +151,20 @@ def test_several_inputs_come_in_the_order_of_the_graph(pair: Graph, source: Any)
     assert torch.equal(torch.cat([b[1] for b in batches]), MASK)
 
 
+class Flagged(nn.Module):
+    def forward(self, x: Tensor, flag: bool, y: dict[str, Tensor]) -> Tensor:
+        return (x + y["left"] if flag else x) * y["right"]
+
+
+def test_flags_between_the_inputs_are_not_asked_for() -> None:
+    x, left, right = torch.randn(3, 2, 3)
+    graph = Graph.capture(Flagged().eval(), (x, True, {"left": left, "right": right}))
+    graph.input_names = ["x", "y_left", "y_right"]
+    many = torch.randn(5, 3)
+    (batch,) = Calibration([{"left": many + 1, "right": many + 2, "x": many}], graph)
+    assert [t.tolist() for t in batch] == [t.tolist() for t in (many, many + 1, many + 2)]
+
+
 def test_a_missing_input_is_named(pair: Graph) -> None:
     with pytest.raises(InputError, match=r"takes 2 \(ids: i64\[N, 5\], mask: i64\[N, 5\]\)"):
         Calibration([IDS], pair)
