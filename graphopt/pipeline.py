@@ -1,7 +1,6 @@
-"""Passes and the loop that runs them.
+"""The loop that runs passes.
 
-A pass is a frozen dataclass whose fields are its options; called with a graph it edits the graph in place and returns what it
-changed. A pipeline is a plain list of passes. After every pass `run` sweeps dead code, checks the graph and its shapes, and
+A pipeline is a plain list of passes. After every pass `run` sweeps dead code, checks the graph and its shapes, and
 for passes that promise it compares the outputs with those before, so that a pass that lies is named on the spot.
 """
 
@@ -10,13 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
 from graphopt import measure
+from graphopt.contract import Change, Pass
 from graphopt.errors import GraphoptError, PassError
 from graphopt.files import write_atomically
 from graphopt.graph import Graph
@@ -24,21 +24,6 @@ from graphopt.progress import track
 from graphopt.report import Step
 
 TOLERANCE = 1e-4  # relative to the largest output
-
-
-class Change(NamedTuple):
-    """One edit: where (a layer's name) and what, in a few words."""
-
-    site: str
-    what: str
-
-
-class Pass(Protocol):
-    """Rewrites a graph in place. `exact`: outputs stay the same up to float rounding."""
-
-    exact: ClassVar[bool]
-
-    def __call__(self, graph: Graph) -> list[Change]: ...
 
 
 def run(

@@ -18,7 +18,7 @@ from torch.fx.node import Node
 
 from graphopt.graph import Graph
 from graphopt.ops import aten, family, is_float, value
-from graphopt.pipeline import Change
+from graphopt.contract import Change
 
 GATES = {"hard_swish": aten.hardsigmoid.default, "silu": aten.sigmoid.default}
 

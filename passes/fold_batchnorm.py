@@ -30,7 +30,7 @@ from torch import Tensor
 
 from graphopt.graph import Graph
 from graphopt.ops import BIAS, WEIGHT, BatchNorm, Layer, aten, shape
-from graphopt.pipeline import Change
+from graphopt.contract import Change
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from graphopt.observe import Histogram, Range, observe
 from graphopt.ops import BIAS, WEIGHT, Layer, family
 from graphopt.passes.quantize.placement import Grid, LayerFormat, Plan, place
 from graphopt.passes.quantize.ranges import ESTIMATORS, WEIGHT_METHODS, weight_range
-from graphopt.pipeline import Change
+from graphopt.contract import Change
 from graphopt.targets import Target
 
 BIAS_MIN, BIAS_MAX = -(2**31), 2**31 - 1
