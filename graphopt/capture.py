@@ -462,8 +462,8 @@ def _why_fixed(program: ExportedProgram) -> str:
     """The line of the model that turned the free batch into a number, as export remembers it."""
     values = _placeholder_values(program)
     environment = next((v.fake_mode.shape_env for v in values if hasattr(v, "fake_mode")), None)
-    stacks = getattr(environment, "specialization_stacks", {})
-    places = [explain.place_of_stack(stack) for stack in stacks.values()]
+    guards = [g for g in getattr(environment, "guards", []) if getattr(g.expr, "rel_op", "") == "=="]
+    places = [explain.place_of_frame(f) for g in guards for f in (g.sloc.maybe_user_loc, g.sloc.framework_loc)]
     place = next((p for p in places if p), None)
     return "the model uses it as a plain number" + (f" at {place}" if place else "")
 

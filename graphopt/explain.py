@@ -135,8 +135,8 @@ def place_of_node(node: Any) -> Place | None:
     return _innermost(list(_quoted(str(node.meta.get("stack_trace") or ""))))
 
 
-def place_of_stack(stack: traceback.StackSummary | None) -> Place | None:
-    return _innermost([Place(f.filename, f.lineno or 0) for f in stack or []])
+def place_of_frame(frame: traceback.FrameSummary | None) -> Place | None:
+    return _innermost([Place(frame.filename, frame.lineno or 0)]) if frame is not None else None
 
 
 def _quoted(text: str) -> Iterable[Place]:

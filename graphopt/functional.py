@@ -81,6 +81,7 @@ class _Rewriter:
         self.seen: dict[Node, int] = {}  # a value -> the version of its base that `content` belongs to
         self.version: dict[Node, int] = {}  # a base -> how often it was written
         self.value: dict[Node, Any] = {}  # fake results as they were before the rewrite
+        self.parts: dict[Node, Node] = {}  # an element taken out -> the list it was taken from
         self.at: Node = next(iter(self.graph.nodes))  # the call that is being rewritten
 
     def run(self) -> dict[Node, Node]:
@@ -92,9 +93,11 @@ class _Rewriter:
                 if (position := mutated_argument(node)) is not None:
                     self._write(node, position)
                     continue
+                if (source := self._source(node)) is not None:
+                    self.parent[node] = source
+                if node.target is operator.getitem:
+                    self.parts[node] = node.all_input_nodes[0]
                 self._replace_inputs(node)
-            if (source := self._source(node)) is not None:
-                self.parent[node] = source
             self.content[node] = node
             self.seen[node] = self.version.setdefault(self._base(node), 0)
         changed = {n: self.content[n] for n in nodes if n.op in ("placeholder", "get_attr") and self.version[n]}
@@ -121,16 +124,13 @@ class _Rewriter:
 
     def _replay(self, view: Node, source: Node) -> Node:
         if view.target is operator.getitem:  # one of the parts that split or unbind made
-            parts = view.args[0]
-            assert isinstance(parts, Node)
-            call = self._copy(parts, source)
-            return self._call(operator.getitem, call, view.args[1])
+            return self._call(operator.getitem, self._copy(self.parts[view], source), view.args[1])
         if mutated_argument(view) is not None:
             return source  # an in-place call returns the value it wrote
         return self._copy(view, source)
 
     def _copy(self, view: Node, source: Node) -> Node:
-        return self._call(view.target, source, *self._current(view.args[1:]), **self._current(view.kwargs))
+        return self._call(view.target, source, *view.args[1:], **view.kwargs)
 
     def _current(self, argument: Any) -> Any:
         return fx.map_arg(argument, self._read)
@@ -228,8 +228,8 @@ class _Rewriter:
         raise UnknownAliasError(str(view.target))
 
     def _scatter_part(self, view: Node, source: Node, parent: Node, new: Node) -> Node:
-        parts, index = view.args[0], view.args[1]
-        if not isinstance(parts, Node) or parts.target not in LISTS or not isinstance(index, int):
+        parts, index = self.parts[view], view.args[1]
+        if parts.target not in LISTS or not isinstance(index, int):
             raise UnknownAliasError(str(view.target))
         unbind = parts.target is aten.unbind.int
         position = 1 if unbind else 2
