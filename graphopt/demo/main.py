@@ -17,10 +17,8 @@ def accuracy(digits: Digits) -> Callable[[Callable[[Tensor], Any]], float]:
 
     def evaluate(model: Callable[[Tensor], Any]) -> float:
         with torch.no_grad():
-            right = [
-                (model(images).argmax(1) == labels).float()
-                for images, labels in zip(digits.test_images.split(64), digits.test_labels.split(64), strict=True)
-            ]
+            batches = zip(torch.split(digits.test_images, 64), torch.split(digits.test_labels, 64), strict=True)
+            right = [(model(images).argmax(1) == labels).float() for images, labels in batches]
         return float(torch.cat(right).mean())
 
     return evaluate

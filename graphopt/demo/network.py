@@ -1,4 +1,4 @@
-"""A small image classifier with the building blocks of the large ones: residual and depthwise-separable convolutions."""
+"""A small image classifier with the building blocks of large ones: residual and depthwise-separable convolutions."""
 
 from __future__ import annotations
 
@@ -41,9 +41,11 @@ class DigitNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = conv(1, 32, 3)
-        self.blocks = nn.Sequential(Residual(32), Separable(32, 64, stride=2), Residual(64), Separable(64, 128, stride=1))
-        self.head = nn.Linear(128, 10)
+        self.stem = conv(1, 48, 3)
+        self.blocks = nn.Sequential(
+            Residual(48), Separable(48, 96, stride=2), Residual(96), Separable(96, 192, stride=1)
+        )
+        self.head = nn.Linear(192, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(F.relu(self.stem(x)))
