@@ -122,6 +122,8 @@ class Graph:
         return load(Path(path))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Graph:
+        info = getattr(self.module.graph._codegen, "pytree_info", None)
+        memo.update({id(spec): spec for spec in (info.in_spec, info.out_spec)} if info else {})  # never change
         return Graph(
             copy.deepcopy(self.module, memo),
             self.example,

@@ -6,11 +6,14 @@ unchanged, so a graph that passes here fits for every batch size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.fx.node import Node
 
 
@@ -42,3 +45,43 @@ def propagate(module: fx.GraphModule) -> None:
     interpreter = _Shapes(module, mode)
     with mode, torch.no_grad():
         interpreter.run(*inputs, enable_io_processing=False)
+
+
+def fake_inputs(values: Sequence[Any], batched: Sequence[bool]) -> list[Any]:
+    """Fake twins of example values; the first dimension of each `batched` one is the same free symbol.
+
+    Args:
+        values: tensors, and anything else, which is returned as it is.
+        batched: for each value whether its first dimension is the batch.
+    """
+    environment = ShapeEnv()
+    mode = FakeTensorMode(shape_env=environment)
+    # The hint stands in for the size where an operator must choose a path; two or more is the general case.
+    hint = max([2, *(int(v.shape[0]) for v, free in zip(values, batched, strict=True) if free)])
+    source = ConstantSource("batch")
+    symbol = environment.create_symbol(hint, source=source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None)
+    batch = environment.create_symintnode(symbol, hint=hint, source=source)
+
+    def twin(value: Any, free: bool) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if not free:
+            return mode.from_tensor(value.detach(), static_shapes=True)
+        # The order of the dimensions in memory decides which views are possible (channels last, transposed examples).
+        order = sorted(range(value.dim()), key=lambda d: (-value.stride(d), d)) if 0 not in value.stride() else range(value.dim())
+        sizes = [batch, *value.shape[1:]]
+        with mode:
+            dense = torch.empty([sizes[d] for d in order], dtype=value.dtype, device=value.device)
+            return dense.permute(*(list(order).index(d) for d in range(value.dim())))
+
+    return [twin(v, free) for v, free in zip(values, batched, strict=True)]
+
+
+def is_free(size: Any) -> bool:
+    """Whether a size still is the free symbol, not a number that some operator fixed it to."""
+    return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
+
+
+def batched(values: Sequence[Any]) -> list[bool]:
+    """For each value: is it a tensor whose first dimension is free?"""
+    return [isinstance(v, Tensor) and v.dim() > 0 and is_free(v.shape[0]) for v in values]

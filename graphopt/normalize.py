@@ -1,0 +1,309 @@
+"""Bring a freshly exported graph into the form passes expect: few operator variants, nothing that computes nothing.
+
+    regions for no_grad and autocast      ->  their calls, in place
+    shape assertions, detach, alias, ...  ->  gone
+    two readers of one tied weight        ->  one constant node with two readers
+    conv2d(padding="same")                ->  conv2d with numbers, and a pad in front where the sides differ
+    convolution                           ->  conv1d, conv2d, conv3d, conv_transpose...
+    _native_batch_norm_..., getitem 0     ->  batch_norm
+    _to_copy                              ->  to.dtype
+
+The last three come from programs that were decomposed before they came here.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx
+from torch.fx.node import Node
+
+aten = torch.ops.aten
+
+ASSERTIONS = {
+    aten._assert_async.default, aten._assert_async.msg, aten._assert_scalar.default, aten._assert_tensor_metadata.default,
+    aten.sym_constrain_range.default, aten.sym_constrain_range_for_size.default, torch._assert, torch._check,
+}  # fmt: skip
+# A functional graph has no use for another name of the same value. (`detach` matters for gradients only; capture says so.)
+SAME_VALUE = {
+    aten.alias.default, aten.detach.default, aten.detach_.default, aten.lift.default, aten.lift_fresh.default,
+    aten.lift_fresh_copy.default,
+}  # fmt: skip
+LAST = torch.iinfo(torch.int64).max
+
+
+def inline_regions(module: fx.GraphModule) -> None:
+    """Replace `wrap_with_set_grad_enabled` and `wrap_with_autocast(enabled=False)` by what they wrap."""
+    graph = module.graph
+    wrappers = {torch.ops.higher_order.wrap_with_set_grad_enabled: 1, torch.ops.higher_order.wrap_with_autocast: 4}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or node.target not in wrappers or active_autocast(node):
+            continue
+        position = wrappers[node.target]
+        body = getattr(module, node.args[position].target)
+        inline_regions(body)
+        arguments = iter(node.args[position + 1 :])
+        values: dict[Node, Any] = {}
+        with graph.inserting_before(node):
+            for inner in body.graph.nodes:
+                if inner.op == "placeholder":
+                    values[inner] = next(arguments)
+                elif inner.op != "output":
+                    if inner.op == "get_attr" and not hasattr(module, str(inner.target)):
+                        setattr(module, str(inner.target), getattr(body, str(inner.target)))
+                    values[inner] = graph.node_copy(inner, values.__getitem__)
+        results = fx.map_arg(body.graph.output_node().args[0], values.__getitem__)
+        for reader in list(node.users):
+            if reader.target is operator.getitem:
+                reader.replace_all_uses_with(results[reader.args[1]], propagate_meta=False)
+                graph.erase_node(reader)
+        if node.users:  # the body returns a single value
+            node.replace_all_uses_with(results, propagate_meta=False)
+        graph.erase_node(node)
+
+
+def active_autocast(node: Node) -> bool:
+    """Whether a call runs its body with autocast on, which casts inputs behind the scenes."""
+    return node.target is torch.ops.higher_order.wrap_with_autocast and bool(node.args[2])
+
+
+def has_active_autocast(module: fx.GraphModule) -> bool:
+    modules = [m for m in module.modules() if isinstance(m, fx.GraphModule)]
+    return any(active_autocast(n) for m in modules for n in m.graph.nodes)
+
+
+def drop_assertions(module: fx.GraphModule) -> None:
+    """Remove checks of sizes, types and values, and what only they read."""
+    for node in reversed(list(module.graph.nodes)):
+        check = node.op == "call_module" or (node.op == "call_function" and node.target in ASSERTIONS)
+        if check and not node.users:
+            module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+
+
+def strip(module: fx.GraphModule) -> bool:
+    """Remove other names of the same value. True where a `detach` cut the gradient of something trainable."""
+    graph, cut = module.graph, False
+    for node in list(graph.nodes):
+        if node.op == "call_function" and (node.target in SAME_VALUE or _whole_slice(node)):
+            source = node.args[0]
+            assert isinstance(source, Node)
+            cut = cut or (node.target in (aten.detach.default, aten.detach_.default) and _trainable(module, source))
+            node.replace_all_uses_with(source, propagate_meta=False)
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    return cut
+
+
+def has_data_dependent_size(value: Any) -> bool:
+    """Whether a result of export has a size that only the data decides."""
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+    leaves = [v for v in pytree.tree_leaves(value) if isinstance(v, (Tensor, torch.SymInt))]
+    return any(free_unbacked_symbols(v) for v in leaves)
+
+
+def _whole_slice(node: Node) -> bool:
+    """x[:], which Python's slicing leaves behind for every dimension in front of the one that is cut."""
+    if node.target is not aten.slice.Tensor:
+        return False
+    _, _, start, end, step = _bound(node)
+    return start in (0, None) and end in (LAST, None) and step == 1
+
+
+def _trainable(module: fx.GraphModule, node: Node) -> bool:
+    """Whether a trainable weight takes part in a value."""
+    stack, met = [node], set()
+    while stack:
+        at = stack.pop()
+        if at in met:
+            continue
+        met.add(at)
+        if at.op == "get_attr":
+            value = operator.attrgetter(str(at.target))(module)
+            if isinstance(value, Tensor) and value.requires_grad:
+                return True
+        stack += at.all_input_nodes
+    return False
+
+
+def merge_constants(module: fx.GraphModule) -> None:
+    """One node per constant tensor, so that a shared weight shows as one value with several readers."""
+    first: dict[int, Node] = {}
+    for node in list(module.graph.nodes):
+        if node.op == "get_attr":
+            value = operator.attrgetter(str(node.target))(module)
+            if (known := first.setdefault(id(value), node)) is not node:
+                node.replace_all_uses_with(known, propagate_meta=False)
+                module.graph.erase_node(node)
+
+
+# ---- Operator variants ----------------------------------------------------------------------------------------------
+
+CONVOLUTIONS = {
+    False: {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default},
+    True: {1: aten.conv_transpose1d.default, 2: aten.conv_transpose2d.input, 3: aten.conv_transpose3d.input},
+}
+SAME_PADDING = {
+    aten.conv1d.padding: aten.conv1d.default,
+    aten.conv2d.padding: aten.conv2d.default,
+    aten.conv3d.padding: aten.conv3d.default,
+}
+
+
+def needs_simplifying(module: fx.GraphModule) -> bool:
+    return any(n.op == "call_function" and n.target in RULES for n in module.graph.nodes)
+
+
+def simplify(module: fx.GraphModule) -> None:
+    """Rewrite operator variants into the ones passes know. Needs `meta["val"]`; leaves it to be derived anew."""
+    for node in list(module.graph.nodes):
+        rule = RULES.get(node.target) if node.op == "call_function" else None
+        if rule is not None:
+            with module.graph.inserting_before(node):
+                rule(module.graph, node)
+    module.graph.eliminate_dead_code()
+
+
+def _becomes(graph: fx.Graph, node: Node, target: Any, *args: Any, readers: Node | None = None) -> None:
+    new = graph.call_function(target, args)
+    new.meta.update(node.meta)
+    (readers or node).replace_all_uses_with(new, propagate_meta=False)
+
+
+def _rank(weight: Any) -> int:
+    return int(weight.meta["val"].dim()) - 2
+
+
+def _string_padding(graph: fx.Graph, node: Node) -> None:
+    x, weight, bias, stride, padding, dilation, groups = _bound(node)
+    kernel, rank = weight.meta["val"].shape[2:], _rank(weight)
+    stride, dilation = (v if len(v) == rank else list(v) * rank for v in (stride, dilation))
+    total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
+    if any(t % 2 for t in total):  # the odd column goes to the far side, which conv's own padding cannot say
+        x = graph.call_function(aten.pad.default, (x, [v for t in reversed(total) for v in (t // 2, t - t // 2)]))
+        x.meta.update({k: v for k, v in node.meta.items() if k != "val"})
+        total = [0] * rank
+    args = (x, weight, bias, stride, [t // 2 for t in total], dilation, groups)
+    _becomes(graph, node, SAME_PADDING[node.target], *args)
+
+
+def _convolution(graph: fx.Graph, node: Node) -> None:
+    x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = _bound(node)
+    target = CONVOLUTIONS[bool(transposed)].get(_rank(weight))
+    if target is None:
+        return
+    if transposed:
+        _becomes(graph, node, target, x, weight, bias, stride, padding, output_padding, groups, dilation)
+    else:
+        _becomes(graph, node, target, x, weight, bias, stride, padding, dilation, groups)
+
+
+def _batch_norm(graph: fx.Graph, node: Node) -> None:
+    x, weight, bias, mean, variance, momentum, eps = _bound(node)
+    for part in _only_first(node):
+        _becomes(graph, node, aten.batch_norm.default, x, weight, bias, mean, variance, False, momentum, eps, False, readers=part)
+
+
+def _layer_norm(graph: fx.Graph, node: Node) -> None:
+    for part in _only_first(node):
+        _becomes(graph, node, aten.layer_norm.default, *_bound(node), readers=part)
+
+
+def _group_norm(graph: fx.Graph, node: Node) -> None:
+    x, weight, bias, _, _, _, groups, eps = _bound(node)
+    for part in _only_first(node):
+        _becomes(graph, node, aten.group_norm.default, x, groups, weight, bias, eps, readers=part)
+
+
+def _max_pool(graph: fx.Graph, node: Node) -> None:
+    for part in _only_first(node):
+        _becomes(graph, node, aten.max_pool2d.default, *_bound(node), readers=part)
+
+
+def _softmax(target: Any) -> Callable[[fx.Graph, Node], None]:
+    def rule(graph: fx.Graph, node: Node) -> None:
+        x, dim, half_to_float = _bound(node)
+        if not half_to_float:
+            _becomes(graph, node, target, x, dim)
+
+    return rule
+
+
+def _addmm(graph: fx.Graph, node: Node) -> None:
+    """addmm(bias, x, t(weight)) -> linear(x, weight, bias)."""
+    if node.kwargs or len(node.args) != 3:
+        return
+    bias, x, transposed = node.args
+    weight = _transposed(transposed)
+    if weight is not None and isinstance(bias, Node) and bias.meta["val"].dim() == 1:
+        _becomes(graph, node, aten.linear.default, x, weight, bias)
+
+
+def _mm(graph: fx.Graph, node: Node) -> None:
+    weight = _transposed(node.args[1])
+    if weight is not None and weight.op == "get_attr":
+        _becomes(graph, node, aten.linear.default, node.args[0], weight)
+
+
+def _transposed(node: Any) -> Node | None:
+    """`w` of t(w) or permute(w, [1, 0])."""
+    if not isinstance(node, Node) or node.op != "call_function":
+        return None
+    swapped = node.target is aten.t.default or (node.target is aten.permute.default and list(node.args[1]) == [1, 0])  # type: ignore[arg-type]
+    source = node.args[0]
+    return source if swapped and isinstance(source, Node) else None
+
+
+def _to_copy(graph: fx.Graph, node: Node) -> None:
+    wanted = {k: v for k, v in node.kwargs.items() if v is not None and k not in ("non_blocking", "pin_memory", "device", "layout")}
+    if set(wanted) == {"dtype"}:
+        _becomes(graph, node, aten.to.dtype, node.args[0], wanted["dtype"])
+    elif not wanted:
+        node.replace_all_uses_with(node.args[0], propagate_meta=False)  # type: ignore[arg-type]
+
+
+def _unsafe_view(graph: fx.Graph, node: Node) -> None:
+    _becomes(graph, node, aten.reshape.default, *node.args)
+
+
+def _clone(graph: fx.Graph, node: Node) -> None:
+    """A copy in the same memory layout computes nothing, now that nothing is written in place."""
+    if node.kwargs.get("memory_format") in (None, torch.preserve_format):
+        node.replace_all_uses_with(node.args[0], propagate_meta=False)  # type: ignore[arg-type]
+
+
+def _bound(node: Node) -> list[Any]:
+    """All arguments of a call in schema order, defaults filled in."""
+    schema: Any = node.target._schema  # type: ignore[union-attr]
+    values = list(node.args)
+    values += [node.kwargs.get(a.name, a.default_value) for a in schema.arguments[len(values) :]]
+    return values
+
+
+def _only_first(node: Node) -> list[Node]:
+    """The readers of a call's first result, provided no one reads the others."""
+    parts = [u for u in node.users if u.users]
+    return parts if all(p.target is operator.getitem and p.args[1] == 0 for p in parts) else []
+
+
+RULES: dict[Any, Callable[[fx.Graph, Node], None]] = {
+    **dict.fromkeys(SAME_PADDING, _string_padding),
+    aten.convolution.default: _convolution,
+    aten._native_batch_norm_legit_no_training.default: _batch_norm,
+    aten.native_layer_norm.default: _layer_norm,
+    aten.native_group_norm.default: _group_norm,
+    aten.max_pool2d_with_indices.default: _max_pool,
+    aten._softmax.default: _softmax(aten.softmax.int),
+    aten._log_softmax.default: _softmax(aten.log_softmax.int),
+    aten.addmm.default: _addmm,
+    aten.mm.default: _mm,
+    aten._to_copy.default: _to_copy,
+    aten._unsafe_view.default: _unsafe_view,
+    aten.clone.default: _clone,
+}
+
