@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ def accuracy(digits: Digits) -> Callable[[Callable[[Tensor], Any]], float]:
     return evaluate
 
 
-def run(target: str = "host", out: str | None = None) -> Report:
+def run(target: str = "host", out: str | Path | None = None) -> Report:
     """Train, optimize, and return the report; `out` is a folder to save the artifact to."""
     import graphopt
 
