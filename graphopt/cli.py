@@ -68,7 +68,8 @@ def optimize(
         typer.Option(help="Shape of an example input, e.g. 1,3,224,224 or 1,128:int64; once per input."),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Calibration samples to take at most, evenly spread.")] = 512,
-    scale: Annotated[float, typer.Option(help="What raw pixels are multiplied by first.")] = 1 / 255,
+    scale: Annotated[float, typer.Option(help="What raw pixels are multiplied by first.", show_default="1/255")] = 1
+    / 255,
     mean: Annotated[str, typer.Option(help="Then the mean that is subtracted, per channel.")] = "0.485,0.456,0.406",
     std: Annotated[str, typer.Option(help="Then the deviation that is divided by.")] = "0.229,0.224,0.225",
     estimator: Annotated[str, typer.Option(help="How value ranges are chosen during calibration.")] = "mse",
@@ -77,7 +78,7 @@ def optimize(
     dump: Annotated[Path | None, typer.Option(help="Folder for the text of the graph after every pass.")] = None,
     report: Annotated[Path | None, typer.Option(help="File for the report as JSON.")] = None,
 ) -> None:
-    """Optimize a model for a target, and report what every step bought and cost."""
+    """Optimize a model, and report what every step bought."""
     with reporting():
         from graphopt import files, imports, targets
         from graphopt.loaders import Named, Pixels
@@ -140,7 +141,7 @@ def targets() -> None:
 
 @app.command()
 def show(path: Annotated[Path, typer.Argument(help="A .pt2 file, or the folder of a deployed model.")]) -> None:
-    """Show the graph of a .pt2 file, or what a deployed model is and measured."""
+    """Show the graph of a .pt2 file, or a deployed model."""
     with reporting():
         if not path.exists():
             raise InputError(f"there is no file or folder {path}")
@@ -159,7 +160,10 @@ def demo(
     target: Annotated[str, typer.Option(help="What to optimize for.")] = "host",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the deployed model.")] = None,
 ) -> None:
-    """Train a small network on handwritten digits, optimize it for this machine, and report (under a minute)."""
+    """Train a small network and optimize it for this machine.
+
+    It learns handwritten digits in seconds; all together takes less than a minute.
+    """
     with reporting():
         from graphopt import files
         from graphopt.demo.main import run
