@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -150,7 +151,7 @@ def show(path: Annotated[Path, typer.Argument(help="A .pt2 file, or the folder o
         elif path.suffix == ".pt2":
             from graphopt.graph import Graph
 
-            print(Graph.capture(path))
+            print(Graph.load(path) if _is_saved_graph(path) else Graph.capture(path))
         else:
             raise InputError(f"cannot show {path}: it is neither a .pt2 file nor the folder of a deployed model")
 
@@ -218,17 +219,27 @@ def _model(name: str) -> Any:
     from torch import nn
 
     from graphopt import imports
+    from graphopt.graph import Graph
 
     if ":" not in name:
         path = Path(name).expanduser()
         if path.suffix == ".pt2" and path.is_file():
-            return path
+            return Graph.load(path) if _is_saved_graph(path) else path
         if path.suffix in (".pt", ".pth", ".ckpt", ".safetensors"):
             raise InputError(f"{name} holds weights without the model's code; give package.module:factory instead")
         raise InputError(f"there is no .pt2 file {name}; give one, or package.module:factory")
     found = imports.find(name)
     model = found if isinstance(found, nn.Module) or not callable(found) else found()
     return model.eval() if isinstance(model, nn.Module) else model
+
+
+def _is_saved_graph(path: Path) -> bool:
+    """Whether a .pt2 file was written by `Graph.save` rather than `torch.export.save`; both are zip archives."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "graph.json" in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False  # the reader of exported programs explains what is wrong with it
 
 
 def _example(text: str) -> Tensor:

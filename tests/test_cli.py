@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from graphopt import cli
 from graphopt.errors import PassError
+from graphopt.graph import Graph
 from graphopt.loaders import Named
 from graphopt.manifest import Manifest, TensorSpec, listing
 from graphopt.report import Report
@@ -165,6 +167,19 @@ def test_show_tells_what_a_deployed_model_is(tmp_path: Path) -> None:
     assert "takes    x: float32[N, 3]" in result.stdout
     assert "file     model.onnx, 2 kB" in result.stdout
     assert "latency    not measured" in result.stdout
+
+
+@pytest.mark.parametrize("entry, reader", [("graph.json", "load"), ("model/data", "capture")])
+def test_both_kinds_of_pt2_files_are_read(
+    optimize_call: dict[str, Any], monkeypatch: pytest.MonkeyPatch, entry: str, reader: str
+) -> None:
+    monkeypatch.setattr(Graph, "load", classmethod(lambda cls, path: f"load {path}"))
+    monkeypatch.setattr(Graph, "capture", classmethod(lambda cls, path: f"capture {path}"))
+    with zipfile.ZipFile("m.pt2", "w") as archive:
+        archive.writestr(entry, "{}")
+    assert run("show", "m.pt2").stdout == f"{reader} m.pt2\n"
+    assert run("optimize", "m.pt2").exit_code == 0
+    assert optimize_call["model"] == ("load m.pt2" if reader == "load" else Path("m.pt2"))
 
 
 def start(*args: str) -> "subprocess.Popen[str]":

@@ -26,19 +26,19 @@ class Wants(nn.Module):
 @pytest.mark.parametrize("size", [224, 32, 28, 8])
 def test_the_size_that_runs_is_found(size: int) -> None:
     guess = infer(Wants(size).eval())
-    assert guess.args[0].shape == (2, 3, size, size)
+    assert guess.args[0].shape == (1, 3, size, size)
     assert f"the first layer, conv (Conv2d): input [N, 3, {size}, {size}]" in guess.note
 
 
 @pytest.mark.parametrize(
     "model, shape",
     [
-        (nn.Conv2d(3, 4, 3), (2, 3, 224, 224)),
-        (nn.Linear(7, 3), (2, 7)),
-        (nn.Sequential(nn.Flatten(2), nn.Linear(7, 3)), (2, 128, 7)),
-        (nn.Conv1d(5, 4, 3), (2, 5, 128)),
-        (nn.Conv3d(1, 2, 3), (2, 1, 32, 32, 32)),
-        (nn.Sequential(nn.Embedding(50, 4), nn.Linear(4, 2)), (2, 128)),
+        (nn.Conv2d(3, 4, 3), (1, 3, 224, 224)),
+        (nn.Linear(7, 3), (1, 7)),
+        (nn.Sequential(nn.Flatten(2), nn.Linear(7, 3)), (1, 128, 7)),
+        (nn.Conv1d(5, 4, 3), (1, 5, 128)),
+        (nn.Conv3d(1, 2, 3), (1, 1, 32, 32, 32)),
+        (nn.Sequential(nn.Embedding(50, 4), nn.Linear(4, 2)), (1, 128)),
         (nn.Sequential(nn.Unflatten(1, (1, 4, 4)), nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2)), None),
     ],
 )
@@ -53,7 +53,7 @@ def test_the_first_layer_tells(model: nn.Module, shape: tuple[int, ...] | None) 
 def test_models_that_say_their_size_are_believed() -> None:
     timm_like = Wants(30)
     timm_like.default_cfg = {"input_size": (3, 30, 30)}  # type: ignore[assignment]
-    assert infer(timm_like.eval()).args[0].shape == (2, 3, 30, 30)
+    assert infer(timm_like.eval()).args[0].shape == (1, 3, 30, 30)
 
 
 class Transformer(nn.Module):
@@ -70,7 +70,7 @@ class Transformer(nn.Module):
 def test_a_hugging_face_config_gives_keyword_inputs() -> None:
     guess = infer(Transformer().eval())
     assert guess.args == ()
-    assert {k: tuple(v.shape) for k, v in guess.kwargs.items()} == {"input_ids": (2, 16), "attention_mask": (2, 16)}
+    assert {k: tuple(v.shape) for k, v in guess.kwargs.items()} == {"input_ids": (1, 16), "attention_mask": (1, 16)}
     assert guess.kwargs["input_ids"].max() < 20
     assert "vocab_size" in guess.note
 
