@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -271,11 +272,11 @@ class _Capture:
             if still == free:
                 break
             if not any(still):
-                raise _FixedBatch(_why_fixed(program))
+                raise _FixedBatch(_why_fixed(_placeholder_values(program)))
             free = [f and s for f, s in zip(free, still, strict=True)]
         try:
             graph = self._graph(program, free)
-        except CaptureError:
+        except (CaptureError, _FixedBatch):
             raise
         except Exception as error:
             raise _FixedBatch(_short_reason(error)) from error
@@ -317,7 +318,9 @@ class _Capture:
             if is_batched:
                 shapes[leaf] = {0: Dim.AUTO}
         args, kwargs = pytree.tree_unflatten(leaves, self.structure)
-        with _working_copy(self.model) as model, torch.enable_grad():
+        # Torch prints the unfinished graph of a failed attempt to stderr, whatever the log levels.
+        silence = contextlib.redirect_stderr(io.StringIO())
+        with _working_copy(self.model) as model, torch.enable_grad(), silence:
             return torch.export.export(model, args, kwargs, dynamic_shapes=shapes if any(free) else None, strict=False)
 
     # ---- From program to graph
@@ -338,7 +341,7 @@ class _Capture:
         )
         graph.refresh()
         if any(free) and batched([n.meta["val"] for n in module.graph.nodes if n.op == "placeholder"]) != free:
-            raise _FixedBatch("an operator fixes it")
+            raise _FixedBatch(_why_fixed([n.meta["val"] for n in module.graph.nodes if n.op == "placeholder"]))
         return graph
 
     def _rewritten(self, program: ExportedProgram, free: list[bool]) -> tuple[fx.GraphModule, list[str]]:
@@ -458,9 +461,8 @@ def _placeholder_values(program: ExportedProgram) -> list[Any]:
     return [n.meta.get("val") for n in inputs[weights:]]
 
 
-def _why_fixed(program: ExportedProgram) -> str:
-    """The line of the model that turned the free batch into a number, as export remembers it."""
-    values = _placeholder_values(program)
+def _why_fixed(values: Sequence[Any]) -> str:
+    """The line of the model that turned the free batch into a number, as the inputs' shape environment remembers it."""
     environment = next((v.fake_mode.shape_env for v in values if hasattr(v, "fake_mode")), None)
     guards = [g for g in getattr(environment, "guards", []) if getattr(g.expr, "rel_op", "") == "=="]
     places = [explain.place_of_frame(f) for g in guards for f in (g.sloc.maybe_user_loc, g.sloc.framework_loc)]

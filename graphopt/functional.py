@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.node import Node
 
 from graphopt.shapes import propagate
@@ -195,7 +196,7 @@ class _Rewriter:
         """What the twin returns for the arguments of the in-place call, to see how it promotes types."""
         values = fx.map_arg((node.args, node.kwargs), lambda n: self.value[n])
         mode = next(v.fake_mode for v in pytree.tree_leaves(values) if hasattr(v, "fake_mode"))
-        with mode, torch.no_grad():
+        with mode, torch.no_grad(), enable_python_dispatcher():
             result: Tensor = twin(*values[0], **values[1])
         return result
 

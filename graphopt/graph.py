@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,10 +122,11 @@ class Graph:
         return load(Path(path))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Graph:
-        info = getattr(self.module.graph._codegen, "pytree_info", None)
-        memo.update({id(spec): spec for spec in (info.in_spec, info.out_spec)} if info else {})  # never change
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's own, about the structure of inputs and outputs
+            module = copy.deepcopy(self.module, memo)
         return Graph(
-            copy.deepcopy(self.module, memo),
+            module,
             self.example,
             input_names=list(self.input_names),
             output_names=list(self.output_names),
