@@ -10,6 +10,7 @@ written under a temporary name and moved into place, so a crash leaves the old f
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import math
@@ -275,13 +276,37 @@ def _dangers(data: Any, name: str) -> Iterator[str]:
         if data.get("use_pickle"):
             yield f"a pickled object ({data.get('path_name')})"
         # Sizes are symbolic expressions, which are parsed by evaluating them.
-        if re.search(r"__|[^\w\s+\-*/%(),<>=&|~.]", str(data.get("expr_str", ""))):
+        if not _is_size(str(data.get("expr_str", "0"))):
             yield f"an odd expression in {name}"
         for value in data.values():
             yield from _dangers(value, name)
     elif isinstance(data, list):
         for value in data:
             yield from _dangers(value, name)
+
+
+def _is_size(expression: str) -> bool:
+    """Whether a text is arithmetic on sizes, such as Mul(Integer(2), Symbol('s0', integer=True)), and nothing else."""
+    try:
+        tree = ast.parse(expression, mode="eval")
+    except (SyntaxError, ValueError):
+        return False
+    strings = {id(n) for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            if not (isinstance(node.func, ast.Name) and re.fullmatch(r"[A-Z]\w+", node.func.id)):
+                return False
+            if node.func.id == "Symbol" and isinstance(node.args[0], ast.Constant):
+                strings.discard(id(node.args[0]))
+        elif isinstance(node, ast.Name):
+            if not re.fullmatch(r"[A-Z]\w+|[a-z]{1,4}\d+", node.id):
+                return False
+        elif not isinstance(node, (*_ARITHMETIC, ast.Constant, ast.keyword, ast.Expression)):
+            return False
+    return not strings
+
+
+_ARITHMETIC = (ast.BinOp, ast.UnaryOp, ast.Compare, ast.operator, ast.unaryop, ast.cmpop, ast.expr_context)
 
 
 def _short(error: BaseException) -> str:
