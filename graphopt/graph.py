@@ -79,6 +79,7 @@ class Graph:
         self.output_names = output_names
         self.dynamic_batch = dynamic_batch
         self.notes = notes or []
+        _one_node_per_constant(module)
 
     # ---- Making, copying, keeping -----------------------------------------------------------------------------------
 
@@ -257,6 +258,18 @@ class Graph:
         reader.update_arg(position, new)
         return new
 
+    def set_bias(self, layer: Node, value: Tensor) -> Node:
+        """Give a convolution or linear layer this bias, whether it had one or not."""
+        if len(layer.args) > 2 and isinstance(layer.args[2], Node):
+            return self.set_constant(layer, 2, value)
+        weight = layer.args[1]
+        assert isinstance(weight, Node)
+        trainable = weight.op == "get_attr" and isinstance(self.parameter(weight), nn.Parameter)
+        name = str(weight.target).rpartition(".")[0] if weight.op == "get_attr" else layer.name
+        bias = self.add_constant(f"{name}.bias" if name else "bias", value, before=layer, trainable=trainable)
+        layer.args = (*layer.args[:2], bias, *layer.args[3:])
+        return bias
+
     def call(self, target: Any, *args: Argument, before: Node, like: Node | None = None, **kwargs: Argument) -> Node:
         """A new call in front of `before`, which inherits the source position of `like` (default: of `before`)."""
         with self.module.graph.inserting_before(before):
@@ -275,24 +288,16 @@ class Graph:
         return node.next
 
     def _free_name(self, name: str) -> str:
-        taken = {k for k, _ in self.module.named_parameters(remove_duplicate=False)}
-        taken |= {k for k, _ in self.module.named_buffers(remove_duplicate=False)}
-        taken |= {k for k, _ in self.module.named_modules() if k}
-        parents = {k for t in taken for k in (t, *_prefixes(t))}
-        if name not in parents and not any(p in taken and not _is_module(self.module, p) for p in _prefixes(name)):
-            return name
-        number = 1
-        while f"{name}_{number}" in parents:
+        number, candidate = 0, name
+        while _taken(self.module, candidate):
             number += 1
-        return f"{name}_{number}"
+            candidate = f"{name}_{number}"
+        return candidate
 
     def _erase_constant(self, node: Node) -> None:
-        name = str(node.target)
         self.module.graph.erase_node(node)
-        if not any(n.op == "get_attr" and n.target == name for n in self.module.graph.nodes):
-            *path, leaf = name.split(".")
-            owner = self.module.get_submodule(".".join(path))
-            delattr(owner, leaf)
+        *path, leaf = str(node.target).split(".")
+        delattr(self.module.get_submodule(".".join(path)), leaf)
 
     def sweep(self) -> int:
         """Remove calls no one reads and constants no node names. Returns the number of calls removed."""
@@ -357,17 +362,29 @@ def _describe(args: Any, kwargs: Mapping[str, Any]) -> str:
     return f"{len(args)} positional input{'s' * (len(args) != 1)}{named} ({leaves} tensor{'s' * (leaves != 1)})"
 
 
-def _prefixes(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[:i]) for i in range(1, len(parts))]
+def _taken(root: nn.Module, name: str) -> bool:
+    """Can no new tensor be registered under this dotted name?"""
+    owner: Any = root
+    *path, leaf = name.split(".")
+    for part in path:
+        if not hasattr(owner, part):
+            return False
+        owner = getattr(owner, part)
+        if not isinstance(owner, nn.Module):
+            return True
+    return hasattr(owner, leaf)
 
 
-def _is_module(root: nn.Module, name: str) -> bool:
-    try:
-        root.get_submodule(name)
-    except AttributeError:
-        return False
-    return True
+def _one_node_per_constant(module: fx.GraphModule) -> None:
+    """Merge `get_attr` nodes of one name, so that a constant's readers are its node's users."""
+    first: dict[str, Node] = {}
+    for node in list(module.graph.nodes):
+        if node.op != "get_attr":
+            continue
+        known = first.setdefault(str(node.target), node)
+        if known is not node:
+            node.replace_all_uses_with(known)
+            module.graph.erase_node(node)
 
 
 def _drop_empty(module: nn.Module) -> bool:

@@ -1,0 +1,98 @@
+"""Last rewrites before ONNX: say things the way ONNX Runtime's integer kernels recognise them.
+
+    global average pooling      the exporter would write ReduceMean, which has no integer kernel; GlobalAveragePool has
+    hard_sigmoid between codes  hard_sigmoid(x) = clamp(x + 3, 0, 6) / 6 has no integer kernel, addition has one: the sum is
+                                quantized on a grid six times as wide, whose ends do the clamping, and its codes are then read
+                                on the narrow grid, which does the division
+    linear on [N, T, C]         becomes Gemm on [N T, C] between two reshapes; MatMul with a bias has no integer kernel
+
+Each keeps every value as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.node import Node
+
+from graphopt.deploy import Q, storage
+from graphopt.graph import Graph
+from graphopt.ops import aten, family, shape
+
+DEQUANTIZES = (Q.dequantize_per_tensor.default, Q.dequantize_per_channel.default)
+
+
+@torch.library.custom_op("graphopt::global_average_pool", mutates_args=())
+def global_average_pool(x: Tensor) -> Tensor:
+    """Mean over every dimension behind the channels, kept with size 1."""
+    return x.mean(list(range(2, x.dim())), keepdim=True)
+
+
+@global_average_pool.register_fake
+def _(x: Tensor) -> Tensor:
+    return x.new_empty([*x.shape[:2], *[1] * (x.dim() - 2)])
+
+
+GLOBAL_AVERAGE_POOL: Any = torch.ops.graphopt.global_average_pool.default
+
+
+def speak(graph: Graph) -> None:
+    """Rewrite a deployed graph in place; see the head of this file."""
+    for node in graph.calls():
+        kind = family(node)
+        if kind == "global_average_pool":
+            graph.replace(node, graph.call(GLOBAL_AVERAGE_POOL, node.args[0], before=node))
+        elif kind == "hard_sigmoid" and is_dequantized(node.args[0]):
+            _shift_and_clip(graph, node)
+        elif kind == "linear" and len(shape(node)) > 2 and is_dequantized(node.args[0]):
+            _flatten_rows(graph, node)
+    graph.refresh()
+
+
+def is_dequantized(value: Any) -> bool:
+    return isinstance(value, Node) and value.target in DEQUANTIZES
+
+
+def _shift_and_clip(graph: Graph, node: Node) -> None:
+    reader = next(iter(node.users))
+    if len(node.users) != 1 or reader.target is not Q.quantize_per_tensor.default:
+        return
+    _, scale, zero_point, low, high, dtype = reader.args
+    if zero_point != low or round(1 / scale) > high - low:  # type: ignore[operator, arg-type]
+        return  # the grid's ends would not clamp to [0, 1]
+    wide = (6 * scale, zero_point, low, high, dtype)  # type: ignore[operator]
+    three_codes = torch.tensor(high, dtype=storage(low, high))  # type: ignore[arg-type]
+    constant = graph.add_constant(f"{node.name}_three", three_codes, before=node)
+    grid = (3 / (high - low), low, low, high, dtype)  # type: ignore[operator]
+    three = graph.call(Q.dequantize_per_tensor.default, constant, *grid, before=node)
+    total = graph.call(aten.add.Tensor, node.args[0], three, before=node)
+    codes = graph.call(Q.quantize_per_tensor.default, total, *wide, before=node)
+    graph.replace(reader, codes)
+    graph.module.graph.erase_node(node)
+
+
+def _flatten_rows(graph: Graph, node: Node) -> None:
+    source, weight, *bias = node.args
+    features, leading = shape(node)[-1], shape(node)[:-1]
+    rows = graph.call(aten.flatten.using_ints, source, 0, len(leading) - 1, before=node)
+    product = graph.call(aten.linear.default, rows, weight, *bias, before=node)
+    readers = list(node.users)
+    if len(readers) == 1 and readers[0].target is Q.quantize_per_tensor.default:
+        quantizer = readers[0]  # keep Gemm next to its quantizer: reshape the codes instead
+        codes = graph.call(quantizer.target, product, *quantizer.args[1:], before=quantizer)
+        graph.replace(quantizer, _unflatten(graph, codes, source, leading, features, before=quantizer))  # type: ignore[arg-type]
+        graph.module.graph.erase_node(node)
+    else:
+        graph.replace(node, _unflatten(graph, product, source, leading, features, before=node))  # type: ignore[arg-type]
+
+
+def _unflatten(graph: Graph, rows: Node, like: Node, leading: tuple[Any, ...], features: int, *, before: Node) -> Node:
+    """[rows, features] -> [*leading, features], at most one leading size being free."""
+    free = [d for d, size in enumerate(leading) if not isinstance(size, int)]
+    if len(free) <= 1:
+        sizes: list[Any] = [-1 if d in free else size for d, size in enumerate(leading)]
+    else:
+        sizes = [graph.call(aten.sym_size.int, like, d, before=before) if d in free else s for d, s in enumerate(leading)]
+    return graph.call(aten.view.default, rows, [*sizes, features], before=before)

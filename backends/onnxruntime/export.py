@@ -1,0 +1,140 @@
+"""A deployed graph as an ONNX model, written by torch's exporter with our own translations for quantizers.
+
+The opset is the oldest that holds the graph, for reach: 18, or 21 where 16-bit codes are used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+import torch
+from onnxscript import opset18, opset21
+
+from graphopt.backends.onnxruntime.dialect import GLOBAL_AVERAGE_POOL, speak
+from graphopt.deploy import Q
+from graphopt.graph import Graph
+from graphopt.ops import shape
+from graphopt.program import to_exported_program
+
+_NUMPY = {
+    torch.int8: np.int8, torch.uint8: np.uint8, torch.int16: np.int16, torch.uint16: np.uint16, torch.int32: np.int32,
+}  # fmt: skip
+
+
+def to_onnx(graph: Graph) -> ir.Model:
+    """Translate a deployed graph.
+
+    Returns:
+        A model with the graph's own input and output names; a free batch is the symbol `batch`.
+    """
+    prepared = graph.clone()
+    speak(prepared)
+    wide = any(torch.int16 in n.args or torch.uint16 in n.args for n in prepared.calls())
+    version = 21 if wide else 18
+    program = to_exported_program(prepared)
+    with _quiet():
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            verbose=False,
+            optimize=False,
+            opset_version=version,
+            input_names=list(graph.input_names),
+            output_names=list(graph.output_names),
+            custom_translation_table=_translations(opset21 if wide else opset18),
+        )
+    assert exported is not None
+    model = exported.model
+    _tidy(model)
+    _name_batch(model, graph)
+    return model
+
+
+def _translations(op: Any) -> dict[Any, Any]:
+    def constant(value: Any, dtype: Any) -> Any:
+        return op.Constant(value=ir.tensor(np.asarray(value, dtype=dtype)))
+
+    def quantize(x: Any, scale: float, zero_point: int, quant_min: int, quant_max: int, dtype: Any) -> Any:
+        kind = _NUMPY[_torch_dtype(dtype)]
+        codes = op.QuantizeLinear(x, constant(scale, np.float32), constant(zero_point, kind))
+        info = np.iinfo(kind)
+        if (quant_min, quant_max) != (info.min, info.max):  # a grid of fewer bits than its storage clips further
+            codes = op.Clip(codes, constant(quant_min, kind), constant(quant_max, kind))
+        return codes
+
+    def dequantize(x: Any, scale: float, zero_point: int, quant_min: int, quant_max: int, dtype: Any, **_: Any) -> Any:
+        return op.DequantizeLinear(x, constant(scale, np.float32), constant(zero_point, _NUMPY[_torch_dtype(dtype)]))
+
+    def dequantize_channels(
+        x: Any, scale: Any, zero_point: Any, axis: int, quant_min: int, quant_max: int, dtype: Any, **_: Any
+    ) -> Any:
+        return op.DequantizeLinear(x, scale, zero_point, axis=axis)
+
+    def pool(x: Any) -> Any:
+        return op.GlobalAveragePool(x)
+
+    return {
+        Q.quantize_per_tensor.default: quantize,
+        Q.dequantize_per_tensor.default: dequantize,
+        Q.dequantize_per_channel.default: dequantize_channels,
+        GLOBAL_AVERAGE_POOL: pool,
+    }
+
+
+def _torch_dtype(value: Any) -> torch.dtype:
+    """The exporter hands over ONNX type numbers."""
+    if isinstance(value, torch.dtype):
+        return value
+    numpy = np.dtype(ir.DataType(value).numpy())
+    return next(t for t, n in _NUMPY.items() if np.dtype(n) == numpy)
+
+
+def _tidy(model: ir.Model) -> None:
+    """Constants as initializers, each stored once; nothing unused."""
+    for transform in (
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.ClearMetadataAndDocStringPass(),
+    ):
+        transform(model)
+
+
+def _name_batch(model: ir.Model, graph: Graph) -> None:
+    """Call the free batch size `batch` in every input and output."""
+    if not graph.dynamic_batch:
+        return
+    symbols = {str(v.shape[0]) for v in model.graph.inputs if v.shape and isinstance(v.shape[0], ir.SymbolicDim)}
+    for value in [*model.graph.inputs, *model.graph.outputs]:
+        for position, size in enumerate(value.shape or ()):
+            if isinstance(size, ir.SymbolicDim) and (str(size) in symbols or str(size.value) in symbols):
+                value.shape[position] = ir.SymbolicDim("batch")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter talks on standard output and warns about its own internals."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+__all__ = ["shape", "to_onnx"]

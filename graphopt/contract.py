@@ -1,0 +1,26 @@
+"""What a pass is: a frozen dataclass whose fields are its options.
+
+Called with a graph it edits the graph in place and returns what it changed; an empty list means nothing matched. A site that
+does not qualify is skipped; a graph that does not qualify raises and says what to do.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, NamedTuple, Protocol
+
+from graphopt.graph import Graph
+
+
+class Change(NamedTuple):
+    """One edit: where (a layer's name) and what, in a few words."""
+
+    site: str
+    what: str
+
+
+class Pass(Protocol):
+    """Rewrites a graph in place. `exact`: outputs stay the same up to float rounding."""
+
+    exact: ClassVar[bool]
+
+    def __call__(self, graph: Graph) -> list[Change]: ...

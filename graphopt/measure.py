@@ -1,0 +1,235 @@
+"""Numbers about a graph and its outputs: work, size, fidelity, speed. Everything a report says comes from here.
+
+Counts are per sample: a free batch size counts as one. A graph captured for a fixed batch is counted at that batch.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+from torch.fx.node import Node
+
+from graphopt.graph import Graph
+from graphopt.targets import cpu_features
+
+# ---- Work and size --------------------------------------------------------------------------------------------------
+
+
+def macs(graph: Graph) -> int:
+    """Multiply-accumulate operations of one forward pass; see `layer_macs` for what counts."""
+    return sum(layer_macs(graph).values())
+
+
+def layer_macs(graph: Graph) -> dict[Node, int]:
+    """Multiply-accumulates of every convolution, linear layer, matrix product, attention and recurrent layer."""
+    counts = ((node, _node_macs(node)) for node in graph.calls())
+    return {node: count for node, count in counts if count}
+
+
+def parameters(graph: Graph) -> int:
+    """Elements of the trainable weights, and of weights stored as integer codes; a shared weight counts once."""
+    return sum(t.numel() for t in _weights(graph).values())
+
+
+def weight_bytes(graph: Graph) -> int:
+    """Bytes of every constant the graph reads (weights, statistics, scales); a shared one counts once."""
+    tensors = {id(p): p for n in graph.nodes if graph.is_constant(n) for p in [graph.parameter(n)]}
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def _weights(graph: Graph) -> dict[int, Tensor]:
+    found = {}
+    for node in graph.nodes:
+        if graph.is_constant(node):
+            tensor = graph.parameter(node)
+            codes = any(_name(u).startswith("dequantize_per") and u.args[0] is node for u in node.users)
+            if isinstance(tensor, nn.Parameter) or codes:
+                found[id(tensor)] = tensor
+    return found
+
+
+def _node_macs(node: Node) -> int:
+    name = _name(node)
+    if name in ("conv1d", "conv2d", "conv3d"):
+        weight = _sizes(node.args[1])
+        return math.prod(_sizes(node)) * math.prod(weight[1:])
+    if name in ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"):
+        weight = _sizes(node.args[1])
+        return math.prod(_sizes(node.args[0])) * math.prod(weight[1:])
+    if name in ("linear", "matmul", "mm", "bmm", "mv", "dot"):
+        return math.prod(_sizes(node)) * _sizes(node.args[0])[-1]
+    if name in ("addmm", "baddbmm"):
+        return math.prod(_sizes(node)) * _sizes(node.args[1])[-1]
+    if name == "scaled_dot_product_attention":
+        query, key, value = (_sizes(a) for a in node.args[:3])
+        return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+    if name == "einsum":
+        return _einsum_macs(node)
+    if name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+        return _recurrent_macs(node)
+    return 0
+
+
+def _einsum_macs(node: Node) -> int:
+    equation, operands = node.args[0], node.args[1]
+    assert isinstance(equation, str)
+    assert isinstance(operands, (list, tuple))
+    size: dict[str, int] = {}
+    for term, operand in zip(equation.replace(" ", "").split("->")[0].split(","), operands, strict=True):
+        sizes = _sizes(operand)
+        head, dots, tail = term.partition("...")
+        between = len(sizes) - len(head) - len(tail)
+        size.update(zip(head, sizes, strict=False))
+        size.update(zip(tail, sizes[len(sizes) - len(tail) :], strict=True))
+        if dots:
+            size["..."] = max(size.get("...", 1), math.prod(sizes[len(head) : len(head) + between]))
+    return math.prod(size.values()) if len(operands) > 1 else 0
+
+
+def _recurrent_macs(node: Node) -> int:
+    lists = [a for a in node.args if isinstance(a, (list, tuple)) and a and isinstance(a[0], Node)]
+    matrices = [math.prod(_sizes(w)) for w in lists[-1] if len(_sizes(w)) == 2]  # states come first, weights last
+    return math.prod(_sizes(node.args[0])[:-1]) * sum(matrices)
+
+
+def _name(node: Node) -> str:
+    schema = getattr(node.target, "_schema", None)
+    return str(schema.name).split("::")[-1] if schema is not None else ""
+
+
+def _sizes(node: Any) -> list[int]:
+    """The shape of a value, with every free size counted as one."""
+    value = node.meta["val"]
+    return [_concrete(s) for s in value.shape] if isinstance(value, Tensor) else []
+
+
+def _concrete(size: Any) -> int:
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, 1)))
+
+
+# ---- Fidelity -------------------------------------------------------------------------------------------------------
+
+
+def sqnr(reference: Any, value: Any) -> float:
+    """Signal-to-quantization-noise ratio in decibels, of the worst floating-point output where there are several.
+
+        10 log10(sum(reference^2) / sum((reference - value)^2))
+
+    Infinite where nothing differs, NaN where `value` is not finite.
+    """
+    pairs = zip(_tensors(reference), _tensors(value), strict=True)
+    return min((_sqnr(r, v) for r, v in pairs if r.is_floating_point()), default=math.inf, key=_nan_first)
+
+
+def _sqnr(reference: Tensor, value: Tensor) -> float:
+    signal = reference.detach().cpu().double()
+    noise = float((signal - value.detach().cpu().double()).square().sum())
+    power = float(signal.square().sum())
+    if not math.isfinite(noise) or not math.isfinite(power):
+        return math.nan
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(power / noise) if power else -math.inf
+
+
+def _nan_first(value: float) -> float:
+    return -math.inf if math.isnan(value) else value
+
+
+def agreement(reference: Any, value: Any) -> float:
+    """The share of predictions, 0 to 1, for which both have the same largest class, by the first output.
+
+    Classes lie along dimension 1 of images ([N, C], [N, C, H, W]) and along the last one of sequences ([N, T, C]).
+    """
+    ours, theirs = _tensors(reference)[0], _tensors(value)[0]
+    dim = 1 if ours.ndim in (2, 4, 5) else -1
+    return float((ours.argmax(dim) == theirs.argmax(dim)).double().mean())
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [t for t in pytree.tree_leaves(value) if isinstance(t, Tensor)]
+
+
+# ---- Speed ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Wall-clock milliseconds of each call, by name; the n-th values of all names were taken one after the other."""
+
+    ms: Mapping[str, list[float]]
+
+    def median(self, name: str) -> float:
+        return statistics.median(self.ms[name])
+
+    def speedup(self, before: str, after: str) -> float:
+        """How many times faster `after` is: the median over rounds of the ratio within a round."""
+        return statistics.median(b / a for b, a in zip(self.ms[before], self.ms[after], strict=True))
+
+
+def timings(
+    calls: Mapping[str, Callable[[], Any]], repeats: int = 30, warmup: int = 5, budget_seconds: float = 20.0
+) -> Timings:
+    """Time several functions in one process, in turn (A B A B ...), so that drift of the machine hits all alike.
+
+    Args:
+        calls: what to time, by name.
+        repeats: rounds; fewer (but at least 5) once `budget_seconds` are used up.
+        warmup: rounds that are not counted.
+    """
+    for _ in range(warmup):
+        for call in calls.values():
+            call()
+    ms: dict[str, list[float]] = {name: [] for name in calls}
+    end = time.perf_counter() + budget_seconds
+    collecting = gc.isenabled()
+    gc.disable()  # a collection in the middle of one call would be charged to it
+    try:
+        for done in range(repeats):
+            if done >= 5 and time.perf_counter() > end:
+                break
+            for name, call in calls.items():
+                start = time.perf_counter_ns()
+                call()
+                ms[name].append((time.perf_counter_ns() - start) / 1e6)
+    finally:
+        if collecting:
+            gc.enable()
+    return Timings(ms)
+
+
+def latency(calls: Mapping[str, Callable[[], Any]], repeats: int = 30, warmup: int = 5) -> dict[str, float]:
+    """Median milliseconds of each function; see `timings`."""
+    taken = timings(calls, repeats, warmup)
+    return {name: taken.median(name) for name in calls}
+
+
+# What decides the speed of integer kernels.
+_FEATURES = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimd", "asimddp", "i8mm", "sve")
+
+
+def host_cpu() -> str:
+    """This machine in words: processor, cores in use, and the instruction sets that matter for int8."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    model = next((s.partition(":")[2].strip() for s in lines if s.startswith(("model name", "Model"))), "")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    name = model or platform.processor() or platform.machine() or "unknown processor"
+    features = [f for f in _FEATURES if f in cpu_features()]
+    return ", ".join([f"{name} ({platform.machine()})", f"{cores} core{'s' * (cores != 1)}", *features])

@@ -1,0 +1,163 @@
+"""Number formats and the arithmetic of uniform quantization.
+
+    q    = clamp(round(x / scale) + zero_point, quant_min, quant_max)      round half to even
+    x^   = (q - zero_point) * scale
+
+These are ONNX's QuantizeLinear and DequantizeLinear to the last bit (division, not a product with the reciprocal; rounding
+before the zero point is added), so what a graph simulates is what the runtime computes.
+
+The operator `graphopt::fake_quantize` computes x^ with a gradient: straight-through for x inside the range (Bengio et al.
+2013), and the learned-step-size gradient for the scale (Esser et al. 2020, section 2.1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SMALLEST_SCALE = 2.0**-40  # keeps products of two scales far from float32's subnormals
+
+
+@dataclass(frozen=True)
+class Format:
+    """A uniform integer number format.
+
+    Attributes:
+        bits: 2 to 16.
+        signed: two's complement, else unsigned.
+        symmetric: the zero point is 0 (signed, and the most negative code is unused) or the middle code (unsigned);
+            otherwise affine: the zero point follows the range.
+        per_channel: one scale for every output channel, else one for the whole tensor.
+        power_of_two: the scale is a power of two, so that rescaling is a shift.
+    """
+
+    bits: int = 8
+    signed: bool = True
+    symmetric: bool = True
+    per_channel: bool = False
+    power_of_two: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.bits, int) or not 2 <= self.bits <= 16:
+            raise ValueError(f"bits must be a whole number from 2 to 16, got {self.bits!r}")
+
+    @property
+    def quant_min(self) -> int:
+        if not self.signed:
+            return 0
+        return -(2 ** (self.bits - 1)) + int(self.symmetric)
+
+    @property
+    def quant_max(self) -> int:
+        return 2 ** (self.bits - int(self.signed)) - 1
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The integer type codes are stored in."""
+        if self.bits > 8:
+            return torch.int16 if self.signed else torch.uint16
+        return torch.int8 if self.signed else torch.uint8
+
+    def __str__(self) -> str:
+        words = [f"{'s' if self.signed else 'u'}{self.bits}", "symmetric" if self.symmetric else "affine"]
+        words += ["per channel" if self.per_channel else "per tensor"]
+        return " ".join(words + ["power of two"] * self.power_of_two)
+
+
+def scale_and_zero_point(low: Tensor, high: Tensor, format: Format) -> tuple[Tensor, Tensor]:
+    """The grid that covers [low, high] and zero.
+
+    Args:
+        low, high: range ends, float32, shape [] or [channels].
+        format: the number format; `per_channel` is for the caller to have honoured in the shape.
+
+    Returns:
+        scale (float32) and zero point (int32), of the same shape.
+    """
+    low, high = low.double().clamp(max=0), high.double().clamp(min=0)
+    if format.symmetric:
+        reach = torch.maximum(-low, high)
+        middle = 0 if format.signed else 2 ** (format.bits - 1)
+        scale = reach / (format.quant_max - middle)
+        zero_point = torch.full_like(scale, middle)
+        if not format.signed and bool((low >= 0).all()):  # nothing negative: spend every code on the positive side
+            scale, zero_point = reach / format.quant_max, torch.zeros_like(scale)
+    else:
+        scale = (high - low) / (format.quant_max - format.quant_min)
+        zero_point = torch.zeros_like(scale)
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale)).clamp(min=SMALLEST_SCALE)
+    if format.power_of_two:
+        scale = torch.exp2(torch.ceil(torch.log2(scale) - 1e-9))
+    scale = scale.float()
+    if not format.symmetric:
+        zero_point = (format.quant_min - torch.round(low / scale.double())).clamp(format.quant_min, format.quant_max)
+    return scale, zero_point.int()
+
+
+def _broadcast(parameter: Tensor, dims: int, axis: int) -> Tensor:
+    return parameter if parameter.dim() == 0 or axis < 0 else parameter.reshape([-1 if d == axis else 1 for d in range(dims)])
+
+
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, axis: int = -1) -> Tensor:
+    """Codes of x as float32 whole numbers (exact up to 24 bits; wider grids are computed in float64)."""
+    wide = quant_max - quant_min >= 2**24
+    scale, zero_point = _broadcast(scale, x.dim(), axis), _broadcast(zero_point, x.dim(), axis)
+    codes = torch.round(x.double() / scale.double() if wide else x / scale) + zero_point
+    return codes.clamp(quant_min, quant_max)
+
+
+def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor, axis: int = -1) -> Tensor:
+    """(codes - zero_point) * scale in float32."""
+    scale, zero_point = _broadcast(scale, codes.dim(), axis), _broadcast(zero_point, codes.dim(), axis)
+    return (codes - zero_point).to(scale.dtype) * scale
+
+
+@torch.library.custom_op("graphopt::fake_quantize", mutates_args=())
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, axis: int) -> Tensor:
+    """Round x to the grid. `axis` is the channel dimension of x that scale and zero point run along, -1 for one grid.
+
+    Args:
+        x: float tensor of any shape.
+        scale: float32, [] or [channels]. zero_point: int32, the same shape.
+
+    Returns:
+        Tensor of x's shape and type. NaN stays NaN.
+    """
+    return dequantize(quantize(x, scale, zero_point, quant_min, quant_max, axis), scale, zero_point, axis).to(x.dtype)
+
+
+@fake_quantize.register_fake
+def _(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, axis: int) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, scale, zero_point, ctx.quant_min, ctx.quant_max, ctx.axis = inputs
+    ctx.save_for_backward(x, scale, zero_point)
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    x, scale, zero_point = ctx.saved_tensors
+    s, z = _broadcast(scale, x.dim(), ctx.axis), _broadcast(zero_point, x.dim(), ctx.axis)
+    position = x / s + z
+    rounded = torch.round(x / s) + z
+    inside = (rounded >= ctx.quant_min) & (rounded <= ctx.quant_max)
+    to_x = torch.where(inside, gradient, 0.0)
+    to_scale = None
+    if ctx.needs_input_grad[1]:
+        # d x^/d scale: round(x/s) - x/s inside, the clamped code outside; normalised as in LSQ for steady step sizes
+        slope = torch.where(inside, rounded - position, rounded.clamp(ctx.quant_min, ctx.quant_max) - z)
+        count = x.numel() / scale.numel()
+        slope = gradient * slope / (count * ctx.quant_max) ** 0.5
+        kept = [d for d in range(x.dim()) if scale.dim() and d == ctx.axis]
+        to_scale = slope.sum() if not kept else slope.sum([d for d in range(x.dim()) if d not in kept])
+        to_scale = to_scale.reshape(scale.shape)
+    return to_x, to_scale, None, None, None, None
+
+
+fake_quantize.register_autograd(_backward, setup_context=_setup)
+
+FAKE_QUANTIZE: Any = torch.ops.graphopt.fake_quantize.default

@@ -1,0 +1,151 @@
+"""Watch the values of a graph over many batches, in constant memory.
+
+Observing is interpreting: the graph runs node by node, each watched value updates its statistic and is dropped as soon as its
+last reader has run. No observer nodes, no stored activations; memory does not grow with the number of batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx
+from torch.fx.node import Node
+
+from graphopt.errors import NonFiniteError
+from graphopt.graph import Graph
+
+BINS = 4096
+SAMPLES = 2**20  # of one value per batch that enter its histogram; the range sees every element
+
+
+class Statistic(Protocol):
+    """Something that learns from one tensor after another."""
+
+    def update(self, value: Tensor) -> None: ...
+
+
+class Range:
+    """Smallest and largest element seen."""
+
+    def __init__(self) -> None:
+        self.low, self.high = float("inf"), float("-inf")
+
+    def update(self, value: Tensor) -> None:
+        if value.numel() == 0:
+            return
+        low, high = (float(v) for v in torch.aminmax(value.detach()))
+        if not (torch.isfinite(torch.tensor([low, high])).all()):
+            raise _NonFinite
+        self.low, self.high = min(self.low, low), max(self.high, high)
+
+
+class Histogram(Range):
+    """Range and distribution: equal bins over [-reach, reach], where reach doubles when the data outgrow it.
+
+    Doubling merges neighbouring bins in pairs, which is exact, so the order of the batches does not matter beyond the first
+    bin width. At least half of the bins on the side of the largest element are in use.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reach = 0.0
+        self.counts = torch.zeros(BINS, dtype=torch.float64)
+
+    def update(self, value: Tensor) -> None:
+        super().update(value)
+        flat = value.detach().flatten().float()
+        stride = max(1, flat.numel() // SAMPLES) | 1  # odd: not in step with the power-of-two sizes of images
+        largest = max(-self.low, self.high, 1e-30)
+        if self.reach == 0.0:
+            self.reach = 2.0 ** torch.tensor(largest).log2().ceil().item()
+        while self.reach < largest:
+            self.counts = torch.cat([torch.zeros(BINS // 4).double(), self.counts.view(-1, 2).sum(1), torch.zeros(BINS // 4).double()])
+            self.reach *= 2
+        self.counts += torch.histc(flat[::stride], BINS, -self.reach, self.reach).double() * stride
+
+    @property
+    def width(self) -> float:
+        return 2 * self.reach / BINS
+
+    @property
+    def centers(self) -> Tensor:
+        """Middle of each bin, float64 [BINS]."""
+        return (torch.arange(BINS, dtype=torch.float64) + 0.5) * self.width - self.reach
+
+
+class ChannelRange:
+    """Smallest and largest element of every channel, float32 [channels]; `dim` counts the channels."""
+
+    def __init__(self, dim: int = 1) -> None:
+        self.dim = dim
+        self.low: Tensor | None = None
+        self.high: Tensor | None = None
+
+    def update(self, value: Tensor) -> None:
+        others = [d for d in range(value.dim()) if d != self.dim]
+        low, high = value.detach().amin(others), value.detach().amax(others)
+        if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
+            raise _NonFinite
+        self.low = low if self.low is None else torch.minimum(self.low, low)
+        self.high = high if self.high is None else torch.maximum(self.high, high)
+
+
+class _NonFinite(Exception):  # noqa: N818 - a signal between this file's parts, never seen outside
+    pass
+
+
+class _Watcher(fx.Interpreter):
+    def __init__(self, graph: Graph, watched: Mapping[Node, list[Statistic]], *, strict: bool = False) -> None:
+        super().__init__(graph.module)
+        self.graph_ir, self.watched, self.strict = graph, watched, strict
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        if self.strict and n.op in ("placeholder", "call_function"):
+            for leaf in pytree.tree_leaves(value):
+                if isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
+                    raise NonFiniteError(_blame(self.graph_ir, n, leaf))
+        for statistic in self.watched.get(n, ()):
+            statistic.update(value)
+        return value
+
+
+def _blame(graph: Graph, node: Node, value: Tensor) -> str:
+    bad = "NaN" if bool(torch.isnan(value).any()) else "infinity"
+    if node.op == "placeholder":
+        return f"input {node.name!r} contains {bad} in a calibration batch; clean the data"
+    name = str(getattr(node.target, "__name__", node.target)).split(".")[0]
+    return (
+        f"{name} at {graph.site(node)!r} is the first operator to produce {bad} on the calibration data, from finite inputs; "
+        "check its weights and the scale of its inputs"
+    )
+
+
+def observe(graph: Graph, watched: Mapping[Node, Statistic | list[Statistic]], batches: Iterable[list[Tensor]]) -> int:
+    """Feed every batch through the graph and update the statistics of the watched values.
+
+    Args:
+        graph: any graph, unchanged afterwards.
+        watched: value -> statistic, or several.
+        batches: lists of input tensors in `graph.input_names` order.
+
+    Returns:
+        The number of batches seen.
+
+    Raises:
+        NonFiniteError: a watched value holds NaN or infinity; names the first node that produced one.
+    """
+    lists: dict[Node, list[Statistic]] = {n: s if isinstance(s, list) else [s] for n, s in watched.items()}
+    watcher, seen = _Watcher(graph, lists), 0
+    with torch.no_grad():
+        for batch in batches:
+            try:
+                watcher.run(*batch, enable_io_processing=False)
+            except _NonFinite:
+                _Watcher(graph, {}, strict=True).run(*batch, enable_io_processing=False)
+                raise NonFiniteError("a watched value is not finite on the calibration data") from None
+            seen += 1
+    return seen

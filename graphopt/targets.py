@@ -1,0 +1,139 @@
+"""Targets: what a piece of hardware and its runtime can do, as plain data.
+
+A target decides number formats, where quantizers go and how the graph is lowered. Users may pass a `Target` of their own
+(`dataclasses.replace(find("arm"), ...)`) wherever a name is accepted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from graphopt.errors import InputError
+from graphopt.numerics import Format
+
+# Families of graphopt.ops that have integer kernels in ONNX Runtime's CPU provider (measured on 1.31, opset 18-21).
+# Convolution and linear layers start an integer region, the others join one.
+_ONNXRUNTIME_INTEGER = frozenset(
+    {
+        "conv", "linear", "add", "mul", "concat", "sigmoid", "hard_sigmoid", "leaky_relu", "softmax", "average_pool",
+        "global_average_pool",
+    }
+)  # fmt: skip
+# Kernels that move 8-bit codes as they are: output and input share one grid.
+_ONNXRUNTIME_MOVES = frozenset(
+    {"max_pool", "reshape", "transpose", "slice", "split", "getitem", "pad", "resize_nearest", "expand", "identity", "shuffle"}
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Hardware and runtime as facts.
+
+    Attributes:
+        name, description: how it is called and what it is.
+        runtime: the backend that lowers for it (`"onnxruntime"`).
+        architecture: `platform.machine()` of the hardware, for telling whether a latency can be measured here.
+        weights, activations: number formats of the integer kernels.
+        integer: operator families computed in integer.
+        moves: families that pass integer codes through unchanged, so that input and output share one grid.
+        shares: families whose inputs and output must have one grid.
+        float_output: families that may leave the integer region without a quantizer behind them.
+        channel_multiple: channel counts the kernels like, in channels.
+        decompose: activations to be written as operators the integer kernels know (of `hard_swish` and `silu`).
+    """
+
+    name: str
+    description: str
+    runtime: str
+    architecture: str
+    weights: Format
+    activations: Format
+    integer: frozenset[str] = _ONNXRUNTIME_INTEGER
+    moves: frozenset[str] = _ONNXRUNTIME_MOVES
+    shares: frozenset[str] = frozenset()
+    float_output: frozenset[str] = frozenset({"linear"})
+    channel_multiple: int = 8
+    decompose: frozenset[str] = frozenset({"hard_swish", "silu"})
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for manifests and reports."""
+        data = asdict(self)
+        return {k: sorted(v) if isinstance(v, frozenset) else v for k, v in data.items()}
+
+
+_SIGNED_WEIGHTS = Format(bits=8, signed=True, symmetric=True, per_channel=True)
+
+_KNOWN = {
+    "arm": Target(
+        name="arm",
+        description="64-bit ARM CPUs through ONNX Runtime: signed 8-bit activations, which its NEON kernels fuse completely",
+        runtime="onnxruntime",
+        architecture="aarch64",
+        weights=_SIGNED_WEIGHTS,
+        activations=Format(bits=8, signed=True, symmetric=False),
+    ),
+    "x86": Target(
+        name="x86",
+        description="x86-64 CPUs with VNNI through ONNX Runtime: unsigned 8-bit activations, signed 8-bit weights",
+        runtime="onnxruntime",
+        architecture="x86_64",
+        weights=_SIGNED_WEIGHTS,
+        activations=Format(bits=8, signed=False, symmetric=False),
+        channel_multiple=16,
+    ),
+}
+
+
+def names() -> list[str]:
+    """The names `find` knows."""
+    return [*sorted(_KNOWN), "host"]
+
+
+def find(target: str | Target) -> Target:
+    """The target of this name; a `Target` is returned as it is.
+
+    Raises:
+        InputError: the name is unknown; the message suggests the nearest and lists all.
+    """
+    if isinstance(target, Target):
+        return target
+    if target == "host":
+        return host()
+    if target not in _KNOWN:
+        near = difflib.get_close_matches(str(target), names(), 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise InputError(f"unknown target {target!r}; {hint}Known targets: {', '.join(names())}")
+    return _KNOWN[target]
+
+
+def host() -> Target:
+    """The machine this runs on.
+
+    x86 without VNNI adds pairs of u8 x s8 products in 16 bits, which saturate; 7-bit weights cannot, so they are used there.
+    """
+    if platform.machine().lower() in ("aarch64", "arm64"):
+        return replace(_KNOWN["arm"], name="host")
+    x86 = replace(_KNOWN["x86"], name="host")
+    if cpu_features() & {"avx512_vnni", "avx_vnni"}:
+        return x86
+    return replace(
+        x86,
+        description="x86-64 CPU without VNNI: 7-bit weights, because its 8-bit kernels add pairs of products in 16 bits",
+        weights=replace(x86.weights, bits=7),
+    )
+
+
+def cpu_features() -> frozenset[str]:
+    """Instruction-set flags of this machine as the kernel names them; empty where it does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return frozenset(flags.partition(":")[2].split())

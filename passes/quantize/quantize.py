@@ -1,0 +1,187 @@
+"""Place and calibrate fake-quantize nodes: the simulated form of an integer model.
+
+Every value that the target computes in integer goes through x^ = (clamp(round(x / s) + z, ...) - z) * s on a grid (s, z); so do
+the weights of its layers, and their biases on the grid of the int32 accumulator, s_bias = s_input * s_weight. The result still
+computes in float, can be fine-tuned, and answers what the integer artifact will answer; backends turn it into integers.
+
+    activations  placement.py decides which values share a grid; ranges.py turns a streamed histogram into a range
+    weights      symmetric, per output channel or per tensor
+    bias         int32; a channel whose weights are (nearly) zero gets a scale that still represents its bias
+
+Needs:  batch norm folded (an unfolded one stays float and is paid for in speed).
+Paper:  Jacob et al. 2018, sections 2 and 3; Krishnamoorthi 2018, "Quantizing deep convolutional networks for efficient
+        inference: A whitepaper".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.fx.node import Node
+
+from graphopt.errors import InputError, NonFiniteError
+from graphopt.graph import Graph
+from graphopt.numerics import FAKE_QUANTIZE, Format, scale_and_zero_point
+from graphopt.observe import Histogram, Range, observe
+from graphopt.ops import BIAS, WEIGHT, Layer, family
+from graphopt.passes.quantize.placement import Grid, LayerFormat, Plan, place
+from graphopt.passes.quantize.ranges import ESTIMATORS, WEIGHT_METHODS, weight_range
+from graphopt.contract import Change
+from graphopt.targets import Target
+
+BIAS_MIN, BIAS_MAX = -(2**31), 2**31 - 1
+KNOWN_RANGE = {"sigmoid": (0.0, 1.0), "hard_sigmoid": (0.0, 1.0), "softmax": (0.0, 1.0)}
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Simulate integer arithmetic.
+
+    Attributes:
+        target: decides placement, and the formats that are not given here.
+        calibration: re-iterable batches, each a list of input tensors in `graph.input_names` order.
+        estimator: `minmax`, `percentile`, `mse` or `entropy`, for activations.
+        weight_estimator: `minmax` or `mse`.
+        weights, activations: formats in place of the target's.
+        formats: layer-name pattern (`fnmatch`, first match wins) -> `LayerFormat`, or None to keep the layer in float.
+
+    Raises:
+        InputError: no layer can be quantized, unknown estimator, a pattern that matches nothing.
+        NonFiniteError: NaN or infinity in a weight or an activation; names the first node.
+    """
+
+    exact: ClassVar[bool] = False
+
+    target: Target
+    calibration: Iterable[list[Tensor]] = field(repr=False)
+    estimator: str = "mse"
+    weight_estimator: str = "minmax"
+    weights: Format | None = None
+    activations: Format | None = None
+    formats: Mapping[str, LayerFormat | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, known in ((self.estimator, ESTIMATORS), (self.weight_estimator, WEIGHT_METHODS)):
+            if name not in known:
+                raise InputError(f"unknown range estimator {name!r}; known: {', '.join(known)}")
+
+    def __call__(self, graph: Graph) -> list[Change]:
+        if graph.calls(FAKE_QUANTIZE):
+            return []
+        self.check_patterns(graph)
+        plan = place(
+            graph, self.target, self.weights or self.target.weights, self.activations or self.target.activations, self.formats
+        )
+        if not plan.layers:
+            raise InputError(
+                f"nothing to quantize: the graph has no convolution or linear layer that {self.target.name!r} computes in integer"
+            )
+        check_weights(graph, plan)
+        ranges = self.calibrate(graph, plan)
+        scales: dict[tuple[Node, Node | None], Tensor] = {}
+        changes = [
+            change for grid, (low, high) in zip(plan.grids, ranges, strict=True) for change in self.insert(graph, grid, low, high, scales)
+        ]
+        for node, format in plan.layers.items():
+            changes.append(self.quantize_layer(graph, node, format, scales))
+        return changes + [Change(graph.site(node), f"stays float: {why}") for node, why in plan.left.items()]
+
+    def check_patterns(self, graph: Graph) -> None:
+        from graphopt.passes.quantize.placement import override
+
+        names = {graph.site(node) for node in graph.calls() if family(node)}
+        for pattern in self.formats:
+            if not any(override(name, {pattern: None})[0] for name in names):
+                raise InputError(f"the pattern {pattern!r} matches no layer; layers are named like {', '.join(sorted(names)[:5])}")
+
+    # ---- Activations ------------------------------------------------------------------------------------------------
+
+    def calibrate(self, graph: Graph, plan: Plan) -> list[tuple[float, float]]:
+        """One range per grid, from one walk over the calibration data."""
+        statistic = Range if self.estimator == "minmax" else Histogram
+        statistics = [statistic() for _ in plan.grids]
+        watched: dict[Node, list[Range]] = {}
+        for grid, stat in zip(plan.grids, statistics, strict=True):
+            for value in dict.fromkeys(grid.observed):
+                watched.setdefault(value, []).append(stat)
+        if not observe(graph, watched, self.calibration):  # type: ignore[arg-type]
+            raise InputError("the calibration data are empty; give at least one batch")
+        return [self.range_of(grid, stat) for grid, stat in zip(plan.grids, statistics, strict=True)]
+
+    def range_of(self, grid: Grid, stat: Range) -> tuple[float, float]:
+        for value in grid.produced:
+            if (known := KNOWN_RANGE.get(family(value) or "")) is not None:
+                return known
+        if isinstance(stat, Histogram):
+            return ESTIMATORS[self.estimator](stat, grid.format)
+        return stat.low, stat.high
+
+    def insert(
+        self, graph: Graph, grid: Grid, low: float, high: float, scales: dict[tuple[Node, Node | None], Tensor]
+    ) -> list[Change]:
+        scale, zero_point = scale_and_zero_point(torch.tensor(low), torch.tensor(high), grid.format)
+        first = (grid.produced or grid.moved or [v for v, _ in grid.entered])[0]
+        name = f"{graph.site(first)}.grid".replace("/", "_")
+        home = min([*grid.produced, *grid.moved, *(v for v, _ in grid.entered)])
+        s = graph.add_constant(f"{name}_scale", scale, before=graph.after(home))
+        z = graph.add_constant(f"{name}_zero_point", zero_point, before=graph.after(s))
+        bounds = (grid.format.quant_min, grid.format.quant_max)
+        for value in [*grid.produced, *grid.moved]:
+            quantizer = graph.call(FAKE_QUANTIZE, value, s, z, *bounds, -1, before=graph.after(max(value, z)), like=value)
+            value.replace_all_uses_with(quantizer, delete_user_cb=lambda user, q=quantizer: user is not q)  # type: ignore[misc]
+            scales[quantizer, None] = scale
+        for value, readers in grid.entered:
+            quantizer = graph.call(FAKE_QUANTIZE, value, s, z, *bounds, -1, before=graph.after(max(value, z)), like=value)
+            scales[quantizer, None] = scale
+            for reader in readers:
+                reader.replace_input_with(value, quantizer)
+        what = f"{grid.format}, [{low:.4g}, {high:.4g}]"
+        return [Change(graph.site(value), f"values on {what}") for value in grid.observed[:1]]
+
+    # ---- Layers -----------------------------------------------------------------------------------------------------
+
+    def quantize_layer(self, graph: Graph, node: Node, format: Format, scales: dict[tuple[Node, Node | None], Tensor]) -> Change:
+        layer = Layer.of(node)
+        assert layer is not None
+        input_scale = scales[layer.input, None]
+        weight = layer.canonical(graph.tensor(layer.weight))
+        low, high = weight_range(weight, format, self.weight_estimator)
+        scale, zero_point = scale_and_zero_point(low, high, format)
+        bias = graph.tensor(layer.bias) if layer.bias is not None else None
+        scale = fit_bias(scale, high - low, input_scale, bias)
+        site = str(layer.weight.target)
+        s = graph.add_constant(f"{site}_scale", scale, before=node)
+        z = graph.add_constant(f"{site}_zero_point", zero_point, before=node)
+        axis = layer.weight_axis if format.per_channel else -1
+        quantized = graph.call(FAKE_QUANTIZE, layer.weight, s, z, format.quant_min, format.quant_max, axis, before=node)
+        node.update_arg(WEIGHT, quantized)
+        if layer.bias is not None:
+            s_bias = graph.add_constant(f"{layer.bias.target}_scale", input_scale * scale, before=node)
+            z_bias = graph.add_constant(f"{layer.bias.target}_zero_point", torch.zeros_like(zero_point), before=node)
+            axis = 0 if format.per_channel else -1
+            node.update_arg(BIAS, graph.call(FAKE_QUANTIZE, layer.bias, s_bias, z_bias, BIAS_MIN, BIAS_MAX, axis, before=node))
+        return Change(graph.site(node), f"weights {format}")
+
+
+def fit_bias(scale: Tensor, reach: Tensor, input_scale: Tensor, bias: Tensor | None) -> Tensor:
+    """Weight scales under which the bias still fits 32 bits with room for the sum, and dead channels keep a sensible one."""
+    if scale.dim() and bool((reach == 0).any()):
+        alive = scale[reach > 0]
+        scale = torch.where(reach > 0, scale, alive.max() if alive.numel() else torch.ones(()))
+    if bias is None:
+        return scale
+    need = bias.abs() / (2.0**30 * input_scale)
+    return torch.maximum(scale, need if scale.dim() else need.max())
+
+
+def check_weights(graph: Graph, plan: Plan) -> None:
+    for node in plan.layers:
+        layer = Layer.of(node)
+        assert layer is not None
+        for constant in (layer.weight, layer.bias):
+            if constant is not None and not bool(torch.isfinite(graph.tensor(constant)).all()):
+                raise NonFiniteError(f"weight {constant.target!r} contains NaN or infinity; restore it before quantizing")

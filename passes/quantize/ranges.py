@@ -1,0 +1,121 @@
+"""Range estimators: from a histogram to the interval that the quantization grid should cover.
+
+    minmax      smallest and largest element seen
+    percentile  cuts the outermost 0.01 % of the elements on either side
+    mse         minimises the expected squared error of rounding plus clipping   (Banner et al. 2019, section 3)
+    entropy     minimises the Kullback-Leibler divergence between the distribution and its quantized form
+                (Migacz 2017, "8-bit Inference with TensorRT"), searched over both ends of the range
+
+All read the same streamed histogram, so their memory does not depend on the amount of data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from graphopt.numerics import Format, dequantize, quantize, scale_and_zero_point
+from graphopt.observe import Histogram
+
+PERCENTILE = 99.99
+CANDIDATES = 100  # shrunk ranges tried by the searching estimators
+
+
+def minmax(histogram: Histogram, format: Format) -> tuple[float, float]:
+    return histogram.low, histogram.high
+
+
+def percentile(histogram: Histogram, format: Format, percent: float = PERCENTILE) -> tuple[float, float]:
+    share = torch.cumsum(histogram.counts, 0) / histogram.counts.sum()
+    edge = (100 - percent) / 100
+    low = histogram.centers[int(torch.searchsorted(share, edge))] - histogram.width / 2
+    high = histogram.centers[min(int(torch.searchsorted(share, 1 - edge)), len(share) - 1)] + histogram.width / 2
+    return max(float(low), histogram.low), min(float(high), histogram.high)
+
+
+def mse(histogram: Histogram, format: Format) -> tuple[float, float]:
+    return _search(histogram, format, _squared_error)
+
+
+def entropy(histogram: Histogram, format: Format) -> tuple[float, float]:
+    return _search(histogram, format, _divergence)
+
+
+Estimator = Callable[[Histogram, Format], tuple[float, float]]
+ESTIMATORS: dict[str, Estimator] = {"minmax": minmax, "percentile": percentile, "mse": mse, "entropy": entropy}
+
+
+def _search(histogram: Histogram, format: Format, cost: Callable[[Histogram, Format, float, float], float]) -> tuple[float, float]:
+    """Shrink the upper end, then the lower, then the upper again, each to its best of CANDIDATES places."""
+    low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
+    steps = [i / CANDIDATES for i in range(CANDIDATES, CANDIDATES // 10, -1)]
+    for _ in range(2 if low < 0 < high else 1):
+        if high > 0:
+            high = min((s * max(histogram.high, 0.0) for s in steps), key=lambda h: cost(histogram, format, low, h))
+        if low < 0:
+            low = min((s * histogram.low for s in steps), key=lambda v: cost(histogram, format, v, high))
+    return low, high
+
+
+def _squared_error(histogram: Histogram, format: Format, low: float, high: float) -> float:
+    used = histogram.counts > 0
+    centers = histogram.centers[used]
+    scale, zero_point = scale_and_zero_point(torch.tensor(low), torch.tensor(high), format)
+    codes = quantize(centers, scale.double(), zero_point, format.quant_min, format.quant_max)
+    error = (dequantize(codes, scale.double(), zero_point) - centers) ** 2
+    # a bin wider than a step hides rounding inside it: half of its elements round to either side
+    within = (float(scale) ** 2) / 12 * (centers >= low) * (centers <= high) if histogram.width > float(scale) / 2 else 0.0
+    return float(((error + within) * histogram.counts[used]).sum())
+
+
+def _divergence(histogram: Histogram, format: Format, low: float, high: float) -> float:
+    """KL(P || Q): P the counts clipped into the range, Q the same counts spread evenly over each quantization step."""
+    centers, counts = histogram.centers, histogram.counts
+    inside = (centers >= low - histogram.width) & (centers <= high + histogram.width)
+    # exact zeros (behind a relu) stay exact in every grid and would drown the rest
+    zero_bins = centers.abs() < histogram.width
+    kept = counts * inside * ~zero_bins
+    p = kept.clone()
+    below, above = counts[(centers < low) & ~inside].sum(), counts[(centers > high) & ~inside].sum()
+    where = torch.nonzero(inside).flatten()
+    p[where[0]] += below
+    p[where[-1]] += above
+    scale, zero_point = scale_and_zero_point(torch.tensor(low), torch.tensor(high), format)
+    codes = quantize(centers[where], scale.double(), zero_point, format.quant_min, format.quant_max).long() - format.quant_min
+    levels = format.quant_max - format.quant_min + 1
+    occupied = (kept[where] > 0).double()
+    mass = torch.zeros(levels, dtype=torch.float64).index_add_(0, codes, kept[where])
+    width = torch.zeros(levels, dtype=torch.float64).index_add_(0, codes, occupied)
+    q = (mass / width.clamp(min=1))[codes] * occupied
+    p = p[where]
+    if not float(p.sum()) or not float(q.sum()):
+        return 0.0
+    p, q = p / p.sum(), q / q.sum()
+    floor = 1e-12
+    return float((p * ((p + floor).log() - (q + floor).log())).sum())
+
+
+def weight_range(weight: Tensor, format: Format, method: str) -> tuple[Tensor, Tensor]:
+    """Range of a canonical weight [out, in / groups, *kernel]: of each output channel, or of the whole tensor.
+
+    `minmax` covers every weight; `mse` shrinks each range to the best of 80 places.
+    """
+    flat = weight.flatten(1) if format.per_channel else weight.reshape(1, -1)
+    low, high = torch.aminmax(flat, dim=1)
+    if method == "mse":
+        best, best_low, best_high = torch.full_like(low, torch.inf), low, high
+        for step in range(80):
+            share = 1 - step / 100
+            scale, zero_point = scale_and_zero_point(low * share, high * share, format)
+            codes = quantize(flat, scale, zero_point, format.quant_min, format.quant_max, 0)
+            error = (dequantize(codes, scale, zero_point, 0) - flat).square().sum(1)
+            better = error < best
+            best = torch.where(better, error, best)
+            best_low, best_high = torch.where(better, low * share, best_low), torch.where(better, high * share, best_high)
+        low, high = best_low, best_high
+    return (low, high) if format.per_channel else (low[0], high[0])
+
+
+WEIGHT_METHODS = ("minmax", "mse")
