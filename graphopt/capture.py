@@ -30,7 +30,7 @@ from torch.fx.node import Node
 from graphopt import explain, normalize, specs, text
 from graphopt.errors import CaptureError, GraphoptError, InputError, NonFiniteError
 from graphopt.functional import UnknownAliasError, make_functional
-from graphopt.graph import Example, Graph
+from graphopt.graph import TRAINING_FLAG, Example, Graph
 from graphopt.program import to_exported_program
 from graphopt.shapes import batched, fake_inputs, propagate
 
@@ -52,7 +52,9 @@ def capture(model: Any, args: Any, kwargs: Mapping[str, Any] | None, *, dynamic_
     specs.register_dataclasses((args, kwargs))
     bound = specs.bind(model.forward, args, kwargs, who)
     _check_inputs(args, kwargs, who)
-    kwargs = {k: kwargs[k] for k in [*(k for k in bound if k in kwargs), *kwargs]}  # in the order of forward's parameters
+    kwargs = {
+        k: kwargs[k] for k in [*(k for k in bound if k in kwargs), *kwargs]
+    }  # in the order of forward's parameters
     example = Example(pytree.tree_map(_own, args), pytree.tree_map(_own, kwargs))
     with _quiet():
         return _Capture(model, example, _input_names(model, bound)).run(dynamic_batch)
@@ -63,7 +65,9 @@ def capture(model: Any, args: Any, kwargs: Mapping[str, Any] | None, *, dynamic_
 
 def _check_model(model: Any) -> None:
     if not isinstance(model, nn.Module):
-        raise InputError(f"a model must be an nn.Module, an ExportedProgram or the path of a .pt2 file, got {type(model).__name__}")
+        raise InputError(
+            f"a model must be an nn.Module, an ExportedProgram or the path of a .pt2 file, got {type(model).__name__}"
+        )
     who = type(model).__name__
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError(f"{who} is TorchScript, which cannot be captured; pass the Python module it was made from")
@@ -71,16 +75,22 @@ def _check_model(model: Any) -> None:
         raise InputError(f"{who} is a wrapper for training on several devices; pass model.module")
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if isinstance(value, nn.parameter.UninitializedTensorMixin):
-            raise InputError(f"{name!r} of {who} has no shape yet (a lazy module); call the model once on an example first")
+            raise InputError(
+                f"{name!r} of {who} has no shape yet (a lazy module); call the model once on an example first"
+            )
         if value.device.type != "cpu":
-            raise InputError(f"{name!r} of {who} is on device {str(value.device)!r}; capture works on the CPU: call model.cpu() first")
+            raise InputError(
+                f"{name!r} of {who} is on device {str(value.device)!r}; capture works on the CPU: call model.cpu() first"
+            )
     _check_modes(model, who)
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if value.is_floating_point() and value.layout == torch.strided and not bool(torch.isfinite(value).all()):
             # Masks hold -inf on purpose; a learned value never does.
             if isinstance(value, nn.Parameter) or bool(torch.isnan(value).any()):
                 bad = int((~torch.isfinite(value)).sum())
-                raise NonFiniteError(f"weight {name!r} of {who} holds NaN or infinity in {bad} of {value.numel()} elements")
+                raise NonFiniteError(
+                    f"weight {name!r} of {who} holds NaN or infinity in {bad} of {value.numel()} elements"
+                )
 
 
 def _check_modes(model: nn.Module, who: str) -> None:
@@ -107,15 +117,25 @@ def _check_modes(model: nn.Module, who: str) -> None:
 def _check_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], who: str) -> None:
     leaves = pytree.tree_leaves((args, kwargs))
     if not _tensors(leaves):
-        raise InputError(f"{who} needs example inputs to be captured; pass a tensor, or a tuple of the inputs of forward")
+        raise InputError(
+            f"{who} needs example inputs to be captured; pass a tensor, or a tuple of the inputs of forward"
+        )
     if (odd := specs.unsupported_leaf((args, kwargs))) is not None:
-        hint = "torch.from_numpy(...)" if type(odd).__module__ == "numpy" else "a tensor, number, string or nested tuple, list, dict"
+        hint = (
+            "torch.from_numpy(...)"
+            if type(odd).__module__ == "numpy"
+            else "a tensor, number, string or nested tuple, list, dict"
+        )
         raise InputError(f"an example input is a {type(odd).__name__}, which cannot be captured; pass {hint}")
     for value in leaves:
         if isinstance(value, Tensor) and value.device.type != "cpu":
-            raise InputError(f"an example input is on device {str(value.device)!r} but the model is on the CPU; pass it through .cpu()")
+            raise InputError(
+                f"an example input is on device {str(value.device)!r} but the model is on the CPU; pass it through .cpu()"
+            )
         if isinstance(value, Tensor) and value.dim() and value.shape[0] == 0:
-            raise InputError(f"an example input is empty ({text.dtype(value.dtype)}{list(value.shape)}); pass at least one sample")
+            raise InputError(
+                f"an example input is empty ({text.dtype(value.dtype)}{list(value.shape)}); pass at least one sample"
+            )
 
 
 def _input_names(model: nn.Module, bound: Mapping[str, Any]) -> list[str]:
@@ -135,7 +155,9 @@ def _of_program(program: ExportedProgram, args: Any, kwargs: Mapping[str, Any] |
         args, kwargs = program.example_inputs
     module = program.module(check_guards=False)
     if any(_trains(n) for n in module.graph.nodes):
-        raise InputError("the program was exported in training mode, so batch norm would keep training behaviour; export model.eval()")
+        raise InputError(
+            "the program was exported in training mode, so batch norm would keep training behaviour; export model.eval()"
+        )
     return _bare(module), args, kwargs
 
 
@@ -233,7 +255,9 @@ class _Capture:
                     "return tensors, tuples, lists, dicts, namedtuples or dataclasses"
                 )
             if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(self.reference)):
-                raise CaptureError(f"{self._who} returns no tensor, so there is nothing to compile; return the result of forward")
+                raise CaptureError(
+                    f"{self._who} returns no tensor, so there is nothing to compile; return the result of forward"
+                )
             reason = ""
             if dynamic_batch:
                 try:
@@ -339,6 +363,9 @@ class _Capture:
             dynamic_batch=any(free),
             notes=notes,
         )
+        for node in graph.calls(*TRAINING_FLAG):
+            if node.args[TRAINING_FLAG[node.target]] is True:  # type: ignore[index]
+                node.meta["always_training"] = True
         graph.refresh()
         if any(free) and batched([n.meta["val"] for n in module.graph.nodes if n.op == "placeholder"]) != free:
             raise _FixedBatch(_why_fixed([n.meta["val"] for n in module.graph.nodes if n.op == "placeholder"]))
@@ -356,7 +383,9 @@ class _Capture:
                 changed = make_functional(module)
             except UnknownAliasError as operator:
                 node = next(n for n in module.graph.nodes if str(n.target) == str(operator))
-                raise explain.make_error(self.model, explain.place_of_node(node), explain.IN_PLACE, str(operator)) from None
+                raise explain.make_error(
+                    self.model, explain.place_of_node(node), explain.IN_PLACE, str(operator)
+                ) from None
         cut = normalize.strip(module)
         notes = self._notes(module, changed)
         if cut:
@@ -396,9 +425,13 @@ class _Capture:
             if node.op == "placeholder":
                 notes.append(f"the model writes into its input {node.name!r}; the graph leaves it alone")
             elif node in module.graph.nodes and node.users:
-                raise explain.make_error(self.model, explain.place_of_node(changed[node]), explain.STATE, str(node.target))
+                raise explain.make_error(
+                    self.model, explain.place_of_node(changed[node]), explain.STATE, str(node.target)
+                )
             else:
-                notes.append(f"the model keeps state in {str(node.target)!r} that no output depends on; the graph drops it")
+                notes.append(
+                    f"the model keeps state in {str(node.target)!r} that no output depends on; the graph drops it"
+                )
         return notes
 
     # ---- Running and comparing
@@ -416,7 +449,9 @@ class _Capture:
             shown = ", ".join(f"{n}: {_type(t)}" for n, t in zip(self.input_names, _tensors(leaves), strict=True))
             place = explain.place_of_error(error)
             raise InputError(
-                f"{self._who} fails on the example inputs ({shown})" + (f" at {place}" if place else "") + f": {_first(error)}"
+                f"{self._who} fails on the example inputs ({shown})"
+                + (f" at {place}" if place else "")
+                + f": {_first(error)}"
             ) from error
         specs.register_dataclasses(result)
         return pytree.tree_map(_own, result)
@@ -425,12 +460,16 @@ class _Capture:
         """Raise `CaptureError` where the graph's outputs are not the model's."""
         found = self._run(graph, leaves)
         if pytree.tree_structure(found) != pytree.tree_structure(expected):
-            raise CaptureError(f"the captured graph returns another structure than {self._who}; please report the model")
+            raise CaptureError(
+                f"the captured graph returns another structure than {self._who}; please report the model"
+            )
         names = iter(graph.output_names)
         for a, b in zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True):
             if not isinstance(b, Tensor):
                 if a != b:
-                    raise CaptureError(f"{self._who} returns {b!r} where its graph returns {a!r}: a constant that is none")
+                    raise CaptureError(
+                        f"{self._who} returns {b!r} where its graph returns {a!r}: a constant that is none"
+                    )
                 continue
             name = next(names, "?")
             if (wrong := _difference(a, b)) is not None:

@@ -132,7 +132,9 @@ def operator_name(target: Any) -> str:
         return f"{target._schema.name}.{target._overloadname}"
     if target in NAMES:
         return NAMES[target]
-    raise InputError(f"a call of {getattr(target, '__name__', target)} cannot be saved: it is no registered torch operator")
+    raise InputError(
+        f"a call of {getattr(target, '__name__', target)} cannot be saved: it is no registered torch operator"
+    )
 
 
 def operator_of(name: str) -> Any:
@@ -151,7 +153,9 @@ def operator_of(name: str) -> Any:
     try:
         found = getattr(getattr(getattr(torch.ops, namespace), packet), overload)
     except AttributeError:
-        raise InputError(f"the graph calls {name}, which is not registered here; import the package that defines it first") from None
+        raise InputError(
+            f"the graph calls {name}, which is not registered here; import the package that defines it first"
+        ) from None
     if packet == "from_file":  # the one operator that touches the disk
         raise ValueError(name)
     return found
@@ -168,7 +172,11 @@ def spec(tree: Any) -> Any:
     for name, kind in CONTAINERS.items():
         if tree.type is kind:
             keys = list(tree.context[1]) if kind is collections.defaultdict else tree.context
-            return {"type": name, "context": list(keys) if isinstance(keys, (list, tuple)) else keys, "children": children}
+            return {
+                "type": name,
+                "context": list(keys) if isinstance(keys, (list, tuple)) else keys,
+                "children": children,
+            }
     kind = tree.context if hasattr(tree.context, "_fields") else tree.type  # a namedtuple's class is its context
     context = list(kind._fields) if kind is tree.context else tree.context
     return {"class": f"{kind.__module__}:{kind.__qualname__}", "context": context, "children": children}

@@ -253,7 +253,9 @@ def _functional_twin(target: Any) -> Any:
     """aten.add_.Tensor -> aten.add.Tensor, aten.__iand__.Tensor -> aten.bitwise_and.Tensor; None where there is none."""
     namespace, name = target._schema.name.split("::")
     if name.startswith("__i"):
-        name = {"lshift": "bitwise_left_shift", "rshift": "bitwise_right_shift"}.get(name[3:-2], f"bitwise_{name[3:-2]}")
+        name = {"lshift": "bitwise_left_shift", "rshift": "bitwise_right_shift"}.get(
+            name[3:-2], f"bitwise_{name[3:-2]}"
+        )
     elif name.endswith("_") and not name.endswith("__"):
         name = name[:-1]
     else:

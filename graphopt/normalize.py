@@ -206,7 +206,21 @@ def _convolution(graph: fx.Graph, node: Node) -> None:
 def _batch_norm(graph: fx.Graph, node: Node) -> None:
     x, weight, bias, mean, variance, momentum, eps = _bound(node)
     for part in _only_first(node):
-        _becomes(graph, node, aten.batch_norm.default, x, weight, bias, mean, variance, False, momentum, eps, False, readers=part)
+        _becomes(
+            graph,
+            node,
+            aten.batch_norm.default,
+            x,
+            weight,
+            bias,
+            mean,
+            variance,
+            False,
+            momentum,
+            eps,
+            False,
+            readers=part,
+        )
 
 
 def _layer_norm(graph: fx.Graph, node: Node) -> None:
@@ -260,7 +274,11 @@ def _transposed(node: Any) -> Node | None:
 
 
 def _to_copy(graph: fx.Graph, node: Node) -> None:
-    wanted = {k: v for k, v in node.kwargs.items() if v is not None and k not in ("non_blocking", "pin_memory", "device", "layout")}
+    wanted = {
+        k: v
+        for k, v in node.kwargs.items()
+        if v is not None and k not in ("non_blocking", "pin_memory", "device", "layout")
+    }
     if set(wanted) == {"dtype"}:
         _becomes(graph, node, aten.to.dtype, node.args[0], wanted["dtype"])
     elif not wanted:
@@ -306,4 +324,3 @@ RULES: dict[Any, Callable[[fx.Graph, Node], None]] = {
     aten._unsafe_view.default: _unsafe_view,
     aten.clone.default: _clone,
 }
-

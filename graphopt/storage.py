@@ -36,7 +36,16 @@ from graphopt.shapes import batched, fake_inputs
 FORMAT = "graphopt graph"
 VERSION = 1
 # What torch keeps in a node's meta; everything else there belongs to passes and is saved where it is plain data.
-TORCH_META = {"val", "tensor_meta", "from_node", "seq_nr", "torch_fn", "stack_trace", "nn_module_stack", "source_fn_stack"}
+TORCH_META = {
+    "val",
+    "tensor_meta",
+    "from_node",
+    "seq_nr",
+    "torch_fn",
+    "stack_trace",
+    "nn_module_stack",
+    "source_fn_stack",
+}
 
 
 def save(graph: Graph, path: Path) -> None:
@@ -93,7 +102,11 @@ def _describe(graph: Graph, encoder: encoding.Encoder) -> dict[str, Any]:
         if node.op == "get_attr":
             value = graph.parameter(node)
             kind = "parameter" if isinstance(value, nn.Parameter) else "buffer"
-            constants[str(node.target)] = {"tensor": encoder.tensor(value), "kind": kind, "requires_grad": value.requires_grad}
+            constants[str(node.target)] = {
+                "tensor": encoder.tensor(value),
+                "kind": kind,
+                "requires_grad": value.requires_grad,
+            }
     data = {
         "format": FORMAT,
         "version": VERSION,
@@ -248,7 +261,9 @@ def load_program(path: Path) -> ExportedProgram:
         if not _is_program(archive):
             raise InputError(f"{path} is not a program saved by torch.export.save")
         if (danger := next(_pickles(archive), None)) is not None:
-            raise InputError(f"{path} holds {danger}, and loading it could run code from the file; export the model here instead")
+            raise InputError(
+                f"{path} holds {danger}, and loading it could run code from the file; export the model here instead"
+            )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
