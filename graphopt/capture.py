@@ -74,23 +74,22 @@ def _check_model(model: Any) -> None:
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise InputError(f"{who} is a wrapper for training on several devices; pass model.module")
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        if isinstance(value, nn.parameter.UninitializedTensorMixin):
+        if nn.parameter.is_lazy(value):
             raise InputError(
                 f"{name!r} of {who} has no shape yet (a lazy module); call the model once on an example first"
             )
         if value.device.type != "cpu":
             raise InputError(
-                f"{name!r} of {who} is on device {str(value.device)!r}; capture works on the CPU: call model.cpu() first"
+                f"{name!r} of {who} is on device {str(value.device)!r}; capture needs the CPU: call model.cpu() first"
             )
     _check_modes(model, who)
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        if value.is_floating_point() and value.layout == torch.strided and not bool(torch.isfinite(value).all()):
-            # Masks hold -inf on purpose; a learned value never does.
-            if isinstance(value, nn.Parameter) or bool(torch.isnan(value).any()):
-                bad = int((~torch.isfinite(value)).sum())
-                raise NonFiniteError(
-                    f"weight {name!r} of {who} holds NaN or infinity in {bad} of {value.numel()} elements"
-                )
+        if not value.is_floating_point() or value.layout != torch.strided:
+            continue
+        # Masks hold -inf on purpose; a learned value never does.
+        wrong = ~torch.isfinite(value) if isinstance(value, nn.Parameter) else torch.isnan(value)
+        if bad := int(wrong.sum()):
+            raise NonFiniteError(f"{name!r} of {who} holds NaN or infinity in {bad} of {value.numel()} elements")
 
 
 def _check_modes(model: nn.Module, who: str) -> None:
@@ -130,7 +129,7 @@ def _check_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], who: str) -> No
     for value in leaves:
         if isinstance(value, Tensor) and value.device.type != "cpu":
             raise InputError(
-                f"an example input is on device {str(value.device)!r} but the model is on the CPU; pass it through .cpu()"
+                f"an example input is on device {str(value.device)!r}, the model on the CPU; pass it through .cpu()"
             )
         if isinstance(value, Tensor) and value.dim() and value.shape[0] == 0:
             raise InputError(
@@ -156,7 +155,7 @@ def _of_program(program: ExportedProgram, args: Any, kwargs: Mapping[str, Any] |
     module = program.module(check_guards=False)
     if any(_trains(n) for n in module.graph.nodes):
         raise InputError(
-            "the program was exported in training mode, so batch norm would keep training behaviour; export model.eval()"
+            "the program was exported in training mode, so batch norm would keep doing so; export model.eval()"
         )
     return _bare(module), args, kwargs
 
@@ -337,7 +336,7 @@ class _Capture:
 
     def _export(self, free: list[bool], traced: int) -> ExportedProgram:
         leaves = [_resized(v, traced) if f else _own(v) for v, f in zip(self.leaves, free, strict=True)]
-        shapes = ShapesCollection()
+        shapes: Any = ShapesCollection()  # type: ignore[no-untyped-call]
         for leaf, is_batched in zip(leaves, free, strict=True):
             if is_batched:
                 shapes[leaf] = {0: Dim.AUTO}
@@ -353,8 +352,8 @@ class _Capture:
         module, notes = self._rewritten(program, free)
         own_weights(module)
         spec = module.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
-        returned = module.graph.output_node().args[0]
-        paths = [p for p, v in zip(specs.leaf_paths(spec), returned, strict=True) if isinstance(v, Node)]  # type: ignore[arg-type]
+        returned: Any = module.graph.output_node().args[0]
+        paths = [p for p, v in zip(specs.leaf_paths(spec), returned, strict=True) if isinstance(v, Node)]
         graph = Graph(
             module,
             self.example,
@@ -475,7 +474,7 @@ class _Capture:
             if (wrong := _difference(a, b)) is not None:
                 raise CaptureError(
                     f"the captured graph of {self._who} differs from the model at output {name!r} ({wrong}); "
-                    "the model probably keeps state or draws random numbers in forward: make it depend on its inputs only"
+                    "the model probably keeps state or draws random numbers in forward: let it depend on its inputs only"
                 )
 
 
@@ -529,7 +528,7 @@ def _type(value: Tensor) -> str:
 def own_weights(module: fx.GraphModule) -> None:
     """Give the module its own copy of every weight (the export shares the caller's), shared ones staying shared.
 
-    Tensors that export keeps as plain attributes become buffers, so that they are moved, saved and listed like the rest.
+    Tensors that export keeps as plain attributes become buffers, so that they are saved and listed like the rest.
     """
     copies: dict[int, Tensor] = {}
     for node in module.graph.nodes:

@@ -37,8 +37,8 @@ NAMES = {function: name for name, function in FUNCTIONS.items()}
 DEFINED_IN = {"quantized_decomposed": "torch.ao.quantization.fx._decomposed", "graphopt": "graphopt.numerics"}
 ENUMS = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format}
 CONTAINERS: dict[str, Any] = {
-    "tuple": tuple, "list": list, "dict": dict, "OrderedDict": collections.OrderedDict, "defaultdict": collections.defaultdict,
-    "deque": collections.deque,
+    "tuple": tuple, "list": list, "dict": dict, "OrderedDict": collections.OrderedDict,
+    "defaultdict": collections.defaultdict, "deque": collections.deque,
 }  # fmt: skip
 
 
@@ -183,7 +183,7 @@ def spec(tree: Any) -> Any:
 
 
 def spec_of(data: Any) -> Any:
-    """The structure again. A class that this process has not imported is stood in for by a namedtuple of the same fields."""
+    """The structure again. A namedtuple of the same fields stands in for a class that this process has not imported."""
     if data is None:
         return pytree.treespec_leaf()
     children = [spec_of(child) for child in data["children"]]
@@ -199,7 +199,8 @@ def spec_of(data: Any) -> Any:
     fields = context[0] if context and isinstance(context[0], list) else context
     name = data["class"].rpartition(".")[2].rpartition(":")[2]
     fields = fields if len(fields) == len(children) else [f"field_{i}" for i in range(len(children))]
-    return pytree.TreeSpec(collections.namedtuple, collections.namedtuple(name, fields, rename=True), children)  # type: ignore[misc]
+    substitute: Any = collections.namedtuple(name, fields, rename=True)  # type: ignore[misc]
+    return pytree.TreeSpec(collections.namedtuple, substitute, children)
 
 
 def _class_of(name: str) -> Any:

@@ -1,7 +1,8 @@
 """A graph as a `torch.export.ExportedProgram` again, for tools that read those (the ONNX exporter, other compilers).
 
-The program is flat: it takes the graph's input tensors one by one, in order and under `graph.input_names`, and returns a
-tuple of the output tensors in the order of `graph.output_names`. Weights keep their names. A dynamic batch stays dynamic.
+The program is flat: it takes the graph's input tensors one by one, in order and under `graph.input_names`, and returns
+a tuple of the output tensors in the order of `graph.output_names`. Weights keep their names. A dynamic batch stays
+dynamic.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Shapes of every value, derived with fake tensors: no data moves, and an operator that no longer fits raises.
 
-The free batch size is one symbol that the placeholders carry in `meta["val"]` since capture; it travels through the graph
-unchanged, so a graph that passes here fits for every batch size.
+The free batch size is one symbol that the placeholders carry in `meta["val"]` since capture; it travels through the
+graph unchanged, so a graph that passes here fits for every batch size.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def fake_inputs(values: Sequence[Any], batched: Sequence[bool]) -> list[Any]:
             return mode.from_tensor(value.detach(), static_shapes=True)
         # The order of the dimensions in memory decides which views are possible (channels last, transposed examples).
         dims = range(value.dim())
-        order = sorted(dims, key=lambda d: (-value.stride(d), d)) if 0 not in value.stride() else list(dims)
+        strides: list[int] = list(value.stride())
+        order = sorted(dims, key=lambda d: (-strides[d], d)) if 0 not in strides else list(dims)
         sizes = [batch, *value.shape[1:]]
         with mode:
             dense = torch.empty([sizes[d] for d in order], dtype=value.dtype, device=value.device)

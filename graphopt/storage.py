@@ -3,9 +3,9 @@
     graph.json     nodes in order, constants, nested structure of inputs and outputs, names, notes, example
     tensors/0 ...  bytes, row by row; type and shape stand in graph.json
 
-Nothing in it is pickled, so a file from an untrusted source can be looked at without running what it holds. (The format of
-`torch.export.save` can hold pickles that `torch.export.load` runs; `load_program` refuses such files.) The archive is
-written under a temporary name and moved into place, so a crash leaves the old file or none.
+Nothing in it is pickled, so a file from an untrusted source can be looked at without running what it holds. (The format
+of `torch.export.save` can hold pickles that `torch.export.load` runs; `load_program` refuses such files.) The archive
+is written under a temporary name and moved into place, so a crash leaves the old file or none.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def load(path: Path) -> Graph:
                 raise ValueError(data["format"])
             if data["version"] > VERSION:
                 raise InputError(
-                    f"{path} was saved by a newer graphopt (format {data['version']}, this one reads {VERSION}); upgrade graphopt"
+                    f"{path} was saved by a newer graphopt (format {data['version']}, this one reads {VERSION}); "
+                    "upgrade graphopt"
                 )
             tensors = [_tensor(archive.read(f"tensors/{i}"), meta) for i, meta in enumerate(data["tensors"])]
             return _restore(data, tensors)

@@ -138,8 +138,8 @@ def _llama(batch: int) -> Example:
     import transformers as t
 
     config = t.LlamaConfig(
-        vocab_size=90, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        use_cache=False,
+        vocab_size=90, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, use_cache=False,
     )  # fmt: skip
     return t.LlamaForCausalLM(config), (), _text(batch)
 
