@@ -134,12 +134,19 @@ def _trainable(module: fx.GraphModule, node: Node) -> bool:
 
 
 def merge_constants(module: fx.GraphModule) -> None:
-    """One node per constant tensor, so that a shared weight shows as one value with several readers."""
-    first: dict[int, Node] = {}
+    """One node per constant tensor, so that a shared weight shows as one value with several readers.
+
+    Export gives every name of a tied weight a tensor object of its own; they share their memory.
+    """
+    first: dict[Any, Node] = {}
     for node in list(module.graph.nodes):
         if node.op == "get_attr":
             value = operator.attrgetter(str(node.target))(module)
-            if (known := first.setdefault(id(value), node)) is not node:
+            key: Any = id(value)
+            if isinstance(value, Tensor) and value.layout == torch.strided and value.numel():
+                memory = value.untyped_storage()._cdata
+                key = (memory, value.storage_offset(), value.shape, value.stride(), value.dtype, value.requires_grad)
+            if (known := first.setdefault(key, node)) is not node:
                 node.replace_all_uses_with(known, propagate_meta=False)
                 module.graph.erase_node(node)
 

@@ -195,7 +195,9 @@ def complex_numbers(x: Tensor) -> Tensor:
     return x
 
 
-BODIES = [v for k, v in list(globals().items()) if callable(v) and k.islower() and k not in ("capture", "given", "settings")]
+BODIES = [
+    v for k, v in list(globals().items()) if callable(v) and k.islower() and k not in ("capture", "given", "settings")
+]
 BODIES = [b for b in BODIES if getattr(b, "__module__", "") == __name__]
 
 
@@ -263,7 +265,9 @@ def test_state_that_reaches_no_output_is_dropped_with_a_note() -> None:
 
 
 def test_state_that_reaches_an_output_is_refused() -> None:
-    with pytest.raises(CaptureError, match=r"test_functional.py:\d+: `self.calls \+= 1`: the model changes its buffer 'calls'"):
+    with pytest.raises(
+        CaptureError, match=r"test_functional.py:\d+: `self.calls \+= 1`: the model changes its buffer 'calls'"
+    ):
         Graph.capture(Buffers(use=True).eval(), torch.randn(2, 3))
 
 
