@@ -15,6 +15,7 @@ import contextlib
 import copy
 import io
 import logging
+import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -350,7 +351,7 @@ class _Capture:
 
     def _graph(self, program: ExportedProgram, free: list[bool]) -> Graph:
         module, notes = self._rewritten(program, free)
-        own_weights(module)
+        own_weights(module, _first_names(self.model))
         spec = module.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
         returned: Any = module.graph.output_node().args[0]
         paths = [p for p, v in zip(specs.leaf_paths(spec), returned, strict=True) if isinstance(v, Node)]
@@ -380,10 +381,10 @@ class _Capture:
             module = self._inlined(program.run_decompositions({}), free)
             try:
                 changed = make_functional(module)
-            except UnknownAliasError as operator:
-                node = next(n for n in module.graph.nodes if str(n.target) == str(operator))
+            except UnknownAliasError as unknown:
+                node = next(n for n in module.graph.nodes if str(n.target) == str(unknown))
                 raise explain.make_error(
-                    self.model, explain.place_of_node(node), explain.IN_PLACE, str(operator)
+                    self.model, explain.place_of_node(node), explain.IN_PLACE, str(unknown)
                 ) from None
         cut = normalize.strip(module)
         notes = self._notes(module, changed)
@@ -474,7 +475,7 @@ class _Capture:
             if (wrong := _difference(a, b)) is not None:
                 raise CaptureError(
                     f"the captured graph of {self._who} differs from the model at output {name!r} ({wrong}); "
-                    "the model probably keeps state or draws random numbers in forward: let it depend on its inputs only"
+                    "the model probably keeps state or draws random numbers in forward: let it depend on inputs only"
                 )
 
 
@@ -525,26 +526,37 @@ def _type(value: Tensor) -> str:
     return f"{text.dtype(value.dtype)}[{', '.join(map(str, value.shape))}]"
 
 
-def own_weights(module: fx.GraphModule) -> None:
-    """Give the module its own copy of every weight (the export shares the caller's), shared ones staying shared.
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """For each name of a tied weight, the one that `named_parameters` lists it under (export may use another)."""
+    first: dict[int, str] = {}
+    weights = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name: first.setdefault(id(value), name) for name, value in weights}
+
+
+def own_weights(module: fx.GraphModule, names: Mapping[str, str]) -> None:
+    """Give the module its own copy of every weight (the export shares the caller's), under its first name.
 
     Tensors that export keeps as plain attributes become buffers, so that they are saved and listed like the rest.
     """
-    copies: dict[int, Tensor] = {}
-    for node in module.graph.nodes:
-        if node.op != "get_attr":
-            continue
+    nodes = [n for n in module.graph.nodes if n.op == "get_attr"]
+    values = {n: operator.attrgetter(str(n.target))(module) for n in nodes}
+    for child in list(module._modules):
+        delattr(module, child)
+    for table in (module._parameters, module._buffers):
+        table.clear()
+    for node in nodes:
+        value = values[node]
+        node.target = names.get(str(node.target), str(node.target))
+        module.__dict__.pop(str(node.target), None)
         *path, leaf = str(node.target).split(".")
-        owner = module.get_submodule(".".join(path))
-        value = getattr(owner, leaf)
-        if id(value) not in copies:
-            duplicate = value.detach().clone()
-            is_parameter = isinstance(value, nn.Parameter)
-            copies[id(value)] = nn.Parameter(duplicate, value.requires_grad) if is_parameter else duplicate
-        own = copies[id(value)]
-        delattr(owner, leaf)
-        if isinstance(own, nn.Parameter):
-            owner.register_parameter(leaf, own)
+        owner: nn.Module = module
+        for part in path:
+            if part not in owner._modules:
+                owner.add_module(part, nn.Module())
+            owner = owner.get_submodule(part)
+        own = value.detach().clone()
+        if isinstance(value, nn.Parameter):
+            owner.register_parameter(leaf, nn.Parameter(own, value.requires_grad))
         else:
             owner.register_buffer(leaf, own)
 

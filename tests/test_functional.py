@@ -1,7 +1,7 @@
 """In-place operators and aliased views become functional graphs that compute the same.
 
-`Graph.capture` compares outputs with the original itself, so capturing is the check of the numbers; these tests add that
-nothing in-place is left and that the graphs read well.
+`Graph.capture` compares outputs with the original itself, so capturing is the check of the numbers; these tests add
+that nothing in-place is left and that the graphs read well.
 """
 
 from __future__ import annotations
