@@ -4,12 +4,20 @@
     fake_quantize(value)    ->  dequantize(quantize(value))
     fake_quantize(relu(v))  ->  dequantize(quantize(v))           where the grid's own ends clip as the activation does
 
+A clip with an upper end per channel (what equalization makes of ReLU6) has no integer kernel, but saturation is one. With e the
+code of a channel's end and m the last code of the grid, both in codes,
+
+    min(q, e) = sat(q + (m - e)) - (m - e)
+
+so two saturating additions do it. Where the value comes straight from a layer, `Quantize` has put the first addition into the
+layer's bias (`bias = fake_quantize(b + shift) - shift`), and one addition remains, which also clips at zero.
+
 Both forms compute the same values. Backends call this first; the simulated graph itself is left as it is.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.ao.quantization.fx._decomposed
@@ -18,7 +26,7 @@ from torch.fx.node import Node
 
 from graphopt.graph import Graph
 from graphopt.numerics import FAKE_QUANTIZE, quantize
-from graphopt.ops import clamp_bounds, family
+from graphopt.ops import BIAS, Layer, aten, clamp_bounds, family
 
 Q: Any = torch.ops.quantized_decomposed
 
@@ -27,13 +35,32 @@ def deploy(graph: Graph) -> Graph:
     """A deployed copy of a simulated graph; a graph without quantizers is copied unchanged."""
     deployed = graph.clone().eval()
     for node in deployed.calls(FAKE_QUANTIZE):
-        source = node.args[0]
-        if deployed.is_constant(source):
+        if deployed.is_constant(_evaluated(deployed, node.args[0])):  # type: ignore[arg-type]
             _store_codes(deployed, node)
         else:
             _quantize_value(deployed, node)
     deployed.refresh()
     return deployed
+
+
+def _evaluated(graph: Graph, source: Node) -> Node:
+    """A call that reads only constants, as a constant (a layer's shifted bias)."""
+    if source.op != "call_function" or not source.all_input_nodes or not all(map(graph.is_constant, source.all_input_nodes)):
+        return source
+    args = [graph.tensor(a) if isinstance(a, Node) else a for a in source.args]
+    constant = graph.add_constant(source.name, source.target(*args), before=source)  # type: ignore[operator]
+    graph.replace(source, constant)
+    return constant
+
+
+class Grid(NamedTuple):
+    """The arguments of quantize_per_tensor and dequantize_per_tensor."""
+
+    scale: float
+    zero_point: int
+    quant_min: int
+    quant_max: int
+    dtype: torch.dtype
 
 
 def storage(quant_min: int, quant_max: int) -> torch.dtype:
@@ -67,18 +94,57 @@ def _store_codes(graph: Graph, node: Node) -> None:
 
 def _quantize_value(graph: Graph, node: Node) -> None:
     scale, zero_point, quant_min, quant_max, _ = _parameters(graph, node)
-    grid = (float(scale), int(zero_point), quant_min, quant_max, storage(quant_min, quant_max))
-    source = _without_implied_clip(graph, node.args[0], *grid[:4])  # type: ignore[arg-type]
-    codes = graph.call(Q.quantize_per_tensor.default, source, *grid, before=node)
-    graph.replace(node, graph.call(Q.dequantize_per_tensor.default, codes, *grid, before=node))
+    grid = Grid(float(scale), int(zero_point), quant_min, quant_max, storage(quant_min, quant_max))
+    source: Node = node.args[0]  # type: ignore[assignment]
+    if family(source) == "channel_clamp" and len(source.users) == 1:
+        inner = _without_implied_clip(source.args[0], grid)  # type: ignore[arg-type]
+        if inner is not source.args[0]:
+            graph.replace(node, _clip_channels(graph, node, inner, end_codes(graph, source, scale, zero_point, quant_min, quant_max), grid))
+            return
+    graph.replace(node, _round_trip(graph, _without_implied_clip(source, grid), grid, before=node))
 
 
-def _without_implied_clip(graph: Graph, source: Node, scale: float, zero_point: int, quant_min: int, quant_max: int) -> Node:
-    """Skip a relu or clamp whose ends the grid's own clipping reproduces: round(end / scale) is the last code or beyond."""
+def _round_trip(graph: Graph, value: Node, grid: Grid, *, before: Node) -> Node:
+    codes = graph.call(Q.quantize_per_tensor.default, value, *grid, before=before)
+    return graph.call(Q.dequantize_per_tensor.default, codes, *grid, before=before)
+
+
+def end_codes(graph: Graph, clip: Node, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:
+    """The code of each channel's upper end, shaped as the ends are."""
+    return quantize(graph.tensor(clip.args[2]), scale, zero_point, quant_min, quant_max)  # type: ignore[arg-type]
+
+
+def _clip_channels(graph: Graph, node: Node, value: Node, ends: Tensor, grid: Grid) -> Node:
+    """Quantize a value with an end per channel, by saturating additions."""
+    if bool((ends == grid.quant_max).all()):
+        return _round_trip(graph, value, grid, before=node)
+    if (layer := Layer.of(value)) is not None and _is_shifted(layer.bias):
+        value.update_arg(BIAS, layer.bias.args[0])  # type: ignore[union-attr]
+        raised = _round_trip(graph, value, grid, before=node)
+    else:
+        up = _constant(graph, node, grid.quant_max - ends + grid.quant_min, grid._replace(zero_point=grid.quant_min))
+        first = _round_trip(graph, value, grid, before=node)
+        raised = _round_trip(graph, graph.call(aten.add.Tensor, first, up, before=node), grid, before=node)
+    down = _constant(graph, node, ends, grid._replace(zero_point=grid.quant_max))
+    return _round_trip(graph, graph.call(aten.add.Tensor, raised, down, before=node), grid, before=node)
+
+
+def _constant(graph: Graph, node: Node, codes: Tensor, grid: Grid) -> Node:
+    constant = graph.add_constant(f"{node.name}_ends", codes.to(grid.dtype), before=node)
+    return graph.call(Q.dequantize_per_tensor.default, constant, *grid, before=node)
+
+
+def _is_shifted(bias: Node | None) -> bool:
+    return bias is not None and bias.target is aten.sub.Tensor
+
+
+def _without_implied_clip(source: Node, grid: Grid) -> Node:
+    """Skip a relu or clamp whose ends the grid's own clipping reproduces: the end's code is the grid's last, or beyond."""
     if family(source) not in ("relu", "clamp") or len(source.users) != 1:
         return source
     low, high = clamp_bounds(source)
-    end = lambda value: round(float(torch.tensor(value) / torch.tensor(scale))) + zero_point  # noqa: E731
-    below = low == -float("inf") or end(low) <= quant_min
-    above = high == float("inf") or end(high) >= quant_max
+    scale = torch.tensor(grid.scale)
+    code = lambda end: round(float(torch.tensor(end) / scale)) + grid.zero_point  # noqa: E731
+    below = low == -float("inf") or code(low) <= grid.quant_min
+    above = high == float("inf") or code(high) >= grid.quant_max
     return source.args[0] if below and above else source  # type: ignore[return-value]

@@ -9,12 +9,9 @@ Here "two layers" are all producers and all readers of a channel group: residual
 (whose row is scaled from both sides) need no special cases. Groups are visited in turn until no scale moves by more than
 a thousandth.
 
-A clip at an upper end (ReLU6) is not homogeneous. Its end is divided by S_i per channel, so the pass stays exact; and since
-integer kernels clip all channels of a tensor at one end, S_i is kept where that makes no difference: channels that reach the
-end keep S_i = 1, all others may grow only as far as the end. Then one clip at the tensor's own end does for all of them, and
-quantization drops the ends per channel. For the same reason (one range for the whole value) no channel of any clipped value
-may outgrow the range the value had before. What a channel reaches is taken from `reach`, measured on calibration data, or from
-the batch norm that was folded (mean + 6 deviations).
+A clip at an upper end (ReLU6) is not homogeneous: its end, too, is divided by S_i, and the clip gets an end per channel, which
+keeps the pass exact. Integer kernels clip a whole tensor at one end only; how an end per channel is lowered to them without
+losing accuracy is said in `graphopt.deploy`.
 
 Needs:  batch norm folded; constant weights. Dead channels are best folded first (`FoldConstantChannels`).
 Keeps:  outputs, up to float rounding.
@@ -23,8 +20,7 @@ Paper:  Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -36,33 +32,24 @@ from torch.fx.node import Node
 from graphopt.channels import Channels, Slot
 from graphopt.contract import Change
 from graphopt.graph import Graph
-from graphopt.observe import ChannelRange, observe
 from graphopt.ops import WEIGHT, Layer, aten, clamp_bounds, family, shape
 
 Array = npt.NDArray[np.float64]
-DEVIATIONS = 6.0  # of the folded batch norm, taken as what a channel reaches when nothing was measured
+SETTLED = 1e-3  # the logarithm of a scale that no longer counts as moved
 
 
 @dataclass(frozen=True)
 class EqualizeChannels:
-    """Attributes:
-    calibration: batches to measure what each clipped channel reaches; None: judge by the folded batch norm.
-    iterations: the most rounds over all groups.
-    """
+    """`iterations`: the most rounds over all groups."""
 
     exact: ClassVar[bool] = True
 
-    calibration: Iterable[list[Tensor]] | None = field(default=None, repr=False)
     iterations: int = 100
 
     def __call__(self, graph: Graph) -> list[Change]:
-        channels = Channels.of(graph)
-        if not any(len(slot.groups) for slot in channels.reads):
-            return []
-        work = _Equalizer(graph, channels)
-        low = work.lower_bounds(self.calibration)
-        scale = work.solve(low, self.iterations)
-        if np.abs(np.log(scale)).max(initial=0.0) < 1e-3:
+        work = _Equalizer(graph, Channels.of(graph))
+        scale = work.solve(self.iterations)
+        if np.abs(np.log(scale)).max(initial=0.0) < 10 * SETTLED:
             return []
         return work.apply(scale)
 
@@ -83,48 +70,13 @@ class _Equalizer:
         weight = slot.layer.canonical(self.graph.tensor(slot.layer.weight)).abs().double()
         return weight.flatten(2).amax(2).numpy() if weight.dim() > 2 else weight.numpy()
 
-    # ---- How far a channel may grow ---------------------------------------------------------------------------------
-
-    def lower_bounds(self, calibration: Iterable[list[Tensor]] | None) -> Array:
-        """The smallest S of each group (activations grow by 1 / S); 0 where there is no bound. Pinned groups get 1."""
-        low = np.zeros(self.channels.count)
-        reach = self.reach(calibration)
-        for node, groups in self.channels.clips:
-            end = self.end(node)
-            inside = groups >= 0
-            reached = reach.get(node, np.full(len(groups), np.inf))
-            keep = reached >= end * (1 - 1e-6)
-            bound = np.where(keep, np.inf, reached / end)
-            np.maximum.at(low, groups[inside], bound[inside])
-        low[self.channels.pinned] = np.inf
-        return low
-
-    def end(self, node: Node) -> Array | float:
-        if family(node) == "channel_clamp":
-            return self.graph.tensor(node.args[2]).double().flatten().numpy()  # type: ignore[arg-type, no-any-return]
-        return clamp_bounds(node)[1]
-
-    def reach(self, calibration: Iterable[list[Tensor]] | None) -> dict[Node, Array]:
-        """The largest value each channel has in front of its clip."""
-        sources: dict[Node, Node] = {node: node.args[0] for node, _ in self.channels.clips}  # type: ignore[misc]
-        if calibration is not None:
-            watched = {s: ChannelRange(self.channels.flows[s].dim) for s in set(sources.values())}
-            if watched:
-                observe(self.graph, watched, calibration)
-            return {n: watched[s].high.double().numpy() for n, s in sources.items() if watched[s].high is not None}  # type: ignore[union-attr]
-        known = {}
-        for node, source in sources.items():
-            if (moments := source.meta.get("moments")) is not None:
-                known[node] = (moments[0] + DEVIATIONS * moments[1]).double().numpy()
-        return known
-
     # ---- Scales -----------------------------------------------------------------------------------------------------
 
-    def solve(self, low: Array, iterations: int) -> Array:
+    def solve(self, iterations: int) -> Array:
         """Alternate over blocks of groups until nothing moves: S of each group."""
         count = self.channels.count
         scale = np.ones(count)
-        blocks = [b[~np.isinf(low[b])] for b in self.channels.blocks()]
+        blocks = [block[~self.channels.pinned[block]] for block in self.channels.blocks()]
         touching = self.layers_of([b for b in blocks if len(b)])
         for _ in range(iterations):
             moved = 0.0
@@ -137,10 +89,9 @@ class _Equalizer:
                 r1, r2 = written[block], read[block]
                 both = (r1 > 0) & (r2 > 0)
                 wanted = scale[block] * np.sqrt(np.where(both, r1, 1.0) / np.where(both, r2, 1.0))
-                wanted = np.maximum(wanted, low[block])
                 moved = max(moved, float(np.abs(np.log(wanted / scale[block])).max(initial=0.0)))
                 scale[block] = wanted
-            if moved < 1e-3:
+            if moved < SETTLED:
                 break
         return scale
 
@@ -206,12 +157,17 @@ class _Equalizer:
         if (moments := layer.node.meta.get("moments")) is not None:
             layer.node.meta["moments"] = tuple((m.double() / out).float() for m in moments)
 
+    def end(self, node: Node) -> Tensor:
+        if family(node) == "channel_clamp":
+            return self.graph.tensor(node.args[2]).double().flatten()  # type: ignore[arg-type]
+        return torch.tensor(clamp_bounds(node)[1], dtype=torch.float64)
+
     def scale_clip(self, node: Node, factor: Tensor) -> None:
         """relu6(x) -> clamp(relu(x), max=ends) with an end per channel."""
         graph = self.graph
         flow = self.channels.flows[node]
-        end = torch.as_tensor(self.end(node)) / factor
-        ends = end.float().reshape([-1 if d == flow.dim else 1 for d in range(1, len(shape(node)))])
+        ends = (self.end(node) / factor).float()
+        ends = ends.reshape([-1 if d == flow.dim else 1 for d in range(1, len(shape(node)))])
         if family(node) == "channel_clamp":
             graph.set_constant(node, 2, ends)
             return

@@ -23,11 +23,12 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
+from graphopt.deploy import end_codes
 from graphopt.errors import InputError, NonFiniteError
 from graphopt.graph import Graph
 from graphopt.numerics import FAKE_QUANTIZE, Format, scale_and_zero_point
 from graphopt.observe import Histogram, Range, observe
-from graphopt.ops import BIAS, WEIGHT, Layer, family
+from graphopt.ops import BIAS, WEIGHT, Layer, aten, family, value
 from graphopt.passes.quantize.placement import Grid, LayerFormat, Plan, place
 from graphopt.passes.quantize.ranges import ESTIMATORS, WEIGHT_METHODS, weight_range
 from graphopt.contract import Change
@@ -106,15 +107,15 @@ class Quantize:
         statistics = [statistic() for _ in plan.grids]
         watched: dict[Node, list[Range]] = {}
         for grid, stat in zip(plan.grids, statistics, strict=True):
-            for value in dict.fromkeys(grid.observed):
-                watched.setdefault(value, []).append(stat)
+            for node in dict.fromkeys(grid.observed):
+                watched.setdefault(node, []).append(stat)
         if not observe(graph, watched, self.calibration):  # type: ignore[arg-type]
             raise InputError("the calibration data are empty; give at least one batch")
         return [self.range_of(grid, stat) for grid, stat in zip(plan.grids, statistics, strict=True)]
 
     def range_of(self, grid: Grid, stat: Range) -> tuple[float, float]:
-        for value in grid.produced:
-            if (known := KNOWN_RANGE.get(family(value) or "")) is not None:
+        for node in grid.produced:
+            if (known := KNOWN_RANGE.get(family(node) or "")) is not None:
                 return known
         if isinstance(stat, Histogram):
             return ESTIMATORS[self.estimator](stat, grid.format)
@@ -130,17 +131,17 @@ class Quantize:
         s = graph.add_constant(f"{name}_scale", scale, before=graph.after(home))
         z = graph.add_constant(f"{name}_zero_point", zero_point, before=graph.after(s))
         bounds = (grid.format.quant_min, grid.format.quant_max)
-        for value in [*grid.produced, *grid.moved]:
-            quantizer = graph.call(FAKE_QUANTIZE, value, s, z, *bounds, -1, before=graph.after(max(value, z)), like=value)
-            value.replace_all_uses_with(quantizer, delete_user_cb=lambda user, q=quantizer: user is not q)  # type: ignore[misc]
+        for node in [*grid.produced, *grid.moved]:
+            quantizer = graph.call(FAKE_QUANTIZE, node, s, z, *bounds, -1, before=graph.after(max(node, z)), like=node)
+            node.replace_all_uses_with(quantizer, delete_user_cb=lambda user, q=quantizer: user is not q)  # type: ignore[misc]
             scales[quantizer, None] = scale
-        for value, readers in grid.entered:
-            quantizer = graph.call(FAKE_QUANTIZE, value, s, z, *bounds, -1, before=graph.after(max(value, z)), like=value)
+        for node, readers in grid.entered:
+            quantizer = graph.call(FAKE_QUANTIZE, node, s, z, *bounds, -1, before=graph.after(max(node, z)), like=node)
             scales[quantizer, None] = scale
             for reader in readers:
-                reader.replace_input_with(value, quantizer)
+                reader.replace_input_with(node, quantizer)
         what = f"{grid.format}, [{low:.4g}, {high:.4g}]"
-        return [Change(graph.site(value), f"values on {what}") for value in grid.observed[:1]]
+        return [Change(graph.site(node), f"values on {what}") for node in grid.observed[:1]]
 
     # ---- Layers -----------------------------------------------------------------------------------------------------
 
@@ -158,13 +159,51 @@ class Quantize:
         z = graph.add_constant(f"{site}_zero_point", zero_point, before=node)
         axis = layer.weight_axis if format.per_channel else -1
         quantized = graph.call(FAKE_QUANTIZE, layer.weight, s, z, format.quant_min, format.quant_max, axis, before=node)
+        quantized.meta["val"] = value(layer.weight)
         node.update_arg(WEIGHT, quantized)
-        if layer.bias is not None:
-            s_bias = graph.add_constant(f"{layer.bias.target}_scale", input_scale * scale, before=node)
-            z_bias = graph.add_constant(f"{layer.bias.target}_zero_point", torch.zeros_like(zero_point), before=node)
-            axis = 0 if format.per_channel else -1
-            node.update_arg(BIAS, graph.call(FAKE_QUANTIZE, layer.bias, s_bias, z_bias, BIAS_MIN, BIAS_MAX, axis, before=node))
+        self.quantize_bias(graph, layer, input_scale * scale, channel_shift(graph, layer))
         return Change(graph.site(node), f"weights {format}")
+
+
+    def quantize_bias(self, graph: Graph, layer: Layer, scale: Tensor, shift: Tensor | None) -> None:
+        """Put the bias on the accumulator's grid; with `shift`, put b + shift on it and take shift off again."""
+        if layer.bias is None and shift is None:
+            return
+        node = layer.node
+        if layer.bias is None:
+            graph.set_bias(node, torch.zeros(layer.out_channels))
+        bias = layer.bias
+        assert bias is not None
+        s = graph.add_constant(f"{bias.target}_scale", scale, before=node)
+        z = graph.add_constant(f"{bias.target}_zero_point", torch.zeros_like(scale, dtype=torch.int32), before=node)
+        axis = 0 if scale.dim() else -1
+        if shift is None:
+            node.update_arg(BIAS, graph.call(FAKE_QUANTIZE, bias, s, z, BIAS_MIN, BIAS_MAX, axis, before=node))
+            return
+        constant = graph.add_constant(f"{bias.target}_shift", shift, before=node)
+        raised = graph.call(aten.add.Tensor, bias, constant, before=node)
+        quantized = graph.call(FAKE_QUANTIZE, raised, s, z, BIAS_MIN, BIAS_MAX, axis, before=node)
+        node.update_arg(BIAS, graph.call(aten.sub.Tensor, quantized, constant, before=node))
+
+
+def channel_shift(graph: Graph, layer: Layer) -> Tensor | None:
+    """Where the layer's activation clips each channel at its own end: how far below the grid's end that is, [out].
+
+    See `graphopt.deploy` for what the shift is for. None where all channels share the grid's end.
+    """
+    chain = [layer.node]
+    while len(chain[-1].users) == 1 and family(reader := next(iter(chain[-1].users))) in ("relu", "channel_clamp"):
+        chain.append(reader)
+    quantizers = [user for user in chain[-1].users if user.target is FAKE_QUANTIZE]
+    if family(chain[-1]) != "channel_clamp" or len(quantizers) != 1:
+        return None
+    _, scale, zero_point, low, high, _ = quantizers[0].args
+    s, z = graph.tensor(scale), graph.tensor(zero_point)  # type: ignore[arg-type]
+    if int(z) != low:
+        return None
+    codes = end_codes(graph, chain[-1], s, z, low, high)  # type: ignore[arg-type]
+    shift = ((high - codes) * s).flatten()  # type: ignore[operator]
+    return shift if bool((shift != 0).any()) and len(shift) == layer.out_channels else None
 
 
 def fit_bias(scale: Tensor, reach: Tensor, input_scale: Tensor, bias: Tensor | None) -> Tensor:
