@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -181,6 +183,16 @@ def test_a_fixed_batch_is_cut_and_joined_from_any_batches(fixed: Graph) -> None:
     assert [b[0].shape[0] for b in batches] == [8, 8]
     assert torch.equal(torch.cat([b[0] for b in batches]), IMAGES[:16])
     assert calibration.notes == ["the last 5 calibration samples do not fill the model's fixed batch of 8; left out"]
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=6).filter(lambda sizes: 8 <= sum(sizes) <= 70))
+def test_rebatching_loses_only_the_incomplete_rest(fixed: Graph, sizes: list[int]) -> None:
+    total = sum(sizes)
+    calibration = Calibration(list(IMAGES[:total].split(sizes)), fixed)
+    batches = [tensors[0] for tensors in calibration]
+    assert {len(b) for b in batches} == {8}
+    assert torch.equal(torch.cat(batches), IMAGES[: total // 8 * 8])
+    assert bool(calibration.notes) == (total % 8 != 0)
 
 
 def test_too_few_samples_for_a_fixed_batch_are_repeated_and_said_so(fixed: Graph) -> None:
