@@ -1,7 +1,7 @@
 """Capture every model of the zoo and print what came out: python benchmarks/capture_zoo.py [part of a name ...]
 
-Columns: operators in the graph, seconds to capture, largest difference to the original on the example (batch 1) and on a
-batch of 3, whether the batch is free, and what could not be done.
+Columns: operators in the graph, seconds to capture, largest difference to the original on the example (batch 1) and
+on a batch of 3, whether the batch is free, and what could not be done.
 """
 
 from __future__ import annotations

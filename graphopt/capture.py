@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import logging
+import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +31,7 @@ from torch.fx.node import Node
 from graphopt import explain, normalize, specs, text
 from graphopt.errors import CaptureError, GraphoptError, InputError, NonFiniteError
 from graphopt.functional import UnknownAliasError, make_functional
-from graphopt.graph import Example, Graph
+from graphopt.graph import TRAINING_FLAG, Example, Graph
 from graphopt.program import to_exported_program
 from graphopt.shapes import batched, fake_inputs, propagate
 
@@ -51,7 +53,9 @@ def capture(model: Any, args: Any, kwargs: Mapping[str, Any] | None, *, dynamic_
     specs.register_dataclasses((args, kwargs))
     bound = specs.bind(model.forward, args, kwargs, who)
     _check_inputs(args, kwargs, who)
-    kwargs = {k: kwargs[k] for k in [*(k for k in bound if k in kwargs), *kwargs]}  # in the order of forward's parameters
+    kwargs = {
+        k: kwargs[k] for k in [*(k for k in bound if k in kwargs), *kwargs]
+    }  # in the order of forward's parameters
     example = Example(pytree.tree_map(_own, args), pytree.tree_map(_own, kwargs))
     with _quiet():
         return _Capture(model, example, _input_names(model, bound)).run(dynamic_batch)
@@ -62,24 +66,31 @@ def capture(model: Any, args: Any, kwargs: Mapping[str, Any] | None, *, dynamic_
 
 def _check_model(model: Any) -> None:
     if not isinstance(model, nn.Module):
-        raise InputError(f"a model must be an nn.Module, an ExportedProgram or the path of a .pt2 file, got {type(model).__name__}")
+        raise InputError(
+            f"a model must be an nn.Module, an ExportedProgram or the path of a .pt2 file, got {type(model).__name__}"
+        )
     who = type(model).__name__
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError(f"{who} is TorchScript, which cannot be captured; pass the Python module it was made from")
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise InputError(f"{who} is a wrapper for training on several devices; pass model.module")
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        if isinstance(value, nn.parameter.UninitializedTensorMixin):
-            raise InputError(f"{name!r} of {who} has no shape yet (a lazy module); call the model once on an example first")
+        if nn.parameter.is_lazy(value):
+            raise InputError(
+                f"{name!r} of {who} has no shape yet (a lazy module); call the model once on an example first"
+            )
         if value.device.type != "cpu":
-            raise InputError(f"{name!r} of {who} is on device {str(value.device)!r}; capture works on the CPU: call model.cpu() first")
+            raise InputError(
+                f"{name!r} of {who} is on device {str(value.device)!r}; capture needs the CPU: call model.cpu() first"
+            )
     _check_modes(model, who)
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        if value.is_floating_point() and value.layout == torch.strided and not bool(torch.isfinite(value).all()):
-            # Masks hold -inf on purpose; a learned value never does.
-            if isinstance(value, nn.Parameter) or bool(torch.isnan(value).any()):
-                bad = int((~torch.isfinite(value)).sum())
-                raise NonFiniteError(f"weight {name!r} of {who} holds NaN or infinity in {bad} of {value.numel()} elements")
+        if not value.is_floating_point() or value.layout != torch.strided:
+            continue
+        # Masks hold -inf on purpose; a learned value never does.
+        wrong = ~torch.isfinite(value) if isinstance(value, nn.Parameter) else torch.isnan(value)
+        if bad := int(wrong.sum()):
+            raise NonFiniteError(f"{name!r} of {who} holds NaN or infinity in {bad} of {value.numel()} elements")
 
 
 def _check_modes(model: nn.Module, who: str) -> None:
@@ -106,15 +117,25 @@ def _check_modes(model: nn.Module, who: str) -> None:
 def _check_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], who: str) -> None:
     leaves = pytree.tree_leaves((args, kwargs))
     if not _tensors(leaves):
-        raise InputError(f"{who} needs example inputs to be captured; pass a tensor, or a tuple of the inputs of forward")
+        raise InputError(
+            f"{who} needs example inputs to be captured; pass a tensor, or a tuple of the inputs of forward"
+        )
     if (odd := specs.unsupported_leaf((args, kwargs))) is not None:
-        hint = "torch.from_numpy(...)" if type(odd).__module__ == "numpy" else "a tensor, number, string or nested tuple, list, dict"
+        hint = (
+            "torch.from_numpy(...)"
+            if type(odd).__module__ == "numpy"
+            else "a tensor, number, string or nested tuple, list, dict"
+        )
         raise InputError(f"an example input is a {type(odd).__name__}, which cannot be captured; pass {hint}")
     for value in leaves:
         if isinstance(value, Tensor) and value.device.type != "cpu":
-            raise InputError(f"an example input is on device {str(value.device)!r} but the model is on the CPU; pass it through .cpu()")
+            raise InputError(
+                f"an example input is on device {str(value.device)!r}, the model on the CPU; pass it through .cpu()"
+            )
         if isinstance(value, Tensor) and value.dim() and value.shape[0] == 0:
-            raise InputError(f"an example input is empty ({text.dtype(value.dtype)}{list(value.shape)}); pass at least one sample")
+            raise InputError(
+                f"an example input is empty ({text.dtype(value.dtype)}{list(value.shape)}); pass at least one sample"
+            )
 
 
 def _input_names(model: nn.Module, bound: Mapping[str, Any]) -> list[str]:
@@ -134,7 +155,9 @@ def _of_program(program: ExportedProgram, args: Any, kwargs: Mapping[str, Any] |
         args, kwargs = program.example_inputs
     module = program.module(check_guards=False)
     if any(_trains(n) for n in module.graph.nodes):
-        raise InputError("the program was exported in training mode, so batch norm would keep training behaviour; export model.eval()")
+        raise InputError(
+            "the program was exported in training mode, so batch norm would keep doing so; export model.eval()"
+        )
     return _bare(module), args, kwargs
 
 
@@ -232,7 +255,9 @@ class _Capture:
                     "return tensors, tuples, lists, dicts, namedtuples or dataclasses"
                 )
             if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(self.reference)):
-                raise CaptureError(f"{self._who} returns no tensor, so there is nothing to compile; return the result of forward")
+                raise CaptureError(
+                    f"{self._who} returns no tensor, so there is nothing to compile; return the result of forward"
+                )
             reason = ""
             if dynamic_batch:
                 try:
@@ -271,11 +296,11 @@ class _Capture:
             if still == free:
                 break
             if not any(still):
-                raise _FixedBatch(_why_fixed(program))
+                raise _FixedBatch(_why_fixed(_placeholder_values(program)))
             free = [f and s for f, s in zip(free, still, strict=True)]
         try:
             graph = self._graph(program, free)
-        except CaptureError:
+        except (CaptureError, _FixedBatch):
             raise
         except Exception as error:
             raise _FixedBatch(_short_reason(error)) from error
@@ -312,22 +337,24 @@ class _Capture:
 
     def _export(self, free: list[bool], traced: int) -> ExportedProgram:
         leaves = [_resized(v, traced) if f else _own(v) for v, f in zip(self.leaves, free, strict=True)]
-        shapes = ShapesCollection()
+        shapes: Any = ShapesCollection()  # type: ignore[no-untyped-call]
         for leaf, is_batched in zip(leaves, free, strict=True):
             if is_batched:
                 shapes[leaf] = {0: Dim.AUTO}
         args, kwargs = pytree.tree_unflatten(leaves, self.structure)
-        with _working_copy(self.model) as model, torch.enable_grad():
+        # Torch prints the unfinished graph of a failed attempt to stderr, whatever the log levels.
+        silence = contextlib.redirect_stderr(io.StringIO())
+        with _working_copy(self.model) as model, torch.enable_grad(), silence:
             return torch.export.export(model, args, kwargs, dynamic_shapes=shapes if any(free) else None, strict=False)
 
     # ---- From program to graph
 
     def _graph(self, program: ExportedProgram, free: list[bool]) -> Graph:
         module, notes = self._rewritten(program, free)
-        own_weights(module)
+        own_weights(module, _first_names(self.model))
         spec = module.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
-        returned = module.graph.output_node().args[0]
-        paths = [p for p, v in zip(specs.leaf_paths(spec), returned, strict=True) if isinstance(v, Node)]  # type: ignore[arg-type]
+        returned: Any = module.graph.output_node().args[0]
+        paths = [p for p, v in zip(specs.leaf_paths(spec), returned, strict=True) if isinstance(v, Node)]
         graph = Graph(
             module,
             self.example,
@@ -336,9 +363,12 @@ class _Capture:
             dynamic_batch=any(free),
             notes=notes,
         )
+        for node in graph.calls(*TRAINING_FLAG):
+            if node.args[TRAINING_FLAG[node.target]] is True:  # type: ignore[index]
+                node.meta["always_training"] = True
         graph.refresh()
         if any(free) and batched([n.meta["val"] for n in module.graph.nodes if n.op == "placeholder"]) != free:
-            raise _FixedBatch("an operator fixes it")
+            raise _FixedBatch(_why_fixed([n.meta["val"] for n in module.graph.nodes if n.op == "placeholder"]))
         return graph
 
     def _rewritten(self, program: ExportedProgram, free: list[bool]) -> tuple[fx.GraphModule, list[str]]:
@@ -351,9 +381,11 @@ class _Capture:
             module = self._inlined(program.run_decompositions({}), free)
             try:
                 changed = make_functional(module)
-            except UnknownAliasError as operator:
-                node = next(n for n in module.graph.nodes if str(n.target) == str(operator))
-                raise explain.make_error(self.model, explain.place_of_node(node), explain.IN_PLACE, str(operator)) from None
+            except UnknownAliasError as unknown:
+                node = next(n for n in module.graph.nodes if str(n.target) == str(unknown))
+                raise explain.make_error(
+                    self.model, explain.place_of_node(node), explain.IN_PLACE, str(unknown)
+                ) from None
         cut = normalize.strip(module)
         notes = self._notes(module, changed)
         if cut:
@@ -393,9 +425,13 @@ class _Capture:
             if node.op == "placeholder":
                 notes.append(f"the model writes into its input {node.name!r}; the graph leaves it alone")
             elif node in module.graph.nodes and node.users:
-                raise explain.make_error(self.model, explain.place_of_node(changed[node]), explain.STATE, str(node.target))
+                raise explain.make_error(
+                    self.model, explain.place_of_node(changed[node]), explain.STATE, str(node.target)
+                )
             else:
-                notes.append(f"the model keeps state in {str(node.target)!r} that no output depends on; the graph drops it")
+                notes.append(
+                    f"the model keeps state in {str(node.target)!r} that no output depends on; the graph drops it"
+                )
         return notes
 
     # ---- Running and comparing
@@ -413,7 +449,9 @@ class _Capture:
             shown = ", ".join(f"{n}: {_type(t)}" for n, t in zip(self.input_names, _tensors(leaves), strict=True))
             place = explain.place_of_error(error)
             raise InputError(
-                f"{self._who} fails on the example inputs ({shown})" + (f" at {place}" if place else "") + f": {_first(error)}"
+                f"{self._who} fails on the example inputs ({shown})"
+                + (f" at {place}" if place else "")
+                + f": {_first(error)}"
             ) from error
         specs.register_dataclasses(result)
         return pytree.tree_map(_own, result)
@@ -422,18 +460,22 @@ class _Capture:
         """Raise `CaptureError` where the graph's outputs are not the model's."""
         found = self._run(graph, leaves)
         if pytree.tree_structure(found) != pytree.tree_structure(expected):
-            raise CaptureError(f"the captured graph returns another structure than {self._who}; please report the model")
+            raise CaptureError(
+                f"the captured graph returns another structure than {self._who}; please report the model"
+            )
         names = iter(graph.output_names)
         for a, b in zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True):
             if not isinstance(b, Tensor):
                 if a != b:
-                    raise CaptureError(f"{self._who} returns {b!r} where its graph returns {a!r}: a constant that is none")
+                    raise CaptureError(
+                        f"{self._who} returns {b!r} where its graph returns {a!r}: a constant that is none"
+                    )
                 continue
             name = next(names, "?")
             if (wrong := _difference(a, b)) is not None:
                 raise CaptureError(
                     f"the captured graph of {self._who} differs from the model at output {name!r} ({wrong}); "
-                    "the model probably keeps state or draws random numbers in forward: make it depend on its inputs only"
+                    "the model probably keeps state or draws random numbers in forward: let it depend on inputs only"
                 )
 
 
@@ -458,9 +500,8 @@ def _placeholder_values(program: ExportedProgram) -> list[Any]:
     return [n.meta.get("val") for n in inputs[weights:]]
 
 
-def _why_fixed(program: ExportedProgram) -> str:
-    """The line of the model that turned the free batch into a number, as export remembers it."""
-    values = _placeholder_values(program)
+def _why_fixed(values: Sequence[Any]) -> str:
+    """The line of the model that turned the free batch into a number, as the inputs' shape environment remembers it."""
     environment = next((v.fake_mode.shape_env for v in values if hasattr(v, "fake_mode")), None)
     guards = [g for g in getattr(environment, "guards", []) if getattr(g.expr, "rel_op", "") == "=="]
     places = [explain.place_of_frame(f) for g in guards for f in (g.sloc.maybe_user_loc, g.sloc.framework_loc)]
@@ -485,26 +526,37 @@ def _type(value: Tensor) -> str:
     return f"{text.dtype(value.dtype)}[{', '.join(map(str, value.shape))}]"
 
 
-def own_weights(module: fx.GraphModule) -> None:
-    """Give the module its own copy of every weight (the export shares the caller's), shared ones staying shared.
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """For each name of a tied weight, the one that `named_parameters` lists it under (export may use another)."""
+    first: dict[int, str] = {}
+    weights = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name: first.setdefault(id(value), name) for name, value in weights}
 
-    Tensors that export keeps as plain attributes become buffers, so that they are moved, saved and listed like the rest.
+
+def own_weights(module: fx.GraphModule, names: Mapping[str, str]) -> None:
+    """Give the module its own copy of every weight (the export shares the caller's), under its first name.
+
+    Tensors that export keeps as plain attributes become buffers, so that they are saved and listed like the rest.
     """
-    copies: dict[int, Tensor] = {}
-    for node in module.graph.nodes:
-        if node.op != "get_attr":
-            continue
+    nodes = [n for n in module.graph.nodes if n.op == "get_attr"]
+    values = {n: operator.attrgetter(str(n.target))(module) for n in nodes}
+    for child in list(module._modules):
+        delattr(module, child)
+    for table in (module._parameters, module._buffers):
+        table.clear()
+    for node in nodes:
+        value = values[node]
+        node.target = names.get(str(node.target), str(node.target))
+        module.__dict__.pop(str(node.target), None)
         *path, leaf = str(node.target).split(".")
-        owner = module.get_submodule(".".join(path))
-        value = getattr(owner, leaf)
-        if id(value) not in copies:
-            duplicate = value.detach().clone()
-            is_parameter = isinstance(value, nn.Parameter)
-            copies[id(value)] = nn.Parameter(duplicate, value.requires_grad) if is_parameter else duplicate
-        own = copies[id(value)]
-        delattr(owner, leaf)
-        if isinstance(own, nn.Parameter):
-            owner.register_parameter(leaf, own)
+        owner: nn.Module = module
+        for part in path:
+            if part not in owner._modules:
+                owner.add_module(part, nn.Module())
+            owner = owner.get_submodule(part)
+        own = value.detach().clone()
+        if isinstance(value, nn.Parameter):
+            owner.register_parameter(leaf, nn.Parameter(own, value.requires_grad))
         else:
             owner.register_buffer(leaf, own)
 

@@ -32,7 +32,7 @@ class Place(NamedTuple):
 
 
 class Reason(NamedTuple):
-    """What in an error message points to a reason, the reason, and the remedy. `{}` is the first line of the message."""
+    """What in an error message points to a reason, the reason, and the remedy. `{}` is the message's first line."""
 
     pattern: str
     why: str
@@ -77,9 +77,10 @@ REASONS = [
         "write it with ordinary operators, and register state that stays between calls with register_buffer",
     ),
     Reason(
-        r"UnsupportedOperator|could not find kernel|no fake impl|FakeTensor.*kernel|fake kernel|NotImplementedError.*(Meta|SymInt)",
+        r"UnsupportedOperator|could not find kernel|no fake impl|FakeTensor.*kernel|fake kernel"
+        r"|NotImplementedError.*(Meta|SymInt)",
         "this operator has no shape rule, so it cannot be traced ({})",
-        "replace it by dense standard operators, or give a custom operator a fake kernel with torch.library.register_fake",
+        "replace it by dense standard operators, or give a custom operator a fake kernel (torch.library.register_fake)",
     ),
     Reason(
         r"torch\.jit|ScriptFunction|ScriptModule|_ModuleNotInstalledAsSubmodule|RecursiveScript",

@@ -1,8 +1,8 @@
 """Rewrite in-place operators into functional ones, views and their bases included.
 
-In PyTorch `y = x.view(-1); y.add_(1)` changes `x` as well. A functional graph says so explicitly: whoever reads `x` later
-reads a new value made from the old `x` and the new `y`. Walking the graph in order, this file keeps for every value the node
-that holds its current content:
+In PyTorch `y = x.view(-1); y.add_(1)` changes `x` as well. A functional graph says so explicitly: whoever reads `x`
+later reads a new value made from the old `x` and the new `y`. Walking the graph in order, this file keeps for every
+value the node that holds its current content:
 
     in-place op on v   ->  its functional twin; the result is v's content from now on, and is written through the chain
                            of views v, parent(v), ..., down to the base the memory belongs to
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.node import Node
 
 from graphopt.shapes import propagate
@@ -37,8 +38,12 @@ LISTS = {
 }  # fmt: skip
 
 
+# At inference these return their input itself, which fake tensors do not show.
+DROPOUTS = {aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default}
+
+
 class UnknownAliasError(Exception):
-    """A view or an in-place operator this file has no functional form for; the caller falls back to torch's own rules."""
+    """A view or in-place operator this file has no functional form for; the caller falls back to torch's own rules."""
 
 
 def mutated_argument(node: Node) -> int | None:
@@ -145,6 +150,8 @@ class _Rewriter:
             return None
         if node.target is operator.getitem:  # see through the list of parts
             return self.parent.get(node.all_input_nodes[0])
+        if node.target in DROPOUTS and node.args[2] is False:
+            return node.all_input_nodes[0]
         storages = _storages(self.value[node])
         return next((i for i in node.all_input_nodes if storages & _storages(self.value[i])), None)
 
@@ -195,18 +202,18 @@ class _Rewriter:
         """What the twin returns for the arguments of the in-place call, to see how it promotes types."""
         values = fx.map_arg((node.args, node.kwargs), lambda n: self.value[n])
         mode = next(v.fake_mode for v in pytree.tree_leaves(values) if hasattr(v, "fake_mode"))
-        with mode, torch.no_grad():
+        with mode, torch.no_grad(), enable_python_dispatcher():
             result: Tensor = twin(*values[0], **values[1])
         return result
 
     def _scatter(self, view: Node, source: Node, parent: Node, new: Node) -> Node:
         """The content of `parent` (now in `source`) after its view `view` got the content `new`."""
         whole, part = self.value[parent], self.value[view]
-        if mutated_argument(view) is not None or _same_place(whole, part):
+        if mutated_argument(view) is not None or view.target in DROPOUTS or _same_place(whole, part):
             return new
         if view.target is operator.getitem:
             return self._scatter_part(view, source, parent, new)
-        a = list(view.args[1:])
+        a: list[Any] = list(view.args[1:])
         match view.target:
             case t if t in RESHAPES:
                 return self._call(aten.reshape.default, new, _sizes(whole))
@@ -249,10 +256,12 @@ class _Rewriter:
 
 
 def _functional_twin(target: Any) -> Any:
-    """aten.add_.Tensor -> aten.add.Tensor, aten.__iand__.Tensor -> aten.bitwise_and.Tensor; None where there is none."""
+    """aten.add_.Tensor -> aten.add.Tensor, aten.__iand__.Tensor -> aten.bitwise_and.Tensor; None without such."""
     namespace, name = target._schema.name.split("::")
     if name.startswith("__i"):
-        name = {"lshift": "bitwise_left_shift", "rshift": "bitwise_right_shift"}.get(name[3:-2], f"bitwise_{name[3:-2]}")
+        name = {"lshift": "bitwise_left_shift", "rshift": "bitwise_right_shift"}.get(
+            name[3:-2], f"bitwise_{name[3:-2]}"
+        )
     elif name.endswith("_") and not name.endswith("__"):
         name = name[:-1]
     else:

@@ -11,7 +11,9 @@ and rewire its readers, which keeps shared weights and other copies of the graph
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,10 +124,11 @@ class Graph:
         return load(Path(path))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Graph:
-        info = getattr(self.module.graph._codegen, "pytree_info", None)
-        memo.update({id(spec): spec for spec in (info.in_spec, info.out_spec)} if info else {})  # never change
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's own, about the structure of inputs and outputs
+            module = copy.deepcopy(self.module, memo)
         return Graph(
-            copy.deepcopy(self.module, memo),
+            module,
             self.example,
             input_names=list(self.input_names),
             output_names=list(self.output_names),
@@ -140,13 +143,23 @@ class Graph:
     # ---- Running and training ---------------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute the model. Same arguments and same result structure as the original."""
+        """Compute the model. Same arguments and same result structure as the original.
+
+        Raises:
+            InputError: an input does not fit what the graph was captured for.
+        """
+        self.check_inputs(args, kwargs)
         return self.module(*args, **kwargs)
 
     def train(self, mode: bool = True) -> Graph:
-        """Switch batch norm and dropout to training behaviour (or back), like `nn.Module.train`."""
+        """Switch batch norm and dropout to training behaviour (or back), like `nn.Module.train`.
+
+        Calls that had training behaviour in the model's eval mode (batch norm without running statistics, dropout that is
+        always on) keep it.
+        """
         for node in self.nodes:
-            if (position := TRAINING_FLAG.get(node.target)) is not None:  # type: ignore[arg-type]
+            position = TRAINING_FLAG.get(node.target)  # type: ignore[call-overload]
+            if position is not None and not node.meta.get("always_training"):
                 node.update_arg(position, mode)
         self.module.training = mode
         self.module.recompile()
@@ -189,6 +202,12 @@ class Graph:
 
     @property
     def inputs(self) -> list[Node]:
+        """The input tensors, in the order of `input_names`. (Numbers and flags the model takes are built in.)"""
+        return [n for n in self.placeholders if isinstance(n.meta.get("val"), Tensor)]
+
+    @property
+    def placeholders(self) -> list[Node]:
+        """All leaves of the inputs, those that are no tensors included."""
         return [n for n in self.module.graph.nodes if n.op == "placeholder"]
 
     @property
@@ -332,14 +351,36 @@ class Graph:
         Raises:
             InputError: names the input that does not fit, what was expected and what came.
         """
-        expected = pytree.tree_structure((self.example.args, dict(self.example.kwargs)))
-        found = pytree.tree_structure((tuple(args), dict(kwargs)))
-        if expected != found:
-            raise InputError(f"the model takes {_describe(self.example.args, self.example.kwargs)}, got {_describe(args, kwargs)}")
-        tensors = pytree.tree_leaves((tuple(args), dict(kwargs)))
-        for name, leaf, example in zip(self.input_names, tensors, self.example.tensors(), strict=False):
-            check_tensor(name, leaf, tuple(example.shape), example.dtype, self.dynamic_batch)
-        return [t for t in tensors if isinstance(t, Tensor)]
+        info = self.module.graph._codegen.pytree_info  # type: ignore[attr-defined]
+        wanted = _describe(self.example.args, self.example.kwargs)
+        try:
+            arguments = inspect.signature(self.module.forward).bind(*args, **kwargs).arguments
+        except TypeError:
+            raise InputError(f"the model takes {wanted}, got {_describe(args, kwargs)}") from None
+        expected = [info.in_spec.child(0).child(i) for i in range(info.in_spec.child(0).num_children)]
+        expected += [info.in_spec.child(1).child(i) for i in range(info.in_spec.child(1).num_children)]
+        leaves: list[Any] = []
+        for (name, value), structure in zip(arguments.items(), expected, strict=True):
+            found, came = pytree.tree_flatten(value)
+            if came != structure:
+                raise InputError(f"argument {name!r} must be nested like the example: the model takes {wanted}")
+            leaves += found
+        names = iter(self.input_names)
+        batch: tuple[str, int] | None = None
+        for node, leaf in zip(self.placeholders, leaves, strict=True):
+            fake = node.meta["val"]
+            if not isinstance(fake, Tensor):
+                if type(leaf) is not type(fake) or leaf != fake:
+                    raise InputError(f"argument {node.name!r} was captured as {fake!r}, got {leaf!r}; capture once per value")
+                continue
+            name = next(names)
+            free = fake.dim() > 0 and isinstance(fake.shape[0], torch.SymInt)
+            shape = (0, *fake.shape[1:]) if free else tuple(fake.shape)
+            check_tensor(name, leaf, shape, fake.dtype, free)
+            if free and batch is not None and leaf.shape[0] != batch[1]:
+                raise InputError(f"inputs {batch[0]!r} and {name!r} have different batches: {batch[1]} and {leaf.shape[0]}")
+            batch = (name, leaf.shape[0]) if free else batch
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def check_tensor(name: str, value: Any, shape: tuple[int, ...], dtype: torch.dtype, dynamic_batch: bool) -> None:

@@ -6,9 +6,10 @@
     conv2d(padding="same")                ->  conv2d with numbers, and a pad in front where the sides differ
     convolution                           ->  conv1d, conv2d, conv3d, conv_transpose...
     _native_batch_norm_..., getitem 0     ->  batch_norm
-    _to_copy                              ->  to.dtype
+    _to_copy, to.device, ...              ->  to.dtype, or nothing where the type stays
+    pad by nothing, clone                 ->  gone
 
-The last three come from programs that were decomposed before they came here.
+Some of these only come from programs that were decomposed before they came here.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from torch.fx.node import Node
 aten = torch.ops.aten
 
 ASSERTIONS = {
-    aten._assert_async.default, aten._assert_async.msg, aten._assert_scalar.default, aten._assert_tensor_metadata.default,
+    aten._assert_async.default, aten._assert_async.msg, aten._assert_scalar.default,
+    aten._assert_tensor_metadata.default,
     aten.sym_constrain_range.default, aten.sym_constrain_range_for_size.default, torch._assert, torch._check,
 }  # fmt: skip
-# A functional graph has no use for another name of the same value. (`detach` matters for gradients only; capture says so.)
+# A functional graph has no use for another name of the same value. (`detach` matters for gradients; capture says so.)
 SAME_VALUE = {
     aten.alias.default, aten.detach.default, aten.detach_.default, aten.lift.default, aten.lift_fresh.default,
     aten.lift_fresh_copy.default,
@@ -132,12 +134,19 @@ def _trainable(module: fx.GraphModule, node: Node) -> bool:
 
 
 def merge_constants(module: fx.GraphModule) -> None:
-    """One node per constant tensor, so that a shared weight shows as one value with several readers."""
-    first: dict[int, Node] = {}
+    """One node per constant tensor, so that a shared weight shows as one value with several readers.
+
+    Export gives every name of a tied weight a tensor object of its own; they share their memory.
+    """
+    first: dict[Any, Node] = {}
     for node in list(module.graph.nodes):
         if node.op == "get_attr":
             value = operator.attrgetter(str(node.target))(module)
-            if (known := first.setdefault(id(value), node)) is not node:
+            key: Any = id(value)
+            if isinstance(value, Tensor) and value.layout == torch.strided and value.numel():
+                memory = value.untyped_storage()._cdata
+                key = (memory, value.storage_offset(), value.shape, value.stride(), value.dtype, value.requires_grad)
+            if (known := first.setdefault(key, node)) is not node:
                 node.replace_all_uses_with(known, propagate_meta=False)
                 module.graph.erase_node(node)
 
@@ -188,8 +197,8 @@ def _string_padding(graph: fx.Graph, node: Node) -> None:
         x = graph.call_function(aten.pad.default, (x, [v for t in reversed(total) for v in (t // 2, t - t // 2)]))
         x.meta.update({k: v for k, v in node.meta.items() if k != "val"})
         total = [0] * rank
-    args = (x, weight, bias, stride, [t // 2 for t in total], dilation, groups)
-    _becomes(graph, node, SAME_PADDING[node.target], *args)
+    target = SAME_PADDING[node.target]  # type: ignore[index]
+    _becomes(graph, node, target, x, weight, bias, stride, [t // 2 for t in total], dilation, groups)
 
 
 def _convolution(graph: fx.Graph, node: Node) -> None:
@@ -206,7 +215,21 @@ def _convolution(graph: fx.Graph, node: Node) -> None:
 def _batch_norm(graph: fx.Graph, node: Node) -> None:
     x, weight, bias, mean, variance, momentum, eps = _bound(node)
     for part in _only_first(node):
-        _becomes(graph, node, aten.batch_norm.default, x, weight, bias, mean, variance, False, momentum, eps, False, readers=part)
+        _becomes(
+            graph,
+            node,
+            aten.batch_norm.default,
+            x,
+            weight,
+            bias,
+            mean,
+            variance,
+            False,
+            momentum,
+            eps,
+            False,
+            readers=part,
+        )
 
 
 def _layer_norm(graph: fx.Graph, node: Node) -> None:
@@ -254,17 +277,41 @@ def _transposed(node: Any) -> Node | None:
     """`w` of t(w) or permute(w, [1, 0])."""
     if not isinstance(node, Node) or node.op != "call_function":
         return None
-    swapped = node.target is aten.t.default or (node.target is aten.permute.default and list(node.args[1]) == [1, 0])  # type: ignore[arg-type]
-    source = node.args[0]
+    source, *order = node.args
+    swapped = node.target is aten.t.default or (node.target is aten.permute.default and order == [[1, 0]])
     return source if swapped and isinstance(source, Node) else None
 
 
 def _to_copy(graph: fx.Graph, node: Node) -> None:
-    wanted = {k: v for k, v in node.kwargs.items() if v is not None and k not in ("non_blocking", "pin_memory", "device", "layout")}
+    wanted = {
+        k: v
+        for k, v in node.kwargs.items()
+        if v is not None and k not in ("non_blocking", "pin_memory", "device", "layout")
+    }
     if set(wanted) == {"dtype"}:
         _becomes(graph, node, aten.to.dtype, node.args[0], wanted["dtype"])
     elif not wanted:
         node.replace_all_uses_with(node.args[0], propagate_meta=False)  # type: ignore[arg-type]
+
+
+def _to(graph: fx.Graph, node: Node) -> None:
+    """The `to` variants by device, layout or example -> to.dtype, or nothing where the type stays."""
+    given = {a.name: v for a, v in zip(node.target._schema.arguments, _bound(node), strict=True)}  # type: ignore[union-attr]
+    x = given["self"]
+    wanted = given["other"].meta["val"].dtype if "other" in given else given.get("dtype")
+    if given.get("memory_format") not in (None, torch.preserve_format, torch.contiguous_format):
+        return
+    if wanted is None or wanted == x.meta["val"].dtype:
+        node.replace_all_uses_with(x, propagate_meta=False)
+    elif node.target is not aten.to.dtype:
+        _becomes(graph, node, aten.to.dtype, x, wanted)
+
+
+def _pad(graph: fx.Graph, node: Node) -> None:
+    """Padding by nothing, which windowed attention does for sizes that fit."""
+    x, amounts, *_ = _bound(node)
+    if all(isinstance(a, int) and a == 0 for a in amounts):
+        node.replace_all_uses_with(x, propagate_meta=False)
 
 
 def _unsafe_view(graph: fx.Graph, node: Node) -> None:
@@ -303,7 +350,9 @@ RULES: dict[Any, Callable[[fx.Graph, Node], None]] = {
     aten.addmm.default: _addmm,
     aten.mm.default: _mm,
     aten._to_copy.default: _to_copy,
+    **dict.fromkeys([aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other], _to),
+    aten.pad.default: _pad,
+    aten.constant_pad_nd.default: _pad,
     aten._unsafe_view.default: _unsafe_view,
     aten.clone.default: _clone,
 }
-

@@ -1,18 +1,20 @@
 """A graph as a `torch.export.ExportedProgram` again, for tools that read those (the ONNX exporter, other compilers).
 
-The program is flat: it takes the graph's input tensors one by one, in order and under `graph.input_names`, and returns a
-tuple of the output tensors in the order of `graph.output_names`. Weights keep their names. A dynamic batch stays dynamic.
+The program is flat: it takes the graph's input tensors one by one, in order and under `graph.input_names`, and returns
+a tuple of the output tensors in the order of `graph.output_names`. Weights keep their names. A dynamic batch stays
+dynamic.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 from graphopt.errors import GraphoptError, InputError
+from graphopt.shapes import batched
 
 if TYPE_CHECKING:
     from graphopt.graph import Graph
@@ -28,13 +30,16 @@ def to_exported_program(graph: Graph) -> ExportedProgram:
     if graph.training:
         raise InputError("the graph is in training mode; call graph.eval() before deploying it")
     module = flat_module(graph)
-    example = tuple(_at_least_two(t) if free else t for t, free in zip(graph.example.tensors(), _free(graph), strict=True))
-    shapes = tuple({0: Dim.AUTO} if free else None for free in _free(graph)) if any(_free(graph)) else None
+    free = batched([n.meta["val"] for n in graph.inputs])
+    example = tuple(_at_least_two(t) if f else t for t, f in zip(graph.example.tensors(), free, strict=True))
+    shapes = tuple({0: Dim.AUTO} if f else None for f in free) if any(free) else None
     with torch.no_grad():
         program = torch.export.export(module, example, dynamic_shapes=shapes, strict=False)
-    if fixed := [name for name, free in zip(graph.input_names, _free(graph), strict=True) if free and _is_fixed(program, name)]:
+    inputs = [n for n in program.graph.nodes if n.op == "placeholder"][-len(free) :]
+    if (kept := batched([n.meta["val"] for n in inputs])) != free:
+        fixed = next(name for name, f, k in zip(graph.input_names, free, kept, strict=True) if f != k)
         raise GraphoptError(
-            f"the batch of input {fixed[0]!r} became fixed when the graph was exported again; "
+            f"the batch of input {fixed!r} became fixed when the graph was exported again; "
             "capture with dynamic_batch=False to deploy for one batch size"
         )
     return program
@@ -60,18 +65,6 @@ def flat_module(graph: Graph) -> fx.GraphModule:
     return module
 
 
-def _free(graph: Graph) -> list[bool]:
-    """For each input tensor: is its first dimension the free batch?"""
-    values = [n.meta["val"] for n in graph.nodes if n.op == "placeholder" and isinstance(n.meta.get("val"), Tensor)]
-    return [v.dim() > 0 and isinstance(v.shape[0], torch.SymInt) for v in values]
-
-
 def _at_least_two(value: Tensor) -> Tensor:
     """Export takes a size of one for a fixed size."""
     return torch.cat([value, value]) if value.shape[0] == 1 else value
-
-
-def _is_fixed(program: ExportedProgram, name: str) -> bool:
-    node = next(n for n in program.graph.nodes if n.op == "placeholder" and n.name == name)
-    value: Any = node.meta["val"]
-    return not isinstance(value.shape[0], torch.SymInt)

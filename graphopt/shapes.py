@@ -1,7 +1,7 @@
 """Shapes of every value, derived with fake tensors: no data moves, and an operator that no longer fits raises.
 
-The free batch size is one symbol that the placeholders carry in `meta["val"]` since capture; it travels through the graph
-unchanged, so a graph that passes here fits for every batch size.
+The free batch size is one symbol that the placeholders carry in `meta["val"]` since capture; it travels through the
+graph unchanged, so a graph that passes here fits for every batch size.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
@@ -43,7 +44,8 @@ def propagate(module: fx.GraphModule) -> None:
     mode = next((v.fake_mode for v in inputs if isinstance(v, FakeTensor)), None) or FakeTensorMode()
     inputs = [mode.from_tensor(v) if isinstance(v, Tensor) and not isinstance(v, FakeTensor) else v for v in inputs]
     interpreter = _Shapes(module, mode)
-    with mode, torch.no_grad():
+    # Without the Python dispatcher, some composite operators (pad) ask for the batch as a number and thereby fix it.
+    with mode, torch.no_grad(), enable_python_dispatcher():
         interpreter.run(*inputs, enable_io_processing=False)
 
 
@@ -68,11 +70,13 @@ def fake_inputs(values: Sequence[Any], batched: Sequence[bool]) -> list[Any]:
         if not free:
             return mode.from_tensor(value.detach(), static_shapes=True)
         # The order of the dimensions in memory decides which views are possible (channels last, transposed examples).
-        order = sorted(range(value.dim()), key=lambda d: (-value.stride(d), d)) if 0 not in value.stride() else range(value.dim())
+        dims = range(value.dim())
+        strides: list[int] = list(value.stride())
+        order = sorted(dims, key=lambda d: (-strides[d], d)) if 0 not in strides else list(dims)
         sizes = [batch, *value.shape[1:]]
         with mode:
             dense = torch.empty([sizes[d] for d in order], dtype=value.dtype, device=value.device)
-            return dense.permute(*(list(order).index(d) for d in range(value.dim())))
+            return dense.permute([order.index(d) for d in dims])
 
     return [twin(v, free) for v, free in zip(values, batched, strict=True)]
 

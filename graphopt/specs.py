@@ -1,7 +1,7 @@
 """Nested inputs and outputs: their leaves in order, and a name for each.
 
-    forward(image, extra={"scale": s, "boxes": (a, b)})   ->   image, extra_scale, extra_boxes_0, extra_boxes_1
-    return {"logits": y, "hidden": [h, i]}                ->   logits, hidden_0, hidden_1
+forward(image, extra={"scale": s, "boxes": (a, b)})   ->   image, extra_scale, extra_boxes_0, extra_boxes_1
+return {"logits": y, "hidden": [h, i]}                ->   logits, hidden_0, hidden_1
 """
 
 from __future__ import annotations

@@ -85,8 +85,14 @@ def _text(batch: int, length: int = 12) -> dict[str, Tensor]:
 def _bert(batch: int) -> Example:
     import transformers as t
 
-    config = t.BertConfig(vocab_size=90, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
-    return t.BertForSequenceClassification(config), (), {**_text(batch), "token_type_ids": torch.zeros(batch, 12, dtype=torch.long)}
+    config = t.BertConfig(
+        vocab_size=90, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+    )
+    return (
+        t.BertForSequenceClassification(config),
+        (),
+        {**_text(batch), "token_type_ids": torch.zeros(batch, 12, dtype=torch.long)},
+    )
 
 
 def _distilbert(batch: int) -> Example:
@@ -99,14 +105,18 @@ def _distilbert(batch: int) -> Example:
 def _roberta(batch: int) -> Example:
     import transformers as t
 
-    config = t.RobertaConfig(vocab_size=90, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+    config = t.RobertaConfig(
+        vocab_size=90, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+    )
     return t.RobertaForTokenClassification(config), (), _text(batch)
 
 
 def _vit(batch: int) -> Example:
     import transformers as t
 
-    config = t.ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8)
+    config = t.ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8
+    )
     return t.ViTForImageClassification(config), (), {"pixel_values": torch.randn(batch, 3, 32, 32)}
 
 
@@ -128,8 +138,8 @@ def _llama(batch: int) -> Example:
     import transformers as t
 
     config = t.LlamaConfig(
-        vocab_size=90, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        use_cache=False,
+        vocab_size=90, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, use_cache=False,
     )  # fmt: skip
     return t.LlamaForCausalLM(config), (), _text(batch)
 
@@ -144,7 +154,9 @@ def _mobilevit(batch: int) -> Example:
 def _segformer(batch: int) -> Example:
     import transformers as t
 
-    config = t.SegformerConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], num_attention_heads=[1, 1, 2, 2], decoder_hidden_size=16)
+    config = t.SegformerConfig(
+        hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], num_attention_heads=[1, 1, 2, 2], decoder_hidden_size=16
+    )
     return t.SegformerForSemanticSegmentation(config), (), {"pixel_values": torch.randn(batch, 3, 64, 64)}
 
 
