@@ -1,5 +1,6 @@
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -109,3 +110,10 @@ def test_python_names(graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         imports.find("needs:x")
     with pytest.raises(InputError, match=r"there is no file, folder or package\.module:function called missing\.txt"):
         Named("missing.txt")
+
+
+def test_real_images_come_out_as_they_were_prepared_for_training(zoo: ModuleType, data_dir: Path) -> None:
+    graph = Graph.capture(zoo.cifar_resnet(20), torch.randn(1, 3, 32, 32))
+    batch = first(Named(str(data_dir / "cifar10_test.npz"), limit=100), graph)
+    images, _ = zoo.cifar10("test")
+    torch.testing.assert_close(batch, images[: 32 * 100 : 100])
