@@ -54,6 +54,8 @@ SOURCES = {
     "loader": lambda: DataLoader(TensorDataset(IMAGES, LABELS), batch_size=32),
     "loader of images": lambda: DataLoader(IMAGES, batch_size=32),  # type: ignore[arg-type]
     "dictionary of arrays": lambda: {"input": IMAGES, "label": LABELS},
+    "dictionary under a name of one's own": lambda: {"names": ["a"] * 70, "image": IMAGES, "label": LABELS},
+    "tensor, labels and weights": lambda: (IMAGES, LABELS, torch.ones(70)),
     "dictionaries": lambda: [{"image": x, "label": y} for x, y in zip(IMAGES.split(32), LABELS.split(32), strict=True)],
     "dictionary and label": lambda: [({"input": x}, 3) for x in IMAGES.split(32)],
     "user dictionaries": lambda: [UserDict(input=x) for x in IMAGES.split(32)],
@@ -71,6 +73,11 @@ def test_every_kind_of_source_gives_the_same_batches_twice(graph: Graph, source:
         assert [len(b) for b in batches] == [1, 1, 1]
         assert torch.equal(torch.cat([b[0] for b in batches]), IMAGES)
     assert calibration.samples == 70
+
+
+def test_batches_of_equal_rank_are_not_taken_for_labels(graph: Graph) -> None:
+    assert sizes(Calibration((IMAGES, IMAGES[:7]), graph)) == [70, 7]
+    assert sizes(Calibration([IMAGES, (IMAGES[:7], LABELS[:7])], graph)) == [70, 7]
 
 
 def test_a_tensor_is_never_taken_all_at_once(graph: Graph) -> None:

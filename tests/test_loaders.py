@@ -46,6 +46,12 @@ def test_raw_pixels_are_normalized(graph: Graph, tmp_path: Path) -> None:
     torch.testing.assert_close(batch, expected)
 
 
+def test_pixels_with_channels_first_stay_so(graph: Graph, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", PIXELS.transpose(0, 3, 1, 2))
+    batch = first(Named(str(tmp_path / "x.npy"), Pixels(1.0, (0.0,), (1.0,))), graph)
+    assert torch.equal(batch, torch.tensor(PIXELS[:32]).permute(0, 3, 1, 2).float())
+
+
 def test_a_limit_spreads_over_the_data(graph: Graph, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", FLOATS)
     batch = first(Named(str(tmp_path / "x.npy"), limit=4), graph)
@@ -85,6 +91,9 @@ def test_a_folder_of_images_is_resized_and_normalized(graph: Graph, tmp_path: Pa
 def test_a_folder_without_images_is_refused(graph: Graph, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no images"):
         Named(str(tmp_path)).load(graph)
+    rows = Graph.capture(nn.Linear(3, 2).eval(), torch.randn(2, 3))
+    with pytest.raises(InputError, match=r"is a folder of images, but the model takes f32\[N, 3\]; use \.npz"):
+        Named(str(tmp_path)).load(rows)
 
 
 def test_grey_images_take_the_average_of_the_default_mean() -> None:
