@@ -94,6 +94,8 @@ def optimize(
             pixels = Pixels(scale, _numbers("mean", mean), _numbers("std", std))
             source = Named(calibration, pixels, samples)
         judge = None if evaluate is None else imports.find(evaluate)
+        if judge is not None and not callable(judge):
+            raise InputError(f"--evaluate {evaluate} is a {type(judge).__name__}, not a function that takes a model")
         example = tuple(_example(shape) for shape in input_shape or []) or None
         subject = _model(model)
 

@@ -135,11 +135,12 @@ def _put(temporary: Path, target: Path) -> None:
         return
     check_replaceable(target)  # it may have changed while the block ran
     old = _beside(target)
-    os.rename(target, old)
     try:
+        os.rename(target, old)
         os.rename(temporary, target)
     except BaseException:
-        os.rename(old, target)
+        if old.exists() and not target.exists():
+            os.rename(old, target)
         raise
     shutil.rmtree(old, ignore_errors=True)
 

@@ -65,6 +65,7 @@ def test_arrays_flat_calls_and_names_work_too(artifact: NumpySums) -> None:
     "args, says",
     [
         ((X,), r"the model takes x: .*; the arguments\[0\] must be a tuple of 2, got tuple of 1"),
+        ((X, Y, Y), r"the model takes x: .*must be a tuple of 2, got tuple of 3"),
         ((X, {"z": Y}), r"must have the entries y, got z"),
         ((X.double(), {"y": Y}), r"input 'x' must be float32\[.*3\], got float64\[4, 3\]"),
         ((X, {"y": Y[:, :2]}), r"must be float32\[.*3\], got float32\[4, 2\]"),
@@ -74,6 +75,14 @@ def test_arrays_flat_calls_and_names_work_too(artifact: NumpySums) -> None:
 def test_what_does_not_fit_is_named(artifact: NumpySums, args: tuple[Any, ...], says: str) -> None:
     with pytest.raises(InputError, match=says):
         artifact(*args)
+
+
+def test_a_mixture_of_order_and_names_is_refused(artifact: NumpySums) -> None:
+    names = [s.name for s in artifact.manifest.inputs]
+    with pytest.raises(InputError, match="the model takes x: "):
+        artifact(X, **dict(zip(names, (X, Y), strict=True)))
+    with pytest.raises(InputError, match="the model takes x: "):
+        artifact(x=X, unknown=Y)
 
 
 def test_only_a_free_batch_may_vary_and_only_for_all_inputs_together(artifact: NumpySums) -> None:

@@ -107,6 +107,7 @@ MISTAKES = [
     (("optimize", "cli_models:net", "--out", "."), "holds files that graphopt did not write (cli_models.py"),
     (("optimize", "cli_models:net", "--out", "a/b"), "does not exist; create it first"),
     (("optimize", "cli_models:broken"), "unexpected TypeError: two lines (--debug shows where)"),
+    (("optimize", "cli_models:net", "--evaluate", "cli_models:time"), "is a module, not a function that takes a model"),
     (("show", "nowhere"), "there is no file or folder nowhere"),
     (("show", "cli_models.py"), "it is neither a .pt2 file nor"),
     (("show", "."), "is no artifact"),

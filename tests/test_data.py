@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -52,6 +54,8 @@ SOURCES = {
     "loader": lambda: DataLoader(TensorDataset(IMAGES, LABELS), batch_size=32),
     "loader of images": lambda: DataLoader(IMAGES, batch_size=32),  # type: ignore[arg-type]
     "dictionary of arrays": lambda: {"input": IMAGES, "label": LABELS},
+    "dictionary under a name of one's own": lambda: {"names": ["a"] * 70, "image": IMAGES, "label": LABELS},
+    "tensor, labels and weights": lambda: (IMAGES, LABELS, torch.ones(70)),
     "dictionaries": lambda: [{"image": x, "label": y} for x, y in zip(IMAGES.split(32), LABELS.split(32), strict=True)],
     "dictionary and label": lambda: [({"input": x}, 3) for x in IMAGES.split(32)],
     "user dictionaries": lambda: [UserDict(input=x) for x in IMAGES.split(32)],
@@ -69,6 +73,11 @@ def test_every_kind_of_source_gives_the_same_batches_twice(graph: Graph, source:
         assert [len(b) for b in batches] == [1, 1, 1]
         assert torch.equal(torch.cat([b[0] for b in batches]), IMAGES)
     assert calibration.samples == 70
+
+
+def test_batches_of_equal_rank_are_not_taken_for_labels(graph: Graph) -> None:
+    assert sizes(Calibration((IMAGES, IMAGES[:7]), graph)) == [70, 7]
+    assert sizes(Calibration([IMAGES, (IMAGES[:7], LABELS[:7])], graph)) == [70, 7]
 
 
 def test_a_tensor_is_never_taken_all_at_once(graph: Graph) -> None:
@@ -181,6 +190,16 @@ def test_a_fixed_batch_is_cut_and_joined_from_any_batches(fixed: Graph) -> None:
     assert [b[0].shape[0] for b in batches] == [8, 8]
     assert torch.equal(torch.cat([b[0] for b in batches]), IMAGES[:16])
     assert calibration.notes == ["the last 5 calibration samples do not fill the model's fixed batch of 8; left out"]
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=6).filter(lambda sizes: 8 <= sum(sizes) <= 70))
+def test_rebatching_loses_only_the_incomplete_rest(fixed: Graph, sizes: list[int]) -> None:
+    total = sum(sizes)
+    calibration = Calibration(list(IMAGES[:total].split(sizes)), fixed)
+    batches = [tensors[0] for tensors in calibration]
+    assert {len(b) for b in batches} == {8}
+    assert torch.equal(torch.cat(batches), IMAGES[: total // 8 * 8])
+    assert bool(calibration.notes) == (total % 8 != 0)
 
 
 def test_too_few_samples_for_a_fixed_batch_are_repeated_and_said_so(fixed: Graph) -> None:

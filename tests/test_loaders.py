@@ -1,5 +1,6 @@
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -45,6 +46,12 @@ def test_raw_pixels_are_normalized(graph: Graph, tmp_path: Path) -> None:
     torch.testing.assert_close(batch, expected)
 
 
+def test_pixels_with_channels_first_stay_so(graph: Graph, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", PIXELS.transpose(0, 3, 1, 2))
+    batch = first(Named(str(tmp_path / "x.npy"), Pixels(1.0, (0.0,), (1.0,))), graph)
+    assert torch.equal(batch, torch.tensor(PIXELS[:32]).permute(0, 3, 1, 2).float())
+
+
 def test_a_limit_spreads_over_the_data(graph: Graph, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", FLOATS)
     batch = first(Named(str(tmp_path / "x.npy"), limit=4), graph)
@@ -84,6 +91,9 @@ def test_a_folder_of_images_is_resized_and_normalized(graph: Graph, tmp_path: Pa
 def test_a_folder_without_images_is_refused(graph: Graph, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no images"):
         Named(str(tmp_path)).load(graph)
+    rows = Graph.capture(nn.Linear(3, 2).eval(), torch.randn(2, 3))
+    with pytest.raises(InputError, match=r"is a folder of images, but the model takes f32\[N, 3\]; use \.npz"):
+        Named(str(tmp_path)).load(rows)
 
 
 def test_grey_images_take_the_average_of_the_default_mean() -> None:
@@ -109,3 +119,10 @@ def test_python_names(graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         imports.find("needs:x")
     with pytest.raises(InputError, match=r"there is no file, folder or package\.module:function called missing\.txt"):
         Named("missing.txt")
+
+
+def test_real_images_come_out_as_they_were_prepared_for_training(zoo: ModuleType, data_dir: Path) -> None:
+    graph = Graph.capture(zoo.cifar_resnet(20), torch.randn(1, 3, 32, 32))
+    batch = first(Named(str(data_dir / "cifar10_test.npz"), limit=100), graph)
+    images, _ = zoo.cifar10("test")
+    torch.testing.assert_close(batch, images[: 32 * 100 : 100])

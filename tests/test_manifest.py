@@ -109,6 +109,7 @@ def test_file_names_cannot_leave_the_folder(folder: Path, name: str) -> None:
         ({"surprise": 1}, "unknown or missing entries surprise"),
         ({"inputs": [{"name": "x", "dtype": "float31", "shape": []}]}, "unknown element type 'float31'"),
         ({"inputs": [{"name": "x", "dtype": "float32", "shape": [-1]}]}, r"shape \[-1\]"),
+        ({"inputs": [{"name": "x", "dtype": "float32", "shape": [3, "N"]}]}, "has the shape"),
         ({"inputs": {}}, "inputs is a dict, not a list"),
         ({"inputs": []}, "a structure of 1 tensors for 0"),
         ({"output_structure": {"exec": "x"}}, "not a structure"),

@@ -1,5 +1,6 @@
 import math
 import time
+from types import ModuleType
 
 import pytest
 import torch
@@ -141,3 +142,15 @@ def test_a_time_budget_ends_the_rounds_but_not_before_five() -> None:
 
 def test_the_host_is_described() -> None:
     assert "core" in measure.host_cpu()
+
+
+def test_published_networks_have_their_published_size(zoo: ModuleType) -> None:
+    """He et al. 2016 give ResNet-20 0.27 M parameters; Howard et al. 2017 MobileNet about 569 M multiply-adds at 224.
+
+    The MobileNet here ends two layers earlier and has ten classes, so it is a little below that.
+    """
+    graph = capture(zoo.cifar_resnet(20), torch.randn(1, 3, 32, 32))
+    assert measure.parameters(graph) == 269_722
+    assert measure.macs(graph) == 40_551_040
+    mobilenet = capture(zoo.mobilenet_v1(), torch.randn(1, 3, 224, 224))
+    assert 500e6 < measure.macs(mobilenet) < 569e6

@@ -95,6 +95,12 @@ def test_a_report_survives_json_even_with_infinities(tmp_path: Path, value: floa
     assert Report.from_dict(FULL.to_dict()) == FULL
 
 
+def test_entries_with_a_default_may_be_left_out() -> None:
+    assert Report.from_dict({"model": "m", "target": "t"}) == Report("m", "t")
+    with pytest.raises(InputError, match="a Report lacks target"):
+        Report.from_dict({"model": "m"})
+
+
 def test_altered_reports_are_refused() -> None:
     with pytest.raises(InputError, match="a Report cannot hold surprise"):
         Report.from_dict({**FULL.to_dict(), "surprise": 1})
