@@ -475,7 +475,7 @@ class _Capture:
             if (wrong := _difference(a, b)) is not None:
                 raise CaptureError(
                     f"the captured graph of {self._who} differs from the model at output {name!r} ({wrong}); "
-                    "the model probably keeps state or draws random numbers in forward: let it depend on inputs only"
+                    "the model probably keeps state or draws random numbers in forward: make it pure"
                 )
 
 
