@@ -19,6 +19,8 @@ from graphopt import text
 from graphopt.errors import InputError
 from graphopt.graph import Graph
 
+BATCH = 32  # samples taken at a time where the source does not say
+
 
 @dataclass(frozen=True)
 class Input:

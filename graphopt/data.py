@@ -6,6 +6,7 @@
     Calibration(loader, graph)                       a DataLoader, or any other iterable of batches
     Calibration(lambda: stream(), graph)             a function that starts a new iterator for every pass
     Calibration(stream(), graph)                     a one-shot iterator: good for a single pass
+    Calibration("photos/", graph)                    a folder, file or function by name; see graphopt.loaders
 
 Only one batch is held at a time, so memory does not grow with the number of samples.
 """
@@ -14,17 +15,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from graphopt.batches import Input, as_tensor, inputs, misfit, to_tensors
+from graphopt.batches import BATCH, Input, as_tensor, inputs, misfit, to_tensors
 from graphopt.errors import InputError
 from graphopt.graph import Graph
+from graphopt.loaders import Named
 
-BATCH = 32  # samples taken at a time from a large tensor
 _NOTHING = object()
 
 
@@ -45,6 +47,10 @@ class Calibration:
         Raises:
             InputError: the source is empty or of an unknown kind, or its first batch does not fit the graph.
         """
+        if isinstance(source, (str, Path)):
+            source = Named(str(source))
+        if isinstance(source, Named):
+            source = source.load(graph)
         self.inputs = inputs(graph)
         self.synthetic = synthetic
         self.notes: list[str] = []
@@ -160,7 +166,7 @@ def _opener(source: Any, takes: list[Input]) -> Callable[[], Iterator[Any]]:
     arrays = _arrays(source, takes)
     if arrays is not None:
         return lambda: _split(*arrays)
-    if isinstance(source, (nn.Module, str, bytes)) or source is None:
+    if isinstance(source, (nn.Module, bytes)) or source is None:
         raise _unknown(source)
     if isinstance(source, Iterator):
         return lambda: source

@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 
 from graphopt import imports
-from graphopt.batches import Input, inputs
-from graphopt.data import BATCH
+from graphopt.batches import BATCH, Input, inputs
 from graphopt.errors import InputError
 from graphopt.graph import Graph
 
@@ -47,40 +46,63 @@ class Pixels:
         return ((pixels.float() * self.scale - mean) / std).contiguous()
 
 
-def load(name: str, graph: Graph, pixels: Pixels | None = None, limit: int = 512) -> Any:
-    """The source that `name` stands for, ready for `Calibration(source, graph)`.
+@dataclass(frozen=True)
+class Named:
+    """Calibration data by name; `Calibration` opens it once it knows the graph.
 
-    Args:
+    Attributes:
         name: see the head of this file.
-        graph: the model; it decides image sizes and which arrays are taken.
         pixels: how raw pixels are normalized; ImageNet's way by default.
         limit: take at most this many samples from a file or folder, evenly spread.
-
-    Raises:
-        InputError: nothing usable is there; the message says what was found.
     """
-    pixels = pixels or Pixels()
-    takes = inputs(graph)
-    file, _, key = name.partition(":") if not Path(name).exists() else (name, "", "")
-    path = Path(file).expanduser()
-    if path.suffix in (".npz", ".npy"):
-        return _arrays(path, key, takes, pixels, limit)
-    if path.is_dir():
-        return _images(path, takes, pixels, limit)
-    if key:
-        found = imports.find(name)
+
+    name: str
+    pixels: Pixels = Pixels()
+    limit: int = 512
+
+    def __post_init__(self) -> None:
+        self._kind()  # a name that leads nowhere is told before any work
+
+    def _kind(self) -> str:
+        """Raises `InputError` where nothing usable has this name."""
+        path, key = self._path()
+        if path.suffix in (".npz", ".npy"):
+            if not path.is_file():
+                raise InputError(f"there is no file {path}")
+            return "arrays"
+        if path.is_dir():
+            return "images"
+        if path.exists():
+            raise InputError(f"calibration data {self.name}: only .npz, .npy and folders of images can be read")
+        if key:
+            return "function"
+        raise InputError(f"there is no file, folder or package.module:function called {self.name}")
+
+    def _path(self) -> tuple[Path, str]:
+        whole = Path(self.name).expanduser()
+        file, _, key = self.name.partition(":")
+        return (whole, "") if whole.exists() else (Path(file).expanduser(), key)
+
+    def load(self, graph: Graph) -> Any:
+        """The source, ready for `Calibration`.
+
+        Raises:
+            InputError: what is there does not fit the graph's inputs; the message says what was found.
+        """
+        takes, (path, key) = inputs(graph), self._path()
+        kind = self._kind()
+        if kind == "arrays":
+            return _arrays(path, key, takes, self.pixels, self.limit)
+        if kind == "images":
+            return _images(path, takes, self.pixels, self.limit)
+        found = imports.find(self.name)
         return found() if callable(found) else found
-    if path.exists():
-        raise InputError(f"calibration data {name}: only .npz, .npy and folders of images can be read")
-    raise InputError(f"there is no file, folder or package.module:function called {name}")
 
 
 def _arrays(path: Path, key: str, takes: list[Input], pixels: Pixels, limit: int) -> Any:
     try:
         loaded = np.load(path, allow_pickle=False)  # pickles could run code
         arrays = {"": loaded} if isinstance(loaded, np.ndarray) else {k: loaded[k] for k in loaded.files}
-    except FileNotFoundError:
-        raise InputError(f"there is no file {path}") from None
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise InputError(
             f"{path} cannot be read as numbers ({error}); write it with numpy.savez(path, x=...)"

@@ -52,7 +52,7 @@ def _encode(spec: Any, leaves: Iterator[Any]) -> Any:
         raise InputError(
             f"the model takes or returns a {type(leaf).__name__}, which an artifact cannot hold; use tensors"
         )
-    children = [_encode(child, leaves) for child in spec.children_specs]
+    children = [_encode(child, leaves) for child in (spec.child(i) for i in range(spec.num_children))]
     if spec.type in (list, tuple):
         return {spec.type.__name__: children}
     kind = spec.context if pytree.is_namedtuple_class(spec.context) else spec.type

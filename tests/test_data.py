@@ -51,10 +51,10 @@ SOURCES = {
     "list of lists": lambda: [[x] for x in IMAGES.split(32)],
     "loader": lambda: DataLoader(TensorDataset(IMAGES, LABELS), batch_size=32),
     "loader of images": lambda: DataLoader(IMAGES, batch_size=32),  # type: ignore[arg-type]
-    "dictionary of arrays": lambda: {"input_1": IMAGES, "label": LABELS},
+    "dictionary of arrays": lambda: {"input": IMAGES, "label": LABELS},
     "dictionaries": lambda: [{"image": x, "label": y} for x, y in zip(IMAGES.split(32), LABELS.split(32), strict=True)],
-    "dictionary and label": lambda: [({"input_1": x}, 3) for x in IMAGES.split(32)],
-    "user dictionaries": lambda: [UserDict(input_1=x) for x in IMAGES.split(32)],
+    "dictionary and label": lambda: [({"input": x}, 3) for x in IMAGES.split(32)],
+    "user dictionaries": lambda: [UserDict(input=x) for x in IMAGES.split(32)],
     "file names beside": lambda: [(["a.png"] * len(x), x) for x in IMAGES.split(32)],
     "function": lambda: lambda: iter(IMAGES.split(32)),
     "function of a tensor": lambda: lambda: IMAGES,
@@ -90,7 +90,7 @@ def test_a_function_that_returns_a_used_up_iterator_is_named(graph: Graph) -> No
         list(calibration)
 
 
-@pytest.mark.parametrize("source", [[], iter([]), torch.empty(0, 3, 8, 8), list, {"input_1": torch.empty(0, 3, 8, 8)}])
+@pytest.mark.parametrize("source", [[], iter([]), torch.empty(0, 3, 8, 8), list, {"input": torch.empty(0, 3, 8, 8)}])
 def test_no_data_is_refused_before_any_work(graph: Graph, source: Any) -> None:
     with pytest.raises(InputError, match="calibration data is empty"):
         Calibration(source, graph)
@@ -111,9 +111,10 @@ MISFITS = {
     r"convert it with .to\(torch.float32\)": [IMAGES.double(), IMAGES.numpy().astype("float64")],
     "give it the shape": [torch.randn(4, 3, 9, 9), torch.randn(4, 1, 8, 8), torch.randn(1, 4, 3, 8, 8)],
     "with 0 tensors": [["a.png", "b.png"], [3]],
-    "lacks 'input_1'": [[{"a": IMAGES, "b": IMAGES}], {"label": LABELS}],
+    "lacks 'input'": [[{"a": IMAGES, "b": IMAGES}], {"label": LABELS}],
     "NaN or infinity": [[torch.full((1, 3, 8, 8), torch.nan)]],
-    "must be tensors, a DataLoader": [None, "photos/", nn.ReLU(), 3],
+    "must be tensors, a DataLoader": [None, b"photos/", nn.ReLU(), 3],
+    "there is no file, folder": ["photos/"],
     "give numbers": [np.array([["a"]])],
 }
 

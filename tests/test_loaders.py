@@ -10,7 +10,7 @@ from graphopt import imports, loaders
 from graphopt.data import Calibration
 from graphopt.errors import InputError
 from graphopt.graph import Graph
-from graphopt.loaders import Pixels
+from graphopt.loaders import Named, Pixels
 
 
 @pytest.fixture(scope="module")
@@ -31,23 +31,23 @@ def test_arrays_are_found_by_suffix_rank_and_key(graph: Graph, tmp_path: Path) -
     np.savez(tmp_path / "xy.npz", images=FLOATS, y=np.zeros(40, int))
     np.savez(tmp_path / "two.npz", train=FLOATS, test=FLOATS[::-1])
     for name in ("x.npy", "xy.npz", "two.npz:train"):
-        assert torch.equal(first(loaders.load(str(tmp_path / name), graph), graph), torch.tensor(FLOATS[:32]))
+        assert torch.equal(first(Named(str(tmp_path / name)), graph), torch.tensor(FLOATS[:32]))
     with pytest.raises(InputError, match=r"train \[40, 3, 16, 12\], test .*add :name to the path"):
-        loaders.load(str(tmp_path / "two.npz"), graph)
+        Named(str(tmp_path / "two.npz")).load(graph)
     with pytest.raises(InputError, match="has no array 'valid'; it has train, test"):
-        loaders.load(str(tmp_path / "two.npz:valid"), graph)
+        Named(str(tmp_path / "two.npz:valid")).load(graph)
 
 
 def test_raw_pixels_are_normalized(graph: Graph, tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=PIXELS, y=np.zeros(40, int))
-    batch = first(loaders.load(str(tmp_path / "x.npz"), graph, Pixels(mean=(0.5,), std=(0.25,))), graph)
+    batch = first(Named(str(tmp_path / "x.npz"), Pixels(mean=(0.5,), std=(0.25,))), graph)
     expected = (torch.tensor(PIXELS[:32]).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
     torch.testing.assert_close(batch, expected)
 
 
 def test_a_limit_spreads_over_the_data(graph: Graph, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", FLOATS)
-    batch = first(loaders.load(str(tmp_path / "x.npy"), graph, limit=4), graph)
+    batch = first(Named(str(tmp_path / "x.npy"), limit=4), graph)
     assert torch.equal(batch, torch.tensor(FLOATS[[0, 10, 20, 30]]))
 
 
@@ -56,7 +56,7 @@ def test_a_limit_spreads_over_the_data(graph: Graph, tmp_path: Path) -> None:
 def test_damaged_files_are_explained(graph: Graph, tmp_path: Path, content: bytes, suffix: str) -> None:
     (tmp_path / f"x{suffix}").write_bytes(content)
     with pytest.raises(InputError, match="cannot be read as numbers"):
-        loaders.load(str(tmp_path / f"x{suffix}"), graph)
+        Named(str(tmp_path / f"x{suffix}")).load(graph)
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".npy"])
@@ -64,7 +64,7 @@ def test_pickles_are_never_run(graph: Graph, tmp_path: Path, suffix: str) -> Non
     save = np.savez if suffix == ".npz" else np.save
     save(tmp_path / f"x{suffix}", np.array([{"a": 1}], dtype=object))
     with pytest.raises(InputError, match="cannot be read as numbers"):
-        loaders.load(str(tmp_path / f"x{suffix}"), graph)
+        Named(str(tmp_path / f"x{suffix}")).load(graph)
 
 
 def test_a_folder_of_images_is_resized_and_normalized(graph: Graph, tmp_path: Path) -> None:
@@ -72,18 +72,18 @@ def test_a_folder_of_images_is_resized_and_normalized(graph: Graph, tmp_path: Pa
     (tmp_path / "sub").mkdir()
     image.new("RGB", (24, 32), (255, 0, 0)).save(tmp_path / "a.png")
     image.new("L", (50, 40), 255).save(tmp_path / "sub" / "b.jpg")
-    batch = first(loaders.load(str(tmp_path), graph), graph)
+    batch = first(Named(str(tmp_path)), graph)
     assert batch.shape == (2, 3, 16, 12)
     red = (torch.tensor([1.0, 0, 0]) - torch.tensor(loaders.IMAGENET_MEAN)) / torch.tensor(loaders.IMAGENET_STD)
     torch.testing.assert_close(batch[0], red.reshape(3, 1, 1).expand(3, 16, 12))
     (tmp_path / "c.png").write_bytes(b"nonsense")
     with pytest.raises(InputError, match=r"c\.png cannot be read"):
-        list(Calibration(loaders.load(str(tmp_path), graph), graph))
+        list(Calibration(Named(str(tmp_path)), graph))
 
 
 def test_a_folder_without_images_is_refused(graph: Graph, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no images"):
-        loaders.load(str(tmp_path), graph)
+        Named(str(tmp_path)).load(graph)
 
 
 def test_grey_images_take_the_average_of_the_default_mean() -> None:
@@ -97,7 +97,7 @@ def test_python_names(graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "my_calibration.py").write_text("import torch\ndef images(): return [torch.zeros(1, 3, 16, 12)]\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    assert first(loaders.load("my_calibration:images", graph), graph).shape == (1, 3, 16, 12)
+    assert first(Named("my_calibration:images"), graph).shape == (1, 3, 16, 12)
     with pytest.raises(InputError, match="my_calibration has no 'image'; did you mean 'images'"):
         imports.find("my_calibration:image")
     with pytest.raises(InputError, match="there is no module 'not_there'"):
@@ -108,4 +108,4 @@ def test_python_names(graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(InputError, match="needs the module 'not_there_either'"):
         imports.find("needs:x")
     with pytest.raises(InputError, match=r"there is no file, folder or package\.module:function called missing\.txt"):
-        loaders.load("missing.txt", graph)
+        Named("missing.txt")

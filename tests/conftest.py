@@ -1,0 +1,51 @@
+"""Fixtures that tests share: real data where it is at hand, and one thread per test process."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The networks of tests are small: more threads gain nothing, and lose much where tests run side by side."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Real images and trained weights: the folder $GRAPHOPT_DATA, by default ../shared/data; skips where missing."""
+    folder = Path(os.environ.get("GRAPHOPT_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"needs real data and weights, but there is no folder {folder} (set GRAPHOPT_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def zoo(data_dir: Path) -> ModuleType:
+    """`zoo.py` of the data folder: trained networks and the images they were trained for."""
+    path = data_dir / "zoo.py"
+    if not path.is_file():
+        pytest.skip(f"needs {path}, which loads the trained networks")
+    spec = importlib.util.spec_from_file_location("zoo", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
