@@ -403,12 +403,27 @@ def test_programs_their_files_and_traced_modules_can_be_captured(tmp_path: Path)
     torch.export.save(program, tmp_path / "model.pt2")
     fixed = torch.export.export(model, (x,))
     expected = str(Graph.capture(model, x))
-    for source in (program, tmp_path / "model.pt2", str(tmp_path / "model.pt2"), fixed):
-        graph = Graph.capture(source)
+    sources = (
+        program,
+        tmp_path / "model.pt2",
+        str(tmp_path / "model.pt2"),
+        fixed,
+        program.module(),
+        torch.compile(model),
+    )
+    for source in sources:
+        graph = Graph.capture(source, x) if isinstance(source, nn.Module) else Graph.capture(source)
         assert str(graph) == expected
         assert set(graph.state_dict()) == {k for k in model.state_dict() if "num_batches" not in k}
         same(graph, model, torch.randn(3, 3, 6, 6))
     assert str(Graph.capture(torch.fx.symbolic_trace(model), x)) == expected
+
+
+def test_a_program_exported_in_training_mode_is_refused() -> None:
+    program = torch.export.export(small().train(), (torch.randn(2, 3, 6, 6),))
+    for source in (program, program.run_decompositions({})):
+        with pytest.raises(InputError, match=r"was exported in training mode.*export model.eval\(\)"):
+            Graph.capture(source)
 
 
 def test_a_captured_graph_exports_again() -> None:
@@ -495,6 +510,10 @@ def test_layers_that_always_train_keep_doing_so() -> None:
     text = str(graph)
     assert text.count("True") >= 2
     assert str(graph.train().eval()) == text
+
+
+def test_cumulative_running_statistics_are_noted() -> None:
+    assert "momentum=None" in Graph.capture(nn.BatchNorm1d(3, momentum=None).eval(), torch.randn(2, 3)).notes[0]
 
 
 def test_a_stopped_gradient_is_noted() -> None:
