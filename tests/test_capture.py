@@ -253,6 +253,12 @@ def test_names_kinds_and_sharing_of_weights_survive() -> None:
     same(graph, model, torch.randint(7, (5, 3)))
 
 
+def test_an_exported_program_keeps_weights_shared() -> None:
+    x = torch.randint(7, (2, 3))
+    graph = Graph.capture(torch.export.export(Tied().eval(), (x,)))
+    assert sorted(len(n.users) for n in graph.nodes if n.op == "get_attr") == [1, 2, 2, 2]
+
+
 def frozen_state(model: nn.Module) -> dict[str, Any]:
     return {
         "tensors": {k: (v, v.detach().clone(), v._version) for k, v in model.state_dict(keep_vars=True).items()},
