@@ -347,6 +347,12 @@ def no_grad_and_autocast(model: Call, x: Tensor) -> Tensor:
         return x - 1
 
 
+def a_region_with_two_results(model: Call, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        low, high = x * 2, x + 1
+    return low - high
+
+
 def autocast(model: Call, x: Tensor) -> Tensor:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         return F.linear(x, torch.ones(2, 6))
@@ -363,6 +369,7 @@ def autocast(model: Call, x: Tensor) -> Tensor:
         (lambda m, x: x.to(torch.float64), "to"),
         (lambda m, x: x.view(x.size(0), -1)[:], "sym_size view"),
         (no_grad_and_autocast, "mul add sub"),
+        (a_region_with_two_results, "mul add sub"),
         (autocast, "ones to to linear"),
     ],
 )
@@ -609,6 +616,10 @@ def test_wrong_calls_of_a_graph_are_named() -> None:
 # ---- Models that cannot be captured ---------------------------------------------------------------------------------
 
 
+def halved(y: Tensor) -> Tensor:
+    return y / 2 if y.max() > 0 else y
+
+
 class Failing(nn.Module):
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -617,6 +628,8 @@ class Failing(nn.Module):
     def forward(self, x: Tensor) -> Any:
         y = self.layer(x)
         match self.how:
+            case "helper":
+                return halved(y)
             case "branch":
                 return y if y.sum() > 0 else -y
             case "loop":
@@ -655,6 +668,7 @@ class Failing(nn.Module):
 @pytest.mark.parametrize(
     ("how", "code", "why", "remedy"),
     [
+        ("helper", "if y.max() > 0 else y", "decides on the value of a tensor", "torch.where"),
         ("branch", "y.sum() > 0", "decides on the value of a tensor", "torch.where"),
         ("loop", "while y.norm() > 0.1:", "decides on the value of a tensor", "torch.where"),
         ("item", "y.sum().item()", "turned into a Python number", "keep it a tensor"),
