@@ -47,6 +47,11 @@ def capture(model: Any, args: Any, kwargs: Mapping[str, Any] | None, *, dynamic_
     who = type(model).__name__
     if isinstance(model, ExportedProgram):
         model, args, kwargs = _of_program(model, args, kwargs)
+    elif isinstance(model, fx.GraphModule) and any(
+        isinstance(n.target, torch._ops.OpOverload) for n in model.graph.nodes
+    ):
+        model = _of_export(model)
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     args = tuple(args) if isinstance(args, (tuple, list)) and type(args) in (tuple, list) else (args,)
     kwargs = dict(kwargs or {})
     _check_model(model)
@@ -153,12 +158,17 @@ def _of_program(program: ExportedProgram, args: Any, kwargs: Mapping[str, Any] |
         if program.example_inputs is None:
             raise InputError("the exported program carries no example inputs; pass them as args")
         args, kwargs = program.example_inputs
-    module = program.module(check_guards=False)
-    if any(_trains(n) for n in module.graph.nodes):
+    return _of_export(program.module(check_guards=False)), args, kwargs
+
+
+def _of_export(module: nn.Module) -> fx.GraphModule:
+    """The module of a program; its mode says nothing (such modules refuse eval()), its batch norm nodes do."""
+    bare = _bare(module)
+    if any(_trains(n) for n in bare.graph.nodes):
         raise InputError(
             "the program was exported in training mode, so batch norm would keep doing so; export model.eval()"
         )
-    return _bare(module), args, kwargs
+    return bare
 
 
 def _trains(node: Node) -> bool:
@@ -388,6 +398,9 @@ class _Capture:
                 ) from None
         cut = normalize.strip(module)
         notes = self._notes(module, changed)
+        norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        if any(m.momentum is None and m.track_running_stats for m in norms):
+            notes.append("training the graph leaves running statistics alone where batch norm has momentum=None")
         if cut:
             notes.append("gradients are not stopped where the model detaches a value or disables gradients")
         if normalize.needs_simplifying(module):
@@ -475,7 +488,7 @@ class _Capture:
             if (wrong := _difference(a, b)) is not None:
                 raise CaptureError(
                     f"the captured graph of {self._who} differs from the model at output {name!r} ({wrong}); "
-                    "the model probably keeps state or draws random numbers in forward: let it depend on inputs only"
+                    "the model probably keeps state or draws random numbers in forward: make it pure"
                 )
 
 

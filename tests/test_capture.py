@@ -253,6 +253,12 @@ def test_names_kinds_and_sharing_of_weights_survive() -> None:
     same(graph, model, torch.randint(7, (5, 3)))
 
 
+def test_an_exported_program_keeps_weights_shared() -> None:
+    x = torch.randint(7, (2, 3))
+    graph = Graph.capture(torch.export.export(Tied().eval(), (x,)))
+    assert sorted(len(n.users) for n in graph.nodes if n.op == "get_attr") == [1, 2, 2, 2]
+
+
 def frozen_state(model: nn.Module) -> dict[str, Any]:
     return {
         "tensors": {k: (v, v.detach().clone(), v._version) for k, v in model.state_dict(keep_vars=True).items()},
@@ -341,6 +347,12 @@ def no_grad_and_autocast(model: Call, x: Tensor) -> Tensor:
         return x - 1
 
 
+def a_region_with_two_results(model: Call, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        low, high = x * 2, x + 1
+    return low - high
+
+
 def autocast(model: Call, x: Tensor) -> Tensor:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         return F.linear(x, torch.ones(2, 6))
@@ -357,6 +369,7 @@ def autocast(model: Call, x: Tensor) -> Tensor:
         (lambda m, x: x.to(torch.float64), "to"),
         (lambda m, x: x.view(x.size(0), -1)[:], "sym_size view"),
         (no_grad_and_autocast, "mul add sub"),
+        (a_region_with_two_results, "mul add sub"),
         (autocast, "ones to to linear"),
     ],
 )
@@ -403,12 +416,27 @@ def test_programs_their_files_and_traced_modules_can_be_captured(tmp_path: Path)
     torch.export.save(program, tmp_path / "model.pt2")
     fixed = torch.export.export(model, (x,))
     expected = str(Graph.capture(model, x))
-    for source in (program, tmp_path / "model.pt2", str(tmp_path / "model.pt2"), fixed):
-        graph = Graph.capture(source)
+    sources = (
+        program,
+        tmp_path / "model.pt2",
+        str(tmp_path / "model.pt2"),
+        fixed,
+        program.module(),
+        torch.compile(model),
+    )
+    for source in sources:
+        graph = Graph.capture(source, x) if isinstance(source, nn.Module) else Graph.capture(source)
         assert str(graph) == expected
         assert set(graph.state_dict()) == {k for k in model.state_dict() if "num_batches" not in k}
         same(graph, model, torch.randn(3, 3, 6, 6))
     assert str(Graph.capture(torch.fx.symbolic_trace(model), x)) == expected
+
+
+def test_a_program_exported_in_training_mode_is_refused() -> None:
+    program = torch.export.export(small().train(), (torch.randn(2, 3, 6, 6),))
+    for source in (program, program.run_decompositions({})):
+        with pytest.raises(InputError, match=r"was exported in training mode.*export model.eval\(\)"):
+            Graph.capture(source)
 
 
 def test_a_captured_graph_exports_again() -> None:
@@ -495,6 +523,10 @@ def test_layers_that_always_train_keep_doing_so() -> None:
     text = str(graph)
     assert text.count("True") >= 2
     assert str(graph.train().eval()) == text
+
+
+def test_cumulative_running_statistics_are_noted() -> None:
+    assert "momentum=None" in Graph.capture(nn.BatchNorm1d(3, momentum=None).eval(), torch.randn(2, 3)).notes[0]
 
 
 def test_a_stopped_gradient_is_noted() -> None:
@@ -584,6 +616,10 @@ def test_wrong_calls_of_a_graph_are_named() -> None:
 # ---- Models that cannot be captured ---------------------------------------------------------------------------------
 
 
+def halved(y: Tensor) -> Tensor:
+    return y / 2 if y.max() > 0 else y
+
+
 class Failing(nn.Module):
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -592,6 +628,8 @@ class Failing(nn.Module):
     def forward(self, x: Tensor) -> Any:
         y = self.layer(x)
         match self.how:
+            case "helper":
+                return halved(y)
             case "branch":
                 return y if y.sum() > 0 else -y
             case "loop":
@@ -630,6 +668,7 @@ class Failing(nn.Module):
 @pytest.mark.parametrize(
     ("how", "code", "why", "remedy"),
     [
+        ("helper", "if y.max() > 0 else y", "decides on the value of a tensor", "torch.where"),
         ("branch", "y.sum() > 0", "decides on the value of a tensor", "torch.where"),
         ("loop", "while y.norm() > 0.1:", "decides on the value of a tensor", "torch.where"),
         ("item", "y.sum().item()", "turned into a Python number", "keep it a tensor"),
