@@ -1,0 +1,108 @@
+"""Lower to `model.onnx`, and run it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import torch
+
+from graphopt.artifact import Artifact, describe, temporary_folder
+from graphopt.backends.onnxruntime.export import to_onnx
+from graphopt.deploy import deploy
+from graphopt.errors import ArtifactError, GraphoptError
+from graphopt.graph import Graph
+from graphopt.manifest import Manifest
+from graphopt.targets import Target
+
+MODEL = "model.onnx"
+WEIGHTS = "model.onnx.data"
+ONE_FILE = 2**31 - 2**24  # bytes of weights from which protobuf no longer holds a model in one file
+
+
+class OnnxRuntimeArtifact(Artifact):
+    """A model that ONNX Runtime runs on the CPU.
+
+    Attributes:
+        threads: of the runtime, for one operator. Set before the first call, or call `set_threads`.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, *, temporary: bool = False) -> None:
+        super().__init__(folder, manifest, temporary=temporary)
+        self.threads = 1
+        self._session: Any = None
+
+    def set_threads(self, threads: int) -> None:
+        """Use this many threads from the next call on."""
+        if threads != self.threads:
+            self.threads, self._session = threads, None
+
+    @property
+    def session(self) -> Any:
+        """The `onnxruntime.InferenceSession`, made when first needed."""
+        if self._session is None:
+            self._session = open_session(self.folder / MODEL, threads=self.threads)
+        return self._session
+
+    def _run(self, inputs: list[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+        feeds = {spec.name: array for spec, array in zip(self.manifest.inputs, inputs, strict=True)}
+        known = {i.name for i in self.session.get_inputs()}  # an input no operator reads is not in the model
+        outputs: list[np.ndarray[Any, Any]] = self.session.run(None, {k: v for k, v in feeds.items() if k in known})
+        return outputs
+
+
+def open_session(path: Path, *, threads: int = 1, optimized: Path | None = None) -> Any:
+    """A session on the CPU; with `optimized`, the graph as the runtime rewrote it is written there.
+
+    Raises:
+        ArtifactError: the runtime refuses the model.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if optimized is not None:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath = str(optimized)
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{optimized.name}.data")
+        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ArtifactError(f"ONNX Runtime {ort.__version__} cannot load {path.name}: {reason}") from error
+
+
+def lower(graph: Graph, target: Target, *, name: str = "model") -> OnnxRuntimeArtifact:
+    """Turn a graph into an artifact in a temporary folder.
+
+    A simulated graph (with fake-quantize nodes) is deployed to integers first; a float graph stays float. The graph itself is
+    not changed. Weights beyond two gigabytes go to a file of their own beside the model.
+
+    Raises:
+        GraphoptError: an operator cannot be written as ONNX; names it.
+    """
+    with torch.no_grad():
+        deployed = deploy(graph)
+        try:
+            model = to_onnx(deployed)
+        except GraphoptError:
+            raise
+        except Exception as error:
+            reasons = [line for line in str(error).splitlines() if line.strip()]
+            raise GraphoptError(f"the graph cannot be written as ONNX: {reasons[-1] if reasons else type(error).__name__}") from error
+    folder = temporary_folder()
+    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    ir.save(model, folder / MODEL, external_data=WEIGHTS if weights > ONE_FILE else None)
+    onnx.checker.check_model(str(folder / MODEL))
+    manifest = describe(graph, target, folder, model=name)
+    return OnnxRuntimeArtifact(folder, manifest, temporary=True)
+
+
+def load(folder: Path, manifest: Manifest) -> OnnxRuntimeArtifact:
+    """Open a saved artifact whose manifest has been verified."""
+    return OnnxRuntimeArtifact(folder, manifest)
