@@ -93,7 +93,7 @@ def _step(
     return Step(
         name=name,
         options=_shown(transform),
-        changes=[tuple(change) for change in changes],
+        changes=list(changes),
         seconds=seconds,
         parameters=measure.parameters(graph),
         macs=measure.macs(graph),

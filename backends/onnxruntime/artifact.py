@@ -17,6 +17,8 @@ from graphopt.deploy import deploy
 from graphopt.errors import ArtifactError, GraphoptError
 from graphopt.graph import Graph
 from graphopt.manifest import Manifest
+from graphopt.measure import layer_macs
+from graphopt.ops import Layer
 from graphopt.targets import Target
 
 MODEL = "model.onnx"
@@ -99,8 +101,20 @@ def lower(graph: Graph, target: Target, *, name: str = "model") -> OnnxRuntimeAr
     weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     ir.save(model, folder / MODEL, external_data=WEIGHTS if weights > ONE_FILE else None)
     onnx.checker.check_model(str(folder / MODEL))
-    manifest = describe(graph, target, folder, model=name)
+    manifest = describe(graph, target, folder, model=name, options={"layers": layers(deployed)})
     return OnnxRuntimeArtifact(folder, manifest, temporary=True)
+
+
+def layers(deployed: Graph) -> dict[str, dict[str, Any]]:
+    """Weight name -> site and multiply-accumulates of every convolution and linear layer; the audit reads it."""
+    found = {}
+    for node, macs in layer_macs(deployed).items():
+        layer = Layer.of(node)
+        if layer is not None:
+            weight = layer.weight if deployed.is_constant(layer.weight) else layer.weight.all_input_nodes[0]
+            entry = found.setdefault(str(weight.target), {"site": deployed.site(node), "macs": 0})
+            entry["macs"] += macs
+    return found
 
 
 def load(folder: Path, manifest: Manifest) -> OnnxRuntimeArtifact:

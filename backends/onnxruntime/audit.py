@@ -7,7 +7,6 @@ loading a model once with its optimized graph written to disk, the operators in 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,9 +48,9 @@ REASONS = {
 @dataclass
 class Audit:
     """Attributes:
-    integer: computing operators in integer, by the site of their layer.
+    integer: sites of the layers computed in integer.
     floating: operators that compute in float.
-    integer_macs, total_macs: multiply-accumulates of layers; `share` is their quotient.
+    integer_macs, total_macs: multiply-accumulates of convolutions and linear layers.
     operators: how often each operator type occurs.
     """
 
@@ -67,58 +66,38 @@ class Audit:
         return self.integer_macs / self.total_macs if self.total_macs else 0.0
 
 
-def audit(artifact: OnnxRuntimeArtifact, work: dict[str, int], left: dict[str, str] | None = None) -> Audit:
-    """Read back what the runtime made of an artifact on this machine.
-
-    Args:
-        work: multiply-accumulates of every convolution and linear layer, by site.
-        left: sites that were left in float on purpose, and why.
-    """
+def audit(artifact: OnnxRuntimeArtifact) -> Audit:
+    """Read back what the runtime makes of an artifact on this machine."""
+    layers = artifact.manifest.options["layers"]  # weight name -> site and MACs, written by `lower`
     model = optimized(artifact.folder / MODEL)
-    found, left = Audit(total_macs=sum(work.values())), left or {}
-    sites = _Sites(model, work)
+    producers = {output: node for node in model.graph.node for output in node.output}
+    found = Audit(total_macs=sum(layer["macs"] for layer in layers.values()))
     for node in model.graph.node:
         kind = node.op_type
         found.operators[kind] = found.operators.get(kind, 0) + 1
+        position = {**INTEGER_WORK, **FLOAT_WORK}.get(kind)
+        layer = layers.get(_weight(node, position, producers)) if position is not None else None
+        site = layer["site"] if layer else str(node.name).removeprefix("node_").partition("_token_")[0]
         if kind in INTEGER_WORK:
-            site = sites.of(node)
             found.integer.append(site)
-            found.integer_macs += work.get(site, 0)
-        elif not _is_neutral(node, sites):
-            site = sites.of(node)
-            reason = left.get(site) or REASONS.get(kind) or "its neighbours are float" 
-            found.floating.append(FloatOperator(site, kind, reason, work.get(site, 0) if kind in FLOAT_WORK else 0))
+            found.integer_macs += layer["macs"] if layer else 0
+        elif kind not in NEUTRAL and not kind.startswith("QLinear"):
+            reason = (layer or {}).get("left") or REASONS.get(kind, "the operators around it are float")
+            found.floating.append(FloatOperator(site, kind, reason, layer["macs"] if layer else 0))
     return found
 
 
+def _weight(node: Any, position: int, producers: dict[str, Any]) -> str:
+    """The name of the initializer a layer reads, through conversions on the way."""
+    name = node.input[position] if position < len(node.input) else ""
+    while name in producers and producers[name].op_type in ("DequantizeLinear", "Transpose", "Reshape", "Identity"):
+        name = producers[name].input[0]
+    return str(name)
+
+
 def optimized(path: Path) -> Any:
-    """The model as ONNX Runtime rewrote it for this machine."""
+    """The model as ONNX Runtime rewrites it for this machine, without its weights."""
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
         target = Path(folder) / "optimized.onnx"
         open_session(path, optimized=target)
         return onnx.load(str(target), load_external_data=False)
-
-
-class _Sites:
-    """From a node of the optimized graph to the layer it came from.
-
-    The runtime keeps the names of nodes it fuses, at least as a prefix; the exporter names a node after the call it came from,
-    and `lower` puts the layer's path there.
-    """
-
-    def __init__(self, model: Any, work: dict[str, int]) -> None:
-        self.work = sorted(work, key=len, reverse=True)
-        self.floats = {o for n in model.graph.node if n.op_type == "DequantizeLinear" for o in n.output}
-        self.constants = {i.name for i in model.graph.initializer}
-
-    def of(self, node: Any) -> str:
-        return str(node.name).partition("|")[0]
-
-
-def _is_neutral(node: Any, sites: _Sites) -> bool:
-    kind = node.op_type
-    return kind in NEUTRAL or kind.startswith("QLinear")
-
-
-def walk(model: Any) -> Iterator[Any]:
-    yield from model.graph.node

@@ -1,0 +1,231 @@
+"""One call from a PyTorch model to a measured artifact."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from graphopt import measure as measures
+from graphopt.artifact import Artifact
+from graphopt.contract import Pass
+from graphopt.data import Calibration, synthetic
+from graphopt.deploy import deploy
+from graphopt.errors import InputError
+from graphopt.graph import Graph
+from graphopt.inputs import infer
+from graphopt.manifest import read_manifest
+from graphopt.passes.quantize import LayerFormat
+from graphopt.pipeline import outputs, run
+from graphopt.progress import track
+from graphopt.recipes import recipe
+from graphopt.report import Latency, Report, Step
+from graphopt.targets import Target, find
+
+AGREEMENT_SAMPLES = 512  # calibration samples on which float original and artifact are compared
+
+
+class Optimized(NamedTuple):
+    """What `optimize` returns.
+
+    Attributes:
+        artifact: what is deployed; `artifact(*inputs)` runs it, `artifact.save(folder)` keeps it.
+        report: every step and every measurement; prints as a table.
+        graph: the simulated graph, which answers in torch what the artifact answers, and can be trained on.
+    """
+
+    artifact: Artifact
+    report: Report
+    graph: Graph
+
+
+def optimize(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    target: str | Target = "arm",
+    calibration: Any = None,
+    evaluate: Callable[[Callable[..., Any]], float] | None = None,
+    passes: Sequence[Pass] | Callable[[Target, Calibration], Sequence[Pass]] | None = None,
+    formats: Mapping[str, LayerFormat | None] | None = None,
+    dump: str | Path | None = None,
+    estimator: str = "mse",
+    measure: bool = True,
+    threads: int = 1,
+    dynamic_batch: bool = True,
+) -> Optimized:
+    """Make a trained model small and fast, and prove it.
+
+    Args:
+        model: an `nn.Module` in eval mode, a `Graph`, a `torch.fx.GraphModule`, an `ExportedProgram`, or a `.pt2` path. It is
+            left untouched.
+        example_inputs: a tensor or a tuple of positional inputs. None: inferred from the model, and the report says how.
+        target: a name (`graphopt.targets.names()`) or a `Target`.
+        calibration: typical inputs; see `graphopt.data.Calibration`. None: made-up inputs, and the report warns.
+        evaluate: takes a callable that behaves like the model and returns its accuracy; run on the original and the artifact.
+        passes: in place of the target's recipe: a list, or a function of the target and the calibration batches.
+        formats: layer-name pattern -> `LayerFormat`, or None to keep the layer in float.
+        dump: a folder for the text of the graph after every pass.
+        estimator: how ranges are chosen: `minmax`, `percentile`, `mse` or `entropy`.
+        measure: measure latency before and after, where the target runs on this machine.
+        threads: of the runtime while measuring.
+        dynamic_batch: let the batch size stay free where the model allows it.
+
+    Returns:
+        The artifact, the report, and the simulated graph.
+
+    Raises:
+        InputError: an argument does not fit; CaptureError: the model cannot be captured; NonFiniteError: NaN or infinity in a
+            weight or activation. Nothing is written before `artifact.save`.
+    """
+    chosen = find(target)
+    backend = importlib.import_module(f"graphopt.backends.{chosen.runtime}")
+    graph, notes = _graph(model, example_inputs, dynamic_batch)
+    report = Report(model=_name(model), target=chosen.name, notes=[*graph.notes, *notes])
+    original = graph.clone()
+    report.original = _original(graph)
+    data = Calibration(calibration, graph) if calibration is not None else synthetic(graph)
+    if data.synthetic:
+        report.warnings.append(
+            "no calibration data was given: ranges come from made-up inputs, so accuracy will suffer; pass calibration=..."
+        )
+    accuracy = _score(evaluate, original, "the original model") if evaluate is not None else None
+    if passes is None:
+        passes = recipe(chosen, data, estimator=estimator, formats=formats)
+    elif callable(passes):
+        passes = passes(chosen, data)
+    report.steps = run(passes, graph, dump=dump)
+    report.notes += [note for note in data.notes if note not in report.notes]
+
+    artifact = backend.lower(graph, chosen, name=report.model)
+    baseline = backend.lower(original, chosen, name=report.model)
+    _judge(report, backend, artifact, graph, original, data)
+    report.size_before, report.size_after = baseline.size_bytes, artifact.size_bytes
+    if evaluate is not None:
+        report.accuracy_before, report.accuracy_after = accuracy, _score(evaluate, artifact, "the artifact")
+    if measure:
+        _time(report, chosen, baseline, artifact, graph, threads)
+    artifact.manifest.report = report.to_dict()
+    return Optimized(artifact, report, graph)
+
+
+def load(folder: str | Path) -> Artifact:
+    """Open a saved artifact, after verifying every file of it.
+
+    Raises:
+        ArtifactError: it is damaged, was altered, or comes from a newer graphopt.
+        InputError: there is none.
+    """
+    manifest = read_manifest(folder)
+    if manifest.runtime not in ("onnxruntime",):
+        raise InputError(f"the artifact is for the runtime {manifest.runtime!r}, which this graphopt does not have")
+    backend = importlib.import_module(f"graphopt.backends.{manifest.runtime}")
+    artifact: Artifact = backend.load(Path(folder), manifest)
+    return artifact
+
+
+def _graph(model: Any, example_inputs: Any, dynamic_batch: bool) -> tuple[Graph, list[str]]:
+    if isinstance(model, Graph):
+        return model.clone(), []
+    if example_inputs is None and isinstance(model, nn.Module):
+        guess = infer(model)
+        return Graph.capture(model, guess.args, guess.kwargs, dynamic_batch=dynamic_batch), [guess.note]
+    return Graph.capture(model, () if example_inputs is None else example_inputs, dynamic_batch=dynamic_batch), []
+
+
+def _name(model: Any) -> str:
+    if isinstance(model, (str, Path)):
+        return Path(model).stem
+    return type(model).__name__ if not isinstance(model, Graph) else "model"
+
+
+def _original(graph: Graph) -> Step:
+    return Step("(original)", "", [], 0.0, measures.parameters(graph), measures.macs(graph), measures.weight_bytes(graph))
+
+
+def _score(evaluate: Callable[[Callable[..., Any]], float], model: Callable[..., Any], what: str) -> float:
+    with torch.no_grad():
+        value = evaluate(model)
+    try:
+        value = float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"evaluate must return a number, got {type(value).__name__} for {what}") from None
+    if math.isnan(value):
+        raise InputError(f"evaluate returned NaN for {what}")
+    return value
+
+
+def _judge(report: Report, backend: Any, artifact: Artifact, graph: Graph, original: Graph, data: Calibration) -> None:
+    """Weights as stored, share in integer, fidelity of the deployed model."""
+    deployed = deploy(graph)
+    last = report.steps[-1] if report.steps else report.original
+    assert last is not None
+    reference = outputs(original)
+    answers = artifact(*original.example.args, **original.example.kwargs)
+    report.steps.append(
+        Step(
+            "(lowered)", "", [], 0.0, measures.parameters(deployed), measures.macs(deployed), measures.weight_bytes(deployed),
+            measures.sqnr(reference, answers),
+        )
+    )  # fmt: skip
+    audit = backend.audit(artifact)
+    report.integer_macs = audit.share
+    report.float_operators = audit.floating
+    if data.synthetic:
+        report.missing["agreement"] = "no calibration data was given"
+        return
+    seen, equal = 0, 0.0
+    with torch.no_grad():
+        for batch in track(data, "comparing with the original"):
+            ours, theirs = _flat(original, batch), _flat(artifact, batch)
+            if ours[0].dim() < 2:
+                report.missing["agreement"] = "the model does not return classes"
+                return
+            count = len(ours[0])
+            equal += measures.agreement(ours, theirs) * count
+            seen += count
+            if seen >= AGREEMENT_SAMPLES:
+                break
+    report.agreement = equal / seen
+
+
+def _flat(model: Callable[..., Any], batch: list[Tensor]) -> list[Tensor]:
+    args, kwargs = _nested(model, batch)
+    return [t for t in pytree.tree_leaves(model(*args, **kwargs)) if isinstance(t, Tensor)]
+
+
+def _nested(model: Any, batch: list[Tensor]) -> tuple[Any, Any]:
+    """A flat batch in the structure the graph takes; artifacts take it flat."""
+    if not isinstance(model, Graph):
+        return batch, {}
+    leaves, spec = pytree.tree_flatten((model.example.args, dict(model.example.kwargs)))
+    stream = iter(batch)
+    return pytree.tree_unflatten([next(stream) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)  # type: ignore[no-any-return]
+
+
+def _time(report: Report, target: Target, before: Artifact, after: Artifact, graph: Graph, threads: int) -> None:
+    machine = platform.machine().lower().replace("arm64", "aarch64").replace("amd64", "x86_64")
+    if machine != target.architecture:
+        report.missing["latency"] = f"the target is {target.architecture}, this machine is {machine}"
+        return
+    args, kwargs = graph.example.args, graph.example.kwargs
+    for artifact in (before, after):
+        artifact.set_threads(threads)
+    taken = measures.timings({"before": lambda: before(*args, **kwargs), "after": lambda: after(*args, **kwargs)})
+    runtime = after.manifest.runtime
+    report.latency = Latency(
+        before_ms=taken.median("before"),
+        after_ms=taken.median("after"),
+        speedup=taken.speedup("before", "after"),
+        before=f"{runtime}, float",
+        after=f"{runtime}, integer",
+        threads=threads,
+        host=measures.host_cpu(),
+    )

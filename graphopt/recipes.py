@@ -1,0 +1,53 @@
+"""Recipes: the passes that make a float graph fit a target, as plain lists that users can cut and join."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from graphopt.contract import Pass
+from graphopt.passes.absorb_bias import AbsorbHighBias
+from graphopt.passes.decompose_activations import DecomposeActivations
+from graphopt.passes.equalize_channels import EqualizeChannels
+from graphopt.passes.fold_batchnorm import FoldBatchNorm
+from graphopt.passes.fold_constant_channels import FoldConstantChannels
+from graphopt.passes.quantize import LayerFormat, Quantize
+from graphopt.passes.simplify import Simplify
+from graphopt.targets import Target
+
+
+def clean() -> list[Pass]:
+    """Exact rewrites that suit every target."""
+    return [Simplify(), FoldBatchNorm()]
+
+
+def equalize() -> list[Pass]:
+    """Make one scale per tensor fit every channel; pointless where each channel has a scale of its own."""
+    return [FoldConstantChannels(), EqualizeChannels(), AbsorbHighBias()]
+
+
+def integer(
+    target: Target,
+    calibration: Iterable[list[Tensor]],
+    *,
+    estimator: str = "mse",
+    formats: Mapping[str, LayerFormat | None] | None = None,
+) -> list[Pass]:
+    """Quantize for the integer kernels of the target."""
+    return [
+        DecomposeActivations(target.decompose),
+        Quantize(target, calibration, estimator=estimator, formats=formats or {}),
+    ]
+
+
+def recipe(
+    target: Target,
+    calibration: Iterable[list[Tensor]],
+    *,
+    estimator: str = "mse",
+    formats: Mapping[str, LayerFormat | None] | None = None,
+) -> list[Pass]:
+    """What `graphopt.optimize` does when it is given no passes."""
+    middle = [] if target.weights.per_channel else equalize()
+    return clean() + middle + integer(target, calibration, estimator=estimator, formats=formats)
