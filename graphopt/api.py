@@ -147,7 +147,9 @@ def _name(model: Any) -> str:
 
 
 def _original(graph: Graph) -> Step:
-    return Step("(original)", "", [], 0.0, measures.parameters(graph), measures.macs(graph), measures.weight_bytes(graph))
+    return Step(
+        "(original)", "", [], 0.0, measures.parameters(graph), measures.macs(graph), measures.weight_bytes(graph)
+    )
 
 
 def _score(evaluate: Callable[[Callable[..., Any]], float], model: Callable[..., Any], what: str) -> float:

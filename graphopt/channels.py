@@ -156,7 +156,9 @@ class _Tracer:
     def scale(self, node: Node) -> None:
         """A product with a scalar or a gate: the gate stays as it is, the value behind it keeps its channels."""
         operands = [a for a in node.args[:2] if isinstance(a, Node)]
-        labelled = sorted((o for o in operands if o in self.flows), key=lambda o: -value(o).numel() if _static(o) else 0)
+        labelled = sorted(
+            (o for o in operands if o in self.flows), key=lambda o: -value(o).numel() if _static(o) else 0
+        )
         if len(operands) == 2 and operands[0] is operands[1]:
             self.pin(operands[0])
             return
@@ -331,7 +333,11 @@ def _run(node: Node, labels: Tensor) -> Any:
 
 def _read(labels: Tensor) -> Flow | None:
     """The dimension along which labels lie, if along one only. Spatial zero padding around a channel is overlooked."""
-    best = labels.amax([d for d in range(labels.dim()) if labels.shape[d] == 0] or [], keepdim=True) if 0 in labels.shape else labels
+    best = (
+        labels.amax([d for d in range(labels.dim()) if labels.shape[d] == 0] or [], keepdim=True)
+        if 0 in labels.shape
+        else labels
+    )
     for dim in range(best.dim()):
         others = [d for d in range(best.dim()) if d != dim]
         line = best.amax(others, keepdim=True) if others else best

@@ -266,7 +266,8 @@ class Graph:
         """Let argument `position` of `reader` be `value` from now on, under the old constant's name where no one else
         reads that one. The old tensor itself is not touched."""
         old = reader.args[position]
-        assert isinstance(old, Node) and old.op == "get_attr", f"argument {position} of {reader} is not a constant"
+        assert isinstance(old, Node), f"argument {position} of {reader} is not a constant"
+        assert old.op == "get_attr", f"argument {position} of {reader} is not a constant"
         name, trainable = str(old.target), isinstance(self.parameter(old), nn.Parameter)
         if len(old.users) == 1 and sum(a is old for a in reader.all_input_nodes) == 1:
             reader.update_arg(position, None)
@@ -371,14 +372,18 @@ class Graph:
             fake = node.meta["val"]
             if not isinstance(fake, Tensor):
                 if type(leaf) is not type(fake) or leaf != fake:
-                    raise InputError(f"argument {node.name!r} was captured as {fake!r}, got {leaf!r}; capture once per value")
+                    raise InputError(
+                        f"argument {node.name!r} was captured as {fake!r}, got {leaf!r}; capture once per value"
+                    )
                 continue
             name = next(names)
             free = fake.dim() > 0 and isinstance(fake.shape[0], torch.SymInt)
             shape = (0, *fake.shape[1:]) if free else tuple(fake.shape)
             check_tensor(name, leaf, shape, fake.dtype, free)
             if free and batch is not None and leaf.shape[0] != batch[1]:
-                raise InputError(f"inputs {batch[0]!r} and {name!r} have different batches: {batch[1]} and {leaf.shape[0]}")
+                raise InputError(
+                    f"inputs {batch[0]!r} and {name!r} have different batches: {batch[1]} and {leaf.shape[0]}"
+                )
             batch = (name, leaf.shape[0]) if free else batch
         return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
@@ -432,4 +437,3 @@ def _drop_empty(module: nn.Module) -> bool:
         if child is None or _drop_empty(child):
             del module._modules[name]
     return not (module._parameters or module._buffers or module._modules)
-

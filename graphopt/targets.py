@@ -26,7 +26,19 @@ _ONNXRUNTIME_INTEGER = frozenset(
 )  # fmt: skip
 # Kernels that move 8-bit codes as they are: output and input share one grid.
 _ONNXRUNTIME_MOVES = frozenset(
-    {"max_pool", "reshape", "transpose", "slice", "split", "getitem", "pad", "resize_nearest", "expand", "identity", "shuffle"}
+    {
+        "max_pool",
+        "reshape",
+        "transpose",
+        "slice",
+        "split",
+        "getitem",
+        "pad",
+        "resize_nearest",
+        "expand",
+        "identity",
+        "shuffle",
+    }
 )
 
 

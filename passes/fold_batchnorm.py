@@ -28,9 +28,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from graphopt.graph import Graph
-from graphopt.ops import BIAS, WEIGHT, BatchNorm, Layer, aten, shape
 from graphopt.contract import Change
+from graphopt.graph import Graph
+from graphopt.ops import WEIGHT, BatchNorm, Layer, aten, shape
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,9 @@ class FoldBatchNorm:
                 assert layer is not None
                 self.fold_forward(graph, norm, layer, scale, shift)
             graph.replace(norm.node, norm.input)
-            return Change(site, f"folded into {', '.join(graph.site(layer.node) for layer in behind if layer)} behind it")
+            return Change(
+                site, f"folded into {', '.join(graph.site(layer.node) for layer in behind if layer)} behind it"
+            )
         self.spell_out(graph, norm, scale, shift)
         return Change(site, "written as one multiply and one add")
 
@@ -98,7 +100,8 @@ class FoldBatchNorm:
 def affine(graph: Graph, norm: BatchNorm) -> tuple[Tensor, Tensor]:
     """s and t of the norm, float64 [channels]; finite also where the variance is near zero."""
     weight, bias, mean, var = (graph.tensor(a).double() if a is not None else None for a in norm.node.args[1:5])  # type: ignore[arg-type]
-    assert mean is not None and var is not None
+    assert mean is not None
+    assert var is not None
     scale = torch.rsqrt(var + norm.eps)
     scale = scale * weight if weight is not None else scale
     shift = -mean * scale

@@ -94,5 +94,7 @@ def _unflatten(graph: Graph, rows: Node, like: Node, leading: tuple[Any, ...], f
     if len(free) <= 1:
         sizes: list[Any] = [-1 if d in free else size for d, size in enumerate(leading)]
     else:
-        sizes = [graph.call(aten.sym_size.int, like, d, before=before) if d in free else s for d, s in enumerate(leading)]
+        sizes = [
+            graph.call(aten.sym_size.int, like, d, before=before) if d in free else s for d, s in enumerate(leading)
+        ]
     return graph.call(aten.view.default, rows, [*sizes, features], before=before)

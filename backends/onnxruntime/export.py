@@ -21,7 +21,6 @@ from onnxscript import opset18, opset21
 from graphopt.backends.onnxruntime.dialect import GLOBAL_AVERAGE_POOL, speak
 from graphopt.deploy import Q
 from graphopt.graph import Graph
-from graphopt.ops import shape
 from graphopt.program import to_exported_program
 
 _NUMPY = {
@@ -63,7 +62,7 @@ def _translations(op: Any) -> dict[Any, Any]:
         return op.Constant(value=ir.tensor(np.asarray(value, dtype=dtype)))
 
     def quantize(x: Any, scale: float, zero_point: int, quant_min: int, quant_max: int, dtype: Any) -> Any:
-        kind = _NUMPY[_torch_dtype(dtype)]
+        kind: Any = _NUMPY[_torch_dtype(dtype)]
         codes = op.QuantizeLinear(x, constant(scale, np.float32), constant(zero_point, kind))
         info = np.iinfo(kind)
         if (quant_min, quant_max) != (info.min, info.max):  # a grid of fewer bits than its storage clips further
@@ -135,6 +134,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-__all__ = ["shape", "to_onnx"]

@@ -76,7 +76,12 @@ def place(
 
 class _Placement:
     def __init__(
-        self, graph: Graph, target: Target, weights: Format, activations: Format, formats: Mapping[str, LayerFormat | None]
+        self,
+        graph: Graph,
+        target: Target,
+        weights: Format,
+        activations: Format,
+        formats: Mapping[str, LayerFormat | None],
     ) -> None:
         self.graph, self.target, self.formats = graph, target, formats
         self.weights, self.activations = weights, activations
@@ -116,7 +121,9 @@ class _Placement:
     def start(self, node: Node, chosen: LayerFormat | None) -> None:
         layer = Layer.of(node)
         assert layer is not None
-        if not self.graph.is_constant(layer.weight) or (layer.bias is not None and not self.graph.is_constant(layer.bias)):
+        if not self.graph.is_constant(layer.weight) or (
+            layer.bias is not None and not self.graph.is_constant(layer.bias)
+        ):
             self.left[node] = "its weight is computed by the graph"
         elif not is_float(node) or not is_float(layer.input):
             self.left[node] = "not a float operator"
@@ -142,7 +149,7 @@ class _Placement:
         dropped = {end for end, operator in self.ends.items() if family(operator) in may and not wanted(end)}
         self.float_ends = set(dropped)
         for move in self.moves:
-            if (source := _moved(move)) in dropped:
+            if _moved(move) in dropped:
                 dropped.add(move)
         self.moves = {m: None for m in self.moves if m not in dropped}
 
@@ -164,7 +171,10 @@ class _Placement:
                 if family(operator) in self.target.shares:
                     ties.add_edge(end, source if source in integer else ("entry", source))
         order = {node: i for i, node in enumerate(self.graph.nodes)}
-        position = lambda key: order[key[1] if isinstance(key, tuple) else key]  # noqa: E731
+
+        def position(key: Node | tuple[str, Node]) -> int:
+            return order[key[1] if isinstance(key, tuple) else key]
+
         found = []
         for component in nx.connected_components(ties):
             members = sorted(component, key=position)

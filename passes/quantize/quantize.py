@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
+from graphopt.contract import Change
 from graphopt.deploy import end_codes
 from graphopt.errors import InputError, NonFiniteError
 from graphopt.graph import Graph
@@ -31,7 +32,6 @@ from graphopt.observe import Histogram, Range, observe
 from graphopt.ops import BIAS, WEIGHT, Layer, aten, family, value
 from graphopt.passes.quantize.placement import Grid, LayerFormat, Plan, place
 from graphopt.passes.quantize.ranges import ESTIMATORS, WEIGHT_METHODS, weight_range
-from graphopt.contract import Change
 from graphopt.targets import Target
 
 BIAS_MIN, BIAS_MAX = -(2**31), 2**31 - 1
@@ -75,7 +75,11 @@ class Quantize:
             return []
         self.check_patterns(graph)
         plan = place(
-            graph, self.target, self.weights or self.target.weights, self.activations or self.target.activations, self.formats
+            graph,
+            self.target,
+            self.weights or self.target.weights,
+            self.activations or self.target.activations,
+            self.formats,
         )
         if not plan.layers:
             raise InputError(
@@ -85,7 +89,9 @@ class Quantize:
         ranges = self.calibrate(graph, plan)
         scales: dict[tuple[Node, Node | None], Tensor] = {}
         changes = [
-            change for grid, (low, high) in zip(plan.grids, ranges, strict=True) for change in self.insert(graph, grid, low, high, scales)
+            change
+            for grid, (low, high) in zip(plan.grids, ranges, strict=True)
+            for change in self.insert(graph, grid, low, high, scales)
         ]
         for node, format in plan.layers.items():
             changes.append(self.quantize_layer(graph, node, format, scales))
@@ -97,7 +103,9 @@ class Quantize:
         names = {graph.site(node) for node in graph.calls() if family(node)}
         for pattern in self.formats:
             if not any(override(name, {pattern: None})[0] for name in names):
-                raise InputError(f"the pattern {pattern!r} matches no layer; layers are named like {', '.join(sorted(names)[:5])}")
+                raise InputError(
+                    f"the pattern {pattern!r} matches no layer; layers are named like {', '.join(sorted(names)[:5])}"
+                )
 
     # ---- Activations ------------------------------------------------------------------------------------------------
 
@@ -145,7 +153,9 @@ class Quantize:
 
     # ---- Layers -----------------------------------------------------------------------------------------------------
 
-    def quantize_layer(self, graph: Graph, node: Node, format: Format, scales: dict[tuple[Node, Node | None], Tensor]) -> Change:
+    def quantize_layer(
+        self, graph: Graph, node: Node, format: Format, scales: dict[tuple[Node, Node | None], Tensor]
+    ) -> Change:
         layer = Layer.of(node)
         assert layer is not None
         input_scale = scales[layer.input, None]
@@ -163,7 +173,6 @@ class Quantize:
         node.update_arg(WEIGHT, quantized)
         self.quantize_bias(graph, layer, input_scale * scale, channel_shift(graph, layer))
         return Change(graph.site(node), f"weights {format}")
-
 
     def quantize_bias(self, graph: Graph, layer: Layer, scale: Tensor, shift: Tensor | None) -> None:
         """Put the bias on the accumulator's grid; with `shift`, put b + shift on it and take shift off again."""
@@ -223,4 +232,6 @@ def check_weights(graph: Graph, plan: Plan) -> None:
         assert layer is not None
         for constant in (layer.weight, layer.bias):
             if constant is not None and not bool(torch.isfinite(graph.tensor(constant)).all()):
-                raise NonFiniteError(f"weight {constant.target!r} contains NaN or infinity; restore it before quantizing")
+                raise NonFiniteError(
+                    f"weight {constant.target!r} contains NaN or infinity; restore it before quantizing"
+                )
