@@ -5,6 +5,8 @@
                                 quantized on a grid six times as wide, whose ends do the clamping, and its codes are then read
                                 on the narrow grid, which does the division
     linear on [N, T, C]         becomes Gemm on [N T, C] between two reshapes; MatMul with a bias has no integer kernel
+    flatten behind the batch    with its sizes as numbers, so that no shape is computed at run time
+    pad, slice between codes    are applied to the codes, padding with the code of zero; the runtime would pad in float
 
 Each keeps every value as it is.
 """
@@ -19,7 +21,7 @@ from torch.fx.node import Node
 
 from graphopt.deploy import Q, storage
 from graphopt.graph import Graph
-from graphopt.ops import aten, family, shape
+from graphopt.ops import argument, aten, family, shape
 
 DEQUANTIZES = (Q.dequantize_per_tensor.default, Q.dequantize_per_channel.default)
 
@@ -46,6 +48,10 @@ def speak(graph: Graph) -> None:
             graph.replace(node, graph.call(GLOBAL_AVERAGE_POOL, node.args[0], before=node))
         elif kind == "hard_sigmoid" and is_dequantized(node.args[0]):
             _shift_and_clip(graph, node)
+        elif node.target is aten.flatten.using_ints:
+            _flatten_by_numbers(graph, node)
+        elif kind in ("pad", "slice") and is_dequantized(node.args[0]):
+            _move_codes(graph, node)
         elif kind == "linear" and len(shape(node)) > 2 and is_dequantized(node.args[0]):
             _flatten_rows(graph, node)
     graph.refresh()
@@ -53,6 +59,30 @@ def speak(graph: Graph) -> None:
 
 def is_dequantized(value: Any) -> bool:
     return isinstance(value, Node) and value.target in DEQUANTIZES
+
+
+def _flatten_by_numbers(graph: Graph, node: Node) -> None:
+    batch, *sizes = shape(node)
+    if isinstance(batch, int) or not all(isinstance(size, int) for size in sizes) or argument(node, "start_dim") != 1:
+        return
+    graph.replace(node, graph.call(aten.view.default, node.args[0], [-1, *sizes], before=node))
+
+
+def _move_codes(graph: Graph, node: Node) -> None:
+    """dequantize -> move -> quantize on one grid: move the codes."""
+    source: Node = node.args[0]  # type: ignore[assignment]
+    readers = list(node.users)
+    same = [r.target is Q.quantize_per_tensor.default and r.args[1:] == source.args[1:] for r in readers]
+    if not readers or not all(same):
+        return
+    codes, zero_point = source.args[0], source.args[2]
+    if family(node) == "pad":
+        moved = graph.call(aten.constant_pad_nd.default, codes, argument(node, "pad"), zero_point, before=node)
+    else:
+        moved = graph.call(node.target, codes, *node.args[1:], before=node, **node.kwargs)
+    for reader in readers:
+        graph.replace(reader, moved)
+    graph.module.graph.erase_node(node)
 
 
 def _shift_and_clip(graph: Graph, node: Node) -> None:

@@ -19,6 +19,7 @@ import torch
 from onnxscript import opset18, opset21
 
 from graphopt.backends.onnxruntime.dialect import GLOBAL_AVERAGE_POOL, speak
+from graphopt.backends.onnxruntime.surgery import fold_pads
 from graphopt.deploy import Q
 from graphopt.graph import Graph
 from graphopt.program import to_exported_program
@@ -53,6 +54,7 @@ def to_onnx(graph: Graph) -> ir.Model:
     assert exported is not None
     model = exported.model
     _tidy(model)
+    fold_pads(model)
     _name_batch(model, graph)
     return model
 
