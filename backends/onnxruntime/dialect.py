@@ -1,9 +1,10 @@
 """Last rewrites before ONNX: say things the way ONNX Runtime's integer kernels recognise them.
 
     global average pooling      the exporter would write ReduceMean, which has no integer kernel; GlobalAveragePool has
-    hard_sigmoid between codes  hard_sigmoid(x) = clamp(x + 3, 0, 6) / 6 has no integer kernel, addition has one: the sum is
-                                quantized on a grid six times as wide, whose ends do the clamping, and its codes are then read
-                                on the narrow grid, which does the division
+    hard_sigmoid between codes  hard_sigmoid(x) = clamp(x + 3, 0, 6) / 6 has no integer kernel. Where x and its gate share their
+                                codes (see `graphopt.passes.quantize.gates`) a clip of the codes does it; else addition, which
+                                has a kernel: the sum is quantized on a grid six times as wide, whose ends do the clamping, and
+                                its codes are then read on the narrow grid, which does the division
     linear on [N, T, C]         becomes Gemm on [N T, C] between two reshapes; MatMul with a bias has no integer kernel
     flatten behind the batch    with its sizes as numbers, so that no shape is computed at run time
     pad, slice between codes    are applied to the codes, padding with the code of zero; the runtime would pad in float
@@ -13,6 +14,7 @@ Each keeps every value as it is.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -47,7 +49,7 @@ def speak(graph: Graph) -> None:
         if kind == "global_average_pool":
             graph.replace(node, graph.call(GLOBAL_AVERAGE_POOL, node.args[0], before=node))
         elif kind == "hard_sigmoid" and is_dequantized(node.args[0]):
-            _shift_and_clip(graph, node)
+            _gate_codes(graph, node)
         elif node.target is aten.flatten.using_ints:
             _flatten_by_numbers(graph, node)
         elif kind in ("pad", "slice") and is_dequantized(node.args[0]):
@@ -85,20 +87,30 @@ def _move_codes(graph: Graph, node: Node) -> None:
     graph.module.graph.erase_node(node)
 
 
-def _shift_and_clip(graph: Graph, node: Node) -> None:
-    reader = next(iter(node.users))
-    if len(node.users) != 1 or reader.target is not Q.quantize_per_tensor.default:
+def _gate_codes(graph: Graph, node: Node) -> None:
+    """dequantize -> hard_sigmoid -> quantize."""
+    reader: Any = next(iter(node.users))
+    source: Any = node.args[0]
+    if (
+        len(node.users) != 1
+        or reader.target is not Q.quantize_per_tensor.default
+        or len(source.args) != len(reader.args)
+    ):
         return
-    _, scale, zero_point, low, high, dtype = reader.args
-    if zero_point != low or round(1 / scale) > high - low:  # type: ignore[operator, arg-type]
-        return  # the grid's ends would not clamp to [0, 1]
-    wide = (6 * scale, zero_point, low, high, dtype)  # type: ignore[operator]
-    three_codes = torch.tensor(high, dtype=storage(low, high))  # type: ignore[arg-type]
-    constant = graph.add_constant(f"{node.name}_three", three_codes, before=node)
-    grid = (3 / (high - low), low, low, high, dtype)  # type: ignore[operator]
-    three = graph.call(Q.dequantize_per_tensor.default, constant, *grid, before=node)
-    total = graph.call(aten.add.Tensor, node.args[0], three, before=node)
-    codes = graph.call(Q.quantize_per_tensor.default, total, *wide, before=node)
+    codes, scale, zero_point, *_ = source.args
+    _, gate_scale, gate_zero, low, high, dtype = reader.args
+    if gate_zero != low:
+        return
+    starts_at_minus_3 = math.isclose((zero_point - low) * scale, 3, rel_tol=1e-5)
+    if not (starts_at_minus_3 and math.isclose(gate_scale * 6, scale, rel_tol=1e-5)):
+        three = graph.add_constant(f"{node.name}_three", torch.tensor(high, dtype=storage(low, high)), before=node)
+        grid = (3 / (high - low), low, low, high, dtype)
+        three = graph.call(Q.dequantize_per_tensor.default, three, *grid, before=node)
+        total = graph.call(aten.add.Tensor, source, three, before=node)
+        codes = graph.call(Q.quantize_per_tensor.default, total, 6 * gate_scale, low, low, high, dtype, before=node)
+    end = low + round(1 / gate_scale)
+    if end < high:
+        codes = graph.call(aten.clamp.default, codes, low, end, before=node)
     graph.replace(reader, codes)
     graph.module.graph.erase_node(node)
 

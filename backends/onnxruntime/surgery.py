@@ -1,8 +1,8 @@
 """Rewrites of the exported ONNX model that have no counterpart in ATen.
 
-    Pad on the image only, in front of Conv    becomes part of the convolution's own padding, which may differ from side to side
-                                               in ONNX (in ATen it may not); quantizers between the two commute with padding by
-                                               zero, because every grid holds zero exactly
+Pad on the image only, in front of Conv    becomes part of the convolution's own padding, which may differ from side to side
+                                           in ONNX (in ATen it may not); quantizers between the two commute with padding by
+                                           zero, because every grid holds zero exactly
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def fold_pads(model: ir.Model) -> None:
 
 def _image_padding(pad: ir.Node) -> list[int] | None:
     """Begin and end of every image dimension; None where batch or channels are padded, or not with a constant zero."""
-    if _string(pad, "mode") not in ("", "constant") or len(pad.inputs) > 3 and pad.inputs[3] is not None:
+    if _string(pad, "mode") not in ("", "constant") or (len(pad.inputs) > 3 and pad.inputs[3] is not None):
         return None
     amounts = _constant(pad.inputs[1])
     if amounts is None:
