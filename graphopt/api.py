@@ -196,6 +196,7 @@ def _judge(report: Report, backend: Any, artifact: Artifact, graph: Graph, origi
             if seen >= AGREEMENT_SAMPLES:
                 break
     report.agreement = equal / seen
+    report.notes.append(f"agreement was measured on {seen} calibration samples")
 
 
 def _flat(model: Callable[..., Any], batch: list[Tensor]) -> list[Tensor]:

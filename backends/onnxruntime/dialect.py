@@ -81,7 +81,8 @@ def _move_codes(graph: Graph, node: Node) -> None:
     if family(node) == "pad":
         moved = graph.call(aten.constant_pad_nd.default, codes, argument(node, "pad"), zero_point, before=node)
     else:
-        moved = graph.call(node.target, codes, *node.args[1:], before=node, **node.kwargs)
+        options: Any = node.kwargs
+        moved = graph.call(node.target, codes, *node.args[1:], before=node, **options)
     for reader in readers:
         graph.replace(reader, moved)
     graph.module.graph.erase_node(node)

@@ -94,6 +94,8 @@ class Quantize:
             changes.append(self.insert(graph, grid, *parameters, scales))
         for node, format in plan.layers.items():
             changes.append(self.quantize_layer(graph, node, format, scales))
+        for node, why in plan.left.items():
+            node.meta["left"] = why
         return changes + [Change(graph.site(node), f"stays float: {why}") for node, why in plan.left.items()]
 
     def check_patterns(self, graph: Graph) -> None:
