@@ -116,7 +116,9 @@ def layers(deployed: Graph) -> dict[str, dict[str, Any]]:
         layer = Layer.of(node)
         if layer is not None:
             weight = layer.weight if deployed.is_constant(layer.weight) else layer.weight.all_input_nodes[0]
-            entry = found.setdefault(str(weight.target), {"site": deployed.site(node), "macs": 0, "left": node.meta.get("left")})
+            entry = found.setdefault(
+                str(weight.target), {"site": deployed.site(node), "macs": 0, "left": node.meta.get("left")}
+            )
             entry["macs"] += macs
     return found
 

@@ -39,6 +39,18 @@ def _(x: Tensor) -> Tensor:
     return x.new_empty([*x.shape[:2], *[1] * (x.dim() - 2)])
 
 
+@torch.library.custom_op("graphopt::clip_codes", mutates_args=())
+def clip_codes(codes: Tensor, low: int, high: int) -> Tensor:
+    """Codes clipped to [low, high], in their own type."""
+    return codes.clamp(low, high)
+
+
+@clip_codes.register_fake
+def _(codes: Tensor, low: int, high: int) -> Tensor:
+    return torch.empty_like(codes)
+
+
+CLIP_CODES: Any = torch.ops.graphopt.clip_codes.default
 GLOBAL_AVERAGE_POOL: Any = torch.ops.graphopt.global_average_pool.default
 
 
@@ -67,7 +79,7 @@ def _flatten_by_numbers(graph: Graph, node: Node) -> None:
     batch, *sizes = shape(node)
     if isinstance(batch, int) or not all(isinstance(size, int) for size in sizes) or argument(node, "start_dim") != 1:
         return
-    graph.replace(node, graph.call(aten.view.default, node.args[0], [-1, *sizes], before=node))
+    graph.replace(node, graph.call(aten.reshape.default, node.args[0], [-1, *sizes], before=node))
 
 
 def _move_codes(graph: Graph, node: Node) -> None:
@@ -111,7 +123,7 @@ def _gate_codes(graph: Graph, node: Node) -> None:
         codes = graph.call(Q.quantize_per_tensor.default, total, 6 * gate_scale, low, low, high, dtype, before=node)
     end = low + round(1 / gate_scale)
     if end < high:
-        codes = graph.call(aten.clamp.default, codes, low, end, before=node)
+        codes = graph.call(CLIP_CODES, codes, low, end, before=node)
     graph.replace(reader, codes)
     graph.module.graph.erase_node(node)
 
@@ -140,4 +152,4 @@ def _unflatten(graph: Graph, rows: Node, like: Node, leading: tuple[Any, ...], f
         sizes = [
             graph.call(aten.sym_size.int, like, d, before=before) if d in free else s for d, s in enumerate(leading)
         ]
-    return graph.call(aten.view.default, rows, [*sizes, features], before=before)
+    return graph.call(aten.reshape.default, rows, [*sizes, features], before=before)

@@ -3,6 +3,8 @@
 Pad on the image only, in front of Conv    becomes part of the convolution's own padding, which may differ from side to side
                                            in ONNX (in ATen it may not); quantizers between the two commute with padding by
                                            zero, because every grid holds zero exactly
+    Conv with a bias of zeros          the exporter computes them at run time, which hides the convolution from the integer
+                                       kernels; it needs none
 """
 
 from __future__ import annotations
@@ -11,6 +13,18 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+
+
+def drop_zero_biases(model: ir.Model) -> None:
+    """Take away biases that are an expanded constant zero."""
+    for conv in [n for n in model.graph if n.op_type in ("Conv", "ConvTranspose") and len(n.inputs) > 2]:
+        producer = conv.inputs[2].producer() if conv.inputs[2] is not None else None
+        if (
+            producer is not None
+            and producer.op_type == "Expand"
+            and not np.any(_constant(producer.inputs[0], default=1.0))
+        ):
+            conv.resize_inputs(2)
 
 
 def fold_pads(model: ir.Model) -> None:
@@ -87,15 +101,16 @@ def _convolutions(value: ir.Value | None) -> list[ir.Node] | None:
     return found
 
 
-def _constant(value: ir.Value | None) -> Any:
+def _constant(value: ir.Value | None, default: Any = None) -> Any:
+    """What a value is where it is constant (through casts), else `default`."""
     if value is None:
-        return None
+        return default
     if value.const_value is not None:
         return value.const_value.numpy()
     producer = value.producer()
-    if producer is not None and producer.op_type == "Cast":
-        return _constant(producer.inputs[0])
-    return None
+    if producer is not None and producer.op_type in ("Cast", "CastLike"):
+        return _constant(producer.inputs[0], default)
+    return default
 
 
 def _string(node: ir.Node, name: str) -> str:

@@ -184,7 +184,7 @@ class _Placement:
                     grid.entered.append((member[1], entered[member[1]]))
                 elif member in self.ends:
                     grid.produced.append(member)
-                else:
+                elif is_float(member):  # a split is a list; its parts are quantized one by one
                     grid.moved.append(member)
             found.append((position(members[0]), grid))
         return [grid for _, grid in sorted(found, key=lambda pair: pair[0])]
