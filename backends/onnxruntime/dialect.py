@@ -6,6 +6,7 @@
                                 has a kernel: the sum is quantized on a grid six times as wide, whose ends do the clamping, and
                                 its codes are then read on the narrow grid, which does the division
     linear on [N, T, C]         becomes Gemm on [N T, C] between two reshapes; MatMul with a bias has no integer kernel
+    parts of a split            become slices; the exporter would make a sequence of tensors
     flatten behind the batch    with its sizes as numbers, so that no shape is computed at run time
     pad, slice between codes    are applied to the codes, padding with the code of zero; the runtime would pad in float
 
@@ -15,6 +16,7 @@ Each keeps every value as it is.
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import torch
@@ -23,7 +25,7 @@ from torch.fx.node import Node
 
 from graphopt.deploy import Q, storage
 from graphopt.graph import Graph
-from graphopt.ops import argument, aten, family, shape
+from graphopt.ops import argument, aten, family, shape, value
 
 DEQUANTIZES = (Q.dequantize_per_tensor.default, Q.dequantize_per_channel.default)
 
@@ -56,6 +58,7 @@ GLOBAL_AVERAGE_POOL: Any = torch.ops.graphopt.global_average_pool.default
 
 def speak(graph: Graph) -> None:
     """Rewrite a deployed graph in place; see the head of this file."""
+    _slice_parts(graph)
     for node in graph.calls():
         kind = family(node)
         if kind == "global_average_pool":
@@ -73,6 +76,22 @@ def speak(graph: Graph) -> None:
 
 def is_dequantized(value: Any) -> bool:
     return isinstance(value, Node) and value.target in DEQUANTIZES
+
+
+def _slice_parts(graph: Graph) -> None:
+    """split -> getitem: a slice."""
+    for part in graph.calls(operator.getitem):
+        source: Any = part.args[0]
+        if family(source) != "split":
+            continue
+        dim = argument(source, "dim")
+        sizes = [piece.shape[dim] for piece in value(source)]
+        index: Any = part.args[1]
+        if not all(isinstance(size, int) for size in sizes):
+            continue
+        start = sum(sizes[: index % len(sizes)])
+        slice_ = (aten.slice.Tensor, source.args[0], dim, start, start + sizes[index])
+        graph.replace(part, graph.call(*slice_, before=part))
 
 
 def _flatten_by_numbers(graph: Graph, node: Node) -> None:
