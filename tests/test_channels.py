@@ -193,16 +193,24 @@ def test_a_gate_is_pinned_and_what_it_gates_is_not() -> None:
     assert channels.pinned[writes["expand"]].all()
 
 
-@pytest.mark.parametrize("function", [torch.sigmoid, torch.tanh, F.silu, F.hardswish, F.gelu, torch.sin, lambda y: y * y,
-                                      lambda y: y.softmax(1), lambda y: y.cumsum(1), lambda y: y - 1, torch.exp])  # fmt: skip
+UNEVEN = [
+    torch.sigmoid, torch.tanh, torch.sin, torch.exp, F.silu, F.hardswish, F.gelu, lambda y: y * y, lambda y: y - 1,
+    lambda y: y.softmax(1), lambda y: y.cumsum(1),
+]  # fmt: skip
+HOMOGENEOUS = [
+    torch.relu, F.relu6, lambda y: F.leaky_relu(y, 0.2), lambda y: y * 3, lambda y: F.max_pool2d(y, 2),
+    lambda y: F.avg_pool2d(y, 2), lambda y: F.interpolate(y, scale_factor=2.0), lambda y: F.pad(y, (1, 2)),
+    lambda y: y.flip(2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("function", UNEVEN)
 def test_what_is_not_homogeneous_pins(function: Callable[[Tensor], Tensor]) -> None:
     graph, channels = traced(lambda m, x: m.b(function(m.a(x))), a=conv(3, 4), b=conv(4, 2))
     assert channels.pinned[named(graph, channels.writes)["a"]].all()
 
 
-@pytest.mark.parametrize("function", [torch.relu, lambda y: F.leaky_relu(y, 0.2), lambda y: F.max_pool2d(y, 2), lambda y: y * 3,
-                                      lambda y: F.avg_pool2d(y, 2), lambda y: F.interpolate(y, scale_factor=2.0),
-                                      lambda y: F.pad(y, (1, 2)), lambda y: y.flip(2), F.relu6])  # fmt: skip
+@pytest.mark.parametrize("function", HOMOGENEOUS)
 def test_what_works_inside_each_channel_does_not_pin(function: Callable[[Tensor], Tensor]) -> None:
     graph, channels = traced(lambda m, x: m.b(function(m.a(x))), a=conv(3, 4), b=conv(4, 2))
     writes, reads = named(graph, channels.writes), named(graph, channels.reads)
