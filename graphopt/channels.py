@@ -172,8 +172,8 @@ class _Tracer:
         flows = [self.flows.get(p) for p in parts]
         dim = (argument(node, "dim") or 0) % len(shape(node))
         if any(f is None for f in flows) or len({f.dim for f in flows if f}) != 1:
-            self.pin(*parts)
-            self.flows_from_parts(node, parts, flows, dim)
+            if not self.flows_from_parts(node, parts, flows, dim):
+                self.pin(*parts)
             return
         known = [f for f in flows if f is not None]
         if known[0].dim == dim:
@@ -183,10 +183,10 @@ class _Tracer:
                 self.tie(known[0].labels, other.labels)
             self.flows[node] = known[0]
 
-    def flows_from_parts(self, node: Node, parts: list[Node], flows: list[Flow | None], dim: int) -> None:
+    def flows_from_parts(self, node: Node, parts: list[Node], flows: list[Flow | None], dim: int) -> bool:
         """Some parts are unknown: theirs become fresh, pinned labels, so that the known ones keep their readers."""
         if any(f is not None and f.dim != dim for f in flows) or not any(flows):
-            return
+            return False
         labels = []
         for part, flow in zip(parts, flows, strict=True):
             if flow is not None:
@@ -198,6 +198,7 @@ class _Tracer:
                 self.pins.append(fresh)
                 labels.append(fresh)
         self.flows[node] = Flow(dim, np.concatenate(labels))
+        return True
 
     def keep(self, node: Node) -> Flow | None:
         """An operator that works inside each channel."""
@@ -240,7 +241,7 @@ class _Tracer:
         tensor = torch.from_numpy(flow.labels).reshape(along).expand(sizes).contiguous()
         result = _run(node, tensor)
         parts = result if isinstance(result, (list, tuple)) else [result]
-        found = [_read(part) for part in parts]
+        found = [_read(part, flow.dim) for part in parts]
         if any(f is None for f in found):
             self.pin(source)  # type: ignore[arg-type]
         elif isinstance(result, Tensor):
@@ -331,16 +332,16 @@ def _run(node: Node, labels: Tensor) -> Any:
     return node.target(labels, *args, **kwargs)  # type: ignore[operator]
 
 
-def _read(labels: Tensor) -> Flow | None:
-    """The dimension along which labels lie, if along one only. Spatial zero padding around a channel is overlooked."""
-    best = (
-        labels.amax([d for d in range(labels.dim()) if labels.shape[d] == 0] or [], keepdim=True)
-        if 0 in labels.shape
-        else labels
-    )
-    for dim in range(best.dim()):
-        others = [d for d in range(best.dim()) if d != dim]
-        line = best.amax(others, keepdim=True) if others else best
-        if bool(((best == line) | (best == ZERO)).all()):
+def _read(labels: Tensor, before: int) -> Flow | None:
+    """The dimension along which labels lie, if along one only. Spatial zero padding around a channel is overlooked.
+
+    Where all labels are the same it could be any dimension: the one they lay along `before`, if there is one.
+    """
+    if 0 in labels.shape:
+        return None
+    for dim in sorted(range(labels.dim()), key=lambda d: d != before):
+        others = [d for d in range(labels.dim()) if d != dim]
+        line = labels.amax(others, keepdim=True) if others else labels
+        if bool(((labels == line) | (labels == ZERO)).all()):
             return Flow(dim, line.flatten().numpy())
     return None

@@ -116,6 +116,8 @@ def pool_globally(graph: Graph, node: Node) -> str:
         image = list(shape(source)[2:])
         if [*window] != image or any(padding) or argument(node, "ceil_mode") or shape(node)[2:] != (1,) * (dims - 2):
             return ""
+        if argument_or_none(node, "divisor_override") is not None:
+            return ""
         keep = True
     if dims not in (3, 4):
         return ""
