@@ -61,7 +61,7 @@ def show(title: str, rows: Rows) -> None:
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_cell(row.get(column)) for column in columns))
-    width = None if sys.stdout.isatty() else 200
+    width = None if sys.stdout.isatty() else 220
     Console(width=width).print(table)
 
 
