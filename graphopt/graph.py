@@ -306,6 +306,8 @@ class Graph:
         return node.next
 
     def _free_name(self, name: str) -> str:
+        if _below_a_tensor(self.module, name):
+            name = name.replace(".", "_")
         number, candidate = 0, name
         while _taken(self.module, candidate):
             number += 1
@@ -404,6 +406,18 @@ def _describe(args: Any, kwargs: Mapping[str, Any]) -> str:
     leaves = len(pytree.tree_leaves((tuple(args), dict(kwargs))))
     named = f" and keywords {', '.join(kwargs)}" if kwargs else ""
     return f"{len(args)} positional input{'s' * (len(args) != 1)}{named} ({leaves} tensor{'s' * (leaves != 1)})"
+
+
+def _below_a_tensor(root: nn.Module, name: str) -> bool:
+    """Would this dotted name lie inside something that is no module?"""
+    owner: Any = root
+    for part in name.split(".")[:-1]:
+        owner = getattr(owner, part, None)
+        if owner is None:
+            return False
+        if not isinstance(owner, nn.Module):
+            return True
+    return False
 
 
 def _taken(root: nn.Module, name: str) -> bool:
