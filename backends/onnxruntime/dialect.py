@@ -1,5 +1,6 @@
 """Last rewrites before ONNX: say things the way ONNX Runtime's integer kernels recognise them.
 
+    the first convolution       reads whole words; see `graphopt.backends.onnxruntime.stem`
     global average pooling      the exporter would write ReduceMean, which has no integer kernel; GlobalAveragePool has
     hard_sigmoid between codes  hard_sigmoid(x) = clamp(x + 3, 0, 6) / 6 has no integer kernel. Where x and its gate share their
                                 codes (see `graphopt.passes.quantize.gates`) a clip of the codes does it; else addition, which
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
+from graphopt.backends.onnxruntime.stem import read_whole_words
 from graphopt.deploy import Q, storage
 from graphopt.graph import Graph
 from graphopt.ops import argument, aten, family, shape, value
@@ -65,6 +67,8 @@ def speak(graph: Graph) -> None:
             graph.replace(node, graph.call(GLOBAL_AVERAGE_POOL, node.args[0], before=node))
         elif kind == "hard_sigmoid" and is_dequantized(node.args[0]):
             _gate_codes(graph, node)
+        elif kind == "conv":
+            read_whole_words(graph, node)
         elif node.target is aten.flatten.using_ints:
             _flatten_by_numbers(graph, node)
         elif kind in ("pad", "slice") and is_dequantized(node.args[0]):
