@@ -156,7 +156,9 @@ class _Tracer:
     def scale(self, node: Node) -> None:
         """A product with a scalar or a gate: the gate stays as it is, the value behind it keeps its channels."""
         operands = [a for a in node.args[:2] if isinstance(a, Node)]
-        labelled = sorted((o for o in operands if o in self.flows), key=lambda o: -value(o).numel() if _static(o) else 0)
+        labelled = sorted(
+            (o for o in operands if o in self.flows), key=lambda o: -value(o).numel() if _static(o) else 0
+        )
         if len(operands) == 2 and operands[0] is operands[1]:
             self.pin(operands[0])
             return
@@ -335,10 +337,11 @@ def _read(labels: Tensor, before: int) -> Flow | None:
 
     Where all labels are the same it could be any dimension: the one they lay along `before`, if there is one.
     """
-    best = labels.amax([d for d in range(labels.dim()) if labels.shape[d] == 0] or [], keepdim=True) if 0 in labels.shape else labels
-    for dim in sorted(range(best.dim()), key=lambda d: d != before):
-        others = [d for d in range(best.dim()) if d != dim]
-        line = best.amax(others, keepdim=True) if others else best
-        if bool(((best == line) | (best == ZERO)).all()):
+    if 0 in labels.shape:
+        return None
+    for dim in sorted(range(labels.dim()), key=lambda d: d != before):
+        others = [d for d in range(labels.dim()) if d != dim]
+        line = labels.amax(others, keepdim=True) if others else labels
+        if bool(((labels == line) | (labels == ZERO)).all()):
             return Flow(dim, line.flatten().numpy())
     return None

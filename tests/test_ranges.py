@@ -1,4 +1,4 @@
-"""Range estimators, judged by the data themselves: NumPy's percentile, and squared errors counted element by element."""
+"""Range estimators, judged by the data: NumPy's percentile, and squared errors counted element by element."""
 
 from __future__ import annotations
 

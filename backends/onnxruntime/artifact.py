@@ -70,7 +70,9 @@ def open_session(path: Path, *, threads: int = 1, optimized: Path | None = None)
     if optimized is not None:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.optimized_model_filepath = str(optimized)
-        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{optimized.name}.data")
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", f"{optimized.name}.data"
+        )
         options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -96,7 +98,9 @@ def lower(graph: Graph, target: Target, *, name: str = "model") -> OnnxRuntimeAr
             raise
         except Exception as error:
             reasons = [line for line in str(error).splitlines() if line.strip()]
-            raise GraphoptError(f"the graph cannot be written as ONNX: {reasons[-1] if reasons else type(error).__name__}") from error
+            raise GraphoptError(
+                f"the graph cannot be written as ONNX: {reasons[-1] if reasons else type(error).__name__}"
+            ) from error
     folder = temporary_folder()
     weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     ir.save(model, folder / MODEL, external_data=WEIGHTS if weights > ONE_FILE else None)
@@ -107,12 +111,14 @@ def lower(graph: Graph, target: Target, *, name: str = "model") -> OnnxRuntimeAr
 
 def layers(deployed: Graph) -> dict[str, dict[str, Any]]:
     """Weight name -> site and multiply-accumulates of every convolution and linear layer; the audit reads it."""
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for node, macs in layer_macs(deployed).items():
         layer = Layer.of(node)
         if layer is not None:
             weight = layer.weight if deployed.is_constant(layer.weight) else layer.weight.all_input_nodes[0]
-            entry = found.setdefault(str(weight.target), {"site": deployed.site(node), "macs": 0})
+            entry = found.setdefault(
+                str(weight.target), {"site": deployed.site(node), "macs": 0, "left": node.meta.get("left")}
+            )
             entry["macs"] += macs
     return found
 
