@@ -18,6 +18,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 import torch
 from onnxscript import opset18, opset20, opset21
+from onnxscript.optimizer import fold_constants
 
 from graphopt.backends.onnxruntime.dialect import CLIP_CODES, GLOBAL_AVERAGE_POOL, speak
 from graphopt.backends.onnxruntime.surgery import drop_zero_biases, fold_pads
@@ -26,6 +27,7 @@ from graphopt.graph import Graph
 from graphopt.ops import aten
 from graphopt.program import to_exported_program
 
+KEPT = ("QuantizeLinear", "DequantizeLinear")
 _NUMPY = {
     torch.int8: np.int8, torch.uint8: np.uint8, torch.int16: np.int16, torch.uint16: np.uint16, torch.int32: np.int32,
 }  # fmt: skip
@@ -108,7 +110,8 @@ def _torch_dtype(value: Any) -> torch.dtype:
 
 
 def _tidy(model: ir.Model) -> None:
-    """Constants as initializers, each stored once; nothing unused."""
+    """Constants computed and stored once, as initializers; nothing unused. Integer weights stay integer."""
+    fold_constants(model, onnx_shape_inference=False, should_fold=lambda n: False if n.op_type in KEPT else None)
     for transform in (
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.DeduplicateInitializersPass(),
