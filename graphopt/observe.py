@@ -103,6 +103,7 @@ class _Watcher(fx.Interpreter):
     def __init__(self, graph: Graph, watched: Mapping[Node, list[Statistic]], *, strict: bool = False) -> None:
         super().__init__(graph.module)
         self.graph_ir, self.watched, self.strict = graph, watched, strict
+        self.extra_traceback = False  # would append the torch.fx node and its source to our own message
 
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)

@@ -157,6 +157,19 @@ def test_a_norm_alone_becomes_one_multiply_and_one_add(bn: nn.Module, shape: tup
     assert names(check(norm(bn, nn.ReLU()), torch.randn(shape), by=FOLD, changes=1)) == ["mul", "add", "relu"]
 
 
+def test_a_norm_of_images_alone_becomes_a_depthwise_conv_where_that_is_asked_for() -> None:
+    model = norm(nn.ReLU(), nn.BatchNorm2d(4), nn.ReLU())
+    graph = check(model, torch.randn(2, 4, 6, 6), by=FoldBatchNorm(depthwise=True), changes=1)
+    assert str(graph) == dedent("""\
+        graph(input_1: f32[N, 4, 6, 6])
+          %0 = relu(input_1) : f32[N, 4, 6, 6]
+          %1 = conv2d(%0, f32[4, 1, 1, 1], f32[4], groups=4) : f32[N, 4, 6, 6]
+          %2 = relu(%1) : f32[N, 4, 6, 6]
+          return %2""")
+    tokens = norm(nn.ReLU(), nn.BatchNorm1d(4))
+    assert names(check(tokens, torch.randn(3, 4, 5), by=FoldBatchNorm(depthwise=True)))[1:] == ["mul", "add"]
+
+
 def test_a_norm_over_the_tokens_of_a_linear_layer_is_not_folded_into_its_features() -> None:
     model = norm(nn.Linear(5, 6), nn.BatchNorm1d(4))  # [N, 4, 5] -> [N, 4, 6]: the norm counts dimension 1
     assert names(check(model, torch.randn(3, 4, 5), by=FOLD, changes=1)) == ["linear", "mul", "add"]

@@ -74,8 +74,13 @@ def open_session(path: Path, *, threads: int = 1, optimized: Path | None = None)
             "session.optimized_model_external_initializers_file_name", f"{optimized.name}.data"
         )
         options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+        # signed codes as they are, also on x86, where the runtime would turn them into unsigned ones around each operator
+        options.add_session_config_entry("session.qdqisint8allowed", "1")
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"],
+            disabled_optimizers=["WeightBiasQuantization"],  # it quantizes layers that are meant to stay in float
+        )  # fmt: skip
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise ArtifactError(f"ONNX Runtime {ort.__version__} cannot load {path.name}: {reason}") from error
@@ -97,9 +102,12 @@ def lower(graph: Graph, target: Target, *, name: str = "model") -> OnnxRuntimeAr
         except GraphoptError:
             raise
         except Exception as error:
-            reasons = [line for line in str(error).splitlines() if line.strip()]
+            root: BaseException = error  # the exporter wraps the reason in pages of advice
+            while root.__cause__ is not None:
+                root = root.__cause__
+            reasons = [line for line in str(root).splitlines() if line.strip()]
             raise GraphoptError(
-                f"the graph cannot be written as ONNX: {reasons[-1] if reasons else type(error).__name__}"
+                f"the graph cannot be written as ONNX: {reasons[0] if reasons else type(root).__name__}"
             ) from error
     folder = temporary_folder()
     weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)

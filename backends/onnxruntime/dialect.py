@@ -75,6 +75,9 @@ def speak(graph: Graph) -> None:
             _move_codes(graph, node)
         elif kind == "linear" and len(shape(node)) > 2 and is_dequantized(node.args[0]):
             _flatten_rows(graph, node)
+    for node in {n: None for n in graph.outputs if n.op == "placeholder"}:  # else ONNX would give it the output's name
+        copied = graph.call(aten.clone.default, node, before=graph.output)
+        graph.output.replace_input_with(node, copied)
     graph.refresh()
 
 

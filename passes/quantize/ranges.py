@@ -50,9 +50,12 @@ ESTIMATORS: dict[str, Estimator] = {"minmax": minmax, "percentile": percentile, 
 def _search(
     histogram: Histogram, format: Format, cost: Callable[[Histogram, Format, float, float], float]
 ) -> tuple[float, float]:
-    """Shrink the upper end, then the lower, then the upper again, each to its best of CANDIDATES places."""
+    """Shrink both ends together, then the upper, the lower and both again, each to its best of CANDIDATES places and
+    some below a tenth, which few bits on long tails need."""
     low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
-    steps = [i / CANDIDATES for i in range(CANDIDATES, CANDIDATES // 10, -1)]
+    steps = [i / CANDIDATES for i in range(CANDIDATES, CANDIDATES // 10, -1)] + [0.1 * 0.9**i for i in range(20)]
+    both = min(steps, key=lambda s: cost(histogram, format, s * low, s * high))
+    low, high = both * low, both * high
     for _ in range(2 if low < 0 < high else 1):
         if high > 0:
             high = min((s * max(histogram.high, 0.0) for s in steps), key=lambda h: cost(histogram, format, low, h))
