@@ -1,4 +1,4 @@
-"""Where the simulated graph and ONNX Runtime part: ResNet-20, code by code.
+"""Where the simulated graph and ONNX Runtime part, code by code: ResNet-20, or `--model mobilenet_v1`.
 
 Meant for the x86 target on x86; other formats run partly in float here. Every quantized value of the artifact becomes an output of the model, and is compared with the codes that the simulated graph
 computes *from the artifact's own codes of its inputs*, so that an operator answers for its own deviation only (`own`), and with
@@ -98,7 +98,7 @@ class Formula(Codes):
         return (codes - z) * s
 
     def operator(self, node: fx.Node, s: Tensor, z: Tensor, low: int, high: int) -> Tensor | None:
-        while family(node) == "relu" and len(node.users) == 1:
+        while family(node) in ("relu", "clamp") and len(node.users) == 1:
             if int(z) != low:
                 return None  # the activation stays an operator of its own
             node = node.args[0]
@@ -121,12 +121,15 @@ class Formula(Codes):
 
 
 def main() -> None:
-    options = common.arguments(__doc__, target="x86", estimator="mse", images=256)
+    options = common.arguments(__doc__, model="resnet20", target="x86", estimator="mse", images=256, calibrate=512)
     torch.set_num_threads(1)
     zoo = common.data()
-    x, _ = zoo.cifar10("test")
-    batches = list(zoo.cifar10("train10k")[0][:512].split(32))
-    result = graphopt.optimize(zoo.cifar_resnet(20), x[:1], target=options.target, calibration=batches, estimator=options.estimator, measure=False)
+    if options.model == "resnet20":
+        model, (x, _), samples = zoo.cifar_resnet(20), zoo.cifar10("test"), zoo.cifar10("train10k")[0][:512]
+    else:
+        model, (x, _), samples = zoo.mobilenet_v1(), zoo.imagenette("val500"), zoo.imagenette("train256")[0]
+    batches = list(samples[: options.calibrate].split(8))
+    result = graphopt.optimize(model, x[:1], target=options.target, calibration=batches, estimator=options.estimator, measure=False)
     x = x[: options.images]
     with common.workplace() as folder, torch.no_grad():
         path, names = all_codes(result.artifact.folder / MODEL, folder)
