@@ -54,7 +54,7 @@ def test_the_file_holds_8_bit_weights_and_32_bit_biases() -> None:
     onnx.checker.check_model(model, full_check=True)
     held = initializers(model)
     assert [held[name].shape for name in sorted(held) if held[name].dtype == np.int8 and held[name].ndim > 1] == [
-        (8, 3, 3, 3), (5, 32), (8, 8, 3, 3),
+        (8, 4, 3, 3), (5, 32), (8, 8, 3, 3),  # the first with a fourth channel, of zeros
     ]  # fmt: skip
     assert sorted(a.shape for a in held.values() if a.dtype == np.int32 and a.any()) == [(5,), (8,), (8,)]
     assert not [name for name, a in held.items() if a.dtype == np.float32 and a.ndim > 1]

@@ -113,8 +113,8 @@ def _move_codes(graph: Graph, node: Node) -> None:
     source: Node = node.args[0]  # type: ignore[assignment]
     readers = list(node.users)
     same = [r.target is Q.quantize_per_tensor.default and r.args[1:] == source.args[1:] for r in readers]
-    if not readers or not all(same):
-        return
+    if not readers or not all(same) or source.args[5] not in (torch.int8, torch.uint8):
+        return  # wider codes have no kernels for it
     codes, zero_point = source.args[0], source.args[2]
     if family(node) == "pad":
         moved = graph.call(aten.constant_pad_nd.default, codes, argument(node, "pad"), zero_point, before=node)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.fx.node import Node
@@ -60,11 +61,13 @@ def read_whole_words(graph: Graph, node: Node) -> None:
 def _fits(graph: Graph, layer: Layer) -> bool:
     if layer.kind != "conv" or layer.dims != 2 or layer.groups != 1 or max(shape(layer.weight)[2:]) == 1:
         return False
-    from_codes = layer.input.target is Q.dequantize_per_tensor.default and len(layer.input.users) == 1
+    bytes_ = {torch.int8, torch.uint8}  # Pad has no kernel for wider codes
+    from_codes = layer.input.target is Q.dequantize_per_tensor.default and layer.input.args[5] in bytes_
     stored = (
         layer.weight.op == "call_function" and graph.is_constant(layer.weight.args[0]) and len(layer.weight.users) == 1
     )
-    return bool(from_codes and stored and shape(layer.input)[1] < WORD)
+    alone = len(layer.input.users) == 1
+    return bool(from_codes and stored and alone and shape(layer.input)[1] < WORD)
 
 
 def _takes_pairs(layer: Layer) -> bool:
