@@ -12,6 +12,7 @@ readers keep the exact value.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -21,7 +22,7 @@ from torch.fx.node import Node
 
 from graphopt.graph import Graph
 from graphopt.numerics import Format
-from graphopt.ops import Layer, family, is_float
+from graphopt.ops import Layer, family, is_float, shape
 from graphopt.targets import Target
 
 FUSED = frozenset({"relu", "clamp", "channel_clamp"})  # activations that a quantizer's own clipping can express
@@ -160,7 +161,7 @@ class _Placement:
             if kind in STARTS:
                 if kind in self.target.float_output and not read(end, output=False):
                     self.float_ends.add(end)
-            elif not read(end, output=True):
+            elif not read(end, output=self.mostly_integer(operator)):
                 kept.remove(operator)
                 del self.ends[end]
         integer = set(self.ends) - self.float_ends
@@ -169,6 +170,12 @@ class _Placement:
                 integer.add(move)
             else:
                 del self.moves[move]
+
+    def mostly_integer(self, operator: Node) -> bool:
+        """Is the largest of its inputs integer? Else the caller is served sooner in float."""
+        sources = [source for source in _data(operator) if not self.graph.is_constant(source)]
+        largest = max(sources, key=_elements)
+        return largest in self.ends or largest in self.moves
 
     # ---- Which values share a grid ----------------------------------------------------------------------------------
 
@@ -214,6 +221,11 @@ class _Placement:
                 if chosen and chosen.activations:
                     return chosen.activations
         return self.activations
+
+
+def _elements(node: Node) -> int:
+    """The number of elements of a value, free sizes left out."""
+    return math.prod(size for size in shape(node) if isinstance(size, int))
 
 
 def _data(node: Node) -> list[Node]:
