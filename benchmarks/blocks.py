@@ -76,10 +76,15 @@ def inverted(channels: int, inner: int) -> nn.Module:
 def blocks() -> dict[str, tuple[nn.Module, tuple[int, int]]]:
     """Block, and its channels and image size."""
     return {
-        "conv, SE": (nn.Sequential(conv(64, 64, 3, nn.ReLU()), SqueezeExcite(64, 16, nn.Sigmoid()), conv(64, 64, 3)), (64, 28)),
+        "conv, SE": (
+            nn.Sequential(conv(64, 64, 3, nn.ReLU()), SqueezeExcite(64, 16, nn.Sigmoid()), conv(64, 64, 3)),
+            (64, 28),
+        ),
         "SE alone": (SqueezeExcite(64, 16, nn.Sigmoid()), (64, 28)),
         "SE with linear layers": (
-            nn.Sequential(conv(64, 64, 3, nn.ReLU()), SqueezeExcite(64, 16, nn.Sigmoid(), linear=True), conv(64, 64, 3)),
+            nn.Sequential(
+                conv(64, 64, 3, nn.ReLU()), SqueezeExcite(64, 16, nn.Sigmoid(), linear=True), conv(64, 64, 3)
+            ),
             (64, 28),
         ),
         "hard-swish inverted residual 80-480": (inverted(80, 480), (80, 14)),
@@ -100,9 +105,13 @@ def row(name: str, model: nn.Module, channels: int, size: int, folder: Path, rou
     ours = graphopt.optimize(model, example, target="x86", calibration=batches, measure=False).artifact
     feed = example.numpy()
     paths = {"float": original, "ours": ours.folder / MODEL, "reference": reference}
-    taken = measure.timings({k: common.runner(p, feed) for k, p in paths.items()}, repeats=rounds, warmup=20, budget_seconds=15)
+    taken = measure.timings(
+        {k: common.runner(p, feed) for k, p in paths.items()}, repeats=rounds, warmup=20, budget_seconds=15
+    )
     truth = common.answers(original, torch.cat(batches)[:16])
-    fidelity = {k: measure.sqnr(truth, common.answers(paths[k], torch.cat(batches)[:16])) for k in ("ours", "reference")}
+    fidelity = {
+        k: measure.sqnr(truth, common.answers(paths[k], torch.cat(batches)[:16])) for k in ("ours", "reference")
+    }
     return {
         "block": name,
         "input": f"{channels}x{size}x{size}",

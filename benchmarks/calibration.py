@@ -84,7 +84,9 @@ def main() -> None:
         command = [sys.executable, str(Path(__file__).resolve()), "--one", *map(str, run)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            found.append({"way": run[0], "estimator": run[1], "images": run[2], "failed": done.stderr.strip().splitlines()[-1]})
+            found.append(
+                {"way": run[0], "estimator": run[1], "images": run[2], "failed": done.stderr.strip().splitlines()[-1]}
+            )
             continue
         found.append(json.loads(done.stdout.strip().splitlines()[-1]))
         print(found[-1], flush=True)

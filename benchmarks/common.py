@@ -137,7 +137,11 @@ def quiet() -> Iterator[None]:
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -149,7 +153,9 @@ def export_float(model: nn.Module, example: Tensor, path: Path, *, dynamic_batch
     shapes = ({0: torch.export.Dim("batch")},) if dynamic_batch else None
     example = example.repeat(2, 1, 1, 1) if dynamic_batch and len(example) == 1 else example
     with quiet(), torch.no_grad():
-        torch.onnx.export(model, (example,), str(path), dynamo=True, verbose=False, dynamic_shapes=shapes, external_data=False)
+        torch.onnx.export(
+            model, (example,), str(path), dynamo=True, verbose=False, dynamic_shapes=shapes, external_data=False
+        )
     return path
 
 
@@ -164,7 +170,9 @@ class Reader:
         return None if batch is None else {self.name: batch.numpy()}
 
 
-def quantize_static(source: Path, target: Path, batches: Iterable[Tensor], *, per_channel: bool = True, signed: bool = False) -> Path:
+def quantize_static(
+    source: Path, target: Path, batches: Iterable[Tensor], *, per_channel: bool = True, signed: bool = False
+) -> Path:
     """ONNX Runtime's own quantizer: its preparation, min-max, QDQ, signed weights, activations unsigned unless `signed`."""
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType
@@ -210,7 +218,9 @@ def float_operators(path: Path) -> list[str]:
     from graphopt.backends.onnxruntime.audit import INTEGER_WORK, NEUTRAL, optimized
 
     kinds = Counter(n.op_type for n in optimized(path).graph.node)
-    apart = {k: n for k, n in kinds.items() if k not in INTEGER_WORK and k not in NEUTRAL and not k.startswith("QLinear")}
+    apart = {
+        k: n for k, n in kinds.items() if k not in INTEGER_WORK and k not in NEUTRAL and not k.startswith("QLinear")
+    }
     return [f"{n} {k}" if n > 1 else k for k, n in sorted(apart.items())]
 
 

@@ -35,7 +35,10 @@ def seconds(model: nn.Module) -> tuple[int, dict[str, float]]:
     graph = Graph.capture(model, example)
     taken["capture"] = time.perf_counter() - start
     count = len(graph.calls())
-    for label, target in (("", find("x86")), (" (per tensor)", dataclasses.replace(find("x86"), weights=Format(8, True, True, False)))):
+    for label, target in (
+        ("", find("x86")),
+        (" (per tensor)", dataclasses.replace(find("x86"), weights=Format(8, True, True, False))),
+    ):
         fresh = graph.clone()
         start = time.perf_counter()
         steps = run(recipe(target, Calibration(batches, fresh)), fresh)

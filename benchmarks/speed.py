@@ -32,7 +32,10 @@ def rows(name: str, folder: Path, rounds: int) -> common.Rows:
     feed = example.numpy()
     original = common.export_float(model, example, folder / f"{name}.onnx")
     reference = common.quantize_static(original, folder / f"{name}.static.onnx", (b[:1] for b in batches))
-    ours = {t: graphopt.optimize(model, example, target=t, calibration=batches, measure=False).artifact for t in ("x86", "arm")}
+    ours = {
+        t: graphopt.optimize(model, example, target=t, calibration=batches, measure=False).artifact
+        for t in ("x86", "arm")
+    }
     calls = {"float": common.runner(original, feed), "quantize_static": common.runner(reference, feed)}
     calls |= {t: common.runner(artifact.folder / MODEL, feed) for t, artifact in ours.items()}
     taken = measure.timings(calls, repeats=rounds, budget_seconds=60)

@@ -147,7 +147,9 @@ def _name(model: Any) -> str:
 
 
 def _original(graph: Graph) -> Step:
-    return Step("(original)", "", [], 0.0, measures.parameters(graph), measures.macs(graph), measures.weight_bytes(graph))
+    return Step(
+        "(original)", "", [], 0.0, measures.parameters(graph), measures.macs(graph), measures.weight_bytes(graph)
+    )
 
 
 def _score(evaluate: Callable[[Callable[..., Any]], float], model: Callable[..., Any], what: str) -> float:
@@ -194,6 +196,7 @@ def _judge(report: Report, backend: Any, artifact: Artifact, graph: Graph, origi
             if seen >= AGREEMENT_SAMPLES:
                 break
     report.agreement = equal / seen
+    report.notes.append(f"agreement was measured on {seen} calibration samples")
 
 
 def _flat(model: Callable[..., Any], batch: list[Tensor]) -> list[Tensor]:

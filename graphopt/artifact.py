@@ -46,6 +46,10 @@ class Artifact(ABC):
     def _run(self, inputs: list[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
         """Compute the outputs, flat and in the manifest's order."""
 
+    @abstractmethod
+    def set_threads(self, threads: int) -> None:
+        """Let the runtime use this many threads from the next call on."""
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the model.
 

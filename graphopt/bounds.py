@@ -14,9 +14,17 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.graph import Graph
-from graphopt.ops import Layer, clamp_bounds, family, shape
+from graphopt.ops import Layer, clamp_bounds, family, negative_slope, shape
 
-INSIDE = {"identity", "max_pool", "average_pool", "adaptive_average_pool", "global_average_pool", "resize_nearest", "resize_linear"}
+INSIDE = {
+    "identity",
+    "max_pool",
+    "average_pool",
+    "adaptive_average_pool",
+    "global_average_pool",
+    "resize_nearest",
+    "resize_linear",
+}
 KNOWN = {"sigmoid": (0.0, 1.0), "hard_sigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0)}
 
 
@@ -45,15 +53,18 @@ def _of(graph: Graph, node: Node, found: dict[Node, Interval]) -> Interval | Non
     if source is None:
         return None
     if kind in ("relu", "clamp"):
-        low, high = clamp_bounds(node)
-        return Interval(source.low.clamp(low, high), source.high.clamp(low, high))
+        ends = clamp_bounds(node)
+        return Interval(source.low.clamp(*ends), source.high.clamp(*ends))
     if kind == "leaky_relu":
-        slope = node.args[1] if len(node.args) > 1 else 0.01
+        slope = negative_slope(node)
         return Interval(*(torch.where(end > 0, end, end * slope) for end in source))
     if kind == "pad":
-        return Interval(source.low.clamp(max=0), source.high.clamp(min=0)) if len(source.low) == shape(node)[1] else None
-    if kind == "reshape" and len(shape(node)) > 1 and shape(node)[1] == len(source.low) and shape(node)[0] == shape(node.args[0])[0]:  # type: ignore[arg-type]
-        return source
+        return (
+            Interval(source.low.clamp(max=0), source.high.clamp(min=0)) if len(source.low) == shape(node)[1] else None
+        )
+    if kind == "reshape":
+        (batch, *_), (kept, *sizes) = shape(node.args[0]), shape(node)  # type: ignore[arg-type]
+        return source if kept == batch and sizes[:1] == [len(source.low)] else None
     if kind == "add" and isinstance(node.args[1], Node) and (other := found.get(node.args[1])) is not None:
         same = shape(node.args[0])[1:] == shape(node.args[1])[1:]  # type: ignore[arg-type]
         return Interval(source.low + other.low, source.high + other.high) if same else None
@@ -75,7 +86,8 @@ def through_layer(graph: Graph, layer: Layer, source: Interval | None) -> Interv
     low, high = (_per_output(end, layer) for end in source)
     bias = graph.tensor(layer.bias).double() if layer.bias is not None else 0.0
     return Interval(
-        _product(positive, low) + _product(negative, high) + bias, _product(positive, high) + _product(negative, low) + bias
+        _product(positive, low) + _product(negative, high) + bias,
+        _product(positive, high) + _product(negative, low) + bias,
     )
 
 

@@ -156,7 +156,9 @@ class _Tracer:
     def scale(self, node: Node) -> None:
         """A product with a scalar or a gate: the gate stays as it is, the value behind it keeps its channels."""
         operands = [a for a in node.args[:2] if isinstance(a, Node)]
-        labelled = sorted((o for o in operands if o in self.flows), key=lambda o: -value(o).numel() if _static(o) else 0)
+        labelled = sorted(
+            (o for o in operands if o in self.flows), key=lambda o: -value(o).numel() if _static(o) else 0
+        )
         if len(operands) == 2 and operands[0] is operands[1]:
             self.pin(operands[0])
             return
@@ -170,8 +172,8 @@ class _Tracer:
         flows = [self.flows.get(p) for p in parts]
         dim = (argument(node, "dim") or 0) % len(shape(node))
         if any(f is None for f in flows) or len({f.dim for f in flows if f}) != 1:
-            self.pin(*parts)
-            self.flows_from_parts(node, parts, flows, dim)
+            if not self.flows_from_parts(node, parts, flows, dim):
+                self.pin(*parts)
             return
         known = [f for f in flows if f is not None]
         if known[0].dim == dim:
@@ -181,10 +183,10 @@ class _Tracer:
                 self.tie(known[0].labels, other.labels)
             self.flows[node] = known[0]
 
-    def flows_from_parts(self, node: Node, parts: list[Node], flows: list[Flow | None], dim: int) -> None:
+    def flows_from_parts(self, node: Node, parts: list[Node], flows: list[Flow | None], dim: int) -> bool:
         """Some parts are unknown: theirs become fresh, pinned labels, so that the known ones keep their readers."""
         if any(f is not None and f.dim != dim for f in flows) or not any(flows):
-            return
+            return False
         labels = []
         for part, flow in zip(parts, flows, strict=True):
             if flow is not None:
@@ -196,6 +198,7 @@ class _Tracer:
                 self.pins.append(fresh)
                 labels.append(fresh)
         self.flows[node] = Flow(dim, np.concatenate(labels))
+        return True
 
     def keep(self, node: Node) -> Flow | None:
         """An operator that works inside each channel."""
@@ -238,7 +241,7 @@ class _Tracer:
         tensor = torch.from_numpy(flow.labels).reshape(along).expand(sizes).contiguous()
         result = _run(node, tensor)
         parts = result if isinstance(result, (list, tuple)) else [result]
-        found = [_read(part) for part in parts]
+        found = [_read(part, flow.dim) for part in parts]
         if any(f is None for f in found):
             self.pin(source)  # type: ignore[arg-type]
         elif isinstance(result, Tensor):
@@ -329,12 +332,16 @@ def _run(node: Node, labels: Tensor) -> Any:
     return node.target(labels, *args, **kwargs)  # type: ignore[operator]
 
 
-def _read(labels: Tensor) -> Flow | None:
-    """The dimension along which labels lie, if along one only. Spatial zero padding around a channel is overlooked."""
-    best = labels.amax([d for d in range(labels.dim()) if labels.shape[d] == 0] or [], keepdim=True) if 0 in labels.shape else labels
-    for dim in range(best.dim()):
-        others = [d for d in range(best.dim()) if d != dim]
-        line = best.amax(others, keepdim=True) if others else best
-        if bool(((best == line) | (best == ZERO)).all()):
+def _read(labels: Tensor, before: int) -> Flow | None:
+    """The dimension along which labels lie, if along one only. Spatial zero padding around a channel is overlooked.
+
+    Where all labels are the same it could be any dimension: the one they lay along `before`, if there is one.
+    """
+    if 0 in labels.shape:
+        return None
+    for dim in sorted(range(labels.dim()), key=lambda d: d != before):
+        others = [d for d in range(labels.dim()) if d != dim]
+        line = labels.amax(others, keepdim=True) if others else labels
+        if bool(((labels == line) | (labels == ZERO)).all()):
             return Flow(dim, line.flatten().numpy())
     return None

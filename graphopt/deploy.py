@@ -45,7 +45,11 @@ def deploy(graph: Graph) -> Graph:
 
 def _evaluated(graph: Graph, source: Node) -> Node:
     """A call that reads only constants, as a constant (a layer's shifted bias)."""
-    if source.op != "call_function" or not source.all_input_nodes or not all(map(graph.is_constant, source.all_input_nodes)):
+    if (
+        source.op != "call_function"
+        or not source.all_input_nodes
+        or not all(map(graph.is_constant, source.all_input_nodes))
+    ):
         return source
     args = [graph.tensor(a) if isinstance(a, Node) else a for a in source.args]
     constant = graph.add_constant(source.name, source.target(*args), before=source)  # type: ignore[operator]
@@ -99,7 +103,12 @@ def _quantize_value(graph: Graph, node: Node) -> None:
     if family(source) == "channel_clamp" and len(source.users) == 1:
         inner = _without_implied_clip(source.args[0], grid)  # type: ignore[arg-type]
         if inner is not source.args[0]:
-            graph.replace(node, _clip_channels(graph, node, inner, end_codes(graph, source, scale, zero_point, quant_min, quant_max), grid))
+            graph.replace(
+                node,
+                _clip_channels(
+                    graph, node, inner, end_codes(graph, source, scale, zero_point, quant_min, quant_max), grid
+                ),
+            )
             return
     graph.replace(node, _round_trip(graph, _without_implied_clip(source, grid), grid, before=node))
 
@@ -144,7 +153,10 @@ def _without_implied_clip(source: Node, grid: Grid) -> Node:
         return source
     low, high = clamp_bounds(source)
     scale = torch.tensor(grid.scale)
-    code = lambda end: round(float(torch.tensor(end) / scale)) + grid.zero_point  # noqa: E731
+
+    def code(end: float) -> int:
+        return round(float(torch.tensor(end) / scale)) + grid.zero_point
+
     below = low == -float("inf") or code(low) <= grid.quant_min
     above = high == float("inf") or code(high) >= grid.quant_max
     return source.args[0] if below and above else source  # type: ignore[return-value]

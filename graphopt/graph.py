@@ -266,7 +266,8 @@ class Graph:
         """Let argument `position` of `reader` be `value` from now on, under the old constant's name where no one else
         reads that one. The old tensor itself is not touched."""
         old = reader.args[position]
-        assert isinstance(old, Node) and old.op == "get_attr", f"argument {position} of {reader} is not a constant"
+        assert isinstance(old, Node), f"argument {position} of {reader} is not a constant"
+        assert old.op == "get_attr", f"argument {position} of {reader} is not a constant"
         name, trainable = str(old.target), isinstance(self.parameter(old), nn.Parameter)
         if len(old.users) == 1 and sum(a is old for a in reader.all_input_nodes) == 1:
             reader.update_arg(position, None)
@@ -305,6 +306,8 @@ class Graph:
         return node.next
 
     def _free_name(self, name: str) -> str:
+        if _below_a_tensor(self.module, name):
+            name = name.replace(".", "_")
         number, candidate = 0, name
         while _taken(self.module, candidate):
             number += 1
@@ -371,14 +374,18 @@ class Graph:
             fake = node.meta["val"]
             if not isinstance(fake, Tensor):
                 if type(leaf) is not type(fake) or leaf != fake:
-                    raise InputError(f"argument {node.name!r} was captured as {fake!r}, got {leaf!r}; capture once per value")
+                    raise InputError(
+                        f"argument {node.name!r} was captured as {fake!r}, got {leaf!r}; capture once per value"
+                    )
                 continue
             name = next(names)
             free = fake.dim() > 0 and isinstance(fake.shape[0], torch.SymInt)
             shape = (0, *fake.shape[1:]) if free else tuple(fake.shape)
             check_tensor(name, leaf, shape, fake.dtype, free)
             if free and batch is not None and leaf.shape[0] != batch[1]:
-                raise InputError(f"inputs {batch[0]!r} and {name!r} have different batches: {batch[1]} and {leaf.shape[0]}")
+                raise InputError(
+                    f"inputs {batch[0]!r} and {name!r} have different batches: {batch[1]} and {leaf.shape[0]}"
+                )
             batch = (name, leaf.shape[0]) if free else batch
         return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
@@ -399,6 +406,18 @@ def _describe(args: Any, kwargs: Mapping[str, Any]) -> str:
     leaves = len(pytree.tree_leaves((tuple(args), dict(kwargs))))
     named = f" and keywords {', '.join(kwargs)}" if kwargs else ""
     return f"{len(args)} positional input{'s' * (len(args) != 1)}{named} ({leaves} tensor{'s' * (leaves != 1)})"
+
+
+def _below_a_tensor(root: nn.Module, name: str) -> bool:
+    """Would this dotted name lie inside something that is no module?"""
+    owner: Any = root
+    for part in name.split(".")[:-1]:
+        owner = getattr(owner, part, None)
+        if owner is None:
+            return False
+        if not isinstance(owner, nn.Module):
+            return True
+    return False
 
 
 def _taken(root: nn.Module, name: str) -> bool:
@@ -432,4 +451,3 @@ def _drop_empty(module: nn.Module) -> bool:
         if child is None or _drop_empty(child):
             del module._modules[name]
     return not (module._parameters or module._buffers or module._modules)
-

@@ -7,6 +7,7 @@
     convolution                           ->  conv1d, conv2d, conv3d, conv_transpose...
     _native_batch_norm_..., getitem 0     ->  batch_norm
     _to_copy, to.device, ...              ->  to.dtype, or nothing where the type stays
+    view                                  ->  reshape
     pad by nothing, clone                 ->  gone
 
 Some of these only come from programs that were decomposed before they came here.
@@ -314,7 +315,8 @@ def _pad(graph: fx.Graph, node: Node) -> None:
         node.replace_all_uses_with(x, propagate_meta=False)
 
 
-def _unsafe_view(graph: fx.Graph, node: Node) -> None:
+def _view(graph: fx.Graph, node: Node) -> None:
+    """`reshape` asks nothing of the memory layout, so passes may change what stands in front of it."""
     _becomes(graph, node, aten.reshape.default, *node.args)
 
 
@@ -353,6 +355,7 @@ RULES: dict[Any, Callable[[fx.Graph, Node], None]] = {
     **dict.fromkeys([aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other], _to),
     aten.pad.default: _pad,
     aten.constant_pad_nd.default: _pad,
-    aten._unsafe_view.default: _unsafe_view,
+    aten.view.default: _view,
+    aten._unsafe_view.default: _view,
     aten.clone.default: _clone,
 }

@@ -48,11 +48,11 @@ class Format:
     def quant_min(self) -> int:
         if not self.signed:
             return 0
-        return -(2 ** (self.bits - 1)) + int(self.symmetric)
+        return int(self.symmetric) - (1 << (self.bits - 1))
 
     @property
     def quant_max(self) -> int:
-        return 2 ** (self.bits - int(self.signed)) - 1
+        return (1 << (self.bits - int(self.signed))) - 1
 
     @property
     def dtype(self) -> torch.dtype:
@@ -98,7 +98,11 @@ def scale_and_zero_point(low: Tensor, high: Tensor, format: Format) -> tuple[Ten
 
 
 def _broadcast(parameter: Tensor, dims: int, axis: int) -> Tensor:
-    return parameter if parameter.dim() == 0 or axis < 0 else parameter.reshape([-1 if d == axis else 1 for d in range(dims)])
+    return (
+        parameter
+        if parameter.dim() == 0 or axis < 0
+        else parameter.reshape([-1 if d == axis else 1 for d in range(dims)])
+    )
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, axis: int = -1) -> Tensor:

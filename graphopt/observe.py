@@ -62,7 +62,9 @@ class Histogram(Range):
         if self.reach == 0.0:
             self.reach = 2.0 ** torch.tensor(largest).log2().ceil().item()
         while self.reach < largest:
-            self.counts = torch.cat([torch.zeros(BINS // 4).double(), self.counts.view(-1, 2).sum(1), torch.zeros(BINS // 4).double()])
+            self.counts = torch.cat(
+                [torch.zeros(BINS // 4).double(), self.counts.view(-1, 2).sum(1), torch.zeros(BINS // 4).double()]
+            )
             self.reach *= 2
         self.counts += torch.histc(flat[::stride], BINS, -self.reach, self.reach).double() * stride
 
@@ -93,7 +95,7 @@ class ChannelRange:
         self.high = high if self.high is None else torch.maximum(self.high, high)
 
 
-class _NonFinite(Exception):  # noqa: N818 - a signal between this file's parts, never seen outside
+class _NonFinite(Exception):
     pass
 
 
@@ -101,6 +103,7 @@ class _Watcher(fx.Interpreter):
     def __init__(self, graph: Graph, watched: Mapping[Node, list[Statistic]], *, strict: bool = False) -> None:
         super().__init__(graph.module)
         self.graph_ir, self.watched, self.strict = graph, watched, strict
+        self.extra_traceback = False  # would append the torch.fx node and its source to our own message
 
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)

@@ -92,10 +92,30 @@ FAMILY: dict[Any, str] = {
 }  # fmt: skip
 
 MOVEMENT = frozenset(
-    {"reshape", "transpose", "slice", "split", "shuffle", "resize_nearest", "expand", "flip", "roll", "getitem", "identity"}
+    {
+        "reshape",
+        "transpose",
+        "slice",
+        "split",
+        "shuffle",
+        "resize_nearest",
+        "expand",
+        "flip",
+        "roll",
+        "getitem",
+        "identity",
+    }
 )
 # f(s x) = s f(x) for every s > 0, channel by channel
-HOMOGENEOUS = MOVEMENT | {"relu", "leaky_relu", "prelu", "max_pool", "average_pool", "adaptive_average_pool", "resize_linear"}
+HOMOGENEOUS = MOVEMENT | {
+    "relu",
+    "leaky_relu",
+    "prelu",
+    "max_pool",
+    "average_pool",
+    "adaptive_average_pool",
+    "resize_linear",
+}
 
 
 def family(node: Any) -> str | None:
@@ -147,6 +167,11 @@ def clamp_bounds(node: Node) -> tuple[float, float]:
     if node.target is aten.clamp_min.default:
         return float(argument(node, "min")), infinity
     return -infinity, infinity
+
+
+def negative_slope(node: Node) -> float:
+    """What a leaky relu multiplies negative values by."""
+    return float(argument(node, "negative_slope"))
 
 
 def value(node: Node) -> Any:
@@ -243,14 +268,15 @@ class Layer:
         """Native layout -> [out, in / groups, *kernel]."""
         if self.kind != "conv_transpose":
             return weight
-        grouped = weight.unflatten(0, (self.groups, -1)).transpose(1, 2)
+        grouped = weight.reshape(self.groups, -1, *weight.shape[1:]).transpose(1, 2)
         return grouped.flatten(0, 1)
 
     def native(self, weight: Tensor) -> Tensor:
         """[out, in / groups, *kernel] -> native layout."""
         if self.kind != "conv_transpose":
             return weight
-        return weight.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1).contiguous()
+        grouped = weight.reshape(self.groups, -1, *weight.shape[1:]).transpose(1, 2)
+        return grouped.flatten(0, 1).contiguous()
 
 
 @dataclass(frozen=True)

@@ -83,12 +83,20 @@ def _apply(transform: Pass, graph: Graph, number: int) -> list[Change]:
         raise
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise PassError(f"pass {number} {_shown(transform)} broke the graph: {reason[0]}; reproduce with passes[:{number + 1}]") from error
+        raise PassError(
+            f"pass {number} {_shown(transform)} broke the graph: {reason[0]}; reproduce with passes[:{number + 1}]"
+        ) from error
     return changes
 
 
 def _step(
-    name: str, transform: Pass, changes: list[Change], seconds: float, graph: Graph, reference: list[Tensor], now: list[Tensor]
+    name: str,
+    transform: Pass,
+    changes: list[Change],
+    seconds: float,
+    graph: Graph,
+    reference: list[Tensor],
+    now: list[Tensor],
 ) -> Step:
     return Step(
         name=name,
@@ -112,7 +120,9 @@ def outputs(graph: Graph) -> list[Tensor]:
 def _compare(transform: Pass, number: int, before: list[Tensor], after: list[Tensor]) -> None:
     for old, new in zip(before, after, strict=True):
         if old.shape != new.shape:
-            raise PassError(f"pass {number} {_shown(transform)} changed an output's shape from {tuple(old.shape)} to {tuple(new.shape)}")
+            raise PassError(
+                f"pass {number} {_shown(transform)} changed an output's shape from {tuple(old.shape)} to {tuple(new.shape)}"
+            )
         reach = max(float(old.abs().max()) if old.numel() else 0.0, 1e-12)
         moved = float((old.double() - new.double()).abs().max()) if old.numel() else 0.0
         if not moved <= TOLERANCE * reach:

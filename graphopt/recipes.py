@@ -17,9 +17,9 @@ from graphopt.passes.simplify import Simplify
 from graphopt.targets import Target
 
 
-def clean() -> list[Pass]:
-    """Exact rewrites that suit every target."""
-    return [Simplify(), FoldBatchNorm()]
+def clean(target: Target) -> list[Pass]:
+    """Exact rewrites: what computes nothing, and batch norm, are gone."""
+    return [Simplify(), FoldBatchNorm(depthwise=target.depthwise_norm)]
 
 
 def equalize() -> list[Pass]:
@@ -50,4 +50,4 @@ def recipe(
 ) -> list[Pass]:
     """What `graphopt.optimize` does when it is given no passes."""
     middle = [] if target.weights.per_channel else equalize()
-    return clean() + middle + integer(target, calibration, estimator=estimator, formats=formats)
+    return clean(target) + middle + integer(target, calibration, estimator=estimator, formats=formats)

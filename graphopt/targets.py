@@ -26,7 +26,19 @@ _ONNXRUNTIME_INTEGER = frozenset(
 )  # fmt: skip
 # Kernels that move 8-bit codes as they are: output and input share one grid.
 _ONNXRUNTIME_MOVES = frozenset(
-    {"max_pool", "reshape", "transpose", "slice", "split", "getitem", "pad", "resize_nearest", "expand", "identity", "shuffle"}
+    {
+        "max_pool",
+        "reshape",
+        "transpose",
+        "slice",
+        "split",
+        "getitem",
+        "pad",
+        "resize_nearest",
+        "expand",
+        "identity",
+        "shuffle",
+    }
 )
 
 
@@ -44,6 +56,7 @@ class Target:
         shares: families whose inputs and output must have one grid.
         float_output: families that may leave the integer region without a quantizer behind them.
         channel_multiple: channel counts the kernels like, in channels.
+        depthwise_norm: a batch norm without a layer to fold into is fastest as a depthwise convolution.
         decompose: activations to be written as operators the integer kernels know (of `hard_swish` and `silu`).
     """
 
@@ -58,6 +71,7 @@ class Target:
     shares: frozenset[str] = frozenset()
     float_output: frozenset[str] = frozenset({"linear"})
     channel_multiple: int = 8
+    depthwise_norm: bool = True
     decompose: frozenset[str] = frozenset({"hard_swish", "silu"})
     options: Mapping[str, Any] = field(default_factory=dict)
 

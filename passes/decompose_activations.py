@@ -16,9 +16,9 @@ from typing import ClassVar
 import torch
 from torch.fx.node import Node
 
+from graphopt.contract import Change
 from graphopt.graph import Graph
 from graphopt.ops import aten, family, is_float, value
-from graphopt.contract import Change
 
 GATES = {"hard_swish": aten.hardsigmoid.default, "silu": aten.sigmoid.default}
 
@@ -51,6 +51,8 @@ class DecomposeActivations:
 
     def make_constant(self, graph: Graph, node: Node) -> Change:
         scalar = node.args[1]
-        constant = graph.add_constant(f"{node.name}_operand", torch.tensor(scalar, dtype=value(node).dtype), before=node)
+        constant = graph.add_constant(
+            f"{node.name}_operand", torch.tensor(scalar, dtype=value(node).dtype), before=node
+        )
         node.update_arg(1, constant)
         return Change(graph.site(node), f"operand {scalar:g} made a constant")

@@ -110,7 +110,9 @@ class _Equalizer:
                     found[number].append(index)
         return list(zip(blocks, found, strict=True))
 
-    def current(self, index: int, scale: Array) -> tuple[tuple[npt.NDArray[np.int64], Array], tuple[npt.NDArray[np.int64], Array]]:
+    def current(
+        self, index: int, scale: Array
+    ) -> tuple[tuple[npt.NDArray[np.int64], Array], tuple[npt.NDArray[np.int64], Array]]:
         """Ranges of one layer's rows and columns under the present scales, with the groups they belong to."""
         slot = self.channels.writes[index]
         read = self.reads.get(slot.layer.node)
@@ -133,7 +135,11 @@ class _Equalizer:
         for slot in self.channels.writes:
             read = self.reads.get(slot.layer.node)
             out = scale[slot.groups]
-            into = np.where(read.groups >= 0, scale[read.groups], 1.0) if read is not None else np.ones(slot.layer.in_channels)
+            into = (
+                np.where(read.groups >= 0, scale[read.groups], 1.0)
+                if read is not None
+                else np.ones(slot.layer.in_channels)
+            )
             if np.allclose(out, 1.0, rtol=1e-12) and np.allclose(into, 1.0, rtol=1e-12):
                 continue
             self.scale_layer(slot.layer, torch.from_numpy(out), torch.from_numpy(into))

@@ -11,7 +11,8 @@ At inference batch norm is a per-channel affine map BN(x) = s x + t, so a layer 
 
 Before a convolution that pads with zeros the second form is wrong at the border (the padding stands for x = 0 behind the
 norm, not before it) unless t is 0, so it is left alone there. Where no neighbour can take it, batch norm becomes what it is:
-one multiply, one add, with s and t reshaped to the channel dimension.
+one multiply, one add, with s and t reshaped to the channel dimension; or, with `depthwise`, a depthwise convolution with a
+kernel of 1, W = s, b = t, which integer kernels compute faster and with one rounding instead of two.
 
 Needs:  constant weight and statistics; between layer and norm nobody else reads.
 Keeps:  outputs, up to float rounding. A weight shared with another layer is copied, not changed. The moments of the
@@ -27,15 +28,20 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.fx.node import Node
 
-from graphopt.graph import Graph
-from graphopt.ops import BIAS, WEIGHT, BatchNorm, Layer, aten, shape
 from graphopt.contract import Change
+from graphopt.graph import Graph
+from graphopt.ops import WEIGHT, BatchNorm, Layer, aten, shape
 
 
 @dataclass(frozen=True)
 class FoldBatchNorm:
+    """`depthwise`: write a batch norm of images that no neighbour takes as a depthwise convolution."""
+
     exact: ClassVar[bool] = True
+
+    depthwise: bool = False
 
     def __call__(self, graph: Graph) -> list[Change]:
         norms = [norm for node in graph.calls(aten.batch_norm.default) if (norm := BatchNorm.of(node))]
@@ -55,7 +61,12 @@ class FoldBatchNorm:
                 assert layer is not None
                 self.fold_forward(graph, norm, layer, scale, shift)
             graph.replace(norm.node, norm.input)
-            return Change(site, f"folded into {', '.join(graph.site(layer.node) for layer in behind if layer)} behind it")
+            return Change(
+                site, f"folded into {', '.join(graph.site(layer.node) for layer in behind if layer)} behind it"
+            )
+        if self.depthwise and len(shape(norm.node)) == 4:
+            self.make_depthwise(graph, norm, scale, shift)
+            return Change(site, "written as a depthwise 1x1 convolution")
         self.spell_out(graph, norm, scale, shift)
         return Change(site, "written as one multiply and one add")
 
@@ -85,6 +96,15 @@ class FoldBatchNorm:
             return False  # a transposed convolution reads fewer inputs at its border
         return not any(layer.padding) or not bool(shift.any())
 
+    def make_depthwise(self, graph: Graph, norm: BatchNorm, scale: Tensor, shift: Tensor) -> None:
+        statistics: Node = norm.node.args[3]  # type: ignore[assignment]
+        dtype, name = graph.tensor(statistics).dtype, str(statistics.target).rpartition(".")[0]
+        kernel = scale.reshape(-1, 1, 1, 1).to(dtype)
+        weight = graph.add_constant(f"{name}.scale", kernel, before=norm.node, trainable=True)
+        bias = graph.add_constant(f"{name}.shift", shift.to(dtype), before=norm.node, trainable=True)
+        position = ([1, 1], [0, 0], [1, 1], len(scale))  # stride, padding, dilation, groups
+        graph.replace(norm.node, graph.call(aten.conv2d.default, norm.input, weight, bias, *position, before=norm.node))
+
     def spell_out(self, graph: Graph, norm: BatchNorm, scale: Tensor, shift: Tensor) -> None:
         dtype = graph.tensor(norm.node.args[3]).dtype  # type: ignore[arg-type]
         broadcast = [-1 if d == 1 else 1 for d in range(len(shape(norm.node)))][1:]
@@ -98,7 +118,8 @@ class FoldBatchNorm:
 def affine(graph: Graph, norm: BatchNorm) -> tuple[Tensor, Tensor]:
     """s and t of the norm, float64 [channels]; finite also where the variance is near zero."""
     weight, bias, mean, var = (graph.tensor(a).double() if a is not None else None for a in norm.node.args[1:5])  # type: ignore[arg-type]
-    assert mean is not None and var is not None
+    assert mean is not None
+    assert var is not None
     scale = torch.rsqrt(var + norm.eps)
     scale = scale * weight if weight is not None else scale
     shift = -mean * scale

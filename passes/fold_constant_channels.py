@@ -29,7 +29,7 @@ from torch.fx.node import Node
 from graphopt.bounds import Interval, extend, through_layer
 from graphopt.contract import Change
 from graphopt.graph import Graph
-from graphopt.ops import WEIGHT, Layer, clamp_bounds, family
+from graphopt.ops import WEIGHT, Layer, clamp_bounds, family, negative_slope
 
 SHARE = 2.0**-20  # of the widest sibling's movement: below float32's resolution of the sum behind it
 PASSES_CONSTANTS = {"relu", "clamp", "leaky_relu", "max_pool", "identity", "global_average_pool"}
@@ -74,7 +74,9 @@ class FoldConstantChannels:
             graph.set_bias(layer.node, torch.where(taken, 0.0, bias).to(weight.dtype))
             folded = True
         count = int(dead.sum())
-        return Change(graph.site(layer.node), f"{count} constant channel{'s' * (count != 1)} folded") if folded else None
+        return (
+            Change(graph.site(layer.node), f"{count} constant channel{'s' * (count != 1)} folded") if folded else None
+        )
 
 
 def constant_channels(graph: Graph, layer: Layer, source: Interval | None) -> Tensor:
@@ -91,7 +93,12 @@ def readers_of(node: Node) -> list[tuple[Layer, list[Node]]] | None:
     """Every layer that reads the value, with the calls between; None where anything else reads it."""
     found: list[tuple[Layer, list[Node]]] = []
     for user in node.users:
-        if (layer := Layer.of(user)) is not None and user.args[0] is node and layer.channel_dim == 1 and layer.kind != "conv_transpose":
+        if (
+            (layer := Layer.of(user)) is not None
+            and user.args[0] is node
+            and layer.channel_dim == 1
+            and layer.kind != "conv_transpose"
+        ):
             found.append((layer, []))
         elif family(user) in PASSES_CONSTANTS:
             behind = readers_of(user)
@@ -110,8 +117,7 @@ def through(bias: Tensor, path: list[Node]) -> Tensor:
         if family(node) in ("relu", "clamp"):
             value = value.clamp(*clamp_bounds(node))
         elif family(node) == "leaky_relu":
-            slope = node.args[1] if len(node.args) > 1 else 0.01
-            value = torch.where(value > 0, value, value * slope)  # type: ignore[operator]
+            value = torch.where(value > 0, value, value * negative_slope(node))
     return value
 
 

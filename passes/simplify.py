@@ -113,8 +113,10 @@ def pool_globally(graph: Graph, node: Node) -> str:
         keep = bool(argument(node, "keepdim"))
     else:
         window, padding = argument(node, "kernel_size"), argument(node, "padding")
-        image = [s for s in shape(source)[2:]]
+        image = list(shape(source)[2:])
         if [*window] != image or any(padding) or argument(node, "ceil_mode") or shape(node)[2:] != (1,) * (dims - 2):
+            return ""
+        if argument_or_none(node, "divisor_override") is not None:
             return ""
         keep = True
     if dims not in (3, 4):
@@ -147,7 +149,11 @@ def name_hard_sigmoid(graph: Graph, node: Node) -> str:
 
 
 def _scalar_factor(graph: Graph, node: Node) -> float | None:
-    if family(node) not in ("mul", "div") or not isinstance(node.args[0], Node) or not isinstance(node.args[1], NUMBERS):
+    if (
+        family(node) not in ("mul", "div")
+        or not isinstance(node.args[0], Node)
+        or not isinstance(node.args[1], NUMBERS)
+    ):
         return None
     factor = float(node.args[1])
     if family(node) == "mul":

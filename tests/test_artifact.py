@@ -23,6 +23,9 @@ class Sums(nn.Module):
 class NumpySums(Artifact):
     """What a backend would compute."""
 
+    def set_threads(self, threads: int) -> None:
+        self.threads = threads
+
     def _run(self, inputs: list[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
         x, y = inputs
         return [x + y, x, y * 2]

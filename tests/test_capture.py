@@ -367,7 +367,7 @@ def autocast(model: Call, x: Tensor) -> Tensor:
         (lambda m, x: F.pad(x, (0, 0, 0, 0)) + x.detach().to("cpu").float().clone(), "add"),
         (lambda m, x: x[:, :, 1:, :], "slice"),
         (lambda m, x: x.to(torch.float64), "to"),
-        (lambda m, x: x.view(x.size(0), -1)[:], "sym_size view"),
+        (lambda m, x: x.view(x.size(0), -1)[:], "sym_size reshape"),
         (no_grad_and_autocast, "mul add sub"),
         (a_region_with_two_results, "mul add sub"),
         (autocast, "ones to to linear"),

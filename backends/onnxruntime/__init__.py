@@ -1,8 +1,8 @@
 """ONNX Runtime: lower a graph to a checked ONNX model with integer weights, run it, and read back what it really executes.
 
-    artifact = lower(graph, target)
-    artifact(images)
-    audit(artifact)         # share of the work in integer, operators that stayed float
+artifact = lower(graph, target)
+artifact(images)
+audit(artifact)         # share of the work in integer, operators that stayed float
 """
 
 from graphopt.backends.onnxruntime.artifact import OnnxRuntimeArtifact, load, lower

@@ -70,10 +70,17 @@ def open_session(path: Path, *, threads: int = 1, optimized: Path | None = None)
     if optimized is not None:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.optimized_model_filepath = str(optimized)
-        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{optimized.name}.data")
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", f"{optimized.name}.data"
+        )
         options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+        # signed codes as they are, also on x86, where the runtime would turn them into unsigned ones around each operator
+        options.add_session_config_entry("session.qdqisint8allowed", "1")
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"],
+            disabled_optimizers=["WeightBiasQuantization"],  # it quantizes layers that are meant to stay in float
+        )  # fmt: skip
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise ArtifactError(f"ONNX Runtime {ort.__version__} cannot load {path.name}: {reason}") from error
@@ -95,8 +102,13 @@ def lower(graph: Graph, target: Target, *, name: str = "model") -> OnnxRuntimeAr
         except GraphoptError:
             raise
         except Exception as error:
-            reasons = [line for line in str(error).splitlines() if line.strip()]
-            raise GraphoptError(f"the graph cannot be written as ONNX: {reasons[-1] if reasons else type(error).__name__}") from error
+            root: BaseException = error  # the exporter wraps the reason in pages of advice
+            while root.__cause__ is not None:
+                root = root.__cause__
+            reasons = [line for line in str(root).splitlines() if line.strip()]
+            raise GraphoptError(
+                f"the graph cannot be written as ONNX: {reasons[0] if reasons else type(root).__name__}"
+            ) from error
     folder = temporary_folder()
     weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     ir.save(model, folder / MODEL, external_data=WEIGHTS if weights > ONE_FILE else None)
@@ -107,12 +119,14 @@ def lower(graph: Graph, target: Target, *, name: str = "model") -> OnnxRuntimeAr
 
 def layers(deployed: Graph) -> dict[str, dict[str, Any]]:
     """Weight name -> site and multiply-accumulates of every convolution and linear layer; the audit reads it."""
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for node, macs in layer_macs(deployed).items():
         layer = Layer.of(node)
         if layer is not None:
             weight = layer.weight if deployed.is_constant(layer.weight) else layer.weight.all_input_nodes[0]
-            entry = found.setdefault(str(weight.target), {"site": deployed.site(node), "macs": 0})
+            entry = found.setdefault(
+                str(weight.target), {"site": deployed.site(node), "macs": 0, "left": node.meta.get("left")}
+            )
             entry["macs"] += macs
     return found
 

@@ -17,7 +17,14 @@ from graphopt.backends.onnxruntime.artifact import MODEL, OnnxRuntimeArtifact, o
 from graphopt.report import FloatOperator
 
 # Computing operators by the position of their weight (or second operand).
-INTEGER_WORK = {"QLinearConv": 3, "QGemm": 3, "QLinearMatMul": 3, "MatMulIntegerToFloat": 1, "ConvInteger": 1, "MatMulInteger": 1}
+INTEGER_WORK = {
+    "QLinearConv": 3,
+    "QGemm": 3,
+    "QLinearMatMul": 3,
+    "MatMulIntegerToFloat": 1,
+    "ConvInteger": 1,
+    "MatMulInteger": 1,
+}
 FLOAT_WORK = {"Conv": 1, "FusedConv": 1, "ConvTranspose": 1, "Gemm": 1, "FusedGemm": 1, "MatMul": 1, "FusedMatMul": 1}
 # Move, shape or convert; or work on indices: neither integer nor float arithmetic on activations.
 NEUTRAL = {

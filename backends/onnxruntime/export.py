@@ -1,6 +1,7 @@
 """A deployed graph as an ONNX model, written by torch's exporter with our own translations for quantizers.
 
-The opset is the oldest that holds the graph, for reach: 18, or 21 where 16-bit codes are used.
+The opset is the oldest that holds the graph, for reach: 18; 20 where there is GELU, an operator since then; 21 where 16-bit
+codes are used.
 """
 
 from __future__ import annotations
@@ -16,14 +17,17 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 import torch
-from onnxscript import opset18, opset21
+from onnxscript import opset18, opset20, opset21
+from onnxscript.optimizer import fold_constants
 
-from graphopt.backends.onnxruntime.dialect import GLOBAL_AVERAGE_POOL, speak
+from graphopt.backends.onnxruntime.dialect import CLIP_CODES, GLOBAL_AVERAGE_POOL, speak
+from graphopt.backends.onnxruntime.surgery import drop_zero_biases, fold_pads
 from graphopt.deploy import Q
 from graphopt.graph import Graph
-from graphopt.ops import shape
+from graphopt.ops import aten
 from graphopt.program import to_exported_program
 
+KEPT = ("QuantizeLinear", "DequantizeLinear")
 _NUMPY = {
     torch.int8: np.int8, torch.uint8: np.uint8, torch.int16: np.int16, torch.uint16: np.uint16, torch.int32: np.int32,
 }  # fmt: skip
@@ -38,7 +42,7 @@ def to_onnx(graph: Graph) -> ir.Model:
     prepared = graph.clone()
     speak(prepared)
     wide = any(torch.int16 in n.args or torch.uint16 in n.args for n in prepared.calls())
-    version = 21 if wide else 18
+    version = 21 if wide else 20 if prepared.calls(aten.gelu.default) else 18
     program = to_exported_program(prepared)
     with _quiet():
         exported = torch.onnx.export(
@@ -49,11 +53,14 @@ def to_onnx(graph: Graph) -> ir.Model:
             opset_version=version,
             input_names=list(graph.input_names),
             output_names=list(graph.output_names),
-            custom_translation_table=_translations(opset21 if wide else opset18),
+            custom_translation_table=_translations({18: opset18, 20: opset20, 21: opset21}[version]),
         )
     assert exported is not None
     model = exported.model
     _tidy(model)
+    drop_zero_biases(model)
+    fold_pads(model)
+    common.RemoveUnusedNodesPass()(model)
     _name_batch(model, graph)
     return model
 
@@ -63,12 +70,12 @@ def _translations(op: Any) -> dict[Any, Any]:
         return op.Constant(value=ir.tensor(np.asarray(value, dtype=dtype)))
 
     def quantize(x: Any, scale: float, zero_point: int, quant_min: int, quant_max: int, dtype: Any) -> Any:
-        kind = _NUMPY[_torch_dtype(dtype)]
+        kind: Any = _NUMPY[_torch_dtype(dtype)]
         codes = op.QuantizeLinear(x, constant(scale, np.float32), constant(zero_point, kind))
         info = np.iinfo(kind)
-        if (quant_min, quant_max) != (info.min, info.max):  # a grid of fewer bits than its storage clips further
-            codes = op.Clip(codes, constant(quant_min, kind), constant(quant_max, kind))
-        return codes
+        if (quant_min, quant_max) == (info.min, info.max):
+            return codes
+        return op.Clip(codes, constant(quant_min, kind), constant(quant_max, kind))  # fewer bits than the storage has
 
     def dequantize(x: Any, scale: float, zero_point: int, quant_min: int, quant_max: int, dtype: Any, **_: Any) -> Any:
         return op.DequantizeLinear(x, constant(scale, np.float32), constant(zero_point, _NUMPY[_torch_dtype(dtype)]))
@@ -78,6 +85,10 @@ def _translations(op: Any) -> dict[Any, Any]:
     ) -> Any:
         return op.DequantizeLinear(x, scale, zero_point, axis=axis)
 
+    def clip(codes: Any, low: int, high: int) -> Any:
+        kind: Any = codes.dtype.numpy()
+        return op.Clip(codes, constant(low, kind), constant(high, kind))
+
     def pool(x: Any) -> Any:
         return op.GlobalAveragePool(x)
 
@@ -85,6 +96,7 @@ def _translations(op: Any) -> dict[Any, Any]:
         Q.quantize_per_tensor.default: quantize,
         Q.dequantize_per_tensor.default: dequantize,
         Q.dequantize_per_channel.default: dequantize_channels,
+        CLIP_CODES: clip,
         GLOBAL_AVERAGE_POOL: pool,
     }
 
@@ -98,7 +110,8 @@ def _torch_dtype(value: Any) -> torch.dtype:
 
 
 def _tidy(model: ir.Model) -> None:
-    """Constants as initializers, each stored once; nothing unused."""
+    """Constants computed and stored once, as initializers; nothing unused. Integer weights stay integer."""
+    fold_constants(model, onnx_shape_inference=False, should_fold=lambda n: False if n.op_type in KEPT else None)
     for transform in (
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.DeduplicateInitializersPass(),
@@ -135,6 +148,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-__all__ = ["shape", "to_onnx"]

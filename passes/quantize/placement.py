@@ -1,8 +1,9 @@
 """Where quantizers go: decided by the target's integer kernels, before any data is seen.
 
 An integer *unit* is an operator with an integer kernel together with the activation fused into it. Units start at
-convolutions and linear layers; other operators with integer kernels join when one of their inputs already is integer, so no
-float island is entered just to leave it again. Operators that only move values carry codes through.
+convolutions and linear layers; other operators with integer kernels join when one of their inputs already is integer and an
+integer unit, or the caller, reads the result: a sum between two layer norms, say, stays float. Operators that only move
+values carry codes through.
 
 Each value that has to be integer gets a *grid*. Values that must have the same grid (in front of and behind a move, around a
 kernel that wants equal scales) share one. A float value that an integer unit reads is quantized on that edge only: its float
@@ -76,7 +77,12 @@ def place(
 
 class _Placement:
     def __init__(
-        self, graph: Graph, target: Target, weights: Format, activations: Format, formats: Mapping[str, LayerFormat | None]
+        self,
+        graph: Graph,
+        target: Target,
+        weights: Format,
+        activations: Format,
+        formats: Mapping[str, LayerFormat | None],
     ) -> None:
         self.graph, self.target, self.formats = graph, target, formats
         self.weights, self.activations = weights, activations
@@ -89,7 +95,7 @@ class _Placement:
     def plan(self) -> Plan:
         for node in self.graph.nodes:
             self.visit(node)
-        self.drop_float_outputs()
+        self.keep_what_is_read()
         return Plan(self.layers, set(self.ends.values()), self.grids(), self.left)
 
     # ---- Which operators are integer --------------------------------------------------------------------------------
@@ -116,7 +122,9 @@ class _Placement:
     def start(self, node: Node, chosen: LayerFormat | None) -> None:
         layer = Layer.of(node)
         assert layer is not None
-        if not self.graph.is_constant(layer.weight) or (layer.bias is not None and not self.graph.is_constant(layer.bias)):
+        if not self.graph.is_constant(layer.weight) or (
+            layer.bias is not None and not self.graph.is_constant(layer.bias)
+        ):
             self.left[node] = "its weight is computed by the graph"
         elif not is_float(node) or not is_float(layer.input):
             self.left[node] = "not a float operator"
@@ -131,20 +139,36 @@ class _Placement:
     def joins(self, node: Node) -> bool:
         return any(source in self.ends or source in self.moves for source in _data(node))
 
-    def drop_float_outputs(self) -> None:
-        """Let units that may leave the integer region without a quantizer do so where no integer unit reads them."""
-        operators = set(self.ends.values())
+    def keep_what_is_read(self) -> None:
+        """Leave out what only float operators read: there the way back to float would cost more than integers save.
 
-        def wanted(value: Node) -> bool:
-            return any(r in operators or (r in self.moves and wanted(r)) for r in value.users)
+        Layers stay, but those that may produce float do so. From the last unit to the first, so that readers are decided.
+        """
+        end_of = {operator: end for end, operator in self.ends.items()}
+        kept = set(end_of)
 
-        may = self.target.float_output
-        dropped = {end for end, operator in self.ends.items() if family(operator) in may and not wanted(end)}
-        self.float_ends = set(dropped)
-        for move in self.moves:
-            if (source := _moved(move)) in dropped:
-                dropped.add(move)
-        self.moves = {m: None for m in self.moves if m not in dropped}
+        def read(value: Node, *, output: bool) -> bool:
+            return any(
+                reader in kept
+                or (output and reader.op == "output")
+                or (reader in self.moves and read(reader, output=output))
+                for reader in value.users
+            )
+
+        for operator, end in reversed(end_of.items()):
+            kind = family(operator)
+            if kind in STARTS:
+                if kind in self.target.float_output and not read(end, output=False):
+                    self.float_ends.add(end)
+            elif not read(end, output=True):
+                kept.remove(operator)
+                del self.ends[end]
+        integer = set(self.ends) - self.float_ends
+        for move in list(self.moves):
+            if _moved(move) in integer:
+                integer.add(move)
+            else:
+                del self.moves[move]
 
     # ---- Which values share a grid ----------------------------------------------------------------------------------
 
@@ -164,7 +188,10 @@ class _Placement:
                 if family(operator) in self.target.shares:
                     ties.add_edge(end, source if source in integer else ("entry", source))
         order = {node: i for i, node in enumerate(self.graph.nodes)}
-        position = lambda key: order[key[1] if isinstance(key, tuple) else key]  # noqa: E731
+
+        def position(key: Node | tuple[str, Node]) -> int:
+            return order[key[1] if isinstance(key, tuple) else key]
+
         found = []
         for component in nx.connected_components(ties):
             members = sorted(component, key=position)
@@ -174,7 +201,7 @@ class _Placement:
                     grid.entered.append((member[1], entered[member[1]]))
                 elif member in self.ends:
                     grid.produced.append(member)
-                else:
+                elif is_float(member):  # a split is a list; its parts are quantized one by one
                     grid.moved.append(member)
             found.append((position(members[0]), grid))
         return [grid for _, grid in sorted(found, key=lambda pair: pair[0])]

@@ -23,15 +23,16 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
+from graphopt.contract import Change
 from graphopt.deploy import end_codes
 from graphopt.errors import InputError, NonFiniteError
 from graphopt.graph import Graph
 from graphopt.numerics import FAKE_QUANTIZE, Format, scale_and_zero_point
 from graphopt.observe import Histogram, Range, observe
 from graphopt.ops import BIAS, WEIGHT, Layer, aten, family, value
-from graphopt.passes.quantize.placement import Grid, LayerFormat, Plan, place
+from graphopt.passes.quantize.gates import gate_of, shared_grid
+from graphopt.passes.quantize.placement import Grid, LayerFormat, Plan, override, place
 from graphopt.passes.quantize.ranges import ESTIMATORS, WEIGHT_METHODS, weight_range
-from graphopt.contract import Change
 from graphopt.targets import Target
 
 BIAS_MIN, BIAS_MAX = -(2**31), 2**31 - 1
@@ -75,7 +76,11 @@ class Quantize:
             return []
         self.check_patterns(graph)
         plan = place(
-            graph, self.target, self.weights or self.target.weights, self.activations or self.target.activations, self.formats
+            graph,
+            self.target,
+            self.weights or self.target.weights,
+            self.activations or self.target.activations,
+            self.formats,
         )
         if not plan.layers:
             raise InputError(
@@ -83,21 +88,23 @@ class Quantize:
             )
         check_weights(graph, plan)
         ranges = self.calibrate(graph, plan)
-        scales: dict[tuple[Node, Node | None], Tensor] = {}
-        changes = [
-            change for grid, (low, high) in zip(plan.grids, ranges, strict=True) for change in self.insert(graph, grid, low, high, scales)
-        ]
+        scales: dict[Node, Tensor] = {}
+        changes = []
+        for grid, parameters in zip(plan.grids, grid_parameters(plan, ranges), strict=True):
+            changes.append(self.insert(graph, grid, *parameters, scales))
         for node, format in plan.layers.items():
             changes.append(self.quantize_layer(graph, node, format, scales))
+        for node, why in plan.left.items():
+            node.meta["left"] = why
         return changes + [Change(graph.site(node), f"stays float: {why}") for node, why in plan.left.items()]
 
     def check_patterns(self, graph: Graph) -> None:
-        from graphopt.passes.quantize.placement import override
-
         names = {graph.site(node) for node in graph.calls() if family(node)}
         for pattern in self.formats:
             if not any(override(name, {pattern: None})[0] for name in names):
-                raise InputError(f"the pattern {pattern!r} matches no layer; layers are named like {', '.join(sorted(names)[:5])}")
+                raise InputError(
+                    f"the pattern {pattern!r} matches no layer; layers are named like {', '.join(sorted(names)[:5])}"
+                )
 
     # ---- Activations ------------------------------------------------------------------------------------------------
 
@@ -121,34 +128,30 @@ class Quantize:
             return ESTIMATORS[self.estimator](stat, grid.format)
         return stat.low, stat.high
 
-    def insert(
-        self, graph: Graph, grid: Grid, low: float, high: float, scales: dict[tuple[Node, Node | None], Tensor]
-    ) -> list[Change]:
-        scale, zero_point = scale_and_zero_point(torch.tensor(low), torch.tensor(high), grid.format)
-        first = (grid.produced or grid.moved or [v for v, _ in grid.entered])[0]
-        name = f"{graph.site(first)}.grid".replace("/", "_")
-        home = min([*grid.produced, *grid.moved, *(v for v, _ in grid.entered)])
+    def insert(self, graph: Graph, grid: Grid, scale: Tensor, zero_point: Tensor, scales: dict[Node, Tensor]) -> Change:
+        """Put fake-quantize nodes behind the values of a grid; `scales` learns the scale of each."""
+        values = [*grid.produced, *grid.moved, *(value for value, _ in grid.entered)]
+        name, home = f"{graph.site(values[0])}.grid", min(values)
         s = graph.add_constant(f"{name}_scale", scale, before=graph.after(home))
         z = graph.add_constant(f"{name}_zero_point", zero_point, before=graph.after(s))
-        bounds = (grid.format.quant_min, grid.format.quant_max)
-        for node in [*grid.produced, *grid.moved]:
-            quantizer = graph.call(FAKE_QUANTIZE, node, s, z, *bounds, -1, before=graph.after(max(node, z)), like=node)
-            node.replace_all_uses_with(quantizer, delete_user_cb=lambda user, q=quantizer: user is not q)  # type: ignore[misc]
-            scales[quantizer, None] = scale
-        for node, readers in grid.entered:
-            quantizer = graph.call(FAKE_QUANTIZE, node, s, z, *bounds, -1, before=graph.after(max(node, z)), like=node)
-            scales[quantizer, None] = scale
-            for reader in readers:
+        low, high = grid.format.quant_min, grid.format.quant_max
+        readers = dict(grid.entered)
+        for node in values:
+            quantizer = graph.call(
+                FAKE_QUANTIZE, node, s, z, low, high, -1, before=graph.after(max(node, z)), like=node
+            )
+            scales[quantizer] = scale
+            for reader in readers.get(node) or [user for user in node.users if user is not quantizer]:
                 reader.replace_input_with(node, quantizer)
-        what = f"{grid.format}, [{low:.4g}, {high:.4g}]"
-        return [Change(graph.site(node), f"values on {what}") for node in grid.observed[:1]]
+        ends = [float((code - zero_point) * scale) for code in (low, high)]
+        return Change(graph.site(values[0]), f"values on {grid.format}, [{ends[0]:.4g}, {ends[1]:.4g}]")
 
     # ---- Layers -----------------------------------------------------------------------------------------------------
 
-    def quantize_layer(self, graph: Graph, node: Node, format: Format, scales: dict[tuple[Node, Node | None], Tensor]) -> Change:
+    def quantize_layer(self, graph: Graph, node: Node, format: Format, scales: dict[Node, Tensor]) -> Change:
         layer = Layer.of(node)
         assert layer is not None
-        input_scale = scales[layer.input, None]
+        input_scale = scales[layer.input]
         weight = layer.canonical(graph.tensor(layer.weight))
         low, high = weight_range(weight, format, self.weight_estimator)
         scale, zero_point = scale_and_zero_point(low, high, format)
@@ -163,7 +166,6 @@ class Quantize:
         node.update_arg(WEIGHT, quantized)
         self.quantize_bias(graph, layer, input_scale * scale, channel_shift(graph, layer))
         return Change(graph.site(node), f"weights {format}")
-
 
     def quantize_bias(self, graph: Graph, layer: Layer, scale: Tensor, shift: Tensor | None) -> None:
         """Put the bias on the accumulator's grid; with `shift`, put b + shift on it and take shift off again."""
@@ -184,6 +186,26 @@ class Quantize:
         raised = graph.call(aten.add.Tensor, bias, constant, before=node)
         quantized = graph.call(FAKE_QUANTIZE, raised, s, z, BIAS_MIN, BIAS_MAX, axis, before=node)
         node.update_arg(BIAS, graph.call(aten.sub.Tensor, quantized, constant, before=node))
+
+
+def grid_parameters(plan: Plan, ranges: list[tuple[float, float]]) -> list[tuple[Tensor, Tensor]]:
+    """Scale and zero point of every grid; a hard-swish's gate shares that of its value."""
+    found = [
+        scale_and_zero_point(torch.tensor(low), torch.tensor(high), grid.format)
+        for grid, (low, high) in zip(plan.grids, ranges, strict=True)
+    ]
+    by_value = {
+        tuple(grid.produced): index for index, grid in enumerate(plan.grids) if not grid.moved and not grid.entered
+    }
+    for index, grid in enumerate(plan.grids):
+        if len(grid.produced) != 1 or grid.moved or grid.entered:
+            continue
+        gate = gate_of(grid.produced[0])
+        if gate is None or (gate,) not in by_value or plan.grids[by_value[gate,]].format != grid.format:
+            continue
+        if (shared := shared_grid(ranges[index][1], grid.format)) is not None:
+            found[index], found[by_value[gate,]] = shared
+    return found
 
 
 def channel_shift(graph: Graph, layer: Layer) -> Tensor | None:
@@ -223,4 +245,6 @@ def check_weights(graph: Graph, plan: Plan) -> None:
         assert layer is not None
         for constant in (layer.weight, layer.bias):
             if constant is not None and not bool(torch.isfinite(graph.tensor(constant)).all()):
-                raise NonFiniteError(f"weight {constant.target!r} contains NaN or infinity; restore it before quantizing")
+                raise NonFiniteError(
+                    f"weight {constant.target!r} contains NaN or infinity; restore it before quantizing"
+                )

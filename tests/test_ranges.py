@@ -1,0 +1,148 @@
+"""Range estimators, judged by the data: NumPy's percentile, and squared errors counted element by element."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from graphopt.numerics import Format, fake_quantize, scale_and_zero_point
+from graphopt.observe import Histogram
+from graphopt.passes.quantize.ranges import ESTIMATORS, entropy, minmax, mse, percentile, weight_range
+
+SIGNED, UNSIGNED = Format(8, symmetric=False), Format(8, signed=False, symmetric=False)
+
+
+def histogram(value: Tensor) -> Histogram:
+    found = Histogram()
+    found.update(value)
+    return found
+
+
+def error(value: Tensor, low: float, high: float, format: Format) -> float:
+    scale, zero_point = scale_and_zero_point(torch.tensor(low), torch.tensor(high), format)
+    rounded = fake_quantize(value, scale, zero_point, format.quant_min, format.quant_max, -1)
+    return float((rounded - value).double().square().sum())
+
+
+DATA: dict[str, Callable[[], Tensor]] = {
+    "normal": lambda: torch.randn(40_000),
+    "relu": lambda: torch.randn(40_000).relu(),
+    "uniform": lambda: torch.rand(40_000),
+    "laplace": lambda: torch.distributions.Laplace(0.0, 1.0).sample((40_000,)),
+    "outliers": lambda: torch.cat([torch.randn(40_000), torch.tensor([90.0, -80.0])]),
+    "one sided outlier": lambda: torch.cat([torch.randn(40_000).relu(), torch.tensor([300.0])]),
+    "off centre": lambda: torch.randn(40_000) + 3,
+    "negative": lambda: -torch.rand(40_000),
+    "hard-swish": lambda: torch.nn.functional.hardswish(torch.randn(40_000) * 3),
+    "two values": lambda: torch.tensor([0.0, 1.0]).repeat(100),
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+@pytest.mark.parametrize("format", [SIGNED, UNSIGNED, Format(8), Format(4), Format(8, power_of_two=True)], ids=str)
+def test_mse_is_never_worse_than_minmax(name: str, format: Format) -> None:
+    value = DATA[name]()
+    found = histogram(value)
+    # the histogram knows each element to within a bin, which can cost a hundredth
+    assert error(value, *mse(found, format), format) <= error(value, *minmax(found, format), format) * 1.01 + 1e-9
+
+
+@pytest.mark.parametrize("name", ["outliers", "laplace", "relu", "one sided outlier", "hard-swish"])
+@pytest.mark.parametrize("format", [Format(4), Format(4, symmetric=False), Format(8), SIGNED], ids=str)
+def test_mse_is_as_good_as_an_exhaustive_search_for_one_share_of_both_ends(name: str, format: Format) -> None:
+    value = DATA[name]()
+    found = histogram(value)
+    low, high = min(found.low, 0.0), found.high
+    best = min(error(value, low * s / 500, high * s / 500, format) for s in range(5, 501, 2))
+    assert error(value, *mse(found, format), format) <= best * 1.05
+
+
+@pytest.mark.parametrize("name", ["normal", "relu", "laplace", "outliers", "off centre"])
+def test_percentile_is_numpys(name: str) -> None:
+    value = DATA[name]()
+    found = histogram(value)
+    low, high = percentile(found, SIGNED)
+    assert low == pytest.approx(np.percentile(value.numpy(), 0.01), abs=2 * found.width + 0.3)
+    assert high == pytest.approx(np.percentile(value.numpy(), 99.99), abs=2 * found.width + 0.3)
+    low, high = percentile(found, SIGNED, percent=95.0)
+    assert low == pytest.approx(np.percentile(value.numpy(), 5), abs=found.width)
+    assert high == pytest.approx(np.percentile(value.numpy(), 95), abs=found.width)
+
+
+def test_percentile_cuts_an_outlier() -> None:
+    assert percentile(histogram(DATA["one sided outlier"]()), UNSIGNED)[1] < 10
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("name", DATA)
+def test_no_estimator_leaves_the_data(estimator: str, name: str) -> None:
+    value = DATA[name]()
+    low, high = ESTIMATORS[estimator](histogram(value), SIGNED)
+    assert min(float(value.min()), 0) - 1e-6 <= low <= high <= max(float(value.max()), 0) + 1e-6
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize(
+    "value", [torch.zeros(10), torch.full((10,), 3.0), torch.full((10,), -3.0), torch.tensor([1e-30])]
+)
+def test_every_estimator_survives_constants(estimator: str, value: Tensor) -> None:
+    low, high = ESTIMATORS[estimator](histogram(value), SIGNED)
+    assert np.isfinite([low, high]).all()
+    scale, zero_point = scale_and_zero_point(torch.tensor(low), torch.tensor(high), SIGNED)
+    rounded = fake_quantize(value, scale, zero_point, SIGNED.quant_min, SIGNED.quant_max, -1)
+    torch.testing.assert_close(rounded, value, rtol=0.01, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["outliers", "one sided outlier"])
+def test_entropy_ignores_outliers(name: str) -> None:
+    low, high = entropy(histogram(DATA[name]()), SIGNED)
+    assert high < 75
+    assert low > -75
+
+
+@pytest.mark.parametrize("name", ["normal", "relu", "uniform"])
+def test_entropy_keeps_most_of_a_well_behaved_range(name: str) -> None:
+    value = DATA[name]()
+    low, high = entropy(histogram(value), SIGNED)
+    assert float(((value >= low) & (value <= high)).double().mean()) > 0.95
+
+
+# ---- Weights --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_the_weight_search_is_never_worse_than_covering_all(bits: int, per_channel: bool) -> None:
+    weight = torch.distributions.Laplace(0.0, 1.0).sample((6, 4, 3, 3)) * torch.logspace(-2, 1, 6).reshape(-1, 1, 1, 1)
+    format = Format(bits, per_channel=per_channel)
+    errors = []
+    for method in ("mse", "minmax"):
+        low, high = weight_range(weight, format, method)
+        assert low.shape == high.shape == ((6,) if per_channel else ())
+        scale, zero_point = scale_and_zero_point(low, high, format)
+        axis = 0 if per_channel else -1
+        rounded = fake_quantize(weight, scale, zero_point, format.quant_min, format.quant_max, axis)
+        squared = (rounded - weight).square()
+        errors.append(squared.flatten(1).sum(1) if per_channel else squared.sum()[None])
+    assert bool((errors[0] <= errors[1] * (1 + 1e-6)).all())
+    if bits <= 4:
+        assert bool((errors[0] < errors[1]).any())
+
+
+def test_minmax_covers_every_weight_of_a_channel() -> None:
+    weight = torch.randn(5, 3, 2)
+    low, high = weight_range(weight, Format(8, per_channel=True), "minmax")
+    assert torch.equal(low, weight.flatten(1).amin(1))
+    assert torch.equal(high, weight.flatten(1).amax(1))
+
+
+def test_a_channel_of_zeros_keeps_an_empty_range() -> None:
+    weight = torch.randn(3, 4)
+    weight[1] = 0
+    low, high = weight_range(weight, Format(8, per_channel=True), "mse")
+    assert float(low[1]) == float(high[1]) == 0
+    assert bool(torch.isfinite(low).all())
