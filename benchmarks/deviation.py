@@ -67,11 +67,7 @@ class Codes(fx.Interpreter):
         return value
 
     def constant(self, node: fx.Node) -> bool:
-        return (
-            self.graph_ir.is_constant(node)
-            or all(self.graph_ir.is_constant(a) for a in node.all_input_nodes)
-            and bool(node.all_input_nodes)
-        )
+        return self.graph_ir.is_constant(node) or all(self.graph_ir.is_constant(a) for a in node.all_input_nodes) and bool(node.all_input_nodes)
 
 
 def fused(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
@@ -107,11 +103,7 @@ class Formula(Codes):
                 return None  # the activation stays an operator of its own
             node = node.args[0]
         kind = family(node)
-        sources = (
-            [self.grid.get(a) for a in node.all_input_nodes]
-            if kind in ("conv", "add", "global_average_pool")
-            else [None]
-        )
+        sources = [self.grid.get(a) for a in node.all_input_nodes] if kind in ("conv", "add", "global_average_pool") else [None]
         if any(source is None for source in sources):
             return None
         if kind == "conv":
@@ -123,7 +115,7 @@ class Formula(Codes):
             r_a, r_b = s_a / s, s_b / s
             fixed = z.float() - fused(r_a, z_a, r_b * z_b)
             return torch.round(fused(a, r_a, fused(b, r_b, fixed)))
-        ((x, s_x, z_x),) = sources
+        (x, s_x, z_x), = sources
         pixels = x.shape[-1] * x.shape[-2]
         return torch.round((x - z_x).sum((2, 3), keepdim=True) * (s_x / (s * pixels))) + z
 
@@ -137,15 +129,11 @@ def main() -> None:
     else:
         model, (x, _), samples = zoo.mobilenet_v1(), zoo.imagenette("val500"), zoo.imagenette("train256")[0]
     batches = list(samples[: options.calibrate].split(8))
-    result = graphopt.optimize(
-        model, x[:1], target=options.target, calibration=batches, estimator=options.estimator, measure=False
-    )
+    result = graphopt.optimize(model, x[:1], target=options.target, calibration=batches, estimator=options.estimator, measure=False)
     x = x[: options.images]
     with common.workplace() as folder, torch.no_grad():
         path, names = all_codes(result.artifact.folder / MODEL, folder)
-        before, after = (
-            sorted(n.op_type for n in optimized(p).graph.node) for p in (result.artifact.folder / MODEL, path)
-        )
+        before, after = (sorted(n.op_type for n in optimized(p).graph.node) for p in (result.artifact.folder / MODEL, path))
         print("same operators with and without the further outputs:", before == after)
         opened = common.session(path)
         taken = opened.run([n for n, _ in names], {opened.get_inputs()[0].name: x.numpy()})
@@ -177,25 +165,13 @@ def main() -> None:
         groups[kind].append((row["own % differ"], row["own largest"], row["formula own differ"], codes.numel()))
         rows.append(row)
     summary = [
-        {
-            "operator": k,
-            "count": len(v),
-            "own % differ, mean": sum(a for a, *_ in v) / len(v),
-            "own largest": max(v[1] for v in v),
-            "formula own differ": sum(v[2] for v in v),
-            "codes": sum(v[3] for v in v),
-        }
+        {"operator": k, "count": len(v), "own % differ, mean": sum(a for a, *_ in v) / len(v),
+         "own largest": max(v[1] for v in v), "formula own differ": sum(v[2] for v in v), "codes": sum(v[3] for v in v)}
         for k, v in groups.items()
     ]
     flat = lambda value: value[0] if isinstance(value, (tuple, list)) else value  # noqa: E731
-    print(
-        "logits, own:",
-        float((flat(forced) - logits).abs().max()),
-        " free:",
-        float((flat(simulated) - logits).abs().max()),
-        " formula:",
-        float((flat(exact) - logits).abs().max()),
-    )
+    print("logits, own:", float((flat(forced) - logits).abs().max()), " free:", float((flat(simulated) - logits).abs().max()),
+          " formula:", float((flat(exact) - logits).abs().max()))
     common.finish({"Code by code": rows, "By operator": summary}, options.json)
 
 
