@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import graphopt
 from graphopt import api
 from graphopt.api import Optimized, optimize
+from graphopt.backends import onnxruntime
 from graphopt.errors import CaptureError, InputError, NonFiniteError, PassError
 from graphopt.graph import Graph
 from graphopt.measure import sqnr
@@ -53,6 +54,13 @@ def quick(model: nn.Module, *args: Any, **options: Any) -> Optimized:
     return optimize(
         model, *(args or (images(2),)), **{"target": "host", "measure": False, "calibration": DATA, **options}
     )
+
+
+@pytest.fixture
+def unlowered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what happens before lowering, which takes a second: any artifact will do."""
+    monkeypatch.setattr(onnxruntime, "lower", lambda *args, **options: result()[0].artifact)
+    monkeypatch.setattr(api, "_judge", lambda *args: None)
 
 
 # ---- What comes back ------------------------------------------------------------------------------------------------
@@ -121,22 +129,24 @@ def test_a_saved_artifact_is_loaded_with_its_report(tmp_path: Path) -> None:
 # ---- What goes in ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("unlowered")
 def test_example_inputs_are_inferred_and_that_is_said() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
     report = optimize(model, target="host", calibration=[torch.randn(8, 6)], measure=False).report
     assert any("input" in note for note in report.notes)
 
 
+@pytest.mark.usefixtures("unlowered")
 def test_without_calibration_the_report_warns() -> None:
     report = quick(nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 2)).eval(), calibration=None).report
     assert any("no calibration data was given" in w for w in report.warnings)
-    assert report.agreement is None
 
 
+@pytest.mark.usefixtures("unlowered")
 def test_a_graph_may_be_given_and_is_left_alone() -> None:
     graph = Graph.capture(nn.Sequential(conv(3, 4), nn.ReLU()).eval(), images(2))
     text = str(graph)
-    assert quick(graph).report.integer_macs == 1.0  # type: ignore[arg-type]
+    assert quick(graph).graph.calls(FAKE_QUANTIZE)  # type: ignore[arg-type]
     assert str(graph) == text
 
 
@@ -150,6 +160,7 @@ def test_passes_may_be_chosen() -> None:
         torch.testing.assert_close(listed.artifact(images(4)), model(images(4)), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("unlowered")
 def test_passes_may_be_made_from_target_and_data() -> None:
     seen: list[Any] = []
 
@@ -170,6 +181,7 @@ def test_a_layer_kept_in_float_is_named() -> None:
     assert ("2", "stays float: excluded by name") in [tuple(c) for c in report.steps[-2].changes]
 
 
+@pytest.mark.usefixtures("unlowered")
 def test_a_dump_shows_every_step(tmp_path: Path) -> None:
     quick(nn.Sequential(conv(3, 4), nn.BatchNorm2d(4), nn.ReLU()).eval(), dump=tmp_path / "dump")
     assert sorted(f.name for f in (tmp_path / "dump").iterdir()) == [
@@ -177,6 +189,7 @@ def test_a_dump_shows_every_step(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("unlowered")
 def test_another_architectures_latency_is_not_measured() -> None:
     import platform
 

@@ -298,8 +298,10 @@ def output_step(graph: Graph) -> float | None:
     return float(graph.tensor(node.args[1])) if node.target is FAKE_QUANTIZE else None
 
 
-@pytest.mark.parametrize("target", ["x86", "arm"])
-@pytest.mark.parametrize("block", BLOCKS)
+ALIKE = [(block, "x86") for block in BLOCKS] + [(block, "arm") for block in ("residual", "relu6", "squeeze-excite")]
+
+
+@pytest.mark.parametrize(("block", "target"), ALIKE)
 def test_simulation_deployment_and_runtime_answer_alike(block: str, target: str) -> None:
     model, graph, artifact = lowered(block, target)
     x = images(64, seed=7)
