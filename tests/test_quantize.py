@@ -81,6 +81,7 @@ def test_a_sum_has_a_grid_for_each_operand_and_its_result() -> None:
 def test_an_activation_with_a_second_reader_in_front_is_not_fused() -> None:
     graph = quantized(Model(lambda m, x: (lambda y: F.relu(y) + y)(m.a(x)), a=conv(3, 4)), images(2))
     assert grids(graph) == ["input", "conv2d", "relu", "add"]
+    assert graph.calls(torch.ops.aten.relu.default)[0].args[0].target is FAKE_QUANTIZE
 
 
 def test_a_max_pool_keeps_its_inputs_grid() -> None:
