@@ -158,12 +158,33 @@ def test_ends_per_channel_by_saturating_additions_equal_the_simulation(groups: i
     assert_close_but_for_ties(deployed, graph)
 
 
-def test_ends_per_channel_behind_a_sum_take_two_additions() -> None:
+@pytest.mark.parametrize(
+    "activations", [Format(8), Format(8, symmetric=False), Format(8, signed=False, symmetric=False)]
+)
+@pytest.mark.parametrize("clip", [nn.ReLU(), nn.ReLU6()])
+def test_a_relu_that_the_grid_does_not_imply_stays(activations: Format, clip: nn.Module) -> None:
+    """A symmetric grid reaches below zero, so its own end is not the activation's."""
+    graph = quantized(nn.Sequential(conv(3, 4), clip, conv(4, 2)), images(4), activations=activations)
+    deployed = deploy(graph)
+    assert bool({"relu", "relu6", "hardtanh", "clamp"} & set(names(deployed))) == (activations == Format(8))
+    assert_close_but_for_ties(deployed, graph)
+
+
+@pytest.mark.parametrize("activations", [Format(8), Format(8, symmetric=False)])
+def test_ends_per_channel_on_signed_grids(activations: Format) -> None:
+    graph = quantized(uneven(), images(16) * 4, equalize=True, weights=PER_TENSOR, activations=activations)
+    assert_close_but_for_ties(deploy(graph), graph)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_ends_per_channel_behind_a_sum_take_two_additions(signed: bool) -> None:
     model = Model(lambda m, x: m.c(F.relu6(m.a(x) + m.b(x))), a=conv(3, 8), b=conv(3, 8), c=conv(8, 4)).eval()
     with torch.no_grad():
         for layer in (model.a, model.b):
             layer.weight.mul_(torch.logspace(-1, 1, 8).reshape(-1, 1, 1, 1))
-    graph = quantized(model, images(16) * 4, equalize=True, weights=PER_TENSOR)
+    graph = quantized(
+        model, images(16) * 4, equalize=True, weights=PER_TENSOR, activations=Format(8, signed=signed, symmetric=False)
+    )
     deployed = deploy(graph)
     assert names(deployed).count("add") == 3
     assert_close_but_for_ties(deployed, graph)

@@ -81,6 +81,7 @@ def test_a_sum_has_a_grid_for_each_operand_and_its_result() -> None:
 def test_an_activation_with_a_second_reader_in_front_is_not_fused() -> None:
     graph = quantized(Model(lambda m, x: (lambda y: F.relu(y) + y)(m.a(x)), a=conv(3, 4)), images(2))
     assert grids(graph) == ["input", "conv2d", "relu", "add"]
+    assert graph.calls(torch.ops.aten.relu.default)[0].args[0].target is FAKE_QUANTIZE
 
 
 def test_a_max_pool_keeps_its_inputs_grid() -> None:
@@ -298,8 +299,10 @@ def output_step(graph: Graph) -> float | None:
     return float(graph.tensor(node.args[1])) if node.target is FAKE_QUANTIZE else None
 
 
-@pytest.mark.parametrize("target", ["x86", "arm"])
-@pytest.mark.parametrize("block", BLOCKS)
+ALIKE = [(block, "x86") for block in BLOCKS] + [(block, "arm") for block in ("residual", "relu6", "squeeze-excite")]
+
+
+@pytest.mark.parametrize(("block", "target"), ALIKE)
 def test_simulation_deployment_and_runtime_answer_alike(block: str, target: str) -> None:
     model, graph, artifact = lowered(block, target)
     x = images(64, seed=7)

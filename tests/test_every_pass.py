@@ -1,0 +1,130 @@
+"""Every pass over every small network: what any pass has to keep to."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from blocks import BLOCKS, conv, images, model_of
+from rewriting import Model, apply, assert_close, randomised
+from torch import Tensor, nn
+
+from graphopt.graph import Graph
+from graphopt.passes.absorb_bias import AbsorbHighBias
+from graphopt.passes.decompose_activations import DecomposeActivations
+from graphopt.passes.equalize_channels import EqualizeChannels
+from graphopt.passes.fold_batchnorm import FoldBatchNorm
+from graphopt.passes.fold_constant_channels import FoldConstantChannels
+from graphopt.passes.quantize import Quantize
+from graphopt.passes.simplify import Simplify
+from graphopt.targets import find
+
+
+def upsampling() -> nn.Module:
+    return nn.Sequential(
+        conv(3, 6), nn.BatchNorm2d(6), nn.PReLU(6), nn.ConvTranspose2d(6, 4, 2, stride=2, groups=2), nn.BatchNorm2d(4),
+        nn.LeakyReLU(0.1), nn.Upsample(scale_factor=2), conv(4, 3), nn.Sigmoid(),
+    )  # fmt: skip
+
+
+def pre_activation() -> nn.Module:
+    def body(m: Any, x: Tensor) -> Tensor:
+        y = m.stem(x)
+        y = y + m.second(F.relu(m.norm(m.first(F.relu(m.front(y))))))
+        return m.head(y.mean((2, 3)))  # type: ignore[no-any-return]
+
+    return Model(
+        body, stem=conv(3, 8), front=nn.BatchNorm2d(8), first=conv(8, 8), norm=nn.BatchNorm2d(8), second=conv(8, 8),
+        head=nn.Linear(8, 5),
+    )  # fmt: skip
+
+
+def shuffling() -> nn.Module:
+    def body(m: Any, x: Tensor) -> Tensor:
+        keep, change = m.stem(x).chunk(2, 1)
+        y = F.channel_shuffle(torch.cat([keep, m.branch(change).relu()], 1), 2)
+        return m.head(y).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+
+    return Model(body, stem=conv(3, 8), branch=conv(4, 4), head=conv(8, 4))
+
+
+def dying() -> nn.Module:
+    """Channels whose weights are all but gone, and biases far above zero."""
+    model = nn.Sequential(
+        conv(3, 6, 1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        conv(6, 6, 1),
+        nn.ReLU6(),
+        nn.Flatten(),
+        nn.Linear(384, 5),
+    )
+    randomised(model)
+    with torch.no_grad():
+        model[0].weight[[1, 2]] = 1e-20
+        model[1].running_var[[1, 2]] = 1e-35
+        model[1].bias[0] = 30.0
+    return model
+
+
+def perceptron() -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(192, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 5), nn.Softmax(1)
+    )
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    **BLOCKS, "upsampling": upsampling, "pre-activation": pre_activation, "shuffling": shuffling, "dying": dying,
+    "perceptron": perceptron,
+}  # fmt: skip
+PASSES: list[Any] = [
+    Simplify(), FoldBatchNorm(), FoldBatchNorm(depthwise=True), FoldConstantChannels(), EqualizeChannels(), AbsorbHighBias(),
+    DecomposeActivations(), Quantize(find("x86"), [[images(2)]], estimator="minmax"),
+]  # fmt: skip
+
+
+@cache
+def captured(name: str) -> tuple[nn.Module, Graph]:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = (model_of(name) if name in BLOCKS else randomised(MODELS[name]())).eval()
+    return model, Graph.capture(model, images(2))
+
+
+def state(graph: Graph) -> tuple[str, dict[str, Tensor]]:
+    return str(graph), {name: value.clone() for name, value in graph.state_dict().items()}
+
+
+def same(one: tuple[str, dict[str, Tensor]], other: tuple[str, dict[str, Tensor]]) -> bool:
+    constants = one[1].keys() == other[1].keys() and all(torch.equal(v, other[1][k]) for k, v in one[1].items())
+    return one[0] == other[0] and constants
+
+
+@pytest.mark.parametrize("folded", [False, True], ids=["as captured", "folded"])
+@pytest.mark.parametrize("transform", PASSES, ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_pass_keeps_to_the_contract(name: str, transform: Any, folded: bool) -> None:
+    model, original = captured(name)
+    graph = original.clone()
+    if folded:
+        apply(FoldBatchNorm(), graph)
+    before, weights, x = state(graph), copy.deepcopy(model.state_dict()), images(4, seed=3)
+    changes = apply(transform, graph)
+    after = state(graph)
+    assert bool(changes) != same(before, after)  # it reports a change exactly when there is one
+    assert all(site and what for site, what in changes)
+    with torch.no_grad():
+        if transform.exact:
+            assert_close(graph(x), model(x))
+        else:
+            assert all(bool(torch.isfinite(t).all()) for t in [graph(x)])
+    assert apply(transform, graph) == []  # a second run finds nothing to do
+    assert same(state(graph), after)
+    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+    assert same(state(original), state(captured(name)[1]))
