@@ -28,11 +28,21 @@ def minmax(histogram: Histogram, format: Format) -> tuple[float, float]:
 
 
 def percentile(histogram: Histogram, format: Format, percent: float = PERCENTILE) -> tuple[float, float]:
-    share = torch.cumsum(histogram.counts, 0) / histogram.counts.sum()
     edge = (100 - percent) / 100
-    low = histogram.centers[int(torch.searchsorted(share, edge))] - histogram.width / 2
-    high = histogram.centers[min(int(torch.searchsorted(share, 1 - edge)), len(share) - 1)] + histogram.width / 2
-    return max(float(low), histogram.low), min(float(high), histogram.high)
+    low, high = _quantile(histogram, edge), _quantile(histogram, 1 - edge)
+    return max(low, histogram.low), min(high, histogram.high)
+
+
+def _quantile(histogram: Histogram, share: float) -> float:
+    """The value below which this share of the elements lies, taken to be spread evenly inside each bin.
+
+    (Ends at the edges of bins would make ratios of scales simple fractions, and rounding full of exact ties.)
+    """
+    total = torch.cumsum(histogram.counts, 0)
+    wanted = share * float(total[-1])
+    index = min(int(torch.searchsorted(total, wanted)), len(total) - 1)
+    inside = (wanted - float(total[index] - histogram.counts[index])) / max(float(histogram.counts[index]), 1e-30)
+    return float(histogram.centers[index]) + (min(max(inside, 0.0), 1.0) - 0.5) * histogram.width
 
 
 def mse(histogram: Histogram, format: Format) -> tuple[float, float]:
