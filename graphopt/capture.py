@@ -12,12 +12,8 @@ All of it works on copies: whatever happens, the caller's model and inputs stay 
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
-import logging
-import operator
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +25,9 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.fx.node import Node
 
 from graphopt import explain, normalize, specs, text
-from graphopt.errors import CaptureError, GraphoptError, InputError, NonFiniteError
+from graphopt.checks import check_inputs, check_model, tensors
+from graphopt.copies import first_names, own_weights, quiet, resized, working_copy
+from graphopt.errors import CaptureError, GraphoptError, InputError
 from graphopt.functional import UnknownAliasError, make_functional
 from graphopt.graph import TRAINING_FLAG, Example, Graph
 from graphopt.program import to_exported_program
@@ -54,93 +52,16 @@ def capture(model: Any, args: Any, kwargs: Mapping[str, Any] | None, *, dynamic_
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     args = tuple(args) if isinstance(args, (tuple, list)) and type(args) in (tuple, list) else (args,)
     kwargs = dict(kwargs or {})
-    _check_model(model)
+    check_model(model)
     specs.register_dataclasses((args, kwargs))
     bound = specs.bind(model.forward, args, kwargs, who)
-    _check_inputs(args, kwargs, who)
+    check_inputs(args, kwargs, who)
     kwargs = {
         k: kwargs[k] for k in [*(k for k in bound if k in kwargs), *kwargs]
     }  # in the order of forward's parameters
     example = Example(pytree.tree_map(_own, args), pytree.tree_map(_own, kwargs))
-    with _quiet():
+    with quiet():
         return _Capture(model, example, _input_names(model, bound)).run(dynamic_batch)
-
-
-# ---- Checks ---------------------------------------------------------------------------------------------------------
-
-
-def _check_model(model: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise InputError(
-            f"a model must be an nn.Module, an ExportedProgram or the path of a .pt2 file, got {type(model).__name__}"
-        )
-    who = type(model).__name__
-    if isinstance(model, torch.jit.ScriptModule):
-        raise CaptureError(f"{who} is TorchScript, which cannot be captured; pass the Python module it was made from")
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        raise InputError(f"{who} is a wrapper for training on several devices; pass model.module")
-    for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        if nn.parameter.is_lazy(value):
-            raise InputError(
-                f"{name!r} of {who} has no shape yet (a lazy module); call the model once on an example first"
-            )
-        if value.device.type != "cpu":
-            raise InputError(
-                f"{name!r} of {who} is on device {str(value.device)!r}; capture needs the CPU: call model.cpu() first"
-            )
-    _check_modes(model, who)
-    for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        if not value.is_floating_point() or value.layout != torch.strided:
-            continue
-        # Masks hold -inf on purpose; a learned value never does.
-        wrong = ~torch.isfinite(value) if isinstance(value, nn.Parameter) else torch.isnan(value)
-        if bad := int(wrong.sum()):
-            raise NonFiniteError(f"{name!r} of {who} holds NaN or infinity in {bad} of {value.numel()} elements")
-
-
-def _check_modes(model: nn.Module, who: str) -> None:
-    """Training behaviour anywhere would be captured for good."""
-    if isinstance(model, fx.GraphModule) and not list(model.children()):
-        return
-    from torch.nn.modules.batchnorm import _NormBase
-    from torch.nn.modules.dropout import _DropoutNd
-
-    behaves = [(n, m) for n, m in model.named_modules() if m.training and isinstance(m, (_NormBase, _DropoutNd))]
-    if model.training:
-        raise InputError(
-            f"{who} is in training mode, so batch norm and dropout would be captured with training behaviour; "
-            "call model.eval() first"
-        )
-    if behaves:
-        name, module = behaves[0]
-        raise InputError(
-            f"{name!r} ({type(module).__name__}) of {who} is in training mode, so it would be captured with training "
-            "behaviour; call model.eval() first"
-        )
-
-
-def _check_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], who: str) -> None:
-    leaves = pytree.tree_leaves((args, kwargs))
-    if not _tensors(leaves):
-        raise InputError(
-            f"{who} needs example inputs to be captured; pass a tensor, or a tuple of the inputs of forward"
-        )
-    if (odd := specs.unsupported_leaf((args, kwargs))) is not None:
-        hint = (
-            "torch.from_numpy(...)"
-            if type(odd).__module__ == "numpy"
-            else "a tensor, number, string or nested tuple, list, dict"
-        )
-        raise InputError(f"an example input is a {type(odd).__name__}, which cannot be captured; pass {hint}")
-    for value in leaves:
-        if isinstance(value, Tensor) and value.device.type != "cpu":
-            raise InputError(
-                f"an example input is on device {str(value.device)!r}, the model on the CPU; pass it through .cpu()"
-            )
-        if isinstance(value, Tensor) and value.dim() and value.shape[0] == 0:
-            raise InputError(
-                f"an example input is empty ({text.dtype(value.dtype)}{list(value.shape)}); pass at least one sample"
-            )
 
 
 def _input_names(model: nn.Module, bound: Mapping[str, Any]) -> list[str]:
@@ -185,59 +106,6 @@ def _bare(module: nn.Module) -> fx.GraphModule:
     return module
 
 
-# ---- Copies and quiet -----------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _working_copy(model: nn.Module) -> Iterator[nn.Module]:
-    """A deep copy of the model; the model itself where it cannot be copied, restored afterwards."""
-    try:
-        duplicate = copy.deepcopy(model)
-    except Exception:  # a module may hold locks, files, tensors with a gradient history
-        with _restored(model):
-            yield model
-    else:
-        yield duplicate
-
-
-@contextlib.contextmanager
-def _restored(model: nn.Module) -> Iterator[None]:
-    tensors = [(t, t.detach().clone()) for t in [*model.parameters(), *model.buffers()]]
-    tables = [(table, dict(table)) for m in model.modules() for table in (m.__dict__, m._parameters, m._buffers)]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for tensor, saved in tensors:
-                if not torch.equal(tensor, saved):
-                    tensor.copy_(saved)
-        for table, was in tables:
-            table.clear()
-            table.update(was)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without torch's log of failed attempts, and without the fused attention of inference mode, which has no graph."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
-        torch.backends.mha.set_fastpath_enabled(fast)
-
-
-def _resized(value: Any, size: int) -> Any:
-    """The same samples, repeated or cut to another batch size; the memory layout stays."""
-    copies = -(-size // value.shape[0])
-    return torch.cat([value] * copies)[:size] if copies > 1 else value[:size].clone(memory_format=torch.preserve_format)
-
-
 # ---- The capture itself ---------------------------------------------------------------------------------------------
 
 
@@ -257,7 +125,7 @@ class _Capture:
         self.leaves, self.structure = pytree.tree_flatten((self.example.args, dict(self.example.kwargs)))
 
     def run(self, dynamic_batch: bool) -> Graph:
-        with _working_copy(self.model) as self.eager:
+        with working_copy(self.model) as self.eager:
             self.reference = self._run(self.eager, self.leaves)
             if (odd := specs.unsupported_leaf(self.reference)) is not None:
                 raise CaptureError(
@@ -320,7 +188,7 @@ class _Capture:
         return graph
 
     def _compare_batch(self, graph: Graph, free: list[bool], size: int) -> None:
-        leaves = [_resized(v, size) if f else v for v, f in zip(self.leaves, free, strict=True)]
+        leaves = [resized(v, size) if f else v for v, f in zip(self.leaves, free, strict=True)]
         try:
             expected = self._run(self.eager, leaves)
         except InputError as error:
@@ -346,7 +214,7 @@ class _Capture:
         return graph
 
     def _export(self, free: list[bool], traced: int) -> ExportedProgram:
-        leaves = [_resized(v, traced) if f else _own(v) for v, f in zip(self.leaves, free, strict=True)]
+        leaves = [resized(v, traced) if f else _own(v) for v, f in zip(self.leaves, free, strict=True)]
         shapes: Any = ShapesCollection()  # type: ignore[no-untyped-call]
         for leaf, is_batched in zip(leaves, free, strict=True):
             if is_batched:
@@ -354,14 +222,14 @@ class _Capture:
         args, kwargs = pytree.tree_unflatten(leaves, self.structure)
         # Torch prints the unfinished graph of a failed attempt to stderr, whatever the log levels.
         silence = contextlib.redirect_stderr(io.StringIO())
-        with _working_copy(self.model) as model, torch.enable_grad(), silence:
+        with working_copy(self.model) as model, torch.enable_grad(), silence:
             return torch.export.export(model, args, kwargs, dynamic_shapes=shapes if any(free) else None, strict=False)
 
     # ---- From program to graph
 
     def _graph(self, program: ExportedProgram, free: list[bool]) -> Graph:
         module, notes = self._rewritten(program, free)
-        own_weights(module, _first_names(self.model))
+        own_weights(module, first_names(self.model))
         spec = module.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
         returned: Any = module.graph.output_node().args[0]
         paths = [p for p, v in zip(specs.leaf_paths(spec), returned, strict=True) if isinstance(v, Node)]
@@ -459,7 +327,7 @@ class _Capture:
         except Exception as error:
             if model is not self.eager:
                 raise
-            shown = ", ".join(f"{n}: {_type(t)}" for n, t in zip(self.input_names, _tensors(leaves), strict=True))
+            shown = ", ".join(f"{n}: {_type(t)}" for n, t in zip(self.input_names, tensors(leaves), strict=True))
             place = explain.place_of_error(error)
             raise InputError(
                 f"{self._who} fails on the example inputs ({shown})"
@@ -531,47 +399,8 @@ def _first(error: BaseException | None) -> str:
     return explain.first_line(error) if error is not None else "it fails"
 
 
-def _tensors(leaves: Sequence[Any]) -> list[Tensor]:
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-
-
 def _type(value: Tensor) -> str:
     return f"{text.dtype(value.dtype)}[{', '.join(map(str, value.shape))}]"
 
 
-def _first_names(model: nn.Module) -> dict[str, str]:
-    """For each name of a tied weight, the one that `named_parameters` lists it under (export may use another)."""
-    first: dict[int, str] = {}
-    weights = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    return {name: first.setdefault(id(value), name) for name, value in weights}
-
-
-def own_weights(module: fx.GraphModule, names: Mapping[str, str]) -> None:
-    """Give the module its own copy of every weight (the export shares the caller's), under its first name.
-
-    Tensors that export keeps as plain attributes become buffers, so that they are saved and listed like the rest.
-    """
-    nodes = [n for n in module.graph.nodes if n.op == "get_attr"]
-    values = {n: operator.attrgetter(str(n.target))(module) for n in nodes}
-    for child in list(module._modules):
-        delattr(module, child)
-    for table in (module._parameters, module._buffers):
-        table.clear()
-    for node in nodes:
-        value = values[node]
-        node.target = names.get(str(node.target), str(node.target))
-        module.__dict__.pop(str(node.target), None)
-        *path, leaf = str(node.target).split(".")
-        owner: nn.Module = module
-        for part in path:
-            if part not in owner._modules:
-                owner.add_module(part, nn.Module())
-            owner = owner.get_submodule(part)
-        own = value.detach().clone()
-        if isinstance(value, nn.Parameter):
-            owner.register_parameter(leaf, nn.Parameter(own, value.requires_grad))
-        else:
-            owner.register_buffer(leaf, own)
-
-
-__all__ = ["CaptureError", "capture", "own_weights", "to_exported_program"]
+__all__ = ["CaptureError", "capture", "to_exported_program"]
