@@ -183,6 +183,11 @@ def _judge(report: Report, backend: Any, artifact: Artifact, graph: Graph, origi
     if data.synthetic:
         report.missing["agreement"] = "no calibration data was given"
         return
+    if data.one_shot:
+        report.missing["agreement"] = (
+            "the calibration data is an iterator, which was used up; give a list or a DataLoader"
+        )
+        return
     seen, equal = 0, 0.0
     with torch.no_grad():
         for batch in track(data, "comparing with the original"):

@@ -61,6 +61,11 @@ class Calibration:
         self._passes = 0
         self._look(one_shot=isinstance(source, Iterator))
 
+    @property
+    def one_shot(self) -> bool:
+        """Whether the data can be gone through only once."""
+        return self._once is not None
+
     def _look(self, one_shot: bool) -> None:
         """Check the first batch before any work is done with it."""
         stream = self._open()

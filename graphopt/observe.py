@@ -78,21 +78,26 @@ class Histogram(Range):
         return (torch.arange(BINS, dtype=torch.float64) + 0.5) * self.width - self.reach
 
 
-class ChannelRange:
-    """Smallest and largest element of every channel, float32 [channels]; `dim` counts the channels."""
+class ChannelMean:
+    """Mean of every channel over all samples and positions; `dim` counts the channels."""
 
     def __init__(self, dim: int = 1) -> None:
         self.dim = dim
-        self.low: Tensor | None = None
-        self.high: Tensor | None = None
+        self.total: Tensor | float = 0.0
+        self.count = 0
 
     def update(self, value: Tensor) -> None:
         others = [d for d in range(value.dim()) if d != self.dim]
-        low, high = value.detach().amin(others), value.detach().amax(others)
-        if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
+        total = value.detach().double().sum(others)
+        if not bool(torch.isfinite(total).all()):
             raise _NonFinite
-        self.low = low if self.low is None else torch.minimum(self.low, low)
-        self.high = high if self.high is None else torch.maximum(self.high, high)
+        self.total = self.total + total
+        self.count += value.numel() // value.shape[self.dim]
+
+    @property
+    def mean(self) -> Tensor:
+        """[channels], float64."""
+        return torch.as_tensor(self.total) / max(self.count, 1)
 
 
 class _NonFinite(Exception):

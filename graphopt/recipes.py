@@ -8,6 +8,7 @@ from torch import Tensor
 
 from graphopt.contract import Pass
 from graphopt.passes.absorb_bias import AbsorbHighBias
+from graphopt.passes.correct_bias import CorrectBias
 from graphopt.passes.decompose_activations import DecomposeActivations
 from graphopt.passes.equalize_channels import EqualizeChannels
 from graphopt.passes.fold_batchnorm import FoldBatchNorm
@@ -34,11 +35,14 @@ def integer(
     estimator: str = "mse",
     formats: Mapping[str, LayerFormat | None] | None = None,
 ) -> list[Pass]:
-    """Quantize for the integer kernels of the target."""
-    return [
+    """Quantize for the integer kernels of the target, and take the mean error of the weights out of the biases."""
+    passes: list[Pass] = [
         DecomposeActivations(target.decompose),
         Quantize(target, calibration, estimator=estimator, formats=formats or {}),
     ]
+    if not getattr(calibration, "one_shot", False):  # the correction goes through the data once more
+        passes.append(CorrectBias(calibration))
+    return passes
 
 
 def recipe(

@@ -82,6 +82,7 @@ def test_the_report_holds_what_was_measured() -> None:
         "FoldBatchNorm",
         "DecomposeActivations",
         "Quantize",
+        "CorrectBias",
         "(lowered)",
     ]
     assert report.target == "host"
@@ -178,14 +179,15 @@ def test_a_layer_kept_in_float_is_named() -> None:
     assert [f.site for f in report.float_operators] == ["2"]
     assert report.integer_macs is not None
     assert report.integer_macs < 1
-    assert ("2", "stays float: excluded by name") in [tuple(c) for c in report.steps[-2].changes]
+    assert ("2", "stays float: excluded by name") in [tuple(c) for c in report.steps[-3].changes]
 
 
 @pytest.mark.usefixtures("unlowered")
 def test_a_dump_shows_every_step(tmp_path: Path) -> None:
     quick(nn.Sequential(conv(3, 4), nn.BatchNorm2d(4), nn.ReLU()).eval(), dump=tmp_path / "dump")
     assert sorted(f.name for f in (tmp_path / "dump").iterdir()) == [
-        "00_Simplify.txt", "01_FoldBatchNorm.txt", "02_DecomposeActivations.txt", "03_Quantize.txt", "capture.txt",
+        "00_Simplify.txt", "01_FoldBatchNorm.txt", "02_DecomposeActivations.txt", "03_Quantize.txt",
+        "04_CorrectBias.txt", "capture.txt",
     ]  # fmt: skip
 
 
@@ -322,3 +324,12 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
 def test_nothing_to_load_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError):
         graphopt.load(tmp_path / "nothing")
+
+
+def test_a_one_shot_iterator_calibrates_without_what_needs_a_second_pass() -> None:
+    batches = iter([torch.randn(4, 3, 8, 8) for _ in range(3)])
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4)).eval()
+    report = graphopt.optimize(model, torch.randn(1, 3, 8, 8), target="host", calibration=batches, measure=False).report
+    assert "CorrectBias" not in [step.name for step in report.steps]
+    assert report.agreement is None
+    assert "iterator" in report.missing["agreement"]

@@ -1,0 +1,74 @@
+"""Take the mean error that rounded weights cause out of the biases.
+
+Rounding W to W^ shifts the mean of a layer's output by (W^ - W) E[x], channel by channel; what E[x] is, calibration tells:
+
+    b' = b + sum over in and kernel of (W - W^) E[x]            E[x]: [in], mean over samples and image
+
+The means are those of the simulated graph's own values, so that the errors of the layers before are in them. Borders, where a
+convolution reads zeros, are overlooked.
+
+Needs:  a simulated graph (fake-quantize nodes on weights), calibration data.
+Paper:  Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+from torch.fx.node import Node
+
+from graphopt.contract import Change
+from graphopt.graph import Graph
+from graphopt.numerics import FAKE_QUANTIZE, fake_quantize
+from graphopt.observe import ChannelMean, observe
+from graphopt.ops import Layer, shape
+
+
+@dataclass(frozen=True)
+class CorrectBias:
+    """`calibration`: batches to take the means from."""
+
+    exact: ClassVar[bool] = False
+
+    calibration: Iterable[list[Tensor]] = field(repr=False)
+
+    def __call__(self, graph: Graph) -> list[Change]:
+        layers = [
+            layer for node in graph.calls() if (layer := Layer.of(node)) and stored_bias(graph, layer) is not None
+        ]
+        layers = [
+            layer
+            for layer in layers
+            if layer.weight.target is FAKE_QUANTIZE and "bias_corrected" not in layer.node.meta
+        ]
+        means = {layer.input: ChannelMean(len(shape(layer.input)) - 1 - layer.dims) for layer in layers}
+        if not means or not observe(graph, means, self.calibration):
+            return []
+        return [self.correct(graph, layer, means[layer.input].mean) for layer in layers]
+
+    def correct(self, graph: Graph, layer: Layer, mean: Tensor) -> Change:
+        weight: Any = layer.weight
+        constants = [graph.tensor(a) if isinstance(a, Node) else a for a in weight.args]
+        lost = layer.canonical(constants[0].double() - fake_quantize(*constants).double())
+        lost = lost.flatten(2).sum(2) if lost.dim() > 2 else lost  # [out, in / groups]
+        per_output = mean.reshape(layer.groups, 1, -1).expand(-1, layer.out_channels // layer.groups, -1).flatten(0, 1)
+        shift = (lost * per_output).sum(1)
+        found = stored_bias(graph, layer)
+        assert found is not None
+        reader, bias = found
+        graph.set_constant(reader, 0, (graph.tensor(bias).double() + shift).to(graph.tensor(bias).dtype))
+        layer.node.meta["bias_corrected"] = True
+        return Change(graph.site(layer.node), f"bias moved by up to {float(shift.abs().max()):.3g}")
+
+
+def stored_bias(graph: Graph, layer: Layer) -> tuple[Node, Node] | None:
+    """The constant at the root of the layer's bias and the call that reads it: behind its quantizer and shift, if any."""
+    reader, value = layer.node, layer.bias
+    while value is not None and not graph.is_constant(value):
+        if not value.args or not isinstance(value.args[0], Node):
+            return None
+        reader, value = value, value.args[0]
+    return (reader, value) if value is not None and reader is not layer.node else None
