@@ -57,37 +57,48 @@ Estimator = Callable[[Histogram, Format], tuple[float, float]]
 ESTIMATORS: dict[str, Estimator] = {"minmax": minmax, "percentile": percentile, "mse": mse, "entropy": entropy}
 
 
-def _search(
-    histogram: Histogram, format: Format, cost: Callable[[Histogram, Format, float, float], float]
-) -> tuple[float, float]:
-    """Shrink both ends together, then the upper, the lower and both again, each to its best of CANDIDATES places and
-    some below a tenth, which few bits on long tails need."""
-    low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
-    steps = [i / CANDIDATES for i in range(CANDIDATES, CANDIDATES // 10, -1)] + [0.1 * 0.9**i for i in range(20)]
-    both = min(steps, key=lambda s: cost(histogram, format, s * low, s * high))
-    low, high = both * low, both * high
-    for _ in range(2 if low < 0 < high else 1):
-        if high > 0:
-            high = min((s * max(histogram.high, 0.0) for s in steps), key=lambda h: cost(histogram, format, low, h))
-        if low < 0:
-            low = min((s * histogram.low for s in steps), key=lambda v: cost(histogram, format, v, high))
+Cost = Callable[[Histogram, Format, Tensor, Tensor], Tensor]  # of several ranges at once: ends [k] -> [k]
+
+
+def _search(histogram: Histogram, format: Format, cost: Cost) -> tuple[float, float]:
+    """Shrink both ends together, then the upper, then the lower, each to its best of CANDIDATES places and some below a
+    tenth, which few bits on long tails need."""
+    steps = torch.tensor(
+        [i / CANDIDATES for i in range(CANDIDATES, CANDIDATES // 10, -1)] + [0.1 * 0.9**i for i in range(20)]
+    )
+    steps = steps.double()
+    lowest, highest = min(histogram.low, 0.0), max(histogram.high, 0.0)
+
+    def best(lows: Tensor, highs: Tensor) -> tuple[float, float]:
+        lows, highs = lows.expand(len(steps)), highs.expand(len(steps))
+        index = int(cost(histogram, format, lows, highs).argmin())
+        return float(lows[index]), float(highs[index])
+
+    low, high = best(steps * lowest, steps * highest)
+    if lowest < 0 < highest:
+        low, high = best(torch.tensor(low).double(), steps * highest)
+        low, high = best(steps * lowest, torch.tensor(high).double())
     return low, high
 
 
-def _squared_error(histogram: Histogram, format: Format, low: float, high: float) -> float:
+def _squared_error(histogram: Histogram, format: Format, lows: Tensor, highs: Tensor) -> Tensor:
     used = histogram.counts > 0
-    centers = histogram.centers[used]
-    scale, zero_point = scale_and_zero_point(torch.tensor(low), torch.tensor(high), format)
-    codes = quantize(centers, scale.double(), zero_point, format.quant_min, format.quant_max)
-    error = (dequantize(codes, scale.double(), zero_point) - centers) ** 2
+    centers = histogram.centers[used].expand(len(lows), -1)
+    scale, zero_point = scale_and_zero_point(lows, highs, format)
+    codes = quantize(centers, scale.double(), zero_point, format.quant_min, format.quant_max, 0)
+    error = (dequantize(codes, scale.double(), zero_point, 0) - centers).square()
     # a bin wider than a step hides rounding inside it: half of its elements round to either side
-    within = (
-        (float(scale) ** 2) / 12 * (centers >= low) * (centers <= high) if histogram.width > float(scale) / 2 else 0.0
-    )
-    return float(((error + within) * histogram.counts[used]).sum())
+    inside = (centers >= lows[:, None]) & (centers <= highs[:, None]) & (histogram.width > scale / 2)[:, None]
+    error += inside * (scale.double().square() / 12)[:, None]
+    return error @ histogram.counts[used]
 
 
-def _divergence(histogram: Histogram, format: Format, low: float, high: float) -> float:
+def _divergence(histogram: Histogram, format: Format, lows: Tensor, highs: Tensor) -> Tensor:
+    pairs = zip(lows.tolist(), highs.tolist(), strict=True)
+    return torch.tensor([_divergence_of(histogram, format, low, high) for low, high in pairs])
+
+
+def _divergence_of(histogram: Histogram, format: Format, low: float, high: float) -> float:
     """KL(P || Q): P the counts clipped into the range, Q the same counts spread evenly over each quantization step."""
     centers, counts = histogram.centers, histogram.counts
     inside = (centers >= low - histogram.width) & (centers <= high + histogram.width)
