@@ -251,10 +251,6 @@ class Layer:
         return int(full[0] if self.kind == "conv_transpose" else full[1] * self.groups)
 
     @property
-    def depthwise(self) -> bool:
-        return self.groups > 1 and self.groups == self.in_channels == self.out_channels
-
-    @property
     def channel_dim(self) -> int:
         """The dimension of the output that counts its channels (from the front for convs, the last for linear)."""
         return len(shape(self.node)) - 1 - self.dims

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import difflib
 import platform
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,6 @@ class Target:
     channel_multiple: int = 8
     depthwise_norm: bool = True
     decompose: frozenset[str] = frozenset({"hard_swish", "silu"})
-    options: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for manifests and reports."""

@@ -53,10 +53,9 @@ class Grid:
 
 @dataclass
 class Plan:
-    """What is integer: layers with their weight format, other units, and the grids of the values between them."""
+    """What is integer: layers with their weight format, and the grids of the values between units."""
 
     layers: dict[Node, Format]
-    units: set[Node]
     grids: list[Grid]
     left: dict[Node, str]  # layers that stay float, and why
 
@@ -97,7 +96,7 @@ class _Placement:
         for node in self.graph.nodes:
             self.visit(node)
         self.keep_what_is_read()
-        return Plan(self.layers, set(self.ends.values()), self.grids(), self.left)
+        return Plan(self.layers, self.grids(), self.left)
 
     # ---- Which operators are integer --------------------------------------------------------------------------------
 
