@@ -50,7 +50,7 @@ def mse(histogram: Histogram, format: Format) -> tuple[float, float]:
 
 
 def entropy(histogram: Histogram, format: Format) -> tuple[float, float]:
-    return _search(histogram, format, _divergence)
+    return _search(histogram, format, _divergence, stride=5)
 
 
 Estimator = Callable[[Histogram, Format], tuple[float, float]]
@@ -60,9 +60,9 @@ ESTIMATORS: dict[str, Estimator] = {"minmax": minmax, "percentile": percentile, 
 Cost = Callable[[Histogram, Format, Tensor, Tensor], Tensor]  # of several ranges at once: ends [k] -> [k]
 
 
-def _search(histogram: Histogram, format: Format, cost: Cost) -> tuple[float, float]:
+def _search(histogram: Histogram, format: Format, cost: Cost, stride: int = 1) -> tuple[float, float]:
     """Shrink both ends together, then the upper, then the lower, each to its best of CANDIDATES places and some below a
-    tenth, which few bits on long tails need."""
+    tenth, which few bits on long tails need. `stride`: look at every so many places first, then around the best of them."""
     steps = torch.tensor(
         [i / CANDIDATES for i in range(CANDIDATES, CANDIDATES // 10, -1)] + [0.1 * 0.9**i for i in range(20)]
     )
@@ -71,7 +71,11 @@ def _search(histogram: Histogram, format: Format, cost: Cost) -> tuple[float, fl
 
     def best(lows: Tensor, highs: Tensor) -> tuple[float, float]:
         lows, highs = lows.expand(len(steps)), highs.expand(len(steps))
-        index = int(cost(histogram, format, lows, highs).argmin())
+        near = torch.arange(0, len(steps), stride)
+        index = int(near[cost(histogram, format, lows[near], highs[near]).argmin()])
+        if stride > 1:
+            near = torch.arange(max(index - stride + 1, 0), min(index + stride, len(steps)))
+            index = int(near[cost(histogram, format, lows[near], highs[near]).argmin()])
         return float(lows[index]), float(highs[index])
 
     low, high = best(steps * lowest, steps * highest)
