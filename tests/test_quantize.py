@@ -354,3 +354,18 @@ def test_a_target_of_ones_own_decides_what_is_integer() -> None:
                       target=own)  # fmt: skip
     assert grids(graph) == ["input", "relu", "max_pool2d", "conv2d"]
     assert len(set(scales(graph))) == 4
+
+
+def test_a_sum_with_the_models_input_is_integer_when_the_other_half_is() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(x + self.conv(x))
+
+    data = torch.randn(8, 4, 6, 6)
+    graph = Graph.capture(Residual().eval(), data[:1])
+    Quantize(find("x86"), [[data]])(graph)
+    assert graph.output.all_input_nodes[0].target is FAKE_QUANTIZE

@@ -173,8 +173,8 @@ class _Placement:
     def mostly_integer(self, operator: Node) -> bool:
         """Is the largest of its inputs integer? Else the caller is served sooner in float."""
         sources = [source for source in _data(operator) if not self.graph.is_constant(source)]
-        largest = max(sources, key=_elements)
-        return largest in self.ends or largest in self.moves
+        most = max(map(_elements, sources))
+        return any(source in self.ends or source in self.moves for source in sources if _elements(source) == most)
 
     # ---- Which values share a grid ----------------------------------------------------------------------------------
 
