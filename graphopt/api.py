@@ -237,8 +237,3 @@ def _time(report: Report, target: Target, before: Artifact, after: Artifact, gra
         threads=threads,
         host=measures.host_cpu(),
     )
-    if report.latency.speedup < 1:
-        report.warnings.append(
-            "the integer model is slower than the float one on this machine: its layers are too small to pay for "
-            "quantizing; keep float, or leave layers out with formats={pattern: None}"
-        )

@@ -22,7 +22,7 @@ from graphopt.api import Optimized, optimize
 from graphopt.backends import onnxruntime
 from graphopt.errors import CaptureError, InputError, NonFiniteError, PassError
 from graphopt.graph import Graph
-from graphopt.measure import Timings, sqnr
+from graphopt.measure import sqnr
 from graphopt.numerics import FAKE_QUANTIZE
 from graphopt.passes.fold_batchnorm import FoldBatchNorm
 from graphopt.passes.simplify import Simplify
@@ -333,11 +333,3 @@ def test_a_one_shot_iterator_calibrates_without_what_needs_a_second_pass() -> No
     assert "CorrectBias" not in [step.name for step in report.steps]
     assert report.agreement is None
     assert "iterator" in report.missing["agreement"]
-
-
-@pytest.mark.parametrize("speedup", [0.8, 1.2])
-def test_a_slower_result_is_said_to_be(speedup: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Timings, "speedup", lambda *_: speedup)
-    model, data = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), torch.randn(4, 3, 8, 8)
-    report = graphopt.optimize(model, data[:1], target="host", calibration=data).report
-    assert any("slower than the float" in warning for warning in report.warnings) == (speedup < 1)
