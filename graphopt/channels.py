@@ -116,14 +116,12 @@ class _Tracer:
             flow = self.keep(node)
             if flow is not None:
                 self.channels.clips.append((node, flow.labels))
-        elif kind in self.through and (kind in MOVEMENT or kind == "pad"):
+        elif kind == "pad" or (kind in self.through and kind in MOVEMENT):
             self.move(node)
-        elif kind == "mean" and "mean" in self.through | {"mean"}:
+        elif kind == "mean":
             self.reduce(node)
         elif kind in self.through or kind == "global_average_pool":
             self.keep(node)
-        elif kind == "pad":
-            self.move(node)
         else:
             self.pin(*node.all_input_nodes)
 
