@@ -276,6 +276,18 @@ class Graph:
         reader.update_arg(position, new)
         return new
 
+    def put_constant(self, node: Node, value: Tensor) -> None:
+        """Let the constant `node` be `value` from now on for all its readers, under its name. The old tensor is not touched."""
+        old = self.parameter(node)
+        path, _, leaf = str(node.target).rpartition(".")
+        owner = self.module.get_submodule(path)
+        delattr(owner, leaf)
+        if isinstance(old, nn.Parameter):
+            owner.register_parameter(leaf, nn.Parameter(value.detach(), requires_grad=old.requires_grad))
+        else:
+            owner.register_buffer(leaf, value.detach())
+        node.meta["val"] = value.detach().to("meta")
+
     def set_bias(self, layer: Node, value: Tensor) -> Node:
         """Give a convolution or linear layer this bias, whether it had one or not."""
         if len(layer.args) > 2 and isinstance(layer.args[2], Node):
