@@ -33,7 +33,7 @@ def macs(graph: Graph) -> int:
 
 def layer_macs(graph: Graph) -> dict[Node, int]:
     """Multiply-accumulates of every convolution, linear layer, matrix product, attention and recurrent layer."""
-    counts = ((node, _node_macs(node)) for node in graph.calls())
+    counts = ((node, sum(math.prod(length(*dim) for dim in p) for p in products(node))) for node in graph.calls())
     return {node: count for node, count in counts if count}
 
 
@@ -59,48 +59,52 @@ def _weights(graph: Graph) -> dict[int, Tensor]:
     return found
 
 
-def _node_macs(node: Node) -> int:
+def products(node: Node) -> list[list[tuple[Node, int]]]:
+    """The multiply-accumulates of a call as a sum of products of lengths: of each factor the value and its dimension."""
     name = _name(node)
     if name in ("conv1d", "conv2d", "conv3d"):
-        weight = _sizes(node.args[1])
-        return math.prod(_sizes(node)) * math.prod(weight[1:])
+        return [_dims(node) + _dims(node.args[1])[1:]]
     if name in ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"):
-        weight = _sizes(node.args[1])
-        return math.prod(_sizes(node.args[0])) * math.prod(weight[1:])
+        return [_dims(node.args[0]) + _dims(node.args[1])[1:]]
     if name in ("linear", "matmul", "mm", "bmm", "mv", "dot"):
-        return math.prod(_sizes(node)) * _sizes(node.args[0])[-1]
+        return [_dims(node) + _dims(node.args[0])[-1:]]
     if name in ("addmm", "baddbmm"):
-        return math.prod(_sizes(node)) * _sizes(node.args[1])[-1]
+        return [_dims(node) + _dims(node.args[1])[-1:]]
     if name == "scaled_dot_product_attention":
-        query, key, value = (_sizes(a) for a in node.args[:3])
-        return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+        query, key, value = (_dims(a) for a in node.args[:3])
+        return [[*query[:-1], key[-2], last] for last in (query[-1], value[-1])]
     if name == "einsum":
-        return _einsum_macs(node)
+        return _einsum(node)
     if name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
-        return _recurrent_macs(node)
-    return 0
+        lists = [a for a in node.args if isinstance(a, (list, tuple)) and a and isinstance(a[0], Node)]
+        matrices = [_dims(w) for w in lists[-1] if len(_sizes(w)) == 2]  # states come first, weights last
+        return [_dims(node.args[0])[:-1] + matrix for matrix in matrices]
+    return []
 
 
-def _einsum_macs(node: Node) -> int:
+def _dims(node: Any) -> list[tuple[Node, int]]:
+    return [(node, dim) for dim in range(len(_sizes(node)))]
+
+
+def _einsum(node: Node) -> list[list[tuple[Node, int]]]:
     equation, operands = node.args[0], node.args[1]
     assert isinstance(equation, str)
     assert isinstance(operands, (list, tuple))
-    size: dict[str, int] = {}
+    longest: dict[str, tuple[Node, int]] = {}
     for term, operand in zip(equation.replace(" ", "").split("->")[0].split(","), operands, strict=True):
-        sizes = _sizes(operand)
         head, dots, tail = term.partition("...")
-        between = len(sizes) - len(head) - len(tail)
-        size.update(zip(head, sizes, strict=False))
-        size.update(zip(tail, sizes[len(sizes) - len(tail) :], strict=True))
-        if dots:
-            size["..."] = max(size.get("...", 1), math.prod(sizes[len(head) : len(head) + between]))
-    return math.prod(size.values()) if len(operands) > 1 else 0
+        dims = _dims(operand)
+        between = len(dims) - len(head) - len(tail) if dots else 0
+        letters = [*head, *(f"...{between - i}" for i in range(between)), *tail]
+        for letter, dim in zip(letters, dims, strict=True):
+            if letter not in longest or length(*dim) > length(*longest[letter]):
+                longest[letter] = dim
+    return [list(longest.values())] if len(operands) > 1 else []
 
 
-def _recurrent_macs(node: Node) -> int:
-    lists = [a for a in node.args if isinstance(a, (list, tuple)) and a and isinstance(a[0], Node)]
-    matrices = [math.prod(_sizes(w)) for w in lists[-1] if len(_sizes(w)) == 2]  # states come first, weights last
-    return math.prod(_sizes(node.args[0])[:-1]) * sum(matrices)
+def length(node: Node, dim: int) -> int:
+    """The length of a dimension; a free batch counts as one sample."""
+    return _sizes(node)[dim]
 
 
 def _name(node: Node) -> str:

@@ -6,6 +6,7 @@ last reader has run. No observer nodes, no stored activations; memory does not g
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
@@ -157,3 +158,31 @@ def observe(graph: Graph, watched: Mapping[Node, Statistic | list[Statistic]], b
                 raise NonFiniteError("a watched value is not finite on the calibration data") from None
             seen += 1
     return seen
+
+
+class _Enough(Exception):
+    pass
+
+
+class _Collector(fx.Interpreter):
+    def __init__(self, graph: Graph, wanted: Iterable[Node]) -> None:
+        super().__init__(graph.module)
+        self.wanted, self.found = set(wanted), dict[Node, Any]()
+        self.extra_traceback = False
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        if n in self.wanted:
+            self.found[n] = value
+            if len(self.found) == len(self.wanted):
+                raise _Enough
+        return value
+
+
+def values(graph: Graph, wanted: Iterable[Node], batch: list[Tensor]) -> dict[Node, Any]:
+    """What these calls compute for one batch; the graph runs only as far as the last of them."""
+    collector = _Collector(graph, wanted)
+    with torch.no_grad(), contextlib.suppress(_Enough):
+        if collector.wanted:
+            collector.run(*batch, enable_io_processing=False)
+    return collector.found

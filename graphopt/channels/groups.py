@@ -22,9 +22,10 @@ import numpy as np
 import numpy.typing as npt
 from torch.fx.node import Node
 
-from graphopt.channels.labels import NONE, Array
+from graphopt.channels.labels import NONE, Array, Columns
 from graphopt.channels.trace import Trace
 from graphopt.graph import Graph
+from graphopt.ops import family
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Group:
         fixed: [units], which have to stay.
         why: why they have to, in a few words; empty where none has to.
         statistics: normalisations that compute statistics over the units: those change with every removal.
+        stream: whether the units are sums of what several layers give (a residual stream).
     """
 
     name: str
@@ -71,6 +73,7 @@ class Group:
     fixed: npt.NDArray[np.bool_]
     why: str
     statistics: tuple[str, ...]
+    stream: bool
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -135,15 +138,22 @@ def groups(graph: Graph, trace: Trace | None = None) -> list[Group]:
                 for owner in np.unique(owners[owners >= 0]).tolist():
                     units = np.where(owners == owner, unit_of[column], -1)
                     members[owner].append(Member(node, dim, units, (node, dim) in writing))
+
+    def met(columns: Columns) -> list[int]:
+        """The groups that have labels in these columns."""
+        labels = np.concatenate([np.zeros(0, dtype=np.int64), *trace.labels.resolve(columns)])
+        owners = group_of[labels[labels != NONE]]
+        return np.unique(owners[owners >= 0]).tolist()  # type: ignore[no-any-return]
+
     statistics: list[dict[str, None]] = [{} for _ in members_of]
     for columns, node in trace.statistics:
-        for column in trace.labels.resolve(columns):
-            owners = group_of[column[column != NONE]]
-            for owner in np.unique(owners[owners >= 0]).tolist():
-                statistics[owner][graph.site(node)] = None
+        for owner in met(columns):
+            statistics[owner][graph.site(node)] = None
+    sums = [n for n in graph.calls() if family(n) == "add" and not any(map(graph.is_constant, n.all_input_nodes))]
+    streams = {owner for n in sums if len(n.all_input_nodes) == 2 for c in trace.of(n) for owner in met(c)}
     return [
-        _group(np.array(labels), own, pinned, tuple(names))
-        for labels, own, names in zip(members_of, members, statistics, strict=True)
+        _group(np.array(labels), own, pinned, tuple(names), owner in streams)
+        for owner, (labels, own, names) in enumerate(zip(members_of, members, statistics, strict=True))
     ]
 
 
@@ -167,7 +177,7 @@ def _units(trace: Trace) -> tuple[Array, Array, list[list[int]]]:
     return unit_of, group_of, components
 
 
-def _group(labels: Array, members: list[Member], pinned: dict[int, str], statistics: tuple[str, ...]) -> Group:
+def _group(labels: Array, members: list[Member], pinned: dict[int, str], statistics: tuple[str, ...], stream: bool) -> Group:
     fixed = np.array([label in pinned for label in labels.tolist()])
     why = next((pinned[label] for label in labels.tolist() if label in pinned), "")
     first = next(m for m in members if m.writes)
@@ -178,4 +188,5 @@ def _group(labels: Array, members: list[Member], pinned: dict[int, str], statist
         fixed=fixed,
         why=why,
         statistics=statistics,
+        stream=stream,
     )

@@ -21,18 +21,26 @@ from graphopt.channels.labels import NONE, Array, Columns
 from graphopt.channels.trace import Trace, sizes
 from graphopt.errors import PassError
 from graphopt.graph import Graph
-from graphopt.ops import argument, aten, family, value
+from graphopt.ops import Layer, argument, aten, family, value
 
 
-def remove(graph: Graph, trace: Trace, units: Iterable[tuple[Group, Iterable[int]]]) -> None:
+def remove(graph: Graph, trace: Trace, units: Iterable[tuple[Group, Iterable[int]]]) -> dict[str, Tensor]:
     """Remove units of groups from a graph, in place. Groups and trace are those of the graph as it is now, and void afterwards.
+
+    Returns:
+        For each layer's call by name the output channels that it still has, where it lost some: int64 [kept].
 
     Raises:
         ValueError: a unit is fixed, does not exist, or is the last of its group.
     """
     labels = [_checked(group, list(chosen)) for group, chosen in units]
-    if any(len(found) for found in labels):
-        _Removal(graph, trace, np.concatenate(labels)).run()
+    if not any(len(found) for found in labels):
+        return {}
+    removal = _Removal(graph, trace, np.concatenate(labels))
+    removal.run()
+    layers = [layer for node in graph.calls() if (layer := Layer.of(node))]
+    kept = {layer.node.name: removal.stays[layer.node][layer.channel_dim] for layer in layers}
+    return {name: torch.from_numpy(np.flatnonzero(k)) for name, k in kept.items() if not k.all()}
 
 
 def _checked(group: Group, units: list[int]) -> Array:

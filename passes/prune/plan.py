@@ -1,0 +1,152 @@
+"""Which units of which groups go: `Prune`'s options and a graph's groups, turned into curves for the allocation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from graphopt.channels import cost
+from graphopt.channels.groups import Group, groups
+from graphopt.channels.trace import Trace
+from graphopt.graph import Graph
+from graphopt.passes.prune.allocate import Curve, allocate
+from graphopt.passes.prune.criteria import Criterion, l2_norm
+from graphopt.passes.prune.greedy import Reconstruction
+from graphopt.passes.prune.sensitivity import measured_orders
+
+if TYPE_CHECKING:
+    from graphopt.passes.prune.prune import Prune
+
+NORMALIZERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": torch.mean,
+    "max": torch.amax,
+    "sum": torch.sum,
+    "none": lambda scores: torch.ones(()),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What may be removed, in which order, at which damage, and what it saves.
+
+    Attributes:
+        groups: those that may lose units.
+        orders: for each the units in the order they go.
+        curves: for each the damage.
+        price: the cost as a function of what the groups keep.
+        per_cost: whether damage is weighed by the cost saved.
+    """
+
+    groups: list[Group]
+    orders: list[list[int]]
+    curves: list[Curve]
+    price: cost.Cost
+    per_cost: bool
+
+    @classmethod
+    def of(cls, options: Prune, graph: Graph, trace: Trace) -> Plan:
+        chosen = _prunable(options, groups(graph, trace))
+        scope = options.scope or ("uniform" if options.data is None or options.criterion is not None else "sensitivity")
+        if scope == "sensitivity":
+            assert options.data is not None
+            ranked = measured_orders(graph, chosen, options.data)
+        else:
+            ranked = _ranked(options, graph, chosen, uniform=scope == "uniform")
+        orders, curves = [], []
+        for group in chosen:
+            order, damage = ranked.get(group.name, ([], []))
+            share = _share(options, group)
+            start = min(round(len(group) * (1 - share)), len(order)) if share else 0
+            plain = group.width == 1  # of plain channels; multiples of heads mean nothing
+            multiple, least = (options.round_to, options.least) if plain else (1, 1)
+            orders.append(order)
+            curves.append(Curve(len(group), [] if start else damage, multiple, least, start))
+        return cls(chosen, orders, curves, _price(options, graph, trace, chosen), scope == "sensitivity")
+
+    @property
+    def full(self) -> float:
+        """The cost of the graph as it is."""
+        return self.price(np.ones(len(self.groups)))
+
+    def units(self, target: float) -> list[tuple[Group, list[int]]]:
+        """The units to remove so that the cost is `target`.
+
+        Raises:
+            ValueError: the groups that may lose units cannot save as much.
+        """
+        counts = allocate(self.curves, self.price, target, per_cost=self.per_cost)
+        left = self.price(np.array([1 - n / len(g) for n, g in zip(counts, self.groups, strict=True)]))
+        if left > target * 1.01:
+            raise ValueError(
+                f"only {1 - left / self.full:.0%} of the cost can be removed, {1 - target / self.full:.0%} were asked for; "
+                "keep more, or let more layers be pruned (layers=, streams=, round_to=, least=)"
+            )
+        return [(g, order[:n]) for g, order, n in zip(self.groups, self.orders, counts, strict=True)]
+
+
+def _matches(pattern: str, group: Group) -> bool:
+    names = [m.name for m in group.writers]
+    return any(fnmatch(name, pattern) or fnmatch(name.removesuffix(".weight"), pattern) for name in names)
+
+
+def _share(options: Prune, group: Group) -> float | None:
+    """The share of a group to keep by name; 0 where the allocation decides, None where it is left alone."""
+    return next((share for pattern, share in options.layers.items() if _matches(pattern, group)), 0.0)
+
+
+def _prunable(options: Prune, found: list[Group]) -> list[Group]:
+    for pattern in options.layers:
+        if not any(_matches(pattern, group) for group in found):
+            raise ValueError(f"layers: no group of channels is made by a layer that matches {pattern!r}")
+    free = [g for g in found if len(g.free) and _share(options, g) is not None]
+    chosen = [g for g in free if options.streams or not g.stream]
+    if not chosen:
+        reasons = sorted({f"{g.name} is fixed by {g.why}" for g in found if not len(g.free) and g.why})
+        raise ValueError("no channels can be pruned: " + ("; ".join(reasons[:3]) or "all are left out by the options"))
+    return chosen
+
+
+def _price(options: Prune, graph: Graph, trace: Trace, chosen: Sequence[Group]) -> cost.Cost:
+    if options.of == "macs":
+        return cost.macs(graph, trace, chosen)
+    if options.of == "parameters":
+        return cost.parameters(graph, trace, chosen)
+    return cost.Cost([[[(len(group), (number,))]] for number, group in enumerate(chosen)], len(chosen))
+
+
+def _ranked(
+    options: Prune, graph: Graph, chosen: list[Group], *, uniform: bool
+) -> dict[str, tuple[list[int], list[float]]]:
+    """Each group's free units from the least to the most important, and the damage so far."""
+    criterion = options.criterion or (l2_norm if options.data is None else Reconstruction(options.data))
+    greedy = bool(getattr(criterion, "greedy", False))
+    score: Criterion = criterion.prepare(graph, chosen) if hasattr(criterion, "prepare") else criterion
+    ranked = {}
+    for group in chosen:
+        scores = _checked(criterion, score(graph, group), group)
+        free = torch.from_numpy(group.free)
+        order = free[torch.argsort(scores[free], stable=True)].tolist()
+        order = [unit for unit in order if torch.isfinite(scores[unit])]
+        if uniform:  # equal shares: rising in proportion to the share gone
+            damage = [(k + 1) ** 2 / len(group) for k in range(len(order))]
+        else:
+            ordered = scores[order] / NORMALIZERS[options.normalize](scores[order]).clamp(min=1e-30)
+            damage = (ordered if greedy else ordered.cumsum(0)).tolist()
+        ranked[group.name] = order, damage
+    return ranked
+
+
+def _checked(criterion: object, scores: Tensor, group: Group) -> Tensor:
+    name = getattr(criterion, "__name__", type(criterion).__name__)
+    if not isinstance(scores, Tensor) or tuple(scores.shape) != (len(group),):
+        came = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"criterion {name} must return one score per unit of {group.name}, [{len(group)}], got {came}")
+    if bool(torch.isnan(scores).any()):
+        raise ValueError(f"criterion {name} returned NaN for {group.name}; check the weights and the data")
+    return scores.double()

@@ -1,0 +1,104 @@
+"""How much the network's output suffers when one group is pruned, measured.
+
+For each group alone: take units away in the order of least error, re-fit its readers, run the data, and compare the output with the
+original's. Between the measured points, damage follows the readers' error as a power law (a line between logarithms).
+
+    damage = sum |z' - z|^2 / sum |z|^2        z: all outputs on the data
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx
+
+from graphopt.channels.groups import Group
+from graphopt.graph import Graph
+from graphopt.passes.prune.statistics import reader_moments
+from graphopt.passes.prune.surgeon import Order, removal_order
+from graphopt.patches import from_matrix, weight_matrix
+from graphopt.progress import progress
+
+LEVELS = (1 / 8, 1 / 4, 1 / 2, 3 / 4)  # of the units removed
+SAMPLES = 256  # that the output is compared on
+
+
+def measured_orders(
+    graph: Graph, groups: Sequence[Group], data: Iterable[list[Tensor]]
+) -> dict[str, tuple[list[int], list[float]]]:
+    """For each group by name: its units in the order they should go, and the damage to the output once each has gone.
+
+    Groups that no layer reads directly have no entry.
+    """
+    probe = _Probe(graph, data)
+    found = {}
+    with progress("measuring sensitivity", total=len(groups)) as advance:
+        for group, readers, moments in reader_moments(graph, groups, data):
+            if readers:
+                weights = [weight_matrix(r.layer, graph.tensor(r.layer.weight)) for r in readers]
+                problems = [
+                    (weight, moments[r.layer.node].xx, r.units) for weight, r in zip(weights, readers, strict=True)
+                ]
+                levels = sorted({max(1, round(len(group) * level)) for level in LEVELS})
+                names = [str(r.layer.weight.target) for r in readers]
+                points = []
+                order, fitted = removal_order(problems, len(group), group.fixed, levels)
+                for level, matrices in fitted.items():
+                    changed = {
+                        name: from_matrix(r.layer, m.to(w.dtype), graph.tensor(r.layer.weight))
+                        for name, r, m, w in zip(names, readers, matrices, weights, strict=True)
+                    }
+                    points.append((order.error[level - 1], probe.damage(changed)))
+                found[group.name] = order.units, _curve(order, points)
+            advance()
+    return found
+
+
+class _Probe:
+    def __init__(self, graph: Graph, data: Iterable[list[Tensor]]) -> None:
+        self.graph = graph
+        self.batches: list[list[Tensor]] = []
+        for batch in data:
+            self.batches.append(batch)
+            if sum(len(b[0]) for b in self.batches) >= SAMPLES:
+                break
+        self.wanted = [self.outputs(batch, {}) for batch in self.batches]
+        self.power = max(sum(float((z.double() ** 2).sum()) for z in self.wanted), 1e-30)
+
+    def outputs(self, batch: list[Tensor], changed: dict[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            result = _Swapped(self.graph, changed).run(*batch, enable_io_processing=False)
+        return torch.cat([z.flatten().float() for z in pytree.tree_leaves(result) if isinstance(z, Tensor)])
+
+    def damage(self, changed: dict[str, Tensor]) -> float:
+        lost = 0.0
+        for batch, wanted in zip(self.batches, self.wanted, strict=True):
+            lost += float(((self.outputs(batch, changed) - wanted).double() ** 2).sum())
+        return lost / self.power
+
+
+class _Swapped(fx.Interpreter):
+    """Runs a graph with some of its constants exchanged."""
+
+    def __init__(self, graph: Graph, changed: dict[str, Tensor]) -> None:
+        super().__init__(graph.module)
+        self.changed = changed
+
+    def fetch_attr(self, target: str) -> Any:
+        return self.changed[target] if target in self.changed else super().fetch_attr(target)
+
+
+def _curve(order: Order, points: list[tuple[float, float]]) -> list[float]:
+    """Damage after every unit, from that measured at some errors: rising, and at least in proportion to the error at the ends."""
+    error = np.log(np.maximum(order.error, 1e-12))
+    x = np.log([max(e, 1e-12) for e, _ in points])
+    y = np.log(np.maximum.accumulate([max(d, 1e-12) for _, d in points]))
+    damage = np.interp(error, x, y)
+    damage = np.where(error < x[0], y[0] + (error - x[0]), damage)
+    slope = max(1.0, (y[-1] - y[-2]) / max(x[-1] - x[-2], 1e-9)) if len(points) > 1 else 1.0
+    damage = np.where(error > x[-1], y[-1] + slope * (error - x[-1]), damage)
+    return np.maximum.accumulate(np.exp(damage)).tolist()  # type: ignore[no-any-return]
