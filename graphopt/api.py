@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +26,7 @@ from graphopt.pipeline import outputs, run
 from graphopt.progress import track
 from graphopt.recipes import recipe
 from graphopt.report import Latency, Report, Step
-from graphopt.targets import Target, find
+from graphopt.targets import Target, architecture, find
 
 AGREEMENT_SAMPLES = 512  # calibration samples on which float original and artifact are compared
 
@@ -219,9 +218,8 @@ def _nested(model: Any, batch: list[Tensor]) -> tuple[Any, Any]:
 
 
 def _time(report: Report, target: Target, before: Artifact, after: Artifact, graph: Graph, threads: int) -> None:
-    machine = platform.machine().lower().replace("arm64", "aarch64").replace("amd64", "x86_64")
-    if machine != target.architecture:
-        report.missing["latency"] = f"the target is {target.architecture}, this machine is {machine}"
+    if architecture() != target.architecture:
+        report.missing["latency"] = f"the target is {target.architecture}, this machine is {architecture()}"
         return
     args, kwargs = graph.example.args, graph.example.kwargs
     for artifact in (before, after):
