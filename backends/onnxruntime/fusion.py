@@ -3,9 +3,9 @@
     dequantize(x), dequantize(w) -> conv -> quantize          ->   LayerKernel(x)
     dequantize(a), dequantize(b) -> add  -> quantize          ->   table(a, b)
 
-The runtime does so where every operand is dequantized from 8 bits, the one reader of the operator quantizes to the same type, and a
-layer's bias is int32; a linear layer may also answer in float. Whatever does not qualify stays float, here as there, between
-`quantize` and `dequantize`.
+The runtime does so where every operand is dequantized from 8 bits, the one reader of the operator quantizes to the same type,
+and a layer's bias is int32; a linear layer may also answer in float. Whatever does not qualify stays float, here as there,
+between `quantize` and `dequantize`.
 
 Source: core/optimizer/qdq_transformer/selectors_actions/qdq_selectors.cc of microsoft/onnxruntime (release 1.31).
 """
@@ -57,6 +57,7 @@ def fuse(graph: Graph, machine: str) -> dict[Node, str]:
     """
     names = _names(graph)
     for node in graph.calls():
+        _dequantize_later(graph, node)
         function, operands = _kernel(graph, node, MACHINES[machine])
         if function is None:
             continue
@@ -85,6 +86,19 @@ def _names(graph: Graph) -> dict[Node, str]:
 
 def _kind(node: Node) -> str:
     return "global_average_pool" if node.target is GLOBAL_AVERAGE_POOL else family(node) or ""
+
+
+def _dequantize_later(graph: Graph, node: Node) -> None:
+    """dequantize -> reshape  =>  reshape -> dequantize, as the runtime does to bring it next to the reader's kernel."""
+    source: Any = node.args[0] if node.args else None
+    if family(node) not in ("reshape", "transpose") or _operand(source) is None or _quantizer(node) is not None:
+        return
+    codes, *grid = source.args
+    target: Any = node.target
+    options: Any = node.kwargs
+    moved = graph.call(target, codes, *node.args[1:], before=node, **options)
+    moved.meta["val"] = node.meta["val"]
+    graph.replace(node, graph.call(DEQUANTIZE, moved, *grid, before=node))
 
 
 def _quantizer(node: Node) -> Node | None:
@@ -137,9 +151,7 @@ def _layer(graph: Graph, node: Node) -> tuple[LayerKernel | None, list[Node]]:
     bias: Any = layer.bias.args if is_dequantized(layer.bias) else None  # type: ignore[union-attr]
     if not graph.is_constant(stored[0]) or stored[-1] not in BYTES or (layer.bias is not None and bias is None):
         return None, []
-    scale, zero_point = (
-        graph.tensor(a) if isinstance(a, Node) else torch.tensor(a) for a in stored[1:3]
-    )
+    scale, zero_point = (graph.tensor(a) if isinstance(a, Node) else torch.tensor(a) for a in stored[1:3])
     kernel = LayerKernel(
         operator=partial(_without_tensors, node),
         weight=centred(graph.tensor(stored[0]), zero_point, x.grid),

@@ -22,6 +22,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -147,7 +148,8 @@ class AveragePool:
         inside = F.pad(torch.ones(1, 1, *size), pads)
         total, count = torch.zeros(*codes.shape[:2], *out), torch.zeros(1, 1, *out)
         for offset in itertools.product(*map(range, self.kernel)):
-            window = (..., *(slice(o, o + (n - 1) * s + 1, s) for o, n, s in zip(offset, out, self.stride, strict=True)))
+            places = zip(offset, out, self.stride, strict=True)
+            window: tuple[Any, ...] = (..., *(slice(o, o + (n - 1) * s + 1, s) for o, n, s in places))
             total += values[window]
             count += inside[window]
         mean = total / (float(prod(self.kernel)) if self.include_padding else count)
@@ -176,4 +178,3 @@ class Softmax:
         scale = float(f32(self.x.scale))
         shift = max(0.0, float(np.log(np.finfo(np.float32).max / np.float32(length))) - 5) / scale
         return torch.exp((torch.arange(256, dtype=torch.float64) - 255 + shift) * scale).float()
-
