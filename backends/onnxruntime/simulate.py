@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, fx
 from torch.fx.node import Node
 
@@ -125,8 +124,9 @@ class Simulation:
         return found
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], watch: Watch) -> Any:
-        self._graph.check_inputs(args, kwargs)
-        leaves = pytree.tree_leaves((args, kwargs))
+        tensors = iter(self._graph.check_inputs(args, kwargs))
+        fakes = [node.meta["val"] for node in self._graph.placeholders]
+        leaves = [next(tensors) if isinstance(fake, Tensor) else fake for fake in fakes]
         interpreter = _Interpreter(self._graph.module, self._names, watch)
         with exact_products():
             answer = interpreter.run(*leaves, enable_io_processing=False)
