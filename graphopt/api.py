@@ -40,7 +40,8 @@ class Optimized(NamedTuple):
     Attributes:
         artifact: what is deployed; `artifact(*inputs)` runs it, `artifact.save(folder)` keeps it.
         report: every step and every measurement; prints as a table.
-        graph: the simulated graph, which answers in torch what the artifact answers, and can be trained on.
+        graph: the simulated graph, which answers in float what the artifact answers, up to rounding, and can be trained on;
+            `simulate` makes of it what answers to the last bit.
     """
 
     artifact: Artifact
