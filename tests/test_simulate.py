@@ -130,6 +130,13 @@ def test_every_kernel_is_bit_identical(case: str, target: str) -> None:
     assert kernel in {line.kernel for line in found}
 
 
+def test_an_operand_that_is_repeated_over_an_image_comes_second_as_in_the_runtime() -> None:
+    make, shape, *_ = CASES["a sum that broadcasts its first operand"]
+    simulation = simulation_of(quantized(make(), "x86", torch.randn(4, *shape)), "x86")
+    (total,) = [n for n in simulation._graph.calls() if getattr(n.target, "__name__", "") == "add"]
+    assert [tuple(a.meta["val"].shape[2:]) for a in total.args] == [(8, 8), (1, 1)]  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_weights_with_one_scale_are_bit_identical(target: str) -> None:
     chosen = target_of(target)

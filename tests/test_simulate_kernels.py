@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from torch import Tensor
 
 from graphopt.backends.onnxruntime.arithmetic import Table, all_codes, f32, fma
-from graphopt.backends.onnxruntime.kernels import LayerKernel, Softmax, centred, multiply, sigmoid
+from graphopt.backends.onnxruntime.kernels import AveragePool, LayerKernel, Softmax, centred, multiply, sigmoid
 from graphopt.backends.onnxruntime.machines import add_avx2, add_neon, pool_neon, pool_sse
 from graphopt.deploy import Grid
 from graphopt.targets import architecture
@@ -28,7 +28,7 @@ TYPES = {torch.uint8: (0, 255), torch.int8: (-128, 127)}
 def grids(draw: Any, count: int) -> list[Grid]:
     dtype = draw(st.sampled_from(list(TYPES)))
     low, high = TYPES[dtype]
-    scale = st.floats(2.0**-10, 2.0**4, width=32)
+    scale = st.floats(2.0**-10, 2.0**4, width=32) | st.sampled_from([2.0**-e for e in range(8)])  # the latter make ties
     return [Grid(draw(scale), draw(st.integers(low, high)), low, high, dtype) for _ in range(count)]
 
 
@@ -68,7 +68,18 @@ def test_every_sum_of_two_codes(found: list[Grid]) -> None:
 @on_x86
 @settings(max_examples=60, deadline=None)
 @given(grids(3))
+def test_an_operand_that_is_repeated_counts_as_the_second(found: list[Grid]) -> None:
+    a, b, y = found
+    p, q = all_codes(a.dtype).to(a.dtype)[:, None].contiguous(), all_codes(b.dtype).to(b.dtype)[None, :].contiguous()
+    assert torch.equal(add_avx2(b, a, y)(q, p), run("QLinearAdd", found, p, q))
+
+
+@on_x86
+@settings(max_examples=60, deadline=None)
+@given(grids(3))
 def test_every_product_of_two_codes(found: list[Grid]) -> None:
+    a, b, y = found
+    assume(a.scale * b.scale / y.scale * 255**2 < 2**31)  # steps of the result, which the operator converts to int32
     p, q = pairs(*found[:2])
     assert torch.equal(multiply(*found)(p, q), run("QLinearMul", found, p, q))
 
@@ -89,6 +100,32 @@ def test_global_means(found: list[Grid], pixels: int, channels: int) -> None:
     low, high = TYPES[found[0].dtype]
     x = torch.randint(low, high + 1, (3, channels, pixels), dtype=found[0].dtype)
     assert torch.equal(pool_sse(x, *found), run("QLinearGlobalAveragePool", found, x, channels_last=0))
+
+
+@on_x86
+@settings(max_examples=60, deadline=None)
+@given(
+    grids(2), st.tuples(st.integers(1, 3), st.integers(1, 4)), st.tuples(st.integers(1, 3), st.integers(1, 3)), st.integers(0, 1),
+    st.booleans(),
+)  # fmt: skip
+def test_means_over_windows(
+    found: list[Grid], kernel: tuple[int, int], stride: tuple[int, int], padding: int, include_padding: bool
+) -> None:
+    low, high = TYPES[found[0].dtype]
+    x = torch.randint(low, high + 1, (2, 3, 7, 9), dtype=found[0].dtype)
+    pads = tuple(min(padding, size // 2) for size in kernel)
+
+    def pool(image: Tensor) -> Tensor:
+        return torch.nn.functional.avg_pool2d(image, kernel, stride, pads)
+
+    options = {
+        "kernel_shape": kernel,
+        "strides": stride,
+        "pads": [*pads, *pads],
+        "count_include_pad": int(include_padding),
+    }
+    expected = run("QLinearAveragePool", found, x, **options)
+    assert torch.equal(AveragePool(*found, kernel, stride, pads, pool, include_padding, pool_sse)(x), expected)
 
 
 @on_x86
