@@ -7,7 +7,8 @@
                       q = ((a - z_a) m_a + (b - z_b) m_b) / 2^shift + z_y             qladd.cpp
              pool     the same with the 24 bits of s_x / (s_y pixels)                 qlgavgpool.cpp
 
-The first were compared with the runtime code by code. The second follow the source; no ARM machine was at hand to compare with.
+The first were compared with release 1.31 code by code. The second follow the source as published, whose version may differ; no
+ARM machine was at hand to compare with.
 Quantized multiplication on aarch64 rounds product and sum apart in the source, which a compiler may fuse there.
 """
 
