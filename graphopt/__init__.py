@@ -17,12 +17,12 @@ from graphopt.version import __version__
 
 if TYPE_CHECKING:
     from graphopt import targets
-    from graphopt.api import Optimized, load, optimize
+    from graphopt.api import Optimized, load, optimize, simulate
     from graphopt.artifact import Artifact
     from graphopt.graph import Graph
     from graphopt.targets import Target
 
-__all__ = ["Artifact", "Graph", "Optimized", "Target", "__version__", "load", "optimize", "targets"]
+__all__ = ["Artifact", "Graph", "Optimized", "Target", "__version__", "load", "optimize", "simulate", "targets"]
 
 _HOME = {
     "Artifact": "graphopt.artifact",
@@ -31,6 +31,7 @@ _HOME = {
     "Target": "graphopt.targets",
     "load": "graphopt.api",
     "optimize": "graphopt.api",
+    "simulate": "graphopt.api",
 }
 
 

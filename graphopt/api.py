@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib
 import math
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.utils._pytree as pytree
@@ -27,7 +26,10 @@ from graphopt.pipeline import outputs, run
 from graphopt.progress import track
 from graphopt.recipes import recipe
 from graphopt.report import Latency, Report, Step
-from graphopt.targets import Target, find
+from graphopt.targets import Target, architecture, find
+
+if TYPE_CHECKING:
+    from graphopt.backends.onnxruntime import Simulation
 
 AGREEMENT_SAMPLES = 512  # calibration samples on which float original and artifact are compared
 
@@ -38,7 +40,8 @@ class Optimized(NamedTuple):
     Attributes:
         artifact: what is deployed; `artifact(*inputs)` runs it, `artifact.save(folder)` keeps it.
         report: every step and every measurement; prints as a table.
-        graph: the simulated graph, which answers in torch what the artifact answers, and can be trained on.
+        graph: the simulated graph, which answers in float what the artifact answers, up to rounding, and can be trained on;
+            `simulate` makes of it what answers to the last bit.
     """
 
     artifact: Artifact
@@ -114,6 +117,31 @@ def optimize(
         _time(report, chosen, baseline, artifact, graph, threads)
     artifact.manifest.report = report.to_dict()
     return Optimized(artifact, report, graph)
+
+
+def simulate(graph: Graph, target: str | Target = "arm", *, machine: str | None = None) -> Simulation:
+    """What the device will answer, before there is one: the integers of the target's runtime, computed in torch.
+
+    Sums are exact in 32 bits; requantization, saturation, lookup tables and the order of operations are the kernels' own. (The
+    simulated graph itself, `Optimized.graph`, computes in float32, where values next to a tie may round differently.)
+
+    Args:
+        graph: quantized, as `Optimized.graph`; it is not changed.
+        target: what it was quantized for: a name or a `Target`.
+        machine: whose kernels, `"x86_64"` or `"aarch64"`; the target's architecture if not given. Another than the target's
+            serves to compare with an artifact that runs on this machine.
+
+    Returns:
+        A callable that takes what the original model takes and returns what the artifact returns, with `codes(...)` for every
+        quantized value and `mismatches(artifact, ...)` to find the first kernel that computes something else.
+
+    Raises:
+        InputError: the graph is not quantized; unknown target or machine.
+    """
+    chosen = find(target)
+    backend = importlib.import_module(f"graphopt.backends.{chosen.runtime}")
+    simulation: Simulation = backend.simulate(graph, chosen, machine)
+    return simulation
 
 
 def load(folder: str | Path) -> Artifact:
@@ -219,9 +247,8 @@ def _nested(model: Any, batch: list[Tensor]) -> tuple[Any, Any]:
 
 
 def _time(report: Report, target: Target, before: Artifact, after: Artifact, graph: Graph, threads: int) -> None:
-    machine = platform.machine().lower().replace("arm64", "aarch64").replace("amd64", "x86_64")
-    if machine != target.architecture:
-        report.missing["latency"] = f"the target is {target.architecture}, this machine is {machine}"
+    if architecture() != target.architecture:
+        report.missing["latency"] = f"the target is {target.architecture}, this machine is {architecture()}"
         return
     args, kwargs = graph.example.args, graph.example.kwargs
     for artifact in (before, after):

@@ -129,7 +129,7 @@ def host() -> Target:
 
     x86 without VNNI adds pairs of u8 x s8 products in 16 bits, which saturate; 7-bit weights cannot, so they are used there.
     """
-    if platform.machine().lower() in ("aarch64", "arm64"):
+    if architecture() == "aarch64":
         return replace(_KNOWN["arm"], name="host")
     x86 = replace(_KNOWN["x86"], name="host")
     if cpu_features() & {"avx512_vnni", "avx_vnni"}:
@@ -139,6 +139,11 @@ def host() -> Target:
         description="x86-64 CPU without VNNI: 7-bit weights, because its 8-bit kernels add pairs of products in 16 bits",
         weights=replace(x86.weights, bits=7),
     )
+
+
+def architecture() -> str:
+    """What this machine is called in `Target.architecture`."""
+    return platform.machine().lower().replace("arm64", "aarch64").replace("amd64", "x86_64")
 
 
 def cpu_features() -> frozenset[str]:

@@ -2,10 +2,12 @@
 
 artifact = lower(graph, target)
 artifact(images)
+simulate(graph, target) # the artifact's answers in torch, integer by integer
 audit(artifact)         # share of the work in integer, operators that stayed float
 """
 
 from graphopt.backends.onnxruntime.artifact import OnnxRuntimeArtifact, load, lower
 from graphopt.backends.onnxruntime.audit import Audit, audit
+from graphopt.backends.onnxruntime.simulate import Mismatch, Simulation, simulate
 
-__all__ = ["Audit", "OnnxRuntimeArtifact", "audit", "load", "lower"]
+__all__ = ["Audit", "Mismatch", "OnnxRuntimeArtifact", "Simulation", "audit", "load", "lower", "simulate"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,8 @@ def open_session(path: Path, *, threads: int = 1, optimized: Path | None = None)
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    # signed codes as they are, also on x86, where the runtime would turn them into unsigned ones, and some layers to float
+    options.add_session_config_entry("session.qdqisint8allowed", "1")
     if optimized is not None:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.optimized_model_filepath = str(optimized)
@@ -74,8 +78,6 @@ def open_session(path: Path, *, threads: int = 1, optimized: Path | None = None)
             "session.optimized_model_external_initializers_file_name", f"{optimized.name}.data"
         )
         options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
-        # signed codes as they are, also on x86, where the runtime would turn them into unsigned ones around each operator
-        options.add_session_config_entry("session.qdqisint8allowed", "1")
     try:
         return ort.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"],
@@ -84,6 +86,25 @@ def open_session(path: Path, *, threads: int = 1, optimized: Path | None = None)
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise ArtifactError(f"ONNX Runtime {ort.__version__} cannot load {path.name}: {reason}") from error
+
+
+def intermediate(
+    artifact: OnnxRuntimeArtifact, names: list[str], inputs: list[np.ndarray[Any, Any]]
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Values inside an artifact's model by name, computed from its flat inputs; names that it does not have are left out."""
+    model = onnx.load(str(artifact.folder / MODEL), load_external_data=False)
+    known = {output for node in model.graph.node for output in node.output}
+    wanted = [name for name in names if name in known]
+    outputs = {output.name for output in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in outputs)
+    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+        onnx.save(model, str(Path(folder) / MODEL))
+        if (artifact.folder / WEIGHTS).exists():
+            shutil.copyfile(artifact.folder / WEIGHTS, Path(folder) / WEIGHTS)
+        session = open_session(Path(folder) / MODEL, threads=artifact.threads)
+    feeds = {spec.name: array for spec, array in zip(artifact.manifest.inputs, inputs, strict=True)}
+    read = {i.name for i in session.get_inputs()}
+    return dict(zip(wanted, session.run(wanted, {k: v for k, v in feeds.items() if k in read}), strict=True))
 
 
 def lower(graph: Graph, target: Target, *, name: str = "model") -> OnnxRuntimeArtifact:
