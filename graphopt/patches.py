@@ -37,7 +37,9 @@ def rows(layer: Layer, x: Tensor) -> Tensor:
         extra = argument(layer.node, "output_padding")
         extra = tuple(extra) * layer.dims if len(extra) == 1 else tuple(extra)
         x = _spread(x, stride)
-        edges = [(d * (k - 1) - p, d * (k - 1) - p + e) for d, k, p, e in zip(dilation, kernel, padding, extra, strict=True)]
+        edges = [
+            (d * (k - 1) - p, d * (k - 1) - p + e) for d, k, p, e in zip(dilation, kernel, padding, extra, strict=True)
+        ]
         stride = (1,) * layer.dims
     else:
         edges = [(p, p) for p in padding]

@@ -64,7 +64,7 @@ def transposed_convolution(trace: Trace, node: Node) -> Dims:
 def grid(trace: Trace, node: Node, columns: Columns, groups: int, size: int) -> tuple[Columns, Columns]:
     """Channels as [groups, size / groups]: the columns of the rows, and those inside a row."""
     shape = [groups, size // groups]
-    (rows, inner), = trace.run(node, lambda labels: [labels.reshape(shape)], [columns], [size], [shape])
+    ((rows, inner),) = trace.run(node, lambda labels: [labels.reshape(shape)], [columns], [size], [shape])
     return rows, inner
 
 

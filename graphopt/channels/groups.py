@@ -177,7 +177,9 @@ def _units(trace: Trace) -> tuple[Array, Array, list[list[int]]]:
     return unit_of, group_of, components
 
 
-def _group(labels: Array, members: list[Member], pinned: dict[int, str], statistics: tuple[str, ...], stream: bool) -> Group:
+def _group(
+    labels: Array, members: list[Member], pinned: dict[int, str], statistics: tuple[str, ...], stream: bool
+) -> Group:
     fixed = np.array([label in pinned for label in labels.tolist()])
     why = next((pinned[label] for label in labels.tolist() if label in pinned), "")
     first = next(m for m in members if m.writes)

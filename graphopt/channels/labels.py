@@ -133,9 +133,7 @@ class Labels:
         for axis, position, origin in zip(axes, positions, origins, strict=True):
             self._union(axis[position], axis[origin][inverse.reshape(-1)])  # one label twice in the grid: the same set
         for number, label in enumerate(kinds.tolist()):
-            self._parts[label] = tuple(
-                int(axis[origin[number]]) for axis, origin in zip(axes, origins, strict=True)
-            )
+            self._parts[label] = tuple(int(axis[origin[number]]) for axis, origin in zip(axes, origins, strict=True))
         return axes
 
     def _define(self, single: Array, columns: Columns, reason: str) -> None:

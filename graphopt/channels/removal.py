@@ -70,7 +70,9 @@ class _Removal:
             return kept  # type: ignore[return-value]
 
         for node, dims in trace.dims.items():
-            self.stays[node] = staying(dims, sizes(value(node)) if node.op != "get_attr" else list(graph.tensor(node).shape))
+            self.stays[node] = staying(
+                dims, sizes(value(node)) if node.op != "get_attr" else list(graph.tensor(node).shape)
+            )
         for node, parts in trace.parts.items():
             shapes = [sizes(part) for part in value(node)]
             self.parts[node] = [staying(d, s) for d, s in zip(parts, shapes, strict=True)]
@@ -95,7 +97,9 @@ class _Removal:
         for node, kept in values:
             if any(len(k) and not k.any() for k in kept):
                 name = str(node.target) if node.op == "get_attr" else self.graph.site(node)
-                raise ValueError(f"nothing would be left of {name}: the groups that meet there lose all of it; remove less")
+                raise ValueError(
+                    f"nothing would be left of {name}: the groups that meet there lose all of it; remove less"
+                )
 
     # ---- Constants --------------------------------------------------------------------------------------------------
 
@@ -117,7 +121,11 @@ class _Removal:
         source = node.args[0] if node.args else None
         if change is None or not isinstance(source, Node) or source not in self.stays:
             return
-        involved = [*self.stays[source], *self.stays.get(node, []), *(k for part in self.parts.get(node, []) for k in part)]
+        involved = [
+            *self.stays[source],
+            *self.stays.get(node, []),
+            *(k for part in self.parts.get(node, []) for k in part),
+        ]
         if not all(k.all() for k in involved):
             change(self, node)
 
@@ -167,7 +175,9 @@ class _Removal:
     def move_range(self, node: Node) -> None:
         source: Node = node.args[0]  # type: ignore[assignment]
         kept = self.stays[source][(argument(node, "dim") or 0) % value(source).dim()]
-        start, end, step = slice(argument(node, "start"), argument(node, "end"), argument(node, "step")).indices(len(kept))
+        start, end, step = slice(argument(node, "start"), argument(node, "end"), argument(node, "step")).indices(
+            len(kept)
+        )
         if step != 1 and not kept.all():
             raise PassError(f"{node.name} writes every {step}th index of channels that are removed")
         self.set(node, "start", int(kept[:start].sum()))

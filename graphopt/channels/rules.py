@@ -32,7 +32,9 @@ def rule(node: Node) -> Rule | None:
     name = str(target)
     if (kind := family(node)) in FAMILIES:
         return FAMILIES[kind]
-    if kind in MOVEMENT or re.match(r"aten\.(index_select|unbind|repeat|tile|narrow|movedim|swapaxes|.*unsqueeze)", name):
+    if kind in MOVEMENT or re.match(
+        r"aten\.(index_select|unbind|repeat|tile|narrow|movedim|swapaxes|.*unsqueeze)", name
+    ):
         return movement
     if re.search(r"(pool|upsample_\w+|reflection_pad|replication_pad|grid_sampler_|im2col)\dd", name):
         return spatial
@@ -245,8 +247,6 @@ def stack(trace: Trace, node: Node) -> Dims:
     result: Dims = list(dims[0])
     result.insert((argument(node, "dim") or 0) % (len(result) + 1), [])
     return result
-
-
 
 
 FAMILIES: dict[str | None, Rule] = {

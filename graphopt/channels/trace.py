@@ -112,7 +112,9 @@ class Trace:
         line = dense[tuple(slice(None) if d in along else 0 for d in range(moved.dim()))].numpy()
         if len(along) == 1:
             dims[along[0]] = [line]
-        elif not along:  # every index has the same label: which dimension it lies along is seen where it does not vanish
+        elif (
+            not along
+        ):  # every index has the same label: which dimension it lies along is seen where it does not vanish
             self.labels.pin([line.reshape(1)], f"{node.name}, which takes it out alone")
         elif (line == NONE).any():
             self.labels.pin([column], f"{node.name}, which mixes it with what is fixed")

@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from graphopt.channels.cost import Cost
+from graphopt.channels.cost import Budget, Cost
 
 STEPS = 48  # per group, on the way to its last unit; the last steps before the target are single ones
 
@@ -22,15 +20,17 @@ class Curve:
     """A group's damage by units removed.
 
     Attributes:
+        order: its units, the first to go first.
+        damage: cumulative, one for each unit that may go; shorter than the order where the rest stays.
         units: of the group, in all.
-        damage: cumulative, [units that may go].
-        multiple: the number of units kept should be a multiple of this; also the least that is kept.
+        multiple: the number of units kept should be a multiple of this.
         least: units kept at least.
         start: units that go in any case.
     """
 
+    order: list[int]
+    damage: list[float]
     units: int
-    damage: Sequence[float]
     multiple: int = 1
     least: int = 1
     start: int = 0
@@ -38,49 +38,50 @@ class Curve:
     @property
     def most(self) -> int:
         """Units that may go."""
-        return max(0, min(len(self.damage), self.units - max(self.least, self.multiple if self.multiple > 1 else 1)))
+        return min(len(self.damage), self.units - max(self.least, self.multiple))
 
     def after(self, removed: int, step: int) -> int:
         """Units removed after a further step of about `step`, so that a multiple is kept; `removed` where none is possible."""
-        kept = self.units - removed - step
-        kept -= kept % self.multiple if self.multiple > 1 else 0
-        return self.units - kept if removed < self.units - kept <= self.most else removed
+        for size in (step, 1):
+            kept = self.units - removed - size
+            gone = self.units - (kept - kept % self.multiple)
+            if removed < gone <= self.most:
+                return gone
+        return removed
+
+    def rise(self, removed: int, gone: int) -> float:
+        return self.damage[gone - 1] - (self.damage[removed - 1] if removed else 0.0)
 
 
-def allocate(curves: Sequence[Curve], cost: Cost, target: float, *, per_cost: bool) -> list[int]:
+def allocate(curves: Sequence[Curve], cost: Cost, target: float, *, per_cost: bool) -> tuple[list[int], float]:
     """Units to remove from each group until the cost is at most `target`, or nothing is left to remove.
 
     Args:
         curves: one per group of the cost.
         target: in units of the cost.
         per_cost: weigh the damage of a step by the cost it saves.
+
+    Returns:
+        The numbers, and the cost that is left.
     """
-    removed = [curve.start for curve in curves]
-    shares = np.array([1 - curve.start / curve.units for curve in curves])
-    now = cost(shares)
+    budget = Budget(cost, [curve.order for curve in curves], [curve.start for curve in curves])
     steps = [max(1, curve.units // STEPS) for curve in curves]
-    while now > target:
-        slope = cost.slope(shares)
-        best, choice = np.inf, (-1, 0)
+    while (now := budget.now) > target:
+        best, choice = float("inf"), None
         for g, curve in enumerate(curves):
-            after = curve.after(removed[g], steps[g])
-            if after == removed[g] and steps[g] > 1:
-                after = curve.after(removed[g], 1)
-            saved = slope[g] * (after - removed[g]) / curve.units
-            if after == removed[g] or saved <= 0:
+            removed = budget.removed[g]
+            gone = curve.after(removed, steps[g])
+            saved = budget.saving(g, gone) if gone > removed else 0.0
+            if saved <= 0:
                 continue
-            damage = curve.damage[after - 1] - (curve.damage[removed[g] - 1] if removed[g] else 0.0)
-            price = damage / (saved if per_cost else after - removed[g])
+            price = curve.rise(removed, gone) / (saved if per_cost else gone - removed)
             if price < best:
-                best, choice = price, (g, after)
-        g, after = choice
-        if g < 0:
+                best, choice = price, (g, gone, saved)
+        if choice is None:
             break
-        trial = shares.copy()
-        trial[g] = 1 - after / curves[g].units
-        then = cost(trial)
-        if then < target and steps[g] > 1:
+        g, gone, saved = choice
+        if now - saved < target and max(steps) > 1:
             steps = [1] * len(curves)  # close to the target: single units from here
             continue
-        removed[g], shares, now = after, trial, then
-    return removed
+        budget.take(g, gone)
+    return budget.removed, budget.now

@@ -72,9 +72,7 @@ def batch_norm_scale(graph: Graph, group: Group) -> Tensor:
 
     Units without a batch norm cannot be judged: infinitely good, so they stay.
     """
-    scales = [
-        m for m in group.members if any(family(u) == "batch_norm" and u.args[1] is m.node for u in m.node.users)
-    ]
+    scales = [m for m in group.members if any(family(u) == "batch_norm" and u.args[1] is m.node for u in m.node.users)]
     return total(graph, group, torch.abs, scales) if scales else torch.full((len(group),), float("inf"))
 
 

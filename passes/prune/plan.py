@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from graphopt.channels import cost
+from graphopt.channels.cost import Budget, Cost
 from graphopt.channels.groups import Group, groups
 from graphopt.channels.trace import Trace
 from graphopt.graph import Graph
@@ -37,42 +37,39 @@ class Plan:
 
     Attributes:
         groups: those that may lose units.
-        orders: for each the units in the order they go.
-        curves: for each the damage.
-        price: the cost as a function of what the groups keep.
+        curves: for each the order of its units, and the damage.
+        cost: what the groups' units cost.
+        full: the cost of the graph as it is.
         per_cost: whether damage is weighed by the cost saved.
     """
 
     groups: list[Group]
-    orders: list[list[int]]
     curves: list[Curve]
-    price: cost.Cost
+    cost: Cost
+    full: float
     per_cost: bool
 
     @classmethod
     def of(cls, options: Prune, graph: Graph, trace: Trace) -> Plan:
         chosen = _prunable(options, groups(graph, trace))
+        price = _price(options, graph, trace, chosen)
         scope = options.scope or ("uniform" if options.data is None or options.criterion is not None else "sensitivity")
         if scope == "sensitivity":
             assert options.data is not None
-            ranked = measured_orders(graph, chosen, options.data)
+            worth = {group.name: price.saved_by(number) for number, group in enumerate(chosen)}
+            ranked = measured_orders(graph, chosen, options.data, worth)
         else:
             ranked = _ranked(options, graph, chosen, uniform=scope == "uniform")
-        orders, curves = [], []
+        curves = []
         for group in chosen:
             order, damage = ranked.get(group.name, ([], []))
             share = _share(options, group)
             start = min(round(len(group) * (1 - share)), len(order)) if share else 0
             plain = group.width == 1  # of plain channels; multiples of heads mean nothing
             multiple, least = (options.round_to, options.least) if plain else (1, 1)
-            orders.append(order)
-            curves.append(Curve(len(group), [] if start else damage, multiple, least, start))
-        return cls(chosen, orders, curves, _price(options, graph, trace, chosen), scope == "sensitivity")
-
-    @property
-    def full(self) -> float:
-        """The cost of the graph as it is."""
-        return self.price(np.ones(len(self.groups)))
+            curves.append(Curve(order, [] if start else damage, len(group), multiple, least, start))
+        full = Budget(price, [curve.order for curve in curves], [0] * len(curves)).now
+        return cls(chosen, curves, price, full, scope == "sensitivity")
 
     def units(self, target: float) -> list[tuple[Group, list[int]]]:
         """The units to remove so that the cost is `target`.
@@ -80,14 +77,13 @@ class Plan:
         Raises:
             ValueError: the groups that may lose units cannot save as much.
         """
-        counts = allocate(self.curves, self.price, target, per_cost=self.per_cost)
-        left = self.price(np.array([1 - n / len(g) for n, g in zip(counts, self.groups, strict=True)]))
+        counts, left = allocate(self.curves, self.cost, target, per_cost=self.per_cost)
         if left > target * 1.01:
             raise ValueError(
                 f"only {1 - left / self.full:.0%} of the cost can be removed, {1 - target / self.full:.0%} were asked for; "
                 "keep more, or let more layers be pruned (layers=, streams=, round_to=, least=)"
             )
-        return [(g, order[:n]) for g, order, n in zip(self.groups, self.orders, counts, strict=True)]
+        return [(g, curve.order[:n]) for g, curve, n in zip(self.groups, self.curves, counts, strict=True)]
 
 
 def _matches(pattern: str, group: Group) -> bool:
@@ -112,12 +108,12 @@ def _prunable(options: Prune, found: list[Group]) -> list[Group]:
     return chosen
 
 
-def _price(options: Prune, graph: Graph, trace: Trace, chosen: Sequence[Group]) -> cost.Cost:
+def _price(options: Prune, graph: Graph, trace: Trace, chosen: Sequence[Group]) -> Cost:
     if options.of == "macs":
         return cost.macs(graph, trace, chosen)
     if options.of == "parameters":
         return cost.parameters(graph, trace, chosen)
-    return cost.Cost([[[(len(group), (number,))]] for number, group in enumerate(chosen)], len(chosen))
+    return cost.channels(chosen)
 
 
 def _ranked(

@@ -101,7 +101,9 @@ class Prune:
             if getattr(self, name) in needing and self.data is None:
                 raise ValueError(f"{name}={getattr(self, name)!r} needs data; pass data=Calibration(images, graph)")
         if getattr(self.data, "one_shot", False):
-            raise ValueError("pruning goes through the data several times; give a list or a DataLoader, not an iterator")
+            raise ValueError(
+                "pruning goes through the data several times; give a list or a DataLoader, not an iterator"
+            )
 
     def __call__(self, graph: Graph) -> list[Change]:
         gather_shuffles(graph)

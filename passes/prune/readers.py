@@ -49,5 +49,3 @@ def _merged(found: list[Reader]) -> list[Reader]:
         units = reader.units if known is None else np.where(known.units >= 0, known.units, reader.units)
         merged[reader.layer.node] = Reader(reader.layer, units)
     return list(merged.values())
-
-

@@ -28,7 +28,11 @@ RIDGE = 1e-3  # of the mean second moment
 
 
 def reconstruct(
-    original: Graph, graph: Graph, kept: Mapping[str, Tensor], data: Iterable[list[Tensor]], only: Collection[str] | None = None
+    original: Graph,
+    graph: Graph,
+    kept: Mapping[str, Tensor],
+    data: Iterable[list[Tensor]],
+    only: Collection[str] | None = None,
 ) -> list[str]:
     """Fit layers of a pruned graph to the original, in place.
 

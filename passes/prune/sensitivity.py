@@ -8,10 +8,11 @@ original's. Between the measured points, damage follows the readers' error as a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
@@ -23,14 +24,21 @@ from graphopt.passes.prune.surgeon import Order, removal_order
 from graphopt.patches import from_matrix, weight_matrix
 from graphopt.progress import progress
 
+Array = npt.NDArray[np.float64]
 LEVELS = (1 / 8, 1 / 4, 1 / 2, 3 / 4)  # of the units removed
 SAMPLES = 256  # that the output is compared on
 
 
 def measured_orders(
-    graph: Graph, groups: Sequence[Group], data: Iterable[list[Tensor]]
+    graph: Graph, groups: Sequence[Group], data: Iterable[list[Tensor]], worth: Mapping[str, Array]
 ) -> dict[str, tuple[list[int], list[float]]]:
     """For each group by name: its units in the order they should go, and the damage to the output once each has gone.
+
+    Args:
+        graph: a float graph.
+        groups: of its channels.
+        data: batches.
+        worth: of each group by name what removing each unit saves, [units]: the order weighs a unit's error by it.
 
     Groups that no layer reads directly have no entry.
     """
@@ -46,7 +54,7 @@ def measured_orders(
                 levels = sorted({max(1, round(len(group) * level)) for level in LEVELS})
                 names = [str(r.layer.weight.target) for r in readers]
                 points = []
-                order, fitted = removal_order(problems, len(group), group.fixed, levels)
+                order, fitted = removal_order(problems, len(group), group.fixed, worth[group.name], levels)
                 for level, matrices in fitted.items():
                     changed = {
                         name: from_matrix(r.layer, m.to(w.dtype), graph.tensor(r.layer.weight))

@@ -18,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -75,7 +77,11 @@ def _stacked(columns: list[Tensor]) -> Tensor | None:
 
 
 def removal_order(
-    problems: list[tuple[Tensor, Tensor, Array]], count: int, fixed: Array, levels: Collection[int] = ()
+    problems: list[tuple[Tensor, Tensor, Array]],
+    count: int,
+    fixed: npt.NDArray[np.bool_],
+    worth: npt.NDArray[np.float64] | None = None,
+    levels: Collection[int] = (),
 ) -> tuple[Order, dict[int, list[Tensor]]]:
     """The greedy order of a group's free units (all but one of them, where none is fixed).
 
@@ -83,7 +89,8 @@ def removal_order(
         problems: of each reader the weight matrix [out, d], the centred second moments of its input rows [d, d] (float64),
             and the unit of each of the d columns (-1: none).
         count: units of the group.
-        fixed: [count], bool, which must stay.
+        fixed: [count], which must stay.
+        worth: [count], what removing a unit is good for: the error is weighed by it. None: all the same.
         levels: numbers of removed units at which the fitted weights are wanted.
 
     Returns:
@@ -91,13 +98,14 @@ def removal_order(
     """
     work = [_Problem(*problem, count) for problem in problems]
     alive = torch.nonzero(~torch.from_numpy(fixed)).flatten()
+    value = torch.ones(count).double() if worth is None else torch.from_numpy(worth).double().clamp(min=1e-30)
     units: list[int] = []
     error: list[float] = []
     fitted = {}
     total = 0.0
     while len(alive) > (0 if fixed.any() else 1):
         costs = torch.stack([problem.costs(alive) for problem in work]).sum(0)
-        best = int(costs.argmin())
+        best = int((costs / value[alive]).argmin())
         unit = int(alive[best])
         total += float(costs[best])
         for problem in work:
