@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.channels.groups import Group
-from graphopt.channels.labels import NONE, Array, Columns
+from graphopt.channels.labels import Array, Columns
 from graphopt.channels.trace import Trace, sizes
 from graphopt.errors import PassError
 from graphopt.graph import Graph

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.channels import contractions, norms
-from graphopt.channels.labels import NONE, Columns
+from graphopt.channels.labels import NONE
 from graphopt.channels.trace import Dims, Trace, call_on_labels, is_known, sizes
 from graphopt.ops import MOVEMENT, argument, aten, family, value
 
