@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import graphopt
 from graphopt import api
 from graphopt.api import Optimized, optimize
+from graphopt.artifact import Artifact
 from graphopt.backends import onnxruntime
 from graphopt.errors import CaptureError, InputError, NonFiniteError, PassError
 from graphopt.graph import Graph
@@ -26,6 +27,7 @@ from graphopt.measure import sqnr
 from graphopt.numerics import FAKE_QUANTIZE
 from graphopt.passes.fold_batchnorm import FoldBatchNorm
 from graphopt.passes.simplify import Simplify
+from graphopt.targets import find
 
 DATA = [images(8, seed=s) for s in range(2)]
 
@@ -56,11 +58,25 @@ def quick(model: nn.Module, *args: Any, **options: Any) -> Optimized:
     )
 
 
+@cache
+def stand_in() -> Artifact:
+    return onnxruntime.lower(Graph.capture(nn.ReLU().eval(), images(2)), find("host"))
+
+
 @pytest.fixture
 def unlowered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of what happens before lowering, which takes a second: any artifact will do."""
-    monkeypatch.setattr(onnxruntime, "lower", lambda *args, **options: result()[0].artifact)
+    """For tests of what happens before lowering, which takes a second: any artifact will do, but that of `result`."""
+    artifact = stand_in()  # before `lower`, which makes it, is replaced
+    monkeypatch.setattr(onnxruntime, "lower", lambda *args, **options: artifact)
     monkeypatch.setattr(api, "_judge", lambda *args: None)
+
+
+def test_the_order_of_tests_does_not_matter_to_the_stand_in_for_lowering(request: pytest.FixtureRequest) -> None:
+    report = result()[0].artifact.manifest.report
+    stand_in.cache_clear()
+    request.getfixturevalue("unlowered")
+    assert quick(nn.Sequential(conv(3, 4), nn.ReLU()).eval()).artifact is stand_in()
+    assert result()[0].artifact.manifest.report is report
 
 
 # ---- What comes back ------------------------------------------------------------------------------------------------
@@ -128,6 +144,25 @@ def test_a_saved_artifact_is_loaded_with_its_report(tmp_path: Path) -> None:
 
 
 # ---- What goes in ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("unlowered")
+def test_the_simulated_graph_is_deployed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lowered: list[Graph] = []
+    judged: list[Graph] = []
+
+    def lower(graph: Graph, *args: Any, **options: Any) -> Any:
+        lowered.append(graph)
+        return stand_in()
+
+    monkeypatch.setattr(onnxruntime, "lower", lower)
+    monkeypatch.setattr(api, "_judge", lambda report, backend, artifact, deployed, *rest: judged.append(deployed))
+    simulated = quick(nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 2)).eval()).graph
+    integer, baseline = lowered
+    assert integer is judged[0]
+    assert simulated.calls(FAKE_QUANTIZE)
+    assert not any(graph.calls(FAKE_QUANTIZE) for graph in (integer, baseline))
+    assert "dequantize" in str(integer)
 
 
 @pytest.mark.usefixtures("unlowered")
