@@ -26,7 +26,7 @@ from graphopt.passes.quantize import LayerFormat
 from graphopt.pipeline import outputs, run
 from graphopt.progress import track
 from graphopt.recipes import recipe
-from graphopt.report import Latency, Report, Step
+from graphopt.report import Latency, Report, Step, slower
 from graphopt.targets import Target, find
 
 AGREEMENT_SAMPLES = 512  # calibration samples on which float original and artifact are compared
@@ -239,3 +239,5 @@ def _time(report: Report, target: Target, before: Artifact, after: Artifact, gra
         threads=threads,
         host=measures.host_cpu(),
     )
+    if report.integer_macs and (warning := slower(report.latency, report.float_operators)):
+        report.warnings.append(warning)

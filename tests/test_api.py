@@ -8,6 +8,7 @@ import stat
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 import graphopt
 from graphopt import api
+from graphopt import measure as measures
 from graphopt.api import Optimized, optimize
 from graphopt.artifact import Artifact
 from graphopt.backends import onnxruntime
@@ -27,6 +29,7 @@ from graphopt.measure import sqnr
 from graphopt.numerics import FAKE_QUANTIZE
 from graphopt.passes.fold_batchnorm import FoldBatchNorm
 from graphopt.passes.simplify import Simplify
+from graphopt.report import Report, slower
 from graphopt.targets import find
 
 DATA = [images(8, seed=s) for s in range(2)]
@@ -112,7 +115,7 @@ def test_the_report_holds_what_was_measured() -> None:
     assert report.latency is not None
     assert report.latency.before_ms > 0
     assert report.latency.threads == 1
-    assert report.warnings == []
+    assert report.warnings == [w for w in [slower(report.latency, report.float_operators)] if w]  # by what was measured
     assert "not measured" not in str(report)
 
 
@@ -141,6 +144,21 @@ def test_a_saved_artifact_is_loaded_with_its_report(tmp_path: Path) -> None:
     assert again.report is not None
     assert str(again.report) == str(report)
     assert json.loads((tmp_path / "model" / "manifest.json").read_text())["model"] == "Model"
+
+
+@pytest.mark.parametrize("speedup", [0.77, 1.3])
+def test_a_result_that_is_slower_than_float_is_warned_of(speedup: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = SimpleNamespace(median=lambda name: 1.0, speedup=lambda before, after: speedup)
+    monkeypatch.setattr(measures, "timings", lambda calls: taken)
+    report = Report("Net", "host", integer_macs=1.0)
+    artifact, _, graph = result()[0]
+    api._time(report, find("host"), artifact, artifact, graph, 1)
+    assert [w.partition(";")[0] for w in report.warnings] == (
+        ["the integer model is slower than float here: 0.77x"] if speedup < 1 else []
+    )
+    float_only = Report("Net", "host")
+    api._time(float_only, find("host"), artifact, artifact, graph, 1)
+    assert float_only.warnings == []
 
 
 # ---- What goes in ---------------------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ def _divergence(histogram: Histogram, format: Format, lows: Tensor, highs: Tenso
     last = torch.searchsorted(centers, highs + histogram.width, right=True) - 1
     # exact zeros (behind a relu) stay exact in every grid and would drown the rest
     kept = torch.where(centers.abs() < histogram.width, 0.0, counts)
-    bins = torch.cat([kept.nonzero().flatten(), first, last]).unique()
+    bins: Tensor = torch.unique(torch.cat([kept.nonzero().flatten(), first, last]))
     kept = kept[bins] * ((bins >= first[:, None]) & (bins <= last[:, None]))  # [k, b]
 
     total, row = counts.cumsum(0), torch.arange(len(lows))
@@ -127,7 +127,7 @@ def _divergence(histogram: Histogram, format: Format, lows: Tensor, highs: Tenso
 
     p, q = (share / share.sum(1, keepdim=True) for share in (p, q))
     floor = 1e-12
-    found = (p * ((p + floor).log() - (q + floor).log())).sum(1)
+    found: Tensor = (p * ((p + floor).log() - (q + floor).log())).sum(1)
     # ranges that differ by rounding errors tie (the widest is taken), as all do where nothing is left (0 / 0)
     return found.nan_to_num(0.0).round(decimals=12)
 
