@@ -1,7 +1,8 @@
 """Memory and time of calibration: MobileNetV2, images of 224x224 made batch by batch, each run in a process of its own.
 
 Peak memory is the process's largest resident set; `start MB` is what it held before any work (imports and model). Every
-process is bound to one core; `busy` counts the seconds that core really gave it. The reference is ONNX Runtime's `quantize_static` with min-max ranges on the same images.
+process is bound to one core; `busy` counts the seconds that core really gave it. The reference is ONNX Runtime's
+`quantize_static` with min-max ranges on the same images.
 
 Wanted: our peaks within 100 MB of each other and below 1.5 GB, however many images.
 """
