@@ -191,6 +191,20 @@ def test_global_average_pooling_has_its_integer_kernel() -> None:
     assert audit(lowered("residual", "x86").artifact).operators["QLinearGlobalAveragePool"] == 1
 
 
+def test_a_convolution_without_bias_is_integer() -> None:
+    layers = [
+        conv(3, 8),
+        nn.ReLU(),
+        conv(8, 8, bias=False),
+        nn.AvgPool2d(2),
+        conv(8, 4, groups=4, bias=False),
+        conv(4, 4),
+    ]
+    found = audit(lower(simulated(nn.Sequential(*layers), X86), X86))
+    assert found.floating == []
+    assert found.integer == ["0", "2", "4", "5"]
+
+
 @pytest.mark.parametrize(
     ("body", "kind"),
     [
