@@ -25,7 +25,7 @@ from graphopt.passes.quantize import LayerFormat
 from graphopt.pipeline import outputs, run
 from graphopt.progress import track
 from graphopt.recipes import recipe
-from graphopt.report import Latency, Report, Step
+from graphopt.report import Latency, Report, Step, slower
 from graphopt.targets import Target, architecture, find
 
 if TYPE_CHECKING:
@@ -107,9 +107,10 @@ def optimize(
     report.steps = run(passes, graph, dump=dump)
     report.notes += [note for note in data.notes if note not in report.notes]
 
-    artifact = backend.lower(graph, chosen, name=report.model)
+    deployed = deploy(graph)
+    artifact = backend.lower(deployed, chosen, name=report.model)
     baseline = backend.lower(original, chosen, name=report.model)
-    _judge(report, backend, artifact, graph, original, data)
+    _judge(report, backend, artifact, deployed, original, data)
     report.size_before, report.size_after = baseline.size_bytes, artifact.size_bytes
     if evaluate is not None:
         report.accuracy_before, report.accuracy_after = accuracy, _score(evaluate, artifact, "the artifact")
@@ -192,9 +193,10 @@ def _score(evaluate: Callable[[Callable[..., Any]], float], model: Callable[...,
     return value
 
 
-def _judge(report: Report, backend: Any, artifact: Artifact, graph: Graph, original: Graph, data: Calibration) -> None:
+def _judge(
+    report: Report, backend: Any, artifact: Artifact, deployed: Graph, original: Graph, data: Calibration
+) -> None:
     """Weights as stored, share in integer, fidelity of the deployed model."""
-    deployed = deploy(graph)
     last = report.steps[-1] if report.steps else report.original
     assert last is not None
     reference = outputs(original)
@@ -264,3 +266,5 @@ def _time(report: Report, target: Target, before: Artifact, after: Artifact, gra
         threads=threads,
         host=measures.host_cpu(),
     )
+    if report.integer_macs and (warning := slower(report.latency, report.float_operators)):
+        report.warnings.append(warning)

@@ -80,10 +80,9 @@ def through_layer(graph: Graph, layer: Layer, source: Interval | None) -> Interv
         source = Interval(-endless, endless)
     elif any(layer.padding) or layer.kind == "conv_transpose":  # the border reads zeros
         source = Interval(source.low.clamp(max=0), source.high.clamp(min=0))
-    weight = layer.canonical(graph.tensor(layer.weight)).double().flatten(2) if layer.dims else None
-    weight = graph.tensor(layer.weight).double()[..., None] if weight is None else weight
-    positive, negative = weight.clamp(min=0).sum(2), weight.clamp(max=0).sum(2)  # [out, in / groups]
-    low, high = (_per_output(end, layer) for end in source)
+    weight = layer.canonical(graph.tensor(layer.weight)).double()
+    positive, negative = weight.clamp(min=0), weight.clamp(max=0)
+    low, high = (layer.over_inputs(end) for end in source)
     bias = graph.tensor(layer.bias).double() if layer.bias is not None else 0.0
     return Interval(
         _product(positive, low) + _product(negative, high) + bias,
@@ -91,12 +90,6 @@ def through_layer(graph: Graph, layer: Layer, source: Interval | None) -> Interv
     )
 
 
-def _per_output(vector: Tensor, layer: Layer) -> Tensor:
-    """[in] -> [out, in / groups]: the input channels each output reads."""
-    per_group = vector.reshape(layer.groups, 1, -1).expand(-1, layer.out_channels // layer.groups, -1)
-    return per_group.flatten(0, 1)
-
-
 def _product(weight: Tensor, end: Tensor) -> Tensor:
-    """Sum over inputs of weight * end, with 0 * infinity = 0."""
-    return torch.where(weight == 0, 0.0, weight * end).sum(1)
+    """Sum over inputs and kernel of weight * end, with 0 * infinity = 0: [out]."""
+    return torch.where(weight == 0, 0.0, weight * end).flatten(1).sum(1)

@@ -32,14 +32,16 @@ Q: Any = torch.ops.quantized_decomposed
 
 
 def deploy(graph: Graph) -> Graph:
-    """A deployed copy of a simulated graph; a graph without quantizers is copied unchanged."""
+    """A deployed copy of a simulated graph; a graph without quantizers, such as one deployed before, is copied unchanged."""
     deployed = graph.clone().eval()
-    for node in deployed.calls(FAKE_QUANTIZE):
+    quantizers = deployed.calls(FAKE_QUANTIZE)
+    for node in quantizers:
         if deployed.is_constant(_evaluated(deployed, node.args[0])):  # type: ignore[arg-type]
             _store_codes(deployed, node)
         else:
             _quantize_value(deployed, node)
-    deployed.refresh()
+    if quantizers:
+        deployed.refresh()
     return deployed
 
 

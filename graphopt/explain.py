@@ -55,6 +55,11 @@ DATA_SHAPE = Reason(
     "use a mask of fixed size (torch.where, multiplication) instead of selecting elements",
 )
 REASONS = [
+    Reason(
+        r"^(RecursionError|MemoryError)",
+        "the process ran out of stack or memory here ({}), for which the model need not be the reason",
+        "capture it from less deep in the call stack, or with more memory",
+    ),
     CONTROL_FLOW,
     Reason(
         r"numpy|__array__|from_numpy",

@@ -274,6 +274,26 @@ class Layer:
         grouped = weight.reshape(self.groups, -1, *weight.shape[1:]).transpose(1, 2)
         return grouped.flatten(0, 1).contiguous()
 
+    def over_outputs(self, vector: Tensor) -> Tensor:
+        """[out] -> [out, 1, *1]: one value per output channel, to meet a canonical weight."""
+        return vector.reshape(-1, 1, *[1] * self.dims)
+
+    def over_inputs(self, vector: Tensor) -> Tensor:
+        """[in] -> [out, in / groups, *1]: one value per input channel, to meet a canonical weight.
+
+        Row o holds the values of the channels that output o reads: those of its group, all of them where there is one.
+
+        Raises:
+            RuntimeError: the vector has not one value per input channel.
+        """
+        groups, kernel = self.groups, [1] * self.dims
+        rows = vector.reshape(groups, 1, self.in_channels // groups).expand(-1, self.out_channels // groups, -1)
+        return rows.reshape(self.out_channels, -1, *kernel)
+
+    def respond(self, weight: Tensor, constant: Tensor) -> Tensor:
+        """What a canonical weight makes of an input whose channels are constant, bias and borders left out: [in] -> [out]."""
+        return (weight * self.over_inputs(constant)).flatten(1).sum(1)
+
 
 @dataclass(frozen=True)
 class BatchNorm:

@@ -238,6 +238,26 @@ class Report:
         write_atomically(path, text.encode() + b"\n")
 
 
+NOISE = 0.05  # by how much two medians of the same work may differ
+
+
+def slower(latency: Latency, floating: Sequence[FloatOperator]) -> str | None:
+    """A warning where the result takes longer than float did, and what to do; None where it does not (noise aside)."""
+    if latency.speedup >= 1 - NOISE:
+        return None
+    kinds = Counter(operator.operator for operator in floating)
+    between = ", ".join(f"{times} {kind}" if times > 1 else kind for kind, times in kinds.most_common(4))
+    reason = (
+        f"{between} stay{'s' * (sum(kinds.values()) == 1)} float, and values are converted on the way there and back"
+        if kinds
+        else "its layers are too small to pay for the conversion to integers"
+    )
+    return (
+        f"the integer model is slower than float here: {latency.speedup:.2f}x; {reason}; "
+        "leave the model in float, or the layers that do not pay, with formats={pattern: None}"
+    )
+
+
 def _step(data: Mapping[str, Any]) -> Step:
     values = _fields(Step, data)
     values["changes"] = [(str(site), str(what)) for site, what in values.get("changes", [])]

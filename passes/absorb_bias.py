@@ -72,10 +72,6 @@ def takes(graph: Graph, value: Node, reader: Layer) -> bool:
 def push(graph: Graph, reader: Layer, constant: Tensor) -> None:
     """Add what the layer makes of a constant input [in] to its bias."""
     weight = reader.canonical(graph.tensor(reader.weight)).double()
-    weight = weight.flatten(2).sum(2) if weight.dim() > 2 else weight  # [out, in / groups]
-    per_output = (
-        constant.reshape(reader.groups, 1, -1).expand(-1, reader.out_channels // reader.groups, -1).flatten(0, 1)
-    )
     bias = graph.tensor(reader.bias).double() if reader.bias is not None else 0.0
     dtype = graph.tensor(reader.weight).dtype
-    graph.set_bias(reader.node, (bias + (weight * per_output).sum(1)).to(dtype))
+    graph.set_bias(reader.node, (bias + reader.respond(weight, constant)).to(dtype))

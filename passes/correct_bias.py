@@ -53,9 +53,7 @@ class CorrectBias:
         weight: Any = layer.weight
         constants = [graph.tensor(a) if isinstance(a, Node) else a for a in weight.args]
         lost = layer.canonical(constants[0].double() - fake_quantize(*constants).double())
-        lost = lost.flatten(2).sum(2) if lost.dim() > 2 else lost  # [out, in / groups]
-        per_output = mean.reshape(layer.groups, 1, -1).expand(-1, layer.out_channels // layer.groups, -1).flatten(0, 1)
-        shift = (lost * per_output).sum(1)
+        shift = layer.respond(lost, mean)
         found = stored_bias(graph, layer)
         assert found is not None
         reader, bias = found

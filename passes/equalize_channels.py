@@ -153,9 +153,7 @@ class _Equalizer:
 
     def scale_layer(self, layer: Layer, out: Tensor, into: Tensor) -> None:
         weight = layer.canonical(self.graph.tensor(layer.weight))
-        kernel = [1] * (weight.dim() - 2)
-        per_group = into.reshape(layer.groups, 1, -1).expand(-1, layer.out_channels // layer.groups, -1).flatten(0, 1)
-        scaled = weight.double() / out.reshape(-1, 1, *kernel) * per_group.reshape(*per_group.shape, *kernel)
+        scaled = weight.double() / layer.over_outputs(out) * layer.over_inputs(into)
         self.graph.set_constant(layer.node, WEIGHT, layer.native(scaled.to(weight.dtype)))
         if layer.bias is not None:
             bias = self.graph.tensor(layer.bias)

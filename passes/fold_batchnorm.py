@@ -73,7 +73,7 @@ class FoldBatchNorm:
     def fold_back(self, graph: Graph, norm: BatchNorm, layer: Layer, scale: Tensor, shift: Tensor) -> None:
         weight = layer.canonical(graph.tensor(layer.weight))
         bias = graph.tensor(layer.bias).to(scale) if layer.bias is not None else torch.zeros_like(shift)
-        folded = (weight * over_outputs(scale, weight)).to(weight.dtype)
+        folded = (weight * layer.over_outputs(scale)).to(weight.dtype)
         graph.set_constant(layer.node, WEIGHT, layer.native(folded))
         graph.set_bias(layer.node, (bias * scale + shift).to(weight.dtype))
         layer.node.meta["moments"] = moments(graph, norm)
@@ -82,10 +82,9 @@ class FoldBatchNorm:
     def fold_forward(self, graph: Graph, norm: BatchNorm, layer: Layer, scale: Tensor, shift: Tensor) -> None:
         weight = layer.canonical(graph.tensor(layer.weight))
         weight64 = weight.double()
-        per_input = over_inputs(scale, layer, weight)
-        added = (weight64 * over_inputs(shift, layer, weight)).flatten(1).sum(1)
+        added = layer.respond(weight64, shift)
         bias = graph.tensor(layer.bias).double() if layer.bias is not None else 0.0
-        graph.set_constant(layer.node, WEIGHT, layer.native((weight64 * per_input).to(weight.dtype)))
+        graph.set_constant(layer.node, WEIGHT, layer.native((weight64 * layer.over_inputs(scale)).to(weight.dtype)))
         graph.set_bias(layer.node, (bias + added).to(weight.dtype))
 
     def reads_only(self, graph: Graph, norm: BatchNorm, layer: Layer, shift: Tensor) -> bool:
@@ -133,14 +132,3 @@ def moments(graph: Graph, norm: BatchNorm) -> tuple[Tensor, Tensor]:
     mean = graph.tensor(bias).float() if bias is not None else torch.zeros_like(like)  # type: ignore[arg-type]
     deviation = graph.tensor(weight).float().abs() if weight is not None else torch.ones_like(like)  # type: ignore[arg-type]
     return mean, deviation
-
-
-def over_outputs(vector: Tensor, weight: Tensor) -> Tensor:
-    """[out] -> [out, 1, 1, ...] to multiply a canonical weight."""
-    return vector.reshape(-1, *[1] * (weight.dim() - 1))
-
-
-def over_inputs(vector: Tensor, layer: Layer, weight: Tensor) -> Tensor:
-    """[in] -> [out, in / groups, 1, ...] to multiply a canonical weight, each group seeing its own channels."""
-    per_group = vector.reshape(layer.groups, 1, -1).expand(layer.groups, layer.out_channels // layer.groups, -1)
-    return per_group.flatten(0, 1).reshape(layer.out_channels, -1, *[1] * (weight.dim() - 2))

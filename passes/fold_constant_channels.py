@@ -124,14 +124,10 @@ def through(bias: Tensor, path: list[Node]) -> Tensor:
 def absorb(graph: Graph, reader: Layer, constant: Tensor, which: Tensor) -> bool:
     """Move these channels' constants into the reader's bias and clear their weights; False where that is done already."""
     weight = reader.canonical(graph.tensor(reader.weight))
-    kernel = [1] * (weight.dim() - 2)
-    chosen = which.reshape(reader.groups, 1, -1).expand(-1, reader.out_channels // reader.groups, -1).flatten(0, 1)
-    values = torch.where(which, constant, 0.0).reshape(reader.groups, 1, -1)
-    values = values.expand(-1, reader.out_channels // reader.groups, -1).flatten(0, 1)
-    chosen, values = chosen.reshape(*chosen.shape, *kernel), values.reshape(*values.shape, *kernel)
+    chosen = reader.over_inputs(which)
     if not bool((chosen & (weight != 0)).any()):
         return False
-    added = (weight.double() * values).flatten(1).sum(1)
+    added = reader.respond(weight.double(), torch.where(which, constant, 0.0))
     graph.set_constant(reader.node, WEIGHT, torch.where(chosen, 0.0, weight))
     if bool((added != 0).any()):
         bias = graph.tensor(reader.bias).double() if reader.bias is not None else torch.zeros_like(added)

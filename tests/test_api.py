@@ -8,6 +8,7 @@ import stat
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 
 import graphopt
 from graphopt import api
+from graphopt import measure as measures
 from graphopt.api import Optimized, optimize
+from graphopt.artifact import Artifact
 from graphopt.backends import onnxruntime
 from graphopt.errors import CaptureError, InputError, NonFiniteError, PassError
 from graphopt.graph import Graph
@@ -26,6 +29,8 @@ from graphopt.measure import sqnr
 from graphopt.numerics import FAKE_QUANTIZE
 from graphopt.passes.fold_batchnorm import FoldBatchNorm
 from graphopt.passes.simplify import Simplify
+from graphopt.report import Report, slower
+from graphopt.targets import find
 
 DATA = [images(8, seed=s) for s in range(2)]
 
@@ -56,11 +61,25 @@ def quick(model: nn.Module, *args: Any, **options: Any) -> Optimized:
     )
 
 
+@cache
+def stand_in() -> Artifact:
+    return onnxruntime.lower(Graph.capture(nn.ReLU().eval(), images(2)), find("host"))
+
+
 @pytest.fixture
 def unlowered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of what happens before lowering, which takes a second: any artifact will do."""
-    monkeypatch.setattr(onnxruntime, "lower", lambda *args, **options: result()[0].artifact)
+    """For tests of what happens before lowering, which takes a second: any artifact will do, but that of `result`."""
+    artifact = stand_in()  # before `lower`, which makes it, is replaced
+    monkeypatch.setattr(onnxruntime, "lower", lambda *args, **options: artifact)
     monkeypatch.setattr(api, "_judge", lambda *args: None)
+
+
+def test_the_order_of_tests_does_not_matter_to_the_stand_in_for_lowering(request: pytest.FixtureRequest) -> None:
+    report = result()[0].artifact.manifest.report
+    stand_in.cache_clear()
+    request.getfixturevalue("unlowered")
+    assert quick(nn.Sequential(conv(3, 4), nn.ReLU()).eval()).artifact is stand_in()
+    assert result()[0].artifact.manifest.report is report
 
 
 # ---- What comes back ------------------------------------------------------------------------------------------------
@@ -96,7 +115,7 @@ def test_the_report_holds_what_was_measured() -> None:
     assert report.latency is not None
     assert report.latency.before_ms > 0
     assert report.latency.threads == 1
-    assert report.warnings == []
+    assert report.warnings == [w for w in [slower(report.latency, report.float_operators)] if w]  # by what was measured
     assert "not measured" not in str(report)
 
 
@@ -127,7 +146,41 @@ def test_a_saved_artifact_is_loaded_with_its_report(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "model" / "manifest.json").read_text())["model"] == "Model"
 
 
+@pytest.mark.parametrize("speedup", [0.77, 1.3])
+def test_a_result_that_is_slower_than_float_is_warned_of(speedup: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = SimpleNamespace(median=lambda name: 1.0, speedup=lambda before, after: speedup)
+    monkeypatch.setattr(measures, "timings", lambda calls: taken)
+    report = Report("Net", "host", integer_macs=1.0)
+    artifact, _, graph = result()[0]
+    api._time(report, find("host"), artifact, artifact, graph, 1)
+    assert [w.partition(";")[0] for w in report.warnings] == (
+        ["the integer model is slower than float here: 0.77x"] if speedup < 1 else []
+    )
+    float_only = Report("Net", "host")
+    api._time(float_only, find("host"), artifact, artifact, graph, 1)
+    assert float_only.warnings == []
+
+
 # ---- What goes in ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("unlowered")
+def test_the_simulated_graph_is_deployed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lowered: list[Graph] = []
+    judged: list[Graph] = []
+
+    def lower(graph: Graph, *args: Any, **options: Any) -> Any:
+        lowered.append(graph)
+        return stand_in()
+
+    monkeypatch.setattr(onnxruntime, "lower", lower)
+    monkeypatch.setattr(api, "_judge", lambda report, backend, artifact, deployed, *rest: judged.append(deployed))
+    simulated = quick(nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 2)).eval()).graph
+    integer, baseline = lowered
+    assert integer is judged[0]
+    assert simulated.calls(FAKE_QUANTIZE)
+    assert not any(graph.calls(FAKE_QUANTIZE) for graph in (integer, baseline))
+    assert "dequantize" in str(integer)
 
 
 @pytest.mark.usefixtures("unlowered")

@@ -695,6 +695,19 @@ def test_a_model_that_cannot_be_captured_is_explained(how: str, code: str | None
         assert re.search(rf"cannot capture Failing at .*test_capture.py:\d+: `.*{re.escape(code)}", message), message
 
 
+@pytest.mark.parametrize("error", [RecursionError("maximum recursion depth exceeded"), MemoryError()])
+def test_running_out_of_stack_or_memory_is_not_blamed_on_the_model(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **options: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(torch.export, "export", fail)
+    with pytest.raises(CaptureError, match=f"ran out of stack or memory.*{type(error).__name__}") as caught:
+        Graph.capture(nn.Linear(3, 2).eval(), torch.randn(2, 3))
+    assert "rewrite" not in str(caught.value)
+
+
 @pytest.fixture(autouse=True)
 def _deterministic() -> None:
     torch.manual_seed(0)

@@ -187,7 +187,14 @@ def start(*args: str) -> "subprocess.Popen[str]":
     root = Path(cli.__file__).parent.parent
     environment = {**os.environ, "PYTHONPATH": str(root)}
     command = [sys.executable, "-m", "graphopt", *args]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=_listen
+    )
+
+
+def _listen() -> None:
+    """Hear SIGINT also where the tests run in the background, to which shells give processes that ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_ctrl_c_exits_with_130_and_one_line() -> None:

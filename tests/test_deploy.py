@@ -91,6 +91,13 @@ def test_a_graph_in_training_mode_is_deployed_for_inference() -> None:
     assert graph.training
 
 
+def test_deploying_again_changes_nothing() -> None:
+    once = deploy(quantized(nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 2)), images(2)))
+    again = deploy(once)
+    assert str(again) == str(once)
+    assert torch.equal(again(images(3)), once(images(3)))
+
+
 def test_relu6_whose_end_the_data_never_reach_keeps_its_clip_to_the_grid() -> None:
     graph = deploy(quantized(nn.Sequential(conv(3, 4), nn.ReLU6(), conv(4, 2)), images(2)))
     assert "relu6" not in names(graph)

@@ -1,6 +1,6 @@
 import math
 import time
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -121,18 +121,27 @@ def test_agreement_is_the_share_of_equal_predictions() -> None:
     assert measure.agreement((a[None], 1), (b[None], 1)) == 0.75  # a sequence
 
 
-def test_timing_takes_turns_and_gives_medians() -> None:
+def test_timing_takes_turns_and_gives_medians(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
+    now = 0  # nanoseconds on a clock that only the calls move
 
-    def call(name: str, seconds: float) -> None:
+    def call(name: str, *milliseconds: int) -> None:
+        nonlocal now
+        now += 1_000_000 * milliseconds[order.count(name) % len(milliseconds)]
         order.append(name)
-        time.sleep(seconds)
 
-    taken = measure.timings({"slow": lambda: call("slow", 0.004), "fast": lambda: call("fast", 0.001)}, 6, 1)
-    assert order == ["slow", "fast"] * 7
-    assert len(taken.ms["slow"]) == 6
-    assert taken.median("slow") >= 4
-    assert 1 < taken.speedup("slow", "fast") < 5
+    clock = SimpleNamespace(perf_counter=lambda: now / 1e9, perf_counter_ns=lambda: now)
+    monkeypatch.setattr(measure, "time", clock)
+    calls = {"slow": lambda: call("slow", 90, 8, 4, 8), "fast": lambda: call("fast", 70, 2, 4, 2)}
+    taken = measure.timings(calls, 3, 1)
+    assert order == ["slow", "fast"] * 4
+    assert taken.ms == {"slow": [8.0, 4.0, 8.0], "fast": [2.0, 4.0, 2.0]}  # without the warm-up
+    assert taken.median("slow") == 8
+    assert taken.speedup("slow", "fast") == 4
+    assert measure.latency({"a": lambda: call("a", 3)}, 3, 0) == {"a": 3.0}
+
+
+def test_timing_reads_a_clock() -> None:
     assert measure.latency({"a": lambda: time.sleep(0.001)}, 3, 0)["a"] >= 1
 
 

@@ -191,6 +191,35 @@ def test_global_average_pooling_has_its_integer_kernel() -> None:
     assert audit(lowered("residual", "x86").artifact).operators["QLinearGlobalAveragePool"] == 1
 
 
+def test_a_convolution_without_bias_is_integer() -> None:
+    layers = [
+        conv(3, 8),
+        nn.ReLU(),
+        conv(8, 8, bias=False),
+        nn.AvgPool2d(2),
+        conv(8, 4, groups=4, bias=False),
+        conv(4, 4),
+    ]
+    found = audit(lower(simulated(nn.Sequential(*layers), X86), X86))
+    assert found.floating == []
+    assert found.integer == ["0", "2", "4", "5"]
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (lambda m, x: F.adaptive_avg_pool2d(x, 1), "ReduceMean"),
+        (lambda m, x: F.adaptive_avg_pool2d(F.relu(m.conv(x)), 1), "GlobalAveragePool"),
+        (lambda m, x: F.adaptive_avg_pool2d(torch.cat([m.conv(x).sigmoid(), m.conv(x)], 1), 1), "GlobalAveragePool"),
+    ],
+)
+def test_a_float_pool_reads_blocks_of_channels_only_where_a_convolution_left_them(body: Any, kind: str) -> None:
+    model = Model(body, conv=conv(3, 8)).eval()
+    artifact, x = lower(capture(model, images(2)), X86), images(5)
+    assert {"ReduceMean", "GlobalAveragePool"} & set(operators(file(artifact))) == {kind}
+    assert_close(artifact(x), model(x), 1e-5)
+
+
 def test_a_layer_left_in_float_is_named_with_its_work() -> None:
     model = nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 8), nn.ReLU(), conv(8, 4)).eval()
     graph = quantized(model, images(2), formats={"2": None})

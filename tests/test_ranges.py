@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from graphopt.numerics import Format, fake_quantize, scale_and_zero_point
+from graphopt.numerics import Format, fake_quantize, quantize, scale_and_zero_point
 from graphopt.observe import Histogram
+from graphopt.passes.quantize import ranges
 from graphopt.passes.quantize.ranges import ESTIMATORS, entropy, minmax, mse, percentile, weight_range
 
 SIGNED, UNSIGNED = Format(8, symmetric=False), Format(8, signed=False, symmetric=False)
@@ -109,6 +110,42 @@ def test_entropy_keeps_most_of_a_well_behaved_range(name: str) -> None:
     value = DATA[name]()
     low, high = entropy(histogram(value), SIGNED)
     assert float(((value >= low) & (value <= high)).double().mean()) > 0.95
+
+
+def divergence(found: Histogram, format: Format, low: float, high: float) -> float:
+    """KL(P || Q) of one range, step by step as the paper says it."""
+    centers, counts = found.centers, found.counts
+    inside = (centers >= low - found.width) & (centers <= high + found.width)
+    kept = counts * inside * (centers.abs() >= found.width)
+    p, where = kept.clone(), inside.nonzero().flatten()
+    p[where[0]] += counts[: where[0]].sum()
+    p[where[-1]] += counts[where[-1] + 1 :].sum()
+    scale, zero_point = scale_and_zero_point(torch.tensor(low), torch.tensor(high), format)
+    codes = quantize(centers, scale.double(), zero_point, format.quant_min, format.quant_max)
+    q = torch.zeros_like(p)
+    for code in codes[where].unique():
+        step = (codes == code) & (kept > 0)
+        q[step] = kept[step].sum() / step.sum()
+    if not float(p.sum()) or not float(q.sum()):
+        return 0.0
+    p, q = p / p.sum(), q / q.sum()
+    return float((p * ((p + 1e-12).log() - (q + 1e-12).log())).sum())
+
+
+@pytest.mark.parametrize("name", DATA)
+@pytest.mark.parametrize("format", [SIGNED, UNSIGNED, Format(8), Format(4, symmetric=False)], ids=str)
+def test_entropy_computes_many_ranges_at_once_as_it_would_one_by_one(name: str, format: Format) -> None:
+    found = histogram(DATA[name]())
+
+    def one_by_one(found: Histogram, format: Format, lows: Tensor, highs: Tensor) -> Tensor:
+        pairs = zip(lows.tolist(), highs.tolist(), strict=True)
+        each = torch.tensor([divergence(found, format, low, high) for low, high in pairs], dtype=torch.float64).round(
+            decimals=12
+        )
+        torch.testing.assert_close(ranges._divergence(found, format, lows, highs), each, rtol=1e-9, atol=1e-12)
+        return each
+
+    assert entropy(found, format) == ranges._search(found, format, one_by_one, stride=5)
 
 
 # ---- Weights --------------------------------------------------------------------------------------------------------

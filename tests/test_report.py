@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from graphopt.errors import InputError
-from graphopt.report import FloatOperator, Latency, Report, Step, count, size
+from graphopt.report import FloatOperator, Latency, Report, Step, count, size, slower
 
 ORIGINAL = Step("captured", "", [], 0.2, 11_700_000, 1_810_000_000, 46_800_000)
 FOLDED = Step("FoldBatchNorm", "FoldBatchNorm()", [("conv1", "bn1")], 0.1, 11_690_000, 1_810_000_000, 46_760_000, 120.5)
@@ -133,6 +133,33 @@ def test_a_loss_is_called_a_loss() -> None:
     results = Report("a", "b", latency=slower, size_before=100, size_after=150).results()
     assert "2.00x slower\nmedians, 2 threads" in results["latency"]
     assert results["file size"] == "100 B -> 150 B, 1.50x larger"
+
+
+def timed(speedup: float) -> Latency:
+    return Latency(1.0, 1 / speedup, speedup, "float", "integer", 1, "host")
+
+
+def test_a_slower_result_is_warned_of_with_the_figure_and_the_remedy() -> None:
+    warning = slower(timed(0.77), [])
+    assert warning is not None
+    assert warning.startswith("the integer model is slower than float here: 0.77x; its layers are too small")
+    assert "leave the model in float" in warning
+    assert "formats={pattern: None}" in warning
+
+
+def test_the_warning_of_a_slower_result_names_what_stays_float() -> None:
+    operators = [
+        FloatOperator("a", "Mul", "why"),
+        FloatOperator("b", "Sigmoid", "why"),
+        FloatOperator("c", "Mul", "why"),
+    ]
+    assert "; 2 Mul, Sigmoid stay float, and values are converted" in str(slower(timed(0.77), operators))
+    assert "; Mul stays float" in str(slower(timed(0.77), operators[:1]))
+
+
+@pytest.mark.parametrize("speedup", [0.96, 1.0, 2.9])
+def test_a_result_that_is_not_slower_is_not_warned_of(speedup: float) -> None:
+    assert slower(timed(speedup), FULL.float_operators) is None
 
 
 def test_sizes_are_decimal() -> None:

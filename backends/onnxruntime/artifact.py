@@ -110,8 +110,8 @@ def intermediate(
 def lower(graph: Graph, target: Target, *, name: str = "model") -> OnnxRuntimeArtifact:
     """Turn a graph into an artifact in a temporary folder.
 
-    A simulated graph (with fake-quantize nodes) is deployed to integers first; a float graph stays float. The graph itself is
-    not changed. Weights beyond two gigabytes go to a file of their own beside the model.
+    A simulated graph (with fake-quantize nodes) is deployed to integers first; one that was deployed already, or is float,
+    stays what it is. The graph itself is not changed. Weights beyond two gigabytes go to a file of their own beside the model.
 
     Raises:
         GraphoptError: an operator cannot be written as ONNX; names it.

@@ -43,7 +43,7 @@ REASONS = {
     "QuickGelu": "GELU has no integer kernel",
     "Erf": "GELU has no integer kernel",
     "HardSwish": "hard-swish has no integer kernel; DecomposeActivations writes it as one that has",
-    "ReduceMean": "this mean is not over the whole image, and others have no integer kernel",
+    "ReduceMean": "only means of integers over whole images have an integer kernel",
     "Tanh": "tanh has no integer kernel",
     "Exp": "exp has no integer kernel",
     "MatMul": "a product of two activations is left in float",

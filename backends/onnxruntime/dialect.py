@@ -1,7 +1,8 @@
 """Last rewrites before ONNX: say things the way ONNX Runtime's integer kernels recognise them.
 
     the first convolution       reads whole words; see `graphopt.backends.onnxruntime.stem`
-    global average pooling      the exporter would write ReduceMean, which has no integer kernel; GlobalAveragePool has
+    global average pooling      GlobalAveragePool has an integer kernel, and in float one that reads what convolutions leave in
+                                blocks of channels; of any other value ReduceMean is the faster, which needs no such blocks
     hard_sigmoid between codes  hard_sigmoid(x) = clamp(x + 3, 0, 6) / 6 has no integer kernel. Where x and its gate share their
                                 codes (see `graphopt.passes.quantize.gates`) a clip of the codes does it; else addition, which
                                 has a kernel: the sum is quantized on a grid six times as wide, whose ends do the clamping, and
@@ -29,6 +30,10 @@ from graphopt.deploy import Q, storage
 from graphopt.graph import Graph
 from graphopt.ops import argument, aten, family, shape, value
 
+KEEP_BLOCKS = {
+    "relu", "clamp", "leaky_relu", "sigmoid", "hard_sigmoid", "hard_swish", "silu", "tanh", "mul", "add", "batch_norm",
+    "concat", "max_pool", "average_pool",
+}  # fmt: skip
 DEQUANTIZES = (Q.dequantize_per_tensor.default, Q.dequantize_per_channel.default)
 
 
@@ -64,7 +69,7 @@ def speak(graph: Graph) -> None:
     for node in graph.calls():
         kind = family(node)
         if kind == "global_average_pool":
-            graph.replace(node, graph.call(GLOBAL_AVERAGE_POOL, node.args[0], before=node))
+            _pool(graph, node)
         elif kind == "hard_sigmoid" and is_dequantized(node.args[0]):
             _gate_codes(graph, node)
         elif kind == "conv":
@@ -83,6 +88,19 @@ def speak(graph: Graph) -> None:
 
 def is_dequantized(value: Any) -> bool:
     return isinstance(value, Node) and value.target in DEQUANTIZES
+
+
+def _pool(graph: Graph, node: Node) -> None:
+    """Write a global average pool by what its input is; see the head of this file."""
+    source: Any = node.args[0]
+    origin = source
+    while family(origin) in KEEP_BLOCKS:
+        origin = origin.all_input_nodes[0]
+    if is_dequantized(origin) or family(origin) == "conv":
+        pooled = graph.call(GLOBAL_AVERAGE_POOL, source, before=node)
+    else:
+        pooled = graph.call(aten.mean.dim, source, list(range(2, len(shape(source)))), True, before=node)
+    graph.replace(node, pooled)
 
 
 def _slice_parts(graph: Graph) -> None:

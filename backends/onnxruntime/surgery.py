@@ -3,8 +3,8 @@
 Pad on the image only, in front of Conv    becomes part of the convolution's own padding, which may differ from side to side
                                            in ONNX (in ATen it may not); quantizers between the two commute with padding by
                                            zero, because every grid holds zero exactly
-    Conv with a bias of zeros          the exporter computes them at run time, which hides the convolution from the integer
-                                       kernels; it needs none
+    Conv with a bias of zeros          the exporter writes them for a convolution that has none, which hides it from the integer
+                                       kernels, as they are no integers
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ import onnx_ir as ir
 
 
 def drop_zero_biases(model: ir.Model) -> None:
-    """Take away biases that are an expanded constant zero."""
+    """Take away biases that are constant zeros, or zero expanded."""
     for conv in [n for n in model.graph if n.op_type in ("Conv", "ConvTranspose") and len(n.inputs) > 2]:
-        producer = conv.inputs[2].producer() if conv.inputs[2] is not None else None
-        if (
-            producer is not None
-            and producer.op_type == "Expand"
-            and not np.any(_constant(producer.inputs[0], default=1.0))
-        ):
+        bias = conv.inputs[2]
+        producer = bias.producer() if bias is not None else None
+        if producer is not None and producer.op_type == "Expand":
+            bias = producer.inputs[0]
+        if bias is not None and not np.any(_constant(bias, default=1.0)):
             conv.resize_inputs(2)
 
 
