@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
-from graphopt.channels import Channels, Slot
+from graphopt.channels.scales import Channels, Slot
 from graphopt.contract import Change
 from graphopt.graph import Graph
 from graphopt.ops import WEIGHT, Layer, aten, clamp_bounds, family, shape

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rewriting import Model, capture
 from torch import Tensor, nn
 
-from graphopt.channels import ZERO, Channels, Labels, Slot
+from graphopt.channels.scales import ZERO, Channels, Labels, Slot
 from graphopt.graph import Graph
 
 

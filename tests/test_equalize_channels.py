@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rewriting import Model, capture, check, names
 from torch import Tensor, nn
 
-from graphopt.channels import Channels
+from graphopt.channels.scales import Channels
 from graphopt.graph import Graph
 from graphopt.passes.equalize_channels import EqualizeChannels
 from graphopt.passes.fold_batchnorm import FoldBatchNorm

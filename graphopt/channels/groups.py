@@ -90,11 +90,20 @@ class Group:
         return max(int(np.bincount(m.units[m.units >= 0]).max()) for m in self.members if m.writes)
 
     @property
+    def kind(self) -> str:
+        """`channels`: single ones. `rows`: adjacent ones, an attention head or one group of a grouped convolution. `columns`: one
+        position in every row."""
+        if self.width == 1:
+            return "channels"
+        indices = max((m.indices(0) for m in self.members if m.writes), key=len)
+        return "rows" if indices[1] == indices[0] + 1 else "columns"
+
+    @property
     def writers(self) -> list[Member]:
         return [m for m in self.members if m.writes]
 
     def __str__(self) -> str:
-        unit = "channels" if self.width == 1 else f"units of {self.width} channels"
+        unit = "channels" if self.width == 1 else f"{self.kind} of {self.width} channels"
         lines = [f"{self.name}: {len(self)} {unit}"]
         if self.fixed.all():
             lines[0] += f", fixed by {self.why}"

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.fx.node import Node
 
 from graphopt.channels.groups import Group, Member
 from graphopt.graph import Graph
@@ -137,11 +138,11 @@ def _through_norm(graph: Graph, layer: Any, rows: Tensor) -> Tensor:
     readers = list(found.node.users)
     norm = BatchNorm.of(readers[0]) if len(readers) == 1 else None
     if norm is not None:
+        ones = torch.ones(len(rows))
         weight, shift, mean, var = (
-            graph.tensor(a) if graph.is_constant(a) else default  # type: ignore[arg-type]
-            for a, default in zip(norm.node.args[1:5], (torch.ones(1), torch.zeros(1), None, None), strict=True)
+            graph.tensor(a) if isinstance(a, Node) else default
+            for a, default in zip(norm.node.args[1:5], (ones, 0 * ones, 0 * ones, ones), strict=True)
         )
-        assert var is not None
         scale = weight / torch.sqrt(var + norm.eps)
         rows, bias = rows * scale[:, None], (bias - mean) * scale + shift
     return torch.cat([rows, bias[:, None]], 1)

@@ -1,7 +1,7 @@
 """What a unit is worth, judged by the outputs of the layers that read it.
 
-All three see the same numbers: the second moments of the readers' inputs over the data, in constant memory. With W_u the columns of
-unit u in a reader's weight and x_u its inputs, the contributions of two units overlap by
+All three see the same numbers: the second moments of the readers' inputs over the data, in constant memory. With W_u the
+columns of unit u in a reader's weight and x_u its inputs, the contributions of two units overlap by
 
     Q_uv = tr( W_u E[x_u x_v^T] W_v^T )         [units, units], centred: a constant goes into the bias
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from graphopt.channels.groups import Group
+from graphopt.channels.labels import Array
 from graphopt.graph import Graph
 from graphopt.passes.prune.criteria import Criterion
 from graphopt.passes.prune.readers import Reader
@@ -81,7 +82,7 @@ class Lasso:
         return lambda graph, group: scores[group.name]
 
 
-def _problem(graph: Graph, reader: Reader, moments: Moments) -> tuple[Tensor, Tensor, object]:
+def _problem(graph: Graph, reader: Reader, moments: Moments) -> tuple[Tensor, Tensor, Array]:
     return weight_matrix(reader.layer, graph.tensor(reader.layer.weight)), moments.xx, reader.units
 
 

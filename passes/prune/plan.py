@@ -23,6 +23,7 @@ from graphopt.passes.prune.sensitivity import measured_orders
 if TYPE_CHECKING:
     from graphopt.passes.prune.prune import Prune
 
+KINDS = ("channels", "rows", "columns")
 NORMALIZERS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": torch.mean,
     "max": torch.amax,
@@ -101,7 +102,7 @@ def _prunable(options: Prune, found: list[Group]) -> list[Group]:
         if not any(_matches(pattern, group) for group in found):
             raise ValueError(f"layers: no group of channels is made by a layer that matches {pattern!r}")
     free = [g for g in found if len(g.free) and _share(options, g) is not None]
-    chosen = [g for g in free if options.streams or not g.stream]
+    chosen = [g for g in free if (options.streams or not g.stream) and g.kind in (options.kinds or KINDS)]
     if not chosen:
         reasons = sorted({f"{g.name} is fixed by {g.why}" for g in found if not len(g.free) and g.why})
         raise ValueError("no channels can be pruned: " + ("; ".join(reasons[:3]) or "all are left out by the options"))

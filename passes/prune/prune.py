@@ -1,7 +1,7 @@
 """Remove channels: whole units of coupled channels, out of every tensor they run through.
 
-    Prune(keep_ratio=0.6, data=images)                                   60 % of the multiply-accumulates, least damage to the output
-    Prune(keep_ratio=0.75, of="channels", scope="uniform", criterion=l1_norm)     the classic: every layer a quarter narrower
+    Prune(keep_ratio=0.6, data=images)                  60 % of the multiply-accumulates, least damage to the output
+    Prune(keep_ratio=0.75, of="channels", scope="uniform", criterion=l1_norm)     every layer a quarter narrower
     Prune(keep_ratio=0.5, criterion=Taylor(batches), scope="global", layers={"head*": None, "stem*": 0.9})
 
 1. Groups of channels that can only go together are found from the graph (`graphopt.channels`).
@@ -15,7 +15,7 @@ Papers: with each criterion and step; for coupled channels, Fang et al. 2023, "D
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
@@ -36,6 +36,7 @@ from graphopt.passes.prune.reconstruct import reconstruct
 Of = Literal["macs", "parameters", "channels"]
 Scope = Literal["sensitivity", "global", "uniform"]
 Normalize = Literal["mean", "max", "sum", "none"]
+Kind = Literal["channels", "rows", "columns"]
 Compensate = Literal["all", "readers", "means", "merge", "none"]
 
 
@@ -46,15 +47,17 @@ class Prune:
     Attributes:
         keep_ratio: what is kept, over 0 and under 1, of `of`.
         of: `macs` (multiply-accumulates), `parameters`, or `channels` (units of all groups).
-        data: batches of inputs (see `graphopt.data.Calibration`) for scope, criterion and compensation. None: weights alone decide.
-        scope: how the loss is shared. `sensitivity`: by the measured damage to the output (needs data); `global`: all units in one
-            ranking; `uniform`: every group the same share. None: `sensitivity` with data, else `uniform`.
-        criterion: a function or a criterion with data from this package. None: least-squares reconstruction with data, else the
-            L2 norm. `sensitivity` has an order of its own.
+        data: batches of inputs (see `graphopt.data.Calibration`) for scope, criterion and compensation. None: weights decide.
+        scope: how the loss is shared. `sensitivity`: by the measured damage to the output (needs data); `global`: all units
+            in one ranking; `uniform`: every group the same share. None: `sensitivity` with data and no criterion, else `uniform`.
+        criterion: a function or a criterion with data from this package. None: least-squares reconstruction with data, else
+            the L2 norm. `sensitivity` has an order of its own.
         normalize: what scores of a group are divided by before a global ranking.
         layers: name pattern -> the share of the group's units to keep, or None to leave the group alone. The first match
             counts; patterns are compared with the layers that make the channels.
         streams: whether channels that several layers write into (residual streams) are pruned, too.
+        kinds: which groups are pruned: `channels`, `rows` (attention heads, groups of grouped convolutions) and `columns` (the
+            same position in every row). None: all.
         round_to: keep multiples of this many channels, as the kernels of a target like (`Target.channel_multiple`): vector units
             process that many at once, and a rest costs as much as a full step.
         least: channels kept in each group at least.
@@ -79,6 +82,7 @@ class Prune:
     normalize: Normalize = "mean"
     layers: Mapping[str, float | None] = field(default_factory=dict)
     streams: bool = True
+    kinds: Collection[Kind] | None = None
     round_to: int = 1
     least: int = 1
     compensate: Compensate | None = None
@@ -94,6 +98,8 @@ class Prune:
             chosen = getattr(self, name)
             if chosen not in get_args(choices) and not (chosen is None and name in ("scope", "compensate")):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {chosen!r}")
+        if not set(self.kinds or ()) <= set(get_args(Kind)):
+            raise ValueError(f"kinds must be among {', '.join(get_args(Kind))}, got {self.kinds!r}")
         for name in ("round_to", "least", "steps"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {getattr(self, name)!r}")

@@ -1,7 +1,7 @@
 """What a unit is worth, judged by its activations and by the gradient of the loss.
 
-Units are seen behind the batch norm of the layer that makes them (behind the layer where there is none); z is the value there, g the
-loss's gradient, both summed over positions and taken sample by sample.
+Units are seen behind the batch norm of the layer that makes them (behind the layer where there is none); z is the value there
+and g the loss's gradient. Products z g are summed over positions, sample by sample.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Activation:
                 watched[last] = _Strength(dim)
                 watched[last].parts.append((group.name, member))
         if watched:
-            observe(graph, watched, self.data)  # type: ignore[arg-type]
+            observe(graph, watched, self.data)
         scores = {group.name: torch.zeros(len(group), dtype=torch.float64) for group in groups}
         for strength in watched.values():
             for name, member in strength.parts:
@@ -81,7 +81,8 @@ class _Strength:
 
     def result(self, kind: str) -> Tensor:
         size, mean, square, nonzero = torch.as_tensor(self.sums) / max(self.count, 1)
-        return {"mean": size, "std": (square - mean**2).clamp(min=0).sqrt(), "nonzero": nonzero}[kind]
+        chosen: Tensor = {"mean": size, "std": (square - mean**2).clamp(min=0).sqrt(), "nonzero": nonzero}[kind]
+        return chosen
 
 
 @dataclass(frozen=True)

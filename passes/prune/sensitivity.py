@@ -1,7 +1,7 @@
 """How much the network's output suffers when one group is pruned, measured.
 
-For each group alone: take units away in the order of least error, re-fit its readers, run the data, and compare the output with the
-original's. Between the measured points, damage follows the readers' error as a power law (a line between logarithms).
+For each group alone: take units away in the order of least error, re-fit its readers, run the data, and compare the output
+with the original's. Between the measured points, damage follows the readers' error as a power law (a line between logarithms).
 
     damage = sum |z' - z|^2 / sum |z|^2        z: all outputs on the data
 """
@@ -9,16 +9,14 @@ original's. Between the measured points, damage follows the readers' error as a 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.utils._pytree as pytree
-from torch import Tensor, fx
+from torch import Tensor
 
 from graphopt.channels.groups import Group
 from graphopt.graph import Graph
+from graphopt.passes.prune.probe import Probe
 from graphopt.passes.prune.statistics import reader_moments
 from graphopt.passes.prune.surgeon import Order, removal_order
 from graphopt.patches import from_matrix, weight_matrix
@@ -26,7 +24,6 @@ from graphopt.progress import progress
 
 Array = npt.NDArray[np.float64]
 LEVELS = (1 / 8, 1 / 4, 1 / 2, 3 / 4)  # of the units removed
-SAMPLES = 256  # that the output is compared on
 
 
 def measured_orders(
@@ -42,7 +39,7 @@ def measured_orders(
 
     Groups that no layer reads directly have no entry.
     """
-    probe = _Probe(graph, data)
+    probe = Probe(graph, data)
     found = {}
     with progress("measuring sensitivity", total=len(groups)) as advance:
         for group, readers, moments in reader_moments(graph, groups, data):
@@ -60,44 +57,10 @@ def measured_orders(
                         name: from_matrix(r.layer, m.to(w.dtype), graph.tensor(r.layer.weight))
                         for name, r, m, w in zip(names, readers, matrices, weights, strict=True)
                     }
-                    points.append((order.error[level - 1], probe.damage(changed)))
+                    points.append((order.error[level - 1], probe.damage(changed=changed)))
                 found[group.name] = order.units, _curve(order, points)
             advance()
     return found
-
-
-class _Probe:
-    def __init__(self, graph: Graph, data: Iterable[list[Tensor]]) -> None:
-        self.graph = graph
-        self.batches: list[list[Tensor]] = []
-        for batch in data:
-            self.batches.append(batch)
-            if sum(len(b[0]) for b in self.batches) >= SAMPLES:
-                break
-        self.wanted = [self.outputs(batch, {}) for batch in self.batches]
-        self.power = max(sum(float((z.double() ** 2).sum()) for z in self.wanted), 1e-30)
-
-    def outputs(self, batch: list[Tensor], changed: dict[str, Tensor]) -> Tensor:
-        with torch.no_grad():
-            result = _Swapped(self.graph, changed).run(*batch, enable_io_processing=False)
-        return torch.cat([z.flatten().float() for z in pytree.tree_leaves(result) if isinstance(z, Tensor)])
-
-    def damage(self, changed: dict[str, Tensor]) -> float:
-        lost = 0.0
-        for batch, wanted in zip(self.batches, self.wanted, strict=True):
-            lost += float(((self.outputs(batch, changed) - wanted).double() ** 2).sum())
-        return lost / self.power
-
-
-class _Swapped(fx.Interpreter):
-    """Runs a graph with some of its constants exchanged."""
-
-    def __init__(self, graph: Graph, changed: dict[str, Tensor]) -> None:
-        super().__init__(graph.module)
-        self.changed = changed
-
-    def fetch_attr(self, target: str) -> Any:
-        return self.changed[target] if target in self.changed else super().fetch_attr(target)
 
 
 def _curve(order: Order, points: list[tuple[float, float]]) -> list[float]:

@@ -27,7 +27,7 @@ def reader_moments(
             batch.append(todo.pop(0))
         moments = {r.layer.node: Moments(r.layer) for _, found in batch for r in found}
         watched: dict[Node, list[Moments]] = {}
-        for node, moment in moments.items():
+        for moment in moments.values():
             watched.setdefault(moment.layer.input, []).append(moment)
         if watched:
             observe(graph, watched, data)  # type: ignore[arg-type]

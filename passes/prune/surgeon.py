@@ -56,7 +56,8 @@ class _Problem:
     def _cost(self, index: Tensor) -> Tensor:
         block = self.inverse[index[:, :, None], index[:, None, :]]  # [units, k, k]
         weight = self.weight[:, index].permute(1, 2, 0)  # [units, k, out]
-        return (torch.linalg.solve(block, weight) * weight).sum((1, 2)) / self.power
+        costs: Tensor = (torch.linalg.solve(block, weight) * weight).sum((1, 2)) / self.power
+        return costs
 
     def remove(self, unit: int) -> None:
         index = self.columns[unit]

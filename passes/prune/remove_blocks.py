@@ -1,0 +1,121 @@
+"""Remove residual blocks: where a sum adds a branch to the value the branch started from, the branch can go.
+
+    x + f(x)  ->  x
+
+The branch that matters least goes first: for each, the output without it is compared with the output with it.
+
+    damage = sum |z' - z|^2 / sum |z|^2        z: all outputs on the data, z': without the branch
+
+Needs:  a float graph.
+Paper:  Veit et al. 2016, "Residual Networks Behave Like Ensembles of Relatively Shallow Networks", section 4.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx.node import Node
+
+from graphopt import measure
+from graphopt.contract import Change
+from graphopt.graph import Graph
+from graphopt.ops import family, shape
+from graphopt.passes.prune.probe import Probe
+from graphopt.passes.prune.reconstruct import reconstruct
+
+
+class Branch(NamedTuple):
+    """A sum and its two operands: what stays, and the branch."""
+
+    total: Node
+    stream: Node
+    branch: Node
+
+
+@dataclass(frozen=True)
+class RemoveBlocks:
+    """Remove residual branches until `keep_ratio` of the multiply-accumulates is left, or less.
+
+    Attributes:
+        keep_ratio: over 0 and under 1.
+        data: batches of inputs.
+        fit: re-fit all layers on the data afterwards, to give what they gave (see `graphopt.passes.prune.reconstruct`).
+
+    Raises:
+        ValueError: there is no residual branch, or removing all of them does not save as much.
+    """
+
+    exact: ClassVar[bool] = False
+
+    keep_ratio: float
+    data: Iterable[list[Tensor]] = field(repr=False)
+    fit: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep_ratio < 1:
+            raise ValueError(f"keep_ratio must be over 0 and under 1, got {self.keep_ratio}")
+        if getattr(self.data, "one_shot", False):
+            raise ValueError("removing blocks goes through the data several times; give a list, not an iterator")
+
+    def __call__(self, graph: Graph) -> list[Change]:
+        original, target = graph.clone(), self.keep_ratio * measure.macs(graph)
+        probe = Probe(original, self.data)
+        changes = []
+        while measure.macs(graph) > target:
+            found = branches(graph)
+            if not found:
+                left = measure.macs(graph) / measure.macs(original)
+                raise ValueError(
+                    f"without any residual branch the network still has {left:.0%} of its multiply-accumulates, "
+                    f"{self.keep_ratio:.0%} were asked for"
+                )
+            damages = [probe.damage(_without(graph, found_at)) for found_at in range(len(found))]
+            worst = int(torch.tensor(damages).argmin())
+            total = found[worst].total
+            changes.append(Change(graph.site(total), f"branch removed, output moved by {damages[worst] ** 0.5:.1%}"))
+            _skip(graph, found[worst])
+        if self.fit and changes:
+            reconstruct(original, graph, {}, self.data)
+        return changes
+
+
+def branches(graph: Graph) -> list[Branch]:
+    """The residual branches: sums of a value and of something computed from it, of the same shape."""
+    found = []
+    for node in graph.calls():
+        operands = [a for a in node.args[:2] if isinstance(a, Node)]
+        if family(node) != "add" or len(operands) != 2 or len({*map(shape, operands), shape(node)}) != 1:
+            continue
+        for stream, branch in (operands, operands[::-1]):
+            if branch is not stream and _reaches(stream, branch):
+                found.append(Branch(node, stream, branch))
+                break
+    return found
+
+
+def _reaches(start: Node, end: Node) -> bool:
+    seen, todo = set(), [end]
+    while todo:
+        node = todo.pop()
+        if node is start:
+            return True
+        for source in node.all_input_nodes:
+            if source not in seen:
+                seen.add(source)
+                todo.append(source)
+    return False
+
+
+def _without(graph: Graph, number: int) -> Graph:
+    copy = graph.clone()
+    _skip(copy, branches(copy)[number])
+    return copy
+
+
+def _skip(graph: Graph, found: Branch) -> None:
+    graph.replace(found.total, found.stream)
+    graph.refresh()
