@@ -68,7 +68,7 @@ class Moments:
     Attributes:
         count: rows seen.
         mean_x, mean_t: [d], [out].
-        xx: [d, d] centred second moment per row; xt: [d, out]; tt: [out].
+        xx, xt: centred second moments per row, [d, d] and [d, out].
     """
 
     def __init__(self, layer: Layer) -> None:
@@ -79,23 +79,21 @@ class Moments:
     def update(self, x: Tensor, target: Tensor | None = None) -> None:
         """Add a batch: the layer's input, and its wanted output as [samples, positions, out]."""
         flat = rows(self.layer, x.detach())
-        step = max(1, flat.shape[0] * flat.shape[1] // ROWS)
-        if step > 1:
-            step |= 1
+        step = -(-flat.shape[0] * flat.shape[1] // ROWS)
+        step |= 1  # odd: not in step with the even sizes of images
         flat = flat.flatten(0, 1)[::step]
         t = None if target is None else target.detach().flatten(0, 1)[::step]
         if self._x is None:
             d = flat.shape[1]
             self._x, self._xx = torch.zeros(d, dtype=torch.float64), torch.zeros(d, d, dtype=torch.float64)
             if t is not None:
-                self._t, self._tt = (torch.zeros(t.shape[1], dtype=torch.float64) for _ in range(2))
+                self._t = torch.zeros(t.shape[1], dtype=torch.float64)
                 self._xt = torch.zeros(d, t.shape[1], dtype=torch.float64)
         self.count += len(flat)
         self._x += flat.sum(0)
         self._xx += flat.T @ flat
         if t is not None:
             self._t += t.sum(0)
-            self._tt += (t * t).sum(0)
             self._xt += flat.T @ t
 
     @property
@@ -114,7 +112,3 @@ class Moments:
     @property
     def xt(self) -> Tensor:
         return self._xt / self.count - torch.outer(self.mean_x, self.mean_t)
-
-    @property
-    def tt(self) -> Tensor:
-        return self._tt / self.count - self.mean_t**2

@@ -50,15 +50,18 @@ class ReestimateBatchNorm:
                 graph.put_constant(node, tensor)
         if not seen:
             return []
-        return [self._set(graph, norm, moments[norm.input]) for norm in norms]
+        return [c for norm in norms if (c := self._set(graph, norm, moments[norm.input])) is not None]
 
-    def _set(self, graph: Graph, norm: BatchNorm, moments: _Moments) -> Change:
+    def _set(self, graph: Graph, norm: BatchNorm, moments: _Moments) -> Change | None:
         mean, var = norm.node.args[3:5]
         assert isinstance(mean, Node)
         assert isinstance(var, Node)
         old = graph.tensor(var)
-        graph.put_constant(mean, moments.mean.to(old.dtype))
-        graph.put_constant(var, moments.var.to(old.dtype))
+        found = moments.mean.to(old.dtype), moments.var.to(old.dtype)
+        if torch.equal(found[0], graph.tensor(mean)) and torch.equal(found[1], old):
+            return None
+        graph.put_constant(mean, found[0])
+        graph.put_constant(var, found[1])
         ratio = float((moments.var / old.double().clamp(min=1e-30)).median())
         return Change(graph.site(norm.node), f"median variance x {ratio:.3g}")
 

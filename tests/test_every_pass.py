@@ -21,6 +21,7 @@ from graphopt.passes.equalize_channels import EqualizeChannels
 from graphopt.passes.fold_batchnorm import FoldBatchNorm
 from graphopt.passes.fold_constant_channels import FoldConstantChannels
 from graphopt.passes.quantize import Quantize
+from graphopt.passes.reestimate_batchnorm import ReestimateBatchNorm
 from graphopt.passes.simplify import Simplify
 from graphopt.targets import find
 
@@ -85,7 +86,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }  # fmt: skip
 PASSES: list[Any] = [
     Simplify(), FoldBatchNorm(), FoldBatchNorm(depthwise=True), FoldConstantChannels(), EqualizeChannels(), AbsorbHighBias(),
-    DecomposeActivations(), Quantize(find("x86"), [[images(2)]], estimator="minmax"),
+    DecomposeActivations(), Quantize(find("x86"), [[images(2)]], estimator="minmax"), ReestimateBatchNorm([[images(8)]]),
 ]  # fmt: skip
 
 

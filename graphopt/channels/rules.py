@@ -263,6 +263,7 @@ FAMILIES: dict[str | None, Rule] = {
     "expand": expand,
     "getitem": take,
     "identity": same,
+    "resize_nearest": spatial,
     "hard_swish": elementwise,  # torch does not tag it as pointwise
 }
 

@@ -21,9 +21,10 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt import measure
+from graphopt.channels.trace import sizes
 from graphopt.contract import Change
 from graphopt.graph import Graph
-from graphopt.ops import family, shape
+from graphopt.ops import family, value
 from graphopt.passes.prune.probe import Probe
 from graphopt.passes.prune.reconstruct import reconstruct
 
@@ -88,7 +89,7 @@ def branches(graph: Graph) -> list[Branch]:
     found = []
     for node in graph.calls():
         operands = [a for a in node.args[:2] if isinstance(a, Node)]
-        if family(node) != "add" or len(operands) != 2 or len({*map(shape, operands), shape(node)}) != 1:
+        if family(node) != "add" or len(operands) != 2 or len({tuple(sizes(value(n))) for n in (*operands, node)}) != 1:
             continue
         for stream, branch in (operands, operands[::-1]):
             if branch is not stream and _reaches(stream, branch):

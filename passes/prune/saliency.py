@@ -87,7 +87,7 @@ class _Strength:
 
 @dataclass(frozen=True)
 class _Gradient(ABC):
-    """`data`: batches. `loss`: of the output and the batch, summed over the batch's samples."""
+    """`data`: batches. `loss`: of what the model returns and the batch of inputs, summed over the samples."""
 
     data: Iterable[list[Tensor]] = field(repr=False)
     loss: Loss = own_labels
@@ -165,7 +165,8 @@ class _Recorder(fx.Interpreter):
         self.wanted, self.found = wanted, dict[Node, Tensor]()
 
     def run(self, *batch: Tensor) -> Any:  # type: ignore[override]
-        return super().run(*batch, enable_io_processing=False)
+        flat = super().run(*batch, enable_io_processing=False)
+        return self.graph.process_outputs(flat)  # nested as the model returns it
 
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
