@@ -58,6 +58,7 @@ def optimize(
     evaluate: Callable[[Callable[..., Any]], float] | None = None,
     passes: Sequence[Pass] | Callable[[Target, Calibration], Sequence[Pass]] | None = None,
     formats: Mapping[str, LayerFormat | None] | None = None,
+    keep_macs: float | None = None,
     dump: str | Path | None = None,
     estimator: str = "mse",
     measure: bool = True,
@@ -75,6 +76,8 @@ def optimize(
         evaluate: takes a callable that behaves like the model and returns its accuracy; run on the original and the artifact.
         passes: in place of the target's recipe: a list, or a function of the target and the calibration batches.
         formats: layer-name pattern -> `LayerFormat`, or None to keep the layer in float.
+        keep_macs: prune channels first, until this share of the multiply-accumulates is left (over 0, under 1); see
+            `graphopt.passes.prune.Prune`, which does more when it is put among the passes.
         dump: a folder for the text of the graph after every pass.
         estimator: how ranges are chosen: `minmax`, `percentile`, `mse` or `entropy`.
         measure: measure latency before and after, where the target runs on this machine.
@@ -88,6 +91,10 @@ def optimize(
         InputError: an argument does not fit; CaptureError: the model cannot be captured; NonFiniteError: NaN or infinity in a
             weight or activation. Nothing is written before `artifact.save`.
     """
+    if passes is not None and keep_macs is not None:
+        raise InputError(
+            "keep_macs belongs to the target's recipe; put Prune(keep_ratio=...) among your own passes instead"
+        )
     chosen = find(target)
     backend = importlib.import_module(f"graphopt.backends.{chosen.runtime}")
     graph, notes = _graph(model, example_inputs, dynamic_batch)
@@ -101,7 +108,7 @@ def optimize(
         )
     accuracy = _score(evaluate, original, "the original model") if evaluate is not None else None
     if passes is None:
-        passes = recipe(chosen, data, estimator=estimator, formats=formats)
+        passes = recipe(chosen, data, estimator=estimator, formats=formats, keep_macs=keep_macs)
     elif callable(passes):
         passes = passes(chosen, data)
     report.steps = run(passes, graph, dump=dump)

@@ -73,6 +73,12 @@ def optimize(
     / 255,
     mean: Annotated[str, typer.Option(help="Then the mean that is subtracted, per channel.")] = "0.485,0.456,0.406",
     std: Annotated[str, typer.Option(help="Then the deviation that is divided by.")] = "0.229,0.224,0.225",
+    keep_macs: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Prune channels until this share of the multiply-accumulates is left, e.g. 0.6."
+        ),
+    ] = None,
     estimator: Annotated[str, typer.Option(help="How value ranges are chosen during calibration.")] = "mse",
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime while it is measured.")] = 1,
     measure: Annotated[bool, typer.Option(help="Measure the latency before and after.")] = True,
@@ -109,6 +115,7 @@ def optimize(
             evaluate=judge,
             dump=dump,
             estimator=estimator,
+            keep_macs=keep_macs,
             measure=measure,
             threads=threads,
         )

@@ -13,6 +13,7 @@ from graphopt.passes.decompose_activations import DecomposeActivations
 from graphopt.passes.equalize_channels import EqualizeChannels
 from graphopt.passes.fold_batchnorm import FoldBatchNorm
 from graphopt.passes.fold_constant_channels import FoldConstantChannels
+from graphopt.passes.prune import Prune
 from graphopt.passes.quantize import LayerFormat, Quantize
 from graphopt.passes.simplify import Simplify
 from graphopt.targets import Target
@@ -45,13 +46,24 @@ def integer(
     return passes
 
 
+def prune(target: Target, calibration: Iterable[list[Tensor]], keep_ratio: float) -> list[Pass]:
+    """Keep this share of the multiply-accumulates, in numbers of channels that the target's kernels like.
+
+    Made-up inputs say nothing about what matters: with those, the weights alone decide.
+    """
+    data = None if getattr(calibration, "synthetic", False) else calibration
+    return [Prune(keep_ratio, data=data, round_to=target.channel_multiple)]
+
+
 def recipe(
     target: Target,
     calibration: Iterable[list[Tensor]],
     *,
     estimator: str = "mse",
     formats: Mapping[str, LayerFormat | None] | None = None,
+    keep_macs: float | None = None,
 ) -> list[Pass]:
     """What `graphopt.optimize` does when it is given no passes."""
+    first = [] if keep_macs is None else prune(target, calibration, keep_macs)
     middle = [] if target.weights.per_channel else equalize()
-    return clean(target) + middle + integer(target, calibration, estimator=estimator, formats=formats)
+    return first + clean(target) + middle + integer(target, calibration, estimator=estimator, formats=formats)

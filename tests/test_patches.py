@@ -51,7 +51,8 @@ def test_a_matrix_goes_back_to_the_weight_it_came_from(name: str) -> None:
 
 
 def test_moments_of_several_batches_are_those_of_all_their_rows() -> None:
-    _, layer = layer_of(*[(m, torch.randn(s)) for m, s in [LAYERS["conv"]]][0])
+    module, shape = LAYERS["conv"]
+    _, layer = layer_of(module, torch.randn(shape))
     parts = [torch.randn(3, 4, 9, 11) for _ in range(2)]
     targets = [torch.randn(3, 30, 6) for _ in range(2)]
     moments = Moments(layer)

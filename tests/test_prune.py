@@ -13,6 +13,7 @@ from rewriting import Model, apply, assert_close, capture, randomised
 from test_every_pass import MODELS
 from torch import Tensor, nn
 
+import graphopt
 from graphopt import measure
 from graphopt.backends.onnxruntime import lower
 from graphopt.channels import cost
@@ -87,7 +88,7 @@ def test_every_small_network_is_pruned_and_the_callers_model_left_alone(name: st
     before, out = measure.parameters(graph), graph(images(2)).shape
     changes = apply(Prune(0.8, of="parameters", **options), graph)
     assert changes
-    assert 0.6 * before < measure.parameters(graph) <= 0.8 * before
+    assert 0.4 * before < measure.parameters(graph) <= 0.8 * before  # one unit of the smallest is a third of it
     assert graph(images(4)).shape == (4, *out[1:])
     assert torch.isfinite(graph(images(4))).all()
     assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
@@ -129,6 +130,12 @@ def test_kept_channels_are_multiples_where_asked() -> None:
     graph = capture(residual(48), images(2))
     apply(Prune(0.5, round_to=16), graph)
     assert all(len(g) % 16 == 0 for g in groups(graph) if len(g.free))
+
+
+def test_narrow_groups_are_rounded_to_half_of_their_width() -> None:
+    graph = capture(plain(16), images(2))
+    apply(Prune(0.6, round_to=16), graph)
+    assert {len(g) for g in groups(graph) if len(g.free)} == {8, 16}
 
 
 def test_layers_can_be_left_alone_or_given_a_share_of_their_own() -> None:
@@ -440,7 +447,7 @@ def test_options_that_do_not_fit_are_refused(options: dict[str, Any], message: s
         ({"criterion": lambda g, u: torch.full((len(u),), float("nan"))}, "returned NaN for 0"),
         ({"layers": {"nothing*": None}}, "no group of channels is made by a layer that matches 'nothing\\*'"),
         ({"layers": {"*": None}}, "no channels can be pruned: 8 is fixed by the model's output"),
-        ({"round_to": 16}, "only 0% of the cost can be removed, 70% were asked for"),
+        ({"least": 16}, "only 0% of the cost can be removed, 70% were asked for"),
     ],
 )
 def test_what_a_graph_cannot_give_is_said_in_one_sentence(options: dict[str, Any], message: str) -> None:
@@ -484,3 +491,28 @@ def test_resnet20_keeps_its_accuracy_at_60_percent_without_fine_tuning(zoo: Any)
     assert 0.59 < measure.macs(graph) / before <= 0.6
     with torch.no_grad():
         assert float((graph(x).argmax(1) == y).float().mean()) >= 0.85
+
+
+# ---- In the main job ------------------------------------------------------------------------------------------------
+
+
+def test_optimize_prunes_first_and_reports_it() -> None:
+    model = residual(32).eval()
+    result = graphopt.optimize(model, images(2), target="x86", calibration=DATA, keep_macs=0.6, measure=False)
+    step = result.report.steps[0]
+    assert step.name == "Prune"
+    assert result.report.original is not None
+    assert 0.3 < step.macs / result.report.original.macs <= 0.6
+    assert result.artifact(images(4)).shape == (4, 5)
+
+
+def test_without_real_data_optimize_prunes_by_the_weights() -> None:
+    result = graphopt.optimize(residual(32).eval(), images(2), target="x86", keep_macs=0.6, measure=False)
+    assert "data" not in result.report.steps[0].options
+    assert result.report.original is not None
+    assert result.report.steps[0].macs <= 0.6 * result.report.original.macs
+
+
+def test_keep_macs_goes_with_the_recipe_only() -> None:
+    with pytest.raises(ValueError, match="put Prune"):
+        graphopt.optimize(plain().eval(), images(2), passes=[], keep_macs=0.5)

@@ -67,7 +67,7 @@ class Plan:
             share = _share(options, group)
             start = min(round(len(group) * (1 - share)), len(order)) if share else 0
             plain = group.width == 1  # of plain channels; multiples of heads mean nothing
-            multiple, least = (options.round_to, options.least) if plain else (1, 1)
+            multiple, least = (_multiple(options.round_to, len(group)), options.least) if plain else (1, 1)
             curves.append(Curve(order, [] if start else damage, len(group), multiple, least, start))
         full = Budget(price, [curve.order for curve in curves], [0] * len(curves)).now
         return cls(chosen, curves, price, full, scope == "sensitivity")
@@ -85,6 +85,11 @@ class Plan:
                 "keep more, or let more layers be pruned (layers=, streams=, round_to=, least=)"
             )
         return [(g, curve.order[:n]) for g, curve, n in zip(self.groups, self.curves, counts, strict=True)]
+
+
+def _multiple(round_to: int, units: int) -> int:
+    """`round_to`, but where that is more than half of a group, the largest power of two that is not."""
+    return round_to if 2 * round_to <= units else max(1, min(round_to, 2 ** ((units // 2).bit_length() - 1)))
 
 
 def _matches(pattern: str, group: Group) -> bool:

@@ -12,12 +12,13 @@ Papers: He et al. 2017, "Channel Pruning for Accelerating Very Deep Neural Netwo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 from torch.fx.node import Node
 
+from graphopt.frontier import Frontier
 from graphopt.graph import Graph
 from graphopt.observe import values
 from graphopt.ops import BatchNorm, Layer
@@ -25,6 +26,7 @@ from graphopt.patches import Moments, from_matrix, weight_matrix
 from graphopt.progress import track
 
 RIDGE = 1e-3  # of the mean second moment
+BUDGET = 2**31  # bytes of values in flight, of both graphs
 
 
 def reconstruct(
@@ -40,7 +42,7 @@ def reconstruct(
         original: the graph before removal.
         graph: after it; calls have the names they had.
         kept: name of a layer's call -> the output channels it still has.
-        data: batches; gone through once per layer.
+        data: batches; gone through once where all values in flight fit into memory (`BUDGET`), else once per layer.
         only: names of the calls to fit; None: all layers without groups.
 
     Returns:
@@ -49,15 +51,37 @@ def reconstruct(
     before = {node.name: node for node in original.nodes}
     chosen = [layer for node in graph.calls() if (layer := Layer.of(node)) and fits(graph, layer)]
     chosen = [layer for layer in chosen if (only is None or layer.node.name in only) and layer.node.name in before]
+    walk = _walk(original, graph, data)
     for layer in track(chosen, "reconstructing"):
         moments = Moments(layer)
-        source = before[layer.node.name]
-        for batch in data:
-            x = values(graph, [layer.input], batch)[layer.input]
-            y = outputs(layer, values(original, [source], batch)[source])
-            moments.update(x, y[..., kept[layer.node.name]] if layer.node.name in kept else y)
+        for x, y in walk(layer, before[layer.node.name]):
+            wanted = outputs(layer, y)
+            moments.update(x, wanted[..., kept[layer.node.name]] if layer.node.name in kept else wanted)
         fit(graph, layer, moments)
     return [layer.node.name for layer in chosen]
+
+
+Walk = Callable[[Layer, Node], Iterator[tuple[Tensor, Tensor]]]
+
+
+def _walk(original: Graph, graph: Graph, data: Iterable[list[Tensor]]) -> Walk:
+    """A function that gives, batch by batch, a layer's input in the pruned graph and its output in the original one."""
+    samples = sum(len(batch[0]) for batch in data)
+    if Frontier.bytes(original, samples) + Frontier.bytes(graph, samples) <= BUDGET:
+        walks = Frontier(original, data), Frontier(graph, data)
+
+        def once(layer: Layer, source: Node) -> Iterator[tuple[Tensor, Tensor]]:
+            y = walks[0].after(source, [source])
+            x = walks[1].before(layer.node, [layer.input])
+            return ((one[0], other[0]) for one, other in zip(x, y, strict=True))
+
+        return once
+
+    def anew(layer: Layer, source: Node) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in data:
+            yield values(graph, [layer.input], batch)[layer.input], values(original, [source], batch)[source]
+
+    return anew
 
 
 def fits(graph: Graph, layer: Layer) -> bool:

@@ -1,0 +1,98 @@
+"""Walk a graph once over many batches, stopping wherever one likes: the values in flight are kept, everything else is dropped.
+
+    walk = Frontier(graph, batches)
+    for layer in layers:
+        inputs = walk.before(layer.node, [layer.input])     # one list of values per batch
+        ...                                                 # the layer's weight may be changed here
+
+A walk over L layers costs one run of the graph, where running up to each layer anew would cost L / 2. Memory is what crosses the
+widest cut of the graph, for all batches; `Frontier.bytes` says how much that is before it is spent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.node import Node
+
+from graphopt import measure
+from graphopt.graph import Graph
+from graphopt.ops import value
+
+
+class Frontier:
+    """A walk through a graph in execution order. Constants are read when they are used, so they may change on the way."""
+
+    def __init__(self, graph: Graph, batches: Iterable[list[Tensor]]) -> None:
+        self.graph = graph
+        self._nodes = [node for node in graph.nodes if node.op == "call_function"]
+        self._last = _last_uses(graph, self._nodes)
+        self._values: list[dict[Node, Any]] = [dict(zip(graph.placeholders, batch, strict=True)) for batch in batches]
+        self._position = 0
+
+    def before(self, node: Node, wanted: Sequence[Node]) -> list[list[Any]]:
+        """Walk up to `node`, which is not computed yet; of each batch the values of `wanted`, which must be in flight there."""
+        return self._advance(self._nodes.index(node), wanted)
+
+    def after(self, node: Node, wanted: Sequence[Node]) -> list[list[Any]]:
+        """Walk past `node`; of each batch the values of `wanted`."""
+        return self._advance(self._nodes.index(node) + 1, wanted)
+
+    def _advance(self, end: int, wanted: Sequence[Node]) -> list[list[Any]]:
+        found = []
+        with torch.no_grad():
+            for values in self._values:
+                for position in range(self._position, end):
+                    self._compute(values, position, wanted)
+                found.append([values[node] for node in wanted])
+                for node in [n for n in values if self._last.get(n, -1) < end]:
+                    del values[node]
+        self._position = max(self._position, end)
+        return found
+
+    def _compute(self, values: dict[Node, Any], position: int, wanted: Sequence[Node]) -> None:
+        node = self._nodes[position]
+
+        def read(source: Node) -> Any:
+            return self.graph.tensor(source) if source.op == "get_attr" else values[source]
+
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), read)
+        values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+        for source in node.all_input_nodes:
+            if self._last.get(source) == position and source not in wanted:
+                values.pop(source, None)
+
+    @staticmethod
+    def bytes(graph: Graph, samples: int) -> int:
+        """Bytes in flight at the widest cut, for this many samples."""
+        nodes = [node for node in graph.nodes if node.op == "call_function"]
+        last = _last_uses(graph, nodes)
+        current = most = sum(_bytes(p) for p in graph.placeholders)
+        for position, node in enumerate(nodes):
+            current += _bytes(node)
+            most = max(most, current)
+            current -= sum(_bytes(s) for s in node.all_input_nodes if last.get(s) == position)
+        return most * samples
+
+
+def _last_uses(graph: Graph, nodes: list[Node]) -> dict[Node, int]:
+    """The position of each value's last reader; values the model returns are not kept for it."""
+    return {
+        source: position
+        for position, node in enumerate(nodes)
+        for source in node.all_input_nodes
+        if source.op != "get_attr"
+    }
+
+
+def _bytes(node: Node) -> int:
+    found = value(node)
+    if not isinstance(found, Tensor):
+        return 0
+    count = 1
+    for dim in range(found.dim()):
+        count *= measure.length(node, dim)
+    return count * found.element_size()

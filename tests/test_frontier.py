@@ -1,0 +1,49 @@
+"""Walking a graph over many batches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from blocks import images
+from rewriting import capture
+from test_every_pass import MODELS
+
+from graphopt.frontier import Frontier
+from graphopt.observe import values
+from graphopt.ops import Layer
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_walk_sees_what_running_up_to_each_layer_sees(name: str) -> None:
+    graph = capture(MODELS[name](), images(2))
+    batches = [[images(2)], [images(3, seed=1)]]
+    walk = Frontier(graph, batches)
+    layers = [layer for node in graph.calls() if (layer := Layer.of(node))]
+    assert layers
+    for layer in layers:
+        inputs = walk.before(layer.node, [layer.input])
+        results = walk.after(layer.node, [layer.node])
+        for batch, (x,), (y,) in zip(batches, inputs, results, strict=True):
+            found = values(graph, [layer.input, layer.node], batch)
+            assert torch.equal(x, found[layer.input])
+            assert torch.equal(y, found[layer.node])
+
+
+def test_a_weight_changed_on_the_way_counts_from_there_on() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(4, 2, 1))
+    graph = capture(model, images(2))
+    first, second = (layer for node in graph.calls() if (layer := Layer.of(node)))
+    walk = Frontier(graph, [[images(2)]])
+    walk.before(first.node, [])
+    graph.put_constant(first.weight, torch.zeros(4, 3, 1, 1))
+    ((x,),) = walk.before(second.node, [second.input])
+    assert torch.equal(x, model[0].bias.detach()[:, None, None].expand_as(x))
+
+
+def test_only_what_is_in_flight_is_kept() -> None:
+    graph = capture(torch.nn.Sequential(*(torch.nn.Conv2d(3, 3, 1) for _ in range(6))), images(2))
+    layers = [node for node in graph.calls() if Layer.of(node)]
+    walk = Frontier(graph, [[images(2)]])
+    walk.after(layers[3], [])
+    assert list(walk._values[0]) == [layers[3]]
+    assert Frontier.bytes(graph, 5) == 2 * 5 * 3 * 8 * 8 * 4
