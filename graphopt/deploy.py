@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.graph import Graph
+from graphopt.masks import bake
 from graphopt.numerics import FAKE_QUANTIZE, quantize
 from graphopt.ops import BIAS, Layer, aten, clamp_bounds, family
 
@@ -34,6 +35,7 @@ Q: Any = torch.ops.quantized_decomposed
 def deploy(graph: Graph) -> Graph:
     """A deployed copy of a simulated graph; a graph without quantizers is copied unchanged."""
     deployed = graph.clone().eval()
+    bake(deployed)
     for node in deployed.calls(FAKE_QUANTIZE):
         if deployed.is_constant(_evaluated(deployed, node.args[0])):  # type: ignore[arg-type]
             _store_codes(deployed, node)
