@@ -1,11 +1,11 @@
 """Masks: weights held at zero by the graph itself.
 
 A masked layer reads `mul(weight, mask)`. The weight stays the trainable parameter it was, under its own name; the mask is a
-constant of zeros and ones in its shape, named `<weight>_mask`. A gradient passes through the product, so that training never gives
-back what is masked, and the graph can be saved, copied and trained like any other. (What `torch.nn.utils.prune` leaves in a model,
-`weight_orig` times `weight_mask`, reads the same.)
+constant of zeros and ones in its shape, named `<weight>_mask`. Training goes through the product and never gives back what is
+masked, and the graph can be saved, copied and trained like any other. (What `torch.nn.utils.prune` leaves in a model, `weight_orig`
+times `weight_mask`, reads the same.)
 
-Where weights have to be constants, masks are baked in: `FoldBatchNorm`, `Quantize` and their like, and `deploy`, begin with `bake`.
+Where weights have to be constants, masks are baked in: `FoldBatchNorm`, `Quantize`, their like and `deploy` begin with `bake`.
 """
 
 from __future__ import annotations

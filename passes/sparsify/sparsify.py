@@ -53,8 +53,8 @@ class Sparsify:
         fine_tune: called with the graph after every step: train it there, in place.
 
     Raises:
-        ValueError: an option does not fit, a criterion returned scores of a wrong shape or NaN, a name pattern matches nothing, or
-            no layer can be sparsified.
+        ValueError: an option does not fit, a criterion returned scores of a wrong shape or NaN, a name pattern matches nothing,
+            or no layer can be sparsified.
     """
 
     exact: ClassVar[bool] = False
