@@ -2,8 +2,8 @@
 
 A masked layer reads `mul(weight, mask)`. The weight stays the trainable parameter it was, under its own name; the mask is a
 constant of zeros and ones in its shape, named `<weight>_mask`. Training goes through the product and never gives back what is
-masked, and the graph can be saved, copied and trained like any other. (What `torch.nn.utils.prune` leaves in a model, `weight_orig`
-times `weight_mask`, reads the same.)
+masked, and the graph can be saved, copied and trained like any other. (What `torch.nn.utils.prune` leaves in a model,
+`weight_orig` times `weight_mask`, reads the same.)
 
 Where weights have to be constants, masks are baked in: `FoldBatchNorm`, `Quantize`, their like and `deploy` begin with `bake`.
 """

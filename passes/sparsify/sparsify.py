@@ -47,7 +47,8 @@ class Sparsify:
         layers: name pattern -> a share to mask in place of `sparsity`, or None to leave the layer dense. The first match counts;
             patterns are compared with the names of weights.
         data: batches for `obd`; see `OptimalBrainDamage`.
-        loss: of the output and the batch, for `obd`. None: cross-entropy against the classes the network itself gives.
+        loss: of the output and the batch, for `obd`: `own_labels`, `own_outputs` or your own. None: `own_labels`, cross-entropy
+            against the classes the network itself gives.
         steps: go to the target in this many steps, scores taken anew at each.
         schedule: how the share grows over the steps: `linear`, or `cubic` (Zhu & Gupta 2017).
         fine_tune: called with the graph after every step: train it there, in place.
