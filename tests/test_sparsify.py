@@ -171,8 +171,7 @@ def test_saliency_masks_weights_of_inputs_that_never_move() -> None:
 
 
 def test_the_distance_to_own_outputs_sees_what_a_sure_network_hides() -> None:
-    """Of two classes without doubt, cross-entropy has no gradient; outputs still move. Their mean squared gradient is the sum over
-    outputs of the squared derivative, here x^2 for each weight of a linear layer."""
+    """Of two classes without doubt, cross-entropy has no gradient; outputs still move: their squared derivative is x^2 here."""
     layer = nn.Linear(3, 2, bias=False)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[60.0, 60, 60], [-60, -60, -60]]))
