@@ -221,6 +221,16 @@ def test_the_share_grows_as_the_schedule_says(schedule: Any, shares: list[float]
     assert seen == pytest.approx(shares, abs=1e-6)
 
 
+def test_a_further_run_starts_from_the_share_there_is() -> None:
+    """Scores may be negative; what is masked stays masked all the same."""
+    graph = capture(nn.Sequential(nn.Linear(40, 50)), torch.randn(2, 40))
+    seen: list[float] = []
+    Sparsify(0.4)(graph)
+    options: dict[str, Any] = {"steps": 2, "fine_tune": lambda g: seen.append(zero_share(g))}
+    Sparsify(0.8, criterion=lambda g, w: -g.tensor(w), **options)(graph)
+    assert seen == pytest.approx([0.6, 0.8], abs=1e-6)
+
+
 def test_a_pattern_grows_block_by_block() -> None:
     graph = capture(nn.Sequential(nn.Linear(8, 6)), torch.randn(2, 8))
     seen: list[float] = []
