@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -87,6 +88,11 @@ class Artifact(ABC):
     def size_bytes(self) -> int:
         """Bytes of all files together, the manifest aside."""
         return sum(entry.size for entry in self.manifest.files.values())
+
+    @property
+    def compressed_bytes(self) -> int:
+        """Bytes of all files together, the manifest aside, each compressed with zlib."""
+        return sum(len(zlib.compress((self.folder / name).read_bytes())) for name in self.manifest.files)
 
     @property
     def report(self) -> Report | None:

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.graph import Graph
+from graphopt.masks import bake
 from graphopt.numerics import FAKE_QUANTIZE, quantize
 from graphopt.ops import BIAS, Layer, aten, clamp_bounds, family
 
@@ -34,13 +35,14 @@ Q: Any = torch.ops.quantized_decomposed
 def deploy(graph: Graph) -> Graph:
     """A deployed copy of a simulated graph; a graph without quantizers, such as one deployed before, is copied unchanged."""
     deployed = graph.clone().eval()
+    baked = bake(deployed)
     quantizers = deployed.calls(FAKE_QUANTIZE)
     for node in quantizers:
         if deployed.is_constant(_evaluated(deployed, node.args[0])):  # type: ignore[arg-type]
             _store_codes(deployed, node)
         else:
             _quantize_value(deployed, node)
-    if quantizers:
+    if quantizers or baked:
         deployed.refresh()
     return deployed
 

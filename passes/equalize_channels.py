@@ -32,6 +32,7 @@ from torch.fx.node import Node
 from graphopt.channels.scales import Channels, Slot
 from graphopt.contract import Change
 from graphopt.graph import Graph
+from graphopt.masks import bake
 from graphopt.ops import WEIGHT, Layer, aten, clamp_bounds, family, shape
 
 Array = npt.NDArray[np.float64]
@@ -47,11 +48,12 @@ class EqualizeChannels:
     iterations: int = 100
 
     def __call__(self, graph: Graph) -> list[Change]:
+        changes = bake(graph)
         work = _Equalizer(graph, Channels.of(graph))
         scale = work.solve(self.iterations)
         if np.abs(np.log(scale)).max(initial=0.0) < 10 * SETTLED:
-            return []
-        return work.apply(scale)
+            return changes
+        return changes + work.apply(scale)
 
 
 class _Equalizer:

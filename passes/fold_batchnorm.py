@@ -32,6 +32,7 @@ from torch.fx.node import Node
 
 from graphopt.contract import Change
 from graphopt.graph import Graph
+from graphopt.masks import bake
 from graphopt.ops import WEIGHT, BatchNorm, Layer, aten, shape
 
 
@@ -44,8 +45,9 @@ class FoldBatchNorm:
     depthwise: bool = False
 
     def __call__(self, graph: Graph) -> list[Change]:
+        changes = bake(graph)
         norms = [norm for node in graph.calls(aten.batch_norm.default) if (norm := BatchNorm.of(node))]
-        return [self.fold(graph, norm) for norm in norms]
+        return changes + [self.fold(graph, norm) for norm in norms]
 
     def fold(self, graph: Graph, norm: BatchNorm) -> Change:
         """Take one batch norm out of the graph, by the first of the three ways that fits."""

@@ -29,6 +29,7 @@ from torch.fx.node import Node
 from graphopt.bounds import Interval, extend, through_layer
 from graphopt.contract import Change
 from graphopt.graph import Graph
+from graphopt.masks import bake
 from graphopt.ops import WEIGHT, Layer, clamp_bounds, family, negative_slope
 
 SHARE = 2.0**-20  # of the widest sibling's movement: below float32's resolution of the sum behind it
@@ -41,7 +42,7 @@ class FoldConstantChannels:
 
     def __call__(self, graph: Graph) -> list[Change]:
         known: dict[Node, Interval] = {}
-        changes = []
+        changes = bake(graph)
         for node in graph.calls():  # in order, so that a constant may make channels behind it constant
             layer = Layer.of(node)
             if layer is not None and (change := self.fold(graph, layer, known)):

@@ -24,6 +24,7 @@ from torch.fx.node import Node
 
 from graphopt.contract import Change
 from graphopt.graph import Graph
+from graphopt.masks import mask_of
 from graphopt.numerics import FAKE_QUANTIZE
 from graphopt.ops import MOVEMENT, argument, aten, clamp_bounds, family, is_float, shape, value
 
@@ -83,6 +84,8 @@ def fold_constant(graph: Graph, node: Node) -> str:
     inputs = node.all_input_nodes
     if not inputs or not all(graph.is_constant(n) for n in inputs) or node.target is FAKE_QUANTIZE:
         return ""
+    if mask_of(graph, node):
+        return ""  # lives until a pass needs the weight as a constant
     if torch.Tag.nondeterministic_seeded in node.target.tags or not isinstance(value(node), Tensor):  # type: ignore[union-attr]
         return ""
     sizes = shape(node)

@@ -41,6 +41,7 @@ from graphopt.passes.prune import (
     slimming,
     surgeon,
 )
+from graphopt.passes.sparsify import Sparsify
 from graphopt.pipeline import run
 from graphopt.recipes import recipe
 from graphopt.storage import load
@@ -206,6 +207,14 @@ def test_a_pruned_network_trains_folds_equalizes_quantizes_lowers_and_runs(tmp_p
     artifact = lower(graph, find("arm"))
     assert artifact(images(4)).shape == wanted.shape
     assert ((artifact(images(4)) - wanted).norm() / wanted.norm()).item() < 0.1
+
+
+def test_masked_weights_are_baked_in_before_channels_go() -> None:
+    graph = capture(plain(16), images(2))
+    apply(Sparsify(0.5), graph)
+    assert apply(Prune(0.6, data=DATA), graph)
+    assert all("mask" not in name for name in graph.state_dict())
+    assert graph(images(4)).shape == (4, 5)
 
 
 # ---- Criteria -------------------------------------------------------------------------------------------------------

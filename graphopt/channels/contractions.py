@@ -10,6 +10,7 @@ from torch.fx.node import Node
 
 from graphopt.channels.labels import Columns
 from graphopt.channels.trace import Dims, Trace, sizes
+from graphopt.masks import unmasked
 from graphopt.ops import Layer, argument, value
 
 
@@ -86,6 +87,7 @@ def _bias(trace: Trace, node: Node, out: Columns) -> None:
 
 
 def _writes(trace: Trace, weight: Any, dim: int) -> None:
+    weight = unmasked(trace.graph, weight)
     if trace.graph.is_constant(weight):
         trace.writers.append((weight, dim))
 

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from graphopt.graph import Graph
 
-SAMPLES = 256  # that the output is compared on
+SAMPLES = 128  # that the output is compared on
 
 
 class Probe:

@@ -9,7 +9,7 @@
 3. They are removed: tensors become smaller, names stay, the graph still trains.
 4. The layers behind are re-fitted on data to give what they gave before (`compensate`), so that the network is usable as it is.
 
-Needs:  a float graph; batch norm may be there or folded.
+Needs:  a float graph; batch norm may be there or folded. Masks of single weights are baked in first.
 Papers: with each criterion and step; for coupled channels, Fang et al. 2023, "DepGraph: Towards Any Structural Pruning".
 """
 
@@ -26,6 +26,7 @@ from graphopt.channels.shuffles import gather_shuffles
 from graphopt.channels.trace import Trace
 from graphopt.contract import Change
 from graphopt.graph import Graph
+from graphopt.masks import bake
 from graphopt.ops import Layer
 from graphopt.passes.prune.compensate import absorb_means, merge_twins
 from graphopt.passes.prune.criteria import Criterion, Prepared
@@ -113,6 +114,7 @@ class Prune:
             )
 
     def __call__(self, graph: Graph) -> list[Change]:
+        bake(graph)
         gather_shuffles(graph)
         start = {str(n.target): tuple(graph.tensor(n).shape) for n in graph.nodes if graph.is_constant(n)}
         full = None

@@ -23,7 +23,7 @@ from graphopt.patches import from_matrix, weight_matrix
 from graphopt.progress import progress
 
 Array = npt.NDArray[np.float64]
-LEVELS = (1 / 8, 1 / 4, 1 / 2, 3 / 4)  # of the units removed
+LEVELS = (1 / 4, 1 / 2, 3 / 4)  # of the units removed
 
 
 def measured_orders(

@@ -27,6 +27,7 @@ from graphopt.contract import Change
 from graphopt.deploy import end_codes
 from graphopt.errors import InputError, NonFiniteError
 from graphopt.graph import Graph
+from graphopt.masks import bake
 from graphopt.numerics import FAKE_QUANTIZE, Format, scale_and_zero_point
 from graphopt.observe import Histogram, Range, observe
 from graphopt.ops import BIAS, WEIGHT, Layer, aten, family, value
@@ -75,6 +76,7 @@ class Quantize:
         if graph.calls(FAKE_QUANTIZE):
             return []
         self.check_patterns(graph)
+        changes = bake(graph)
         plan = place(
             graph,
             self.target,
@@ -89,7 +91,6 @@ class Quantize:
         check_weights(graph, plan)
         ranges = self.calibrate(graph, plan)
         scales: dict[Node, Tensor] = {}
-        changes = []
         for grid, parameters in zip(plan.grids, grid_parameters(plan, ranges), strict=True):
             changes.append(self.insert(graph, grid, *parameters, scales))
         for node, format in plan.layers.items():
