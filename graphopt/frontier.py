@@ -5,8 +5,8 @@
         inputs = walk.before(layer.node, [layer.input])     # one list of values per batch
         ...                                                 # the layer's weight may be changed here
 
-A walk over L layers costs one run of the graph, where running up to each layer anew would cost L / 2. Memory is what crosses the
-widest cut of the graph, for all batches; `Frontier.bytes` says how much that is before it is spent.
+A walk over L layers costs one run of the graph, where running up to each layer anew would cost L / 2. Memory is what is in
+flight where the walk stops, for all batches; `in_flight` says how much that is before it is spent.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Frontier:
     def __init__(self, graph: Graph, batches: Iterable[list[Tensor]]) -> None:
         self.graph = graph
         self._nodes = [node for node in graph.nodes if node.op == "call_function"]
-        self._last = _last_uses(graph, self._nodes)
+        self._last = _last_uses(self._nodes)
         self._values: list[dict[Node, Any]] = [dict(zip(graph.placeholders, batch, strict=True)) for batch in batches]
         self._position = 0
 
@@ -65,20 +65,16 @@ class Frontier:
             if self._last.get(source) == position and source not in wanted:
                 values.pop(source, None)
 
-    @staticmethod
-    def bytes(graph: Graph, samples: int) -> int:
-        """Bytes in flight at the widest cut, for this many samples."""
-        nodes = [node for node in graph.nodes if node.op == "call_function"]
-        last = _last_uses(graph, nodes)
-        current = most = sum(_bytes(p) for p in graph.placeholders)
-        for position, node in enumerate(nodes):
-            current += _bytes(node)
-            most = max(most, current)
-            current -= sum(_bytes(s) for s in node.all_input_nodes if last.get(s) == position)
-        return most * samples
+
+def in_flight(graph: Graph, node: Node) -> int:
+    """Bytes per sample of what is in flight just before `node` is computed."""
+    nodes = [n for n in graph.nodes if n.op == "call_function"]
+    last, position = _last_uses(nodes), nodes.index(node)
+    alive = [n for n in [*graph.placeholders, *nodes[:position]] if last.get(n, -1) >= position]
+    return sum(map(_bytes, alive))
 
 
-def _last_uses(graph: Graph, nodes: list[Node]) -> dict[Node, int]:
+def _last_uses(nodes: list[Node]) -> dict[Node, int]:
     """The position of each value's last reader; values the model returns are not kept for it."""
     return {
         source: position

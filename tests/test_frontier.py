@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from blocks import images
-from rewriting import capture
+from blocks import conv, images
+from rewriting import Model, capture
 from test_every_pass import MODELS
 
-from graphopt.frontier import Frontier
+from graphopt.frontier import Frontier, in_flight
 from graphopt.observe import values
 from graphopt.ops import Layer
 
@@ -46,4 +46,14 @@ def test_only_what_is_in_flight_is_kept() -> None:
     walk = Frontier(graph, [[images(2)]])
     walk.after(layers[3], [])
     assert list(walk._values[0]) == [layers[3]]
-    assert Frontier.bytes(graph, 5) == 2 * 5 * 3 * 8 * 8 * 4
+    assert in_flight(graph, layers[4]) == 3 * 8 * 8 * 4
+
+
+def test_a_branch_in_flight_counts_until_it_is_read() -> None:
+    def body(m: Model, x: torch.Tensor) -> object:
+        return m.last(x + m.second(m.first(x)))
+
+    graph = capture(Model(body, first=conv(3, 5), second=conv(5, 3), last=conv(3, 1)), images(2))
+    first, second, last = (node for node in graph.calls() if Layer.of(node))
+    channels = [in_flight(graph, node) // (8 * 8 * 4) for node in (first, second, last)]
+    assert channels == [3, 3 + 5, 3]

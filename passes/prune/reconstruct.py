@@ -12,13 +12,13 @@ Papers: He et al. 2017, "Channel Pruning for Accelerating Very Deep Neural Netwo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.fx.node import Node
 
-from graphopt.frontier import Frontier
+from graphopt.frontier import Frontier, in_flight
 from graphopt.graph import Graph
 from graphopt.observe import values
 from graphopt.ops import BatchNorm, Layer
@@ -26,7 +26,7 @@ from graphopt.patches import Moments, from_matrix, weight_matrix
 from graphopt.progress import track
 
 RIDGE = 1e-3  # of the mean second moment
-BUDGET = 2**31  # bytes of values in flight, of both graphs
+BUDGET = 2**31  # bytes of values in flight at a layer, of both graphs; more is computed anew
 
 
 def reconstruct(
@@ -42,7 +42,7 @@ def reconstruct(
         original: the graph before removal.
         graph: after it; calls have the names they had.
         kept: name of a layer's call -> the output channels it still has.
-        data: batches; gone through once where all values in flight fit into memory (`BUDGET`), else once per layer.
+        data: batches; gone through once where the values in flight fit into memory (`BUDGET`), else once per layer.
         only: names of the calls to fit; None: all layers without groups.
 
     Returns:
@@ -51,7 +51,7 @@ def reconstruct(
     before = {node.name: node for node in original.nodes}
     chosen = [layer for node in graph.calls() if (layer := Layer.of(node)) and fits(graph, layer)]
     chosen = [layer for layer in chosen if (only is None or layer.node.name in only) and layer.node.name in before]
-    walk = _walk(original, graph, data)
+    walk = _Walk(original, graph, data)
     for layer in track(chosen, "reconstructing"):
         moments = Moments(layer)
         for x, y in walk(layer, before[layer.node.name]):
@@ -61,27 +61,36 @@ def reconstruct(
     return [layer.node.name for layer in chosen]
 
 
-Walk = Callable[[Layer, Node], Iterator[tuple[Tensor, Tensor]]]
+class _Walk:
+    """Gives, batch by batch, a layer's input in the pruned graph and its output in the original one."""
 
+    def __init__(self, original: Graph, graph: Graph, data: Iterable[list[Tensor]]) -> None:
+        self.original, self.graph, self.data = original, graph, data
+        self.samples = sum(len(batch[0]) for batch in data)
+        self.walks = Frontier(original, data), Frontier(graph, data)
 
-def _walk(original: Graph, graph: Graph, data: Iterable[list[Tensor]]) -> Walk:
-    """A function that gives, batch by batch, a layer's input in the pruned graph and its output in the original one."""
-    samples = sum(len(batch[0]) for batch in data)
-    if Frontier.bytes(original, samples) + Frontier.bytes(graph, samples) <= BUDGET:
-        walks = Frontier(original, data), Frontier(graph, data)
+    def __call__(self, layer: Layer, source: Node) -> Iterator[tuple[Tensor, Tensor]]:
+        if self.samples * (in_flight(self.original, source) + in_flight(self.graph, layer.node)) <= BUDGET:
+            x = self.walks[1].before(layer.node, [layer.input])
+            y = self.walks[0].before(source, self.read(source))
+            for (one,), inputs in zip(x, y, strict=True):
+                with torch.no_grad():
+                    yield one, self.compute(source, inputs)
+        else:
+            for batch in self.data:
+                found = values(self.graph, [layer.input], batch), values(self.original, [source], batch)
+                yield found[0][layer.input], found[1][source]
 
-        def once(layer: Layer, source: Node) -> Iterator[tuple[Tensor, Tensor]]:
-            y = walks[0].after(source, [source])
-            x = walks[1].before(layer.node, [layer.input])
-            return ((one[0], other[0]) for one, other in zip(x, y, strict=True))
+    def read(self, source: Node) -> list[Node]:
+        return [n for n in source.all_input_nodes if not self.original.is_constant(n)]
 
-        return once
-
-    def anew(layer: Layer, source: Node) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in data:
-            yield values(graph, [layer.input], batch)[layer.input], values(original, [source], batch)[source]
-
-    return anew
+    def compute(self, source: Node, inputs: list[Tensor]) -> Tensor:
+        known = dict(zip(self.read(source), inputs, strict=True))
+        args, kwargs = fx.node.map_arg(
+            (source.args, source.kwargs), lambda n: known[n] if n in known else self.original.tensor(n)
+        )
+        result: Tensor = source.target(*args, **kwargs)  # type: ignore[operator]
+        return result
 
 
 def fits(graph: Graph, layer: Layer) -> bool:
