@@ -413,7 +413,7 @@ def test_penalties_pull_on_what_they_should() -> None:
     graph = capture(plain(8), images(2))
     names = dict(graph.named_parameters())
     penalty = slimming(graph)
-    assert float(penalty) == pytest.approx(
+    assert penalty.item() == pytest.approx(
         float(names["1.weight"].abs().sum() + names["4.weight"].abs().sum()), rel=1e-5
     )
     penalty.backward()
@@ -423,7 +423,7 @@ def test_penalties_pull_on_what_they_should() -> None:
     wanted = sum(
         w * names[n].flatten(1).norm(dim=1).sum() for w, n in zip(widths, ("0.weight", "3.weight"), strict=True)
     )
-    assert float(lasso) == pytest.approx(float(wanted), rel=1e-4)
+    assert lasso.item() == pytest.approx(float(wanted), rel=1e-4)
     lasso.backward()
     assert names["3.weight"].grad is not None
 
