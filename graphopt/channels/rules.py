@@ -199,6 +199,15 @@ def expand(trace: Trace, node: Node) -> Dims:
     return dims
 
 
+def like(trace: Trace, node: Node) -> Dims:
+    """The first argument in the shape of the second."""
+    dims: Dims = expand(trace, node) if node.target is aten.expand_as.default else movement(trace, node)
+    for columns, other, size in zip(dims, trace.of(node.args[1]), sizes(value(node)), strict=True):
+        if size > 1:
+            trace.tie(columns, other, node)
+    return dims
+
+
 def pad(trace: Trace, node: Node) -> Dims | None:
     """Padded channels have labels of their own; padded positions in space stay."""
     dims = list(trace.of(node.args[0]))
@@ -284,7 +293,7 @@ RULES: dict[Any, Rule] = {
     aten.glu.default: glu,
     aten.index.Tensor: index,
     aten.slice_scatter.default: slice_scatter,
-    aten.expand_as.default: expand,
+    **dict.fromkeys([aten.expand_as.default, aten.reshape_as.default, aten.view_as.default], like),
     operator.getitem: take,
     **dict.fromkeys(
         [
