@@ -8,7 +8,7 @@ Per network: groups that can lose units of all groups; parameters left; the larg
 units are zeroed, relative to the largest output, and what was compared with (`zeros`, or `survivors` where a normalisation
 takes statistics over removed channels: there they are taken over those that survive); whether training runs, a gradient for
 every parameter; whether the float network lowers and answers the same within 1e-4; for every `--optimize`th network whether
-the int8 job goes through; seconds of finding the groups and of removing.
+the int8 job goes through; CPU seconds of finding the groups and of removing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from common import Rows, arguments, finish, log, quiet
 from torch import Tensor
 
 import zoo  # isort: skip
-from exactness import Reference, difference, quarter  # isort: skip
+from exactness import EXACT, Reference, difference, quarter  # isort: skip
 from zoo_prune import FIXED_SIZE, TIMM_FAMILIES, classifiers  # isort: skip
 
 import graphopt
@@ -35,13 +35,16 @@ from graphopt.channels.shuffles import gather_shuffles
 from graphopt.channels.trace import Trace
 from graphopt.graph import Graph
 
-EXACT, ONNX = 1e-5, 1e-4  # of the largest output
+ONNX = 1e-4  # of the largest output
+DRAWS = 5  # of the units to remove, where a draw leaves a layer without any
 
 
 def randomise(graph: Graph, seed: int = 0) -> None:
     """Vectors (batch norms, scales, biases) as training would leave them, and so whatever is constant: mistakes show."""
     generator = torch.Generator().manual_seed(seed)
-    vectors = [b for _, b in graph.named_buffers() if b.dim() == 1]  # others are tables of numbers, like shifted windows' masks
+    vectors = [
+        b for _, b in graph.named_buffers() if b.dim() == 1
+    ]  # others are tables of numbers, like shifted windows' masks
     for tensor in [*graph.parameters(), *vectors]:
         if not tensor.is_floating_point():
             continue
@@ -119,18 +122,24 @@ def row(name: str, *, run: bool, int8: bool) -> tuple[dict[str, Any], list[Group
     graph, images = sample(name)
     randomise(graph)
     graph.eval()
-    start = time.perf_counter()
+    start = time.process_time()
     gather_shuffles(graph)
     trace = Trace(graph)
     found = groups(graph, trace)
-    tracing = time.perf_counter() - start
-    chosen = quarter(found)
+    tracing = time.process_time() - start
     before = sum(p.numel() for p in graph.parameters())
     needed = differentiable(graph)
-    reference = Reference(graph, trace, chosen)
-    start = time.perf_counter()
-    remove(graph, trace, chosen)
-    removing = time.perf_counter() - start
+    for seed in range(DRAWS):
+        chosen = quarter(found, seed=seed)
+        reference = Reference(graph, trace, chosen)
+        start = time.process_time()
+        try:
+            remove(graph, trace, chosen)
+            break
+        except ValueError as error:  # groups that meet in a layer happened to lose all of it; nothing was changed
+            if "nothing would be left" not in str(error) or seed == DRAWS - 1:
+                raise
+    removing = time.process_time() - start
     with torch.no_grad():
         apart = difference(reference(images), graph(images))
     figures: dict[str, Any] = {
@@ -171,17 +180,25 @@ def main() -> None:
     options = arguments(__doc__, names=["torchvision", "timm"], optimize=10, run=1)
     torch.set_num_threads(1)
     every = [*(f"torchvision/{n}" for n in classifiers()), *(f"timm/{n}" for n in TIMM_FAMILIES)]
-    names = [n for wanted in options.names for n in ([wanted] if wanted in every else [e for e in every if wanted in e] or [wanted])]
+    names = [
+        n
+        for wanted in options.names
+        for n in ([wanted] if wanted in every else [e for e in every if wanted in e] or [wanted])
+    ]
     rows: Rows = []
     fixed: dict[str, dict[str, Any]] = {}
     for number, name in enumerate(names):
         try:
-            figures, found = row(name, run=bool(options.run), int8=bool(options.optimize) and number % options.optimize == 0)
+            figures, found = row(
+                name, run=bool(options.run), int8=bool(options.optimize) and number % options.optimize == 0
+            )
         except Exception as error:
             figures, found = {"network": name, "trains": f"{type(error).__name__}: {str(error)[:300]}"}, []
         for group in found:
             if group.fixed.all():
-                entry = fixed.setdefault(_kind(group.why), {"fixed by": _kind(group.why), "groups": 0, "for instance": name})
+                entry = fixed.setdefault(
+                    _kind(group.why), {"fixed by": _kind(group.why), "groups": 0, "for instance": name}
+                )
                 entry["groups"] += 1
         rows.append(figures)
         log(f"{number + 1}/{len(names)} {'ok  ' if passed(figures) else 'FAIL'} {figures}")

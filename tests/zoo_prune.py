@@ -7,7 +7,8 @@ import zoo
 LARGEST = 100_000_000  # parameters
 
 TIMM_FAMILIES = [
-    "resnet26d", "resnetv2_50d_gn", "resnetv2_50", "resnetv2_50x1_bit", "nfnet_f0", "dm_nfnet_f0", "convnextv2_atto", "resnest14d",
+    "resnet26d", "resnetv2_50d_gn", "resnetv2_50", "resnetv2_50x1_bit", "nfnet_f0", "dm_nfnet_f0", "convnextv2_atto",
+    "resnest14d",
     "res2net50_14w_8s", "seresnet18", "ecaresnet26t", "skresnet18", "cspresnet50", "cspdarknet53", "darknet17", "dla34",
     "hrnet_w18_small", "dpn48b", "vovnet39a", "selecsls42", "hardcorenas_a", "ghostnet_100", "lcnet_050", "tinynet_e",
     "mixnet_s", "fbnetc_100", "mobileone_s0", "repvgg_a0", "rexnet_100", "gernet_s", "regnetz_b16", "edgenext_xx_small",
@@ -18,12 +19,12 @@ TIMM_FAMILIES = [
     "poolformer_s12", "poolformerv2_s12", "caformer_s18", "deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224",
     "cait_xxs24_224", "pit_ti_224", "levit_128s", "mixer_s32_224", "gmlp_ti16_224", "resmlp_12_224", "xcit_nano_12_p16_224",
     "coat_tiny", "twins_svt_small", "twins_pcpvt_small", "pvt_v2_b0", "crossvit_tiny_240", "tnt_s_legacy_patch16_224",
-    "volo_d1_224", "convit_tiny", "mvitv2_tiny", "nest_tiny", "beit_base_patch16_224", "beitv2_base_patch16_224",
+    "volo_d1_224", "convit_tiny", "mvitv2_tiny", "nest_tiny", "beit_base_patch16_224",
     "eva02_tiny_patch14_224", "sequencer2d_s", "davit_tiny", "gcvit_xxtiny", "hiera_tiny_224", "tiny_vit_5m_224",
     "swinv2_cr_tiny_224", "swin_tiny_patch4_window7_224", "vit_relpos_small_patch16_224", "vit_tiny_patch16_224",
-    "samvit_base_patch16_224", "shvit_s1", "rdnet_tiny", "nextvit_small", "halonet26t", "lambda_resnet26t",
-    "botnet26t_256", "lamhalobotnet50ts_256", "semnasnet_075", "spnasnet_100", "mnasnet_small", "legacy_senet154",
-    "pnasnet5large", "nasnetalarge", "ese_vovnet19b_dw", "vgg11", "densenetblur121d", "gcresnet33ts", "eca_botnext26ts_256",
+    "shvit_s1", "rdnet_tiny", "nextvit_small", "halonet26t", "lambda_resnet26t",
+    "botnet26t_256", "semnasnet_075", "spnasnet_100", "mnasnet_small", "legacy_seresnet18",
+    "pnasnet5large", "ese_vovnet19b_dw", "vgg11", "densenetblur121d", "gcresnet33ts", "eca_botnext26ts_256",
     "bat_resnext26ts", "regnetv_040", "resnetrs50", "haloregnetz_b", "naflexvit_base_patch16_gap",
 ]  # fmt: skip
 
