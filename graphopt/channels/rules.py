@@ -18,7 +18,7 @@ from torch.fx.node import Node
 
 from graphopt.channels import contractions, norms
 from graphopt.channels.labels import NONE
-from graphopt.channels.trace import Dims, Trace, call_on_labels, is_known, sizes
+from graphopt.channels.trace import Dims, Trace, call_on_labels, is_known, operand, sizes
 from graphopt.ops import MOVEMENT, argument, aten, family, value
 
 Rule = Callable[[Trace, Node], Any]
@@ -77,7 +77,7 @@ def elementwise(trace: Trace, node: Node) -> Dims:
 
 def prelu(trace: Trace, node: Node) -> Dims:
     dims = trace.of(node.args[0])
-    if value(node.args[1]).numel() > 1:
+    if value(operand(node, 1)).numel() > 1:
         trace.tie(dims[1], trace.of(node.args[1])[0], node)
     return dims
 
@@ -162,10 +162,11 @@ def movement(trace: Trace, node: Node) -> Any:
 
 def index(trace: Trace, node: Node) -> Dims | None:
     """Rows of a table by constant indices: the dimensions looked up stay."""
-    if not all(i is None or is_known(trace.graph, i) for i in node.args[1]):  # type: ignore[union-attr]
+    places: list[Node | None] = list(node.args[1])  # type: ignore[arg-type]
+    if not all(i is None or is_known(trace.graph, i) for i in places):
         trace.fix(node, f"{node.name}, which looks up what is only known while running")
         return None
-    for columns, position in zip(trace.of(node.args[0]), node.args[1], strict=False):  # type: ignore[arg-type]
+    for columns, position in zip(trace.of(node.args[0]), places, strict=False):
         if position is not None:
             trace.pin(columns, node)
     moved: Dims = movement(trace, node)
@@ -191,7 +192,7 @@ def take(trace: Trace, node: Node) -> Dims:
 def expand(trace: Trace, node: Node) -> Dims:
     """A dimension of size one, repeated to a known size, may be repeated to a smaller one."""
     dims: Dims = movement(trace, node)
-    before, after = value(node.args[0]).shape, value(node).shape
+    before, after = value(operand(node)).shape, value(node).shape
     for back in range(1, len(after) + 1):
         repeated = back > len(before) or before[-back] == 1
         if repeated and isinstance(after[-back], int) and after[-back] > 1:
@@ -229,7 +230,8 @@ def pad(trace: Trace, node: Node) -> Dims | None:
 
 
 def concat(trace: Trace, node: Node) -> Dims:
-    parts: list[Node] = [p for p in node.args[0] if value(p).dim() == value(node).dim()]  # type: ignore[union-attr]
+    every: list[Node] = list(node.args[0])  # type: ignore[arg-type]
+    parts = [p for p in every if value(p).dim() == value(node).dim()]
     dim = (argument(node, "dim") or 0) % value(node).dim()
     dims = [trace.of(p) for p in parts]
     for other in dims[1:]:
