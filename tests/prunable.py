@@ -211,3 +211,37 @@ def expand_and_broadcast() -> nn.Module:
         return m.head(m.b(y * mean + scale))  # type: ignore[no-any-return]
 
     return Model(body, a=conv(3, 8), b=conv(8, 4), head=head(4))
+
+
+@case(IMAGE, "a 4", "b 6")
+def windows_unfolded_and_folded() -> nn.Module:
+    def body(m: Any, x: Tensor) -> Tensor:
+        y = F.unfold(m.a(x), 3, padding=1).relu()
+        return m.head(m.b(F.fold(y, (8, 8), 3, padding=1)))  # type: ignore[no-any-return]
+
+    return Model(body, a=conv(3, 4), b=conv(4, 6), head=head(6))
+
+
+@case(IMAGE, "weight 6", "b 4")
+def standardised_weight() -> nn.Module:
+    class Standardised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.gain = nn.Parameter(torch.randn(6, 3, 3, 3)), nn.Parameter(torch.rand(6))
+            self.b, self.head = conv(6, 4), head(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            flat = self.weight.reshape(1, 6, -1)
+            weight = F.batch_norm(flat, None, None, weight=self.gain, training=True).reshape_as(self.weight)
+            return self.head(self.b(F.conv2d(x, weight).relu()))  # type: ignore[no-any-return]
+
+    return Standardised()
+
+
+@case(IMAGE, "a 4", "b 6")
+def resized() -> nn.Module:
+    def body(m: Any, x: Tensor) -> Tensor:
+        y = m.a(x).contiguous(memory_format=torch.channels_last)
+        return m.head(m.b(F.interpolate(y, scale_factor=2) + F.interpolate(y, (16, 16), mode="bilinear")))  # type: ignore[no-any-return]
+
+    return Model(body, a=conv(3, 4), b=conv(4, 6), head=head(6))
