@@ -87,9 +87,36 @@ def _bias(trace: Trace, node: Node, out: Columns) -> None:
 
 
 def _writes(trace: Trace, weight: Any, dim: int) -> None:
+    """Note who makes the output channels. Of a weight that is computed (standardised), it is the largest constant behind it."""
     weight = unmasked(trace.graph, weight)
-    if trace.graph.is_constant(weight):
-        trace.writers.append((weight, dim))
+    if not trace.graph.is_constant(weight):
+        own = {int(label) for column in trace.labels.resolve(trace.of(weight)[dim]) for label in column}
+        behind = [
+            (source, d)
+            for source in _constants(trace, weight)
+            for d, columns in enumerate(trace.of(source))
+            if any(own.intersection(column.tolist()) for column in trace.labels.resolve(columns))
+        ]
+        if not behind:
+            return
+        weight, dim = max(behind, key=lambda found: value(found[0]).numel())
+    trace.writers.append((weight, dim))
+
+
+def _constants(trace: Trace, node: Node) -> list[Node]:
+    """The constants a value is computed from; none where it depends on an input."""
+    found: dict[Node, None] = {}
+    stack, seen = [node], {node}
+    while stack:
+        top = stack.pop()
+        if top.op == "placeholder":
+            return []
+        if trace.graph.is_constant(top):
+            found[top] = None
+        fresh = [source for source in top.all_input_nodes if source not in seen]
+        seen.update(fresh)
+        stack += fresh
+    return list(found)
 
 
 def matmul(trace: Trace, node: Node) -> Dims | None:

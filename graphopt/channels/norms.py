@@ -6,7 +6,7 @@ from torch.fx.node import Node
 
 from graphopt.channels.contractions import grid
 from graphopt.channels.labels import Columns
-from graphopt.channels.trace import Dims, Trace
+from graphopt.channels.trace import Dims, Trace, operand
 from graphopt.ops import argument, value
 
 
@@ -50,7 +50,7 @@ def group_norm(trace: Trace, node: Node) -> Dims:
     for name in ("weight", "bias"):
         if isinstance(parameter := argument(node, name), Node):
             trace.tie(dims[1], trace.of(parameter)[0], node)
-    channels, groups = value(node.args[0]).shape[1], argument(node, "num_groups")
+    channels, groups = value(operand(node)).shape[1], argument(node, "num_groups")
     if groups < channels:
         _, inner = grid(trace, node, dims[1], groups, channels)
         _over(trace, node, [inner, *dims[2:]])

@@ -18,7 +18,7 @@ from torch.fx.node import Node
 
 from graphopt.channels.groups import Group
 from graphopt.channels.labels import Array, Columns
-from graphopt.channels.trace import Trace, sizes
+from graphopt.channels.trace import Trace, operand, sizes
 from graphopt.errors import PassError
 from graphopt.graph import Graph
 from graphopt.ops import Layer, argument, aten, family, value
@@ -67,7 +67,7 @@ class _Removal:
             for dim, columns in enumerate(dims):
                 for column in trace.labels.resolve(columns):
                     kept[dim] &= ~gone[column]
-            return kept  # type: ignore[return-value]
+            return kept
 
         for node, dims in trace.dims.items():
             self.stays[node] = staying(
@@ -86,9 +86,10 @@ class _Removal:
             if node in self.stays or node in self.parts:
                 self.edit(node)
         self.graph.refresh()
+        present = set(self.graph.nodes)
         for node, kept in self.stays.items():
             want = [int(k.sum()) for k in kept]
-            if node in self.graph.module.graph.nodes and _known(value(node)) and want[1:] != sizes(value(node))[1:]:
+            if node in present and _known(value(node)) and want[1:] != sizes(value(node))[1:]:
                 raise PassError(f"{node.name} came out as {sizes(value(node))} after removal, expected {want}")
 
     def check(self) -> None:
@@ -135,7 +136,7 @@ class _Removal:
     def reshape(self, node: Node) -> None:
         """Sizes spelled out; one that is a free size times a number is scaled."""
         spec = next(a.name for a in node.target._schema.arguments if a.name in ("size", "shape", "sizes"))  # type: ignore[union-attr]
-        first = argument(node, "dim") % value(node.args[0]).dim() if "unflatten" in str(node.target) else 0
+        first = argument(node, "dim") % value(operand(node)).dim() if "unflatten" in str(node.target) else 0
         new: list[Any] = []
         for offset, old in enumerate(argument(node, spec)):
             kept = self.stays[node][first + offset]
@@ -157,7 +158,7 @@ class _Removal:
         if node.target is aten.index_select.default:
             chosen = self.graph.tensor(node.args[2]).numpy()  # type: ignore[arg-type]
         elif node.target is aten.narrow.default:
-            chosen = np.arange(len(kept))[node.args[2] :][: node.args[3]]  # type: ignore[misc]
+            chosen = np.arange(len(kept))[node.args[2] :][: node.args[3]]
         elif node.target is aten.channel_shuffle.default:
             chosen = np.arange(len(kept)).reshape(argument(node, "groups"), -1).T.reshape(-1)
             dim = 1
@@ -185,8 +186,8 @@ class _Removal:
 
     def select(self, node: Node) -> None:
         source, dim, position = node.args
-        kept = self.stays[source][dim % value(source).dim()]  # type: ignore[index, operator, arg-type]
-        self.set(node, "index", int(kept[: position % len(kept)].sum()))  # type: ignore[operator, misc]
+        kept = self.stays[source][dim % value(source).dim()]  # type: ignore[index, arg-type]
+        self.set(node, "index", int(kept[: position % len(kept)].sum()))  # type: ignore[operator]
 
     def split(self, node: Node) -> None:
         source: Node = node.args[0]  # type: ignore[assignment]
@@ -210,7 +211,7 @@ class _Removal:
         name = "num_groups" if family(node) is None else "groups"
         count = argument(node, name)
         dims = {"conv": 0, "conv_transpose": 0}
-        channel = 1 if family(node) not in dims else value(source).dim() + 1 - value(node.args[1]).dim()
+        channel = 1 if family(node) not in dims else value(source).dim() + 1 - value(operand(node, 1)).dim()
         rows = self.stays[source][channel].reshape(count, -1).any(1)
         if not rows.all():
             self.set(node, name, int(rows.sum()))
@@ -235,9 +236,10 @@ class _Removal:
         self.replace(node, self.graph.call(aten.squeeze.dims, source, single, before=node))
 
     def replace(self, old: Node, new: Node) -> None:
-        for known in (self.stays, self.parts):
-            if old in known:
-                known[new] = known.pop(old)  # type: ignore[index]
+        if old in self.stays:
+            self.stays[new] = self.stays.pop(old)
+        if old in self.parts:
+            self.parts[new] = self.parts.pop(old)
         new.meta["val"] = value(old)
         self.graph.replace(old, new)
 

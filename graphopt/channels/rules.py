@@ -11,14 +11,13 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.fx.node import Node
 
-from graphopt.channels import contractions, norms
-from graphopt.channels.labels import NONE
-from graphopt.channels.trace import Dims, Trace, call_on_labels, is_known, sizes
+from graphopt.channels import contractions, norms, windows
+from graphopt.channels import movement as moves
+from graphopt.channels.trace import Dims, Trace, operand, sizes
 from graphopt.ops import MOVEMENT, argument, aten, family, value
 
 Rule = Callable[[Trace, Node], Any]
@@ -35,9 +34,9 @@ def rule(node: Node) -> Rule | None:
     if kind in MOVEMENT or re.match(
         r"aten\.(index_select|unbind|repeat|tile|narrow|movedim|swapaxes|.*unsqueeze)", name
     ):
-        return movement
-    if re.search(r"(pool|upsample_\w+|reflection_pad|replication_pad|grid_sampler_|im2col)\dd", name):
-        return spatial
+        return moves.movement
+    if re.search(r"(pool|upsample_\w+|reflection_pad|replication_pad|grid_sampler_)\dd", name):
+        return windows.spatial
     if torch.Tag.pointwise in getattr(target, "tags", ()):
         return elementwise
     if "aten.new_" in name or not any(isinstance(value(n), Tensor) for n in node.all_input_nodes):
@@ -77,7 +76,7 @@ def elementwise(trace: Trace, node: Node) -> Dims:
 
 def prelu(trace: Trace, node: Node) -> Dims:
     dims = trace.of(node.args[0])
-    if value(node.args[1]).numel() > 1:
+    if value(operand(node, 1)).numel() > 1:
         trace.tie(dims[1], trace.of(node.args[1])[0], node)
     return dims
 
@@ -97,22 +96,6 @@ def softmax(trace: Trace, node: Node) -> Dims:
     dims = trace.of(node.args[0])
     trace.pin(dims[argument(node, "dim")], node)
     return dims
-
-
-def spatial(trace: Trace, node: Node) -> Dims:
-    """Pooling, resizing, reflecting: the last dimensions stay, those in front are kept apart."""
-    count = int(re.findall(r"(\d)d", str(node.target))[-1])
-    dims = trace.of(node.args[0])
-    for columns in dims[-count:]:
-        trace.pin(columns, node)
-    for other in node.all_input_nodes:
-        if other is not node.args[0] and isinstance(value(other), Tensor):
-            for columns in trace.of(other):
-                trace.pin(columns, node)
-    found = value(node)
-    results = [found] if isinstance(found, Tensor) else list(found)
-    front = [[*dims[:-count], *([[]] * (r.dim() - len(dims) + count))] for r in results]
-    return front[0] if isinstance(found, Tensor) else front  # type: ignore[return-value]
 
 
 def embedding(trace: Trace, node: Node) -> Dims:
@@ -139,116 +122,6 @@ def reduce(trace: Trace, node: Node) -> Any:
     return rest if isinstance(value(node), Tensor) else [rest, rest]
 
 
-# ---- Data movement --------------------------------------------------------------------------------------------------
-
-
-def movement(trace: Trace, node: Node) -> Any:
-    """Run the operator on labels and read where they went."""
-    source: Node = node.args[0]  # type: ignore[assignment]
-    found = value(node)
-    results = [found] if isinstance(found, Tensor) else list(found)
-    moved = trace.run(
-        node,
-        lambda labels: call_on_labels(trace.graph, node, labels),
-        trace.of(source),
-        sizes(value(source)),
-        [sizes(r) for r in results],
-    )
-    if node.target is aten.roll.default:
-        for d in argument(node, "dims"):
-            trace.pin(moved[0][d], node)
-    return moved[0] if isinstance(found, Tensor) else moved
-
-
-def index(trace: Trace, node: Node) -> Dims | None:
-    """Rows of a table by constant indices: the dimensions looked up stay."""
-    if not all(i is None or is_known(trace.graph, i) for i in node.args[1]):  # type: ignore[union-attr]
-        trace.fix(node, f"{node.name}, which looks up what is only known while running")
-        return None
-    for columns, position in zip(trace.of(node.args[0]), node.args[1], strict=False):  # type: ignore[arg-type]
-        if position is not None:
-            trace.pin(columns, node)
-    moved: Dims = movement(trace, node)
-    return moved
-
-
-def slice_scatter(trace: Trace, node: Node) -> Dims:
-    """The first argument with a range of it written over."""
-    base, written = trace.of(node.args[0]), trace.of(node.args[1])
-    dim = (argument(node, "dim") or 0) % len(base)
-    where = slice(argument(node, "start"), argument(node, "end"), argument(node, "step"))
-    for d, columns in enumerate(base):
-        trace.tie([c[where] for c in columns] if d == dim else columns, written[d], node)
-    return base
-
-
-def take(trace: Trace, node: Node) -> Dims:
-    """One result of a call with several."""
-    source, position = node.args
-    return trace.parts[source][position]  # type: ignore[index]
-
-
-def expand(trace: Trace, node: Node) -> Dims:
-    """A dimension of size one, repeated to a known size, may be repeated to a smaller one."""
-    dims: Dims = movement(trace, node)
-    before, after = value(node.args[0]).shape, value(node).shape
-    for back in range(1, len(after) + 1):
-        repeated = back > len(before) or before[-back] == 1
-        if repeated and isinstance(after[-back], int) and after[-back] > 1:
-            dims[-back] = [trace.labels.fresh(after[-back])]
-    return dims
-
-
-def pad(trace: Trace, node: Node) -> Dims | None:
-    """Padded channels have labels of their own; padded positions in space stay."""
-    dims = list(trace.of(node.args[0]))
-    result = value(node).shape
-    amounts: Any = argument(node, "pad")
-    for back in range(1, len(amounts) // 2 + 1):
-        before, after = amounts[2 * back - 2 : 2 * back]
-        if not before and not after:
-            continue
-        if not isinstance(result[-back], int) or back < len(result) - 1 or before < 0 or after < 0:
-            trace.pin(dims[-back], node)
-            dims[-back] = []
-        elif dims[-back]:
-            edges = trace.labels.fresh(before + after)
-            columns = trace.labels.resolve(dims[-back])
-            first = [np.concatenate([edges[:before], columns[0], edges[before:]])]
-            dims[-back] = first + [np.pad(c, (before, after), constant_values=NONE) for c in columns[1:]]
-    return dims
-
-
-def concat(trace: Trace, node: Node) -> Dims:
-    parts: list[Node] = [p for p in node.args[0] if value(p).dim() == value(node).dim()]  # type: ignore[union-attr]
-    dim = (argument(node, "dim") or 0) % value(node).dim()
-    dims = [trace.of(p) for p in parts]
-    for other in dims[1:]:
-        for d in range(len(other)):
-            if d != dim:
-                trace.tie(dims[0][d], other[d], node)
-    joined = [trace.labels.resolve(d[dim]) for d in dims]
-    width = max(map(len, joined))
-    blocks = [
-        [*columns, *[np.full(sizes(value(p))[dim], NONE, dtype=np.int64)] * (width - len(columns))]
-        for columns, p in zip(joined, parts, strict=True)
-    ]
-    result: Dims = list(dims[0])
-    result[dim] = [np.concatenate(column) for column in zip(*blocks, strict=True)]
-    return result
-
-
-def stack(trace: Trace, node: Node) -> Dims:
-    parts: list[Node] = list(node.args[0])  # type: ignore[arg-type]
-    dims = [trace.of(p) for p in parts]
-    for other in dims[1:]:
-        for one, two in zip(dims[0], other, strict=True):
-            trace.tie(one, two, node)
-    result: Dims = list(dims[0])
-    result.insert((argument(node, "dim") or 0) % (len(result) + 1), [])
-    return result
-
-
 FAMILIES: dict[str | None, Rule] = {
     "conv": contractions.convolution,
     "conv_transpose": contractions.transposed_convolution,
@@ -257,11 +130,11 @@ FAMILIES: dict[str | None, Rule] = {
     "mean": reduce,
     "prelu": prelu,
     "softmax": softmax,
-    "concat": concat,
-    "stack": stack,
-    "pad": pad,
-    "expand": expand,
-    "getitem": take,
+    "concat": moves.concat,
+    "stack": moves.stack,
+    "pad": moves.pad,
+    "expand": moves.expand,
+    "getitem": moves.take,
     "identity": same,
     "resize_nearest": spatial,
     "hard_swish": elementwise,  # torch does not tag it as pointwise
@@ -283,10 +156,12 @@ RULES: dict[Any, Rule] = {
     aten._softmax.default: softmax,
     aten.embedding.default: embedding,
     aten.glu.default: glu,
-    aten.index.Tensor: index,
-    aten.slice_scatter.default: slice_scatter,
-    aten.expand_as.default: expand,
-    operator.getitem: take,
+    aten.im2col.default: windows.unfold,
+    aten.col2im.default: windows.fold,
+    aten.index.Tensor: moves.index,
+    aten.slice_scatter.default: moves.slice_scatter,
+    **dict.fromkeys([aten.expand_as.default, aten.reshape_as.default, aten.view_as.default], moves.like),
+    operator.getitem: moves.take,
     **dict.fromkeys(
         [
             aten.sum.dim_IntList, aten.sum.default, aten.amax.default, aten.amin.default, aten.var.correction,
@@ -302,5 +177,5 @@ RULES: dict[Any, Rule] = {
         ],
         same,
     ),
-    aten.repeat_interleave.self_int: movement,
+    aten.repeat_interleave.self_int: moves.movement,
 }  # fmt: skip

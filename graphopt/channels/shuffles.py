@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
-from graphopt.channels.trace import call_on_labels, sizes, spread
+from graphopt.channels.trace import call_on_labels, operand, sizes, spread
 from graphopt.graph import Graph
 from graphopt.ops import aten, family, value
 
@@ -39,9 +39,9 @@ def gather_shuffles(graph: Graph) -> list[Node]:
 
 def _chain(node: Node) -> list[Node]:
     """A reshape that splits a dimension, and what moves data behind it until the first shape is back."""
-    if family(node) != "reshape" or not node.args[0] or value(node).dim() != value(node.args[0]).dim() + 1:
+    if family(node) != "reshape" or not node.args[0] or value(node).dim() != value(operand(node)).dim() + 1:
         return []
-    start = list(value(node.args[0]).shape)
+    start = list(value(operand(node)).shape)
     chain = [node]
     while len(chain) < LONGEST and len(chain[-1].users) == 1:
         reader = next(iter(chain[-1].users))
@@ -55,7 +55,7 @@ def _chain(node: Node) -> list[Node]:
 
 def _shuffle(graph: Graph, chain: list[Node]) -> tuple[int, Tensor] | None:
     """The one dimension that changes its order, and the order; None where none does, or the chain is no shuffle."""
-    shape = sizes(value(chain[0].args[0]))
+    shape = sizes(value(operand(chain[0])))
     found = None
     for dim, size in enumerate(shape):
         labels = spread(torch.arange(size).numpy(), dim, shape)

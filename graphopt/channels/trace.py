@@ -20,7 +20,7 @@ from torch.fx.node import Node
 
 from graphopt.channels.labels import NONE, Columns, Labels
 from graphopt.graph import Graph
-from graphopt.ops import aten, value
+from graphopt.ops import aten, family, value
 
 Dims = list[Columns]  # one entry per dimension of a value
 
@@ -125,6 +125,13 @@ class Trace:
         return dims
 
 
+def operand(node: Node, position: int = 0) -> Node:
+    """An argument that is known to be a value, not a number."""
+    found = node.args[position]
+    assert isinstance(found, Node)
+    return found
+
+
 def spread(column: Any, dim: int, shape: list[int]) -> Tensor:
     """A tensor of `shape` that holds `column` along `dim`."""
     along = [-1 if d == dim else 1 for d in range(len(shape))]
@@ -163,6 +170,10 @@ def call_on_labels(graph: Graph, node: Node, labels: Tensor) -> list[Tensor]:
     args, kwargs = concrete(graph, (node.args[1:], node.kwargs))
     if node.target is aten.expand_as.default:
         result = labels.expand(sizes(value(node)))
+    elif node.target in (aten.reshape_as.default, aten.view_as.default):
+        result = labels.reshape(sizes(value(node)))
+    elif family(node) == "resize_nearest":  # torch has no kernel of it for integers; labels are exact in double
+        result = node.target(labels.double(), *args, **kwargs).long()  # type: ignore[operator]
     else:
         result = node.target(labels, *args, **kwargs)  # type: ignore[operator]
     return [result] if isinstance(result, Tensor) else list(result)
