@@ -23,6 +23,7 @@ from graphopt.backends.onnxruntime import lower
 from graphopt.channels.groups import groups
 from graphopt.channels.removal import remove
 from graphopt.channels.trace import Trace
+from graphopt.data import Calibration
 from graphopt.graph import Graph
 from graphopt.ops import Layer
 from graphopt.passes.equalize_channels import EqualizeChannels
@@ -515,6 +516,6 @@ def test_a_graph_that_does_not_fit_is_told() -> None:
     with pytest.raises(ValueError, match="the loss on a sample is nan"):
         Sparsify(0.5, criterion="obd", data=[[torch.full((1, 12), float("nan"))]])(graph)
     with pytest.raises(ValueError, match="every step goes through the data"):
-        Sparsify(0.5, criterion="obd", steps=2, data=graphopt.data.Calibration(iter([torch.randn(2, 12)]), graph))
+        Sparsify(0.5, criterion="obd", steps=2, data=Calibration(iter([torch.randn(2, 12)]), graph))
     assert replace(Sparsify(0.5), sparsity=0.6).sparsity == 0.6
     assert masks(graph) == []

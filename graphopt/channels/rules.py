@@ -136,7 +136,7 @@ FAMILIES: dict[str | None, Rule] = {
     "expand": moves.expand,
     "getitem": moves.take,
     "identity": same,
-    "resize_nearest": spatial,
+    "resize_nearest": windows.spatial,
     "hard_swish": elementwise,  # torch does not tag it as pointwise
 }
 
