@@ -110,15 +110,15 @@ class _Over(fx.Interpreter):
             over = list(range(x.dim() - count, x.dim()))
             small = take(x, kept, over)
             own = [take(p, [kept[d] for d in over], range(count)) if isinstance(p, Tensor) else p for p in args[2:4]]
-            return put(n.target(small, list(small.shape[-count:]), *own, *args[4:], **kwargs), x, kept, over)  # type: ignore[operator]
+            return put(n.target(small, list(small.shape[-count:]), *own, *args[4:], **kwargs), x, kept, over)
         if n.target is aten.group_norm.default:
             rows = (kept[1] // (x.shape[1] // args[1])).unique()
             own = [p[kept[1]] if isinstance(p, Tensor) else p for p in args[2:4]]
-            small = n.target(take(x, kept, [1]), len(rows), *own, *args[4:], **kwargs)  # type: ignore[operator]
+            small = n.target(take(x, kept, [1]), len(rows), *own, *args[4:], **kwargs)
             return put(small, x, kept, [1])
         if n.target is aten.batch_norm.default:  # by the batch: of the dimensions that are averaged over
             over = [d for d in range(x.dim()) if d != 1]
-            return put(n.target(take(x, kept, over), *args[1:], **kwargs), x, kept, over)  # type: ignore[operator]
+            return put(n.target(take(x, kept, over), *args[1:], **kwargs), x, kept, over)
         over = _reduced(n, x.dim())
         return n.target(take(x, kept, over), *args[1:], **kwargs)  # type: ignore[operator]
 

@@ -92,3 +92,16 @@ def multihead_attention() -> nn.Module:
     return Model(
         body, stem=nn.Linear(6, 12), attend=nn.MultiheadAttention(12, 3, batch_first=True), head=nn.Linear(12, 5)
     )
+
+
+@case(TOKENS, "stem 8", "q 4 fixed", "q 4", "k 2 fixed", "v 2 fixed", "v 4", "out 6")
+def attention_with_fewer_keys_than_queries() -> nn.Module:
+    def body(m: Any, x: Tensor) -> Tensor:
+        y = m.stem(x)
+        n, t, _ = y.shape
+        q, k, v = (f(y).view(n, t, -1, 4).transpose(1, 2) for f in (m.q, m.k, m.v))
+        z = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        return m.head(m.out(z.transpose(1, 2).reshape(n, t, 16)))  # type: ignore[no-any-return]
+
+    layers = {"q": nn.Linear(8, 16), "k": nn.Linear(8, 8), "v": nn.Linear(8, 8), "out": nn.Linear(16, 6)}
+    return Model(body, stem=nn.Linear(6, 8), head=nn.Linear(6, 5), **layers)

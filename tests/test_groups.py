@@ -8,8 +8,8 @@ import prunable_attention  # noqa: F401  registers its cases
 import pytest
 import torch
 from exactness import EXACT, Reference, difference, quarter
-from prunable import CASES, Model, conv, head
-from rewriting import capture
+from prunable import CASES, conv, head
+from rewriting import Model, capture
 from torch import Tensor, nn
 
 from graphopt.channels.groups import Group, groups

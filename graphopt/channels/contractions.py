@@ -152,11 +152,16 @@ def broadcast(trace: Trace, node: Node, operands: list[tuple[Node, Dims]], count
     for back in range(1, count + 1):
         meeting = []
         for operand, dims in operands:
-            if len(dims) >= back and sizes(value(operand))[len(dims) - back] > 1:
-                meeting.append(dims[-back])
-        for other in meeting[1:]:
-            trace.tie(meeting[0], other, node)
-        result[-back] = meeting[0] if meeting else []
+            size = sizes(value(operand))[len(dims) - back] if len(dims) >= back else 1
+            if size > 1:
+                meeting.append((size, dims[-back]))
+        if len({size for size, _ in meeting}) > 1:  # several query heads for each key head
+            for _, columns in meeting:
+                trace.pin(columns, node)
+            continue
+        for _, other in meeting[1:]:
+            trace.tie(meeting[0][1], other, node)
+        result[-back] = meeting[0][1] if meeting else []
     return result
 
 
