@@ -142,8 +142,9 @@ def simulated(model: nn.Module, target: Target, *inputs: Tensor, **options: Any)
     inputs = inputs or (images(2),)
     graph = Graph.capture(model.eval(), inputs)
     batches = [[*inputs]] if len(inputs) > 1 or inputs[0].shape[1:] != (3, 8, 8) else [[images(16)], [*inputs]]
-    passes = recipe(target, batches)
-    passes[-1] = Quantize(target, batches, **{"estimator": "minmax", **options})  # the fastest
+    quantize = Quantize(target, batches, **{"estimator": "minmax", **options})  # the fastest
+    passes = [quantize if isinstance(p, Quantize) else p for p in recipe(target, batches)]
+    assert quantize in passes
     run(passes, graph, verify=False)
     return graph
 
