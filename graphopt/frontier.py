@@ -11,7 +11,8 @@ flight where the walk stops, for all batches; `in_flight` says how much that is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -37,9 +38,13 @@ class Frontier:
         """Walk up to `node`, which is not computed yet; of each batch the values of `wanted`, which must be in flight there."""
         return self._advance(self._nodes.index(node), wanted)
 
-    def after(self, node: Node, wanted: Sequence[Node]) -> list[list[Any]]:
-        """Walk past `node`; of each batch the values of `wanted`."""
-        return self._advance(self._nodes.index(node) + 1, wanted)
+    def results(self, node: Node) -> Iterator[Any]:
+        """Walk up to `node`; of each batch what it gives, computed as it is asked for and not kept."""
+        self._advance(self._nodes.index(node), [])
+        for values in self._values:
+            with torch.no_grad():
+                result = self._call(node, values)
+            yield result
 
     def _advance(self, end: int, wanted: Sequence[Node]) -> list[list[Any]]:
         found = []
@@ -55,15 +60,17 @@ class Frontier:
 
     def _compute(self, values: dict[Node, Any], position: int, wanted: Sequence[Node]) -> None:
         node = self._nodes[position]
+        values[node] = self._call(node, values)
+        for source in node.all_input_nodes:
+            if self._last.get(source) == position and source not in wanted:
+                values.pop(source, None)
 
+    def _call(self, node: Node, values: dict[Node, Any]) -> Any:
         def read(source: Node) -> Any:
             return self.graph.tensor(source) if source.op == "get_attr" else values[source]
 
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), read)
-        values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
-        for source in node.all_input_nodes:
-            if self._last.get(source) == position and source not in wanted:
-                values.pop(source, None)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def in_flight(graph: Graph, node: Node) -> int:
@@ -88,7 +95,4 @@ def _bytes(node: Node) -> int:
     found = value(node)
     if not isinstance(found, Tensor):
         return 0
-    count = 1
-    for dim in range(found.dim()):
-        count *= measure.length(node, dim)
-    return count * found.element_size()
+    return math.prod(measure.length(node, dim) for dim in range(found.dim())) * found.element_size()

@@ -186,3 +186,14 @@ def values(graph: Graph, wanted: Iterable[Node], batch: list[Tensor]) -> dict[No
         if collector.wanted:
             collector.run(*batch, enable_io_processing=False)
     return collector.found
+
+
+class Swapped(fx.Interpreter):
+    """Runs a graph with some of its constants, by name, exchanged for other tensors."""
+
+    def __init__(self, graph: Graph, constants: Mapping[str, Tensor]) -> None:
+        super().__init__(graph.module)
+        self.constants = constants
+
+    def fetch_attr(self, target: str) -> Any:
+        return self.constants[target] if target in self.constants else super().fetch_attr(target)

@@ -22,8 +22,7 @@ def test_a_walk_sees_what_running_up_to_each_layer_sees(name: str) -> None:
     assert layers
     for layer in layers:
         inputs = walk.before(layer.node, [layer.input])
-        results = walk.after(layer.node, [layer.node])
-        for batch, (x,), (y,) in zip(batches, inputs, results, strict=True):
+        for batch, (x,), y in zip(batches, inputs, walk.results(layer.node), strict=True):
             found = values(graph, [layer.input, layer.node], batch)
             assert torch.equal(x, found[layer.input])
             assert torch.equal(y, found[layer.node])
@@ -44,7 +43,7 @@ def test_only_what_is_in_flight_is_kept() -> None:
     graph = capture(torch.nn.Sequential(*(torch.nn.Conv2d(3, 3, 1) for _ in range(6))), images(2))
     layers = [node for node in graph.calls() if Layer.of(node)]
     walk = Frontier(graph, [[images(2)]])
-    walk.after(layers[3], [])
+    walk.before(layers[4], [])
     assert list(walk._values[0]) == [layers[3]]
     assert in_flight(graph, layers[4]) == 3 * 8 * 8 * 4
 

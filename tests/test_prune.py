@@ -184,6 +184,31 @@ def test_heads_and_positions_within_heads_can_be_told_apart() -> None:
     assert graph(torch.randn(3, 7, 6)).shape == (3, 5)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"scope": "global"}, {"criterion": "Activation"}, {"criterion": "Fisher"}], ids=str
+)
+def test_groups_made_by_one_layer_are_judged_each_by_its_own_units(options: dict[str, Any]) -> None:
+    """The rows and columns of a grouped convolution have one name and different numbers of units."""
+    model = randomised(
+        nn.Sequential(conv(3, 24), nn.ReLU(), nn.Conv2d(24, 24, 3, padding=1, groups=4), nn.ReLU(), conv(24, 4, 1))
+    )
+    graph = capture(model, images(2))
+    twins = [g for g in groups(graph) if g.name == "0"]
+    assert len({len(g) for g in twins}) == 2
+    if "criterion" in options:
+        options = {
+            "criterion": {"Activation": Activation, "Fisher": Fisher}[options["criterion"]](DATA),
+            "scope": "global",
+        }
+        found = groups(graph)
+        score = options["criterion"].prepare(graph, found)
+        assert all(len(score(graph, g)) == len(g) and bool((score(graph, g) > 0).any()) for g in twins)
+    before = measure.macs(graph)
+    apply(Prune(0.6, data=DATA, **options), graph)
+    assert measure.macs(graph) <= 0.6 * before
+    assert torch.isfinite(graph(images(4))).all()
+
+
 def test_a_pruned_network_trains_folds_equalizes_quantizes_lowers_and_runs(tmp_path: Any) -> None:
     graph = capture(residual(16), images(2))
     full = measure.macs(graph)

@@ -79,6 +79,11 @@ class Group:
         return len(self.labels)
 
     @property
+    def key(self) -> int:
+        """What tells groups of one graph apart (heads and the positions in them are made by one layer and share its name)."""
+        return int(self.labels[0])
+
+    @property
     def free(self) -> Array:
         """The units that can be removed, as long as one unit is left."""
         found = np.flatnonzero(~self.fixed)

@@ -89,7 +89,7 @@ class _Removal:
         present = set(self.graph.nodes)
         for node, kept in self.stays.items():
             want = [int(k.sum()) for k in kept]
-            if node in present and _known(value(node)) and want[1:] != sizes(value(node))[1:]:
+            if node in present and isinstance(value(node), Tensor) and want[1:] != sizes(value(node))[1:]:
                 raise PassError(f"{node.name} came out as {sizes(value(node))} after removal, expected {want}")
 
     def check(self) -> None:
@@ -210,8 +210,11 @@ class _Removal:
         source: Node = node.args[0]  # type: ignore[assignment]
         name = "num_groups" if family(node) is None else "groups"
         count = argument(node, name)
-        dims = {"conv": 0, "conv_transpose": 0}
-        channel = 1 if family(node) not in dims else value(source).dim() + 1 - value(operand(node, 1)).dim()
+        channel = (
+            1
+            if family(node) not in ("conv", "conv_transpose")
+            else value(source).dim() + 1 - value(operand(node, 1)).dim()
+        )
         rows = self.stays[source][channel].reshape(count, -1).any(1)
         if not rows.all():
             self.set(node, name, int(rows.sum()))
@@ -250,10 +253,6 @@ class _Removal:
             node.update_arg(position, new)
         else:
             node.update_kwarg(name, new)
-
-
-def _known(found: Any) -> bool:
-    return isinstance(found, Tensor)
 
 
 CHANGES: dict[Any, Callable[[_Removal, Node], None]] = {

@@ -110,7 +110,7 @@ class Random:
     seed: int = 0
 
     def __call__(self, graph: Graph, group: Group) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed + int(group.labels[0]))
+        generator = torch.Generator().manual_seed(self.seed + group.key)
         return torch.rand(len(group), generator=generator)
 
 

@@ -10,12 +10,14 @@ and removing the set R without re-fitting costs sum of Q over R x R. Each reader
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.fx.node import Node
 
 from graphopt.channels.groups import Group
 from graphopt.channels.labels import Array
@@ -30,56 +32,51 @@ STAYS = float("inf")
 
 
 @dataclass(frozen=True)
-class Reconstruction:
+class _Reading(ABC):
+    """`data`: batches of inputs."""
+
+    greedy: ClassVar[bool] = True  # scores are errors once the unit has gone, not its own
+
+    data: Iterable[list[Tensor]] = field(repr=False)
+
+    def prepare(self, graph: Graph, groups: list[Group]) -> Criterion:
+        scores = {g.key: self.scores(graph, g, found, m) for g, found, m in reader_moments(graph, groups, self.data)}
+        return lambda graph, group: scores[group.key]
+
+    @abstractmethod
+    def scores(self, graph: Graph, group: Group, readers: list[Reader], moments: dict[Node, Moments]) -> Tensor:
+        """One score per unit, [units], from the moments of what the readers read."""
+
+
+@dataclass(frozen=True)
+class Reconstruction(_Reading):
     """Least error of the readers after re-fitting them by least squares, greedily (see `graphopt.passes.prune.surgeon`).
 
-    Units that no layer reads directly (queries and keys) score by their weights, after all others.
+    Units that no layer reads directly (queries and keys) cannot be judged: infinitely good, so they stay.
     """
 
-    greedy: ClassVar[bool] = True  # scores are errors once the unit has gone, not its own
-
-    data: Iterable[list[Tensor]] = field(repr=False)
-
-    def prepare(self, graph: Graph, groups: list[Group]) -> Criterion:
-        scores = {}
-        for group, readers, moments in reader_moments(graph, groups, self.data):
-            problems = [_problem(graph, r, moments[r.layer.node]) for r in readers]
-            order = removal_order(problems, len(group), group.fixed)[0] if problems else Order([], [])
-            scores[group.name] = _ranked(len(group), order)
-        return lambda graph, group: scores[group.name]
+    def scores(self, graph: Graph, group: Group, readers: list[Reader], moments: dict[Node, Moments]) -> Tensor:
+        problems = [_problem(graph, r, moments[r.layer.node]) for r in readers]
+        return _ranked(len(group), removal_order(problems, len(group), group.fixed)[0] if problems else Order([], []))
 
 
 @dataclass(frozen=True)
-class ThiNet:
+class ThiNet(_Reading):
     """The set whose contributions cancel best, greedily. Luo et al. 2017, "ThiNet: A Filter Level Pruning Method"."""
 
-    greedy: ClassVar[bool] = True  # scores are errors once the unit has gone, not its own
-
-    data: Iterable[list[Tensor]] = field(repr=False)
-
-    def prepare(self, graph: Graph, groups: list[Group]) -> Criterion:
-        scores = {}
-        for group, readers, moments in reader_moments(graph, groups, self.data):
-            scores[group.name] = _cheapest_sets(_overlap(graph, group, readers, moments))
-        return lambda graph, group: scores[group.name]
+    def scores(self, graph: Graph, group: Group, readers: list[Reader], moments: dict[Node, Moments]) -> Tensor:
+        return _cheapest_sets(_overlap(graph, group, readers, moments))
 
 
 @dataclass(frozen=True)
-class Lasso:
+class Lasso(_Reading):
     """The penalty at which a unit enters the LASSO path of its readers' outputs. He et al. 2017, "Channel Pruning", section 3.1.
 
     min_b  | y - sum_u b_u W_u x_u |^2 + penalty |b|_1, along falling penalties, by coordinate descent.
     """
 
-    greedy: ClassVar[bool] = True  # scores are errors once the unit has gone, not its own
-
-    data: Iterable[list[Tensor]] = field(repr=False)
-
-    def prepare(self, graph: Graph, groups: list[Group]) -> Criterion:
-        scores = {}
-        for group, readers, moments in reader_moments(graph, groups, self.data):
-            scores[group.name] = _entry_penalty(_overlap(graph, group, readers, moments))
-        return lambda graph, group: scores[group.name]
+    def scores(self, graph: Graph, group: Group, readers: list[Reader], moments: dict[Node, Moments]) -> Tensor:
+        return _entry_penalty(_overlap(graph, group, readers, moments))
 
 
 def _problem(graph: Graph, reader: Reader, moments: Moments) -> tuple[Tensor, Tensor, Array]:
@@ -93,7 +90,7 @@ def _ranked(count: int, order: Order) -> Tensor:
     return scores
 
 
-def _overlap(graph: Graph, group: Group, readers: list[Reader], moments: dict) -> Tensor:  # type: ignore[type-arg]
+def _overlap(graph: Graph, group: Group, readers: list[Reader], moments: dict[Node, Moments]) -> Tensor:
     """Q summed over the readers, each divided by its output's power: [units, units]."""
     overlap = torch.zeros(len(group), len(group), dtype=torch.float64)
     for reader in readers:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +14,7 @@ from graphopt.channels.cost import Budget, Cost
 from graphopt.channels.groups import Group, groups
 from graphopt.channels.trace import Trace
 from graphopt.graph import Graph
+from graphopt.options import names_weight
 from graphopt.passes.prune.allocate import Curve, allocate
 from graphopt.passes.prune.criteria import Criterion, l2_norm
 from graphopt.passes.prune.greedy import Reconstruction
@@ -23,7 +23,6 @@ from graphopt.passes.prune.sensitivity import measured_orders
 if TYPE_CHECKING:
     from graphopt.passes.prune.prune import Prune
 
-KINDS = ("channels", "rows", "columns")
 NORMALIZERS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": torch.mean,
     "max": torch.amax,
@@ -57,13 +56,13 @@ class Plan:
         scope = options.scope or ("uniform" if options.data is None or options.criterion is not None else "sensitivity")
         if scope == "sensitivity":
             assert options.data is not None
-            worth = {group.name: price.saved_by(number) for number, group in enumerate(chosen)}
+            worth = {group.key: price.saved_by(number) for number, group in enumerate(chosen)}
             ranked = measured_orders(graph, chosen, options.data, worth)
         else:
             ranked = _ranked(options, graph, chosen, uniform=scope == "uniform")
         curves = []
         for group in chosen:
-            order, damage = ranked.get(group.name, ([], []))
+            order, damage = ranked.get(group.key, ([], []))
             share = _share(options, group)
             start = min(round(len(group) * (1 - share)), len(order)) if share else 0
             plain = group.width == 1  # of plain channels; multiples of heads mean nothing
@@ -93,8 +92,7 @@ def _multiple(round_to: int, units: int) -> int:
 
 
 def _matches(pattern: str, group: Group) -> bool:
-    names = [m.name for m in group.writers]
-    return any(fnmatch(name, pattern) or fnmatch(name.removesuffix(".weight"), pattern) for name in names)
+    return any(names_weight(pattern, member.name) for member in group.writers)
 
 
 def _share(options: Prune, group: Group) -> float | None:
@@ -107,7 +105,7 @@ def _prunable(options: Prune, found: list[Group]) -> list[Group]:
         if not any(_matches(pattern, group) for group in found):
             raise ValueError(f"layers: no group of channels is made by a layer that matches {pattern!r}")
     free = [g for g in found if len(g.free) and _share(options, g) is not None]
-    chosen = [g for g in free if (options.streams or not g.stream) and g.kind in (options.kinds or KINDS)]
+    chosen = [g for g in free if (options.streams or not g.stream) and (not options.kinds or g.kind in options.kinds)]
     if not chosen:
         reasons = sorted({f"{g.name} is fixed by {g.why}" for g in found if not len(g.free) and g.why})
         raise ValueError("no channels can be pruned: " + ("; ".join(reasons[:3]) or "all are left out by the options"))
@@ -124,7 +122,7 @@ def _price(options: Prune, graph: Graph, trace: Trace, chosen: Sequence[Group]) 
 
 def _ranked(
     options: Prune, graph: Graph, chosen: list[Group], *, uniform: bool
-) -> dict[str, tuple[list[int], list[float]]]:
+) -> dict[int, tuple[list[int], list[float]]]:
     """Each group's free units from the least to the most important, and the damage so far."""
     criterion = options.criterion or (l2_norm if options.data is None else Reconstruction(options.data))
     greedy = bool(getattr(criterion, "greedy", False))
@@ -140,7 +138,7 @@ def _ranked(
         else:
             ordered = scores[order] / NORMALIZERS[options.normalize](scores[order]).clamp(min=1e-30)
             damage = (ordered if greedy else ordered.cumsum(0)).tolist()
-        ranked[group.name] = order, damage
+        ranked[group.key] = order, damage
     return ranked
 
 

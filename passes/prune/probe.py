@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor, fx
+from torch import Tensor
 
 from graphopt.graph import Graph
+from graphopt.observe import Swapped
 
 SAMPLES = 128  # that the output is compared on
 
@@ -37,16 +37,5 @@ class Probe:
 
 def _outputs(graph: Graph, batch: list[Tensor], changed: Mapping[str, Tensor]) -> Tensor:
     with torch.no_grad():
-        result = _Swapped(graph, changed).run(*batch, enable_io_processing=False)
+        result = Swapped(graph, changed).run(*batch, enable_io_processing=False)
     return torch.cat([z.flatten().float() for z in pytree.tree_leaves(result) if isinstance(z, Tensor)])
-
-
-class _Swapped(fx.Interpreter):
-    """Runs a graph with some of its constants exchanged."""
-
-    def __init__(self, graph: Graph, changed: Mapping[str, Tensor]) -> None:
-        super().__init__(graph.module)
-        self.changed = changed
-
-    def fetch_attr(self, target: str) -> Any:
-        return self.changed[target] if target in self.changed else super().fetch_attr(target)

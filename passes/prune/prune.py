@@ -28,6 +28,7 @@ from graphopt.contract import Change
 from graphopt.graph import Graph
 from graphopt.masks import bake
 from graphopt.ops import Layer
+from graphopt.options import check_count, check_share
 from graphopt.passes.prune.compensate import absorb_means, merge_twins
 from graphopt.passes.prune.criteria import Criterion, Prepared
 from graphopt.passes.prune.plan import Plan
@@ -92,10 +93,10 @@ class Prune:
     fine_tune: Callable[[Graph], object] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        _between("keep_ratio", self.keep_ratio)
+        check_share("keep_ratio", self.keep_ratio)
         for pattern, share in self.layers.items():
             if share is not None:
-                _between(f"layers[{pattern!r}]", share)
+                check_share(f"layers[{pattern!r}]", share)
         for name, choices in (("of", Of), ("scope", Scope), ("normalize", Normalize), ("compensate", Compensate)):
             chosen = getattr(self, name)
             if chosen not in get_args(choices) and not (chosen is None and name in ("scope", "compensate")):
@@ -103,8 +104,7 @@ class Prune:
         if not set(self.kinds or ()) <= set(get_args(Kind)):
             raise ValueError(f"kinds must be among {', '.join(get_args(Kind))}, got {self.kinds!r}")
         for name in ("round_to", "least", "steps"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {getattr(self, name)!r}")
+            check_count(name, getattr(self, name))
         for name, needing in (("scope", ("sensitivity",)), ("compensate", ("all", "readers"))):
             if getattr(self, name) in needing and self.data is None:
                 raise ValueError(f"{name}={getattr(self, name)!r} needs data; pass data=Calibration(images, graph)")
@@ -136,17 +136,14 @@ class Prune:
             absorb_means(graph, units)
         elif how == "merge":
             merge_twins(graph, units)
-        touched = {r.layer.node.name for group, gone in units if gone for r in readers(graph, group)}
+        only = None
+        if how == "readers":
+            only = {r.layer.node.name for group, gone in units if gone for r in readers(graph, group)}
         kept = remove(graph, trace, units)
         if how in ("all", "readers"):
             assert self.data is not None
-            reconstruct(original, graph, kept, self.data, touched if how == "readers" else None)
+            reconstruct(original, graph, kept, self.data, only)
         return full
-
-
-def _between(name: str, share: float) -> None:
-    if not 0 < share < 1:
-        raise ValueError(f"{name} must be over 0 and under 1, got {share}")
 
 
 def _changes(graph: Graph, start: Mapping[str, tuple[int, ...]]) -> list[Change]:

@@ -13,9 +13,10 @@ Papers: He et al. 2017, "Channel Pruning for Accelerating Very Deep Neural Netwo
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import cached_property
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.frontier import Frontier, in_flight
@@ -67,30 +68,23 @@ class _Walk:
     def __init__(self, original: Graph, graph: Graph, data: Iterable[list[Tensor]]) -> None:
         self.original, self.graph, self.data = original, graph, data
         self.samples = sum(len(batch[0]) for batch in data)
-        self.walks = Frontier(original, data), Frontier(graph, data)
+
+    @cached_property
+    def walks(self) -> tuple[Frontier, Frontier]:
+        """Made when the first layer fits: until then the data are not held."""
+        batches = list(self.data)
+        return Frontier(self.original, batches), Frontier(self.graph, batches)
 
     def __call__(self, layer: Layer, source: Node) -> Iterator[tuple[Tensor, Tensor]]:
         if self.samples * (in_flight(self.original, source) + in_flight(self.graph, layer.node)) <= BUDGET:
-            x = self.walks[1].before(layer.node, [layer.input])
-            y = self.walks[0].before(source, self.read(source))
-            for (one,), inputs in zip(x, y, strict=True):
-                with torch.no_grad():
-                    yield one, self.compute(source, inputs)
+            targets, pruned = self.walks
+            inputs = pruned.before(layer.node, [layer.input])
+            for (x,), y in zip(inputs, targets.results(source), strict=True):
+                yield x, y
         else:
             for batch in self.data:
                 found = values(self.graph, [layer.input], batch), values(self.original, [source], batch)
                 yield found[0][layer.input], found[1][source]
-
-    def read(self, source: Node) -> list[Node]:
-        return [n for n in source.all_input_nodes if not self.original.is_constant(n)]
-
-    def compute(self, source: Node, inputs: list[Tensor]) -> Tensor:
-        known = dict(zip(self.read(source), inputs, strict=True))
-        args, kwargs = fx.node.map_arg(
-            (source.args, source.kwargs), lambda n: known[n] if n in known else self.original.tensor(n)
-        )
-        result: Tensor = source.target(*args, **kwargs)  # type: ignore[operator]
-        return result
 
 
 def fits(graph: Graph, layer: Layer) -> bool:

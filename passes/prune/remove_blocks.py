@@ -16,7 +16,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
-import torch
 from torch import Tensor
 from torch.fx.node import Node
 
@@ -25,6 +24,7 @@ from graphopt.channels.trace import sizes
 from graphopt.contract import Change
 from graphopt.graph import Graph
 from graphopt.ops import family, value
+from graphopt.options import check_share
 from graphopt.passes.prune.probe import Probe
 from graphopt.passes.prune.reconstruct import reconstruct
 
@@ -57,8 +57,7 @@ class RemoveBlocks:
     fit: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.keep_ratio < 1:
-            raise ValueError(f"keep_ratio must be over 0 and under 1, got {self.keep_ratio}")
+        check_share("keep_ratio", self.keep_ratio)
         if getattr(self.data, "one_shot", False):
             raise ValueError("removing blocks goes through the data several times; give a list, not an iterator")
 
@@ -74,11 +73,11 @@ class RemoveBlocks:
                     f"without any residual branch the network still has {left:.0%} of its multiply-accumulates, "
                     f"{self.keep_ratio:.0%} were asked for"
                 )
-            damages = [probe.damage(_without(graph, found_at)) for found_at in range(len(found))]
-            worst = int(torch.tensor(damages).argmin())
-            total = found[worst].total
-            changes.append(Change(graph.site(total), f"branch removed, output moved by {damages[worst] ** 0.5:.1%}"))
-            _skip(graph, found[worst])
+            damages = [probe.damage(_without(graph, number)) for number in range(len(found))]
+            least = min(range(len(found)), key=damages.__getitem__)
+            total = found[least].total
+            changes.append(Change(graph.site(total), f"branch removed, output moved by {damages[least] ** 0.5:.1%}"))
+            _skip(graph, found[least])
         if self.fit and changes:
             reconstruct(original, graph, {}, self.data)
         return changes

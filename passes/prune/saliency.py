@@ -7,31 +7,23 @@ and g the loss's gradient. Products z g are summed over positions, sample by sam
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-import torch.utils._pytree as pytree
 from torch import Tensor, fx
 from torch.fx.node import Node
 
 from graphopt.channels.groups import Group, Member
 from graphopt.graph import Graph
+from graphopt.losses import Loss, own_labels
 from graphopt.observe import observe
 from graphopt.ops import BatchNorm, Layer, family, shape
 from graphopt.passes.prune.criteria import Criterion
 from graphopt.progress import track
 
 ACTIVATIONS = frozenset({"relu", "clamp", "leaky_relu", "prelu", "hard_swish", "silu", "gelu", "sigmoid", "tanh"})
-Loss = Callable[[Any, list[Tensor]], Tensor]
-
-
-def own_labels(output: Any, batch: list[Tensor]) -> Tensor:
-    """Cross-entropy of the first output against the class the network itself gives: a loss that needs no labels."""
-    logits = next(leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor))
-    return F.cross_entropy(logits, logits.detach().argmax(1), reduction="sum")
 
 
 @dataclass(frozen=True)
@@ -56,21 +48,20 @@ class Activation:
                 last = node
                 while len(last.users) == 1 and family(next(iter(last.users))) in ACTIVATIONS:
                     last = next(iter(last.users))
-                watched[last] = _Strength(dim)
-                watched[last].parts.append((group.name, member))
+                watched.setdefault(last, _Strength(dim)).parts.append((group.key, member))
         if watched:
             observe(graph, watched, self.data)
-        scores = {group.name: torch.zeros(len(group), dtype=torch.float64) for group in groups}
+        scores = {group.key: torch.zeros(len(group), dtype=torch.float64) for group in groups}
         for strength in watched.values():
-            for name, member in strength.parts:
-                add_units(scores[name], member, strength.result(self.kind))
-        return lambda graph, group: scores[group.name]
+            for key, member in strength.parts:
+                add_units(scores[key], member, strength.result(self.kind))
+        return lambda graph, group: scores[group.key]
 
 
 class _Strength:
     def __init__(self, dim: int) -> None:
         self.dim = dim
-        self.parts: list[tuple[str, Member]] = []
+        self.parts: list[tuple[int, Member]] = []
         self.count = 0
         self.sums: Tensor | float = 0.0
 
@@ -93,8 +84,8 @@ class _Gradient(ABC):
     loss: Loss = own_labels
 
     def prepare(self, graph: Graph, groups: list[Group]) -> Criterion:
-        found = {group.name: sources(graph, group) for group in groups}
-        scores = {group.name: torch.zeros(len(group), dtype=torch.float64) for group in groups}
+        found = {group.key: sources(graph, group) for group in groups}
+        scores = {group.key: torch.zeros(len(group), dtype=torch.float64) for group in groups}
         wanted = {node for parts in found.values() for _, node, _ in parts}
         for batch in track(self.data, "gradients"):
             with torch.enable_grad():
@@ -104,13 +95,13 @@ class _Gradient(ABC):
                 raise ValueError(f"the loss on a batch is {float(loss)}; check the data and the loss function")
             values = [recorder.found[node] for node in wanted]
             gradients = dict(zip(wanted, torch.autograd.grad(loss, values, allow_unused=True), strict=True))
-            for name, parts in found.items():
+            for key, parts in found.items():
                 for member, node, dim in parts:
                     if (gradient := gradients[node]) is not None:
                         product = (recorder.found[node] * gradient).detach().movedim(dim, 1)
                         product = product.reshape(*product.shape[:2], -1).sum(2)
-                        add_units(scores[name], member, self.reduce(product).double())
-        return lambda graph, group: scores[group.name]
+                        add_units(scores[key], member, self.reduce(product).double())
+        return lambda graph, group: scores[group.key]
 
     @abstractmethod
     def reduce(self, product: Tensor) -> Tensor:

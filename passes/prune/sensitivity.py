@@ -27,15 +27,15 @@ LEVELS = (1 / 4, 1 / 2, 3 / 4)  # of the units removed
 
 
 def measured_orders(
-    graph: Graph, groups: Sequence[Group], data: Iterable[list[Tensor]], worth: Mapping[str, Array]
-) -> dict[str, tuple[list[int], list[float]]]:
-    """For each group by name: its units in the order they should go, and the damage to the output once each has gone.
+    graph: Graph, groups: Sequence[Group], data: Iterable[list[Tensor]], worth: Mapping[int, Array]
+) -> dict[int, tuple[list[int], list[float]]]:
+    """For each group by key: its units in the order they should go, and the damage to the output once each has gone.
 
     Args:
         graph: a float graph.
         groups: of its channels.
         data: batches.
-        worth: of each group by name what removing each unit saves, [units]: the order weighs a unit's error by it.
+        worth: of each group by key what removing each unit saves, [units]: the order weighs a unit's error by it.
 
     Groups that no layer reads directly have no entry.
     """
@@ -51,14 +51,14 @@ def measured_orders(
                 levels = sorted({max(1, round(len(group) * level)) for level in LEVELS})
                 names = [str(r.layer.weight.target) for r in readers]
                 points = []
-                order, fitted = removal_order(problems, len(group), group.fixed, worth[group.name], levels)
+                order, fitted = removal_order(problems, len(group), group.fixed, worth[group.key], levels)
                 for level, matrices in fitted.items():
                     changed = {
                         name: from_matrix(r.layer, m.to(w.dtype), graph.tensor(r.layer.weight))
                         for name, r, m, w in zip(names, readers, matrices, weights, strict=True)
                     }
                     points.append((order.error[level - 1], probe.damage(changed=changed)))
-                found[group.name] = order.units, _curve(order, points)
+                found[group.key] = order.units, _curve(order, points)
             advance()
     return found
 

@@ -1,8 +1,9 @@
 """Sparsity: masks over single weights and over N:M patterns, kept while training and baked in at lowering."""
 
+from graphopt.losses import own_labels, own_outputs
 from graphopt.masks import bake, masks, release, zero_share
 from graphopt.passes.sparsify.bake_masks import BakeMasks
-from graphopt.passes.sparsify.saliency import OptimalBrainDamage, magnitude, own_labels, own_outputs
+from graphopt.passes.sparsify.saliency import OptimalBrainDamage, magnitude
 from graphopt.passes.sparsify.sparsify import Sparsify
 
 __all__ = [

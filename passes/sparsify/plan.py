@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from graphopt.contract import Change
 from graphopt.graph import Graph
 from graphopt.masks import masks, put_mask, unmasked
 from graphopt.ops import WEIGHT, Layer
+from graphopt.options import names_weight
 from graphopt.passes.sparsify.choose import best_of_each, lowest
 from graphopt.passes.sparsify.saliency import Criterion, Prepared
 
@@ -50,10 +50,14 @@ class Plan:
         """Raises `ValueError` where a name pattern matches nothing, or no layer is left."""
         sites, dense = _sites(graph)
         for pattern in options.layers:
-            if not any(_matches(pattern, weight) for weight in [*(site.weight for site in sites), *dense]):
+            if not any(
+                names_weight(pattern, str(weight.target)) for weight in [*(site.weight for site in sites), *dense]
+            ):
                 names = ", ".join(str(site.weight.target).removesuffix(".weight") for site in sites[:3])
                 raise ValueError(f"layers: no layer matches {pattern!r}; layers are named like {names}")
-        named = {s: next((v for p, v in options.layers.items() if _matches(p, s.weight)), 0.0) for s in sites}
+        named = {
+            s: next((v for p, v in options.layers.items() if names_weight(p, str(s.weight.target))), 0.0) for s in sites
+        }
         chosen = [site for site in sites if named[site] is not None]
         if options.pattern is not None:
             block = options.pattern[1]
@@ -145,11 +149,6 @@ def _sites(graph: Graph) -> tuple[list[Site], dict[Node, str]]:
 
 def _only_as_weight(reader: Node, weight: Node) -> bool:
     return Layer.of(reader) is not None and [i for i, a in enumerate(reader.args) if a is weight] == [WEIGHT]
-
-
-def _matches(pattern: str, weight: Node) -> bool:
-    name = str(weight.target)
-    return fnmatchcase(name, pattern) or fnmatchcase(name.removesuffix(".weight"), pattern)
 
 
 def _size(weight: Node) -> int:

@@ -11,19 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-import torch.nn.functional as F
-import torch.utils._pytree as pytree
-from torch import Tensor, fx
+from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.graph import Graph
+from graphopt.losses import Loss, own_labels
+from graphopt.observe import Swapped
 from graphopt.progress import track
 
 Criterion = Callable[[Graph, Node], Tensor]
-Loss = Callable[[Any, list[Tensor]], Tensor]
 
 
 class Prepared(Protocol):
@@ -35,22 +34,6 @@ class Prepared(Protocol):
 def magnitude(graph: Graph, weight: Node) -> Tensor:
     """|w|. Han et al. 2015, "Learning both Weights and Connections for Efficient Neural Networks", section 3."""
     return graph.tensor(weight).abs()
-
-
-def own_labels(output: Any, batch: list[Tensor]) -> Tensor:
-    """Cross-entropy of the first output against the class the network itself gives: a loss that needs no labels."""
-    logits = next(leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor))
-    return F.cross_entropy(logits, logits.detach().argmax(1), reduction="sum")
-
-
-def own_outputs(output: Any, batch: list[Tensor]) -> Tensor:
-    """r z, with random signs r for the elements of all outputs z: the squared distance to what the network itself gives.
-
-    The mean over r of the squared gradient is sum over k of (dz_k / dw)^2, the diagonal of that distance's Hessian
-    (Gauss-Newton). It needs no classes, and a network that is sure of its classes hides nothing from it.
-    """
-    leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-    return torch.stack([(torch.randint_like(z, 2) * 2 - 1).mul(z).sum() for z in leaves]).sum()
 
 
 @dataclass(frozen=True)
@@ -88,7 +71,7 @@ class OptimalBrainDamage:
         seen = 0
         for sample in self.samples(graph):
             with torch.enable_grad():
-                result = _Leaves(graph.module, leaves).run(*sample[: len(graph.inputs)], enable_io_processing=False)
+                result = Swapped(graph, leaves).run(*sample[: len(graph.inputs)], enable_io_processing=False)
                 loss = self.loss(graph.module.graph.process_outputs(result), sample)
             if not bool(torch.isfinite(loss)):
                 raise ValueError(
@@ -112,14 +95,3 @@ class OptimalBrainDamage:
                 continue
             for i in range(count):
                 yield [t[i : i + 1] if t.dim() and len(t) == count else t for t in batch]
-
-
-class _Leaves(fx.Interpreter):
-    """Runs a graph with some constants exchanged for tensors that gradients are wanted for."""
-
-    def __init__(self, module: fx.GraphModule, leaves: dict[str, Tensor]) -> None:
-        super().__init__(module)
-        self.leaves = leaves
-
-    def fetch_attr(self, target: str) -> Any:
-        return self.leaves[target] if target in self.leaves else super().fetch_attr(target)

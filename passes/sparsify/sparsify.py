@@ -25,9 +25,11 @@ from torch import Tensor
 
 from graphopt.contract import Change
 from graphopt.graph import Graph
+from graphopt.losses import Loss, own_labels
+from graphopt.options import check_count, check_share
 from graphopt.passes.sparsify.choose import ramp
 from graphopt.passes.sparsify.plan import Plan
-from graphopt.passes.sparsify.saliency import Criterion, Loss, OptimalBrainDamage, Prepared, magnitude, own_labels
+from graphopt.passes.sparsify.saliency import Criterion, OptimalBrainDamage, Prepared, magnitude
 
 Scope = Literal["layer", "global"]
 Schedule = Literal["linear", "cubic"]
@@ -80,8 +82,7 @@ class Sparsify:
             raise ValueError(f"criterion must be 'magnitude', 'obd' or a function, got {self.criterion!r}")
         if self.criterion == "obd" and self.data is None:
             raise ValueError("criterion='obd' needs data; pass data=Calibration(images, graph)")
-        if not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"steps must be a whole number of at least 1, got {self.steps!r}")
+        check_count("steps", self.steps)
         if self.steps > 1 and getattr(self.data, "one_shot", False):
             raise ValueError("every step goes through the data; give a list or a DataLoader, not an iterator")
 
@@ -89,7 +90,7 @@ class Sparsify:
         if self.pattern is None:
             if self.sparsity is None:
                 raise ValueError("say how much to mask: sparsity=0.8, or pattern=(2, 4)")
-            _between("sparsity", self.sparsity)
+            check_share("sparsity", self.sparsity)
         else:
             whole = len(self.pattern) == 2 and all(isinstance(n, int) for n in self.pattern)
             if not whole or not 0 < self.pattern[0] < self.pattern[1]:
@@ -104,7 +105,7 @@ class Sparsify:
                     f"layers[{name!r}]: with a pattern, a layer can only be left dense (None), got {share}"
                 )
             if share is not None:
-                _between(f"layers[{name!r}]", share)
+                check_share(f"layers[{name!r}]", share)
 
     def __call__(self, graph: Graph) -> list[Change]:
         plan = Plan.of(self, graph)
@@ -123,8 +124,3 @@ class Sparsify:
             assert self.data is not None
             return OptimalBrainDamage(self.data, self.loss or own_labels)
         return magnitude if self.criterion == "magnitude" else self.criterion
-
-
-def _between(name: str, share: float) -> None:
-    if not 0 < share < 1:
-        raise ValueError(f"{name} must be over 0 and under 1, got {share}")

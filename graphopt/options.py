@@ -1,0 +1,22 @@
+"""What the options of several passes have in common: shares, counts, and patterns for names."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+
+def check_share(name: str, share: float) -> None:
+    """Raise `ValueError` where a share is not over 0 and under 1."""
+    if not 0 < share < 1:
+        raise ValueError(f"{name} must be over 0 and under 1, got {share}")
+
+
+def check_count(name: str, count: int) -> None:
+    """Raise `ValueError` where a count is no whole number of at least 1."""
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")
+
+
+def names_weight(pattern: str, parameter: str) -> bool:
+    """Whether a pattern (`fnmatch`) names a layer's weight: by the parameter's name, or by the layer's."""
+    return fnmatchcase(parameter, pattern) or fnmatchcase(parameter.removesuffix(".weight"), pattern)
