@@ -241,6 +241,11 @@ class Layer:
         return self._pair("dilation") if self.dims else ()
 
     @property
+    def output_padding(self) -> tuple[int, ...]:
+        """Of a transposed convolution; zeros for any other layer."""
+        return self._pair("output_padding") if self.kind == "conv_transpose" else (0,) * self.dims
+
+    @property
     def out_channels(self) -> int:
         full = value(self.weight).shape
         return int(full[1] * self.groups if self.kind == "conv_transpose" else full[0])

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from graphopt.ops import Layer, argument, value
+from graphopt.ops import Layer, value
 
 ROWS = 16384  # of one batch that enter the moments at most
 
@@ -34,9 +34,8 @@ def rows(layer: Layer, x: Tensor) -> Tensor:
     kernel = tuple(value(layer.weight).shape[2:])
     padding, stride, dilation = layer.padding, layer.stride, layer.dilation
     if layer.kind == "conv_transpose":
-        extra = argument(layer.node, "output_padding")
-        extra = tuple(extra) * layer.dims if len(extra) == 1 else tuple(extra)
         x = _spread(x, stride)
+        extra = layer.output_padding
         edges = [
             (d * (k - 1) - p, d * (k - 1) - p + e) for d, k, p, e in zip(dilation, kernel, padding, extra, strict=True)
         ]

@@ -14,8 +14,8 @@ from graphopt.graph import Graph
 from graphopt.ops import BatchNorm, Layer, family
 from graphopt.passes.prune.criteria import filters_of
 from graphopt.passes.prune.readers import Reader, readers
-from graphopt.passes.prune.reconstruct import shift_output
 from graphopt.patches import from_matrix, weight_matrix
+from graphopt.refit import shift_output
 
 NODES = 64  # of the quadrature
 Removed = Iterable[tuple[Group, list[int]]]

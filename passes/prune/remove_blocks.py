@@ -25,8 +25,8 @@ from graphopt.contract import Change
 from graphopt.graph import Graph
 from graphopt.ops import family, value
 from graphopt.options import check_share
-from graphopt.passes.prune.probe import Probe
 from graphopt.passes.prune.reconstruct import reconstruct
+from graphopt.probe import Probe
 
 
 class Branch(NamedTuple):

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from graphopt.channels.groups import Group
 from graphopt.graph import Graph
-from graphopt.passes.prune.probe import Probe
 from graphopt.passes.prune.statistics import reader_moments
 from graphopt.passes.prune.surgeon import Order, removal_order
 from graphopt.patches import from_matrix, weight_matrix
+from graphopt.probe import Probe
 from graphopt.progress import progress
 
 Array = npt.NDArray[np.float64]

@@ -1,0 +1,173 @@
+"""A chain of small layers that stands for one big one, before it is put into a graph.
+
+    chain = Chain((Stage(w0, ...), Stage(w1, ...)))         every weight has the layout [out, in / groups, *kernel]
+    chain(x)                                                what the small layers compute, bias left out
+    chain.dense()                                           the weight of the one layer that computes the same
+
+Stages are linear maps, so their composition is one, and its weight is what the kernels composed give:
+
+    W[o, c, t] = sum over m and s of  A[o, m, s] B[m, c, t - s]              A behind B
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from graphopt.ops import Layer, aten, shape, value
+
+CONV = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
+TRANSPOSED = {1: aten.conv_transpose1d.default, 2: aten.conv_transpose2d.input, 3: aten.conv_transpose3d.input}
+COMPOSE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a stage moves over its input; numbers are one per spatial dimension, none for a linear layer."""
+
+    kind: str = "linear"  # as in `Layer.kind`
+    groups: int = 1
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    output_padding: tuple[int, ...] = ()
+
+    @classmethod
+    def pointwise(cls, layer: Layer, groups: int = 1) -> Geometry:
+        """A linear layer, or a convolution with a kernel of 1."""
+        if layer.kind == "linear":
+            return cls()
+        one, none = (1,) * layer.dims, (0,) * layer.dims
+        return cls("conv", groups, one, none, one, none)
+
+    @classmethod
+    def along(cls, layer: Layer, axes: Sequence[int], groups: int = 1) -> Geometry:
+        """What `layer` does along some of its spatial dimensions, and a kernel of 1 along the others."""
+        if layer.kind == "linear":
+            return cls()
+        pick = lambda values, default: tuple(v if a in axes else default for a, v in enumerate(values))  # noqa: E731
+        extra = layer.output_padding
+        return cls(
+            layer.kind, groups, pick(layer.stride, 1), pick(layer.padding, 0), pick(layer.dilation, 1), pick(extra, 0)
+        )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One small layer without bias. `weight`: [out, in / groups, *kernel]."""
+
+    weight: Tensor
+    geometry: Geometry
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """Into it and out of it."""
+        return self.weight.shape[1] * self.geometry.groups, self.weight.shape[0]
+
+    @property
+    def native(self) -> Tensor:
+        """The weight in the operator's own layout."""
+        if self.geometry.kind != "conv_transpose":
+            return self.weight
+        grouped = self.weight.reshape(self.geometry.groups, -1, *self.weight.shape[1:])
+        return grouped.transpose(1, 2).flatten(0, 1).contiguous()
+
+    def call(self, bias: Any = None) -> tuple[Any, tuple[Any, ...]]:
+        """The ATen operator, and its arguments behind input and weight."""
+        g = self.geometry
+        dims = len(g.stride)
+        if g.kind == "linear":
+            return aten.linear.default, (bias,)
+        if g.kind == "conv":
+            return CONV[dims], (bias, list(g.stride), list(g.padding), list(g.dilation), g.groups)
+        return TRANSPOSED[dims], (
+            bias, list(g.stride), list(g.padding), list(g.output_padding), g.groups, list(g.dilation),
+        )  # fmt: skip
+
+    def __call__(self, x: Tensor) -> Tensor:
+        target, rest = self.call()
+        return target(x, self.native, *rest)  # type: ignore[no-any-return]
+
+    def spread(self) -> Tensor:
+        """The weight without groups, zeros between them: [out, in, *kernel]."""
+        groups = self.geometry.groups
+        if groups == 1:
+            return self.weight
+        out, inside = self.weight.shape[0] // groups, self.weight.shape[1]
+        full = self.weight.new_zeros(groups, out, groups, inside, *self.weight.shape[2:])
+        index = torch.arange(groups)
+        full[index, :, index] = self.weight.reshape(groups, out, *self.weight.shape[1:])
+        return full.reshape(groups * out, groups * inside, *self.weight.shape[2:])
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Stages in execution order; `groups` of the layer they stand for."""
+
+    stages: tuple[Stage, ...]
+    groups: int = 1
+
+    @classmethod
+    def whole(cls, layer: Layer) -> Chain:
+        """The layer itself as one stage, without numbers."""
+        weight = layer.canonical(torch.empty(value(layer.weight).shape, device="meta"))
+        return cls((Stage(weight, Geometry.along(layer, range(layer.dims), layer.groups)),), layer.groups)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        for stage in self.stages:
+            x = stage(x)
+        return x
+
+    @property
+    def weights(self) -> list[Tensor]:
+        return [stage.weight for stage in self.stages]
+
+    def with_weights(self, weights: Sequence[Tensor]) -> Chain:
+        """The same chain with other numbers."""
+        return replace(self, stages=tuple(replace(s, weight=w) for s, w in zip(self.stages, weights, strict=True)))
+
+    def dense(self) -> Tensor:
+        """The weight of one layer that computes the same: [out, in / groups, *kernel]; differentiable."""
+        composed = self.stages[0].spread()
+        for stage in self.stages[1:]:
+            composed = compose(stage, composed)
+        if self.groups == 1:
+            return composed
+        out, inside = composed.shape[0] // self.groups, composed.shape[1] // self.groups
+        blocks = composed.reshape(self.groups, out, self.groups, inside, *composed.shape[2:])
+        index = torch.arange(self.groups)
+        return blocks[index, :, index].reshape(self.groups * out, inside, *composed.shape[2:])
+
+    def macs(self, layer: Layer) -> int:
+        """Multiply-accumulates for one sample of the input that `layer` has in its graph."""
+        sizes = [s if isinstance(s, int) else 1 for s in shape(layer.input)]
+        x, total = torch.empty(sizes, device="meta"), 0
+        for stage in self.stages:
+            y = replace(stage, weight=stage.weight.to("meta"))(x)
+            moved = x if stage.geometry.kind == "conv_transpose" else y
+            dim = len(sizes) - 1 - layer.dims
+            total += moved.numel() // moved.shape[dim] * stage.weight.numel()
+            x = y
+        return total
+
+    def __str__(self) -> str:
+        """Its widths: `64 -> 24 -> 24 -> 128`."""
+        return " -> ".join(map(str, [self.stages[0].channels[0], *(s.channels[1] for s in self.stages)]))
+
+
+def compose(after: Stage, before: Tensor) -> Tensor:
+    """The weight [out, in, *kernel] of a stage behind a layer with the weight `before`: [middle, in, *kernel]."""
+    dims = before.dim() - 2
+    if dims == 0:
+        return after.weight @ before
+    kernel = after.weight.shape[2:]
+    flipped = after.weight.flip(tuple(range(2, 2 + dims)))
+    found = COMPOSE[dims](
+        before.transpose(0, 1), flipped, padding=[k - 1 for k in kernel], groups=after.geometry.groups
+    )
+    return found.transpose(0, 1)

@@ -1,0 +1,105 @@
+"""Fit factors, and every layer behind them, to what the original network gives on data; in the order of `graphopt.refit`.
+
+For each chain: the least-squares weight W of the layer it stands for, on the inputs it gets now; then the factors nearest to
+W in the metric of those inputs (`graphopt.passes.factorize.fitting`); then the mean error into the bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from torch.fx.node import Node
+
+from graphopt.contract import Change
+from graphopt.graph import Graph
+from graphopt.ops import Layer
+from graphopt.passes.factorize.chain import Chain
+from graphopt.passes.factorize.site import Site, put
+from graphopt.patches import Moments, weight_matrix
+from graphopt.progress import track
+from graphopt.refit import Pairs, fit, fits, least_squares, set_mean
+
+if TYPE_CHECKING:
+    from graphopt.passes.factorize.method import Method, Ranks
+
+
+@dataclass
+class Replaced:
+    """A chain in a graph, in place of a layer.
+
+    Attributes:
+        name: of the layer.
+        calls: of each layer that had the weight, the names of its call before and of the stages' calls now.
+        error: the share of the weight's energy, or of the responses' power, that is lost.
+        kept: multiply-accumulates left, of the layer's.
+    """
+
+    name: str
+    method: Method
+    ranks: Ranks
+    chain: Chain
+    layer: Layer
+    calls: list[tuple[str, list[Node]]]
+    error: float
+    kept: float
+
+    @classmethod
+    def put(cls, graph: Graph, site: Site, method: Method, ranks: Ranks, chain: Chain) -> Replaced:
+        """Replace a site's layers in a graph; see `site.put`."""
+        weight = site.weight(graph)
+        lost = float((chain.dense() - weight).square().sum() / weight.square().sum().clamp(min=1e-30))
+        kept = site.macs(chain) / site.macs(Chain.whole(site.layer))
+        names = [layer.node.name for layer in site.layers]
+        placed = put(graph, site, [method.moved(layer, ranks, chain) for layer in site.layers])
+        return cls(site.name, method, ranks, chain, site.layer, list(zip(names, placed, strict=True)), lost, kept)
+
+    def change(self) -> Change:
+        """What the report says."""
+        what = f"{type(self.method).__name__} {self.chain}"
+        return Change(self.name, f"{what}, {self.kept:.2f} of the multiply-accumulates, error {self.error:.2g}")
+
+
+def repair(original: Graph, graph: Graph, replaced: Iterable[Replaced], data: Iterable[list[Tensor]]) -> None:
+    """Fit chains and layers of `graph` in execution order, in place.
+
+    Chains with groups, and weights that several layers share, keep the factors of their weight.
+    """
+    chains = {calls[0]: (each, before, calls) for each in replaced for before, calls in each.calls}
+    stages = {call for _, _, calls in chains.values() for call in calls}
+    names = {calls[-1].name: before for _, before, calls in chains.values()}
+    pairs = Pairs(original, graph, data, names)
+    for node in track([n for n in graph.calls() if Layer.of(n)], "fitting factors"):
+        if node in chains:
+            each, _, calls = chains[node]
+            if len(each.calls) == 1 and each.chain.groups == 1:
+                _fit_chain(graph, each, calls, pairs)
+        elif node not in stages:
+            layer = Layer.of(node)
+            assert layer is not None
+            if fits(graph, layer) and pairs.source(node) is not None:
+                moments = Moments(layer)
+                for x, wanted in pairs(node, node):
+                    moments.update(x, wanted)
+                fit(graph, layer, moments)
+
+
+def _fit_chain(graph: Graph, each: Replaced, calls: list[Node], pairs: Pairs) -> None:
+    source = pairs.source(calls[-1])
+    assert source is not None
+    layer = Layer.of(source)
+    assert layer is not None
+    moments = Moments(layer)
+    for x, wanted in pairs(calls[0], calls[-1]):
+        moments.update(x, wanted)
+    old = pairs.original.tensor(layer.weight)
+    weight, metric = least_squares(weight_matrix(layer, old), moments)
+    each.chain, each.error = each.method.fit(layer, weight, metric, each.ranks)
+    for call, stage in zip(calls, each.chain.stages, strict=True):
+        graph.put_constant(call.args[1], stage.native.to(old.dtype))  # type: ignore[arg-type]
+    last = Layer.of(calls[-1])
+    assert last is not None
+    dense = each.chain.dense().flatten(1).double()
+    set_mean(graph, last, moments.mean_t - dense @ moments.mean_x)
