@@ -50,11 +50,9 @@ class Geometry:
         """What `layer` does along some of its spatial dimensions, and a kernel of 1 along the others."""
         if layer.kind == "linear":
             return cls()
-        pick = lambda values, default: tuple(v if a in axes else default for a, v in enumerate(values))  # noqa: E731
-        extra = layer.output_padding
-        return cls(
-            layer.kind, groups, pick(layer.stride, 1), pick(layer.padding, 0), pick(layer.dilation, 1), pick(extra, 0)
-        )
+        plain = ((layer.stride, 1), (layer.padding, 0), (layer.dilation, 1), (layer.output_padding, 0))
+        picked = [tuple(v if a in axes else default for a, v in enumerate(values)) for values, default in plain]
+        return cls(layer.kind, groups, *picked)
 
 
 @dataclass(frozen=True)

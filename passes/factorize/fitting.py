@@ -38,7 +38,9 @@ def descend(chain: Chain, weight: Tensor, metric: Tensor, iterations: int = 60) 
     if len(metric) > WIDE:
         weight, metric = weight.float(), metric.float()
     power = _power(weight, metric)
-    factors = [w.detach().to(weight).clone(memory_format=torch.contiguous_format).requires_grad_() for w in chain.weights]
+    factors = [
+        w.detach().to(weight).clone(memory_format=torch.contiguous_format).requires_grad_() for w in chain.weights
+    ]
     search = torch.optim.LBFGS(factors, max_iter=iterations, history_size=12, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:

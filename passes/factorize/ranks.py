@@ -91,7 +91,7 @@ def check_rank(name: str, rank: object) -> None:
     """Raise `ValueError` where a rank is none of what a rank may be."""
     whole = rank if isinstance(rank, tuple) else (rank,)
     if whole and all(isinstance(r, int) and not isinstance(r, bool) for r in whole):
-        if min(whole) < 1:  # type: ignore[type-var]
+        if min(whole) < 1:
             raise ValueError(f"{name} must be at least 1, got {rank!r}")
     elif isinstance(rank, float):
         if not 0 < rank < 1:

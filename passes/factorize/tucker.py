@@ -86,4 +86,5 @@ def _stages(inside: int, out: int, ranks: Ranks) -> tuple[bool, bool, bool]:
 
 def _basis(tensor: Tensor, rank: int) -> Tensor:
     """The leading left singular vectors of a tensor unfolded along its first dimension: [n, rank]."""
-    return torch.linalg.svd(tensor.flatten(1), full_matrices=False).U[:, :rank]
+    u: Tensor = torch.linalg.svd(tensor.flatten(1), full_matrices=False)[0]
+    return u[:, :rank]
