@@ -28,8 +28,8 @@ from graphopt.masks import bake
 from graphopt.ops import Layer, value
 from graphopt.options import check_count, names_weight
 from graphopt.passes.factorize.chain import Chain, Geometry, Stage
-from graphopt.passes.factorize.fitting import descend, error, level
-from graphopt.passes.factorize.ranks import EVBMF, Energy, Rank, check_rank, rounded
+from graphopt.passes.factorize.fitting import Problem, descend, level
+from graphopt.passes.factorize.ranks import EVBMF, Energy, Rank, check_rank, rounded, spectrum
 from graphopt.passes.factorize.repair import Replaced, repair
 from graphopt.passes.factorize.site import Site, sites
 
@@ -117,16 +117,20 @@ class Method(ABC):
         """The same factors with the stride, padding and dilation of another layer."""
         return self._chain(layer, ranks, chain.weights)
 
-    def fit(
-        self, layer: Layer, weight: Tensor, metric: Tensor, ranks: Ranks, quick: bool = False
-    ) -> tuple[Chain, float]:
-        """The chain nearest to a weight [out, d] in the metric [d, d] of its inputs, and the share of power it loses.
+    def fit(self, layer: Layer, problem: Problem, ranks: Ranks, start: Chain | None = None, steps: int = 60) -> Chain:
+        """The chain with the least error on data, for a layer without groups; searched for in `steps` from `start`, or from
+        the factors of the wanted weight."""
+        if start is None:
+            start = self.decompose(layer, problem.weight.reshape(Chain.whole(layer).weights[0].shape), ranks)
+        return level(descend(start, problem, steps), problem.metric)
 
-        For layers without groups. `quick`: a few steps of the search, to compare ranks by.
-        """
-        start = self.decompose(layer, weight.reshape(Chain.whole(layer).weights[0].shape), ranks)
-        found = descend(start, weight, metric, 8 if quick else 60)
-        return level(found, metric), error(found, weight, metric)
+    def estimate(self, weight: Tensor, ranks: Sequence[Ranks]) -> list[float]:
+        """The share of one group's weight energy that is lost at these ranks, or the theory's bound for it."""
+        spectra = [spectrum(matrix) ** 2 for matrix in self.unfoldings(weight)]
+        total = max(float(spectra[0].sum()), 1e-30)
+        return [
+            min(1.0, sum(float(s[r:].sum()) for s, r in zip(spectra, chosen, strict=True)) / total) for chosen in ranks
+        ]
 
     def at_share(self, layer: Layer, share: float, round_to: int = 1) -> Ranks | None:
         """The largest ranks, all the same part of the full ones, that leave at most this share of a layer's work."""

@@ -17,8 +17,9 @@ from graphopt.contract import Change
 from graphopt.graph import Graph
 from graphopt.ops import Layer
 from graphopt.passes.factorize.chain import Chain
+from graphopt.passes.factorize.fitting import Problem
 from graphopt.passes.factorize.site import Site, put
-from graphopt.patches import Moments, weight_matrix
+from graphopt.patches import BUDGET, Moments, moment_bytes, weight_matrix
 from graphopt.progress import track
 from graphopt.refit import Pairs, fit, fits, least_squares, set_mean
 
@@ -35,16 +36,17 @@ class Replaced:
         calls: of each layer that had the weight, the names of its call before and of the stages' calls now.
         error: the share of the weight's energy, or of the responses' power, that is lost.
         kept: multiply-accumulates left, of the layer's.
+        fits: whether data can be fitted to.
     """
 
     name: str
     method: Method
     ranks: Ranks
     chain: Chain
-    layer: Layer
     calls: list[tuple[str, list[Node]]]
     error: float
     kept: float
+    fits: bool
 
     @classmethod
     def put(cls, graph: Graph, site: Site, method: Method, ranks: Ranks, chain: Chain) -> Replaced:
@@ -52,9 +54,10 @@ class Replaced:
         weight = site.weight(graph)
         lost = float((chain.dense() - weight).square().sum() / weight.square().sum().clamp(min=1e-30))
         kept = site.macs(chain) / site.macs(Chain.whole(site.layer))
+        can_fit = fittable(site)
         names = [layer.node.name for layer in site.layers]
         placed = put(graph, site, [method.moved(layer, ranks, chain) for layer in site.layers])
-        return cls(site.name, method, ranks, chain, site.layer, list(zip(names, placed, strict=True)), lost, kept)
+        return cls(site.name, method, ranks, chain, list(zip(names, placed, strict=True)), lost, kept, can_fit)
 
     def change(self) -> Change:
         """What the report says."""
@@ -65,7 +68,7 @@ class Replaced:
 def repair(original: Graph, graph: Graph, replaced: Iterable[Replaced], data: Iterable[list[Tensor]]) -> None:
     """Fit chains and layers of `graph` in execution order, in place.
 
-    Chains with groups, and weights that several layers share, keep the factors of their weight.
+    Chains that are not `fittable` keep the factors of their weight.
     """
     chains = {calls[0]: (each, before, calls) for each in replaced for before, calls in each.calls}
     stages = {call for _, _, calls in chains.values() for call in calls}
@@ -74,7 +77,7 @@ def repair(original: Graph, graph: Graph, replaced: Iterable[Replaced], data: It
     for node in track([n for n in graph.calls() if Layer.of(n)], "fitting factors"):
         if node in chains:
             each, _, calls = chains[node]
-            if len(each.calls) == 1 and each.chain.groups == 1:
+            if each.fits:
                 _fit_chain(graph, each, calls, pairs)
         elif node not in stages:
             layer = Layer.of(node)
@@ -86,6 +89,11 @@ def repair(original: Graph, graph: Graph, replaced: Iterable[Replaced], data: It
                 fit(graph, layer, moments)
 
 
+def fittable(site: Site) -> bool:
+    """Whether a chain at this site can be fitted to data: one layer, no groups, and moments that fit into memory."""
+    return len(site.layers) == 1 and site.layer.groups == 1 and moment_bytes(site.layer) <= BUDGET
+
+
 def _fit_chain(graph: Graph, each: Replaced, calls: list[Node], pairs: Pairs) -> None:
     source = pairs.source(calls[-1])
     assert source is not None
@@ -95,8 +103,9 @@ def _fit_chain(graph: Graph, each: Replaced, calls: list[Node], pairs: Pairs) ->
     for x, wanted in pairs(calls[0], calls[-1]):
         moments.update(x, wanted)
     old = pairs.original.tensor(layer.weight)
-    weight, metric = least_squares(weight_matrix(layer, old), moments)
-    each.chain, each.error = each.method.fit(layer, weight, metric, each.ranks)
+    problem = Problem(*least_squares(weight_matrix(layer, old), moments))
+    each.chain = each.method.fit(layer, problem, each.ranks)
+    each.error = problem.error(each.chain)
     for call, stage in zip(calls, each.chain.stages, strict=True):
         graph.put_constant(call.args[1], stage.native.to(old.dtype))  # type: ignore[arg-type]
     last = Layer.of(calls[-1])
