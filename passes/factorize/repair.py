@@ -18,6 +18,7 @@ from graphopt.graph import Graph
 from graphopt.ops import Layer
 from graphopt.passes.factorize.chain import Chain
 from graphopt.passes.factorize.fitting import Problem
+from graphopt.passes.factorize.nonlinear import Activation, Fitted, Sample, Through
 from graphopt.passes.factorize.site import Site, put
 from graphopt.patches import BUDGET, Moments, moment_bytes, weight_matrix
 from graphopt.progress import track
@@ -65,7 +66,21 @@ class Replaced:
         return Change(self.name, f"{what}, {self.kept:.2f} of the multiply-accumulates, error {self.error:.2g}")
 
 
-def repair(original: Graph, graph: Graph, replaced: Iterable[Replaced], data: Iterable[list[Tensor]]) -> None:
+@dataclass(frozen=True)
+class Refinement:
+    """How far beyond least squares to go; see `graphopt.passes.factorize.nonlinear`."""
+
+    nonlinear: bool = False
+    refine_steps: int = 0
+
+    @property
+    def wanted(self) -> bool:
+        return self.nonlinear or self.refine_steps > 0
+
+
+def repair(
+    original: Graph, graph: Graph, replaced: Iterable[Replaced], data: Iterable[list[Tensor]], options: Refinement
+) -> None:
     """Fit chains and layers of `graph` in execution order, in place.
 
     Chains that are not `fittable` keep the factors of their weight.
@@ -78,7 +93,7 @@ def repair(original: Graph, graph: Graph, replaced: Iterable[Replaced], data: It
         if node in chains:
             each, _, calls = chains[node]
             if each.fits:
-                _fit_chain(graph, each, calls, pairs)
+                _fit_chain(graph, each, calls, pairs, options)
         elif node not in stages:
             layer = Layer.of(node)
             assert layer is not None
@@ -94,21 +109,31 @@ def fittable(site: Site) -> bool:
     return len(site.layers) == 1 and site.layer.groups == 1 and moment_bytes(site.layer) <= BUDGET
 
 
-def _fit_chain(graph: Graph, each: Replaced, calls: list[Node], pairs: Pairs) -> None:
+def _fit_chain(graph: Graph, each: Replaced, calls: list[Node], pairs: Pairs, options: Refinement) -> None:
     source = pairs.source(calls[-1])
     assert source is not None
     layer = Layer.of(source)
     assert layer is not None
-    moments = Moments(layer)
+    activation = Activation.behind(pairs.original, source, layer.out_channels) if options.wanted else None
+    moments, sample = Moments(layer), Sample(layer, pairs.batches)
     for x, wanted in pairs(calls[0], calls[-1]):
         moments.update(x, wanted)
+        if activation is not None:
+            sample.update(x, wanted)
     old = pairs.original.tensor(layer.weight)
     problem = Problem(*least_squares(weight_matrix(layer, old), moments))
-    each.chain = each.method.fit(layer, problem, each.ranks)
-    each.error = problem.error(each.chain)
+    chain = each.method.fit(layer, problem, each.ranks)
+    found = Fitted(chain, moments.mean_t - chain.dense().flatten(1).double() @ moments.mean_x)
+    if activation is not None:
+        through = Through(sample, activation, found)
+        if options.nonlinear:
+            through.alternate(layer, each.method, each.ranks, problem)
+        if options.refine_steps:
+            through.descend_rows(options.refine_steps)
+        found = through.best
+    each.chain, each.error = found.chain, problem.error(found.chain)
     for call, stage in zip(calls, each.chain.stages, strict=True):
         graph.put_constant(call.args[1], stage.native.to(old.dtype))  # type: ignore[arg-type]
     last = Layer.of(calls[-1])
     assert last is not None
-    dense = each.chain.dense().flatten(1).double()
-    set_mean(graph, last, moments.mean_t - dense @ moments.mean_x)
+    set_mean(graph, last, found.bias)
