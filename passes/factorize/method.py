@@ -139,14 +139,29 @@ class Method(ABC):
         ranks = _scaled(full, low, round_to)
         return ranks if self.skeleton(layer, ranks).macs(layer) <= limit else None
 
+    def by_rule(self, layer: Layer, weight: Tensor, rule: Energy | EVBMF) -> Ranks:
+        """The ranks that a rule finds in a layer's weight [out, in / groups, *kernel]; of groups, the largest."""
+        parts = [self.unfoldings(part) for part in weight.double().chunk(layer.groups)]
+        return tuple(max(map(rule, matrices)) for matrices in zip(*parts, strict=True))
+
+    def keeping(self, layer: Layer, weight: Tensor, rule: Energy) -> Ranks:
+        """The smallest ranks, all the same part of the full ones, whose chain keeps a share of the weight's energy; by trial."""
+        full, allowed = self.full(layer), (1 - rule.share) * float(weight.double().square().sum())
+        low, high = 0, max(full)  # the largest of the ranks: too few, enough
+        while high - low > 1:
+            middle = (low + high) // 2
+            chain = self.decompose(layer, weight.double(), _scaled(full, middle / max(full), 1))
+            lost = float((chain.dense() - weight).square().sum())
+            low, high = (low, middle) if lost <= allowed else (middle, high)
+        return _scaled(full, high / max(full), 1)
+
     def choose(self, name: str, layer: Layer, weight: Tensor, rank: Rank) -> Ranks | None:
         """The ranks that a rule or a number means for a layer; None where a rule finds none that saves anything."""
         full = self.full(layer)
         if isinstance(rank, float):
             return self.at_share(layer, rank, self.round_to)
         if isinstance(rank, (Energy, EVBMF)):
-            parts = [self.unfoldings(part) for part in weight.chunk(layer.groups)]
-            found = [max(map(rank, matrices)) for matrices in zip(*parts, strict=True)]
+            found = self.by_rule(layer, weight, rank)
             ranks = tuple(rounded(r, most, self.round_to) for r, most in zip(found, full, strict=True))
             return ranks if self.skeleton(layer, ranks).macs(layer) < Chain.whole(layer).macs(layer) else None
         named = rank if isinstance(rank, tuple) else (rank,) * len(full)

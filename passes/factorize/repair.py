@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
-from torch.fx.node import Node
 
 from graphopt.contract import Change
 from graphopt.graph import Graph
 from graphopt.ops import Layer
 from graphopt.passes.factorize.chain import Chain
-from graphopt.passes.factorize.site import Site, put
+from graphopt.passes.factorize.site import Placed, Site, put, set_mean
 from graphopt.patches import Moments, weight_matrix
 from graphopt.progress import track
-from graphopt.refit import Pairs, fit, fits, least_squares, set_mean
+from graphopt.refit import Pairs, fit, fits, least_squares
 
 if TYPE_CHECKING:
     from graphopt.passes.factorize.method import Method, Ranks
@@ -32,7 +31,7 @@ class Replaced:
 
     Attributes:
         name: of the layer.
-        calls: of each layer that had the weight, the names of its call before and of the stages' calls now.
+        placed: in place of each layer that had the weight.
         error: the share of the weight's energy, or of the responses' power, that is lost.
         kept: multiply-accumulates left, of the layer's.
     """
@@ -42,7 +41,7 @@ class Replaced:
     ranks: Ranks
     chain: Chain
     layer: Layer
-    calls: list[tuple[str, list[Node]]]
+    placed: list[Placed]
     error: float
     kept: float
 
@@ -52,9 +51,8 @@ class Replaced:
         weight = site.weight(graph)
         lost = float((chain.dense() - weight).square().sum() / weight.square().sum().clamp(min=1e-30))
         kept = site.macs(chain) / site.macs(Chain.whole(site.layer))
-        names = [layer.node.name for layer in site.layers]
         placed = put(graph, site, [method.moved(layer, ranks, chain) for layer in site.layers])
-        return cls(site.name, method, ranks, chain, site.layer, list(zip(names, placed, strict=True)), lost, kept)
+        return cls(site.name, method, ranks, chain, site.layer, placed, lost, kept)
 
     def change(self) -> Change:
         """What the report says."""
@@ -67,15 +65,15 @@ def repair(original: Graph, graph: Graph, replaced: Iterable[Replaced], data: It
 
     Chains with groups, and weights that several layers share, keep the factors of their weight.
     """
-    chains = {calls[0]: (each, before, calls) for each in replaced for before, calls in each.calls}
-    stages = {call for _, _, calls in chains.values() for call in calls}
-    names = {calls[-1].name: before for _, before, calls in chains.values()}
+    chains = {placed.calls[0]: (each, placed) for each in replaced for placed in each.placed}
+    stages = {call for _, placed in chains.values() for call in placed.calls}
+    names = {placed.end.name: placed.before for _, placed in chains.values()}
     pairs = Pairs(original, graph, data, names)
     for node in track([n for n in graph.calls() if Layer.of(n)], "fitting factors"):
         if node in chains:
-            each, _, calls = chains[node]
-            if len(each.calls) == 1 and each.chain.groups == 1:
-                _fit_chain(graph, each, calls, pairs)
+            each, placed = chains[node]
+            if len(each.placed) == 1 and each.chain.groups == 1:
+                _fit_chain(graph, each, placed, pairs)
         elif node not in stages:
             layer = Layer.of(node)
             assert layer is not None
@@ -86,20 +84,18 @@ def repair(original: Graph, graph: Graph, replaced: Iterable[Replaced], data: It
                 fit(graph, layer, moments)
 
 
-def _fit_chain(graph: Graph, each: Replaced, calls: list[Node], pairs: Pairs) -> None:
-    source = pairs.source(calls[-1])
+def _fit_chain(graph: Graph, each: Replaced, placed: Placed, pairs: Pairs) -> None:
+    source = pairs.source(placed.end)
     assert source is not None
     layer = Layer.of(source)
     assert layer is not None
     moments = Moments(layer)
-    for x, wanted in pairs(calls[0], calls[-1]):
+    for x, wanted in pairs(placed.start, placed.end):
         moments.update(x, wanted)
     old = pairs.original.tensor(layer.weight)
     weight, metric = least_squares(weight_matrix(layer, old), moments)
     each.chain, each.error = each.method.fit(layer, weight, metric, each.ranks)
-    for call, stage in zip(calls, each.chain.stages, strict=True):
+    for call, stage in zip(placed.calls, each.chain.stages, strict=True):
         graph.put_constant(call.args[1], stage.native.to(old.dtype))  # type: ignore[arg-type]
-    last = Layer.of(calls[-1])
-    assert last is not None
     dense = each.chain.dense().flatten(1).double()
-    set_mean(graph, last, moments.mean_t - dense @ moments.mean_x)
+    each.placed = [set_mean(graph, each.name, placed, moments.mean_t - dense @ moments.mean_x)]
