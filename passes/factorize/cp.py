@@ -33,9 +33,9 @@ from graphopt.passes.factorize.chain import Geometry
 from graphopt.passes.factorize.method import Method, Ranks, kernel_of
 from graphopt.passes.factorize.ranks import EVBMF, Energy
 
-WARM, DESCENT, CORRECTION, ROUNDS = 40, 150, 15, 3  # sweeps of each kind, and how often the last two are done
+WARM, DESCENT, CORRECTION, ROUNDS = 40, 150, 30, 3  # sweeps of each kind, and how often the last two are done
 SETTLED = 1e-5  # relative gain of ten sweeps that ends them
-SLACK = 1e-3  # of the squared error, that the correction may add
+SLACK = 3e-3  # of the squared error, that the correction may add
 LEAST = 1e-12  # ridge, of the largest eigenvalue
 
 
@@ -101,7 +101,9 @@ def decompose(tensor: Tensor, rank: int) -> list[Tensor]:
     if power == 0:
         return [tensor.new_zeros(size, rank) for size in tensor.shape]
     search = _Search(tensor / math.sqrt(power))
-    starts = [search.warm(start) for start in (_leading(tensor, rank), _random(tensor, rank, 0), _random(tensor, rank, 1))]
+    starts = [
+        search.warm(start) for start in (_leading(tensor, rank), _random(tensor, rank, 0), _random(tensor, rank, 1))
+    ]
     best = search.refine(min(starts, key=lambda found: found[1])[0])
     return _even([best[0] * math.sqrt(power), *best[1:]])
 
@@ -126,7 +128,9 @@ class _Search:
             factors, error = self.descend(factors)
             bound = error * (1 + SLACK)
             for _ in range(CORRECTION):
-                factors, _ = self.sweep(factors, lambda values, shares, bound=bound: largest_ridge(values, shares, bound))
+                factors, _ = self.sweep(
+                    factors, lambda values, shares, bound=bound: largest_ridge(values, shares, bound)
+                )
         return factors
 
     def descend(self, factors: list[Tensor]) -> tuple[list[Tensor], float]:
@@ -159,9 +163,7 @@ def _contract(left: Tensor, factors: Sequence[Tensor]) -> Tensor:
     return left.T
 
 
-def _solve(
-    target: Tensor, others: Sequence[Tensor], ridge: Callable[[Tensor, Tensor], float]
-) -> tuple[Tensor, float]:
+def _solve(target: Tensor, others: Sequence[Tensor], ridge: Callable[[Tensor, Tensor], float]) -> tuple[Tensor, float]:
     """The factor [size, rank] whose components are nearest to a tensor of norm 1, with a ridge; and the squared error."""
     gram = torch.ones(target.shape[1], target.shape[1], dtype=target.dtype, device=target.device)
     for other in others:

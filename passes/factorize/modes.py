@@ -1,6 +1,6 @@
 """The features of a linear layer as tensors of several modes.
 
-    W [out, in]  ->  T [O1 I1, O2 I2, .., Od Id]          out = O1 .. Od, in = I1 .. Id
+W [out, in]  ->  T [O1 I1, O2 I2, .., Od Id]          out = O1 .. Od, in = I1 .. Id
 """
 
 from __future__ import annotations
