@@ -6,6 +6,7 @@ does not qualify is skipped; a graph that does not qualify raises and says what 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple, Protocol
 
 from graphopt.graph import Graph
@@ -16,6 +17,12 @@ class Change(NamedTuple):
 
     site: str
     what: str
+
+
+class Timer(Protocol):
+    """Measures graphs on the runtime they are meant for: milliseconds of one call on each one's example, taken in turn."""
+
+    def __call__(self, graphs: Sequence[Graph]) -> list[float]: ...
 
 
 class Pass(Protocol):

@@ -8,12 +8,18 @@ zeros put between its elements; for a linear layer the rows are its inputs.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.node import Node
 
+from graphopt.graph import Graph
+from graphopt.observe import Statistic, observe
 from graphopt.ops import Layer, value
 
+BUDGET = 2**30  # bytes of moments kept at a time; more layers take more walks
 ROWS = 16384  # of one batch that enter the moments at most
 
 
@@ -59,6 +65,29 @@ def _spread(x: Tensor, stride: tuple[int, ...]) -> Tensor:
     out = x.new_zeros([*x.shape[:2], *sizes])
     out[(slice(None), slice(None), *(slice(None, None, s) for s in stride))] = x
     return out
+
+
+def input_moments(
+    graph: Graph, layers: Sequence[Layer], data: Iterable[list[Tensor]]
+) -> Iterator[tuple[Layer, Moments]]:
+    """The moments of each layer's inputs: in one walk through the data for all that fit into memory (`BUDGET`)."""
+    todo = list(layers)
+    while todo:
+        batch = [todo.pop(0)]
+        while todo and sum(map(moment_bytes, [*batch, todo[0]])) <= BUDGET:
+            batch.append(todo.pop(0))
+        found = [Moments(layer) for layer in batch]
+        watched: dict[Node, list[Statistic]] = {}
+        for moments in found:
+            watched.setdefault(moments.layer.input, []).append(moments)
+        observe(graph, watched, data)
+        yield from zip(batch, found, strict=True)
+
+
+def moment_bytes(layer: Layer) -> int:
+    """What the second moments of a layer's inputs take."""
+    columns = value(layer.weight).numel() // layer.out_channels * layer.groups
+    return int(8 * columns * columns)
 
 
 class Moments:

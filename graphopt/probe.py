@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from graphopt import measure
 from graphopt.graph import Graph
 from graphopt.observe import Swapped
 
-SAMPLES = 128  # that the output is compared on
+SAMPLES = 128  # that the output is compared on, at most
+FEWEST = 16
+WORK = 1e11  # multiply-accumulates of one comparison
 
 
 class Probe:
-    """Remembers what a graph answers to the first samples of the data."""
+    """Remembers what a graph answers to the first samples of the data; of large networks to fewer, at least `FEWEST`."""
 
     def __init__(self, graph: Graph, data: Iterable[list[Tensor]]) -> None:
         self.graph = graph
         self.batches: list[list[Tensor]] = []
+        left = int(min(SAMPLES, max(FEWEST, WORK / max(1, measure.macs(graph)))))
         for batch in data:
-            self.batches.append(batch)
-            if sum(len(b[0]) for b in self.batches) >= SAMPLES:
+            part = [tensor[:left] for tensor in batch] if graph.dynamic_batch else batch
+            self.batches.append(part)
+            left -= len(part[0])
+            if left <= 0:
                 break
         self.wanted = [_outputs(graph, batch, {}) for batch in self.batches]
         self.power = max(sum(float((z.double() ** 2).sum()) for z in self.wanted), 1e-30)
@@ -39,3 +47,19 @@ def _outputs(graph: Graph, batch: list[Tensor], changed: Mapping[str, Tensor]) -
     with torch.no_grad():
         result = Swapped(graph, changed).run(*batch, enable_io_processing=False)
     return torch.cat([z.flatten().float() for z in pytree.tree_leaves(result) if isinstance(z, Tensor)])
+
+
+def power_law(points: Sequence[tuple[float, float]], error: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Damage at some errors, from that measured at a few (error, damage) points.
+
+    Lines between logarithms; damage rises with the error, beyond the ends at least in proportion.
+    """
+    pairs = sorted((max(e, 1e-12), max(d, 1e-12)) for e, d in points)
+    at = np.log(np.maximum(error, 1e-12))
+    x = np.log([e for e, _ in pairs])
+    y = np.log(np.maximum.accumulate([d for _, d in pairs]))
+    damage = np.interp(at, x, y)
+    damage = np.where(at < x[0], y[0] + (at - x[0]), damage)
+    slope = max(1.0, (y[-1] - y[-2]) / max(x[-1] - x[-2], 1e-9)) if len(pairs) > 1 else 1.0
+    damage = np.where(at > x[-1], y[-1] + slope * (at - x[-1]), damage)
+    return np.exp(damage)

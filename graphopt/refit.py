@@ -168,9 +168,14 @@ def outputs(layer: Layer, y: Tensor) -> Tensor:
 
 def least_squares(weight: Tensor, moments: Moments) -> tuple[Tensor, Tensor]:
     """Ridge regression around a weight [out, d]: the fitted weight, and the metric [d, d] its error is measured in; float64."""
-    weight, xx = weight.double(), moments.xx
-    metric = xx + RIDGE * xx.diagonal().mean().clamp(min=1e-12) * torch.eye(len(xx), dtype=xx.dtype)
+    weight, xx, metric = weight.double(), moments.xx, metric_of(moments)
     return weight + torch.linalg.solve(metric, moments.xt - xx @ weight.T).T, metric
+
+
+def metric_of(moments: Moments) -> Tensor:
+    """Second moments of a layer's inputs with a ridge, which makes every direction count: [d, d]."""
+    xx = moments.xx
+    return xx + RIDGE * xx.diagonal().mean().clamp(min=1e-12) * torch.eye(len(xx), dtype=xx.dtype)
 
 
 def fit(graph: Graph, layer: Layer, moments: Moments) -> None:

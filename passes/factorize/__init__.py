@@ -4,6 +4,7 @@ from graphopt.passes.factorize.block_term import BlockTerm
 from graphopt.passes.factorize.channelwise import ChannelWise
 from graphopt.passes.factorize.cp import CP
 from graphopt.passes.factorize.depthwise_separable import DepthwiseSeparable
+from graphopt.passes.factorize.factorize import Factorize
 from graphopt.passes.factorize.ranks import EVBMF, Energy
 from graphopt.passes.factorize.separable import Separable
 from graphopt.passes.factorize.stacked import StackedKernels
@@ -19,6 +20,7 @@ __all__ = [
     "ChannelWise",
     "DepthwiseSeparable",
     "Energy",
+    "Factorize",
     "Separable",
     "StackedKernels",
     "TensorTrain",

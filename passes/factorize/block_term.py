@@ -113,9 +113,9 @@ class BlockTerm(Method):
         return level(super().decompose(layer, weight, ranks), None)
 
     def by_rule(self, layer: Layer, weight: Tensor, rule: Energy | EVBMF) -> Ranks:
-        """The energy by trial; the rank under noise is the largest of the modes', shared between the terms."""
+        """Under noise, the largest rank of the modes, shared between the terms."""
         if isinstance(rule, Energy):
-            return self.keeping(layer, weight, rule)
+            return super().by_rule(layer, weight, rule)
         tensor = tensorized(weight.double(), modes_of(self.modes, layer))
         return (math.ceil(max(rule(tensor.movedim(k, 0).flatten(1)) for k in range(tensor.dim())) / self.terms),)
 

@@ -88,8 +88,10 @@ class Geometry:
         if layer.kind == "linear":
             return cls()
         plain = ((layer.stride, 1), (layer.padding, 0), (layer.dilation, 1), (layer.output_padding, 0))
-        picked = [tuple(v if a in axes else default for a, v in enumerate(values)) for values, default in plain]
-        return cls(layer.kind, groups, *picked)
+        stride, padding, dilation, output_padding = (
+            tuple(v if a in axes else default for a, v in enumerate(values)) for values, default in plain
+        )
+        return cls(layer.kind, groups, stride, padding, dilation, output_padding)
 
 
 @dataclass(frozen=True)
@@ -164,10 +166,18 @@ class Chain:
         return cls((Stage(weight, Geometry.along(layer, range(layer.dims), layer.groups)),), layer.groups)
 
     def __call__(self, x: Tensor) -> Tensor:
-        leading = x.shape[:-1]
-        for stage in self.stages:
-            x = stage(x)
-        return x.reshape(*leading, self.width[1]) if self.has_views else x
+        return self.run(x, [stage.native for stage in self.stages])
+
+    def run(self, x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None) -> Tensor:
+        """What the stages compute with these weights in their native layouts."""
+        leading, last = x.shape[:-1], self.stages[-1]
+        for stage, weight in zip(self.stages, weights, strict=True):
+            target, rest = stage.call(bias if stage is last and not self.has_views else None)
+            x = target(x if stage.geometry.view is None else stage.geometry.view(x), weight, *rest)
+        if not self.has_views:
+            return x
+        x = x.reshape(*leading, self.width[1])
+        return x if bias is None else x + bias
 
     @property
     def has_views(self) -> bool:

@@ -1,7 +1,8 @@
 """CP decomposition: a 1x1, a depthwise filter along each axis, and a 1x1.
 
-    W[o, c, i, j] = sum over r of  D[o, r] H[r, j] V[r, i] A[r, c]      A: 1x1, in -> R      V: depthwise k x 1     H: depthwise 1 x k
-                                                                        D: 1x1, R -> out
+    W[o, c, i, j] = sum over r of  D[o, r] H[r, j] V[r, i] A[r, c]      A: 1x1, in -> R          V: depthwise k x 1
+                                                                        H: depthwise 1 x k       D: 1x1, R -> out
+
     MACs per position   in out k^2  ->  R (in + 2 k + out)
 
 Found by alternating least squares: with the other factors' columns at norm one, a factor is the solution of
@@ -22,7 +23,7 @@ Paper:  Lebedev et al. 2015, "Speeding-up Convolutional Neural Networks Using Fi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,9 +74,9 @@ class CP(Method):
         return [*stages, out.reshape(*out.shape, *one)]
 
     def by_rule(self, layer: Layer, weight: Tensor, rule: Energy | EVBMF) -> Ranks:
-        """The energy by trial. Under noise, the largest of the unfoldings' ranks: no fewer components can have them."""
+        """Under noise, the largest of the unfoldings' ranks: no fewer components can have them."""
         if isinstance(rule, Energy):
-            return self.keeping(layer, weight, rule)
+            return super().by_rule(layer, weight, rule)
         parts = weight.double().chunk(layer.groups)
         return (max(rule(part.movedim(mode, 0).flatten(1)) for part in parts for mode in (0, 1)),)
 
@@ -118,41 +119,39 @@ class _Search:
         """From any factors, with a ridge that falls."""
         error = math.inf
         for sweep in range(WARM):
-            ridge = 0.3 * 0.6**sweep
-            factors, error = self.sweep(factors, lambda values, shares, ridge=ridge: ridge)
+            factors, error = self.sweep(factors, ridge=0.3 * 0.6**sweep)
         return factors, error
 
     def refine(self, factors: list[Tensor]) -> list[Tensor]:
         """Descend and correct in turn; the last word has the correction."""
         for _ in range(ROUNDS):
             factors, error = self.descend(factors)
-            bound = error * (1 + SLACK)
             for _ in range(CORRECTION):
-                factors, _ = self.sweep(
-                    factors, lambda values, shares, bound=bound: largest_ridge(values, shares, bound)
-                )
+                factors, _ = self.sweep(factors, bound=error * (1 + SLACK))
         return factors
 
     def descend(self, factors: list[Tensor]) -> tuple[list[Tensor], float]:
         errors: list[float] = []
         for _ in range(DESCENT):
-            factors, error = self.sweep(factors, lambda values, shares: 0.0)
+            factors, error = self.sweep(factors)
             errors.append(error)
             if len(errors) > 10 and errors[-11] - error <= SETTLED * error:
                 break
         return factors, errors[-1]
 
-    def sweep(self, factors: list[Tensor], ridge: Callable[[Tensor, Tensor], float]) -> tuple[list[Tensor], float]:
-        """Update every factor once, the first one last; the squared error then."""
+    def sweep(
+        self, factors: list[Tensor], ridge: float = 0.0, bound: float | None = None
+    ) -> tuple[list[Tensor], float]:
+        """Update every factor once, the first one last, with a ridge or with the largest that a bound of the squared error
+        allows; the squared error then."""
         first, *rest = factors
-        rest = list(rest)
         left = torch.tensordot(_unit(first), self.tensor, ([0], [0]))  # [rank, sizes of the rest]
         for number in range(len(rest)):
             others = [_unit(first), *rest[:number], *rest[number + 1 :]]
-            rest[number] = _unit(_solve(_contract(left, rest[number + 1 :]), others, ridge)[0])
+            rest[number] = _unit(_solve(_contract(left, rest[number + 1 :]), others, ridge, bound)[0])
             left = torch.einsum("ra...,ar->r...", left, rest[number])
         target = torch.tensordot(self.tensor, rest[0], ([1], [0])).movedim(-1, 0)  # [rank, first, other sizes]
-        first, error = _solve(_contract(target, rest[1:]), rest, ridge)
+        first, error = _solve(_contract(target, rest[1:]), rest, ridge, bound)
         return [first, *rest], error
 
 
@@ -163,7 +162,7 @@ def _contract(left: Tensor, factors: Sequence[Tensor]) -> Tensor:
     return left.T
 
 
-def _solve(target: Tensor, others: Sequence[Tensor], ridge: Callable[[Tensor, Tensor], float]) -> tuple[Tensor, float]:
+def _solve(target: Tensor, others: Sequence[Tensor], ridge: float, bound: float | None) -> tuple[Tensor, float]:
     """The factor [size, rank] whose components are nearest to a tensor of norm 1, with a ridge; and the squared error."""
     gram = torch.ones(target.shape[1], target.shape[1], dtype=target.dtype, device=target.device)
     for other in others:
@@ -172,8 +171,10 @@ def _solve(target: Tensor, others: Sequence[Tensor], ridge: Callable[[Tensor, Te
     values = values.clamp(min=0)
     turned = target @ vectors
     shares = turned.square().sum(0)
-    weight = ridge(values, shares) + LEAST * float(values[-1])
-    return turned / (values + weight) @ vectors.T, max(0.0, float(_error(values, shares, weight)))
+    if bound is not None:
+        ridge = largest_ridge(values, shares, bound)
+    ridge += LEAST * float(values[-1])
+    return turned / (values + ridge) @ vectors.T, max(0.0, float(_error(values, shares, ridge)))
 
 
 def _error(values: Tensor, shares: Tensor, ridge: float) -> Tensor:
@@ -227,7 +228,9 @@ def _fibres(tensor: Tensor, rank: int) -> list[Tensor]:
 
 
 def _unit(factor: Tensor) -> Tensor:
-    return factor / factor.norm(dim=0).clamp(min=1e-30)
+    """With columns of norm 1."""
+    found: Tensor = factor / factor.norm(dim=0).clamp(min=1e-30)
+    return found
 
 
 def _even(factors: Sequence[Tensor]) -> list[Tensor]:

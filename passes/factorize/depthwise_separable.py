@@ -14,6 +14,7 @@ Paper:  Guo et al. 2018, "Network Decoupling: From Regular to Depthwise Separabl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,12 +59,23 @@ class DepthwiseSeparable(Method):
             mixed.reshape(out, inside * ranks[0], *[1] * len(kernel)),
         ]
 
+    def estimate(self, layer: Layer, weight: Tensor, ranks: Sequence[Ranks]) -> list[float]:
+        energy = self._spectrum(layer, weight).square()
+        return [float(energy[chosen[0] :].sum() / energy.sum().clamp(min=1e-30)) for chosen in ranks]
+
     def by_rule(self, layer: Layer, weight: Tensor, rule: Energy | EVBMF) -> Ranks:
         """One number for all channels: the energy is that of all together, the rank under noise their mean."""
+        if isinstance(rule, Energy):
+            return (rule(self._spectrum(layer, weight).diag()),)
+        found = [rule(matrix) for part in weight.double().chunk(layer.groups) for matrix in _channels(part)]
+        return (round(sum(found) / len(found)),)
+
+    def _spectrum(self, layer: Layer, weight: Tensor) -> Tensor:
+        """Singular values of each number, the root of their squares' sum over the channels."""
         parts = torch.cat([_channels(part) for part in weight.double().chunk(layer.groups)])
-        if isinstance(rule, EVBMF):
-            return (round(sum(map(rule, parts)) / len(parts)),)
-        return (rule(torch.linalg.svdvals(parts).norm(dim=0).diag()),)
+        values: Tensor = torch.linalg.svdvals(parts)
+        together: Tensor = values.norm(dim=0)
+        return together
 
 
 def _channels(weight: Tensor) -> Tensor:

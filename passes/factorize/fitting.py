@@ -3,14 +3,16 @@
     minimize over the factors   tr( (D - W) M (D - W)^T )         D: the chain's dense weight [out, d]
                                                                   W: wanted [out, d]    M: second moments of its input [d, d]
 
-Two stages with one rank have a closed form, the principal components of the responses W x (`principal`). Any other chain is
-a product of its factors, so the error is a polynomial in them: it is searched by L-BFGS from the factors of the weight
+Two stages with one rank have a closed form, the principal components of the responses W x (`Problem.principal`). Any other
+chain is a product of its factors, so the error is a polynomial in them: it is searched by L-BFGS from the factors of the weight
 (`descend`). The data enter through M alone, in constant memory.
 
 Paper:  Zhang et al. 2015, "Accelerating Very Deep Convolutional Networks", section 3.1.
 """
 
 from __future__ import annotations
+
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -24,31 +26,48 @@ from graphopt.passes.factorize.chain import Chain, Stage
 WIDE = 1536  # inputs of a layer from which on the search uses float32
 
 
-def principal(weight: Tensor, metric: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """[out, r] and [r, d], whose product is the matrix of rank r with the least error in the metric."""
-    _, vectors = torch.linalg.eigh(weight @ metric @ weight.T)
-    basis = vectors[:, -rank:].flip(1)
-    return basis, basis.T @ weight
+class Problem:
+    """A layer to be approximated: the wanted weight [out, d], and the metric [d, d] that errors are measured in; float64."""
+
+    def __init__(self, weight: Tensor, metric: Tensor) -> None:
+        self.weight, self.metric = weight, metric
+        self.power = float(((weight @ metric) * weight).sum().clamp(min=1e-30))
+
+    def error(self, chain: Chain) -> float:
+        """The share of the responses' power that a chain loses."""
+        return float(self.lost(chain.dense().flatten(1).to(self.weight)))
+
+    def lost(self, dense: Tensor) -> Tensor:
+        apart = dense - self.weight
+        return ((apart @ self.metric) * apart).sum() / self.power
+
+    def principal(self, rank: int) -> tuple[Tensor, Tensor]:
+        """[out, r] and [r, d], whose product is the matrix of rank r with the least error."""
+        basis = self.components[:, -rank:].flip(1)
+        return basis, basis.T @ self.weight
+
+    @cached_property
+    def components(self) -> Tensor:
+        """Principal components of the responses, rising: [out, out]."""
+        vectors: Tensor = torch.linalg.eigh(self.weight @ self.metric @ self.weight.T)[1]
+        return vectors
+
+    @cached_property
+    def single(self) -> Problem:
+        """The same in float32, for wide layers."""
+        return self if len(self.metric) <= WIDE else Problem(self.weight.float(), self.metric.float())
 
 
-def error(chain: Chain, weight: Tensor, metric: Tensor) -> float:
-    """The share of the responses' power that is lost."""
-    return float(_lost(chain.dense().flatten(1).to(weight), weight, metric) / _power(weight, metric))
-
-
-def descend(chain: Chain, weight: Tensor, metric: Tensor, iterations: int = 60) -> Chain:
+def descend(chain: Chain, problem: Problem, iterations: int) -> Chain:
     """The chain with its factors moved to lessen the error; never worse than it was."""
-    if len(metric) > WIDE:
-        weight, metric = weight.float(), metric.float()
-    power = _power(weight, metric)
-    factors = [
-        w.detach().to(weight).clone(memory_format=torch.contiguous_format).requires_grad_() for w in chain.weights
-    ]
+    fast = problem.single
+    start = [w.detach().to(fast.weight).clone(memory_format=torch.contiguous_format) for w in chain.weights]
+    factors = [w.clone().requires_grad_() for w in start]
     search = torch.optim.LBFGS(factors, max_iter=iterations, history_size=12, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         search.zero_grad()
-        loss = _lost(chain.with_weights(factors).dense().flatten(1), weight, metric) / power
+        loss = fast.lost(chain.with_weights(factors).dense().flatten(1))
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
@@ -56,7 +75,7 @@ def descend(chain: Chain, weight: Tensor, metric: Tensor, iterations: int = 60) 
         before = float(closure().detach())
         search.step(closure)  # type: ignore[no-untyped-call]
     found = chain.with_weights([f.detach() for f in factors])
-    return found if error(found, weight, metric) < before else chain.with_weights([w.to(weight) for w in chain.weights])
+    return found if fast.error(found) < before else chain.with_weights(start)
 
 
 def level(chain: Chain, metric: Tensor | None) -> Chain:
@@ -117,12 +136,3 @@ def _padded(features: Tensor, chain: Chain) -> Tensor:
     frame = chain.dense().shape[2:]
     extra = [amount for k, full in zip(features.shape[2:], frame, strict=True) for amount in (full - k, 0)]
     return F.pad(features, extra[::-1])
-
-
-def _lost(dense: Tensor, weight: Tensor, metric: Tensor) -> Tensor:
-    apart = dense - weight
-    return ((apart @ metric) * apart).sum()
-
-
-def _power(weight: Tensor, metric: Tensor) -> Tensor:
-    return ((weight @ metric) * weight).sum().clamp(min=1e-30)

@@ -28,8 +28,8 @@ from graphopt.masks import bake
 from graphopt.ops import Layer, value
 from graphopt.options import check_count, names_weight
 from graphopt.passes.factorize.chain import Chain, Geometry, Stage
-from graphopt.passes.factorize.fitting import descend, error, level
-from graphopt.passes.factorize.ranks import EVBMF, Energy, Rank, check_rank, rounded
+from graphopt.passes.factorize.fitting import Problem, descend, level
+from graphopt.passes.factorize.ranks import EVBMF, Energy, Rank, check_rank, rounded, spectrum
 from graphopt.passes.factorize.repair import Replaced, repair
 from graphopt.passes.factorize.site import Site, sites
 
@@ -92,8 +92,8 @@ class Method(ABC):
         """The stages' weights nearest to one group's weight [out, in, *kernel]."""
 
     def unfoldings(self, weight: Tensor) -> list[Tensor]:
-        """The matrix of each rank, for one group's weight."""
-        raise ValueError(f"{type(self).__name__} has no unfolding to choose ranks by; give a number or a share")
+        """The matrix of each rank, for one group's weight; none where the ranks are not those of matrices."""
+        return []
 
     # ---- Ranks ------------------------------------------------------------------------------------------------------
 
@@ -117,16 +117,26 @@ class Method(ABC):
         """The same factors with the stride, padding and dilation of another layer."""
         return self._chain(layer, ranks, chain.weights)
 
-    def fit(
-        self, layer: Layer, weight: Tensor, metric: Tensor, ranks: Ranks, quick: bool = False
-    ) -> tuple[Chain, float]:
-        """The chain nearest to a weight [out, d] in the metric [d, d] of its inputs, and the share of power it loses.
+    def fit(self, layer: Layer, problem: Problem, ranks: Ranks, start: Chain | None = None, steps: int = 60) -> Chain:
+        """The chain with the least error on data, for a layer without groups; searched for in `steps` from `start`, or from
+        the factors of the wanted weight."""
+        if start is None:
+            start = self.decompose(layer, problem.weight.reshape(Chain.whole(layer).weights[0].shape), ranks)
+        return level(descend(start, problem, steps), problem.metric)
 
-        For layers without groups. `quick`: a few steps of the search, to compare ranks by.
-        """
-        start = self.decompose(layer, weight.reshape(Chain.whole(layer).weights[0].shape), ranks)
-        found = descend(start, weight, metric, 8 if quick else 60)
-        return level(found, metric), error(found, weight, metric)
+    def estimate(self, layer: Layer, weight: Tensor, ranks: Sequence[Ranks]) -> list[float]:
+        """The share of a weight's energy that is lost at each of these ranks, or the theory's bound for it; by trial where there
+        is none."""
+        total = float(weight.double().square().sum().clamp(min=1e-30))
+        parts = [self.unfoldings(part) for part in weight.double().chunk(layer.groups)]
+        if not parts[0]:
+            return [self._lost(layer, weight.double(), chosen) / total for chosen in ranks]
+        spectra = [[spectrum(matrix) ** 2 for matrix in matrices] for matrices in zip(*parts, strict=True)]
+        dropped = [sum(float(s[r:].sum()) for f, r in zip(spectra, chosen, strict=True) for s in f) for chosen in ranks]
+        return [min(1.0, lost / total) for lost in dropped]
+
+    def _lost(self, layer: Layer, weight: Tensor, ranks: Ranks) -> float:
+        return float((self.decompose(layer, weight, ranks).dense() - weight).square().sum())
 
     def at_share(self, layer: Layer, share: float, round_to: int = 1) -> Ranks | None:
         """The largest ranks, all the same part of the full ones, that leave at most this share of a layer's work."""
@@ -142,17 +152,22 @@ class Method(ABC):
     def by_rule(self, layer: Layer, weight: Tensor, rule: Energy | EVBMF) -> Ranks:
         """The ranks that a rule finds in a layer's weight [out, in / groups, *kernel]; of groups, the largest."""
         parts = [self.unfoldings(part) for part in weight.double().chunk(layer.groups)]
-        return tuple(max(map(rule, matrices)) for matrices in zip(*parts, strict=True))
+        if parts[0]:
+            return tuple(max(map(rule, matrices)) for matrices in zip(*parts, strict=True))
+        if isinstance(rule, Energy):
+            return self._keeping(layer, weight.double(), rule.share)
+        raise ValueError(
+            f"{type(self).__name__} has ranks of no matrix, which EVBMF needs; give numbers, a share or Energy"
+        )
 
-    def keeping(self, layer: Layer, weight: Tensor, rule: Energy) -> Ranks:
-        """The smallest ranks, all the same part of the full ones, whose chain keeps a share of the weight's energy; by trial."""
-        full, allowed = self.full(layer), (1 - rule.share) * float(weight.double().square().sum())
+    def _keeping(self, layer: Layer, weight: Tensor, share: float) -> Ranks:
+        """The smallest ranks, all the same part of the full ones, that keep a share of the weight's energy; by trial."""
+        full, allowed = self.full(layer), (1 - share) * float(weight.square().sum())
         low, high = 0, max(full)  # the largest of the ranks: too few, enough
         while high - low > 1:
             middle = (low + high) // 2
-            chain = self.decompose(layer, weight.double(), _scaled(full, middle / max(full), 1))
-            lost = float((chain.dense() - weight).square().sum())
-            low, high = (low, middle) if lost <= allowed else (middle, high)
+            enough = self._lost(layer, weight, _scaled(full, middle / max(full), 1)) <= allowed
+            low, high = (low, middle) if enough else (middle, high)
         return _scaled(full, high / max(full), 1)
 
     def choose(self, name: str, layer: Layer, weight: Tensor, rank: Rank) -> Ranks | None:

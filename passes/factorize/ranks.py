@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
@@ -30,7 +31,7 @@ class Energy:
         check_share("Energy", self.share)
 
     def __call__(self, unfolding: Tensor) -> int:
-        energy = np.linalg.svd(unfolding.double().numpy(), compute_uv=False) ** 2
+        energy = spectrum(unfolding).numpy() ** 2
         return 1 + int(
             np.searchsorted(energy.cumsum(), self.share * energy.sum() * (1 - 1e-12)).clip(0, len(energy) - 1)
         )
@@ -48,9 +49,8 @@ class EVBMF:
     """
 
     def __call__(self, unfolding: Tensor) -> int:
-        matrix = unfolding.double().numpy()
-        rows, columns = sorted(matrix.shape)
-        values = np.linalg.svd(matrix, compute_uv=False)
+        rows, columns = sorted(unfolding.shape)
+        values = spectrum(unfolding).numpy()
         ratio = rows / columns
         edge = 2.5129 * math.sqrt(ratio)  # tau-underbar
         threshold = (1 + edge) * (1 + ratio / edge)
@@ -82,6 +82,35 @@ def _free_energy(
     value = (noise - np.log(np.maximum(noise, 1e-300))).sum() + (signal - tau).sum()
     value += np.log((tau + 1) / signal).sum() + ratio * np.log(tau / ratio + 1).sum()
     return float(value + (rows - len(x)) * np.log(variance))
+
+
+LARGE = 1024  # the smaller side from which on singular values come from the eigenvalues of the product with itself
+
+
+def spectrum(matrix: Tensor) -> Tensor:
+    """Singular values, falling: float64 [min(m, n)]."""
+    matrix = matrix.double()
+    if min(matrix.shape) < LARGE:
+        values: Tensor = torch.linalg.svdvals(matrix)
+        return values
+    short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    squares: Tensor = torch.linalg.eigvalsh(short @ short.T)
+    return squares.clamp(min=0).flip(0).sqrt()
+
+
+def left_basis(matrix: Tensor, rank: int) -> Tensor:
+    """The leading left singular vectors: [m, rank]."""
+    basis: Tensor
+    if min(matrix.shape) < LARGE and matrix.shape[1] <= 4 * matrix.shape[0]:
+        basis = torch.linalg.svd(matrix, full_matrices=False)[0]
+        return basis[:, :rank]
+    if matrix.shape[0] <= matrix.shape[1]:
+        basis = torch.linalg.eigh(matrix @ matrix.T)[1]
+        return basis.flip(1)[:, :rank]
+    squares, right = torch.linalg.eigh(matrix.T @ matrix)
+    squares = squares.clamp(min=1e-14 * float(squares.max()))
+    basis = (matrix @ right / squares.sqrt()).flip(1)
+    return basis[:, :rank]
 
 
 Rank: TypeAlias = "int | tuple[int, ...] | float | Energy | EVBMF"

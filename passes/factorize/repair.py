@@ -16,8 +16,9 @@ from graphopt.contract import Change
 from graphopt.graph import Graph
 from graphopt.ops import Layer
 from graphopt.passes.factorize.chain import Chain
+from graphopt.passes.factorize.fitting import Problem
 from graphopt.passes.factorize.site import Placed, Site, put, set_mean
-from graphopt.patches import Moments, weight_matrix
+from graphopt.patches import BUDGET, Moments, moment_bytes, weight_matrix
 from graphopt.progress import track
 from graphopt.refit import Pairs, fit, fits, least_squares
 
@@ -34,16 +35,17 @@ class Replaced:
         placed: in place of each layer that had the weight.
         error: the share of the weight's energy, or of the responses' power, that is lost.
         kept: multiply-accumulates left, of the layer's.
+        fits: whether data can be fitted to.
     """
 
     name: str
     method: Method
     ranks: Ranks
     chain: Chain
-    layer: Layer
     placed: list[Placed]
     error: float
     kept: float
+    fits: bool
 
     @classmethod
     def put(cls, graph: Graph, site: Site, method: Method, ranks: Ranks, chain: Chain) -> Replaced:
@@ -51,8 +53,9 @@ class Replaced:
         weight = site.weight(graph)
         lost = float((chain.dense() - weight).square().sum() / weight.square().sum().clamp(min=1e-30))
         kept = site.macs(chain) / site.macs(Chain.whole(site.layer))
+        can_fit = fittable(site)
         placed = put(graph, site, [method.moved(layer, ranks, chain) for layer in site.layers])
-        return cls(site.name, method, ranks, chain, site.layer, placed, lost, kept)
+        return cls(site.name, method, ranks, chain, placed, lost, kept, can_fit)
 
     def change(self) -> Change:
         """What the report says."""
@@ -63,7 +66,7 @@ class Replaced:
 def repair(original: Graph, graph: Graph, replaced: Iterable[Replaced], data: Iterable[list[Tensor]]) -> None:
     """Fit chains and layers of `graph` in execution order, in place.
 
-    Chains with groups, and weights that several layers share, keep the factors of their weight.
+    Chains that are not `fittable` keep the factors of their weight.
     """
     chains = {placed.calls[0]: (each, placed) for each in replaced for placed in each.placed}
     stages = {call for _, placed in chains.values() for call in placed.calls}
@@ -72,7 +75,7 @@ def repair(original: Graph, graph: Graph, replaced: Iterable[Replaced], data: It
     for node in track([n for n in graph.calls() if Layer.of(n)], "fitting factors"):
         if node in chains:
             each, placed = chains[node]
-            if len(each.placed) == 1 and each.chain.groups == 1:
+            if each.fits:
                 _fit_chain(graph, each, placed, pairs)
         elif node not in stages:
             layer = Layer.of(node)
@@ -84,6 +87,11 @@ def repair(original: Graph, graph: Graph, replaced: Iterable[Replaced], data: It
                 fit(graph, layer, moments)
 
 
+def fittable(site: Site) -> bool:
+    """Whether a chain at this site can be fitted to data: one layer, no groups, and moments that fit into memory."""
+    return len(site.layers) == 1 and site.layer.groups == 1 and moment_bytes(site.layer) <= BUDGET
+
+
 def _fit_chain(graph: Graph, each: Replaced, placed: Placed, pairs: Pairs) -> None:
     source = pairs.source(placed.end)
     assert source is not None
@@ -93,8 +101,9 @@ def _fit_chain(graph: Graph, each: Replaced, placed: Placed, pairs: Pairs) -> No
     for x, wanted in pairs(placed.start, placed.end):
         moments.update(x, wanted)
     old = pairs.original.tensor(layer.weight)
-    weight, metric = least_squares(weight_matrix(layer, old), moments)
-    each.chain, each.error = each.method.fit(layer, weight, metric, each.ranks)
+    problem = Problem(*least_squares(weight_matrix(layer, old), moments))
+    each.chain = each.method.fit(layer, problem, each.ranks)
+    each.error = problem.error(each.chain)
     for call, stage in zip(placed.calls, each.chain.stages, strict=True):
         graph.put_constant(call.args[1], stage.native.to(old.dtype))  # type: ignore[arg-type]
     dense = each.chain.dense().flatten(1).double()

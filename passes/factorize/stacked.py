@@ -4,13 +4,13 @@
 
     MACs per position   in out k^2  ->  9 (in m1 + m1 m2 + .. + m out)        at stride 1; (k - 1) / 2 stages
 
-Stages add nothing but each other's borders if they see what the whole kernel would: all padding is in front of the first stage, so
-that zeros are met where the layer has them, and the stride is that of the last. A transposed convolution is the mirror image:
-stride and output padding at the first stage, and the padding, which crops there, at the last. A dilation is everyone's.
+All padding is in front of the first stage, so that zeros are met where the layer has them, and the stride is that of the last. A
+transposed convolution is the mirror image: stride and output padding at the first stage, and the padding, which crops there, at
+the last. A dilation is everyone's.
 
-Given all other stages a stage enters linearly: the two halves of the stack are solved for in turn by least squares, then the
-larger half is stacked itself, and L-BFGS on all stages ends the search. The normal equations need no patches: their entries are the
-correlations of the known kernels at the lags between two taps.
+Given the other stages each enters linearly. First stage and rest are solved for in turn by least squares, then the rest is
+stacked itself, and L-BFGS on all stages ends the search. The normal equations need no patches: their entries are the correlations
+of the known kernel at the lags between two taps.
 
 Needs:  an odd kernel of at least 5; other dimensions may be shorter, but odd.
 Exact:  at 2^n min(in, out) channels for a kernel of 5 in n dimensions: kernels of 3, placed by the taps of the other stage in the
@@ -25,6 +25,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -32,10 +33,10 @@ from torch import Tensor
 
 from graphopt.ops import Layer
 from graphopt.passes.factorize.chain import COMPOSE, Chain, Geometry, Stage, compose
-from graphopt.passes.factorize.fitting import descend
+from graphopt.passes.factorize.fitting import Problem, descend, level
 from graphopt.passes.factorize.method import Method, Ranks, kernel_of
-from graphopt.passes.factorize.ranks import EVBMF, Energy
 
+Index: TypeAlias = tuple[Any, ...]
 SWEEPS = 30
 POLISH = 150  # iterations of L-BFGS
 RIDGE = 1e-9  # of the mean of the diagonal
@@ -55,8 +56,8 @@ class StackedKernels(Method):
         return None
 
     def full(self, layer: Layer) -> Ranks:
-        out, inside, rest = layer.out_channels // layer.groups, layer.in_channels // layer.groups, kernel_of(layer)
-        found = []
+        out, inside = layer.out_channels // layer.groups, layer.in_channels // layer.groups
+        rest, found = tuple(kernel_of(layer)), []
         for kernel in _kernels(rest)[:-1]:
             inside = _exact(out, inside, rest, kernel)
             rest = _left(rest, kernel)
@@ -82,23 +83,16 @@ class StackedKernels(Method):
     def factor(self, weight: Tensor, ranks: Ranks) -> list[Tensor]:
         rest, stages, exact = weight, list[Tensor](), True
         for kernel, rank in zip(_kernels(weight.shape[2:]), ranks, strict=False):
-            exact = exact and rank >= _exact(*rest.shape[:2], rest.shape[2:], kernel)
+            exact = exact and rank >= _exact(len(rest), rest.shape[1], rest.shape[2:], kernel)
             first, rest = _placed(rest, kernel, rank) if exact else halve(rest, kernel, rank)
             stages.append(first)
         stages.append(rest)
+        chain = Chain(tuple(Stage(w, Geometry("conv")) for w in stages))
         if exact:
-            return stages
-        plain = [Geometry("conv", 1, *((v,) * (weight.dim() - 2) for v in (1, 0, 1, 0)))] * len(stages)
-        chain = Chain(tuple(Stage(w, g) for w, g in zip(stages, plain, strict=True)))
+            return level(chain, None).weights
         matrix = weight.flatten(1)
-        return descend(chain, matrix, torch.eye(matrix.shape[1]).to(matrix), POLISH).weights
-
-    def by_rule(self, layer: Layer, weight: Tensor, rule: Energy | EVBMF) -> Ranks:
-        if isinstance(rule, EVBMF):
-            raise ValueError(
-                "StackedKernels: no matrix has the channels between stages as its rank; give a number, a share or Energy"
-            )
-        return self.keeping(layer, weight, rule)
+        problem = Problem(matrix, torch.eye(matrix.shape[1]).to(matrix))
+        return level(descend(chain, problem, POLISH), None).weights
 
 
 def _kernels(kernel: Sequence[int]) -> list[tuple[int, ...]]:
@@ -143,17 +137,19 @@ def _placed(weight: Tensor, kernel: Sequence[int], rank: int) -> tuple[Tensor, T
     pieces = weight.new_zeros(rank, weight.shape[1], *piece)
     places = weight.new_zeros(count, rank, *taps)
     for number, start in enumerate(_cover(whole, piece)):
-        here = tuple(slice(s, s + p) for s, p in zip(start, piece, strict=True))
         rows = slice(number * count, (number + 1) * count)
-        pieces[rows] = weight[(..., *here)] * ~used[here]
-        places[(slice(None), rows, *start)] = torch.eye(count).to(weight)
+        here: Index = tuple(slice(s, s + p) for s, p in zip(start, piece, strict=True))
+        window: Index = (slice(None), slice(None), *here)
+        tap: Index = (slice(None), rows, *start)
+        pieces[rows] = weight[window] * ~used[here]
+        places[tap] = torch.eye(count).to(weight)
         used[here] = True
     return (pieces, places) if first_has_pieces else (places.transpose(0, 1), pieces.transpose(0, 1))
 
 
 def halve(weight: Tensor, kernel: Sequence[int], rank: int) -> tuple[Tensor, Tensor]:
     """A first stage with this kernel and the rest, by alternating least squares: [rank, in, *kernel], [out, rank, *rest]."""
-    whole, rest = weight.shape[2:], _left(weight.shape[2:], kernel)
+    rest = _left(weight.shape[2:], kernel)
     swapped = weight.transpose(0, 1)
     found = []
     for first in _starts(weight, kernel, rank):
@@ -161,9 +157,8 @@ def halve(weight: Tensor, kernel: Sequence[int], rank: int) -> tuple[Tensor, Ten
             behind = _behind(weight, first, rest)
             first = _behind(swapped, behind.transpose(0, 1), kernel).transpose(0, 1)
         found.append((first, behind))
-    dims = len(whole)
-    plain = Geometry("conv", 1, (1,) * dims)
-    return min(found, key=lambda pair: float((compose(Stage(pair[1], plain), pair[0]) - weight).square().sum()))
+    lost = [float((compose(Stage(behind, Geometry("conv")), first) - weight).square().sum()) for first, behind in found]
+    return found[lost.index(min(lost))]
 
 
 def _starts(weight: Tensor, kernel: Sequence[int], rank: int) -> Iterator[Tensor]:
@@ -171,9 +166,9 @@ def _starts(weight: Tensor, kernel: Sequence[int], rank: int) -> Iterator[Tensor
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(rank, weight.shape[1], *kernel, generator=generator, dtype=torch.float64).to(weight)
     noise = noise / noise.flatten(1).norm(dim=1).reshape(-1, *[1] * (weight.dim() - 1))
-    here = tuple(slice((w - k) // 2, (w - k) // 2 + k) for w, k in zip(weight.shape[2:], kernel, strict=True))
-    middle = weight[(..., *here)].flatten(1)
-    v = torch.linalg.svd(middle, full_matrices=False)[2][:rank]
+    here = (slice((w - k) // 2, (w - k) // 2 + k) for w, k in zip(weight.shape[2:], kernel, strict=True))
+    middle: Index = (slice(None), slice(None), *here)
+    v = torch.linalg.svd(weight[middle].flatten(1), full_matrices=False)[2][:rank]
     strongest = noise.clone()
     strongest[: len(v)] = v.reshape(-1, *noise.shape[1:])
     yield strongest
@@ -188,8 +183,10 @@ def _behind(weight: Tensor, first: Tensor, rest: Sequence[int]) -> Tensor:
     lags = F.pad(lags, [amount for r in reversed(reach) for amount in (r, r)])
     taps = torch.cartesian_prod(*(torch.arange(r) for r in rest)).reshape(-1, dims)
     apart = taps[None] - taps[:, None] + torch.tensor([size // 2 for size in lags.shape[2:]])
-    gram = lags[(slice(None), slice(None), *apart.unbind(-1))]  # [m, m, taps, taps]
+    index: Index = (slice(None), slice(None), *apart.unbind(-1))
+    gram = lags[index]  # [m, m, taps, taps]
     gram = gram.permute(0, 2, 1, 3).reshape(m * len(taps), m * len(taps))
     seen = COMPOSE[dims](weight, first).flatten(1)  # [out, m * taps]
     gram = gram + RIDGE * gram.diagonal().mean().clamp(min=1e-30) * torch.eye(len(gram)).to(gram)
-    return torch.linalg.solve(gram, seen.T).T.reshape(-1, m, *rest)
+    found: Tensor = torch.linalg.solve(gram, seen.T)
+    return found.T.reshape(-1, m, *rest)

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from graphopt.ops import Layer
 from graphopt.passes.factorize.chain import Chain, Geometry
-from graphopt.passes.factorize.fitting import error, level, principal
+from graphopt.passes.factorize.fitting import Problem, level
 from graphopt.passes.factorize.method import Method, Ranks, kernel_of
+from graphopt.passes.factorize.ranks import left_basis
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,11 @@ class SVD(Method):
         left, right = halves(weight.flatten(1), ranks[0])
         return [right.reshape(-1, *weight.shape[1:]), left.reshape(*left.shape, *[1] * (weight.dim() - 2))]
 
-    def fit(
-        self, layer: Layer, weight: Tensor, metric: Tensor, ranks: Ranks, quick: bool = False
-    ) -> tuple[Chain, float]:
+    def fit(self, layer: Layer, problem: Problem, ranks: Ranks, start: Chain | None = None, steps: int = 60) -> Chain:
         out, inside, kernel = self.sizes(layer)
-        left, right = principal(weight, metric, ranks[0])
+        left, right = problem.principal(ranks[0])
         stages = [right.reshape(-1, inside, *kernel), left.reshape(out, -1, *[1] * len(kernel))]
-        chain = self.skeleton(layer, ranks).with_weights(stages)
-        return level(chain, metric), error(chain, weight, metric)
+        return level(self.skeleton(layer, ranks).with_weights(stages), problem.metric)
 
     def unfoldings(self, weight: Tensor) -> list[Tensor]:
         return [weight.flatten(1)]
@@ -71,6 +69,7 @@ class SVD(Method):
 
 def halves(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """[m, r] and [r, n], whose product is the nearest matrix of rank r; singular values split evenly between them."""
-    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-    root = s[:rank].sqrt()
-    return u[:, :rank] * root, root[:, None] * v[:rank]
+    u = left_basis(matrix, rank)
+    right = u.T @ matrix
+    root = right.norm(dim=1).clamp(min=1e-30).sqrt()
+    return u * root, right / root[:, None]

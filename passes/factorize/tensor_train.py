@@ -5,7 +5,8 @@
 
 Executed from the first mode to the last; each step is one small linear layer on the features seen as a tensor:
 
-    [.., Ik, I_(>k), O_(<k), r_(k-1)]   permuted to   [.., I_(>k), O_(<k), (r_(k-1) Ik)]   -> linear ->   [.., I_(>k), O_(<k), (Ok rk)]
+    [.., Ik, I_(>k), O_(<k), r_(k-1)]     permuted to [.., I_(>k), O_(<k), (r_(k-1) Ik)]
+                                          linear to   [.., I_(>k), O_(<k), (Ok rk)]
 
     MACs    in out  ->  sum over k of  I_(>k) O_(<k) (r_(k-1) Ik) (Ok rk)
     error   |W - W'|^2 <= the dropped squared singular values of the unfoldings [O1 I1 .. Ok Ik, the rest], summed over k
@@ -60,7 +61,7 @@ class TensorTrain(Method):
 
     def geometry(self, layer: Layer, ranks: Ranks) -> list[Geometry]:
         modes, bonds = modes_of(self.modes, layer), (1, *ranks)
-        found = []
+        found = list[Geometry]()
         for k, (i, bond) in enumerate(zip(modes.inside, bonds, strict=True)):
             sizes = (i, product(modes.inside[k + 1 :]), product(modes.out[:k]), bond)
             found.append(Geometry(view=View.of(sizes, (1, 2, 3, 0), (bond * i,))))
@@ -68,7 +69,7 @@ class TensorTrain(Method):
 
     def factor(self, weight: Tensor, ranks: Ranks) -> list[Tensor]:
         modes = modes_of(self.modes, weight)
-        rest, left, found = tensorized(weight, modes).reshape(1, -1), 1, []
+        rest, left, found = tensorized(weight, modes), 1, list[Tensor]()
         for o, i, rank in zip(modes.out, modes.inside, (*ranks, 1), strict=True):
             rest = rest.reshape(left * o * i, -1)
             if len(found) < len(ranks):

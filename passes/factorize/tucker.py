@@ -23,6 +23,7 @@ from torch import Tensor
 from graphopt.ops import Layer
 from graphopt.passes.factorize.chain import Geometry
 from graphopt.passes.factorize.method import Method, Ranks, kernel_of
+from graphopt.passes.factorize.ranks import left_basis
 
 ITERATIONS = 50
 SETTLED = 1e-7  # relative gain of an iteration that ends them
@@ -86,5 +87,4 @@ def _stages(inside: int, out: int, ranks: Ranks) -> tuple[bool, bool, bool]:
 
 def _basis(tensor: Tensor, rank: int) -> Tensor:
     """The leading left singular vectors of a tensor unfolded along its first dimension: [n, rank]."""
-    u: Tensor = torch.linalg.svd(tensor.flatten(1), full_matrices=False)[0]
-    return u[:, :rank]
+    return left_basis(tensor.flatten(1), rank)

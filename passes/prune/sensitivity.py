@@ -17,9 +17,9 @@ from torch import Tensor
 from graphopt.channels.groups import Group
 from graphopt.graph import Graph
 from graphopt.passes.prune.statistics import reader_moments
-from graphopt.passes.prune.surgeon import Order, removal_order
+from graphopt.passes.prune.surgeon import removal_order
 from graphopt.patches import from_matrix, weight_matrix
-from graphopt.probe import Probe
+from graphopt.probe import Probe, power_law
 from graphopt.progress import progress
 
 Array = npt.NDArray[np.float64]
@@ -58,18 +58,7 @@ def measured_orders(
                         for name, r, m, w in zip(names, readers, matrices, weights, strict=True)
                     }
                     points.append((order.error[level - 1], probe.damage(changed=changed)))
-                found[group.key] = order.units, _curve(order, points)
+                damage = np.maximum.accumulate(power_law(points, np.asarray(order.error)))
+                found[group.key] = order.units, damage.tolist()
             advance()
     return found
-
-
-def _curve(order: Order, points: list[tuple[float, float]]) -> list[float]:
-    """Damage after every unit, from that measured at some errors: rising, and at least in proportion to the error at the ends."""
-    error = np.log(np.maximum(order.error, 1e-12))
-    x = np.log([max(e, 1e-12) for e, _ in points])
-    y = np.log(np.maximum.accumulate([max(d, 1e-12) for _, d in points]))
-    damage = np.interp(error, x, y)
-    damage = np.where(error < x[0], y[0] + (error - x[0]), damage)
-    slope = max(1.0, (y[-1] - y[-2]) / max(x[-1] - x[-2], 1e-9)) if len(points) > 1 else 1.0
-    damage = np.where(error > x[-1], y[-1] + slope * (error - x[-1]), damage)
-    return np.maximum.accumulate(np.exp(damage)).tolist()  # type: ignore[no-any-return]

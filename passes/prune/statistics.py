@@ -9,11 +9,8 @@ from torch.fx.node import Node
 
 from graphopt.channels.groups import Group
 from graphopt.graph import Graph
-from graphopt.observe import observe
 from graphopt.passes.prune.readers import Reader, readers
-from graphopt.patches import Moments, weight_matrix
-
-BUDGET = 2**30  # bytes of moments kept at a time; more groups take more walks
+from graphopt.patches import BUDGET, Moments, input_moments, moment_bytes
 
 
 def reader_moments(
@@ -23,18 +20,13 @@ def reader_moments(
     todo = [(group, readers(graph, group)) for group in groups]
     while todo:
         batch = [todo.pop(0)]
-        while todo and _bytes(graph, [*batch, todo[0]]) <= BUDGET:
+        while todo and _bytes([*batch, todo[0]]) <= BUDGET:
             batch.append(todo.pop(0))
-        moments = {r.layer.node: Moments(r.layer) for _, found in batch for r in found}
-        watched: dict[Node, list[Moments]] = {}
-        for moment in moments.values():
-            watched.setdefault(moment.layer.input, []).append(moment)
-        if watched:
-            observe(graph, watched, data)  # type: ignore[arg-type]
+        layers = {r.layer.node: r.layer for _, found in batch for r in found}
+        moments = {layer.node: found for layer, found in input_moments(graph, list(layers.values()), data)}
         for group, found in batch:
             yield group, found, moments
 
 
-def _bytes(graph: Graph, batch: list[tuple[Group, list[Reader]]]) -> int:
-    widths = {r.layer.node: weight_matrix(r.layer, graph.tensor(r.layer.weight)).shape[1] for _, f in batch for r in f}
-    return sum(8 * d * d for d in widths.values())
+def _bytes(batch: list[tuple[Group, list[Reader]]]) -> int:
+    return sum(moment_bytes(layer) for layer in {r.layer.node: r.layer for _, found in batch for r in found}.values())
