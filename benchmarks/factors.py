@@ -2,7 +2,7 @@
 
     python benchmarks/factors.py [--random 100] [--json figures.json]
 
-Ratios are of the relative errors |W - W'| / |W|, ours by tensorly's: under 1 is better. `components` is the norm of all rank-one
+Compared are the relative errors |W - W'| / |W|: by how many percent ours is above tensorly's. `components` is the norm of all rank-one
 components by that of the kernel, the largest met: where it is large, components cancel. NaNs count runs with any. Ranks
 are those at which a quarter and half of the layer's multiply-accumulates are left; of random kernels, one of the two.
 
@@ -84,7 +84,7 @@ def ours(method: Method, layer: Layer, weight: Tensor, ranks: Ranks) -> tuple[Te
 def row(
     case: str, method: Method, theirs: Callable[..., Any], kernels: Iterator[tuple[Tensor, float]]
 ) -> dict[str, Any]:
-    ratios, nans, components, seconds = [], [0, 0], [0.0, 0.0], [0.0, 0.0]
+    more, nans, components, seconds = list[float](), [0, 0], [0.0, 0.0], [0.0, 0.0]
     for weight, share in kernels:
         layer = layer_of(weight)
         ranks = method.at_share(layer, share)
@@ -98,10 +98,10 @@ def row(
             errors.append(float((found - weight).norm() / weight.norm()))
             nans[side] += not torch.isfinite(found).all()
             components[side] = max(components[side], size / float(weight.norm()))
-        ratios.append(errors[0] / errors[1])
+        more.append(100 * (errors[0] / errors[1] - 1))
     return {
-        "case": case, "kernels": len(ratios), "median ratio": statistics.median(ratios), "worst ratio": max(ratios),
-        "best ratio": min(ratios), "NaNs": nans[0], "theirs": nans[1], "components": components[0],
+        "case": case, "kernels": len(more), "error, % more: median": statistics.median(more), "worst": max(more),
+        "best": min(more), "NaNs": nans[0], "theirs": nans[1], "components": components[0],
         "their components": components[1], "seconds": seconds[0], "their seconds": seconds[1],
     }  # fmt: skip
 

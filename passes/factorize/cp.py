@@ -34,9 +34,14 @@ from graphopt.passes.factorize.chain import Geometry
 from graphopt.passes.factorize.method import Method, Ranks, kernel_of
 from graphopt.passes.factorize.ranks import EVBMF, Energy
 
-WARM, DESCENT, CORRECTION, ROUNDS = 40, 150, 30, 3  # sweeps of each kind, and how often the last two are done
+WARM, DESCENT, CORRECTION, ROUNDS = 40, 150, 60, 3  # sweeps of each kind, and how often the last two are done
 SETTLED = 1e-5  # relative gain of ten sweeps that ends them
-SLACK = 3e-3  # of the squared error, that the correction may add
+SLACK = (
+    2.5e-3,
+    1e-2,
+)  # of the squared error, that the correction may add: where components are small, and where they are not
+LARGE = 2.0  # norm of all components, by that of the tensor
+ENOUGH = 1e-3  # relative gain of a sweep of correction that ends them
 LEAST = 1e-12  # ridge, of the largest eigenvalue
 
 
@@ -126,8 +131,13 @@ class _Search:
         """Descend and correct in turn; the last word has the correction."""
         for _ in range(ROUNDS):
             factors, error = self.descend(factors)
+            bound, before = error * (1 + SLACK[float(factors[0].norm()) > LARGE]), math.inf
             for _ in range(CORRECTION):
-                factors, _ = self.sweep(factors, bound=error * (1 + SLACK))
+                factors, _ = self.sweep(factors, bound=bound)
+                size = float(factors[0].norm())
+                if size > before * (1 - ENOUGH):
+                    break
+                before = size
         return factors
 
     def descend(self, factors: list[Tensor]) -> tuple[list[Tensor], float]:
