@@ -1,7 +1,7 @@
 """How much accuracy is left when layers are factorized, without any fine-tuning.
 
-ResNet-20 and ResNet-32 on CIFAR-10 at half of the multiply-accumulates, calibrated on 512 training images and tested on all 10,000
-test images; MobileNetV1 with half of the work of its pointwise convolutions, 256 training images, 500 validation images.
+ResNet-20 and ResNet-32 on CIFAR-10 at half of the multiply-accumulates, calibrated on 512 training images and tested on all
+10,000 test images; MobileNetV1 with half of the work of its pointwise convolutions, 256 training images, 500 validation images.
 
 Per network: `Factorize` choosing methods and ranks; each method alone, every layer the same share (`uniform`); the same from the
 weights without data, which is what plain decompositions do.
@@ -55,8 +55,10 @@ def variants(case: Case) -> Iterator[tuple[str, str, Any]]:
         methods: tuple[Any, ...] = (SVD,)
         alone = {"features.0*": None, "classifier*": None}
         yield "chosen", "data", Factorize(target_macs=share, methods=[SVD()], data=case.batches)
-        yield "chosen", "data, refined", Factorize(
-            target_macs=share, methods=[SVD()], data=case.batches, refine_steps=300
+        yield (
+            "chosen",
+            "data, refined",
+            Factorize(target_macs=share, methods=[SVD()], data=case.batches, refine_steps=300),
         )
     else:
         methods = (Separable, Tucker, ChannelWise)

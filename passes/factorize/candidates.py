@@ -155,13 +155,10 @@ class _Alone(nn.Module):
         super().__init__()
         self.chain = made_up(chain)
         self.weights = nn.ParameterList(stage.native for stage in self.chain.stages)
-        self.bias = nn.Parameter(torch.zeros(chain.stages[-1].channels[1])) if bias else None
+        self.bias = nn.Parameter(torch.zeros(chain.width[1])) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        for number, (stage, weight) in enumerate(zip(self.chain.stages, self.weights, strict=True)):
-            target, rest = stage.call(self.bias if number == len(self.weights) - 1 else None)
-            x = target(x, weight, *rest)
-        return x
+        return self.chain.run(x, list(self.weights), self.bias)
 
 
 def _alone(layer: Layer, chain: Chain) -> Graph:

@@ -50,14 +50,11 @@ def weigh(graph: Graph, found: Sequence[Choice], data: Iterable[list[Tensor]] | 
 
 
 def _by_weight(graph: Graph, choice: Choice) -> None:
-    weight, groups = choice.site.weight(graph).double(), choice.site.layer.groups
-    parts = weight.chunk(groups)
-    energy = [float(part.square().sum()) for part in parts]
+    layer, weight = choice.site.layer, choice.site.weight(graph)
     for method in _methods(choice):
         mine = [c for c in choice.candidates if c.method is method]
-        errors = np.array([method.estimate(part, [c.ranks for c in mine]) for part in parts])
-        for candidate, error in zip(mine, np.average(errors, axis=0, weights=energy), strict=True):
-            candidate.error = float(error)
+        for candidate, error in zip(mine, method.estimate(layer, weight, [c.ranks for c in mine]), strict=True):
+            candidate.error = error
 
 
 def _by_responses(choice: Choice, problem: Problem) -> None:

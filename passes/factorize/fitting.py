@@ -14,11 +14,14 @@ from __future__ import annotations
 
 from functools import cached_property
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from graphopt.passes.factorize.chain import Chain
+from graphopt.passes.factorize.chain import Chain, Stage
 
 WIDE = 1536  # inputs of a layer from which on the search uses float32
 
@@ -77,27 +80,55 @@ def descend(chain: Chain, problem: Problem, iterations: int) -> Chain:
 
 def level(chain: Chain, metric: Tensor | None) -> Chain:
     """Scale the channels between stages to one deviation (without data: factors on both sides to equal size), for one scale per
-    tensor to fit them all when they are quantized. The chain computes the same."""
+    tensor to fit them all when they are quantized. The chain computes the same.
+
+    Behind a view several channels of a stage may be read as one, or one as several: those have one scale.
+    """
     weights = [w.clone() for w in chain.weights]
     for number in range(len(weights) - 1):
-        behind = chain.stages[number + 1]
-        inside = weights[number + 1].shape[1]
+        ahead, behind = chain.stages[number], chain.stages[number + 1]
+        left, right = _shared(ahead, behind)
+        rows = weights[number].flatten(1)
+        grouped = weights[number + 1].reshape(behind.geometry.groups, -1, *weights[number + 1].shape[1:])
+        columns = grouped.transpose(1, 2).flatten(0, 1).flatten(1)
         if metric is None:
-            down = weights[number].flatten(1).norm(dim=1)
-            grouped = weights[number + 1].reshape(behind.geometry.groups, -1, *weights[number + 1].shape[1:])
-            up = grouped.transpose(1, 2).flatten(0, 1).flatten(1).norm(dim=1)
-            scale = (down / up.clamp(min=1e-30)).clamp(min=1e-12).sqrt()
+            scale = (_norm(rows, left) / _norm(columns, right).clamp(min=1e-30)).clamp(min=1e-12).sqrt()
         else:
             features = Chain(chain.stages[: number + 1]).with_weights(weights[: number + 1]).dense()
             features = _padded(features, chain).flatten(1).to(metric)
-            scale = ((features @ metric) * features).sum(1).clamp(min=0).sqrt()
+            power = ((features @ metric) * features).sum(1, keepdim=True).clamp(min=0).sqrt()
+            labels = left[_channels(ahead, 1)]
+            scale = _norm(power, labels) / labels.bincount().to(power).sqrt()
         scale = torch.where(scale > 1e-6 * scale.max(), scale, torch.ones_like(scale)).to(weights[number])
-        ones = [1] * (weights[number].dim() - 1)
-        weights[number] = weights[number] / scale.reshape(-1, *ones)
-        groups = behind.geometry.groups
-        share = scale.reshape(groups, 1, inside).expand(-1, len(weights[number + 1]) // groups, -1).flatten(0, 1)
-        weights[number + 1] = weights[number + 1] * share.reshape(*share.shape, *ones[1:])
+        weights[number] = weights[number] / scale[left].reshape(-1, *[1] * (weights[number].dim() - 1))
+        share = scale[right].reshape(behind.geometry.groups, 1, -1).expand(-1, grouped.shape[1], -1).flatten(0, 1)
+        weights[number + 1] = weights[number + 1] * share.reshape(*share.shape, *[1] * (weights[number + 1].dim() - 2))
     return chain.with_weights(weights)
+
+
+def _norm(rows: Tensor, labels: Tensor) -> Tensor:
+    """The norm of all rows of one label: [labels]."""
+    return rows.new_zeros(int(labels.max()) + 1).index_add(0, labels, rows.square().sum(1)).sqrt()
+
+
+def _channels(stage: Stage, side: int) -> Tensor:
+    """The channel of every feature into (0) or out of (1) a stage, in the operator's order."""
+    channels = torch.arange(stage.channels[side])
+    positions = stage.width[side] // len(channels)
+    return channels.repeat(positions) if stage.geometry.kind == "linear" else channels.repeat_interleave(positions)
+
+
+def _shared(ahead: Stage, behind: Stage) -> tuple[Tensor, Tensor]:
+    """A label for every channel out of a stage, and into the one behind it, equal where they have to have one scale."""
+    out, inside = ahead.channels[1], behind.channels[0]
+    if behind.geometry.view is None:
+        return torch.arange(out), torch.arange(out)
+    sources = _channels(ahead, 1).reshape(behind.geometry.view.sizes).permute(behind.geometry.view.order).flatten()
+    readers = _channels(behind, 0)
+    joined = coo_matrix((np.ones(len(sources)), (sources, readers)), (out, inside))
+    links = coo_matrix((joined.data, (joined.row, joined.col + out)), (out + inside, out + inside))
+    labels = torch.from_numpy(connected_components(links, directed=False)[1]).long()
+    return labels[:out], labels[out:]
 
 
 def _padded(features: Tensor, chain: Chain) -> Tensor:

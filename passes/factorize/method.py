@@ -96,8 +96,8 @@ class Method(ABC):
         """The stages' weights nearest to one group's weight [out, in, *kernel]."""
 
     def unfoldings(self, weight: Tensor) -> list[Tensor]:
-        """The matrix of each rank, for one group's weight."""
-        raise ValueError(f"{type(self).__name__} has no unfolding to choose ranks by; give a number or a share")
+        """The matrix of each rank, for one group's weight; none where the ranks are not those of matrices."""
+        return []
 
     # ---- Ranks ------------------------------------------------------------------------------------------------------
 
@@ -128,13 +128,19 @@ class Method(ABC):
             start = self.decompose(layer, problem.weight.reshape(Chain.whole(layer).weights[0].shape), ranks)
         return level(descend(start, problem, steps), problem.metric)
 
-    def estimate(self, weight: Tensor, ranks: Sequence[Ranks]) -> list[float]:
-        """The share of one group's weight energy that is lost at these ranks, or the theory's bound for it."""
-        spectra = [spectrum(matrix) ** 2 for matrix in self.unfoldings(weight)]
-        total = max(float(spectra[0].sum()), 1e-30)
-        return [
-            min(1.0, sum(float(s[r:].sum()) for s, r in zip(spectra, chosen, strict=True)) / total) for chosen in ranks
-        ]
+    def estimate(self, layer: Layer, weight: Tensor, ranks: Sequence[Ranks]) -> list[float]:
+        """The share of a weight's energy that is lost at each of these ranks, or the theory's bound for it; by trial where there
+        is none."""
+        total = float(weight.double().square().sum().clamp(min=1e-30))
+        parts = [self.unfoldings(part) for part in weight.double().chunk(layer.groups)]
+        if not parts[0]:
+            return [self._lost(layer, weight.double(), chosen) / total for chosen in ranks]
+        spectra = [[spectrum(matrix) ** 2 for matrix in matrices] for matrices in zip(*parts, strict=True)]
+        dropped = [sum(float(s[r:].sum()) for f, r in zip(spectra, chosen, strict=True) for s in f) for chosen in ranks]
+        return [min(1.0, lost / total) for lost in dropped]
+
+    def _lost(self, layer: Layer, weight: Tensor, ranks: Ranks) -> float:
+        return float((self.decompose(layer, weight, ranks).dense() - weight).square().sum())
 
     def at_share(self, layer: Layer, share: float, round_to: int = 1) -> Ranks | None:
         """The largest ranks, all the same part of the full ones, that leave at most this share of a layer's work."""
@@ -147,14 +153,34 @@ class Method(ABC):
         ranks = _scaled(full, low, round_to)
         return ranks if self.skeleton(layer, ranks).macs(layer) <= limit else None
 
+    def by_rule(self, layer: Layer, weight: Tensor, rule: Energy | EVBMF) -> Ranks:
+        """The ranks that a rule finds in a layer's weight [out, in / groups, *kernel]; of groups, the largest."""
+        parts = [self.unfoldings(part) for part in weight.double().chunk(layer.groups)]
+        if parts[0]:
+            return tuple(max(map(rule, matrices)) for matrices in zip(*parts, strict=True))
+        if isinstance(rule, Energy):
+            return self._keeping(layer, weight.double(), rule.share)
+        raise ValueError(
+            f"{type(self).__name__} has ranks of no matrix, which EVBMF needs; give numbers, a share or Energy"
+        )
+
+    def _keeping(self, layer: Layer, weight: Tensor, share: float) -> Ranks:
+        """The smallest ranks, all the same part of the full ones, that keep a share of the weight's energy; by trial."""
+        full, allowed = self.full(layer), (1 - share) * float(weight.square().sum())
+        low, high = 0, max(full)  # the largest of the ranks: too few, enough
+        while high - low > 1:
+            middle = (low + high) // 2
+            enough = self._lost(layer, weight, _scaled(full, middle / max(full), 1)) <= allowed
+            low, high = (low, middle) if enough else (middle, high)
+        return _scaled(full, high / max(full), 1)
+
     def choose(self, name: str, layer: Layer, weight: Tensor, rank: Rank) -> Ranks | None:
         """The ranks that a rule or a number means for a layer; None where a rule finds none that saves anything."""
         full = self.full(layer)
         if isinstance(rank, float):
             return self.at_share(layer, rank, self.round_to)
         if isinstance(rank, (Energy, EVBMF)):
-            parts = [self.unfoldings(part) for part in weight.chunk(layer.groups)]
-            found = [max(map(rank, matrices)) for matrices in zip(*parts, strict=True)]
+            found = self.by_rule(layer, weight, rank)
             ranks = tuple(rounded(r, most, self.round_to) for r, most in zip(found, full, strict=True))
             return ranks if self.skeleton(layer, ranks).macs(layer) < Chain.whole(layer).macs(layer) else None
         named = rank if isinstance(rank, tuple) else (rank,) * len(full)

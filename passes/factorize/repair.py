@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
-from torch.fx.node import Node
 
 from graphopt.contract import Change
 from graphopt.graph import Graph
@@ -19,10 +18,10 @@ from graphopt.ops import Layer
 from graphopt.passes.factorize.chain import Chain
 from graphopt.passes.factorize.fitting import Problem
 from graphopt.passes.factorize.nonlinear import Activation, Fitted, Sample, Through
-from graphopt.passes.factorize.site import Site, put
+from graphopt.passes.factorize.site import Placed, Site, put, set_mean
 from graphopt.patches import BUDGET, Moments, moment_bytes, weight_matrix
 from graphopt.progress import track
-from graphopt.refit import Pairs, fit, fits, least_squares, set_mean
+from graphopt.refit import Pairs, fit, fits, least_squares
 
 if TYPE_CHECKING:
     from graphopt.passes.factorize.method import Method, Ranks
@@ -34,7 +33,7 @@ class Replaced:
 
     Attributes:
         name: of the layer.
-        calls: of each layer that had the weight, the names of its call before and of the stages' calls now.
+        placed: in place of each layer that had the weight.
         error: the share of the weight's energy, or of the responses' power, that is lost.
         kept: multiply-accumulates left, of the layer's.
         fits: whether data can be fitted to.
@@ -44,7 +43,7 @@ class Replaced:
     method: Method
     ranks: Ranks
     chain: Chain
-    calls: list[tuple[str, list[Node]]]
+    placed: list[Placed]
     error: float
     kept: float
     fits: bool
@@ -56,9 +55,8 @@ class Replaced:
         lost = float((chain.dense() - weight).square().sum() / weight.square().sum().clamp(min=1e-30))
         kept = site.macs(chain) / site.macs(Chain.whole(site.layer))
         can_fit = fittable(site)
-        names = [layer.node.name for layer in site.layers]
         placed = put(graph, site, [method.moved(layer, ranks, chain) for layer in site.layers])
-        return cls(site.name, method, ranks, chain, list(zip(names, placed, strict=True)), lost, kept, can_fit)
+        return cls(site.name, method, ranks, chain, placed, lost, kept, can_fit)
 
     def change(self) -> Change:
         """What the report says."""
@@ -85,15 +83,15 @@ def repair(
 
     Chains that are not `fittable` keep the factors of their weight.
     """
-    chains = {calls[0]: (each, before, calls) for each in replaced for before, calls in each.calls}
-    stages = {call for _, _, calls in chains.values() for call in calls}
-    names = {calls[-1].name: before for _, before, calls in chains.values()}
+    chains = {placed.calls[0]: (each, placed) for each in replaced for placed in each.placed}
+    stages = {call for _, placed in chains.values() for call in placed.calls}
+    names = {placed.end.name: placed.before for _, placed in chains.values()}
     pairs = Pairs(original, graph, data, names)
     for node in track([n for n in graph.calls() if Layer.of(n)], "fitting factors"):
         if node in chains:
-            each, _, calls = chains[node]
+            each, placed = chains[node]
             if each.fits:
-                _fit_chain(graph, each, calls, pairs, options)
+                _fit_chain(graph, each, placed, pairs, options)
         elif node not in stages:
             layer = Layer.of(node)
             assert layer is not None
@@ -109,14 +107,14 @@ def fittable(site: Site) -> bool:
     return len(site.layers) == 1 and site.layer.groups == 1 and moment_bytes(site.layer) <= BUDGET
 
 
-def _fit_chain(graph: Graph, each: Replaced, calls: list[Node], pairs: Pairs, options: Refinement) -> None:
-    source = pairs.source(calls[-1])
+def _fit_chain(graph: Graph, each: Replaced, placed: Placed, pairs: Pairs, options: Refinement) -> None:
+    source = pairs.source(placed.end)
     assert source is not None
     layer = Layer.of(source)
     assert layer is not None
     activation = Activation.behind(pairs.original, source, layer.out_channels) if options.wanted else None
     moments, sample = Moments(layer), Sample(layer, pairs.batches)
-    for x, wanted in pairs(calls[0], calls[-1]):
+    for x, wanted in pairs(placed.start, placed.end):
         moments.update(x, wanted)
         if activation is not None:
             sample.update(x, wanted)
@@ -132,8 +130,6 @@ def _fit_chain(graph: Graph, each: Replaced, calls: list[Node], pairs: Pairs, op
             through.descend_rows(options.refine_steps)
         found = through.best
     each.chain, each.error = found.chain, problem.error(found.chain)
-    for call, stage in zip(calls, each.chain.stages, strict=True):
+    for call, stage in zip(placed.calls, each.chain.stages, strict=True):
         graph.put_constant(call.args[1], stage.native.to(old.dtype))  # type: ignore[arg-type]
-    last = Layer.of(calls[-1])
-    assert last is not None
-    set_mean(graph, last, found.bias)
+    each.placed = [set_mean(graph, each.name, placed, found.bias)]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 from torch.fx.node import Node
 
+from graphopt import refit
 from graphopt.graph import Graph
-from graphopt.ops import Layer
+from graphopt.ops import Layer, aten, shape
 from graphopt.passes.factorize.chain import Chain
 
 
@@ -44,23 +45,67 @@ def sites(graph: Graph) -> Iterator[Site]:
             yield Site(str(node.target).removesuffix(".weight"), tuple(layer for layer in layers if layer))
 
 
-def put(graph: Graph, site: Site, chains: Sequence[Chain]) -> list[list[Node]]:
-    """Put a chain in the place of each of a site's layers; all have the same weights. Of each layer the stages' calls.
+@dataclass(frozen=True)
+class Placed:
+    """A chain in a graph.
 
-    The last stage takes over the layer's bias. Shapes are stale until `graph.refresh()`.
+    Attributes:
+        before: the name of the call that was there.
+        start: the first call; reads what the layer read.
+        calls: of the stages' operators, in order.
+        end: the call that gives what the layer gave: the last stage, or where its features are put together and biased.
+    """
+
+    before: str
+    start: Node
+    calls: tuple[Node, ...]
+    end: Node
+
+
+def put(graph: Graph, site: Site, chains: Sequence[Chain]) -> list[Placed]:
+    """Put a chain in the place of each of a site's layers; all have the same weights.
+
+    The last stage takes over the layer's bias; behind stages with views it is added. Shapes are stale until `graph.refresh()`.
     """
     first, constants = site.layer.node, []
     for number, stage in enumerate(chains[0].stages):
         constants.append(graph.add_constant(f"{site.name}.{number}.weight", stage.native, before=first, trainable=True))
-    placed = []
-    for layer, chain in zip(site.layers, chains, strict=True):
-        x, calls = layer.input, []
-        for stage, weight in zip(chain.stages, constants, strict=True):
-            target, rest = stage.call(layer.bias if stage is chain.stages[-1] else None)
-            x = graph.call(target, x, weight, *rest, before=layer.node)
-            calls.append(x)
-        if "moments" in layer.node.meta:
-            x.meta["moments"] = layer.node.meta["moments"]
-        graph.replace(layer.node, x)
-        placed.append(calls)
-    return placed
+    return [_place(graph, layer, chain, constants) for layer, chain in zip(site.layers, chains, strict=True)]
+
+
+def _place(graph: Graph, layer: Layer, chain: Chain, weights: Sequence[Node]) -> Placed:
+    x, made, calls = layer.input, [], []
+    for stage, weight in zip(chain.stages, weights, strict=True):
+        for target, argument in stage.geometry.view.calls() if stage.geometry.view else []:
+            x = graph.call(target, x, argument, before=layer.node)
+            made.append(x)
+        target, rest = stage.call(layer.bias if stage is chain.stages[-1] and not chain.has_views else None)
+        x = graph.call(target, x, weight, *rest, before=layer.node)
+        made.append(x)
+        calls.append(x)
+    if chain.has_views:
+        sizes = [size if isinstance(size, int) else -1 for size in shape(layer.node)]
+        x = graph.call(aten.reshape.default, x, sizes, before=layer.node)
+        if layer.bias is not None:
+            x = graph.call(aten.add.Tensor, x, layer.bias, before=layer.node)
+    if "moments" in layer.node.meta:
+        x.meta["moments"] = layer.node.meta["moments"]
+    graph.replace(layer.node, x)
+    return Placed(layer.node.name, made[0], tuple(calls), x)
+
+
+def set_mean(graph: Graph, site: str, placed: Placed, wanted: Tensor) -> Placed:
+    """Let `wanted` [out] be the bias of what a chain gives."""
+    last = Layer.of(placed.end)
+    if last is not None:
+        refit.set_mean(graph, last, wanted)
+        return placed
+    wanted = wanted.to(graph.tensor(placed.calls[-1].args[1]).dtype)  # type: ignore[arg-type]
+    if placed.end.target is aten.add.Tensor:
+        graph.set_constant(placed.end, 1, wanted)
+        return placed
+    behind = graph.after(placed.end)
+    bias = graph.add_constant(f"{site}.bias", wanted, before=behind, trainable=True)
+    total = graph.call(aten.add.Tensor, placed.end, bias, before=behind, like=placed.end)
+    placed.end.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total, propagate_meta=False)
+    return replace(placed, end=total)
