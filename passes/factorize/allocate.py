@@ -22,6 +22,7 @@ class Option(NamedTuple):
 
 def allocate(layers: Sequence[Sequence[Option]], wanted: float) -> list[int | None]:
     """The index of each layer's option, None where it stays as it is, with which `wanted` is saved if it can be."""
+    wanted -= 1e-9 * abs(wanted)  # sums of the same numbers in another order are the same
     chosen: list[int | None] = [None] * len(layers)
     saved = 0.0
     edges = sorted((slope, number, index) for number, options in enumerate(layers) for slope, index in _hull(options))

@@ -27,7 +27,7 @@ from torch import Tensor
 from graphopt.contract import Change, Timer
 from graphopt.graph import Graph
 from graphopt.masks import bake
-from graphopt.options import check_count, check_share
+from graphopt.options import check_count, check_repeatable, check_share
 from graphopt.passes.factorize.candidates import FASTER
 from graphopt.passes.factorize.channelwise import ChannelWise
 from graphopt.passes.factorize.method import Method
@@ -84,8 +84,8 @@ class Factorize:
             raise ValueError("methods is empty; name at least one, such as SVD()")
         if self.max_latency is not None and self.timer is None:
             raise ValueError("max_latency needs a timer, such as graphopt.stopwatch.Stopwatch('host')")
-        if getattr(self.data, "one_shot", False):
-            raise ValueError("the data is gone through several times; give a list or a DataLoader, not an iterator")
+        check_count("refine_steps", self.refine_steps, least=0)
+        check_repeatable(self.data)
 
     def plan(self, graph: Graph) -> Plan:
         """What the pass would do to a graph, as a table; the graph stays as it is."""

@@ -26,7 +26,7 @@ from graphopt.contract import Change
 from graphopt.graph import Graph
 from graphopt.masks import bake
 from graphopt.ops import Layer, value
-from graphopt.options import check_count, names_weight
+from graphopt.options import check_count, check_repeatable, names_weight
 from graphopt.passes.factorize.chain import Chain, Geometry, Stage
 from graphopt.passes.factorize.fitting import Problem, descend, level
 from graphopt.passes.factorize.ranks import EVBMF, Energy, Rank, check_rank, rounded, spectrum
@@ -70,8 +70,8 @@ class Method(ABC):
             if rank is not None:
                 check_rank(f"layers[{pattern!r}]", rank)
         check_count("round_to", self.round_to)
-        if getattr(self.data, "one_shot", False):
-            raise ValueError("the data is gone through several times; give a list or a DataLoader, not an iterator")
+        check_count("refine_steps", self.refine_steps, least=0)
+        check_repeatable(self.data)
 
     # ---- The maths --------------------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from graphopt.contract import Change
 from graphopt.graph import Graph
 from graphopt.masks import bake
 from graphopt.ops import Layer
-from graphopt.options import check_count, check_share
+from graphopt.options import check_count, check_repeatable, check_share
 from graphopt.passes.prune.compensate import absorb_means, merge_twins
 from graphopt.passes.prune.criteria import Criterion, Prepared
 from graphopt.passes.prune.plan import Plan
@@ -108,10 +108,7 @@ class Prune:
         for name, needing in (("scope", ("sensitivity",)), ("compensate", ("all", "readers"))):
             if getattr(self, name) in needing and self.data is None:
                 raise ValueError(f"{name}={getattr(self, name)!r} needs data; pass data=Calibration(images, graph)")
-        if getattr(self.data, "one_shot", False):
-            raise ValueError(
-                "pruning goes through the data several times; give a list or a DataLoader, not an iterator"
-            )
+        check_repeatable(self.data)
 
     def __call__(self, graph: Graph) -> list[Change]:
         bake(graph)
