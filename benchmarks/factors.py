@@ -7,7 +7,7 @@ rank-one components (of Tucker: of the core) by that of the kernel, the largest 
 count runs with any. Ranks are those at which a quarter and half of the layer's multiply-accumulates are left; of random kernels,
 one of the two.
 
-Needs `pip install tensorly`. The real kernels are those of ResNet-20, trained on CIFAR-10.
+Needs `pip install '.[benchmarks]'`. The real kernels are those of ResNet-20, trained on CIFAR-10.
 """
 
 from __future__ import annotations

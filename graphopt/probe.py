@@ -16,7 +16,7 @@ from graphopt.observe import Swapped
 
 SAMPLES = 128  # that the output is compared on, at most
 FEWEST = 16
-WORK = 1e11  # multiply-accumulates of one comparison
+WORK = 2e10  # multiply-accumulates of one comparison
 
 
 class Probe:

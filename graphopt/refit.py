@@ -83,7 +83,8 @@ class Pairs:
         names: Mapping[str, str] | None = None,
     ) -> None:
         self.original, self.graph, self.data, self.names = original, graph, data, names or {}
-        self.samples = sum(len(batch[0]) for batch in data)
+        sizes = [len(batch[0]) for batch in data]
+        self.samples, self.batches = sum(sizes), len(sizes)
         self._before = {node.name: node for node in original.nodes}
         self._order = {node: position for position, node in enumerate(original.nodes)}
 

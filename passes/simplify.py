@@ -71,7 +71,9 @@ def _is_identity(node: Node) -> bool:
     if kind not in KEEPS_SHAPE_ONLY or shape(node) != shape(node.args[0]):  # type: ignore[arg-type]
         return False
     if kind in ("reshape", "expand", "slice"):
-        return True  # the same sizes in the same order
+        return (
+            node.target is not aten.index_select.default
+        )  # the same sizes in the same order; an index may have another
     if kind == "transpose" and node.target is aten.permute.default:
         return list(argument(node, "dims")) == list(range(len(shape(node))))
     if kind == "pad":

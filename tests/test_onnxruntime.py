@@ -274,3 +274,23 @@ def test_what_is_simulated_is_what_is_lowered_also_with_the_default_estimator() 
     x = images(32, seed=3)
     with torch.no_grad():
         assert sqnr(graph(x), lower(graph, X86)(x)) > sqnr(model(x), graph(x))
+
+
+@pytest.mark.parametrize(
+    "shape, mask, causal",
+    [
+        ((2, 3, 4, 5, 6), None, False),
+        ((2, 3, 4, 5, 6), (5, 5), False),
+        ((2, 3, 2, 4, 5, 6), None, True),
+        ((2, 5, 6), None, False),
+        ((2, 5, 6), (1, 5, 5), False),
+    ],
+)
+def test_attention_of_any_rank_is_lowered_with_a_free_batch(
+    shape: tuple[int, ...], mask: tuple[int, ...] | None, causal: bool
+) -> None:
+    chosen = None if mask is None else torch.randn(mask)
+    model = Model(lambda m, x: F.scaled_dot_product_attention(x, 2 * x, x + 1, attn_mask=chosen, is_causal=causal))
+    artifact = lower(capture(model, torch.randn(shape)), X86)
+    x = torch.randn(5, *shape[1:])
+    assert_close(torch.as_tensor(artifact(x)), model(x))

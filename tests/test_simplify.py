@@ -54,6 +54,7 @@ SOMETHING: dict[str, Forward] = {
     "padding that crops and pads": lambda m, x: F.pad(x, (1, -1)),
     "padding with a value": lambda m, x: F.pad(x, (1, 0), value=2.0),
     "a partial slice": lambda m, x: x[:, 1:],
+    "an index of another order": lambda m, x: x.index_select(1, torch.tensor([2, 0, 3, 1])),
     "a channel shuffle": lambda m, x: F.channel_shuffle(x, 2),
     "dropout that is always on": lambda m, x: F.dropout(x, 0.5, True),
 }

@@ -10,6 +10,7 @@
     linear on [N, T, C]         becomes Gemm on [N T, C] between two reshapes; MatMul with a bias has no integer kernel
     parts of a split            become slices; the exporter would make a sequence of tensors
     flatten behind the batch    with its sizes as numbers, so that no shape is computed at run time
+    attention of other ranks    [N, M, H, L, E] or [N, L, E] becomes [N M, H, L, E], the one form the exporter knows
     pad, slice between codes    are applied to the codes, padding with the code of zero; the runtime would pad in float
 
 Each keeps every value as it is.
@@ -60,6 +61,7 @@ def _(codes: Tensor, low: int, high: int) -> Tensor:
 
 
 CLIP_CODES: Any = torch.ops.graphopt.clip_codes.default
+ATTENTION = aten.scaled_dot_product_attention.default
 GLOBAL_AVERAGE_POOL: Any = torch.ops.graphopt.global_average_pool.default
 
 
@@ -72,6 +74,8 @@ def speak(graph: Graph) -> None:
             _pool(graph, node)
         elif kind == "hard_sigmoid" and is_dequantized(node.args[0]):
             _gate_codes(graph, node)
+        elif node.target is ATTENTION:
+            _attend_in_four_dimensions(graph, node)
         elif kind == "conv":
             read_whole_words(graph, node)
         elif node.target is aten.flatten.using_ints:
@@ -117,6 +121,34 @@ def _slice_parts(graph: Graph) -> None:
         start = sum(sizes[: index % len(sizes)])
         slice_ = (aten.slice.Tensor, source.args[0], dim, start, start + sizes[index])
         graph.replace(part, graph.call(*slice_, before=part))
+
+
+def _attend_in_four_dimensions(graph: Graph, node: Node) -> None:
+    """Other numbers of dimensions than four: the leading ones are joined, or one is put in."""
+    query, key, values = node.args[:3]
+    mask, rank = argument(node, "attn_mask"), len(shape(query))  # type: ignore[arg-type]
+    lead = shape(query)[: rank - 3]  # type: ignore[arg-type]
+    masked = 0 if mask is None else len(shape(mask))
+    if rank == 4 or rank < 3 or not all(isinstance(size, int) for size in lead[1:]) or masked > 3:
+        return
+    if any(tuple(shape(other)[: rank - 3]) != tuple(lead) for other in (key, values)):  # type: ignore[arg-type]
+        return
+
+    def four(x: Any) -> Node:
+        if rank == 3:
+            return graph.call(aten.unsqueeze.default, x, 1, before=node)
+        return graph.call(aten.flatten.using_ints, x, 0, rank - 4, before=node)
+
+    if rank == 3 and masked == 3:
+        mask = graph.call(aten.unsqueeze.default, mask, 1, before=node)
+    rest = (mask, *node.args[4:]) if mask is not None or len(node.args) > 4 else ()
+    options: dict[str, Any] = {name: given for name, given in node.kwargs.items() if name != "attn_mask"}
+    attended = graph.call(ATTENTION, four(query), four(key), four(values), *rest, before=node, **options)
+    if rank == 3:
+        back = graph.call(aten.squeeze.dim, attended, 1, before=node)
+    else:
+        back = graph.call(aten.unflatten.int, attended, 0, [-1, *lead[1:]], before=node)
+    graph.replace(node, back)
 
 
 def _flatten_by_numbers(graph: Graph, node: Node) -> None:

@@ -19,6 +19,7 @@ from graphopt.passes.factorize.site import Site
 from graphopt.progress import track
 
 SHARES = (0.85, 0.75, 0.65, 0.55, 0.45, 0.375, 0.3, 0.25, 0.2, 0.15, 0.1, 0.06)  # of a layer's multiply-accumulates
+TIMED_SHARES = SHARES[1::2]  # where each has to be lowered and timed
 FASTER = 0.95  # of a layer's time: what takes longer than that is not measurably faster
 
 
@@ -69,6 +70,7 @@ def choices(
     methods: Sequence[Method],
     layers: Mapping[str, Method | None],
     round_to: int,
+    shares: Sequence[float] = SHARES,
 ) -> list[Choice]:
     """Every site with the chains of all methods at several ranks that save multiply-accumulates."""
     result = []
@@ -83,7 +85,7 @@ def choices(
             else:
                 _fix(graph, choice, named)
         else:
-            _fill(choice, methods, round_to)
+            _fill(choice, methods, round_to, shares)
         result.append(choice)
     return result
 
@@ -99,13 +101,13 @@ def _fix(graph: Graph, choice: Choice, method: Method) -> None:
     choice.candidates, choice.fixed = [_candidate(site, method, ranks)], True
 
 
-def _fill(choice: Choice, methods: Sequence[Method], round_to: int) -> None:
+def _fill(choice: Choice, methods: Sequence[Method], round_to: int, shares: Sequence[float]) -> None:
     site, reasons, seen = choice.site, list[str](), set[tuple[int, Ranks]]()
     for method in methods:
         if reason := next((why for layer in site.layers if (why := method.refuses(layer))), None):
             reasons.append(reason)
             continue
-        for share in SHARES:
+        for share in shares:
             ranks = method.at_share(site.layer, share, round_to)
             if ranks is None or (id(method), ranks) in seen:
                 continue

@@ -32,7 +32,7 @@ from graphopt.passes.factorize.candidates import FASTER
 from graphopt.passes.factorize.channelwise import ChannelWise
 from graphopt.passes.factorize.method import Method
 from graphopt.passes.factorize.plan import Plan
-from graphopt.passes.factorize.repair import Replaced, repair
+from graphopt.passes.factorize.repair import Refinement, Replaced, repair
 from graphopt.passes.factorize.separable import Separable
 from graphopt.passes.factorize.svd import SVD
 from graphopt.passes.factorize.tucker import Tucker
@@ -53,6 +53,8 @@ class Factorize:
         layers: name pattern -> None to leave a layer alone, or a method with the rank to use there. The first match counts.
         round_to: multiples of ranks that the target's kernels like (`Target.channel_multiple`).
         timer: measures graphs on the runtime (`graphopt.stopwatch.Stopwatch`).
+        nonlinear: with data, fit through the activation behind a layer.
+        refine_steps: with data, that many steps of gradient descent on the factors of each layer, through its activation.
 
     Raises:
         ValueError: an option does not fit, a pattern matches nothing, no layer can be factorized, or not as much can be saved.
@@ -68,6 +70,8 @@ class Factorize:
     layers: Mapping[str, Method | None] = field(default_factory=dict)
     round_to: int = 1
     timer: Timer | None = field(default=None, repr=False)
+    nonlinear: bool = False
+    refine_steps: int = 0
 
     def __post_init__(self) -> None:
         given = {name: share for name in TARGETS if (share := getattr(self, name)) is not None}
@@ -137,5 +141,5 @@ class Factorize:
         if done:
             graph.refresh()
             if self.data is not None:
-                repair(original, graph, done, self.data)
+                repair(original, graph, done, self.data, Refinement(self.nonlinear, self.refine_steps))
         return [each.change() for each in done]

@@ -30,7 +30,7 @@ from graphopt.options import check_count, names_weight
 from graphopt.passes.factorize.chain import Chain, Geometry, Stage
 from graphopt.passes.factorize.fitting import Problem, descend, level
 from graphopt.passes.factorize.ranks import EVBMF, Energy, Rank, check_rank, rounded, spectrum
-from graphopt.passes.factorize.repair import Replaced, repair
+from graphopt.passes.factorize.repair import Refinement, Replaced, repair
 from graphopt.passes.factorize.site import Site, sites
 
 Ranks = tuple[int, ...]
@@ -47,6 +47,8 @@ class Method(ABC):
             their weights alone.
         round_to: ranks are multiples of this where `rank` does not name them, as the kernels of a target like
             (`Target.channel_multiple`).
+        nonlinear: with data, fit through the activation behind a layer.
+        refine_steps: with data, that many steps of gradient descent on the factors of each layer, through its activation.
 
     Raises:
         ValueError: a rank is no rank, or above the full one; a pattern matches no layer; a layer is named that the method
@@ -59,6 +61,8 @@ class Method(ABC):
     layers: Mapping[str, Rank | None] = field(default_factory=dict)
     data: Iterable[list[Tensor]] | None = field(default=None, repr=False)
     round_to: int = 1
+    nonlinear: bool = False
+    refine_steps: int = 0
 
     def __post_init__(self) -> None:
         check_rank("rank", self.rank)
@@ -204,7 +208,7 @@ class Method(ABC):
         if done:
             graph.refresh()
         if self.data is not None and done:
-            repair(original, graph, done, self.data)
+            repair(original, graph, done, self.data, Refinement(self.nonlinear, self.refine_steps))
         return changes + [each.change() for each in done]
 
     def _ranks(self, graph: Graph, site: Site) -> Ranks | None:

@@ -16,7 +16,15 @@ from graphopt import measure
 from graphopt.graph import Graph
 from graphopt.options import names_weight
 from graphopt.passes.factorize.allocate import Option, allocate
-from graphopt.passes.factorize.candidates import Candidate, Choice, choices, made_up, time_candidates
+from graphopt.passes.factorize.candidates import (
+    SHARES,
+    TIMED_SHARES,
+    Candidate,
+    Choice,
+    choices,
+    made_up,
+    time_candidates,
+)
 from graphopt.passes.factorize.damage import weigh
 from graphopt.passes.factorize.site import put, sites
 from graphopt.report import count
@@ -45,7 +53,8 @@ class Plan:
         for pattern in options.layers:
             if not any(names_weight(pattern, f"{site.name}.weight") for site in found):
                 raise ValueError(f"layers: no layer matches {pattern!r}")
-        weighed = choices(graph, found, options.methods, options.layers, options.round_to)
+        shares = SHARES if options.timer is None else TIMED_SHARES
+        weighed = choices(graph, found, options.methods, options.layers, options.round_to, shares)
         if options.timer is not None:
             time_candidates(weighed, options.timer)
         if not any(choice.candidates for choice in weighed):

@@ -17,6 +17,7 @@ from graphopt.graph import Graph
 from graphopt.ops import Layer
 from graphopt.passes.factorize.chain import Chain
 from graphopt.passes.factorize.fitting import Problem
+from graphopt.passes.factorize.nonlinear import Activation, Fitted, Sample, Through
 from graphopt.passes.factorize.site import Placed, Site, put, set_mean, with_bias
 from graphopt.patches import BUDGET, Moments, moment_bytes, weight_matrix
 from graphopt.progress import track
@@ -63,7 +64,21 @@ class Replaced:
         return Change(self.name, f"{what}, {self.kept:.2f} of the multiply-accumulates, error {self.error:.2g}")
 
 
-def repair(original: Graph, graph: Graph, replaced: Sequence[Replaced], data: Iterable[list[Tensor]]) -> None:
+@dataclass(frozen=True)
+class Refinement:
+    """How far beyond least squares to go; see `graphopt.passes.factorize.nonlinear`."""
+
+    nonlinear: bool = False
+    refine_steps: int = 0
+
+    @property
+    def wanted(self) -> bool:
+        return self.nonlinear or self.refine_steps > 0
+
+
+def repair(
+    original: Graph, graph: Graph, replaced: Sequence[Replaced], data: Iterable[list[Tensor]], options: Refinement
+) -> None:
     """Fit chains and layers of `graph` in execution order, in place.
 
     Chains that are not `fittable` keep the factors of their weight.
@@ -80,7 +95,7 @@ def repair(original: Graph, graph: Graph, replaced: Sequence[Replaced], data: It
         if node in chains:
             each, placed = chains[node]
             if each.fits:
-                _fit_chain(graph, each, placed, pairs)
+                _fit_chain(graph, each, placed, pairs, options)
         elif node not in stages:
             layer = Layer.of(node)
             assert layer is not None
@@ -96,19 +111,29 @@ def fittable(site: Site) -> bool:
     return len(site.layers) == 1 and site.layer.groups == 1 and moment_bytes(site.layer) <= BUDGET
 
 
-def _fit_chain(graph: Graph, each: Replaced, placed: Placed, pairs: Pairs) -> None:
+def _fit_chain(graph: Graph, each: Replaced, placed: Placed, pairs: Pairs, options: Refinement) -> None:
     source = pairs.source(placed.end)
     assert source is not None
     layer = Layer.of(source)
     assert layer is not None
-    moments = Moments(layer)
+    activation = Activation.behind(pairs.original, source, layer.out_channels) if options.wanted else None
+    moments, sample = Moments(layer), Sample(layer, pairs.batches)
     for x, wanted in pairs(placed.start, placed.end):
         moments.update(x, wanted)
+        if activation is not None:
+            sample.update(x, wanted)
     old = pairs.original.tensor(layer.weight)
     problem = Problem(*least_squares(weight_matrix(layer, old), moments))
-    each.chain = each.method.fit(layer, problem, each.ranks)
-    each.error = problem.error(each.chain)
+    chain = each.method.fit(layer, problem, each.ranks)
+    found = Fitted(chain, moments.mean_t - chain.dense().flatten(1).double() @ moments.mean_x)
+    if activation is not None:
+        through = Through(sample, activation, found)
+        if options.nonlinear:
+            through.alternate(layer, each.method, each.ranks, problem)
+        if options.refine_steps:
+            through.descend_rows(options.refine_steps)
+        found = through.best
+    each.chain, each.error = found.chain, problem.error(found.chain)
     for call, stage in zip(placed.calls, each.chain.stages, strict=True):
         graph.put_constant(call.args[1], stage.native.to(old.dtype))  # type: ignore[arg-type]
-    dense = each.chain.dense().flatten(1).double()
-    set_mean(graph, placed, moments.mean_t - dense @ moments.mean_x)
+    set_mean(graph, placed, found.bias)
