@@ -149,6 +149,9 @@ def test_a_chain_computes_its_dense_weight_with_the_work_it_says(method: Method,
     whole[0].weight.data = layer.native(chain.dense())  # type: ignore[index, union-attr]
     with torch.no_grad():
         assert_close(graph(x), whole(x), 1e-9)
+        if layer.kind == "linear":
+            bias_there = None if layer.bias is None else original.tensor(layer.bias)
+            assert_close(chain.run(x, [stage.native for stage in chain.stages], bias_there), whole(x), 1e-9)
     assert chain.macs(layer) == method.skeleton(layer, ranks).macs(layer) == measure.macs(graph)
     assert Chain.whole(layer).macs(layer) == measure.macs(original)
     assert [w.shape for w in chain.weights] == [w.shape for w in method.skeleton(layer, ranks).weights]
