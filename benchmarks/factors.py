@@ -3,10 +3,11 @@
     python benchmarks/factors.py [--random 100] [--json figures.json]
 
 Compared are the relative errors |W - W'| / |W|: by how many percent ours is above tensorly's. `components` is the norm of all
-rank-one components by that of the kernel, the largest met: where it is large, components cancel. NaNs count runs with any. Ranks
-are those at which a quarter and half of the layer's multiply-accumulates are left; of random kernels, one of the two.
+rank-one components (of Tucker: of the core) by that of the kernel, the largest met: where it is large, components cancel. NaNs
+count runs with any. Ranks are those at which a quarter and half of the layer's multiply-accumulates are left; of random kernels,
+one of the two.
 
-Needs `pip install tensorly`. The real kernels are those of ResNet-20, trained on CIFAR-10.
+Needs `pip install '.[benchmarks]'`. The real kernels are those of ResNet-20, trained on CIFAR-10.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ W in the metric of those inputs (`graphopt.passes.factorize.fitting`); then the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from graphopt.ops import Layer
 from graphopt.passes.factorize.chain import Chain
 from graphopt.passes.factorize.fitting import Problem
 from graphopt.passes.factorize.nonlinear import Activation, Fitted, Sample, Through
-from graphopt.passes.factorize.site import Placed, Site, put, set_mean
+from graphopt.passes.factorize.site import Placed, Site, put, set_mean, with_bias
 from graphopt.patches import BUDGET, Moments, moment_bytes, weight_matrix
 from graphopt.progress import track
 from graphopt.refit import Pairs, fit, fits, least_squares
@@ -77,12 +77,16 @@ class Refinement:
 
 
 def repair(
-    original: Graph, graph: Graph, replaced: Iterable[Replaced], data: Iterable[list[Tensor]], options: Refinement
+    original: Graph, graph: Graph, replaced: Sequence[Replaced], data: Iterable[list[Tensor]], options: Refinement
 ) -> None:
     """Fit chains and layers of `graph` in execution order, in place.
 
     Chains that are not `fittable` keep the factors of their weight.
     """
+    for each in replaced:
+        if each.fits:
+            each.placed = [with_bias(graph, each.name, placed) for placed in each.placed]
+    graph.refresh()
     chains = {placed.calls[0]: (each, placed) for each in replaced for placed in each.placed}
     stages = {call for _, placed in chains.values() for call in placed.calls}
     names = {placed.end.name: placed.before for _, placed in chains.values()}
@@ -132,4 +136,4 @@ def _fit_chain(graph: Graph, each: Replaced, placed: Placed, pairs: Pairs, optio
     each.chain, each.error = found.chain, problem.error(found.chain)
     for call, stage in zip(placed.calls, each.chain.stages, strict=True):
         graph.put_constant(call.args[1], stage.native.to(old.dtype))  # type: ignore[arg-type]
-    each.placed = [set_mean(graph, each.name, placed, found.bias)]
+    set_mean(graph, placed, found.bias)

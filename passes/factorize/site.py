@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt import refit
 from graphopt.graph import Graph
-from graphopt.ops import Layer, aten, shape
+from graphopt.ops import Layer, aten, shape, value
 from graphopt.passes.factorize.chain import Chain
 
 
@@ -94,18 +95,22 @@ def _place(graph: Graph, layer: Layer, chain: Chain, weights: Sequence[Node]) ->
     return Placed(layer.node.name, made[0], tuple(calls), x)
 
 
-def set_mean(graph: Graph, site: str, placed: Placed, wanted: Tensor) -> Placed:
+def with_bias(graph: Graph, name: str, placed: Placed) -> Placed:
+    """Add a bias of zero to a chain that has no place for one."""
+    if Layer.of(placed.end) is not None or placed.end.target is aten.add.Tensor:
+        return placed
+    end, behind = placed.end, graph.after(placed.end)
+    zero = torch.zeros(shape(end)[-1], dtype=value(end).dtype)
+    bias = graph.add_constant(f"{name}.bias", zero, before=behind, trainable=True)
+    total = graph.call(aten.add.Tensor, end, bias, before=behind, like=end)
+    end.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total, propagate_meta=False)
+    return replace(placed, end=total)
+
+
+def set_mean(graph: Graph, placed: Placed, wanted: Tensor) -> None:
     """Let `wanted` [out] be the bias of what a chain gives."""
     last = Layer.of(placed.end)
     if last is not None:
         refit.set_mean(graph, last, wanted)
-        return placed
-    wanted = wanted.to(graph.tensor(placed.calls[-1].args[1]).dtype)  # type: ignore[arg-type]
-    if placed.end.target is aten.add.Tensor:
-        graph.set_constant(placed.end, 1, wanted)
-        return placed
-    behind = graph.after(placed.end)
-    bias = graph.add_constant(f"{site}.bias", wanted, before=behind, trainable=True)
-    total = graph.call(aten.add.Tensor, placed.end, bias, before=behind, like=placed.end)
-    placed.end.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total, propagate_meta=False)
-    return replace(placed, end=total)
+    else:
+        graph.set_constant(placed.end, 1, wanted.to(value(placed.end).dtype))

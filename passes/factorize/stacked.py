@@ -37,7 +37,8 @@ from graphopt.passes.factorize.fitting import Problem, descend, level
 from graphopt.passes.factorize.method import Method, Ranks, kernel_of
 
 Index: TypeAlias = tuple[Any, ...]
-SWEEPS = 30
+WARM, SWEEPS = 20, 150  # from every start, and from the best of them
+SETTLED = 1e-4  # relative gain of a sweep that ends them
 POLISH = 150  # iterations of L-BFGS
 RIDGE = 1e-9  # of the mean of the diagonal
 
@@ -149,30 +150,35 @@ def _placed(weight: Tensor, kernel: Sequence[int], rank: int) -> tuple[Tensor, T
 
 def halve(weight: Tensor, kernel: Sequence[int], rank: int) -> tuple[Tensor, Tensor]:
     """A first stage with this kernel and the rest, by alternating least squares: [rank, in, *kernel], [out, rank, *rest]."""
+    found = [_alternate(weight, first, WARM) for first in _starts(weight, kernel, rank)]
+    best = min(found, key=lambda each: each[2])
+    return _alternate(weight, best[0], SWEEPS)[:2]
+
+
+def _alternate(weight: Tensor, first: Tensor, sweeps: int) -> tuple[Tensor, Tensor, float]:
+    """Both stages in turn from a first one, and the squared error they end with."""
+    kernel, error = first.shape[2:], math.inf
     rest = _left(weight.shape[2:], kernel)
-    swapped = weight.transpose(0, 1)
-    found = []
-    for first in _starts(weight, kernel, rank):
-        for _ in range(SWEEPS):
-            behind = _behind(weight, first, rest)
-            first = _behind(swapped, behind.transpose(0, 1), kernel).transpose(0, 1)
-        found.append((first, behind))
-    lost = [float((compose(Stage(behind, Geometry("conv")), first) - weight).square().sum()) for first, behind in found]
-    return found[lost.index(min(lost))]
+    for _ in range(sweeps):
+        behind = _behind(weight, first, rest)
+        first = _behind(weight.transpose(0, 1), behind.transpose(0, 1), kernel).transpose(0, 1)
+        before, error = error, float((compose(Stage(behind, Geometry("conv")), first) - weight).square().sum())
+        if before - error <= SETTLED * error:
+            break
+    return first, behind, error
 
 
 def _starts(weight: Tensor, kernel: Sequence[int], rank: int) -> Iterator[Tensor]:
     """First stages to begin with: the strongest filters in the middle of the weight, and random ones."""
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(rank, weight.shape[1], *kernel, generator=generator, dtype=torch.float64).to(weight)
-    noise = noise / noise.flatten(1).norm(dim=1).reshape(-1, *[1] * (weight.dim() - 1))
+    sizes = (rank, weight.shape[1], *kernel)
+    noise, other = (torch.randn(sizes, generator=generator, dtype=torch.float64).to(weight) for _ in range(2))
+    yield noise
+    yield other
     here = (slice((w - k) // 2, (w - k) // 2 + k) for w, k in zip(weight.shape[2:], kernel, strict=True))
     middle: Index = (slice(None), slice(None), *here)
     v = torch.linalg.svd(weight[middle].flatten(1), full_matrices=False)[2][:rank]
-    strongest = noise.clone()
-    strongest[: len(v)] = v.reshape(-1, *noise.shape[1:])
-    yield strongest
-    yield noise
+    yield torch.cat([v.reshape(-1, *sizes[1:]), other[len(v) :]])
 
 
 def _behind(weight: Tensor, first: Tensor, rest: Sequence[int]) -> Tensor:
