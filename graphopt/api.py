@@ -25,7 +25,7 @@ from graphopt.masks import zero_share
 from graphopt.passes.quantize import LayerFormat
 from graphopt.pipeline import outputs, run
 from graphopt.progress import track
-from graphopt.recipes import recipe
+from graphopt.recipes import recipe, shrink
 from graphopt.report import Latency, Report, Step, size, slower
 from graphopt.targets import Target, architecture, find
 
@@ -61,6 +61,8 @@ def optimize(
     passes: Sequence[Pass] | Callable[[Target, Calibration], Sequence[Pass]] | None = None,
     formats: Mapping[str, LayerFormat | None] | None = None,
     keep_macs: float | None = None,
+    shrink_by: str = "prune",
+    max_latency: float | None = None,
     dump: str | Path | None = None,
     estimator: str = "mse",
     measure: bool = True,
@@ -78,8 +80,10 @@ def optimize(
         evaluate: takes a callable that behaves like the model and returns its accuracy; run on the original and the artifact.
         passes: in place of the target's recipe: a list, or a function of the target and the calibration batches.
         formats: layer-name pattern -> `LayerFormat`, or None to keep the layer in float.
-        keep_macs: prune channels first, until this share of the multiply-accumulates is left (over 0, under 1); see
-            `graphopt.passes.prune.Prune`, which does more when it is put among the passes.
+        keep_macs: shrink the network first, until this share of the multiply-accumulates is left (over 0, under 1).
+        shrink_by: how: `prune` channels, or `factorize` layers; see `graphopt.passes.prune.Prune` and
+            `graphopt.passes.factorize.Factorize`, which do more when they are put among the passes.
+        max_latency: factorize layers until this share of the time is left, measured on this machine (over 0, under 1).
         dump: a folder for the text of the graph after every pass.
         estimator: how ranges are chosen: `minmax`, `percentile`, `mse` or `entropy`.
         measure: measure latency before and after, where the target runs on this machine.
@@ -93,9 +97,10 @@ def optimize(
         InputError: an argument does not fit; CaptureError: the model cannot be captured; NonFiniteError: NaN or infinity in a
             weight or activation. Nothing is written before `artifact.save`.
     """
-    if passes is not None and keep_macs is not None:
+    if passes is not None and (keep_macs is not None or max_latency is not None):
         raise InputError(
-            "keep_macs belongs to the target's recipe; put Prune(keep_ratio=...) among your own passes instead"
+            "keep_macs and max_latency belong to the target's recipe; put Prune(keep_ratio=...) or "
+            "Factorize(max_latency=...) among your own passes instead"
         )
     chosen = find(target)
     backend = importlib.import_module(f"graphopt.backends.{chosen.runtime}")
@@ -110,7 +115,8 @@ def optimize(
         )
     accuracy = _score(evaluate, original, "the original model") if evaluate is not None else None
     if passes is None:
-        passes = recipe(chosen, data, estimator=estimator, formats=formats, keep_macs=keep_macs)
+        passes = shrink(chosen, data, keep_macs=keep_macs, by=shrink_by, max_latency=max_latency, threads=threads)
+        passes += recipe(chosen, data, estimator=estimator, formats=formats)
     elif callable(passes):
         passes = passes(chosen, data)
     report.steps = run(passes, graph, dump=dump)

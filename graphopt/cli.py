@@ -76,8 +76,13 @@ def optimize(
     keep_macs: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, help="Prune channels until this share of the multiply-accumulates is left, e.g. 0.6."
+            min=0, max=1, help="Shrink the network until this share of the multiply-accumulates is left, e.g. 0.6."
         ),
+    ] = None,
+    shrink_by: Annotated[str, typer.Option(help="How: prune (channels) or factorize (layers).")] = "prune",
+    max_latency: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Factorize layers until this share of the measured time is left, e.g. 0.8."),
     ] = None,
     estimator: Annotated[str, typer.Option(help="How value ranges are chosen during calibration.")] = "mse",
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime while it is measured.")] = 1,
@@ -116,6 +121,8 @@ def optimize(
             dump=dump,
             estimator=estimator,
             keep_macs=keep_macs,
+            shrink_by=shrink_by,
+            max_latency=max_latency,
             measure=measure,
             threads=threads,
         )

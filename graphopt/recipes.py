@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 from graphopt.contract import Pass
+from graphopt.errors import InputError
 from graphopt.passes.absorb_bias import AbsorbHighBias
 from graphopt.passes.correct_bias import CorrectBias
 from graphopt.passes.decompose_activations import DecomposeActivations
 from graphopt.passes.equalize_channels import EqualizeChannels
+from graphopt.passes.factorize import Factorize
 from graphopt.passes.fold_batchnorm import FoldBatchNorm
 from graphopt.passes.fold_constant_channels import FoldConstantChannels
 from graphopt.passes.prune import Prune
@@ -46,13 +48,43 @@ def integer(
     return passes
 
 
-def prune(target: Target, calibration: Iterable[list[Tensor]], keep_ratio: float) -> list[Pass]:
-    """Keep this share of the multiply-accumulates, in numbers of channels that the target's kernels like.
+def shrink(
+    target: Target,
+    calibration: Iterable[list[Tensor]],
+    *,
+    keep_macs: float | None = None,
+    by: str = "prune",
+    max_latency: float | None = None,
+    threads: int = 1,
+) -> list[Pass]:
+    """Less work before anything else, in numbers of channels that the target's kernels like.
 
     Made-up inputs say nothing about what matters: with those, the weights alone decide.
+
+    Args:
+        keep_macs: the share of the multiply-accumulates to keep, `by` pruning channels (`prune`) or low-rank factors
+            (`factorize`).
+        max_latency: the share of the time to keep, measured on this machine, by low-rank factors.
+
+    Raises:
+        InputError: `by` is neither, factors are asked for twice, or the time cannot be measured on this machine.
     """
+    from graphopt.stopwatch import Stopwatch
+
+    if by not in ("prune", "factorize"):
+        raise InputError(f"shrink_by must be 'prune' or 'factorize', got {by!r}")
+    if by == "factorize" and keep_macs is not None and max_latency is not None:
+        raise InputError("give keep_macs or max_latency, or prune first (shrink_by='prune') and factorize for the time")
     data = None if getattr(calibration, "synthetic", False) else calibration
-    return [Prune(keep_ratio, data=data, round_to=target.channel_multiple)]
+    passes: list[Pass] = []
+    if keep_macs is not None and by == "prune":
+        passes.append(Prune(keep_macs, data=data, round_to=target.channel_multiple))
+    elif keep_macs is not None:
+        passes.append(Factorize(target_macs=keep_macs, data=data, round_to=target.channel_multiple))
+    if max_latency is not None:
+        timer = Stopwatch(target, threads=threads)
+        passes.append(Factorize(max_latency=max_latency, data=data, round_to=target.channel_multiple, timer=timer))
+    return passes
 
 
 def recipe(
@@ -61,9 +93,7 @@ def recipe(
     *,
     estimator: str = "mse",
     formats: Mapping[str, LayerFormat | None] | None = None,
-    keep_macs: float | None = None,
 ) -> list[Pass]:
-    """What `graphopt.optimize` does when it is given no passes."""
-    first = [] if keep_macs is None else prune(target, calibration, keep_macs)
+    """What `graphopt.optimize` does when it is given no passes, behind `shrink`."""
     middle = [] if target.weights.per_channel else equalize()
-    return first + clean(target) + middle + integer(target, calibration, estimator=estimator, formats=formats)
+    return clean(target) + middle + integer(target, calibration, estimator=estimator, formats=formats)

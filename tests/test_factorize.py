@@ -79,7 +79,9 @@ options = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 50)).map(lambda 
 
 @given(st.lists(options, min_size=1, max_size=4), st.floats(0.05, 1.0))
 @settings(max_examples=200, deadline=None)
-def test_the_allocation_saves_enough_and_is_the_best_but_for_one_option(layers: list[list[Option]], part: float) -> None:
+def test_the_allocation_saves_enough_and_is_the_best_but_for_one_option(
+    layers: list[list[Option]], part: float
+) -> None:
     most = sum(max((o.saved for o in each), default=0.0) for each in layers)
     wanted = part * most
     picked = allocate(layers, wanted)
@@ -187,7 +189,8 @@ class Clock:
     def __call__(self, graphs: Sequence[Graph]) -> list[float]:
         self.calls += 1
         return [
-            self.per_operator * sum(Layer.of(n) is not None for n in g.calls()) + self.per_million * measure.macs(g) / 1e6
+            self.per_operator * sum(Layer.of(n) is not None for n in g.calls())
+            + self.per_million * measure.macs(g) / 1e6
             for g in graphs
         ]
 
@@ -317,9 +320,7 @@ def test_a_layer_before_a_sum_makes_up_for_what_the_stream_has_lost() -> None:
     apply(ChannelWise(10, layers={"first": None}, data=DATA), with_branch)
     stem = {"stem.0.weight", "stem.1.weight", "stem.bias"}
     apply(ChannelWise(10, layers={"first": None}), without)
-    without.load_state_dict(
-        without.state_dict() | {k: v for k, v in with_branch.state_dict().items() if k in stem}
-    )
+    without.load_state_dict(without.state_dict() | {k: v for k, v in with_branch.state_dict().items() if k in stem})
     assert distance(whole, with_branch) < 0.9 * distance(whole, without)
 
 
@@ -354,6 +355,38 @@ def test_optimize_takes_it_among_its_passes() -> None:
     assert result.report.steps[0].name == "Factorize"
     assert result.report.integer_macs == 1.0
     assert result.report.steps[0].macs <= 0.5 * result.report.original.macs  # type: ignore[union-attr]
+
+
+def test_optimize_factorizes_first_where_it_is_asked_to() -> None:
+    model, data = network(48).eval(), torch.cat([b[0] for b in DATA])
+    result = graphopt.optimize(
+        model, images(1), target="x86", calibration=data, keep_macs=0.7, shrink_by="factorize", measure=False
+    )
+    assert result.report.steps[0].name == "Factorize"
+    assert result.report.original is not None
+    assert result.report.steps[0].macs <= 0.7 * result.report.original.macs
+
+
+def test_optimize_prunes_and_then_factorizes_for_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    clock = Clock(0.001, 1.0)
+    monkeypatch.setattr(Stopwatch, "fresh", lambda self, graphs: clock(graphs))
+    result = graphopt.optimize(
+        network(48).eval(), images(1), target="host", keep_macs=0.8, max_latency=0.7, measure=False
+    )
+    assert [step.name for step in result.report.steps[:2]] == ["Prune", "Factorize"]
+    assert (tmp_path / "graphopt" / "latency.json").exists()
+
+
+def test_ways_to_shrink_that_do_not_go_together_are_refused() -> None:
+    model = network().eval()
+    for wrong, message in (
+        ({"keep_macs": 0.5, "shrink_by": "magic"}, "'prune' or 'factorize'"),
+        ({"keep_macs": 0.5, "shrink_by": "factorize", "max_latency": 0.5}, "keep_macs or max_latency"),
+        ({"max_latency": 0.5, "passes": []}, "belong to the target's recipe"),
+    ):
+        with pytest.raises(InputError, match=message):
+            graphopt.optimize(model, images(1), **wrong)  # type: ignore[arg-type]
 
 
 # ---- Bad input ------------------------------------------------------------------------------------------------------

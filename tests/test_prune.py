@@ -496,7 +496,7 @@ def test_data_that_end_are_refused() -> None:
     class Once:
         one_shot = True
 
-    with pytest.raises(ValueError, match="goes through the data several times"):
+    with pytest.raises(ValueError, match="gone through several times"):
         Prune(0.5, data=Once())  # type: ignore[arg-type]
 
 

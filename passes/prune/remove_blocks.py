@@ -24,7 +24,7 @@ from graphopt.channels.trace import sizes
 from graphopt.contract import Change
 from graphopt.graph import Graph
 from graphopt.ops import family, value
-from graphopt.options import check_share
+from graphopt.options import check_repeatable, check_share
 from graphopt.passes.prune.reconstruct import reconstruct
 from graphopt.probe import Probe
 
@@ -58,8 +58,7 @@ class RemoveBlocks:
 
     def __post_init__(self) -> None:
         check_share("keep_ratio", self.keep_ratio)
-        if getattr(self.data, "one_shot", False):
-            raise ValueError("removing blocks goes through the data several times; give a list, not an iterator")
+        check_repeatable(self.data)
 
     def __call__(self, graph: Graph) -> list[Change]:
         original, target = graph.clone(), self.keep_ratio * measure.macs(graph)

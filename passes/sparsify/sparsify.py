@@ -26,7 +26,7 @@ from torch import Tensor
 from graphopt.contract import Change
 from graphopt.graph import Graph
 from graphopt.losses import Loss, own_labels
-from graphopt.options import check_count, check_share
+from graphopt.options import check_count, check_repeatable, check_share
 from graphopt.passes.sparsify.choose import ramp
 from graphopt.passes.sparsify.plan import Plan
 from graphopt.passes.sparsify.saliency import Criterion, OptimalBrainDamage, Prepared, magnitude
@@ -83,8 +83,8 @@ class Sparsify:
         if self.criterion == "obd" and self.data is None:
             raise ValueError("criterion='obd' needs data; pass data=Calibration(images, graph)")
         check_count("steps", self.steps)
-        if self.steps > 1 and getattr(self.data, "one_shot", False):
-            raise ValueError("every step goes through the data; give a list or a DataLoader, not an iterator")
+        if self.steps > 1:
+            check_repeatable(self.data)
 
     def _check_amount(self) -> None:
         if self.pattern is None:
