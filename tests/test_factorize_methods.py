@@ -20,6 +20,7 @@ from graphopt import measure
 from graphopt.backends.onnxruntime import lower
 from graphopt.graph import Graph
 from graphopt.ops import Layer
+from graphopt.passes import factorize
 from graphopt.passes.factorize import (
     CP,
     EVBMF,
@@ -42,6 +43,7 @@ from graphopt.passes.factorize.modes import balanced
 METHODS: list[Method] = [
     SVD(), ChannelWise(), Separable(), Tucker(), CP(), DepthwiseSeparable(), StackedKernels(), TensorTrain(),
     TensorTrain(modes=3), BlockTerm(), BlockTerm(modes=2, terms=3),
+    BlockTerm(modes=4, terms=1),
 ]  # fmt: skip
 C1, C2, C3 = nn.Conv1d, nn.Conv2d, nn.Conv3d
 T1, T2, T3 = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
@@ -220,6 +222,13 @@ def test_a_tensor_train_is_within_the_bound_of_its_unfoldings(ranks: Ranks) -> N
     assert lost(method, "linear", ranks) <= bound * (1 + 1e-9)
 
 
+def test_a_bond_may_be_wider_than_what_is_left_of_a_tensor_train() -> None:
+    method = TensorTrain(modes=((12, 1, 1), (1, 2, 9)))
+    assert method.full(layer_in(captured("linear")[2])) == (12, 9)
+    tensor = weight_of("linear").reshape(1, 2, 9, 12)
+    assert lost(method, "linear", (1, 9)) == pytest.approx(dropped(tensor.reshape(18, 12).T, 1))
+
+
 @pytest.mark.parametrize(
     ("method", "name"),
     [(m, n) for m in METHODS for n in ("conv2d reflect", "linear") if not m.refuses(layer_in(captured(n)[2]))],
@@ -255,6 +264,38 @@ def test_cp_components_stay_bounded_where_no_best_approximation_exists() -> None
     assert all(torch.isfinite(f).all() for f in factors)
     assert float((outer(*factors) - tensor).norm() / tensor.norm()) < 0.2
     assert float(components) < 8
+
+
+def test_cp_correction_makes_components_smaller_at_the_same_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(1)
+    tensor = torch.randn(12, 12, 3, 3, generator=generator).double() * torch.arange(1, 13).rsqrt()[:, None, None]
+    sizes, errors = [], []
+    for sweeps in (0, factorize.cp.CORRECTION):
+        monkeypatch.setattr(factorize.cp, "CORRECTION", sweeps)
+        factors = cp(tensor, 24)
+        sizes.append(float(torch.stack([f.norm(dim=0) for f in factors]).prod(0).norm()))
+        errors.append(float((outer(*factors) - tensor).norm()))
+    assert sizes[1] < 0.8 * sizes[0]
+    assert errors[1] < 1.01 * errors[0]
+
+
+def test_the_largest_ridge_uses_up_the_error_it_may_make() -> None:
+    generator = torch.Generator().manual_seed(0)
+    known, wanted = (torch.randn(size, generator=generator).double() for size in ((40, 6), (9, 40)))
+    wanted = wanted / wanted.norm()
+    values, vectors = torch.linalg.eigh(known.T @ known)
+    turned = wanted @ known @ vectors
+    for bound in (0.9, 0.95, 0.99):
+        ridge = factorize.cp.largest_ridge(values, turned.square().sum(0), bound)
+        factor = turned / (values + ridge) @ vectors.T
+        assert float((wanted - factor @ known.T).square().sum()) == pytest.approx(bound, rel=1e-6)
+
+
+@pytest.mark.parametrize("method", [SVD(), StackedKernels(), TensorTrain()], ids=label)
+def test_two_factors_of_a_weight_share_its_size_evenly(method: Method) -> None:
+    name = "linear" if method.refuses(layer_in(captured("linear")[2])) is None else "conv2d reflect"
+    chain = small(label(method), name)
+    assert_close(level(chain, None).weights, chain.weights, 1e-6)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-20, 1e20])
