@@ -229,6 +229,20 @@ def test_a_network_that_becomes_slower_as_a_whole_stays_as_it_is() -> None:
     assert str(graph) == str(whole)
 
 
+def test_a_saving_larger_than_planned_is_taken_back() -> None:
+    """Alone, a layer seems to take half of what it takes in the network."""
+
+    class Halved(Clock):
+        def __call__(self, graphs: Sequence[Graph]) -> list[float]:
+            return [t / 2 if len(g.calls()) < 4 else t for g, t in zip(graphs, super().__call__(graphs), strict=True)]
+
+    whole = capture(network(48), images(2))
+    graph, clock = whole.clone(), Halved(0.0, 1.0)
+    apply(Factorize(max_latency=0.8, timer=clock), graph)
+    old, new = clock([whole, graph])
+    assert 0.7 < new / old <= 0.8
+
+
 def test_a_time_that_cannot_be_met_is_met_as_far_as_it_goes_and_said() -> None:
     graph = capture(network(), images(2))
     changes = apply(Factorize(max_latency=0.02, timer=Clock(0.05, 1.0)), graph)
