@@ -101,15 +101,14 @@ def spectrum(matrix: Tensor) -> Tensor:
 def left_basis(matrix: Tensor, rank: int) -> Tensor:
     """The leading left singular vectors: [m, rank]."""
     basis: Tensor
-    if min(matrix.shape) < LARGE and matrix.shape[1] <= 4 * matrix.shape[0]:
-        basis = torch.linalg.svd(matrix, full_matrices=False)[0]
-        return basis[:, :rank]
     if matrix.shape[0] <= matrix.shape[1]:
-        basis = torch.linalg.eigh(matrix @ matrix.T)[1]
-        return basis.flip(1)[:, :rank]
-    squares, right = torch.linalg.eigh(matrix.T @ matrix)
-    squares = squares.clamp(min=1e-14 * float(squares.max()))
-    basis = (matrix @ right / squares.sqrt()).flip(1)
+        basis = torch.linalg.eigh(matrix @ matrix.T)[1].flip(1)
+    elif matrix.shape[1] < LARGE:
+        basis = torch.linalg.svd(matrix, full_matrices=False)[0]
+    else:
+        squares, right = torch.linalg.eigh(matrix.T @ matrix)
+        squares = squares.clamp(min=1e-14 * float(squares.max()))
+        basis = (matrix @ right / squares.sqrt()).flip(1)
     return basis[:, :rank]
 
 
