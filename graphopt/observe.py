@@ -48,17 +48,20 @@ class Histogram(Range):
 
     Doubling merges neighbouring bins in pairs, which is exact, so the order of the batches does not matter beyond the first
     bin width. At least half of the bins on the side of the largest element are in use.
+
+    Of a large value only about `samples` elements enter per update, weighted so that counts add up; the range sees all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, samples: int = SAMPLES) -> None:
         super().__init__()
+        self.samples = samples
         self.reach = 0.0
         self.counts = torch.zeros(BINS, dtype=torch.float64)
 
     def update(self, value: Tensor) -> None:
         super().update(value)
         flat = value.detach().flatten().float()
-        stride = max(1, flat.numel() // SAMPLES) | 1  # odd: not in step with the power-of-two sizes of images
+        stride = max(1, flat.numel() // self.samples) | 1  # odd: not in step with the power-of-two sizes of images
         largest = max(-self.low, self.high, 1e-30)
         if self.reach == 0.0:
             self.reach = 2.0 ** torch.tensor(largest).log2().ceil().item()
@@ -122,6 +125,16 @@ class _Watcher(fx.Interpreter):
         return value
 
 
+def blame(graph: Graph, batch: list[Tensor]) -> NonFiniteError:
+    """The error for a batch on which a value is not finite, naming the first node that produces NaN or infinity."""
+    try:
+        with torch.no_grad():
+            _Watcher(graph, {}, strict=True).run(*batch, enable_io_processing=False)
+    except NonFiniteError as error:
+        return error
+    return NonFiniteError("a watched value is not finite on the calibration data")
+
+
 def _blame(graph: Graph, node: Node, value: Tensor) -> str:
     bad = "NaN" if bool(torch.isnan(value).any()) else "infinity"
     if node.op == "placeholder":
@@ -154,8 +167,7 @@ def observe(graph: Graph, watched: Mapping[Node, Statistic | list[Statistic]], b
             try:
                 watcher.run(*batch, enable_io_processing=False)
             except _NonFinite:
-                _Watcher(graph, {}, strict=True).run(*batch, enable_io_processing=False)
-                raise NonFiniteError("a watched value is not finite on the calibration data") from None
+                raise blame(graph, batch) from None
             seen += 1
     return seen
 
