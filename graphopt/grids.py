@@ -21,7 +21,7 @@ from graphopt.units import bits
 FAR = 2**22
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no equality that is a bool
 class ValueDamage:
     """A quantized value, as the float network computes it, or a weight.
 

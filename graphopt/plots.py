@@ -60,7 +60,7 @@ def draw(analysis: Analysis, folder: str | Path, worst: int | None = None, forma
 def layers(analysis: Analysis) -> Any:
     """A matplotlib figure: what quantizing each layer does to the network's output, alone and with all before it, in dB.
 
-    Noise in relation to the signal, -SQNR, so that the longest bar is the worst layer; layers that change nothing are left out.
+    Noise in relation to the signal, -SQNR, so that the longest bar is the worst layer; float layers are left out.
     """
     found = [layer for layer in analysis.ranked() if not layer.is_float][::-1]  # the first bar is drawn at the bottom
     figure = _figure(8, 1.5 + 0.25 * len(found))
@@ -79,7 +79,7 @@ def layers(analysis: Analysis) -> Any:
     axes.set_ylim(-0.6, len(found) - 0.4)
     axes.set_xlabel("quantization noise at the network's output, dB below the signal")
     axes.xaxis.set_major_formatter(lambda x, _: f"{-x:.0f}")
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside upper right", ncols=2)
     axes.grid(axis="x", alpha=0.3)
     return figure
 
