@@ -41,7 +41,6 @@ from graphopt.files import write_atomically
 from graphopt.graph import Graph
 from graphopt.grids import GridUse, ValueDamage
 from graphopt.measure import Match
-from graphopt.observe import blame
 from graphopt.options import check_count
 from graphopt.probe import samples as worth
 from graphopt.progress import track
@@ -287,7 +286,7 @@ class _Meter:
         plain, rounded = twins.start(batch), twins.start(batch)
         outputs = twins.finish(plain, 0, NONE) if reaches_output else []
         if not all(bool(torch.isfinite(z).all()) for z in outputs):
-            raise blame(self.graph, batch)
+            raise self.twins.blame(batch)
         alone: dict[Unit, dict[Node, Any]] = {}
         for position, node in enumerate(twins.nodes):
             if reaches_output:
@@ -311,7 +310,7 @@ class _Meter:
         self.alone[unit].update(plain, alone)
         self.cumulative[unit].update(plain, rounded)
         if not math.isfinite(self.alone[unit].signal):
-            raise blame(self.graph, batch)
+            raise self.twins.blame(batch)
         if unit.value is not None:
             self.uses[unit.value].update(plain)  # the twin's quantizer passes on what it reads
 

@@ -119,23 +119,14 @@ class _Watcher(fx.Interpreter):
         if self.strict and n.op in ("placeholder", "call_function"):
             for leaf in pytree.tree_leaves(value):
                 if isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
-                    raise NonFiniteError(_blame(self.graph_ir, n, leaf))
+                    raise NonFiniteError(blame(self.graph_ir, n, leaf))
         for statistic in self.watched.get(n, ()):
             statistic.update(value)
         return value
 
 
-def blame(graph: Graph, batch: list[Tensor]) -> NonFiniteError:
-    """The error for a batch on which a value is not finite, naming the first node that produces NaN or infinity."""
-    try:
-        with torch.no_grad():
-            _Watcher(graph, {}, strict=True).run(*batch, enable_io_processing=False)
-    except NonFiniteError as error:
-        return error
-    return NonFiniteError("a watched value is not finite on the calibration data")
-
-
-def _blame(graph: Graph, node: Node, value: Tensor) -> str:
+def blame(graph: Graph, node: Node, value: Tensor) -> str:
+    """What to say of the first node that produces NaN or infinity."""
     bad = "NaN" if bool(torch.isnan(value).any()) else "infinity"
     if node.op == "placeholder":
         return f"input {node.name!r} contains {bad} in a calibration batch; clean the data"
@@ -167,7 +158,8 @@ def observe(graph: Graph, watched: Mapping[Node, Statistic | list[Statistic]], b
             try:
                 watcher.run(*batch, enable_io_processing=False)
             except _NonFinite:
-                raise blame(graph, batch) from None
+                _Watcher(graph, {}, strict=True).run(*batch, enable_io_processing=False)
+                raise NonFiniteError("a watched value is not finite on the calibration data") from None
             seen += 1
     return seen
 

@@ -11,11 +11,14 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx
 from torch.fx.node import Node
 
+from graphopt.errors import NonFiniteError
 from graphopt.graph import Graph
 from graphopt.numerics import FAKE_QUANTIZE
+from graphopt.observe import blame
 from graphopt.ops import Layer
 from graphopt.units import constants
 
@@ -80,6 +83,17 @@ class Twins:
             self.drop(number, values)
         found = [self.graph.tensor(n) if n.op == "get_attr" else values[n] for n in self.graph.outputs]
         return [z for z in found if isinstance(z, Tensor) and z.is_floating_point()]
+
+    def blame(self, batch: list[Tensor]) -> NonFiniteError:
+        """The error for a batch that is not finite in the float twin, naming the first call that gives NaN or infinity."""
+        values = self.start(batch)
+        for position, node in enumerate(self.nodes):
+            found = values[node] = self.call(node, values, NONE)
+            for leaf in pytree.tree_leaves(found):
+                if isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
+                    return NonFiniteError(blame(self.graph, node, leaf))
+            self.drop(position, values)
+        return NonFiniteError("a value is not finite on the calibration data")
 
     def _fold(self, node: Node) -> None:
         """Compute a call on constants once, in float and rounded."""
