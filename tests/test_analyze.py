@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import blocks
 import numpy as np
 import pytest
 import torch
@@ -91,6 +92,19 @@ def test_every_number_is_that_of_quantizing_by_hand(weights: Format) -> None:
     graph = quantized(Small(), weights=weights)
     analysis = graphopt.analyze(graph, x.split(7), output_samples=10)
     assert (analysis.samples, analysis.output_samples) == (24, 10)
+    compare_by_hand(graph, analysis, x)
+
+
+@pytest.mark.parametrize("block", ["residual", "concat", "relu6", "squeeze-excite", "silu residual"])
+def test_so_it_is_in_blocks_of_real_networks(block: str) -> None:
+    x = blocks.images(10)
+    graph = blocks.simulated(blocks.model_of(block), X86)
+    owned = [q for unit in units(graph) for q in unit.quantizers]
+    assert sorted(owned) == sorted(graph.calls(FAKE_QUANTIZE))
+    compare_by_hand(graph, graphopt.analyze(graph, x), x)
+
+
+def compare_by_hand(graph: Graph, analysis: Analysis, x: Tensor) -> None:
     quantizers = set(graph.calls(FAKE_QUANTIZE))
     position = {node: number for number, node in enumerate(graph.nodes)}
     exact, full, output = by_hand(graph, set(), x), by_hand(graph, quantizers, x), graph.outputs[0]
@@ -101,8 +115,9 @@ def test_every_number_is_that_of_quantizing_by_hand(weights: Format) -> None:
         until = by_hand(graph, {q for q in quantizers if position[q] <= position[unit.end]}, x)
         close(layer.alone.here, exact[unit.end], alone[unit.end])
         close(layer.cumulative.here, exact[unit.end], full[unit.end])
-        close(layer.alone.output, exact[output][:10], alone[output][:10])
-        close(layer.cumulative.output, exact[output][:10], until[output][:10])
+        count = analysis.output_samples
+        close(layer.alone.output, exact[output][:count], alone[output][:count])
+        close(layer.cumulative.output, exact[output][:count], until[output][:count])
 
 
 def test_layers_own_their_quantizers() -> None:
