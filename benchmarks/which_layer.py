@@ -7,6 +7,7 @@ As a control, as many of the layers ranked last get 8 bits.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import common
 import torch
@@ -34,25 +35,22 @@ def main() -> None:
         formats = dict.fromkeys(names, eight)
         return graphopt.optimize(model, typical[:1], target=target, calibration=typical, formats=formats, measure=False)
 
+    def row(which: str, network: object, found: graphopt.Analysis) -> dict[str, Any]:
+        output = found.layers[-1].cumulative.output.sqnr_db
+        return {"8-bit layers": which, "top-1 %": accuracy(network), "output SQNR dB": round(output, 1)}
+
     plain = optimize([])
     analysis = graphopt.analyze(plain.graph, typical)
     analysis.print(layers=8, values=5)
     ranked = [layer.name for layer in analysis.ranked() if layer.weight_bits is not None]
     with torch.no_grad():
         rows = [{"8-bit layers": "float network", "top-1 %": accuracy(model)}]
-    rows.append({"8-bit layers": "none", "top-1 %": accuracy(plain.artifact)})
+    rows.append(row("none", plain.artifact, analysis))
     for count in options.layers:
         for which, names in (("worst", ranked[:count]), ("least bad", ranked[-count:])):
             common.log(f"{which} {count}")
             found = optimize(names)
-            output = graphopt.analyze(found.graph, typical).layers[-1].cumulative.output
-            rows.append(
-                {
-                    "8-bit layers": f"the {count} {which}",
-                    "top-1 %": accuracy(found.artifact),
-                    "output SQNR dB": round(output.sqnr_db, 1),
-                }
-            )
+            rows.append(row(f"the {count} {which}", found.artifact, graphopt.analyze(found.graph, typical)))
     common.finish({f"ResNet-20, 4-bit weights, {len(x)} test images": rows}, options.json)
 
 
