@@ -17,18 +17,23 @@ from graphopt.version import __version__
 
 if TYPE_CHECKING:
     from graphopt import targets
+    from graphopt.analysis import Analysis, analyze
     from graphopt.api import Optimized, load, optimize, simulate
     from graphopt.artifact import Artifact
     from graphopt.graph import Graph
     from graphopt.targets import Target
 
-__all__ = ["Artifact", "Graph", "Optimized", "Target", "__version__", "load", "optimize", "simulate", "targets"]
+__all__ = [
+    "Analysis", "Artifact", "Graph", "Optimized", "Target", "__version__", "analyze", "load", "optimize", "simulate", "targets",
+]  # fmt: skip
 
 _HOME = {
+    "Analysis": "graphopt.analysis",
     "Artifact": "graphopt.artifact",
     "Graph": "graphopt.graph",
     "Optimized": "graphopt.api",
     "Target": "graphopt.targets",
+    "analyze": "graphopt.analysis",
     "load": "graphopt.api",
     "optimize": "graphopt.api",
     "simulate": "graphopt.api",

@@ -1,4 +1,4 @@
-"""The command line: `graphopt optimize`, `targets`, `show` and `demo`.
+"""The command line: `graphopt optimize`, `analyze`, `targets`, `show` and `demo`.
 
 Exit codes: 0 all is well, 1 something graphopt or the model could not do, 2 a mistake in the command, 130 Ctrl-C.
 Errors are one line on standard error; `--debug` shows where they come from.
@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import os
 import sys
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
+from graphopt import arguments
+from graphopt.arguments import Aim, Estimator, Mean, Model, Samples, Scale, Shapes, Std, Typical
 from graphopt.errors import GraphoptError, InputError
 
 # PyTorch is imported where a command needs it: `graphopt --help` answers at once.
-if TYPE_CHECKING:
-    from torch import Tensor
-
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 _debug = False
 
@@ -54,25 +52,18 @@ def graphopt(
 
 @app.command()
 def optimize(
-    model: Annotated[str, typer.Argument(help="package.module:factory, or the path of a .pt2 file.")],
-    target: Annotated[str, typer.Option(help="What to optimize for; see `graphopt targets`.")] = "arm",
+    model: Model,
+    target: Aim = "arm",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the deployed model.")] = None,
-    calibration: Annotated[
-        str | None,
-        typer.Option(help="Typical inputs: .npz[:name], .npy, a folder of images, or package.module:function."),
-    ] = None,
+    calibration: Typical = None,
     evaluate: Annotated[
         str | None, typer.Option(help="package.module:function that takes a model and returns its accuracy.")
     ] = None,
-    input_shape: Annotated[
-        list[str] | None,
-        typer.Option(help="Shape of an example input, e.g. 1,3,224,224 or 1,128:int64; once per input."),
-    ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Calibration samples to take at most, evenly spread.")] = 512,
-    scale: Annotated[float, typer.Option(help="What raw pixels are multiplied by first.", show_default="1/255")] = 1
-    / 255,
-    mean: Annotated[str, typer.Option(help="Then the mean that is subtracted, per channel.")] = "0.485,0.456,0.406",
-    std: Annotated[str, typer.Option(help="Then the deviation that is divided by.")] = "0.229,0.224,0.225",
+    input_shape: Shapes = None,
+    samples: Samples = 512,
+    scale: Scale = 1 / 255,
+    mean: Mean = "0.485,0.456,0.406",
+    std: Std = "0.229,0.224,0.225",
     keep_macs: Annotated[
         float | None,
         typer.Option(
@@ -84,7 +75,7 @@ def optimize(
         float | None,
         typer.Option(min=0, max=1, help="Factorize layers until this share of the measured time is left, e.g. 0.8."),
     ] = None,
-    estimator: Annotated[str, typer.Option(help="How value ranges are chosen during calibration.")] = "mse",
+    estimator: Estimator = "mse",
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime while it is measured.")] = 1,
     measure: Annotated[bool, typer.Option(help="Measure the latency before and after.")] = True,
     dump: Annotated[Path | None, typer.Option(help="Folder for the text of the graph after every pass.")] = None,
@@ -93,22 +84,17 @@ def optimize(
     """Optimize a model, and report what every step bought."""
     with reporting():
         from graphopt import files, imports, targets
-        from graphopt.loaders import Named, Pixels
 
         found = targets.find(target)
         if out is not None:
             files.check_replaceable(out)
         if report is not None:
             files.check_writable(report)
-        source = None
-        if calibration is not None:
-            pixels = Pixels(scale, _numbers("mean", mean), _numbers("std", std))
-            source = Named(calibration, pixels, samples)
+        source = arguments.calibration(calibration, samples, scale, mean, std)
         judge = None if evaluate is None else imports.find(evaluate)
         if judge is not None and not callable(judge):
             raise InputError(f"--evaluate {evaluate} is a {type(judge).__name__}, not a function that takes a model")
-        example = tuple(_example(shape) for shape in input_shape or []) or None
-        subject = _model(model)
+        example, subject = arguments.examples(input_shape), arguments.model(model)
 
         import graphopt
 
@@ -133,6 +119,50 @@ def optimize(
         optimized.report.print()
         if out is not None:
             print(f"saved to {out}")
+
+
+@app.command()
+def analyze(
+    model: Model,
+    target: Aim = "arm",
+    calibration: Typical = None,
+    input_shape: Shapes = None,
+    samples: Samples = 512,
+    scale: Scale = 1 / 255,
+    mean: Mean = "0.485,0.456,0.406",
+    std: Std = "0.229,0.224,0.225",
+    estimator: Estimator = "mse",
+    plots: Annotated[
+        Path | None, typer.Option(help="Folder for plots of layers and of every value and weight; needs matplotlib.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="File for the numbers as JSON.")] = None,
+) -> None:
+    """Quantize a model, and report which layers and values lose accuracy."""
+    with reporting():
+        from graphopt import files, targets
+
+        found = targets.find(target)
+        if plots is not None:
+            from graphopt.plots import check
+
+            check(plots)
+        if json is not None:
+            files.check_writable(json)
+        source = arguments.calibration(calibration, samples, scale, mean, std)
+        example, subject = arguments.examples(input_shape), arguments.model(model)
+
+        import graphopt
+
+        optimized = graphopt.optimize(
+            subject, example, target=found, calibration=source, estimator=estimator, measure=False
+        )
+        analysis = graphopt.analyze(optimized.graph, source)
+        if json is not None:
+            analysis.save(json)
+        written = analysis.plot(plots) if plots is not None else []
+        analysis.print()
+        if plots is not None:
+            print(f"{len(written)} plots in {plots.resolve()}")
 
 
 @app.command()
@@ -167,7 +197,7 @@ def show(path: Annotated[Path, typer.Argument(help="A .pt2 file, or the folder o
         elif path.suffix == ".pt2":
             from graphopt.graph import Graph
 
-            print(Graph.load(path) if _is_saved_graph(path) else Graph.capture(path))
+            print(Graph.load(path) if arguments.is_saved_graph(path) else Graph.capture(path))
         else:
             raise InputError(f"cannot show {path}: it is neither a .pt2 file nor the folder of a deployed model")
 
@@ -228,59 +258,6 @@ def _quieten() -> None:
 
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-
-
-def _model(name: str) -> Any:
-    """The model a name stands for; modules are switched to eval mode, as only inference is deployed."""
-    from torch import nn
-
-    from graphopt import imports
-    from graphopt.graph import Graph
-
-    if ":" not in name:
-        path = Path(name).expanduser()
-        if path.suffix == ".pt2" and path.is_file():
-            return Graph.load(path) if _is_saved_graph(path) else path
-        if path.suffix in (".pt", ".pth", ".ckpt", ".safetensors"):
-            raise InputError(f"{name} holds weights without the model's code; give package.module:factory instead")
-        raise InputError(f"there is no .pt2 file {name}; give one, or package.module:factory")
-    found = imports.find(name)
-    model = found if isinstance(found, nn.Module) or not callable(found) else found()
-    return model.eval() if isinstance(model, nn.Module) else model
-
-
-def _is_saved_graph(path: Path) -> bool:
-    """Whether a .pt2 file was written by `Graph.save` rather than `torch.export.save`; both are zip archives."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return "graph.json" in archive.namelist()
-    except (OSError, zipfile.BadZipFile):
-        return False  # the reader of exported programs explains what is wrong with it
-
-
-def _example(text: str) -> Tensor:
-    """`1,3,224,224` -> random normal float32 of this shape; `1,128:int64` -> zeros and ones of this type."""
-    import torch
-
-    sizes, _, name = text.partition(":")
-    dtype = getattr(torch, name or "float32", None)
-    try:
-        shape = [int(size) for size in sizes.replace("x", ",").split(",")]
-    except ValueError:
-        shape = []
-    if not shape or min(shape) < 1 or not isinstance(dtype, torch.dtype):
-        raise InputError(f"--input-shape {text!r} is not a shape; write e.g. 1,3,224,224 or 1,128:int64")
-    generator = torch.Generator().manual_seed(0)
-    if dtype.is_floating_point:
-        return torch.randn(shape, generator=generator).to(dtype)
-    return torch.randint(2, shape, generator=generator).to(dtype)
-
-
-def _numbers(name: str, text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"--{name} {text!r} is not a list of numbers such as 0.5,0.5,0.5") from None
 
 
 def _show_artifact(folder: Path) -> None:

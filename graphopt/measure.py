@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.fx.node import Node
@@ -142,7 +143,42 @@ def sqnr(reference: Any, value: Any) -> float:
 def _sqnr(reference: Tensor, value: Tensor) -> float:
     signal = reference.detach().cpu().double()
     noise = float((signal - value.detach().cpu().double()).square().sum())
-    power = float(signal.square().sum())
+    return _decibel(float(signal.square().sum()), noise)
+
+
+class Match:
+    """How close one tensor after another comes to its reference, as one ratio over all of them; only sums are kept.
+
+    sqnr_db = 10 log10(sum r^2 / sum (r - v)^2)         as `sqnr`
+    cosine  = sum r v / sqrt(sum r^2 sum v^2)
+    """
+
+    def __init__(self) -> None:
+        self.signal = self.power = self.noise = 0.0
+
+    def update(self, reference: Tensor, value: Tensor) -> None:
+        self.signal += _square(reference)
+        self.power += _square(value)
+        self.noise += _square(reference - value)
+
+    @property
+    def sqnr_db(self) -> float:
+        return _decibel(self.signal, self.noise)
+
+    @property
+    def cosine(self) -> float:
+        """1 where nothing differs, 0 where one of the two is zero throughout; NaN where a value is not finite."""
+        if self.noise == 0:
+            return 1.0
+        lengths = math.sqrt(self.signal * self.power)
+        return (self.signal + self.power - self.noise) / 2 / lengths if lengths else 0.0
+
+
+def _square(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64)) ** 2
+
+
+def _decibel(power: float, noise: float) -> float:
     if not math.isfinite(noise) or not math.isfinite(power):
         return math.nan
     if noise == 0:

@@ -48,17 +48,20 @@ class Histogram(Range):
 
     Doubling merges neighbouring bins in pairs, which is exact, so the order of the batches does not matter beyond the first
     bin width. At least half of the bins on the side of the largest element are in use.
+
+    Of a large value only about `samples` elements enter per update, weighted so that counts add up; the range sees all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, samples: int = SAMPLES) -> None:
         super().__init__()
+        self.samples = samples
         self.reach = 0.0
         self.counts = torch.zeros(BINS, dtype=torch.float64)
 
     def update(self, value: Tensor) -> None:
         super().update(value)
         flat = value.detach().flatten().float()
-        stride = max(1, flat.numel() // SAMPLES) | 1  # odd: not in step with the power-of-two sizes of images
+        stride = max(1, flat.numel() // self.samples) | 1  # odd: not in step with the power-of-two sizes of images
         largest = max(-self.low, self.high, 1e-30)
         if self.reach == 0.0:
             self.reach = 2.0 ** torch.tensor(largest).log2().ceil().item()
@@ -116,13 +119,14 @@ class _Watcher(fx.Interpreter):
         if self.strict and n.op in ("placeholder", "call_function"):
             for leaf in pytree.tree_leaves(value):
                 if isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
-                    raise NonFiniteError(_blame(self.graph_ir, n, leaf))
+                    raise NonFiniteError(blame(self.graph_ir, n, leaf))
         for statistic in self.watched.get(n, ()):
             statistic.update(value)
         return value
 
 
-def _blame(graph: Graph, node: Node, value: Tensor) -> str:
+def blame(graph: Graph, node: Node, value: Tensor) -> str:
+    """What to say of the first node that produces NaN or infinity."""
     bad = "NaN" if bool(torch.isnan(value).any()) else "infinity"
     if node.op == "placeholder":
         return f"input {node.name!r} contains {bad} in a calibration batch; clean the data"

@@ -25,7 +25,7 @@ class Probe:
     def __init__(self, graph: Graph, data: Iterable[list[Tensor]]) -> None:
         self.graph = graph
         self.batches: list[list[Tensor]] = []
-        left = int(min(SAMPLES, max(FEWEST, WORK / max(1, measure.macs(graph)))))
+        left = samples(graph)
         for batch in data:
             part = [tensor[:left] for tensor in batch] if graph.dynamic_batch else batch
             self.batches.append(part)
@@ -41,6 +41,11 @@ class Probe:
         for batch, wanted in zip(self.batches, self.wanted, strict=True):
             lost += float(((_outputs(graph or self.graph, batch, changed or {}) - wanted).double() ** 2).sum())
         return lost / self.power
+
+
+def samples(graph: Graph) -> int:
+    """How many samples a comparison of a network's output is worth: 16 for large networks to 128 for small ones."""
+    return int(min(SAMPLES, max(FEWEST, WORK / max(1, measure.macs(graph)))))
 
 
 def _outputs(graph: Graph, batch: list[Tensor], changed: Mapping[str, Tensor]) -> Tensor:

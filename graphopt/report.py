@@ -213,7 +213,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON. Infinities and NaN, which JSON lacks, become the strings "inf", "-inf" and "nan"."""
-        plain: dict[str, Any] = _portable(asdict(self))
+        plain: dict[str, Any] = portable(asdict(self))
         return plain
 
     @classmethod
@@ -278,12 +278,13 @@ def _fields(kind: Any, data: Any) -> dict[str, Any]:
     return {k: float(v) if isinstance(v, str) and known[k].startswith("float") else v for k, v in data.items()}
 
 
-def _portable(value: Any) -> Any:
+def portable(value: Any) -> Any:
+    """Plain data as JSON can hold it: infinities and NaN as strings."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
-        return {k: _portable(v) for k, v in value.items()}
-    return [_portable(v) for v in value] if isinstance(value, (list, tuple)) else value
+        return {k: portable(v) for k, v in value.items()}
+    return [portable(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def count(value: int) -> str:

@@ -1,0 +1,115 @@
+"""How well a quantization grid fits what lies on it: distribution, range, what is clipped, which codes occur."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.node import Node
+
+from graphopt.graph import Graph
+from graphopt.measure import Match
+from graphopt.numerics import dequantize, quantize
+from graphopt.observe import Histogram
+from graphopt.report import decibel
+from graphopt.units import bits
+
+# Ends beyond any grid of 16 bits, yet close enough that codes are computed in float32 as the quantizer does.
+FAR = 2**22
+
+
+@dataclass(frozen=True, eq=False)  # tensors have no equality that is a bool
+class ValueDamage:
+    """A quantized value, as the float network computes it, or a weight.
+
+    Attributes:
+        name: of the layer that produces the value, or of the weight.
+        kind: `value` or `weight`.
+        bits: of its codes.
+        low, high: the ends of its grid; the outermost ones where each channel has its own.
+        channels: how many grids it has: 1, or one per output channel.
+        smallest, largest: what was seen.
+        clipped: the share of elements beyond the ends of their grid (0 to 1).
+        used: how many different codes occur.
+        codes: how many there are.
+        sqnr_db: of rounding and clipping; what came in is exact.
+        counts: elements per bin, float64; every element is counted.
+        edges: of the bins, float64, one more than there are bins.
+    """
+
+    name: str
+    kind: str
+    bits: int
+    low: float
+    high: float
+    channels: int
+    smallest: float
+    largest: float
+    clipped: float
+    used: int
+    codes: int
+    sqnr_db: float
+    counts: Tensor
+    edges: Tensor
+
+    def cells(self) -> tuple[str, ...]:
+        """A row of the table: name, bits, range, seen, clipped, codes, SQNR."""
+        return (
+            self.name,
+            str(self.bits),
+            f"[{self.low:.3g}, {self.high:.3g}]",
+            f"[{self.smallest:.3g}, {self.largest:.3g}]",
+            "<0.01%" if 0 < self.clipped < 1e-4 else f"{self.clipped:.2%}",
+            f"{self.used} of {self.codes}",
+            decibel(self.sqnr_db),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, without the histogram."""
+        return {k: v for k, v in vars(self).items() if not isinstance(v, Tensor)}
+
+
+class GridUse:
+    """Learns from one tensor after another how a quantizer's grid is used; memory does not grow with their number."""
+
+    def __init__(self, graph: Graph, quantizer: Node) -> None:
+        arguments: Any = quantizer.args
+        _, scale, zero_point, self.quant_min, self.quant_max, self.axis = arguments
+        self.scale, self.zero_point = graph.tensor(scale), graph.tensor(zero_point)
+        self.bits = bits(quantizer)
+        self.histogram = Histogram(samples=sys.maxsize)
+        self.match = Match()
+        self.elements = self.clipped = 0
+        self.used = torch.zeros(self.quant_max - self.quant_min + 1, dtype=torch.bool)
+
+    def update(self, value: Tensor) -> None:
+        self.histogram.update(value)
+        free = quantize(value, self.scale, self.zero_point, -FAR, FAR, self.axis)
+        codes = free.clamp(self.quant_min, self.quant_max)
+        self.clipped += int((free != codes).sum())
+        self.elements += value.numel()
+        self.used[(codes - self.quant_min).long().flatten()] = True
+        self.match.update(value, dequantize(codes, self.scale, self.zero_point, self.axis))
+
+    def damage(self, name: str, kind: str) -> ValueDamage:
+        ends = [(code - self.zero_point) * self.scale for code in (self.quant_min, self.quant_max)]
+        reach, bins = self.histogram.reach, len(self.histogram.counts)
+        return ValueDamage(
+            name=name,
+            kind=kind,
+            bits=self.bits,
+            low=float(ends[0].min()),
+            high=float(ends[1].max()),
+            channels=self.scale.numel(),
+            smallest=self.histogram.low,
+            largest=self.histogram.high,
+            clipped=self.clipped / max(1, self.elements),
+            used=int(self.used.sum()),
+            codes=len(self.used),
+            sqnr_db=self.match.sqnr_db,
+            counts=self.histogram.counts,
+            edges=torch.linspace(-reach, reach, bins + 1, dtype=torch.float64),
+        )

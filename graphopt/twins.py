@@ -1,0 +1,105 @@
+"""A simulated graph and its float twin, run side by side.
+
+The twin is the same graph with its quantizers bypassed: `fake_quantize(x)` gives x. Any set of quantizers may be active, and a
+run may begin in the middle, with the values in flight there, so that what one layer does to the network's output costs the rest
+of the network and no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx
+from torch.fx.node import Node
+
+from graphopt.errors import NonFiniteError
+from graphopt.graph import Graph
+from graphopt.numerics import FAKE_QUANTIZE
+from graphopt.observe import blame
+from graphopt.ops import Layer
+from graphopt.units import constants
+
+NONE: frozenset[Node] = frozenset()
+
+
+class Twins:
+    """Runs a graph with some of its quantizers active.
+
+    Attributes:
+        nodes: the calls that depend on inputs, in execution order; positions count these.
+        all: every quantizer.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.all = frozenset(graph.calls(FAKE_QUANTIZE))
+        self._rounder: dict[Node, Node | None] = {}  # calls on layers' constants -> the quantizer among them
+        self._float: dict[Node, Any] = {}
+        self._rounded: dict[Node, Any] = {}
+        for layer in (layer for node in graph.calls() if (layer := Layer.of(node))):
+            for node in constants(graph, layer):
+                self._fold(node)
+        self.nodes = [node for node in graph.calls() if node not in self._rounder]
+        self.position = {node: number for number, node in enumerate(self.nodes)}
+        self._expiring: list[list[Node]] = [[] for _ in self.nodes]
+        for node in [*graph.placeholders, *self.nodes]:
+            uses = [self.position.get(user, len(self.nodes)) for user in node.users]
+            last = max(uses, default=self.position.get(node, 0))
+            if last < len(self.nodes):
+                self._expiring[last].append(node)
+
+    def start(self, batch: list[Tensor]) -> dict[Node, Any]:
+        """The values in flight in front of the first call. (Inputs that are no tensors are built in.)"""
+        return {**dict.fromkeys(self.graph.placeholders), **dict(zip(self.graph.inputs, batch, strict=True))}
+
+    def call(self, node: Node, values: Mapping[Node, Any], active: Collection[Node]) -> Any:
+        """What a call gives for the values in flight."""
+
+        def read(source: Node) -> Any:
+            if source.op == "get_attr":
+                return self.graph.tensor(source)
+            if source in self._rounder:
+                return (self._rounded if self._rounder[source] in active else self._float)[source]
+            return values[source]
+
+        if node.target is FAKE_QUANTIZE and node not in active:
+            return read(node.args[0])  # type: ignore[arg-type]
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), read)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def drop(self, position: int, values: dict[Node, Any]) -> None:
+        """Let go of what the call at this position was the last to read."""
+        for node in self._expiring[position]:
+            values.pop(node, None)
+
+    def finish(self, values: Mapping[Node, Any], position: int, active: Collection[Node]) -> list[Tensor]:
+        """Run from a position to the end: the floating-point outputs. `values`, what is in flight there, stays as it is."""
+        values = dict(values)
+        for number in range(position, len(self.nodes)):
+            values[self.nodes[number]] = self.call(self.nodes[number], values, active)
+            self.drop(number, values)
+        found = [self.graph.tensor(n) if n.op == "get_attr" else values[n] for n in self.graph.outputs]
+        return [z for z in found if isinstance(z, Tensor) and z.is_floating_point()]
+
+    def blame(self, batch: list[Tensor]) -> NonFiniteError:
+        """The error for a batch that is not finite in the float twin, naming the first call that gives NaN or infinity."""
+        values = self.start(batch)
+        for position, node in enumerate(self.nodes):
+            found = values[node] = self.call(node, values, NONE)
+            for leaf in pytree.tree_leaves(found):
+                if isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
+                    return NonFiniteError(blame(self.graph, node, leaf))
+            self.drop(position, values)
+        return NonFiniteError("a value is not finite on the calibration data")
+
+    def _fold(self, node: Node) -> None:
+        """Compute a call on constants once, in float and rounded."""
+        inner = [self._rounder[n] for n in node.all_input_nodes if n in self._rounder]
+        with torch.no_grad():
+            self._float[node] = self.call(node, {}, NONE)
+            self._rounded[node] = self.call(node, {}, self.all)
+        own = node if node.target is FAKE_QUANTIZE else None
+        self._rounder[node] = own or next((n for n in inner if n is not None), None)
