@@ -39,7 +39,7 @@ from graphopt.passes.learn_rounding.importance import fisher
 from graphopt.passes.learn_rounding.moments import GroupedMoments
 from graphopt.passes.learn_rounding.reconstruct import Reconstruction, Samples, Search
 from graphopt.passes.learn_rounding.soft import SoftWeight
-from graphopt.passes.learn_rounding.units import Unit, block_units, evaluate, layer_units
+from graphopt.passes.learn_rounding.units import Unit, block_units, evaluate, layer_units, make_unit
 from graphopt.passes.learn_rounding.weights import Rounded, float_twin, rounded_layers, tie_biases
 from graphopt.progress import track
 from graphopt.refit import Pairs
@@ -107,9 +107,10 @@ class LearnRounding:
             return []
         twin = float_twin(graph)
         sites = [graph.site(rounded.layer.node) for rounded in rounded_layers(graph)]
-        notes = dict(zip(sites, self.fit_layers(graph, twin), strict=True))
+        fitted = self.fit_layers(graph, twin)
+        notes = {site: note for site, (note, _) in zip(sites, fitted.values(), strict=True)}
         if self.method == "adaround":
-            for unit, first, last in self.learn_units(graph, twin):
+            for unit, first, last in self.learn_units(graph, twin, {node: aim for node, (_, aim) in fitted.items()}):
                 for node in unit.layers:
                     together = f" with {len(unit.layers) - 1} more" if len(unit.layers) > 1 else ""
                     notes[graph.site(node)] += f", error {first:.2g} -> {last:.2g} by gradients{together}"
@@ -135,14 +136,15 @@ class LearnRounding:
 
     # ---- Closed forms -----------------------------------------------------------------------------------------------
 
-    def fit_layers(self, graph: Graph, twin: Graph) -> list[str]:
-        """Round every layer under the quadratic of its inputs; one remark for each."""
+    def fit_layers(self, graph: Graph, twin: Graph) -> dict[Node, tuple[str, Tensor]]:
+        """Round every layer under the quadratic of its inputs; of each a remark, and the weight that was rounded."""
         values = set(graph.calls(FAKE_QUANTIZE)) - constant_calls(graph)
         names = {node.name: original(twin, node).name for node in values}
         pairs = Pairs(twin, graph, self.data, names)
-        return [self.fit(graph, pairs, rounded) for rounded in track(rounded_layers(graph), "rounding layers")]
+        layers = track(rounded_layers(graph), "rounding layers")
+        return {rounded.layer.node: self.fit(graph, pairs, rounded) for rounded in layers}
 
-    def fit(self, graph: Graph, pairs: Pairs, rounded: Rounded) -> str:
+    def fit(self, graph: Graph, pairs: Pairs, rounded: Rounded) -> tuple[str, Tensor]:
         moments = GroupedMoments(rounded.layer)
         for x, wanted in pairs(rounded.layer.node, rounded.layer.node):
             moments.update(x, wanted)
@@ -159,11 +161,11 @@ class LearnRounding:
         bias = moments.mean_t - (found @ moments.mean_x[..., None])[..., 0]
         rounded.store(graph, codes, lattice, bias.flatten())
         before, after = (float(quadratic.cost(aim, metric, w).sum()) for w in (nearest, found))
-        return f"{100 * after / max(before, 1e-30):.3g} % of the error of nearest rounding"
+        return f"{100 * after / max(before, 1e-30):.3g} % of the error of nearest rounding", aim.float()
 
     # ---- Gradients --------------------------------------------------------------------------------------------------
 
-    def learn_units(self, graph: Graph, twin: Graph) -> list[tuple[Unit, float, float]]:
+    def learn_units(self, graph: Graph, twin: Graph, aims: dict[Node, Tensor]) -> list[tuple[Unit, float, float]]:
         """Learn unit by unit; of each the relative errors at the beginning and at the end."""
         overflow = Overflow(self.memory, self.folder)
         batches = list(self.data)
@@ -178,33 +180,29 @@ class LearnRounding:
                 Samples(parts, fixed=not graph.dynamic_batch)
                 for parts in zip(*walks[1].before(unit.first, unit.inputs), strict=True)
             ]
-            aims = [original(twin, node) for node in unit.inputs]
-            sources = walks[0].before(original(twin, unit.first), aims)
+            source = make_unit([original(twin, node) for node in unit.inputs], end)
+            sources = walks[0].before(source.first, source.inputs)
             wanted = Samples(
-                [overflow.keep(evaluate(twin, aims, end, values)) for values in sources], fixed=not graph.dynamic_batch
+                [overflow.keep(evaluate(twin, source, values)) for values in sources], fixed=not graph.dynamic_batch
             )
             weights = {}
             for node in unit.layers:
                 rounded = layers[node]
-                weights[rounded.quantizer] = (rounded, self.soften(graph, twin, rounded))
+                weights[rounded.quantizer] = (rounded, self.soften(graph, rounded, aims[node].double()))
             search = Search(
                 self.iterations, self.batch, self.warmup, self.rate, self.regularizer, self.learn_steps, self.seed
             )
             task = Reconstruction(graph, unit, weights, search)
             importance = Samples(gradients[end], fixed=not graph.dynamic_batch) if gradients else None
             found.append((unit, *task.learn(inputs, wanted, importance)))
-            task.store()
             gradients.pop(end, None)
         return found
 
-    def soften(self, graph: Graph, twin: Graph, rounded: Rounded) -> SoftWeight:
-        """Soft rounding that begins between the float weight and the codes found before."""
-        node = original(twin, rounded.layer.node)
-        weight = rounded.grouped(twin.tensor(node.args[1])).double()  # type: ignore[arg-type]
+    def soften(self, graph: Graph, rounded: Rounded, aim: Tensor) -> SoftWeight:
+        """Soft rounding that begins between the weight that was rounded and the codes found for it."""
         lattice = rounded.lattice(graph)
         codes = lattice.codes(rounded.grouped(rounded.weight(graph)).double())
-        scales = self.learn_steps and not rounded.scales_fixed(graph)
-        return SoftWeight.around(weight, lattice, codes, scales=scales)
+        return SoftWeight.around(aim, lattice, codes, scales=self.learn_steps and not rounded.scales_fixed(graph))
 
 
 def original(twin: Graph, node: Node) -> Node:

@@ -30,7 +30,7 @@ class GroupedMoments:
         groups = self.layer.groups
         step = -(-target.shape[0] * target.shape[1] // ROWS) | 1  # odd: not in step with the even sizes of images
         size = CHUNK if self.layer.dims else len(x)
-        for part, wanted in zip(x.split(size), target.split(size), strict=True):
+        for part, wanted in zip(torch.split(x, size), torch.split(target, size), strict=True):
             found = rows(self.layer, part)[:, ::step] if self.layer.dims else rows(self.layer, part)
             wanted = wanted[:, ::step] if self.layer.dims else wanted
             u, t = (v.reshape(-1, groups, v.shape[-1] // groups).transpose(0, 1) for v in (found, wanted))

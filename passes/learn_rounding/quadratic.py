@@ -124,7 +124,7 @@ def fit(weight: Tensor, metric: Tensor, lattice: Lattice, *, scales: bool) -> tu
     starts = [sequential(weight, metric, lattice), lattice.codes(weight)]
     found = [descend(weight, metric, lattice, start) for start in starts]
     costs = [cost(weight, metric, lattice.weight(codes))[..., None] for codes in found]
-    codes = torch.where(costs[0] <= costs[1], *found)
+    codes = torch.where(costs[0] <= costs[1], found[0], found[1])
     for _ in range(TURNS if scales else 0):
         lattice = rescale(weight, metric, lattice, codes)
         codes = descend(weight, metric, lattice, codes)

@@ -13,7 +13,7 @@ Papers: Nagel et al. 2020, sections 3.3 and 3.4 (asymmetric, with the activation
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +24,11 @@ from torch.fx.node import Node
 from graphopt.graph import Graph
 from graphopt.numerics import FAKE_QUANTIZE
 from graphopt.passes.learn_rounding.soft import BLUNT, SHARP, SoftWeight
-from graphopt.passes.learn_rounding.units import Unit
+from graphopt.passes.learn_rounding.units import Unit, evaluate
 from graphopt.passes.learn_rounding.weights import Rounded, free_step
+
+
+HELD_OUT = 1 / 8  # of the samples
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Reconstruction:
 
     def __init__(self, graph: Graph, unit: Unit, weights: dict[Node, tuple[Rounded, SoftWeight]], search: Search) -> None:
         self.graph, self.unit, self.weights, self.search = graph, unit, weights, search
+        self.fixed = not graph.dynamic_batch
         self.biases: dict[Node, Tensor] = {}  # call that computes a layer's bias -> the bias being learned
         for rounded, _ in weights.values():
             if rounded.bias is not None and rounded.bias[0] is rounded.layer.bias:
@@ -98,11 +102,12 @@ class Reconstruction:
         value, growth, limit = self.steps[constant]
         return (value * growth.exp()).clamp(max=limit)
 
-    def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
-        """The unit's result with what is learned as it is now."""
+    def __call__(self, inputs: Sequence[Tensor], *, hard: bool = False) -> Tensor:
+        """The unit's result with what is learned as it is now; `hard`: with every rounding at its end."""
         values: dict[Node, Any] = dict(zip(self.unit.inputs, inputs, strict=True)) | self.constant
         for node, (rounded, soft) in self.weights.items():
-            values[node] = rounded.native(soft.weight(), rounded.weight(self.graph))
+            weight = soft.hard_weight() if hard else soft.weight()
+            values[node] = rounded.native(weight, rounded.weight(self.graph))
         values |= self.biases
         for node in self.unit.nodes:
             if node not in values:
@@ -111,37 +116,61 @@ class Reconstruction:
         return result
 
     def learn(self, inputs: Sequence[Samples], wanted: Samples, importance: Samples | None) -> tuple[float, float]:
-        """Returns the loss of the first and of the last tenth of the iterations, without the regularizer."""
+        """Learn, and write what was learned into the graph where it is better on samples that were held out.
+
+        Returns:
+            The relative error on those samples before and after.
+        """
+        data = [*inputs, wanted, *([importance] if importance is not None else [])]
+        every = list(range(len(wanted)))
+        held = every[:: max(2, round(1 / HELD_OUT))] if len(wanted) > 1 else every
+        scale = self._scale(wanted)
+
+        def error(result: Callable[[list[Tensor]], Tensor]) -> float:
+            total = [self._error(data, part, result) * len(part) for part in self._parts(held)]
+            return float(sum(total)) / len(held) / scale
+
+        before = error(lambda values: evaluate(self.graph, self.unit, values))
+        self._descend(data, sorted({*every} - {*held}) or every, scale)
+        with torch.no_grad():
+            after = error(lambda values: self(values, hard=True))
+        if after >= before:
+            return before, before
+        self.store()
+        return before, after
+
+    def _parts(self, picked: list[int]) -> list[list[int]]:
+        size = 1 if self.fixed else self.search.batch
+        return [picked[i : i + size] for i in range(0, len(picked), size)]
+
+    def _error(self, data: Sequence[Samples], picked: list[int], result: Callable[[list[Tensor]], Tensor]) -> Tensor:
+        """Mean square, by importance where that is known."""
+        parts = [samples.take(picked) for samples in data]
+        many = len(self.unit.inputs)
+        lost = (result(parts[:many]) - parts[many]).square()
+        return (lost * parts[many + 1] if len(parts) > many + 1 else lost).mean()
+
+    def _descend(self, data: Sequence[Samples], samples: list[int], scale: float) -> None:
         search = self.search
         softs = [soft for _, soft in self.weights.values()]
         optimizer = torch.optim.Adam(self._groups(), betas=(0.9, 0.95))
         generator = torch.Generator().manual_seed(search.seed)
-        history: list[float] = []
-        order: list[int] = []
-        scale = self._scale(wanted)
+        parts: list[list[int]] = []
         for turn in range(search.iterations):
-            if len(order) < search.batch and not wanted.fixed or not order:
-                order = torch.randperm(len(wanted), generator=generator).tolist()
-            size = 1 if wanted.fixed else search.batch
-            picked, order = order[:size], order[size:]
+            if not parts:
+                mixed = [samples[i] for i in torch.randperm(len(samples), generator=generator).tolist()]
+                parts = self._parts(mixed)
+            done = turn / search.iterations
             with torch.enable_grad():
-                lost = (self([x.take(picked) for x in inputs]) - wanted.take(picked)).square()
-                if importance is not None:
-                    lost = lost * importance.take(picked)
-                loss = lost.mean() / scale
-                history.append(float(loss))
-                done = turn / search.iterations
+                loss = self._error(data, parts.pop(0), self) / scale
                 if done >= search.warmup:
-                    left = (1 - done) / (1 - search.warmup)
-                    beta = BLUNT + (SHARP - BLUNT) * left
+                    beta = BLUNT + (SHARP - BLUNT) * (1 - done) / (1 - search.warmup)
                     loss = loss + search.regularizer * sum(s.penalty(beta) / s.v.numel() for s in softs)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
             for group in optimizer.param_groups:
-                group["lr"] = group["first"] * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
+                group["lr"] = group["first"] * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
             optimizer.step()
-        tenth = max(1, len(history) // 10)
-        return sum(history[:tenth]) / tenth, sum(history[-tenth:]) / tenth
 
     def _groups(self) -> list[dict[str, Any]]:
         rate = self.search.rate

@@ -76,6 +76,11 @@ class SoftWeight:
         """[g, out, d], differentiable."""
         return (self.base + rectified(self.v) - self.lattice.zero.float()) * self.scale
 
+    def hard_weight(self) -> Tensor:
+        """The weight with every rounding at its end."""
+        codes, lattice = self.harden()
+        return lattice.weight(codes).float()
+
     def penalty(self, beta: float) -> Tensor:
         return (1 - (2 * rectified(self.v) - 1).abs().pow(beta)).sum()
 
@@ -86,4 +91,4 @@ class SoftWeight:
             return codes, replace(self.lattice, scale=self.scale.double())
 
 
-START = 0.5  # how far towards the codes found before the search begins
+START = 0.8  # how far towards the codes found before the search begins

@@ -14,6 +14,7 @@ Paper: Li et al. 2021, "BRECQ: Pushing the Limit of Post-Training Quantization b
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +59,7 @@ class Unit:
 
 def layer_units(graph: Graph) -> list[Unit]:
     """Each layer with rounded weights, and what is computed of its result element by element."""
-    return [_unit([node.args[0]], _behind(node)) for node in rounded_nodes(graph)]  # type: ignore[list-item]
+    return [make_unit([node.args[0]], _behind(node)) for node in rounded_nodes(graph)]  # type: ignore[list-item]
 
 
 def block_units(graph: Graph) -> list[Unit]:
@@ -67,11 +68,11 @@ def block_units(graph: Graph) -> list[Unit]:
     units: list[Unit] = []
     held: list[list[Node]] = []  # layers of the links joined so far
     start = end = cuts[0] if cuts else None
-    for before, after in zip(cuts, cuts[1:], strict=False):
+    for before, after in itertools.pairwise(cuts):
         layers = [node for node in _between([before], after) if node in wanted]
         full = sum(map(len, held)) >= BLOCK or any(len(link) > 1 for link in held)
         if held and layers and (full or len(layers) > 1):
-            units.append(_unit([start], end))  # type: ignore[list-item, arg-type]
+            units.append(make_unit([start], end))  # type: ignore[list-item, arg-type]
             start, held = end, []
         if len(layers) > MOST:
             start = end = after
@@ -81,11 +82,11 @@ def block_units(graph: Graph) -> list[Unit]:
         elif held and end is before and _follows(after):
             end = after
     if held:
-        units.append(_unit([start], end))  # type: ignore[list-item, arg-type]
+        units.append(make_unit([start], end))  # type: ignore[list-item, arg-type]
     inside = {node for unit in units for node in unit.layers}
     units += [unit for unit in layer_units(graph) if unit.layers[0] not in inside]
     order = {node: position for position, node in enumerate(graph.nodes)}
-    return sorted(units, key=lambda unit: order[unit.output])
+    return sorted(units, key=lambda unit: order[unit.first])
 
 
 def find_cuts(graph: Graph) -> list[Node]:
@@ -114,10 +115,12 @@ def rounded_nodes(graph: Graph) -> list[Node]:
     return [found.layer.node for found in rounded_layers(graph)]
 
 
-def _unit(inputs: list[Node], output: Node) -> Unit:
+def make_unit(inputs: list[Node], output: Node) -> Unit:
+    """The part of a graph that leads from some values to another one."""
     nodes = _between(inputs, output)
     first = next(n for n in nodes if any(source in inputs for source in n.all_input_nodes))
-    return Unit(inputs, first, nodes, [n for n in nodes if family(n) in LAYERS and n.args[1].target is FAKE_QUANTIZE], output)  # type: ignore[union-attr]
+    layers = [n for n in nodes if family(n) in LAYERS and n.args[1].target is FAKE_QUANTIZE]  # type: ignore[union-attr]
+    return Unit(inputs, first, nodes, layers, output)
 
 
 def _between(inputs: list[Node], output: Node) -> list[Node]:
@@ -143,16 +146,16 @@ def _follows(node: Node) -> bool:
     return family(node) in FOLLOWING or node.target is FAKE_QUANTIZE
 
 
-def evaluate(graph: Graph, inputs: list[Node], output: Node, values: list[Tensor]) -> Tensor:
-    """What a graph computes for one value, given those it depends on."""
-    known: dict[Node, Any] = dict(zip(inputs, values, strict=True))
+def evaluate(graph: Graph, unit: Unit, values: list[Tensor]) -> Tensor:
+    """A unit's result, given its inputs."""
+    known: dict[Node, Any] = dict(zip(unit.inputs, values, strict=True))
 
     def read(node: Node) -> Any:
         return graph.tensor(node) if node.op == "get_attr" else known[node]
 
     with torch.no_grad():
-        for node in _between(inputs, output):
+        for node in unit.nodes:
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), read)
             known[node] = node.target(*args, **kwargs)  # type: ignore[operator]
-    found: Tensor = known[output]
+    found: Tensor = known[unit.output]
     return found

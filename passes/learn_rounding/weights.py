@@ -134,14 +134,14 @@ def free_step(graph: Graph, quantizer: Node) -> float | None:
     A step stays where the range is known (sigmoid, softmax), where a gate or an end per channel was computed from it, and where
     it is a power of two. The clip of a relu6 is left to the grid as long as the grid ends no later.
     """
-    source, scale, zero, low, high, axis = quantizer.args
+    source, scale, zero, _, high, axis = quantizer.args
     if axis != -1 or not isinstance(source, Node) or family(source) in _TIED or graph.is_constant(source):
         return None
     if power_of_two(graph.tensor(scale)):  # type: ignore[arg-type]
         return None
     if family(source) == "clamp":
         end = clamp_bounds(source)[1]
-        codes = int(high) - int(graph.tensor(zero))  # type: ignore[arg-type, call-overload]
+        codes = int(high) - int(graph.tensor(zero))  # type: ignore[arg-type]
         return end / codes if end < float("inf") and codes > 0 else float("inf")
     return float("inf")
 
