@@ -72,7 +72,9 @@ def row(case: Case, bits: str, method: str, start: Graph, wanted: Tensor, option
     seconds = time.process_time() - began
     graph.refresh()
     found = answers(case, graph)
-    top1, agreement = WANTED.get((case.name, bits), (None, None)) if method in ("gptq", "AdaRound", "block") else (None, None)
+    top1, agreement = (
+        WANTED.get((case.name, bits), (None, None)) if method in ("gptq", "AdaRound", "block") else (None, None)
+    )
     return {
         "network": case.name,
         "bits": bits,
@@ -87,7 +89,11 @@ def row(case: Case, bits: str, method: str, start: Graph, wanted: Tensor, option
 
 def main() -> None:
     chosen = common.arguments(
-        __doc__, networks=["ResNet-20", "MobileNetV1"], bits=["W4A8", "W4A4", "W2A4", "W8A8"], methods=list(METHODS), iterations=120
+        __doc__,
+        networks=["ResNet-20", "MobileNetV1"],
+        bits=["W4A8", "W4A4", "W2A4", "W8A8"],
+        methods=list(METHODS),
+        iterations=120,
     )
     torch.set_num_threads(1)
     rows: common.Rows = []

@@ -6,8 +6,8 @@
         ...                                                 # the layer's weight may be changed here
 
 Calls that read constants only (a weight's quantizer) are computed where they are used, so that a weight may be changed until its
-layer is. A walk over L layers costs one run of the graph, where running up to each layer anew would cost L / 2. Memory is what is in
-flight where the walk stops, for all batches; `in_flight` says how much that is before it is spent.
+layer is. A walk over L layers costs one run of the graph, where running up to each layer anew would cost L / 2. Memory is what
+is in flight where the walk stops, for all batches; `in_flight` says how much that is before it is spent.
 """
 
 from __future__ import annotations
@@ -93,9 +93,9 @@ def constant_calls(graph: Graph) -> set[Node]:
     """The calls that no input of the graph leads to."""
     found: set[Node] = set()
     for node in graph.nodes:
-        if node.op == "call_function" and node.all_input_nodes:
-            if all(source.op == "get_attr" or source in found for source in node.all_input_nodes):
-                found.add(node)
+        sources = node.all_input_nodes
+        if node.op == "call_function" and sources and all(s.op == "get_attr" or s in found for s in sources):
+            found.add(node)
     return found
 
 

@@ -60,7 +60,11 @@ class Join:
                 same = other.op != "get_attr" and value(other).shape == value(node).shape
                 return cls(other, norm) if same else None
             found = BatchNorm.of(reader)
-            if family(reader) != "identity" and reader.target is not FAKE_QUANTIZE and (found is None or norm is not None):
+            if (
+                family(reader) != "identity"
+                and reader.target is not FAKE_QUANTIZE
+                and (found is None or norm is not None)
+            ):
                 return None
             norm, node = found or norm, reader
         return None

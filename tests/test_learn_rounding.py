@@ -36,7 +36,14 @@ def residual() -> nn.Module:
     conv = lambda: nn.Conv2d(8, 8, 3, padding=1)  # noqa: E731
     torch.manual_seed(0)
     return Model(
-        body, stem=nn.Conv2d(3, 8, 3), stem_bn=nn.BatchNorm2d(8), a=conv(), b=conv(), c=conv(), d=conv(), head=nn.Linear(8, 5)
+        body,
+        stem=nn.Conv2d(3, 8, 3),
+        stem_bn=nn.BatchNorm2d(8),
+        a=conv(),
+        b=conv(),
+        c=conv(),
+        d=conv(),
+        head=nn.Linear(8, 5),
     )
 
 
@@ -100,9 +107,14 @@ def test_every_layer_is_nearer_to_float_than_by_nearest_rounding():
     for name in ("stem", "a", "b", "c", "d"):
         lost = []
         for g in (graph, found):
-            node, source = (next(n for n in h.calls(torch.ops.aten.conv2d.default) if h.site(n) == name) for h in (g, twin))
+            node, source = (
+                next(n for n in h.calls(torch.ops.aten.conv2d.default) if h.site(n) == name) for h in (g, twin)
+            )
             lost.append(
-                sum(float((values(g, [node], b)[node] - values(twin, [source], b)[source]).square().sum()) for b in BATCHES)
+                sum(
+                    float((values(g, [node], b)[node] - values(twin, [source], b)[source]).square().sum())
+                    for b in BATCHES
+                )
             )
         assert lost[1] < lost[0], name
 
@@ -148,6 +160,11 @@ def test_a_fixed_batch_a_depthwise_convolution_and_a_shared_scale_are_learned_to
     graph.refresh()
     twin, found = bypassed(graph), learned(graph)
     assert error(found, twin) < 0.85 * error(graph, twin)
+
+
+def test_a_layer_without_bias_is_fitted_around_zero():
+    graph = simulated(nn.Sequential(nn.Conv2d(3, 6, 3, bias=False), nn.ReLU(), nn.Conv2d(6, 4, 3, bias=False)))
+    assert error(learned(graph, method="gptq"), bypassed(graph)) < 0.75 * error(graph, bypassed(graph))
 
 
 # ---- Units ----------------------------------------------------------------------------------------------------------

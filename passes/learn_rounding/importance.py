@@ -2,8 +2,8 @@
 
     F = (dL / dy)^2        L: cross-entropy against the class that the network itself gives        y: a value, sample by sample
 
-The diagonal of the Fisher information, by which a block's squared error stands for the error of the whole network. It is divided by
-its mean, so that losses keep their size.
+The diagonal of the Fisher information, by which a block's squared error stands for the error of the whole network. It is
+divided by its mean, so that losses keep their size.
 
 Paper: Li et al. 2021, "BRECQ", section 3.3.
 """

@@ -106,18 +106,17 @@ class LearnRounding:
         if all("rounding_learned" in rounded.layer.node.meta for rounded in self.check(graph)):
             return []
         twin = float_twin(graph)
-        sites = [graph.site(rounded.layer.node) for rounded in rounded_layers(graph)]
         fitted = self.fit_layers(graph, twin)
-        notes = {site: note for site, (note, _) in zip(sites, fitted.values(), strict=True)}
+        notes = {node: note for node, (note, _) in fitted.items()}
         if self.method == "adaround":
             for unit, first, last in self.learn_units(graph, twin, {node: aim for node, (_, aim) in fitted.items()}):
                 for node in unit.layers:
                     together = f" with {len(unit.layers) - 1} more" if len(unit.layers) > 1 else ""
-                    notes[graph.site(node)] += f", error {first:.2g} -> {last:.2g} by gradients{together}"
+                    notes[node] += f", error {first:.2g} -> {last:.2g} by gradients{together}"
         tie_biases(graph)
         for rounded in rounded_layers(graph):
             rounded.layer.node.meta["rounding_learned"] = True
-        return [Change(site, note) for site, note in notes.items()]
+        return [Change(graph.site(node), note) for node, note in notes.items()]
 
     def check(self, graph: Graph) -> list[Rounded]:
         found = rounded_layers(graph)
@@ -145,7 +144,7 @@ class LearnRounding:
         return {rounded.layer.node: self.fit(graph, pairs, rounded) for rounded in layers}
 
     def fit(self, graph: Graph, pairs: Pairs, rounded: Rounded) -> tuple[str, Tensor]:
-        moments = GroupedMoments(rounded.layer)
+        moments = GroupedMoments(rounded.layer, centred=rounded.bias is not None)
         for x, wanted in pairs(rounded.layer.node, rounded.layer.node):
             moments.update(x, wanted)
         weight = rounded.grouped(rounded.weight(graph)).double()
@@ -156,7 +155,9 @@ class LearnRounding:
         aim = weight + nudge.transpose(1, 2)
         lattice = rounded.lattice(graph)
         nearest = lattice.weight(lattice.codes(weight))
-        codes, lattice = quadratic.fit(aim, metric, lattice, scales=self.learn_steps and not rounded.scales_fixed(graph))
+        codes, lattice = quadratic.fit(
+            aim, metric, lattice, scales=self.learn_steps and not rounded.scales_fixed(graph)
+        )
         found = lattice.weight(codes)
         bias = moments.mean_t - (found @ moments.mean_x[..., None])[..., 0]
         rounded.store(graph, codes, lattice, bias.flatten())

@@ -2,7 +2,8 @@
 
     xx = E[x x^T] - E[x] E[x]^T    [g, d, d]        xt = E[x t^T] - E[x] E[t]^T    [g, d, out / g]
 
-x are the rows that the layer multiplies its weight with (`graphopt.patches`): d counts input channels of a group times the kernel.
+x are the rows that the layer multiplies its weight with (`graphopt.patches`): d counts the input channels of a group times the
+kernel.
 """
 
 from __future__ import annotations
@@ -18,10 +19,16 @@ CHUNK = 8  # samples whose rows are written out at a time
 
 
 class GroupedMoments:
-    """Sums in float64. Attributes: `count` of rows, `mean_x` [g, d], `mean_t` [g, out / g]."""
+    """Sums in float64.
 
-    def __init__(self, layer: Layer) -> None:
-        self.layer = layer
+    Attributes:
+        centred: whether means are taken off; a layer without a bias cannot make up for them.
+        count: rows seen.
+        mean_x, mean_t: [g, d], [g, out / g].
+    """
+
+    def __init__(self, layer: Layer, *, centred: bool) -> None:
+        self.layer, self.centred = layer, centred
         self.count = 0
         self._sums: list[Tensor] = []
 
@@ -48,8 +55,8 @@ class GroupedMoments:
 
     @property
     def xx(self) -> Tensor:
-        return self._sums[2] / self.count - self.mean_x[:, :, None] * self.mean_x[:, None]
+        return self._sums[2] / self.count - self.centred * self.mean_x[:, :, None] * self.mean_x[:, None]
 
     @property
     def xt(self) -> Tensor:
-        return self._sums[3] / self.count - self.mean_x[:, :, None] * self.mean_t[:, None]
+        return self._sums[3] / self.count - self.centred * self.mean_x[:, :, None] * self.mean_t[:, None]

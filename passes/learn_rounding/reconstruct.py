@@ -2,8 +2,8 @@
 
     minimize    E | f(x^) - y |^2  +  lambda sum (1 - |2 h - 1|^beta)         x^: the unit's input in the quantized network
                                                                                y:  its output in the float network
-`f` is the unit with soft rounding (`soft.py`); values inside it go through their quantizers, whose steps have the learned-step-size
-gradient (`graphopt.numerics`). With `importance`, the squared gradient of the network's loss by y, errors count by it:
+`f` is the unit with soft rounding (`soft.py`); values inside it go through their quantizers, whose steps have the gradient of
+learned step sizes (`graphopt.numerics`). With `importance`, the squared gradient of the network's loss by y, errors count by it:
 E sum (dL/dy)^2 (f - y)^2, the diagonal of the Fisher information.
 
 Papers: Nagel et al. 2020, sections 3.3 and 3.4 (asymmetric, with the activation behind); Li et al. 2021, section 3.3 (Fisher);
@@ -26,7 +26,6 @@ from graphopt.numerics import FAKE_QUANTIZE
 from graphopt.passes.learn_rounding.soft import BLUNT, SHARP, SoftWeight
 from graphopt.passes.learn_rounding.units import Unit, evaluate
 from graphopt.passes.learn_rounding.weights import Rounded, free_step
-
 
 HELD_OUT = 1 / 8  # of the samples
 
@@ -63,7 +62,9 @@ class Samples:
 class Reconstruction:
     """One unit being learned."""
 
-    def __init__(self, graph: Graph, unit: Unit, weights: dict[Node, tuple[Rounded, SoftWeight]], search: Search) -> None:
+    def __init__(
+        self, graph: Graph, unit: Unit, weights: dict[Node, tuple[Rounded, SoftWeight]], search: Search
+    ) -> None:
         self.graph, self.unit, self.weights, self.search = graph, unit, weights, search
         self.fixed = not graph.dynamic_batch
         self.biases: dict[Node, Tensor] = {}  # call that computes a layer's bias -> the bias being learned
@@ -85,7 +86,7 @@ class Reconstruction:
         learned = {*self.weights, *self.biases}
         for node in self.unit.nodes:
             sources = node.all_input_nodes
-            if node not in learned and all(s.op == "get_attr" and s not in self.steps or s in found for s in sources):
+            if node not in learned and all((s.op == "get_attr" and s not in self.steps) or s in found for s in sources):
                 found[node] = self._call(node, found)
         return found
 
