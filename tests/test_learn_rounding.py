@@ -71,7 +71,7 @@ def error(graph: Graph, twin: Graph, data: list[list[Tensor]] = BATCHES) -> floa
 
 def learned(graph: Graph, **options: object) -> Graph:
     found = graph.clone()
-    assert LearnRounding(BATCHES, **({"iterations": 20, "batch": 16} | options))(found)  # type: ignore[arg-type]
+    assert LearnRounding(BATCHES, **({"method": "adaround", "iterations": 20, "batch": 16} | options))(found)  # type: ignore[arg-type]
     found.refresh()
     return found
 
@@ -211,7 +211,7 @@ def test_two_inputs_have_no_value_in_common():
     Quantize(find("x86"), data, weights=FOUR)(graph)
     assert find_cuts(graph) == []
     assert layers(graph) == [["a"], ["b"]]
-    assert len(LearnRounding(data, batch=8, iterations=3)(graph)) == 2
+    assert len(LearnRounding(data, method="adaround", batch=8, iterations=3)(graph)) == 2
 
 
 # ---- The quadratic --------------------------------------------------------------------------------------------------
@@ -287,7 +287,7 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match="give a list"):
         LearnRounding(Calibration(iter(BATCHES), graph))
     with pytest.raises(InputError, match="64 samples, fewer than a batch of 100"):
-        LearnRounding(BATCHES, batch=100)(graph)
+        LearnRounding(BATCHES, method="adaround", batch=100)(graph)
     with pytest.raises(InputError, match="run Quantize before"):
         LearnRounding(BATCHES)(capture(residual(), BATCHES[0][0][:2]))
     CorrectBias(BATCHES)(graph)

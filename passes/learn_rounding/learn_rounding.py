@@ -11,6 +11,9 @@
 The float network is the simulated graph without its quantizers. Codes are stored as points of the grid (`weights.py`), so that
 simulation, integers and artifact agree.
 
+The second step starts from what the first found, and what it learns of a unit is taken only where samples held out of the
+learning gain by it. With a few hundred images and steps that is little: begin with `gptq`.
+
 Needs:  a graph straight from `Quantize`; `CorrectBias` would move the biases of what serves as original, and is not needed.
 Papers: Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization"; Li et al. 2021, "BRECQ"; Frantar et al.
         2022, "GPTQ"; Hubara et al. 2020, "Improving Post Training Neural Quantization" (AdaQuant; asymmetric calibration).
@@ -76,7 +79,7 @@ class LearnRounding:
     exact: ClassVar[bool] = False
 
     data: Iterable[list[Tensor]] = field(repr=False)
-    method: Method = "adaround"
+    method: Method = "gptq"
     unit: UnitKind = "block"
     iterations: int = 200
     batch: int = 32

@@ -20,6 +20,7 @@ from torch import Tensor
 from graphopt.passes.learn_rounding.quadratic import Lattice
 
 STRETCH, SHARP, BLUNT = 0.1, 20.0, 2.0
+START = 0.8  # how far towards the codes found before the search begins
 
 
 def rectified(v: Tensor) -> Tensor:
@@ -89,6 +90,3 @@ class SoftWeight:
         with torch.no_grad():
             codes = (self.base + (rectified(self.v) >= 0.5)).double()
             return codes, replace(self.lattice, scale=self.scale.double())
-
-
-START = 0.8  # how far towards the codes found before the search begins
