@@ -5,14 +5,15 @@
         inputs = walk.before(layer.node, [layer.input])     # one list of values per batch
         ...                                                 # the layer's weight may be changed here
 
-A walk over L layers costs one run of the graph, where running up to each layer anew would cost L / 2. Memory is what is in
-flight where the walk stops, for all batches; `in_flight` says how much that is before it is spent.
+Calls that read constants only (a weight's quantizer) are computed where they are used, so that a weight may be changed until its
+layer is. A walk over L layers costs one run of the graph, where running up to each layer anew would cost L / 2. Memory is what
+is in flight where the walk stops, for all batches; `in_flight` says how much that is before it is spent.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,11 +26,19 @@ from graphopt.ops import value
 
 
 class Frontier:
-    """A walk through a graph in execution order. Constants are read when they are used, so they may change on the way."""
+    """A walk through a graph in execution order. Constants are read when they are used, so they may change on the way.
 
-    def __init__(self, graph: Graph, batches: Iterable[list[Tensor]]) -> None:
+    Args:
+        keep: what every tensor that stays in flight at a stop is put through (see `graphopt.overflow`).
+    """
+
+    def __init__(
+        self, graph: Graph, batches: Iterable[list[Tensor]], keep: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         self.graph = graph
-        self._nodes = [node for node in graph.nodes if node.op == "call_function"]
+        self._keep, self._kept = keep, set[Node]()
+        self._fixed = constant_calls(graph)
+        self._nodes = [node for node in graph.nodes if node.op == "call_function" and node not in self._fixed]
         self._last = _last_uses(self._nodes)
         self._values: list[dict[Node, Any]] = [dict(zip(graph.placeholders, batch, strict=True)) for batch in batches]
         self._position = 0
@@ -55,7 +64,12 @@ class Frontier:
                 found.append([values[node] for node in wanted])
                 for node in [n for n in values if self._last.get(n, -1) < end]:
                     del values[node]
+                if self._keep is not None:
+                    for node, kept in values.items():
+                        if node not in self._kept and isinstance(kept, Tensor) and node.op == "call_function":
+                            values[node] = self._keep(kept)
         self._position = max(self._position, end)
+        self._kept = {node for values in self._values[:1] for node in values}
         return found
 
     def _compute(self, values: dict[Node, Any], position: int, wanted: Sequence[Node]) -> None:
@@ -67,15 +81,28 @@ class Frontier:
 
     def _call(self, node: Node, values: dict[Node, Any]) -> Any:
         def read(source: Node) -> Any:
+            if source in self._fixed:
+                return self._call(source, values)
             return self.graph.tensor(source) if source.op == "get_attr" else values[source]
 
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), read)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
+def constant_calls(graph: Graph) -> set[Node]:
+    """The calls that no input of the graph leads to."""
+    found: set[Node] = set()
+    for node in graph.nodes:
+        sources = node.all_input_nodes
+        if node.op == "call_function" and sources and all(s.op == "get_attr" or s in found for s in sources):
+            found.add(node)
+    return found
+
+
 def in_flight(graph: Graph, node: Node) -> int:
     """Bytes per sample of what is in flight just before `node` is computed."""
-    nodes = [n for n in graph.nodes if n.op == "call_function"]
+    fixed = constant_calls(graph)
+    nodes = [n for n in graph.nodes if n.op == "call_function" and n not in fixed]
     last, position = _last_uses(nodes), nodes.index(node)
     alive = [n for n in [*graph.placeholders, *nodes[:position]] if last.get(n, -1) >= position]
     return sum(map(_bytes, alive))

@@ -27,6 +27,7 @@ from torch.fx.node import Node
 
 from graphopt.frontier import Frontier, in_flight
 from graphopt.graph import Graph
+from graphopt.numerics import FAKE_QUANTIZE
 from graphopt.observe import values
 from graphopt.ops import BatchNorm, Layer, family, value
 from graphopt.patches import Moments, from_matrix, weight_matrix
@@ -38,7 +39,7 @@ FAINT = 1e-2  # of the median scale of a batch norm: channels that weak do not m
 
 @dataclass(frozen=True)
 class Join:
-    """Where a layer's result is added to a stream.
+    """Where a layer's result is added to a stream. Quantizers on the way are gone past.
 
     Attributes:
         other: what it is added to.
@@ -59,7 +60,11 @@ class Join:
                 same = other.op != "get_attr" and value(other).shape == value(node).shape
                 return cls(other, norm) if same else None
             found = BatchNorm.of(reader)
-            if family(reader) != "identity" and (found is None or norm is not None):
+            if (
+                family(reader) != "identity"
+                and reader.target is not FAKE_QUANTIZE
+                and (found is None or norm is not None)
+            ):
                 return None
             norm, node = found or norm, reader
         return None

@@ -1,0 +1,51 @@
+"""Keep tensors in memory up to a limit, and in temporary files beyond it.
+
+    overflow = Overflow(limit=2**30)
+    x = overflow.keep(x)      # the tensor itself, or one with the same values whose storage is a file mapped into memory
+
+A file has no name any more once it is open (on Windows: it is deleted when it is closed), so nothing is left behind, whatever
+happens: it is gone when its tensor is.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import weakref
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Overflow:
+    """Attributes:
+    limit: bytes of kept tensors in memory at a time.
+    folder: where the files are; None: the system's folder for temporary files.
+    inside, outside: bytes kept in memory and in files now.
+    """
+
+    def __init__(self, limit: int, folder: Path | None = None) -> None:
+        self.limit, self.folder = limit, folder
+        self.inside = self.outside = 0
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """The same values, kept until the result is let go of."""
+        size = tensor.numel() * tensor.element_size()
+        if self.inside + size <= self.limit or not size:
+            kept = tensor.detach().clone()  # a storage of its own: a view would hold the whole
+            self.inside += size
+            weakref.finalize(kept, self._leave, size, 0)
+            return kept
+        with tempfile.TemporaryFile(dir=self.folder) as file:
+            file.truncate(size)
+            mapped = np.memmap(file, dtype=np.uint8, mode="r+", shape=(size,))
+        kept = torch.from_numpy(mapped).view(tensor.dtype).reshape(tensor.shape)
+        kept.copy_(tensor)
+        self.outside += size
+        weakref.finalize(kept, self._leave, 0, size)
+        return kept
+
+    def _leave(self, inside: int, outside: int) -> None:
+        self.inside -= inside
+        self.outside -= outside

@@ -1,0 +1,216 @@
+"""Choose the codes of quantized weights on data, so that layers or blocks give what they gave in float; no training, no labels.
+
+    [*clean(target), Quantize(target, data, weights=Format(bits=4, per_channel=True)), LearnRounding(data)]
+
+1. Layer by layer, in execution order, with the inputs of the network quantized so far: the least-squares weight for what the
+   layer gave in float (a residual stream's error included) is rounded under the quadratic of its inputs (`quadratic.py`).
+   `method="gptq"` ends here: seconds, no gradients.
+2. `method="adaround"`: from there, unit by unit, rounding, biases and steps are learned by gradients through the activations
+   (`soft.py`, `reconstruct.py`). A unit is a layer (`unit="layer"`, AdaRound) or a block (`unit="block"`, BRECQ; `units.py`).
+
+The float network is the simulated graph without its quantizers. Codes are stored as points of the grid (`weights.py`), so that
+simulation, integers and artifact agree.
+
+The second step starts from what the first found, and what it learns of a unit is taken only where samples held out of the
+learning gain by it. With a few hundred images and steps that is little: begin with `gptq`.
+
+Needs:  a graph straight from `Quantize`; `CorrectBias` would move the biases of what serves as original, and is not needed.
+Papers: Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization"; Li et al. 2021, "BRECQ"; Frantar et al.
+        2022, "GPTQ"; Hubara et al. 2020, "Improving Post Training Neural Quantization" (AdaQuant; asymmetric calibration).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.fx.node import Node
+
+from graphopt.contract import Change
+from graphopt.errors import InputError
+from graphopt.frontier import Frontier, constant_calls
+from graphopt.graph import Graph
+from graphopt.numerics import FAKE_QUANTIZE
+from graphopt.options import check_count, check_repeatable
+from graphopt.overflow import Overflow
+from graphopt.passes.learn_rounding import quadratic
+from graphopt.passes.learn_rounding.importance import fisher
+from graphopt.passes.learn_rounding.moments import GroupedMoments
+from graphopt.passes.learn_rounding.reconstruct import Reconstruction, Samples, Search
+from graphopt.passes.learn_rounding.soft import SoftWeight
+from graphopt.passes.learn_rounding.units import Unit, block_units, evaluate, layer_units, make_unit
+from graphopt.passes.learn_rounding.weights import Rounded, float_twin, rounded_layers, tie_biases
+from graphopt.progress import track
+from graphopt.refit import Pairs
+
+RIDGE = 1e-2  # of the mean second moment: what the data say nothing about stays as it was
+
+Method = Literal["gptq", "adaround"]
+UnitKind = Literal["layer", "block"]
+
+
+@dataclass(frozen=True)
+class LearnRounding:
+    """Learn how the weights of a simulated graph are rounded.
+
+    Attributes:
+        data: batches of inputs, as for calibration; gone through a few times.
+        method: `gptq`, closed forms only, or `adaround`, which goes on by gradients.
+        unit: what is learned together, a `layer` or a `block`.
+        iterations: gradient steps per unit.
+        batch: samples per gradient step.
+        learn_steps: whether the scales of weights (where each channel has its own) and values are learned, too.
+        warmup: the share of the iterations before soft roundings are driven to their ends.
+        rate: learning rate of the roundings.
+        regularizer: how strongly they are driven there.
+        importance: whether errors count by the squared gradient of the network's loss (Fisher information).
+        memory: bytes of inputs and outputs of units to hold in memory; more goes to temporary files.
+        folder: where those are; None: the system's folder for temporary files.
+        seed: of the order in which samples are taken.
+
+    Raises:
+        InputError: the graph has no quantized weights, its biases were corrected, or there are fewer samples than a batch.
+    """
+
+    exact: ClassVar[bool] = False
+
+    data: Iterable[list[Tensor]] = field(repr=False)
+    method: Method = "gptq"
+    unit: UnitKind = "block"
+    iterations: int = 200
+    batch: int = 32
+    learn_steps: bool = True
+    warmup: float = 0.2
+    rate: float = 0.02
+    regularizer: float = 0.01
+    importance: bool = False
+    memory: int = 2**31
+    folder: Path | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_repeatable(self.data)
+        check_count("iterations", self.iterations)
+        check_count("batch", self.batch)
+        check_count("memory", self.memory, 0)
+        for name, given, known in (("method", self.method, get_args(Method)), ("unit", self.unit, get_args(UnitKind))):
+            if given not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {given!r}")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup must be at least 0 and under 1, got {self.warmup}")
+        if self.rate <= 0 or self.regularizer < 0:
+            raise ValueError(f"rate must be over 0 and regularizer not under 0, got {self.rate} and {self.regularizer}")
+
+    def __call__(self, graph: Graph) -> list[Change]:
+        if all("rounding_learned" in rounded.layer.node.meta for rounded in self.check(graph)):
+            return []
+        twin = float_twin(graph)
+        fitted = self.fit_layers(graph, twin)
+        notes = {node: note for node, (note, _) in fitted.items()}
+        if self.method == "adaround":
+            for unit, first, last in self.learn_units(graph, twin, {node: aim for node, (_, aim) in fitted.items()}):
+                for node in unit.layers:
+                    together = f" with {len(unit.layers) - 1} more" if len(unit.layers) > 1 else ""
+                    notes[node] += f", error {first:.2g} -> {last:.2g} by gradients{together}"
+        tie_biases(graph)
+        for rounded in rounded_layers(graph):
+            rounded.layer.node.meta["rounding_learned"] = True
+        return [Change(graph.site(node), note) for node, note in notes.items()]
+
+    def check(self, graph: Graph) -> list[Rounded]:
+        found = rounded_layers(graph)
+        if not found:
+            raise InputError("the graph has no quantized weights; run Quantize before LearnRounding")
+        for rounded in found:
+            if "bias_corrected" in rounded.layer.node.meta:
+                raise InputError(
+                    f"the bias of {graph.site(rounded.layer.node)!r} was corrected, so the float network is lost; "
+                    "leave CorrectBias out, LearnRounding does its work"
+                )
+        samples = sum(len(batch[0]) for batch in self.data)
+        if samples < self.batch and self.method == "adaround":
+            raise InputError(f"the data has {samples} samples, fewer than a batch of {self.batch}; give more data")
+        return found
+
+    # ---- Closed forms -----------------------------------------------------------------------------------------------
+
+    def fit_layers(self, graph: Graph, twin: Graph) -> dict[Node, tuple[str, Tensor]]:
+        """Round every layer under the quadratic of its inputs; of each a remark, and the weight that was rounded."""
+        values = set(graph.calls(FAKE_QUANTIZE)) - constant_calls(graph)
+        names = {node.name: original(twin, node).name for node in values}
+        pairs = Pairs(twin, graph, self.data, names)
+        layers = track(rounded_layers(graph), "rounding layers")
+        return {rounded.layer.node: self.fit(graph, pairs, rounded) for rounded in layers}
+
+    def fit(self, graph: Graph, pairs: Pairs, rounded: Rounded) -> tuple[str, Tensor]:
+        moments = GroupedMoments(rounded.layer, centred=rounded.bias is not None)
+        for x, wanted in pairs(rounded.layer.node, rounded.layer.node):
+            moments.update(x, wanted)
+        weight = rounded.grouped(rounded.weight(graph)).double()
+        xx = moments.xx
+        size = xx.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
+        metric = xx + RIDGE * size[:, None, None] * torch.eye(xx.shape[-1], dtype=xx.dtype)
+        nudge = torch.linalg.solve(metric, moments.xt - xx @ weight.transpose(1, 2))
+        aim = weight + nudge.transpose(1, 2)
+        lattice = rounded.lattice(graph)
+        nearest = lattice.weight(lattice.codes(weight))
+        codes, lattice = quadratic.fit(
+            aim, metric, lattice, scales=self.learn_steps and not rounded.scales_fixed(graph)
+        )
+        found = lattice.weight(codes)
+        bias = moments.mean_t - (found @ moments.mean_x[..., None])[..., 0]
+        rounded.store(graph, codes, lattice, bias.flatten())
+        before, after = (float(quadratic.cost(aim, metric, w).sum()) for w in (nearest, found))
+        return f"{100 * after / max(before, 1e-30):.3g} % of the error of nearest rounding", aim.float()
+
+    # ---- Gradients --------------------------------------------------------------------------------------------------
+
+    def learn_units(self, graph: Graph, twin: Graph, aims: dict[Node, Tensor]) -> list[tuple[Unit, float, float]]:
+        """Learn unit by unit; of each the relative errors at the beginning and at the end."""
+        overflow = Overflow(self.memory, self.folder)
+        batches = list(self.data)
+        walks = Frontier(twin, batches, overflow.keep), Frontier(graph, batches, overflow.keep)
+        units = block_units(graph) if self.unit == "block" else layer_units(graph)
+        ends = [original(twin, unit.output) for unit in units]
+        gradients = fisher(twin, ends, batches, overflow.keep) if self.importance else {}
+        layers = {rounded.layer.node: rounded for rounded in rounded_layers(graph)}
+        found = []
+        for unit, end in track(list(zip(units, ends, strict=True)), "learning units"):
+            inputs = [
+                Samples(parts, fixed=not graph.dynamic_batch)
+                for parts in zip(*walks[1].before(unit.first, unit.inputs), strict=True)
+            ]
+            source = make_unit([original(twin, node) for node in unit.inputs], end)
+            sources = walks[0].before(source.first, source.inputs)
+            wanted = Samples(
+                [overflow.keep(evaluate(twin, source, values)) for values in sources], fixed=not graph.dynamic_batch
+            )
+            weights = {}
+            for node in unit.layers:
+                rounded = layers[node]
+                weights[rounded.quantizer] = (rounded, self.soften(graph, rounded, aims[node].double()))
+            search = Search(
+                self.iterations, self.batch, self.warmup, self.rate, self.regularizer, self.learn_steps, self.seed
+            )
+            task = Reconstruction(graph, unit, weights, search)
+            importance = Samples(gradients[end], fixed=not graph.dynamic_batch) if gradients else None
+            found.append((unit, *task.learn(inputs, wanted, importance)))
+            gradients.pop(end, None)
+        return found
+
+    def soften(self, graph: Graph, rounded: Rounded, aim: Tensor) -> SoftWeight:
+        """Soft rounding that begins between the weight that was rounded and the codes found for it."""
+        lattice = rounded.lattice(graph)
+        codes = lattice.codes(rounded.grouped(rounded.weight(graph)).double())
+        return SoftWeight.around(aim, lattice, codes, scales=self.learn_steps and not rounded.scales_fixed(graph))
+
+
+def original(twin: Graph, node: Node) -> Node:
+    """The call of the float network that computes a value of the simulated one."""
+    while node.target is FAKE_QUANTIZE:
+        node = node.args[0]  # type: ignore[assignment]
+    return next(n for n in twin.nodes if n.name == node.name)

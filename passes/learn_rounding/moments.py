@@ -1,0 +1,62 @@
+"""Moments of what a layer reads and of what it should give, group by group, in constant memory.
+
+    xx = E[x x^T] - E[x] E[x]^T    [g, d, d]        xt = E[x t^T] - E[x] E[t]^T    [g, d, out / g]
+
+x are the rows that the layer multiplies its weight with (`graphopt.patches`): d counts the input channels of a group times the
+kernel.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from graphopt.ops import Layer
+from graphopt.patches import rows
+
+ROWS = 16384  # of one batch, at most
+CHUNK = 8  # samples whose rows are written out at a time
+
+
+class GroupedMoments:
+    """Sums in float64.
+
+    Attributes:
+        centred: whether means are taken off; a layer without a bias cannot make up for them.
+        count: rows seen.
+        mean_x, mean_t: [g, d], [g, out / g].
+    """
+
+    def __init__(self, layer: Layer, *, centred: bool) -> None:
+        self.layer, self.centred = layer, centred
+        self.count = 0
+        self._sums: list[Tensor] = []
+
+    def update(self, x: Tensor, target: Tensor) -> None:
+        """Add a batch: the layer's input, and the wanted output as [samples, positions, out]."""
+        groups = self.layer.groups
+        step = -(-target.shape[0] * target.shape[1] // ROWS) | 1  # odd: not in step with the even sizes of images
+        size = CHUNK if self.layer.dims else len(x)
+        for part, wanted in zip(torch.split(x, size), torch.split(target, size), strict=True):
+            found = rows(self.layer, part)[:, ::step] if self.layer.dims else rows(self.layer, part)
+            wanted = wanted[:, ::step] if self.layer.dims else wanted
+            u, t = (v.reshape(-1, groups, v.shape[-1] // groups).transpose(0, 1) for v in (found, wanted))
+            sums = [u.sum(1), t.sum(1), u.transpose(1, 2) @ u, u.transpose(1, 2) @ t]
+            self.count += u.shape[1]
+            self._sums = [s.double() + (self._sums[i] if self._sums else 0) for i, s in enumerate(sums)]
+
+    @property
+    def mean_x(self) -> Tensor:
+        return self._sums[0] / self.count
+
+    @property
+    def mean_t(self) -> Tensor:
+        return self._sums[1] / self.count
+
+    @property
+    def xx(self) -> Tensor:
+        return self._sums[2] / self.count - self.centred * self.mean_x[:, :, None] * self.mean_x[:, None]
+
+    @property
+    def xt(self) -> Tensor:
+        return self._sums[3] / self.count - self.centred * self.mean_x[:, :, None] * self.mean_t[:, None]
