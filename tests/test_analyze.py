@@ -194,6 +194,14 @@ def test_a_layer_of_two_bits_ranks_first_and_is_found() -> None:
     assert analysis.worst_values()[0].name == "third.weight"
 
 
+def test_the_first_bad_layer_is_judged_by_what_has_piled_up() -> None:
+    analysis = graphopt.analyze(quantized(Small(), weights=Format(4)), images())
+    piled = [layer.cumulative.here.sqnr_db for layer in analysis.layers]
+    index = next(i for i, layer in enumerate(analysis.layers) if piled[i] < layer.alone.here.sqnr_db - 1)
+    before = min([*piled[:index], analysis.layers[index].alone.here.sqnr_db])
+    assert analysis.first_bad((piled[index] + before) / 2) is analysis.layers[index]
+
+
 def test_a_channel_blown_up_under_one_scale_per_tensor_is_found() -> None:
     model = Small()
     with torch.no_grad():
