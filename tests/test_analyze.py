@@ -154,7 +154,7 @@ def test_an_end_per_channel_belongs_to_its_layer() -> None:
     graph.replace(clip, graph.call(torch.ops.aten.clamp.Tensor, clip.args[0], low, high, before=clip))
     graph.refresh()
     run([Quantize(X86, Calibration(images(), graph))], graph)
-    assert [unit.name for unit in units(graph)] == ["x", "0", "2"]
+    assert [unit.name for unit in units(graph)] == ["input", "0", "2"]
 
 
 def test_the_last_layer_has_the_whole_networks_error() -> None:
