@@ -23,6 +23,7 @@ from graphopt.data import Calibration
 from graphopt.errors import InputError, NonFiniteError
 from graphopt.graph import Graph
 from graphopt.numerics import FAKE_QUANTIZE, Format
+from graphopt.ops import family
 from graphopt.passes.quantize import LayerFormat, Quantize
 from graphopt.pipeline import run
 from graphopt.targets import find
@@ -134,6 +135,28 @@ def test_layers_own_their_quantizers() -> None:
     assert kinds["head"] == ("linear", 2), "leaves in float"
 
 
+def test_a_move_onto_another_grid_is_no_repetition() -> None:
+    graph = quantized(Small())
+    pool = next(node for node in graph.calls() if family(node) == "max_pool")
+    (quantizer,) = pool.users
+    scale = graph.tensor(quantizer.args[1])  # type: ignore[arg-type]
+    graph.set_constant(quantizer, 1, 2 * scale)
+    assert "max_pool" in [unit.name for unit in units(graph)]
+
+
+def test_an_end_per_channel_belongs_to_its_layer() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU6(), nn.Conv2d(4, 2, 3))
+    graph = Graph.capture(model.eval(), (images()[:2],))
+    clip = next(node for node in graph.calls() if family(node) == "clamp")
+    low, high = (
+        graph.add_constant(name, torch.full((1, 4, 1, 1), end), before=clip) for name, end in (("l", 0.0), ("h", 6.0))
+    )
+    graph.replace(clip, graph.call(torch.ops.aten.clamp.Tensor, clip.args[0], low, high, before=clip))
+    graph.refresh()
+    run([Quantize(X86, Calibration(images(), graph))], graph)
+    assert [unit.name for unit in units(graph)] == ["input", "0", "2"]
+
+
 def test_the_last_layer_has_the_whole_networks_error() -> None:
     x, graph = images(), quantized(Small())
     twin = by_hand(graph, set(), x)[graph.outputs[0]]
@@ -192,6 +215,14 @@ def test_a_layer_of_two_bits_ranks_first_and_is_found() -> None:
     assert (bad.name, bad.weight_bits, bad.value_bits) == ("third", 2, 8)
     assert analysis.first_bad(-100) is None
     assert analysis.worst_values()[0].name == "third.weight"
+
+
+def test_the_first_bad_layer_is_judged_by_what_has_piled_up() -> None:
+    analysis = graphopt.analyze(quantized(Small(), weights=Format(4)), images())
+    piled = [layer.cumulative.here.sqnr_db for layer in analysis.layers]
+    index = next(i for i, layer in enumerate(analysis.layers) if piled[i] < layer.alone.here.sqnr_db - 1)
+    before = min([*piled[:index], analysis.layers[index].alone.here.sqnr_db])
+    assert analysis.first_bad((piled[index] + before) / 2) is analysis.layers[index]
 
 
 def test_a_channel_blown_up_under_one_scale_per_tensor_is_found() -> None:
@@ -257,9 +288,11 @@ def test_values_beyond_the_calibrated_range_are_clipped() -> None:
 
 
 def test_a_large_value_is_counted_whole() -> None:
-    x = torch.rand(1, 3, 640, 640)  # more elements than other histograms take from one batch
+    x = torch.rand(1, 3, 900, 900)  # more elements than other histograms take from one batch
+    x[0, 0, 0, 1] = 7.0  # where those would look past it
     value = graphopt.analyze(quantized(nn.Conv2d(3, 2, 1), x, dynamic_batch=False), x).values[0]
     assert value.counts.sum() == x.numel()
+    assert value.counts[value.edges[1:] >= 7].sum() == 1
 
 
 # ---- Mistakes -------------------------------------------------------------------------------------------------------
