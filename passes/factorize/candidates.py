@@ -81,7 +81,7 @@ def choices(
         if match is not None:
             named = layers[match]
             if named is None:
-                choice.why = "left alone by name"
+                choice.why = "by name"
             else:
                 _fix(graph, choice, named)
         else:

@@ -147,15 +147,18 @@ class Factorize:
         return [Change("(network)", f"{best.before:.3g} -> {best.after:.3g} ms, {best.share:.2f} of the time{met}")]
 
     def _apply(self, graph: Graph, plan: Plan) -> list[Change]:
-        """Do what was chosen."""
+        """Do what was chosen; what was left alone is said where anything was done."""
         original = graph.clone() if self.data is not None else graph
-        done = []
+        done, alone = [], []
         for choice in plan.choices:
             if (found := choice.chosen) is not None:
                 chain = found.method.decompose(choice.site.layer, choice.site.weight(graph), found.ranks)
-                done.append(Replaced.put(graph, choice.site, found.method, found.ranks, chain))
-        if done:
-            graph.refresh()
-            if self.data is not None:
-                repair(original, graph, done, self.data, Refinement(self.nonlinear, self.refine_steps))
-        return [each.change() for each in done]
+                done.append(Replaced.put(graph, choice.site, found.method, found.ranks, chain, (choice.ms, found.ms)))
+            else:
+                alone.append(Change(choice.site.name, f"left alone: {choice.why}"))
+        if not done:
+            return []
+        graph.refresh()
+        if self.data is not None:
+            repair(original, graph, done, self.data, Refinement(self.nonlinear, self.refine_steps))
+        return [each.change() for each in done] + alone

@@ -146,7 +146,14 @@ _WORDS = {"macs": "multiply-accumulates", "parameters": "parameters", "ms": "tim
 def _row(choice: Choice, timed: bool) -> list[str]:
     found: Candidate | None = choice.chosen
     if found is None:
-        return [choice.site.name, "-", choice.why, "", count(choice.macs), *([_ms(choice.ms)] if timed else [])]
+        return [
+            choice.site.name,
+            "-",
+            f"left alone: {choice.why}",
+            "",
+            count(choice.macs),
+            *([_ms(choice.ms)] if timed else []),
+        ]
     work = f"{count(choice.macs)} -> {count(found.macs)}"
     time = [f"{_ms(choice.ms)} -> {_ms(found.ms)}"] if timed else []
     return [choice.site.name, type(found.method).__name__, str(found.chain), f"{found.error:.2g}", work, *time]

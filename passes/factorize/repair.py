@@ -6,6 +6,7 @@ W in the metric of those inputs (`graphopt.passes.factorize.fitting`); then the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from graphopt.passes.factorize.method import Method, Ranks
 
 
+UNTIMED = (math.nan, math.nan)
+
+
 @dataclass
 class Replaced:
     """A chain in a graph, in place of a layer.
@@ -37,6 +41,7 @@ class Replaced:
         error: the share of the weight's energy, or of the responses' power, that is lost.
         kept: multiply-accumulates left, of the layer's.
         fits: whether data can be fitted to.
+        ms: milliseconds of the layer and of the chain, alone, where they were measured.
     """
 
     name: str
@@ -47,21 +52,25 @@ class Replaced:
     error: float
     kept: float
     fits: bool
+    ms: tuple[float, float]
 
     @classmethod
-    def put(cls, graph: Graph, site: Site, method: Method, ranks: Ranks, chain: Chain) -> Replaced:
+    def put(
+        cls, graph: Graph, site: Site, method: Method, ranks: Ranks, chain: Chain, ms: tuple[float, float] = UNTIMED
+    ) -> Replaced:
         """Replace a site's layers in a graph; see `site.put`."""
         weight = site.weight(graph)
         lost = float((chain.dense() - weight).square().sum() / weight.square().sum().clamp(min=1e-30))
         kept = site.macs(chain) / site.macs(Chain.whole(site.layer))
         can_fit = fittable(site)
         placed = put(graph, site, [method.moved(layer, ranks, chain) for layer in site.layers])
-        return cls(site.name, method, ranks, chain, placed, lost, kept, can_fit)
+        return cls(site.name, method, ranks, chain, placed, lost, kept, can_fit, ms)
 
     def change(self) -> Change:
         """What the report says."""
         what = f"{type(self.method).__name__} {self.chain}"
-        return Change(self.name, f"{what}, {self.kept:.2f} of the multiply-accumulates, error {self.error:.2g}")
+        time = "" if math.isnan(self.ms[1]) else f", {self.ms[0]:.3g} -> {self.ms[1]:.3g} ms"
+        return Change(self.name, f"{what}, {self.kept:.2f} of the multiply-accumulates{time}, error {self.error:.2g}")
 
 
 @dataclass(frozen=True)
