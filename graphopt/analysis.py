@@ -19,7 +19,6 @@ output is measured on fewer samples, because each layer costs two runs of the ne
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -29,7 +28,7 @@ from typing import Any, NamedTuple
 
 import torch
 from rich.box import SIMPLE
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
@@ -44,11 +43,12 @@ from graphopt.measure import Match
 from graphopt.options import check_count
 from graphopt.probe import samples as worth
 from graphopt.progress import track
-from graphopt.report import decibel, portable
+from graphopt.report import decibel, plain, portable, show
 from graphopt.twins import NONE, Twins
 from graphopt.units import Unit, bits, units
 
 VALUES = 10  # shown unless asked otherwise
+WIDTH = 130  # of the tables as plain text
 
 
 class Fidelity(NamedTuple):
@@ -127,24 +127,14 @@ class Analysis:
     # ---- Showing and keeping ----------------------------------------------------------------------------------------
 
     def __str__(self) -> str:
-        return self._text(None, VALUES)
-
-    def _text(self, layers: int | None, values: int | None) -> str:
-        console = Console(file=io.StringIO(), width=130, no_color=True)
-        console.print(self._render(layers, values))
-        assert isinstance(console.file, io.StringIO)
-        return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+        return plain(self._render(None, VALUES), WIDTH)
 
     def print(self, layers: int | None = None, values: int | None = VALUES) -> None:
         """Show so many layers and values, worst first (None: all). In colour on a terminal, as plain text in a pipe."""
         for name, count in (("layers", layers), ("values", values)):
             if count is not None:
                 check_count(name, count, least=0)
-        console = Console()
-        if console.is_terminal:
-            console.print(self._render(layers, values))
-        else:
-            print(self._text(layers, values))
+        show(self._render(layers, values), WIDTH)
 
     def plot(self, folder: str | Path, worst: int | None = None, format: str = "png") -> list[Path]:
         """Draw the layers by damage, and of every value and weight the histogram with its range.

@@ -224,6 +224,16 @@ class Layer:
     def bias(self) -> Node | None:
         return self.node.args[BIAS] if len(self.node.args) > BIAS else None  # type: ignore[return-value]
 
+    @property
+    def stored_bias(self) -> tuple[Node, Node] | None:
+        """The call that reads the constant at the root of the bias, and that constant: behind its quantizer and shift, if any."""
+        reader, value = self.node, self.bias
+        while value is not None and value.op != "get_attr":
+            if not value.args or not isinstance(value.args[0], Node):
+                return None
+            reader, value = value, value.args[0]
+        return (reader, value) if value is not None else None
+
     def _pair(self, name: str) -> tuple[int, ...]:
         found = _listed(argument(self.node, name))
         return tuple(found * self.dims if len(found) == 1 else found)

@@ -115,18 +115,11 @@ class Report:
     # ---- Showing ----------------------------------------------------------------------------------------------------
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=120, no_color=True)
-        console.print(self._render())
-        assert isinstance(console.file, io.StringIO)
-        return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+        return plain(self._render(), WIDTH)
 
     def print(self) -> None:
         """Show the report: in colour on a terminal, as plain text in a pipe."""
-        console = Console()
-        if console.is_terminal:
-            console.print(self._render())
-        else:
-            print(self)
+        show(self._render(), WIDTH)
 
     def _render(self) -> RenderableType:
         parts: list[RenderableType] = [Text(f"{self.model} for {self.target}", style="bold")]
@@ -236,6 +229,26 @@ class Report:
         """Write the report as JSON, atomically. Raises `InputError` where `path` cannot be written."""
         text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
         write_atomically(path, text.encode() + b"\n")
+
+
+WIDTH = 120  # of the report as plain text
+
+
+def plain(table: RenderableType, width: int) -> str:
+    """What is shown of a table where there is no terminal: text without colours, `width` characters wide at most."""
+    console = Console(file=io.StringIO(), width=width, no_color=True)
+    console.print(table)
+    assert isinstance(console.file, io.StringIO)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+
+
+def show(table: RenderableType, width: int) -> None:
+    """Print a table: in colour on a terminal, as plain text in a pipe."""
+    console = Console()
+    if console.is_terminal:
+        console.print(table)
+    else:
+        print(plain(table, width))
 
 
 NOISE = 0.05  # by how much two medians of the same work may differ

@@ -36,9 +36,7 @@ class CorrectBias:
     calibration: Iterable[list[Tensor]] = field(repr=False)
 
     def __call__(self, graph: Graph) -> list[Change]:
-        layers = [
-            layer for node in graph.calls() if (layer := Layer.of(node)) and stored_bias(graph, layer) is not None
-        ]
+        layers = [layer for node in graph.calls() if (layer := Layer.of(node)) and quantized_bias(layer) is not None]
         layers = [
             layer
             for layer in layers
@@ -54,7 +52,7 @@ class CorrectBias:
         constants = [graph.tensor(a) if isinstance(a, Node) else a for a in weight.args]
         lost = layer.canonical(constants[0].double() - fake_quantize(*constants).double())
         shift = layer.respond(lost, mean)
-        found = stored_bias(graph, layer)
+        found = quantized_bias(layer)
         assert found is not None
         reader, bias = found
         graph.set_constant(reader, 0, (graph.tensor(bias).double() + shift).to(graph.tensor(bias).dtype))
@@ -62,11 +60,7 @@ class CorrectBias:
         return Change(graph.site(layer.node), f"bias moved by up to {float(shift.abs().max()):.3g}")
 
 
-def stored_bias(graph: Graph, layer: Layer) -> tuple[Node, Node] | None:
-    """The constant at the root of the layer's bias and the call that reads it: behind its quantizer and shift, if any."""
-    reader, value = layer.node, layer.bias
-    while value is not None and not graph.is_constant(value):
-        if not value.args or not isinstance(value.args[0], Node):
-            return None
-        reader, value = value, value.args[0]
-    return (reader, value) if value is not None and reader is not layer.node else None
+def quantized_bias(layer: Layer) -> tuple[Node, Node] | None:
+    """`Layer.stored_bias` where a quantizer or a shift stands between; None where the layer reads the constant itself."""
+    found = layer.stored_bias
+    return found if found is not None and found[0] is not layer.node else None

@@ -425,7 +425,9 @@ def test_extreme_numbers_can_be_drawn(analysis: Analysis, tmp_path: Path) -> Non
         dataclasses.replace(analysis.layers[0], alone=effect._replace(output=Fidelity(sqnr, 0.0)))
         for sqnr in (math.inf, -math.inf, math.nan)
     ]
-    dataclasses.replace(analysis, layers=layers).plot(tmp_path / "odd", worst=0)
+    drawn = dataclasses.replace(analysis, layers=layers).plot(tmp_path / "odd", worst=0)
+    assert drawn
+    assert all(path.stat().st_size > 0 for path in drawn)
     dataclasses.replace(analysis, layers=[], values=[]).plot(tmp_path / "none")
 
 

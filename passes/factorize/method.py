@@ -31,7 +31,7 @@ from graphopt.passes.factorize.chain import Chain, Geometry, Stage
 from graphopt.passes.factorize.fitting import Problem, descend, level
 from graphopt.passes.factorize.ranks import EVBMF, Energy, Rank, check_rank, rounded, spectrum
 from graphopt.passes.factorize.repair import Refinement, Replaced, repair
-from graphopt.passes.factorize.site import Site, sites
+from graphopt.passes.factorize.site import Site, check_named, sites
 
 Ranks = tuple[int, ...]
 
@@ -196,10 +196,9 @@ class Method(ABC):
 
     def __call__(self, graph: Graph) -> list[Change]:
         changes = bake(graph)
-        chosen = [(site, ranks) for site in sites(graph) if (ranks := self._ranks(graph, site)) is not None]
-        for pattern in self.layers:
-            if not any(names_weight(pattern, f"{site.name}.weight") for site in sites(graph)):
-                raise ValueError(f"layers: no layer matches {pattern!r}")
+        found = list(sites(graph))
+        check_named(self.layers, found)
+        chosen = [(site, ranks) for site in found if (ranks := self._ranks(graph, site)) is not None]
         original = graph.clone() if self.data is not None else graph
         done = []
         for site, ranks in chosen:

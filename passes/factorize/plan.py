@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 from graphopt import measure
 from graphopt.graph import Graph
-from graphopt.options import names_weight
 from graphopt.passes.factorize.allocate import Option, allocate
 from graphopt.passes.factorize.candidates import (
     SHARES,
@@ -26,11 +23,14 @@ from graphopt.passes.factorize.candidates import (
     time_candidates,
 )
 from graphopt.passes.factorize.damage import weigh
-from graphopt.passes.factorize.site import put, sites
-from graphopt.report import count
+from graphopt.passes.factorize.site import check_named, put, sites
+from graphopt.report import count, plain
 
 if TYPE_CHECKING:
     from graphopt.passes.factorize.factorize import Factorize
+
+
+WIDTH = 140  # of the plan as text
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,7 @@ class Plan:
     def of(cls, options: Factorize, graph: Graph) -> Plan:
         """All candidates, measured; nothing is chosen yet."""
         found = list(sites(graph))
-        for pattern in options.layers:
-            if not any(names_weight(pattern, f"{site.name}.weight") for site in found):
-                raise ValueError(f"layers: no layer matches {pattern!r}")
+        check_named(options.layers, found)
         shares = SHARES if options.timer is None else TIMED_SHARES
         weighed = choices(graph, found, options.methods, options.layers, options.round_to, shares)
         if options.timer is not None:
@@ -123,10 +121,7 @@ class Plan:
         return copy
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=140, no_color=True)
-        console.print(self._table())
-        assert isinstance(console.file, io.StringIO)
-        return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+        return plain(self._table(), WIDTH)
 
     def _table(self) -> Table:
         timed = any(not math.isnan(choice.ms) for choice in self.choices)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,6 +12,7 @@ from torch.fx.node import Node
 from graphopt import refit
 from graphopt.graph import Graph
 from graphopt.ops import Layer, aten, shape, value
+from graphopt.options import names_weight
 from graphopt.passes.factorize.chain import Chain
 
 
@@ -40,10 +41,16 @@ def sites(graph: Graph) -> Iterator[Site]:
     for node in graph.nodes:
         if not graph.is_constant(node) or not graph.tensor(node).is_floating_point():
             continue
-        order = {user: position for position, user in enumerate(graph.nodes) if user in node.users}
-        layers = [Layer.of(user) for user in sorted(node.users, key=order.__getitem__)]
+        layers = [Layer.of(user) for user in sorted(node.users)]  # in execution order
         if layers and all(layer and layer.weight is node and layer.input is not node for layer in layers):
             yield Site(str(node.target).removesuffix(".weight"), tuple(layer for layer in layers if layer))
+
+
+def check_named(patterns: Iterable[str], found: Sequence[Site]) -> None:
+    """Raise `ValueError` where a name pattern matches no site."""
+    for pattern in patterns:
+        if not any(names_weight(pattern, f"{site.name}.weight") for site in found):
+            raise ValueError(f"layers: no layer matches {pattern!r}")
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class Rounded:
         layer = Layer.of(node)
         if layer is None or layer.weight.target is not FAKE_QUANTIZE or not graph.is_constant(layer.weight.args[0]):
             return None
-        return cls(layer, layer.weight, _root(graph, layer))
+        return cls(layer, layer.weight, layer.stored_bias)
 
     # ---- Weights as [groups, out / groups, d] -----------------------------------------------------------------------
 
@@ -86,16 +86,6 @@ class Rounded:
         if bias is not None and self.bias is not None:
             reader, constant = self.bias
             graph.set_constant(reader, reader.args.index(constant), bias.to(graph.tensor(constant).dtype))
-
-
-def _root(graph: Graph, layer: Layer) -> tuple[Node, Node] | None:
-    """The call that reads the bias's constant, and the constant: behind its quantizer and shift, if any."""
-    reader, value = layer.node, layer.bias
-    while value is not None and not graph.is_constant(value):
-        if not value.args or not isinstance(value.args[0], Node):
-            return None
-        reader, value = value, value.args[0]
-    return (reader, value) if value is not None else None
 
 
 def power_of_two(scale: Tensor) -> bool:
