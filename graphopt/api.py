@@ -15,17 +15,19 @@ from torch import Tensor, nn
 from graphopt import measure as measures
 from graphopt.artifact import Artifact
 from graphopt.contract import Pass
-from graphopt.data import Calibration, synthetic
+from graphopt.data import Calibration
 from graphopt.deploy import deploy
+from graphopt.distill import without_data
 from graphopt.errors import InputError
 from graphopt.graph import Graph
 from graphopt.inputs import infer
+from graphopt.ladder import Ladder
 from graphopt.manifest import read_manifest
 from graphopt.masks import zero_share
 from graphopt.passes.quantize import LayerFormat
 from graphopt.pipeline import outputs, run
 from graphopt.progress import track
-from graphopt.recipes import recipe, shrink
+from graphopt.recipes import ROUNDINGS, Rounding, integer, prepare, shrink
 from graphopt.report import Latency, Report, Step, size, slower
 from graphopt.targets import Target, architecture, find
 
@@ -63,6 +65,8 @@ def optimize(
     keep_macs: float | None = None,
     shrink_by: str = "prune",
     max_latency: float | None = None,
+    rounding: Rounding | None = None,
+    max_drop: float | None = None,
     dump: str | Path | None = None,
     estimator: str = "mse",
     measure: bool = True,
@@ -76,7 +80,8 @@ def optimize(
             left untouched.
         example_inputs: a tensor or a tuple of positional inputs. None: inferred from the model, and the report says how.
         target: a name (`graphopt.targets.names()`) or a `Target`.
-        calibration: typical inputs; see `graphopt.data.Calibration`. None: made-up inputs, and the report warns.
+        calibration: typical inputs; see `graphopt.data.Calibration`. None: inputs distilled from the batch norms'
+            statistics, random ones where there are none, and the report warns.
         evaluate: takes a callable that behaves like the model and returns its accuracy; run on the original and the artifact.
         passes: in place of the target's recipe: a list, or a function of the target and the calibration batches.
         formats: layer-name pattern -> `LayerFormat`, or None to keep the layer in float.
@@ -84,6 +89,11 @@ def optimize(
         shrink_by: how: `prune` channels, or `factorize` layers; see `graphopt.passes.prune.Prune` and
             `graphopt.passes.factorize.Factorize`, which do more when they are put among the passes.
         max_latency: factorize layers until this share of the time is left, measured on this machine (over 0, under 1).
+        rounding: how codes of weights are chosen: `nearest`; `gptq`, on calibration data in closed form; `adaround`, from there
+            by gradients. None: `nearest`, and `gptq` for weights of less than 7 bits.
+        max_drop: how much accuracy may be lost, in the unit of `evaluate`. What costs least is tried first (`rounding` from
+            `nearest` to `adaround`, then the layers that hurt most in more bits or float) until the artifact is good enough; if
+            nothing is, the best is returned with a warning. The report lists what was tried.
         dump: a folder for the text of the graph after every pass.
         estimator: how ranges are chosen: `minmax`, `percentile`, `mse` or `entropy`.
         measure: measure latency before and after, where the target runs on this machine.
@@ -97,40 +107,58 @@ def optimize(
         InputError: an argument does not fit; CaptureError: the model cannot be captured; NonFiniteError: NaN or infinity in a
             weight or activation. Nothing is written before `artifact.save`.
     """
-    if passes is not None and (keep_macs is not None or max_latency is not None):
-        raise InputError(
-            "keep_macs and max_latency belong to the target's recipe; put Prune(keep_ratio=...) or "
-            "Factorize(max_latency=...) among your own passes instead"
-        )
+    _check_options(passes, evaluate, max_drop, rounding, keep_macs, max_latency)
     chosen = find(target)
     backend = importlib.import_module(f"graphopt.backends.{chosen.runtime}")
     graph, notes = _graph(model, example_inputs, dynamic_batch)
     report = Report(model=_name(model), target=chosen.name, notes=[*graph.notes, *notes])
     original = graph.clone()
     report.original = _original(graph)
-    data = Calibration(calibration, graph) if calibration is not None else synthetic(graph)
+    data = Calibration(calibration, graph) if calibration is not None else without_data(graph)
     if data.synthetic:
         report.warnings.append(
             "no calibration data was given: ranges come from made-up inputs, so accuracy will suffer; pass calibration=..."
         )
+    if max_drop is not None and data.one_shot:
+        raise InputError("max_drop goes through the calibration data several times; give a list or a DataLoader")
     accuracy = _score(evaluate, original, "the original model") if evaluate is not None else None
+    report.accuracy_before = accuracy
     if passes is None:
         passes = shrink(chosen, data, keep_macs=keep_macs, by=shrink_by, max_latency=max_latency, threads=threads)
-        passes += recipe(chosen, data, estimator=estimator, formats=formats)
+        passes += prepare(chosen)
+        if max_drop is None:
+            passes += integer(chosen, data, estimator=estimator, formats=formats, rounding=rounding)
     elif callable(passes):
         passes = passes(chosen, data)
     report.steps = run(passes, graph, dump=dump)
-    report.notes += [note for note in data.notes if note not in report.notes]
 
-    deployed = deploy(graph)
-    artifact = backend.lower(deployed, chosen, name=report.model)
+    def lower(graph: Graph) -> Artifact:
+        artifact: Artifact = backend.lower(deploy(graph), chosen, name=report.model)
+        return artifact
+
+    if max_drop is None:
+        artifact = lower(graph)
+        if evaluate is not None:
+            report.accuracy_after = _last_score(evaluate, artifact, report)
+    else:
+        assert evaluate is not None
+        assert accuracy is not None
+
+        def judge(graph: Graph) -> tuple[Artifact, float]:
+            artifact = lower(graph)
+            return artifact, _score(evaluate, artifact, "the artifact")
+
+        least = accuracy - max_drop
+        rung = Ladder(graph, chosen, data, judge, least, outputs(original), estimator, formats or {}, dump).climb(
+            report
+        )
+        graph, artifact = rung.graph, rung.artifact
+    report.notes += [note for note in data.notes if note not in report.notes]
     baseline = backend.lower(original, chosen, name=report.model)
-    _judge(report, backend, artifact, deployed, original, data)
+    _judge(report, backend, artifact, deploy(graph), original, data)
     report.size_before, report.size_after = baseline.size_bytes, artifact.size_bytes
     if (zeros := zero_share(graph)) >= SPARSE:
         report.notes.append(_zeros_note(zeros, baseline, artifact))
-    if evaluate is not None:
-        report.accuracy_before, report.accuracy_after = accuracy, _score(evaluate, artifact, "the artifact")
     if measure:
         _time(report, chosen, baseline, artifact, graph, threads)
     artifact.manifest.report = report.to_dict()
@@ -177,6 +205,26 @@ def load(folder: str | Path) -> Artifact:
     return artifact
 
 
+def _check_options(
+    passes: Any, evaluate: Any, max_drop: float | None, rounding: Rounding | None, *shrinking: float | None
+) -> None:
+    if passes is not None and any(option is not None for option in (max_drop, rounding, *shrinking)):
+        raise InputError(
+            "keep_macs, max_latency, rounding and max_drop belong to the target's recipe; put Prune(keep_ratio=...), "
+            "Factorize(max_latency=...) or LearnRounding(...) among your own passes instead"
+        )
+    if rounding not in (None, *ROUNDINGS):
+        raise InputError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
+    if max_drop is None:
+        return
+    if not 0 <= max_drop < math.inf:
+        raise InputError(f"max_drop is the accuracy that may be lost, a number of at least 0, got {max_drop}")
+    if evaluate is None:
+        raise InputError("max_drop needs evaluate=..., which tells how accurate each attempt is")
+    if rounding is not None:
+        raise InputError(f"max_drop chooses the rounding itself; leave out rounding={rounding!r}")
+
+
 def _graph(model: Any, example_inputs: Any, dynamic_batch: bool) -> tuple[Graph, list[str]]:
     if isinstance(model, Graph):
         return model.clone(), []
@@ -199,8 +247,12 @@ def _original(graph: Graph) -> Step:
 
 
 def _score(evaluate: Callable[[Callable[..., Any]], float], model: Callable[..., Any], what: str) -> float:
-    with torch.no_grad():
-        value = evaluate(model)
+    try:
+        with torch.no_grad():
+            value = evaluate(model)
+    except Exception as error:
+        reason = str(error).strip().splitlines() or ["no message"]
+        raise InputError(f"evaluate raised {type(error).__name__} for {what}: {reason[0]}") from error
     try:
         value = float(value)
     except (TypeError, ValueError):
@@ -208,6 +260,16 @@ def _score(evaluate: Callable[[Callable[..., Any]], float], model: Callable[...,
     if math.isnan(value):
         raise InputError(f"evaluate returned NaN for {what}")
     return value
+
+
+def _last_score(evaluate: Callable[[Callable[..., Any]], float], artifact: Artifact, report: Report) -> float | None:
+    """The score of the result; work that is done is not thrown away where it cannot be had."""
+    try:
+        return _score(evaluate, artifact, "the artifact")
+    except InputError as error:
+        report.missing["accuracy"] = str(error)
+        report.warnings.append(str(error))
+        return None
 
 
 def _judge(

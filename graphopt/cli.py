@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -75,6 +75,16 @@ def optimize(
         float | None,
         typer.Option(min=0, max=1, help="Factorize layers until this share of the measured time is left, e.g. 0.8."),
     ] = None,
+    rounding: Annotated[
+        str | None,
+        typer.Option(help="Codes of weights: nearest, gptq or adaround. By default gptq for less than 7 bits."),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="The accuracy that may be lost, in the unit of --evaluate: tries more until it is kept."
+        ),
+    ] = None,
     estimator: Estimator = "mse",
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime while it is measured.")] = 1,
     measure: Annotated[bool, typer.Option(help="Measure the latency before and after.")] = True,
@@ -109,6 +119,8 @@ def optimize(
             keep_macs=keep_macs,
             shrink_by=shrink_by,
             max_latency=max_latency,
+            rounding=cast("Any", rounding),  # checked there
+            max_drop=max_drop,
             measure=measure,
             threads=threads,
         )

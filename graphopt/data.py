@@ -13,7 +13,7 @@ Only one batch is held at a time, so memory does not grow with the number of sam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -136,30 +136,35 @@ class Calibration:
             self.notes.append(note)
 
 
-def synthetic(graph: Graph, batches: int = 8, seed: int = 0) -> Calibration:
+def synthetic(graph: Graph, batches: int = 8, seed: int = 0, size: int = BATCH) -> Calibration:
     """Made-up inputs for when there is no calibration data: the example's own values, drawn at random.
+
+    `size` samples a batch, where the graph leaves that open.
 
     Drawing keeps types, ranges and rough distribution, so token ids stay in the vocabulary and masks stay masks. A
     constant floating-point example becomes standard normal.
     """
-    example = graph.example.tensors()
+    example, takes = graph.example.tensors(), inputs(graph)
+    shapes = [
+        (size, *t.shape[1:]) if i.batched and graph.dynamic_batch else t.shape
+        for i, t in zip(takes, example, strict=True)
+    ]
 
     def stream() -> Iterator[tuple[Tensor, ...]]:
         generator = torch.Generator().manual_seed(seed)
         for _ in range(batches):
-            yield tuple(_draw(t, generator) for t in example)
+            yield tuple(_draw(t, shape, generator) for t, shape in zip(example, shapes, strict=True))
 
     return Calibration(stream, graph, synthetic=True)
 
 
-def _draw(example: Tensor, generator: torch.Generator) -> Tensor:
+def _draw(example: Tensor, shape: Sequence[int], generator: torch.Generator) -> Tensor:
     values = example.detach().cpu().flatten()
     if not len(values):
         return example
     if example.is_floating_point() and bool((values == values[:1]).all()):
-        return torch.randn(example.shape, generator=generator).to(example.dtype)
-    picks = torch.randint(len(values), (len(values),), generator=generator)
-    return values[picks].reshape(example.shape)
+        return torch.randn(shape, generator=generator).to(example.dtype)
+    return values[torch.randint(len(values), tuple(shape), generator=generator)]
 
 
 def _where(number: int) -> str:

@@ -33,6 +33,7 @@ def run(
     verify: bool = True,
     dump: str | Path | None = None,
     on_step: Callable[[Step], None] | None = None,
+    reference: list[Tensor] | None = None,
 ) -> list[Step]:
     """Apply passes in order, in place, checking after each.
 
@@ -42,9 +43,10 @@ def run(
         verify: run the graph on its example after each pass; compare where the pass says it is exact.
         dump: a folder for `00_FoldBatchNorm.txt`, ...: the canonical text after each pass (`capture.txt` before the first).
         on_step: called with each finished step.
+        reference: the outputs that SQNR compares with, for a pipeline that goes on from another; those at the start if not given.
 
     Returns:
-        One `Step` per pass: changes, seconds, parameters, MACs, weight bytes, SQNR against the outputs at the start.
+        One `Step` per pass: changes, seconds, parameters, MACs, weight bytes, SQNR against `reference`.
 
     Raises:
         PassError: a pass broke the graph, or moved the outputs although it says it is exact; names the pass and how to
@@ -54,8 +56,8 @@ def run(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "capture.txt", str(graph).encode() + b"\n")
-    reference = outputs(graph) if verify else []
-    before = reference
+    before = outputs(graph) if verify else []
+    reference = before if reference is None else reference
     steps = []
     for number, transform in enumerate(track(passes, "passes")):
         name = type(transform).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -15,10 +16,15 @@ from graphopt.passes.equalize_channels import EqualizeChannels
 from graphopt.passes.factorize import Factorize
 from graphopt.passes.fold_batchnorm import FoldBatchNorm
 from graphopt.passes.fold_constant_channels import FoldConstantChannels
+from graphopt.passes.learn_rounding import LearnRounding
 from graphopt.passes.prune import Prune
 from graphopt.passes.quantize import LayerFormat, Quantize
 from graphopt.passes.simplify import Simplify
 from graphopt.targets import Target
+
+Rounding = Literal["nearest", "gptq", "adaround"]
+ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)  # in the order of what they cost
+FEW_BITS = 7  # weights with fewer are rounded on data
 
 
 def clean(target: Target) -> list[Pass]:
@@ -31,21 +37,44 @@ def equalize() -> list[Pass]:
     return [FoldConstantChannels(), EqualizeChannels(), AbsorbHighBias()]
 
 
+def prepare(target: Target) -> list[Pass]:
+    """Everything before `integer`: a float network that suits the target."""
+    return clean(target) + ([] if target.weights.per_channel else equalize())
+
+
 def integer(
     target: Target,
     calibration: Iterable[list[Tensor]],
     *,
     estimator: str = "mse",
     formats: Mapping[str, LayerFormat | None] | None = None,
+    rounding: Rounding | None = None,
 ) -> list[Pass]:
-    """Quantize for the integer kernels of the target, and take the mean error of the weights out of the biases."""
+    """Quantize for the integer kernels of the target, and make up for what rounding the weights does.
+
+    Args:
+        rounding: `nearest`, with the mean error of the weights taken out of the biases; `gptq` and `adaround` choose codes on
+            data. None: `nearest` for weights of 7 bits and more, `gptq` for fewer.
+    """
     passes: list[Pass] = [
         DecomposeActivations(target.decompose),
         Quantize(target, calibration, estimator=estimator, formats=formats or {}),
     ]
-    if not getattr(calibration, "one_shot", False):  # the correction goes through the data once more
-        passes.append(CorrectBias(calibration))
-    return passes
+    if getattr(calibration, "one_shot", False):  # everything else goes through the data once more
+        if rounding not in (None, "nearest"):
+            raise InputError(f"rounding={rounding!r} goes through the data several times; give a list or a DataLoader")
+        return passes
+    if rounding is None:
+        rounding = "gptq" if fewest_bits(target, formats or {}) < FEW_BITS else "nearest"
+    if rounding == "nearest":
+        return [*passes, CorrectBias(calibration)]
+    return [*passes, LearnRounding(calibration, method=rounding)]
+
+
+def fewest_bits(target: Target, formats: Mapping[str, LayerFormat | None]) -> int:
+    """Of any layer's weights."""
+    chosen = [layer.weights for layer in formats.values() if layer and layer.weights]
+    return min(format.bits for format in [target.weights, *chosen])
 
 
 def shrink(
@@ -93,7 +122,7 @@ def recipe(
     *,
     estimator: str = "mse",
     formats: Mapping[str, LayerFormat | None] | None = None,
+    rounding: Rounding | None = None,
 ) -> list[Pass]:
     """What `graphopt.optimize` does when it is given no passes, behind `shrink`."""
-    middle = [] if target.weights.per_channel else equalize()
-    return clean(target) + middle + integer(target, calibration, estimator=estimator, formats=formats)
+    return prepare(target) + integer(target, calibration, estimator=estimator, formats=formats, rounding=rounding)

@@ -77,6 +77,19 @@ class FloatOperator:
     macs: int = 0
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """One way that was tried to keep the accuracy: its score (None where it could not be judged, `note` says why), how long it
+    took, evaluation included, and whether it was good enough.
+    """
+
+    name: str
+    accuracy: float | None
+    seconds: float
+    met: bool
+    note: str = ""
+
+
 @dataclass
 class Report:
     """Everything there is to say about one optimization. Sizes in bytes, shares and accuracy as given (0 to 1).
@@ -87,6 +100,7 @@ class Report:
         warnings: what the user should know before relying on the result.
         original: the graph as it was captured, as a `Step` without changes.
         steps: one per pass.
+        attempts: what was tried to keep the accuracy, in order, where a largest drop was given.
         latency, accuracy_before, accuracy_after, size_before, size_after: measured, or None.
         agreement: the share of inputs on which float original and result predict the same class.
         sqnr_db: outputs of the deployed result against the float original.
@@ -101,6 +115,7 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     original: Step | None = None
     steps: list[Step] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
     latency: Latency | None = None
     size_before: int | None = None
     size_after: int | None = None
@@ -125,6 +140,8 @@ class Report:
         parts: list[RenderableType] = [Text(f"{self.model} for {self.target}", style="bold")]
         if self.original or self.steps:
             parts.append(self._steps())
+        if self.attempts:
+            parts.append(self._attempts())
         parts.append(self._results())
         parts += [Text(f"note: {note}") for note in self.notes]
         parts += [Text(f"warning: {warning}", style="yellow") for warning in self.warnings]
@@ -145,6 +162,23 @@ class Report:
                 count(step.macs),
                 size(step.weight_bytes),
                 "" if first else decibel(step.sqnr_db),
+            )
+        return table
+
+    def _attempts(self) -> Table:
+        table = Table(box=SIMPLE, pad_edge=False)
+        table.add_column("tried", overflow="fold")
+        for name in ("seconds", "accuracy", "change"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("", overflow="fold")
+        for tried in self.attempts:
+            moved = None not in (tried.accuracy, self.accuracy_before)
+            table.add_row(
+                tried.name,
+                f"{tried.seconds:.1f}",
+                "-" if tried.accuracy is None else f"{tried.accuracy:.4f}",
+                f"{tried.accuracy - self.accuracy_before:+.4f}" if moved else "-",  # type: ignore[operator]
+                tried.note or ("good enough" if tried.met else ""),
             )
         return table
 
@@ -218,6 +252,7 @@ class Report:
         """
         values = _fields(cls, data)
         values["steps"] = [_step(s) for s in values.get("steps", [])]
+        values["attempts"] = [Attempt(**_fields(Attempt, a)) for a in values.get("attempts", [])]
         values["original"] = _step(values["original"]) if values.get("original") else None
         values["latency"] = Latency(**_fields(Latency, values["latency"])) if values.get("latency") else None
         values["float_operators"] = [

@@ -80,7 +80,9 @@ class Stopwatch:
             copy = graph.clone()
             data = synthetic(copy)
             run(
-                recipe(self.target, data, estimator="minmax") if self.integer else clean(self.target),
+                recipe(self.target, data, estimator="minmax", rounding="nearest")
+                if self.integer
+                else clean(self.target),
                 copy,
                 verify=False,
             )
