@@ -21,7 +21,7 @@ from graphopt.distill import without_data
 from graphopt.errors import InputError
 from graphopt.graph import Graph
 from graphopt.inputs import infer
-from graphopt.ladder import Ladder
+from graphopt.ladder import Ladder, Lowered
 from graphopt.manifest import read_manifest
 from graphopt.masks import zero_share
 from graphopt.passes.quantize import LayerFormat
@@ -132,30 +132,30 @@ def optimize(
         passes = passes(chosen, data)
     report.steps = run(passes, graph, dump=dump)
 
-    def lower(graph: Graph) -> Artifact:
-        artifact: Artifact = backend.lower(deploy(graph), chosen, name=report.model)
-        return artifact
+    def lower(graph: Graph) -> Lowered:
+        deployed = deploy(graph)
+        return Lowered(deployed, backend.lower(deployed, chosen, name=report.model))
 
     if max_drop is None:
-        artifact = lower(graph)
+        deployed, artifact = lower(graph)
         if evaluate is not None:
             report.accuracy_after = _last_score(evaluate, artifact, report)
     else:
         assert evaluate is not None
         assert accuracy is not None
 
-        def judge(graph: Graph) -> tuple[Artifact, float]:
-            artifact = lower(graph)
-            return artifact, _score(evaluate, artifact, "the artifact")
+        def judge(graph: Graph) -> tuple[Lowered, float]:
+            lowered = lower(graph)
+            return lowered, _score(evaluate, lowered.artifact, "the artifact")
 
         least = accuracy - max_drop
         rung = Ladder(graph, chosen, data, judge, least, outputs(original), estimator, formats or {}, dump).climb(
             report
         )
-        graph, artifact = rung.graph, rung.artifact
+        graph, (deployed, artifact) = rung.graph, rung.lowered
     report.notes += [note for note in data.notes if note not in report.notes]
     baseline = backend.lower(original, chosen, name=report.model)
-    _judge(report, backend, artifact, deploy(graph), original, data)
+    _judge(report, backend, artifact, deployed, original, data)
     report.size_before, report.size_after = baseline.size_bytes, artifact.size_bytes
     if (zeros := zero_share(graph)) >= SPARSE:
         report.notes.append(_zeros_note(zeros, baseline, artifact))

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from glob import escape
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -34,12 +35,19 @@ EIGHT = 8  # bits that a layer with fewer than `FEW_BITS` gets back before it st
 Formats = Mapping[str, LayerFormat | None]
 
 
+class Lowered(NamedTuple):
+    """What runs: the deployed form of a graph, and its artifact."""
+
+    deployed: Graph
+    artifact: Artifact
+
+
 @dataclass(frozen=True)
 class Rung:
-    """One way to quantize, tried: the simulated graph, its artifact, what was done, and the score."""
+    """One way to quantize, tried: the simulated graph, what it is lowered to, what was done, and the score."""
 
     graph: Graph
-    artifact: Artifact
+    lowered: Lowered
     steps: list[Step]
     accuracy: float
     rounding: Rounding
@@ -52,7 +60,7 @@ class Ladder:
     Attributes:
         start: the float graph; it is not changed.
         data: calibration batches, gone through several times.
-        judge: makes the artifact of a simulated graph and gives its accuracy.
+        judge: lowers a simulated graph and gives the accuracy of the artifact.
         least: the accuracy that is good enough.
         reference: the outputs of the original on its example, which the steps of a rung compare with.
         estimator, formats, dump: as in `graphopt.optimize`; every rung has a folder of its own in `dump`.
@@ -62,7 +70,7 @@ class Ladder:
     start: Graph
     target: Target
     data: Iterable[list[Tensor]]
-    judge: Callable[[Graph], tuple[Artifact, float]]
+    judge: Callable[[Graph], tuple[Lowered, float]]
     least: float
     reference: list[Tensor]
     estimator: str = "mse"
@@ -96,7 +104,7 @@ class Ladder:
         passes = integer(self.target, self.data, estimator=self.estimator, formats=formats, rounding=rounding)
         try:
             steps = run(passes, graph, dump=folder, reference=self.reference)
-            artifact, accuracy = self.judge(graph)
+            lowered, accuracy = self.judge(graph)
         except GraphoptError as error:
             if not self.attempts:
                 raise  # the plain recipe: nothing was done yet that could be lost
@@ -106,7 +114,7 @@ class Ladder:
         self.attempts.append(Attempt(name, accuracy, time.perf_counter() - began, met))
         better = self.best is None or accuracy > self.best.accuracy
         if met or better:
-            self.best = Rung(graph, artifact, steps, accuracy, rounding)
+            self.best = Rung(graph, lowered, steps, accuracy, rounding)
         return met
 
     # ---- Layers in more bits ----------------------------------------------------------------------------------------

@@ -14,11 +14,10 @@ from torch import Tensor
 
 import graphopt
 from graphopt.api import optimize
-from graphopt.artifact import Artifact
 from graphopt.backends.onnxruntime import OnnxRuntimeArtifact
 from graphopt.errors import InputError
 from graphopt.graph import Graph
-from graphopt.ladder import Ladder, Rung
+from graphopt.ladder import Ladder, Lowered, Rung
 from graphopt.numerics import FAKE_QUANTIZE, Format
 from graphopt.ops import Layer
 from graphopt.pipeline import outputs, run
@@ -41,8 +40,8 @@ def climb(judge: Judge, least: float, bits: int = 8, data: Any = DATA, **options
     reference = outputs(graph)
     run(prepare(target), graph)
 
-    def score(found: Graph) -> tuple[Artifact, float]:
-        return OnnxRuntimeArtifact.__new__(OnnxRuntimeArtifact), judge(found)
+    def score(found: Graph) -> tuple[Lowered, float]:
+        return Lowered(found, OnnxRuntimeArtifact.__new__(OnnxRuntimeArtifact)), judge(found)
 
     ladder = Ladder(graph, target, data, score, least, reference, **options)
     return ladder.climb(report), report
