@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from graphopt.errors import InputError
-from graphopt.numerics import Format, quantize, scale_and_zero_point
+from graphopt.numerics import SMALLEST_SCALE, Format, quantize, scale_and_zero_point
 
 # What MatMulNBits of ONNX Runtime 1.31 computes on CPUs by kernels of its own: block sizes by bits. (Two bits in blocks of 16 and
 # 256 are taken as well, but unpacked to float for every call, ten times slower than a float layer.)
@@ -50,7 +50,7 @@ def block_grid(weight: Tensor, bits: int, block: int, *, symmetric: bool, estima
     Returns:
         Scale, float32 [out, blocks]; zero point, int32 [] where symmetric, else [out, blocks].
     """
-    blocks = in_blocks(weight, block)
+    blocks = split_blocks(weight, block)
     best = torch.full(blocks.shape[:2], torch.inf)
     found = [torch.ones(blocks.shape[:2]), torch.zeros(blocks.shape[:2], dtype=torch.int32)]
     for share in SHARES if estimator == "mse" else SHARES[:1]:
@@ -61,6 +61,8 @@ def block_grid(weight: Tensor, bits: int, block: int, *, symmetric: bool, estima
         best = torch.where(better, error, best)
         found = [torch.where(better, new, old) for new, old in zip((scale, zero_point), found, strict=True)]
     scale, zero_point = found
+    alive = blocks.abs().amax(-1) > SMALLEST_SCALE  # where nothing is left, a large step would only add rounding errors
+    scale = torch.where(alive, scale, scale[alive].abs().max() if bool(alive.any()) else SMALLEST_SCALE)
     return scale, torch.tensor(2 ** (bits - 1), dtype=torch.int32) if symmetric else zero_point
 
 
@@ -74,7 +76,7 @@ def _grid(blocks: Tensor, bits: int, *, symmetric: bool) -> tuple[Tensor, Tensor
     return scale, torch.full(scale.shape, half, dtype=torch.int32)
 
 
-def in_blocks(weight: Tensor, block: int) -> Tensor:
+def split_blocks(weight: Tensor, block: int) -> Tensor:
     """[out, in] -> [out, blocks, block], with zeros behind the end."""
     count = math.ceil(weight.shape[1] / block)
     return F.pad(weight, (0, count * block - weight.shape[1])).reshape(len(weight), count, block)
@@ -93,7 +95,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 def unpack(packed: Tensor, bits: int) -> Tensor:
     """Bytes [..., n] as codes [..., n * 8 / bits]."""
-    parts = (packed[..., None] >> _places(bits)) & (2**bits - 1)
+    parts: Tensor = (packed[..., None] >> _places(bits)) & (2**bits - 1)
     return parts.flatten(-2)
 
 
@@ -104,9 +106,9 @@ def _places(bits: int) -> Tensor:
 def pack_weight(
     weight: Tensor, scale: Tensor, zero_point: Tensor, bits: int, block: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Packed codes [out, blocks, block * bits / 8], and packed zero points [out, ceil(blocks * bits / 8)], None where symmetric."""
+    """Packed codes [out, blocks, block * bits / 8] and zero points [out, ceil(blocks * bits / 8)], None where symmetric."""
     points = zero_point[..., None] if zero_point.dim() else zero_point
-    codes = quantize(in_blocks(weight, block), scale[..., None], points, 0, 2**bits - 1)
+    codes = quantize(split_blocks(weight, block), scale[..., None], points, 0, 2**bits - 1)
     return pack(codes, bits), pack(zero_point, bits) if zero_point.dim() else None
 
 

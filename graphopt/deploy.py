@@ -28,11 +28,10 @@ from torch.fx.node import Node
 from graphopt.blocks import DEQUANTIZE_BLOCKS, pack_weight
 from graphopt.graph import Graph
 from graphopt.masks import bake
-from graphopt.numerics import FAKE_QUANTIZE, quantize
+from graphopt.numerics import FAKE_QUANTIZE, in_blocks, quantize
 from graphopt.ops import BIAS, Layer, aten, clamp_bounds, family
 
 Q: Any = torch.ops.quantized_decomposed
-BLOCK = 6  # position of a quantizer's argument that only those of weights in blocks have
 
 
 def deploy(graph: Graph) -> Graph:
@@ -42,7 +41,7 @@ def deploy(graph: Graph) -> Graph:
     quantizers = deployed.calls(FAKE_QUANTIZE)
     packed: dict[tuple[Any, ...], Node] = {}
     for node in quantizers:
-        if len(node.args) > BLOCK:
+        if in_blocks(node):
             _pack(deployed, node, packed)
         elif deployed.is_constant(_evaluated(deployed, node.args[0])):  # type: ignore[arg-type]
             _store_codes(deployed, node)
@@ -110,7 +109,7 @@ def _pack(graph: Graph, node: Node, packed: dict[tuple[Any, ...], Node]) -> None
     """Store the codes of a weight in blocks, once for all layers that read it on this grid."""
     source, scale, zero_point, _, quant_max, _, block = arguments = node.args
     if arguments not in packed:
-        bits = int(quant_max).bit_length()  # type: ignore[call-overload]
+        bits = quant_max.bit_length()  # type: ignore[union-attr]
         weight, s, z = (graph.tensor(a) for a in (source, scale, zero_point))  # type: ignore[arg-type]
         codes, points = pack_weight(weight, s, z, bits, block)  # type: ignore[arg-type]
         name = f"{source.target}_codes"  # type: ignore[union-attr]

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.node import Node
 
 SMALLEST_SCALE = 2.0**-40  # keeps products of two scales far from float32's subnormals
 
@@ -185,3 +186,8 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 fake_quantize.register_autograd(_backward, setup_context=_setup)
 
 FAKE_QUANTIZE: Any = torch.ops.graphopt.fake_quantize.default
+
+
+def in_blocks(quantizer: Node) -> bool:
+    """Whether a `fake_quantize` call has a scale per block: that of a weight whose layer reads float values."""
+    return len(quantizer.args) > 6

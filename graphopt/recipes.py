@@ -15,8 +15,10 @@ from graphopt.passes.equalize_channels import EqualizeChannels
 from graphopt.passes.factorize import Factorize
 from graphopt.passes.fold_batchnorm import FoldBatchNorm
 from graphopt.passes.fold_constant_channels import FoldConstantChannels
+from graphopt.passes.learn_rounding import LearnRounding
 from graphopt.passes.prune import Prune
 from graphopt.passes.quantize import LayerFormat, Quantize
+from graphopt.passes.quantize_weights import QuantizeWeights
 from graphopt.passes.simplify import Simplify
 from graphopt.targets import Target
 
@@ -46,6 +48,19 @@ def integer(
     if not getattr(calibration, "one_shot", False):  # the correction goes through the data once more
         passes.append(CorrectBias(calibration))
     return passes
+
+
+def weight_only(
+    target: Target,
+    bits: int = 4,
+    block: int = 32,
+    data: Iterable[list[Tensor]] | None = None,
+    *,
+    layers: Mapping[str, int | None] | None = None,
+) -> list[Pass]:
+    """Weights of linear layers in blocks of few bits, values in float; with `data`, codes chosen on it (GPTQ)."""
+    passes = [*clean(target), QuantizeWeights(bits, block, layers=layers or {})]
+    return passes if data is None else [*passes, LearnRounding(data)]
 
 
 def shrink(

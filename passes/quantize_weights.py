@@ -8,8 +8,8 @@ weights to a seventh. `graphopt.blocks` has the grids, which are ONNX Runtime's 
     [*clean(target), QuantizeWeights(bits=4)]                          each weight to its nearest code
     [*clean(target), QuantizeWeights(bits=4), LearnRounding(data)]     codes chosen on data (GPTQ)
 
-Weights stay trainable parameters behind `fake_quantize` nodes. Products with a constant matrix become linear layers first. A layer
-that `Quantize` made integer is left alone, as `Quantize` leaves these alone: convolutions can be integer beside them.
+Weights stay trainable parameters behind `fake_quantize` nodes. Products with a constant matrix become linear layers first. A
+layer that `Quantize` made integer is left alone, as `Quantize` leaves these alone: convolutions can be integer beside them.
 
 Needs:  constant float32 weights.
 Paper:  Frantar et al. 2022, "GPTQ" (grouping); Dettmers and Zettlemoyer 2022, "The case for 4-bit precision".
@@ -50,7 +50,7 @@ class QuantizeWeights:
         estimator: `minmax`, or `mse`: the range of each block that loses least.
 
     Raises:
-        InputError: bits or block that the runtime has no kernel for, a pattern that matches nothing, no layer to quantize.
+        InputError: bits or block that the runtime has no kernel for, a pattern that matches nothing.
         NonFiniteError: NaN or infinity in a weight.
     """
 
@@ -81,11 +81,9 @@ class QuantizeWeights:
 
     def check(self, graph: Graph, weights: Mapping[Node, Node]) -> None:
         done = [n for n in graph.calls() if family(n) == "linear" and n.args[WEIGHT].target is FAKE_QUANTIZE]  # type: ignore[union-attr]
-        if not weights and not done:
-            raise InputError("nothing to quantize: the graph has no linear layer with a constant float32 weight")
-        names = {str(w.target) for w in weights.values()} | {str(n.args[WEIGHT].args[0]) for n in done}  # type: ignore[union-attr]
+        names = {str(w.target) for w in weights.values()} | {str(n.args[WEIGHT].args[0].target) for n in done}  # type: ignore[union-attr]
         for pattern in self.layers:
-            if not done and not any(names_weight(pattern, name) for name in names):
+            if names and not any(names_weight(pattern, name) for name in names):
                 raise InputError(
                     f"the pattern {pattern!r} matches no linear layer; their weights are {', '.join(sorted(names)[:5])}"
                 )
@@ -93,9 +91,7 @@ class QuantizeWeights:
             if self.bits_of(weight) is not None and not bool(torch.isfinite(graph.tensor(weight)).all()):
                 raise NonFiniteError(f"weight {weight.target!r} contains NaN or infinity; restore it before quantizing")
 
-    def quantize(
-        self, graph: Graph, node: Node, bits: int, grids: dict[tuple[Node, int], tuple[Node, Node]]
-    ) -> Change:
+    def quantize(self, graph: Graph, node: Node, bits: int, grids: dict[tuple[Node, int], tuple[Node, Node]]) -> Change:
         """Put a quantizer between a layer and its weight; layers that share the weight share the grid."""
         if family(node) != "linear":
             node = write_linear(graph, node)
@@ -107,9 +103,8 @@ class QuantizeWeights:
                 graph.tensor(weight), bits, self.block, symmetric=self.symmetric, estimator=self.estimator
             )
             grids[weight, bits] = self.constants(graph, weight, found)
-        quantized = graph.call(
-            FAKE_QUANTIZE, weight, *grids[weight, bits], 0, 2**bits - 1, 1, self.block, before=node
-        )  # fmt: skip
+        grid = (*grids[weight, bits], 0, 2**bits - 1, 1, self.block)
+        quantized = graph.call(FAKE_QUANTIZE, weight, *grid, before=node)
         quantized.meta["val"] = value(weight)
         node.update_arg(WEIGHT, quantized)
         kind = "symmetric" if self.symmetric else "affine"

@@ -78,9 +78,7 @@ def translate(
 ) -> Any:  # called by torch's exporter
     """The ONNX operator of `matmul_blocks`."""
     out, _, packed = codes.shape
-    return _MULTIPLY(
-        x, codes, scale, zero_point, None, bias, K=length, N=out, bits=bits, block_size=packed * 8 // bits
-    )
+    return _MULTIPLY(x, codes, scale, zero_point, None, bias, K=length, N=out, bits=bits, block_size=packed * 8 // bits)
 
 
 def choose_products(model: ir.Model, products: str) -> None:
