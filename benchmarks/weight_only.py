@@ -10,6 +10,7 @@ trained network, of which none is at hand; what counts there is the order, not t
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ def their_quantizer(source: Path, target: Path) -> Path:
     import onnx
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
+    logging.getLogger().setLevel(logging.WARNING)  # that module has just set it to tell everything
     with common.quiet():
         config = DefaultWeightOnlyQuantConfig(32, is_symmetric=True, accuracy_level=4, bits=4)
         quantizer = MatMulNBitsQuantizer(onnx.load(str(source)), algo_config=config)
