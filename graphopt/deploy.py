@@ -1,6 +1,7 @@
 """From the simulated to the deployed form: fake-quantize nodes become integer constants and quantize/dequantize pairs.
 
     fake_quantize(weight)   ->  dequantize(codes)                 codes stored as int8 (int32 for biases)
+                            ->  dequantize_blocks(codes)          where each block has a scale: packed, see `graphopt.blocks`
     fake_quantize(value)    ->  dequantize(quantize(value))
     fake_quantize(relu(v))  ->  dequantize(quantize(v))           where the grid's own ends clip as the activation does
 
@@ -24,9 +25,10 @@ import torch.ao.quantization.fx._decomposed
 from torch import Tensor
 from torch.fx.node import Node
 
+from graphopt.blocks import DEQUANTIZE_BLOCKS, pack_weight
 from graphopt.graph import Graph
 from graphopt.masks import bake
-from graphopt.numerics import FAKE_QUANTIZE, quantize
+from graphopt.numerics import FAKE_QUANTIZE, in_blocks, quantize
 from graphopt.ops import BIAS, Layer, aten, clamp_bounds, family
 
 Q: Any = torch.ops.quantized_decomposed
@@ -37,8 +39,11 @@ def deploy(graph: Graph) -> Graph:
     deployed = graph.clone().eval()
     baked = bake(deployed)
     quantizers = deployed.calls(FAKE_QUANTIZE)
+    packed: dict[tuple[Any, ...], Node] = {}
     for node in quantizers:
-        if deployed.is_constant(_evaluated(deployed, node.args[0])):  # type: ignore[arg-type]
+        if in_blocks(node):
+            _pack(deployed, node, packed)
+        elif deployed.is_constant(_evaluated(deployed, node.args[0])):  # type: ignore[arg-type]
             _store_codes(deployed, node)
         else:
             _quantize_value(deployed, node)
@@ -98,6 +103,20 @@ def _store_codes(graph: Graph, node: Node) -> None:
     else:
         call = (Q.dequantize_per_tensor.default, constant, float(scale), int(zero_point))
     graph.replace(node, graph.call(*call, quant_min, quant_max, dtype, before=node))
+
+
+def _pack(graph: Graph, node: Node, packed: dict[tuple[Any, ...], Node]) -> None:
+    """Store the codes of a weight in blocks, once for all layers that read it on this grid."""
+    source, scale, zero_point, _, quant_max, _, block = arguments = node.args
+    if arguments not in packed:
+        bits = quant_max.bit_length()  # type: ignore[union-attr]
+        weight, s, z = (graph.tensor(a) for a in (source, scale, zero_point))  # type: ignore[arg-type]
+        codes, points = pack_weight(weight, s, z, bits, block)  # type: ignore[arg-type]
+        name = f"{source.target}_codes"  # type: ignore[union-attr]
+        constants = [graph.add_constant(name, codes, before=node), graph.add_constant(f"{name}_scale", s, before=node)]
+        z_node = graph.add_constant(f"{name}_zero_point", points, before=node) if points is not None else None
+        packed[arguments] = graph.call(DEQUANTIZE_BLOCKS, *constants, z_node, bits, weight.shape[1], before=node)
+    graph.replace(node, packed[arguments])
 
 
 def _quantize_value(graph: Graph, node: Node) -> None:

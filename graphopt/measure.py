@@ -40,7 +40,7 @@ def layer_macs(graph: Graph) -> dict[Node, int]:
 
 def parameters(graph: Graph) -> int:
     """Elements of the trainable weights, and of weights stored as integer codes; a shared weight counts once."""
-    return sum(t.numel() for t in _weights(graph).values())
+    return sum(_weights(graph).values())
 
 
 def weight_bytes(graph: Graph) -> int:
@@ -49,14 +49,15 @@ def weight_bytes(graph: Graph) -> int:
     return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
-def _weights(graph: Graph) -> dict[int, Tensor]:
+def _weights(graph: Graph) -> dict[int, int]:
+    """The elements of each."""
     found = {}
     for node in graph.nodes:
         if graph.is_constant(node):
             tensor = graph.parameter(node)
-            codes = any(_name(u).startswith("dequantize_per") and u.args[0] is node for u in node.users)
-            if isinstance(tensor, nn.Parameter) or codes:
-                found[id(tensor)] = tensor
+            readers = [u for u in node.users if _name(u).startswith("dequantize_") and u.args[0] is node]
+            if isinstance(tensor, nn.Parameter) or readers:  # codes in blocks are packed: what they decode to counts
+                found[id(tensor)] = max(math.prod(_sizes(reader)) for reader in readers) if readers else tensor.numel()
     return found
 
 

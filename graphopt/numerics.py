@@ -8,6 +8,9 @@ before the zero point is added), so what a graph simulates is what the runtime c
 
 The operator `graphopt::fake_quantize` computes x^ with a gradient: straight-through for x inside the range (Bengio et al.
 2013), and the learned-step-size gradient for the scale (Esser et al. 2020, section 2.1).
+
+Scale and zero point are one number, or run along one dimension of x (`axis`), or, with `block` = B, along x with B elements of
+that dimension to each: the shape of x with ceil(n / B) in place of n, as in ONNX from opset 21. (The last block may be shorter.)
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.node import Node
 
 SMALLEST_SCALE = 2.0**-40  # keeps products of two scales far from float32's subnormals
 
@@ -97,55 +101,69 @@ def scale_and_zero_point(low: Tensor, high: Tensor, format: Format) -> tuple[Ten
     return scale, zero_point.int()
 
 
-def _broadcast(parameter: Tensor, dims: int, axis: int) -> Tensor:
-    return (
-        parameter
-        if parameter.dim() == 0 or axis < 0
-        else parameter.reshape([-1 if d == axis else 1 for d in range(dims)])
-    )
+def blocks_of(length: int, block: int) -> Tensor:
+    """The block that each of `length` elements lies in."""
+    return torch.arange(length) // block
 
 
-def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, axis: int = -1) -> Tensor:
+def _broadcast(parameter: Tensor, x: Tensor, axis: int, block: int = 0) -> Tensor:
+    if parameter.dim() == 0 or axis < 0:
+        return parameter
+    if block:
+        return parameter.index_select(axis, blocks_of(x.shape[axis], block))
+    return parameter.reshape([-1 if d == axis else 1 for d in range(x.dim())])
+
+
+def quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, axis: int = -1, block: int = 0
+) -> Tensor:
     """Codes of x as float32 whole numbers (exact up to 24 bits; wider grids are computed in float64)."""
     wide = quant_max - quant_min >= 2**24
-    scale, zero_point = _broadcast(scale, x.dim(), axis), _broadcast(zero_point, x.dim(), axis)
+    scale, zero_point = _broadcast(scale, x, axis, block), _broadcast(zero_point, x, axis, block)
     codes = torch.round(x.double() / scale.double() if wide else x / scale) + zero_point
     return codes.clamp(quant_min, quant_max)
 
 
-def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor, axis: int = -1) -> Tensor:
+def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor, axis: int = -1, block: int = 0) -> Tensor:
     """(codes - zero_point) * scale in float32."""
-    scale, zero_point = _broadcast(scale, codes.dim(), axis), _broadcast(zero_point, codes.dim(), axis)
+    scale, zero_point = _broadcast(scale, codes, axis, block), _broadcast(zero_point, codes, axis, block)
     return (codes - zero_point).to(scale.dtype) * scale
 
 
 @torch.library.custom_op("graphopt::fake_quantize", mutates_args=())
-def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, axis: int) -> Tensor:
-    """Round x to the grid. `axis` is the channel dimension of x that scale and zero point run along, -1 for one grid.
+def fake_quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, axis: int, block: int = 0
+) -> Tensor:
+    """Round x to the grid. `axis` is the dimension of x that scale and zero point run along, -1 for one grid.
 
     Args:
         x: float tensor of any shape.
-        scale: float32, [] or [channels]. zero_point: int32, the same shape.
+        scale: float32, [], [channels], or with a block the shape of x with ceil(n / block) along `axis`.
+        zero_point: int32, the same shape, or [] for one that all share.
+        block: how many elements along `axis` share a scale; 0: each has its own.
 
     Returns:
         Tensor of x's shape and type. NaN stays NaN.
     """
-    return dequantize(quantize(x, scale, zero_point, quant_min, quant_max, axis), scale, zero_point, axis).to(x.dtype)
+    codes = quantize(x, scale, zero_point, quant_min, quant_max, axis, block)
+    return dequantize(codes, scale, zero_point, axis, block).to(x.dtype)
 
 
 @fake_quantize.register_fake
-def _(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, axis: int) -> Tensor:
+def _(
+    x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, axis: int, block: int = 0
+) -> Tensor:
     return torch.empty_like(x)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, scale, zero_point, ctx.quant_min, ctx.quant_max, ctx.axis = inputs
+    x, scale, zero_point, ctx.quant_min, ctx.quant_max, ctx.axis, ctx.block = inputs
     ctx.save_for_backward(x, scale, zero_point)
 
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     x, scale, zero_point = ctx.saved_tensors
-    s, z = _broadcast(scale, x.dim(), ctx.axis), _broadcast(zero_point, x.dim(), ctx.axis)
+    s, z = _broadcast(scale, x, ctx.axis, ctx.block), _broadcast(zero_point, x, ctx.axis, ctx.block)
     position = x / s + z
     rounded = torch.round(x / s) + z
     inside = (rounded >= ctx.quant_min) & (rounded <= ctx.quant_max)
@@ -156,12 +174,20 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         slope = torch.where(inside, rounded - position, rounded.clamp(ctx.quant_min, ctx.quant_max) - z)
         count = x.numel() / scale.numel()
         slope = gradient * slope / (count * ctx.quant_max) ** 0.5
-        kept = [d for d in range(x.dim()) if scale.dim() and d == ctx.axis]
-        to_scale = slope.sum() if not kept else slope.sum([d for d in range(x.dim()) if d not in kept])
-        to_scale = to_scale.reshape(scale.shape)
-    return to_x, to_scale, None, None, None, None
+        if ctx.block:
+            to_scale = torch.zeros_like(scale).index_add_(ctx.axis, blocks_of(x.shape[ctx.axis], ctx.block), slope)
+        else:
+            kept = [d for d in range(x.dim()) if scale.dim() and d == ctx.axis]
+            to_scale = slope.sum() if not kept else slope.sum([d for d in range(x.dim()) if d not in kept])
+            to_scale = to_scale.reshape(scale.shape)
+    return to_x, to_scale, None, None, None, None, None
 
 
 fake_quantize.register_autograd(_backward, setup_context=_setup)
 
 FAKE_QUANTIZE: Any = torch.ops.graphopt.fake_quantize.default
+
+
+def in_blocks(quantizer: Node) -> bool:
+    """Whether a `fake_quantize` call has a scale per block: that of a weight whose layer reads float values."""
+    return len(quantizer.args) > 6

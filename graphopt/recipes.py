@@ -19,6 +19,7 @@ from graphopt.passes.fold_constant_channels import FoldConstantChannels
 from graphopt.passes.learn_rounding import LearnRounding
 from graphopt.passes.prune import Prune
 from graphopt.passes.quantize import LayerFormat, Quantize
+from graphopt.passes.quantize_weights import QuantizeWeights
 from graphopt.passes.simplify import Simplify
 from graphopt.targets import Target
 
@@ -75,6 +76,19 @@ def fewest_bits(target: Target, formats: Mapping[str, LayerFormat | None]) -> in
     """Of any layer's weights."""
     chosen = [layer.weights for layer in formats.values() if layer and layer.weights]
     return min(format.bits for format in [target.weights, *chosen])
+
+
+def weight_only(
+    target: Target,
+    bits: int = 4,
+    block: int = 32,
+    data: Iterable[list[Tensor]] | None = None,
+    *,
+    layers: Mapping[str, int | None] | None = None,
+) -> list[Pass]:
+    """Weights of linear layers in blocks of few bits, values in float; with `data`, codes chosen on it (GPTQ)."""
+    passes = [*clean(target), QuantizeWeights(bits, block, layers=layers or {})]
+    return passes if data is None else [*passes, LearnRounding(data)]
 
 
 def shrink(

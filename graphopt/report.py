@@ -105,6 +105,7 @@ class Report:
         agreement: the share of inputs on which float original and result predict the same class.
         sqnr_db: outputs of the deployed result against the float original.
         integer_macs: the share of multiply-accumulates computed in integer.
+        weight_only_macs: the shares of multiply-accumulates whose weights alone are of few bits, by bits.
         float_operators: what stayed in floating point, and why.
         missing: for what was not measured, the reason; keys as in `REASONS`.
     """
@@ -124,6 +125,7 @@ class Report:
     agreement: float | None = None
     sqnr_db: float | None = None
     integer_macs: float | None = None
+    weight_only_macs: dict[int, float] = field(default_factory=dict)
     float_operators: list[FloatOperator] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
 
@@ -197,6 +199,9 @@ class Report:
         if self.sqnr_db is not None:
             out["output SQNR"] = decibel(self.sqnr_db)
         out["integer"] = self._or_missing("integer_macs", self.integer_macs, lambda s: f"{s:.1%} of MACs")
+        if self.weight_only_macs:
+            shares = sorted(self.weight_only_macs.items())
+            out["weight-only"] = ", ".join(f"{share:.1%} of MACs with {bits}-bit weights" for bits, share in shares)
         if self.float_operators:
             out["stays float"] = "\n".join(self._floats())
         return out
@@ -258,6 +263,7 @@ class Report:
         values["float_operators"] = [
             FloatOperator(**_fields(FloatOperator, f)) for f in values.get("float_operators", [])
         ]
+        values["weight_only_macs"] = {int(bits): s for bits, s in values.get("weight_only_macs", {}).items()}
         return cls(**values)
 
     def save(self, path: str | Path) -> None:

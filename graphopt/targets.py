@@ -10,7 +10,7 @@ import difflib
 import platform
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from graphopt.errors import InputError
 from graphopt.numerics import Format
@@ -57,6 +57,8 @@ class Target:
         channel_multiple: channel counts the kernels like, in channels.
         depthwise_norm: a batch norm without a layer to fold into is fastest as a depthwise convolution.
         decompose: activations to be written as operators the integer kernels know (of `hard_swish` and `silu`).
+        block_products: what weights in blocks are multiplied with: `int8`, values rounded block by block at run time, or
+            `float32`, exactly what the simulated graph computes but slow where the kernels unpack (2 and 8 bits).
     """
 
     name: str
@@ -72,6 +74,11 @@ class Target:
     channel_multiple: int = 8
     depthwise_norm: bool = True
     decompose: frozenset[str] = frozenset({"hard_swish", "silu"})
+    block_products: Literal["int8", "float32"] = "int8"
+
+    def __post_init__(self) -> None:
+        if self.block_products not in ("int8", "float32"):
+            raise InputError(f"block_products must be 'int8' or 'float32', got {self.block_products!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for manifests and reports."""

@@ -26,6 +26,7 @@ FULL = Report(
     agreement=0.991,
     sqnr_db=27.5,
     integer_macs=0.9987,
+    weight_only_macs={4: 0.001},
     float_operators=[FloatOperator(f"block{i}.act", "gelu", "no integer kernel") for i in range(5)],
 )
 
@@ -45,6 +46,7 @@ accuracy     0.9400 -> 0.9380 (-0.0020)
 agreement    99.1% same prediction as float
 output SQNR  27.5 dB
 integer      99.9% of MACs
+weight-only  0.1% of MACs with 4-bit weights
 stays float  5 gelu: no integer kernel (block0.act, block1.act, block2.act, ...)
 note: batch fixed at 1
 warning: no calibration data"""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -167,5 +168,7 @@ TRANSFORMERS: dict[str, Callable[[int], Example]] = {
 
 
 def _transformers(kind: str, batch: int) -> Example:
+    with contextlib.suppress(ImportError):
+        torchvision()  # transformers imports it where it is installed
     model, args, kwargs = TRANSFORMERS[kind](batch)
     return model.eval(), args, kwargs

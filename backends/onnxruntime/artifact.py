@@ -15,6 +15,7 @@ import torch
 
 from graphopt.artifact import Artifact, describe, temporary_folder
 from graphopt.backends.onnxruntime.export import to_onnx
+from graphopt.backends.onnxruntime.nbits import choose_products
 from graphopt.deploy import deploy
 from graphopt.errors import ArtifactError, GraphoptError
 from graphopt.graph import Graph
@@ -130,6 +131,7 @@ def lower(graph: Graph, target: Target, *, name: str = "model") -> OnnxRuntimeAr
             raise GraphoptError(
                 f"the graph cannot be written as ONNX: {reasons[0] if reasons else type(root).__name__}"
             ) from error
+    choose_products(model, target.block_products)
     folder = temporary_folder()
     weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     ir.save(model, folder / MODEL, external_data=WEIGHTS if weights > ONE_FILE else None)

@@ -14,6 +14,7 @@ from typing import Any
 import onnx
 
 from graphopt.backends.onnxruntime.artifact import MODEL, OnnxRuntimeArtifact, open_session
+from graphopt.backends.onnxruntime.nbits import OPERATOR as MULTIPLIES_BLOCKS
 from graphopt.report import FloatOperator
 
 # Computing operators by the position of their weight (or second operand).
@@ -56,14 +57,18 @@ REASONS = {
 class Audit:
     """Attributes:
     integer: sites of the layers computed in integer.
+    weight_only: sites of the layers whose weights alone are of few bits.
     floating: operators that compute in float.
     integer_macs, total_macs: multiply-accumulates of convolutions and linear layers.
+    weight_only_macs: those of `weight_only`, by the bits of the weights; they count as neither integer nor float.
     operators: how often each operator type occurs.
     """
 
     integer: list[str] = field(default_factory=list)
+    weight_only: list[str] = field(default_factory=list)
     floating: list[FloatOperator] = field(default_factory=list)
     integer_macs: int = 0
+    weight_only_macs: dict[int, int] = field(default_factory=dict)
     total_macs: int = 0
     operators: dict[str, int] = field(default_factory=dict)
 
@@ -71,6 +76,11 @@ class Audit:
     def share(self) -> float:
         """The share of multiply-accumulates of convolutions and linear layers computed in integer, 0 to 1."""
         return self.integer_macs / self.total_macs if self.total_macs else 0.0
+
+    @property
+    def weight_only_shares(self) -> dict[int, float]:
+        """The shares of multiply-accumulates with weights of few bits and float values, 0 to 1, by bits."""
+        return {bits: macs / self.total_macs for bits, macs in self.weight_only_macs.items() if self.total_macs}
 
 
 def audit(artifact: OnnxRuntimeArtifact) -> Audit:
@@ -82,12 +92,16 @@ def audit(artifact: OnnxRuntimeArtifact) -> Audit:
     for node in model.graph.node:
         kind = node.op_type
         found.operators[kind] = found.operators.get(kind, 0) + 1
-        position = {**INTEGER_WORK, **FLOAT_WORK}.get(kind)
+        position = {**INTEGER_WORK, **FLOAT_WORK, MULTIPLIES_BLOCKS: 1}.get(kind)
         layer = layers.get(_weight(node, position, producers)) if position is not None else None
         site = layer["site"] if layer else str(node.name).removeprefix("node_").partition("_token_")[0]
         if kind in INTEGER_WORK:
             found.integer.append(site)
             found.integer_macs += layer["macs"] if layer else 0
+        elif kind == MULTIPLIES_BLOCKS:
+            bits = next(int(a.i) for a in node.attribute if a.name == "bits")
+            found.weight_only.append(site)
+            found.weight_only_macs[bits] = found.weight_only_macs.get(bits, 0) + (layer["macs"] if layer else 0)
         elif kind not in NEUTRAL and not kind.startswith("QLinear"):
             reason = (layer or {}).get("left") or REASONS.get(kind, "the operators around it are float")
             found.floating.append(FloatOperator(site, kind, reason, layer["macs"] if layer else 0))

@@ -7,6 +7,7 @@
                                 codes (see `graphopt.passes.quantize.gates`) a clip of the codes does it; else addition, which
                                 has a kernel: the sum is quantized on a grid six times as wide, whose ends do the clamping, and
                                 its codes are then read on the narrow grid, which does the division
+    linear of packed weights    becomes one call; see `graphopt.backends.onnxruntime.nbits`
     linear on [N, T, C]         becomes Gemm on [N T, C] between two reshapes; MatMul with a bias has no integer kernel
     parts of a split            become slices; the exporter would make a sequence of tensors
     flatten behind the batch    with its sizes as numbers, so that no shape is computed at run time
@@ -26,7 +27,9 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
+from graphopt.backends.onnxruntime.nbits import multiply_packed
 from graphopt.backends.onnxruntime.stem import read_whole_words
+from graphopt.blocks import DEQUANTIZE_BLOCKS
 from graphopt.deploy import Q, storage
 from graphopt.graph import Graph
 from graphopt.ops import argument, aten, family, shape, value
@@ -82,6 +85,8 @@ def speak(graph: Graph) -> None:
             _flatten_by_numbers(graph, node)
         elif kind in ("pad", "slice") and is_dequantized(node.args[0]):
             _move_codes(graph, node)
+        elif kind == "linear" and node.args[1].target is DEQUANTIZE_BLOCKS:  # type: ignore[union-attr]
+            multiply_packed(graph, node)
         elif kind == "linear" and len(shape(node)) > 2 and is_dequantized(node.args[0]):
             _flatten_rows(graph, node)
     for node in {n: None for n in graph.outputs if n.op == "placeholder"}:  # else ONNX would give it the output's name

@@ -21,6 +21,7 @@ from onnxscript import opset18, opset20, opset21
 from onnxscript.optimizer import fold_constants
 
 from graphopt.backends.onnxruntime.dialect import CLIP_CODES, GLOBAL_AVERAGE_POOL, speak
+from graphopt.backends.onnxruntime.nbits import MATMUL_BLOCKS, translate
 from graphopt.backends.onnxruntime.surgery import drop_zero_biases, fold_pads
 from graphopt.deploy import Q
 from graphopt.graph import Graph
@@ -98,6 +99,7 @@ def _translations(op: Any) -> dict[Any, Any]:
         Q.dequantize_per_channel.default: dequantize_channels,
         CLIP_CODES: clip,
         GLOBAL_AVERAGE_POOL: pool,
+        MATMUL_BLOCKS: translate,
     }
 
 

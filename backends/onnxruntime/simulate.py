@@ -26,7 +26,7 @@ from graphopt.backends.onnxruntime.machines import MACHINES
 from graphopt.deploy import deploy
 from graphopt.errors import InputError
 from graphopt.graph import Graph
-from graphopt.numerics import FAKE_QUANTIZE
+from graphopt.numerics import FAKE_QUANTIZE, in_blocks
 from graphopt.targets import Target, architecture
 
 Watch = Callable[[Node, str, Tensor], Tensor]
@@ -157,7 +157,13 @@ def simulate(graph: Graph, target: Target, machine: str | None = None) -> Simula
     machine = machine or target.architecture
     if machine not in MACHINES:
         raise InputError(f"no kernels are known for the machine {machine!r}; known: {', '.join(sorted(MACHINES))}")
-    if not graph.calls(FAKE_QUANTIZE):
+    quantizers = graph.calls(FAKE_QUANTIZE)
+    if quantizers and all(map(in_blocks, quantizers)):
+        raise InputError(
+            "only weights are quantized, values stay float, so there are no integers to simulate; the graph itself answers "
+            "what the artifact answers, up to rounding (target.block_products='float32')"
+        )
+    if not quantizers:
         raise InputError(
             "the graph is not quantized, so there are no integers to simulate; "
             "pass the graph of graphopt.optimize(...), or apply Quantize first"

@@ -14,7 +14,8 @@ simulation, integers and artifact agree.
 The second step starts from what the first found, and what it learns of a unit is taken only where samples held out of the
 learning gain by it. With a few hundred images and steps that is little: begin with `gptq`.
 
-Needs:  a graph straight from `Quantize`; `CorrectBias` would move the biases of what serves as original, and is not needed.
+Needs:  a graph straight from `Quantize` or `QuantizeWeights`; `CorrectBias` would move the biases of what serves as original,
+        and is not needed.
 Papers: Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization"; Li et al. 2021, "BRECQ"; Frantar et al.
         2022, "GPTQ"; Hubara et al. 2020, "Improving Post Training Neural Quantization" (AdaQuant; asymmetric calibration).
 """
@@ -124,7 +125,9 @@ class LearnRounding:
     def check(self, graph: Graph) -> list[Rounded]:
         found = rounded_layers(graph)
         if not found:
-            raise InputError("the graph has no quantized weights; run Quantize before LearnRounding")
+            raise InputError(
+                "the graph has no quantized weights; run Quantize before LearnRounding, or QuantizeWeights"
+            )
         for rounded in found:
             if "bias_corrected" in rounded.layer.node.meta:
                 raise InputError(

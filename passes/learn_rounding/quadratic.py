@@ -10,9 +10,11 @@
 
     w^_j  =  nearest code of  w^_j - [(W^ - W) H]_j / H_jj
 
-The best scale for given codes c - z = k is a quotient, s = (k H w) / (k H k), row by row; both steps lessen the same error.
+The best scale for given codes c - z = k is a quotient, s = (k H w) / (k H k), row by row; both steps lessen the same error. Where
+a row has a scale to every few columns, they are bettered one after another, the others standing.
 
-All arrays are float64 and g counts the groups of a convolution.
+Columns are visited in chunks: what a column changes is carried to the rest of its chunk at once, and to all others behind the
+chunk, in one matrix product. All arrays are float64 and g counts the groups of a convolution.
 
 Papers: Frantar et al. 2022, "GPTQ", and "Optimal Brain Compression" (the sequential step); Hubara et al. 2020, "Improving
         Post Training Neural Quantization" (the objective); Wang et al. 2020, "Bit-Split" (descent on codes and scales in turn).
@@ -27,6 +29,7 @@ from torch import Tensor
 
 SWEEPS = 12
 TURNS = 4  # of codes and scales
+CHUNK = 64  # columns
 SHARES = (1.0, 0.94, 0.88, 0.82, 0.76, 0.7, 0.64, 0.58, 0.52, 0.46)  # of the scale a search begins from
 
 
@@ -35,21 +38,34 @@ class Lattice:
     """The weights that can be had: (codes - zero) * scale.
 
     Attributes:
-        scale, zero: [g, out, 1]; with one scale for the whole tensor all are equal.
+        scale, zero: [g, out, 1]; with one scale for the whole tensor all are equal. In blocks: [g, out, blocks].
         low, high: the first and last code.
+        block: columns to a scale; 0: all.
     """
 
     scale: Tensor
     zero: Tensor
     low: int
     high: int
+    block: int = 0
 
-    def codes(self, weight: Tensor) -> Tensor:
-        """The nearest codes."""
-        return (torch.round(weight / self.scale) + self.zero).clamp(self.low, self.high)
+    def over(self, parameter: Tensor, columns: int, first: int = 0) -> Tensor:
+        """A parameter as it meets `columns` of a weight, from the `first` on."""
+        return parameter[..., torch.arange(first, first + columns) // self.block] if self.block else parameter
 
-    def weight(self, codes: Tensor) -> Tensor:
-        return (codes - self.zero) * self.scale
+    def codes(self, weight: Tensor, first: int = 0) -> Tensor:
+        """The nearest codes, of columns from `first` on."""
+        scale, zero = (self.over(p, weight.shape[-1], first) for p in (self.scale, self.zero))
+        return (torch.round(weight / scale) + zero).clamp(self.low, self.high)
+
+    def weight(self, codes: Tensor, first: int = 0) -> Tensor:
+        scale, zero = (self.over(p, codes.shape[-1], first) for p in (self.scale, self.zero))
+        return (codes - zero) * scale
+
+    def parts(self, columns: int) -> list[slice]:
+        """The columns of each scale."""
+        width = self.block or columns
+        return [slice(first, min(first + width, columns)) for first in range(0, columns, width)]
 
 
 def cost(weight: Tensor, metric: Tensor, rounded: Tensor) -> Tensor:
@@ -63,13 +79,18 @@ def sequential(weight: Tensor, metric: Tensor, lattice: Lattice) -> Tensor:
     order = metric.diagonal(dim1=1, dim2=2).mean(0).argsort(descending=True)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(metric[:, order][:, :, order]))
     upper = torch.linalg.cholesky(inverse, upper=True)
-    left, codes = weight[..., order].clone(), torch.empty_like(weight)
-    for j in range(weight.shape[-1]):
-        column = left[..., j : j + 1]
-        found = lattice.codes(column)
-        codes[..., order[j]] = found[..., 0]
-        error = (column - lattice.weight(found)) / upper[:, j, None, j, None]
-        left[..., j + 1 :] -= error * upper[:, None, j, j + 1 :]
+    left, codes, place = weight[..., order].clone(), torch.empty_like(weight), order.tolist()
+    for start in range(0, weight.shape[-1], CHUNK):
+        end = min(start + CHUNK, weight.shape[-1])
+        errors = torch.empty_like(left[..., start:end])
+        for j in range(start, end):
+            column = left[..., j : j + 1]
+            found = lattice.codes(column, place[j])
+            codes[..., place[j]] = found[..., 0]
+            error = (column - lattice.weight(found, place[j])) / upper[:, j, None, j, None]
+            left[..., j + 1 : end] -= error * upper[:, None, j, j + 1 : end]
+            errors[..., j - start] = error[..., 0]
+        left[..., end:] -= errors @ upper[:, start:end, end:]
     return codes
 
 
@@ -79,34 +100,47 @@ def descend(weight: Tensor, metric: Tensor, lattice: Lattice, codes: Tensor) -> 
     slope = (lattice.weight(codes) - weight) @ metric
     for _ in range(SWEEPS):
         changed = False
-        for j in range(weight.shape[-1]):
-            now = lattice.weight(codes[..., j : j + 1])
-            best = lattice.codes(now - slope[..., j : j + 1] / metric[:, None, j, None, j])
-            moved = lattice.weight(best) - now
-            if bool(moved.any()):
-                slope += moved * metric[:, None, j]
-                codes[..., j] = best[..., 0]
-                changed = True
+        for start in range(0, weight.shape[-1], CHUNK):
+            end = min(start + CHUNK, weight.shape[-1])
+            here, moves = slope[..., start:end].clone(), torch.zeros_like(slope[..., start:end])
+            for j in range(start, end):
+                now = lattice.weight(codes[..., j : j + 1], j)
+                best = lattice.codes(now - here[..., j - start, None] / metric[:, None, j, None, j], j)
+                moved = lattice.weight(best, j) - now
+                if bool(moved.any()):
+                    here += moved * metric[:, None, j, start:end]
+                    moves[..., j - start] = moved[..., 0]
+                    codes[..., j] = best[..., 0]
+                    changed = True
+            slope += moves @ metric[:, start:end]
         if not changed:
             break
     return codes
 
 
 def rescale(weight: Tensor, metric: Tensor, lattice: Lattice, codes: Tensor) -> Lattice:
-    """The best scale of each row for these codes; rows for which it would not be positive keep theirs."""
-    steps = codes - lattice.zero
-    towards = steps @ metric
-    scale = (towards * weight).sum(-1, keepdim=True) / (towards * steps).sum(-1, keepdim=True).clamp(min=1e-30)
-    usable = (scale > 0.2 * lattice.scale) & (scale < 5 * lattice.scale)
-    return replace(lattice, scale=torch.where(usable, scale, lattice.scale))
+    """The best scale of each row, or block, for these codes; one that would change sign or size too much stays."""
+    scale, steps = lattice.scale.clone(), codes - lattice.over(lattice.zero, codes.shape[-1])
+    slope = (lattice.weight(codes) - weight) @ metric
+    for number, part in enumerate(lattice.parts(codes.shape[-1])):
+        k, old = steps[..., part], scale[..., number, None]
+        bend = ((k @ metric[:, part, part]) * k).sum(-1, keepdim=True).clamp(min=1e-30)
+        share = 1 - (slope[..., part] * k).sum(-1, keepdim=True) / (bend * old)
+        new = torch.where((share > 0.2) & (share < 5), share * old, old)
+        slope += ((new - old) * k) @ metric[:, part]
+        scale[..., number] = new[..., 0]
+    return replace(lattice, scale=scale)
 
 
 def shrink(weight: Tensor, metric: Tensor, lattice: Lattice) -> Lattice:
-    """The best of `SHARES` of each row's scale, for the nearest codes."""
-    best, scale = torch.full_like(weight[..., :1], torch.inf), lattice.scale
+    """The best of `SHARES` of each row's, or block's, scale, for the nearest codes (of the block alone)."""
+    best, scale = torch.full_like(lattice.scale, torch.inf), lattice.scale
     for share in SHARES:
         tried = replace(lattice, scale=lattice.scale * share)
-        found = cost(weight, metric, tried.weight(tried.codes(weight)))[..., None]
+        lost = tried.weight(tried.codes(weight)) - weight
+        parts = [lost[..., p] for p in lattice.parts(weight.shape[-1])]
+        blocks = [metric[:, p, p] for p in lattice.parts(weight.shape[-1])]
+        found = torch.stack([((e @ h) * e).sum(-1) for e, h in zip(parts, blocks, strict=True)], -1)
         scale = torch.where(found < best, tried.scale, scale)
         best = torch.minimum(best, found)
     return replace(lattice, scale=scale)

@@ -42,7 +42,7 @@ class SoftWeight:
         lattice: where it ends; its scale when learning began.
         base: the lower of its two codes.
         v: what is learned of the rounding.
-        growth: the scale's logarithm beyond that of `lattice`, [g, out, 1]; None where the scale stays.
+        growth: the scale's logarithm beyond that of `lattice`, in its shape; None where the scale stays.
     """
 
     lattice: Lattice
@@ -57,7 +57,8 @@ class SoftWeight:
         The position of the weight between two codes is kept where one of them is the code found; where it is not, the code has
         moved further to make up for others, and the search begins next to it.
         """
-        position = weight / lattice.scale + lattice.zero
+        scale, zero = (lattice.over(p, weight.shape[-1]) for p in (lattice.scale, lattice.zero))
+        position = weight / scale + zero
         low = torch.floor(position).clamp(lattice.low, lattice.high - 1)
         base = torch.where(codes < low, codes, torch.where(codes > low + 1, codes - 1, low))
         inside = (position - base).clamp(0, 1)
@@ -75,7 +76,8 @@ class SoftWeight:
 
     def weight(self) -> Tensor:
         """[g, out, d], differentiable."""
-        return (self.base + rectified(self.v) - self.lattice.zero.float()) * self.scale
+        zero, scale = (self.lattice.over(p, self.base.shape[-1]) for p in (self.lattice.zero.float(), self.scale))
+        return (self.base + rectified(self.v) - zero) * scale
 
     def hard_weight(self) -> Tensor:
         """The weight with every rounding at its end."""

@@ -8,14 +8,14 @@ A bias lies on the grid of the accumulator, scale_input * scale_weight. Where on
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.graph import Graph
-from graphopt.numerics import FAKE_QUANTIZE, SMALLEST_SCALE
+from graphopt.numerics import FAKE_QUANTIZE, SMALLEST_SCALE, in_blocks
 from graphopt.ops import Layer, aten, clamp_bounds, family
 from graphopt.passes.learn_rounding.quadratic import Lattice
 
@@ -51,9 +51,11 @@ class Rounded:
         return graph.tensor(self.quantizer.args[0])  # type: ignore[arg-type]
 
     def lattice(self, graph: Graph) -> Lattice:
-        _, scale, zero, low, high, _ = self.quantizer.args
+        _, scale, zero, low, high, _, *block = self.quantizer.args
         full = (self.layer.groups, self.layer.out_channels // self.layer.groups, 1)
         s, z = graph.tensor(scale).double(), graph.tensor(zero).double()  # type: ignore[arg-type]
+        if block:
+            return Lattice(s[None], z.expand_as(s)[None], low, high, *block)  # type: ignore[arg-type]
         if s.dim() and self.layer.kind == "conv_transpose":  # one scale per channel inside a group
             s, z = (p.repeat(self.layer.groups) for p in (s, z))
         s, z = (p.reshape(full) if p.dim() else p.expand(full) for p in (s, z))
@@ -61,6 +63,8 @@ class Rounded:
 
     def scales_fixed(self, graph: Graph) -> bool:
         """Whether the scales have to stay: one for all channels, powers of two, or a bias that is shifted in their units."""
+        if in_blocks(self.quantizer):
+            return False
         scale = graph.tensor(self.quantizer.args[1])  # type: ignore[arg-type]
         shifted = self.layer.bias is not None and self.layer.bias.target is aten.sub.Tensor
         return not scale.dim() or self.layer.kind == "conv_transpose" or power_of_two(scale) or shifted
@@ -78,10 +82,14 @@ class Rounded:
         """Let the layer have these codes [g, out, d], scales, and bias [out]."""
         old = self.weight(graph)
         if not self.scales_fixed(graph):
-            scale = torch.maximum(lattice.scale.flatten().float(), self.least_scale(graph))
+            if in_blocks(self.quantizer):  # the bias is float: no accumulator whose grid has to hold it
+                scale = lattice.scale[0].float()
+            else:
+                scale = torch.maximum(lattice.scale.flatten().float(), self.least_scale(graph))
             graph.set_constant(self.quantizer, 1, scale)
-            lattice = Lattice(scale.reshape(lattice.scale.shape), lattice.zero, lattice.low, lattice.high)
-        weight = ((codes - lattice.zero).float() * lattice.scale.float()).to(old.dtype)
+            lattice = replace(lattice, scale=scale.reshape(lattice.scale.shape))
+        single = replace(lattice, scale=lattice.scale.float(), zero=lattice.zero.float())
+        weight = single.weight(codes.float()).to(old.dtype)
         graph.set_constant(self.quantizer, 0, self.native(weight, old))
         if bias is not None and self.bias is not None:
             reader, constant = self.bias
@@ -124,7 +132,7 @@ def free_step(graph: Graph, quantizer: Node) -> float | None:
     A step stays where the range is known (sigmoid, softmax), where a gate or an end per channel was computed from it, and where
     it is a power of two. The clip of a relu6 is left to the grid as long as the grid ends no later.
     """
-    source, scale, zero, _, high, axis = quantizer.args
+    source, scale, zero, _, high, axis, *_ = quantizer.args
     if axis != -1 or not isinstance(source, Node) or family(source) in _TIED or graph.is_constant(source):
         return None
     if power_of_two(graph.tensor(scale)):  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ import networkx as nx
 from torch.fx.node import Node
 
 from graphopt.graph import Graph
-from graphopt.numerics import Format
+from graphopt.numerics import FAKE_QUANTIZE, Format
 from graphopt.ops import Layer, family, is_float, shape
 from graphopt.targets import Target
 
@@ -122,7 +122,9 @@ class _Placement:
     def start(self, node: Node, chosen: LayerFormat | None) -> None:
         layer = Layer.of(node)
         assert layer is not None
-        if not self.graph.is_constant(layer.weight) or (
+        if layer.weight.target is FAKE_QUANTIZE:
+            self.left[node] = "its weights alone are quantized"
+        elif not self.graph.is_constant(layer.weight) or (
             layer.bias is not None and not self.graph.is_constant(layer.bias)
         ):
             self.left[node] = "its weight is computed by the graph"

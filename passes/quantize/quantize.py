@@ -28,7 +28,7 @@ from graphopt.deploy import end_codes
 from graphopt.errors import InputError, NonFiniteError
 from graphopt.graph import Graph
 from graphopt.masks import bake
-from graphopt.numerics import FAKE_QUANTIZE, Format, scale_and_zero_point
+from graphopt.numerics import FAKE_QUANTIZE, Format, in_blocks, scale_and_zero_point
 from graphopt.observe import Histogram, Range, observe
 from graphopt.ops import BIAS, WEIGHT, Layer, aten, family, value
 from graphopt.passes.quantize.gates import gate_of, shared_grid
@@ -73,7 +73,7 @@ class Quantize:
                 raise InputError(f"unknown range estimator {name!r}; known: {', '.join(known)}")
 
     def __call__(self, graph: Graph) -> list[Change]:
-        if graph.calls(FAKE_QUANTIZE):
+        if not all(map(in_blocks, graph.calls(FAKE_QUANTIZE))):
             return []
         self.check_patterns(graph)
         changes = bake(graph)
