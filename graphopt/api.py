@@ -85,7 +85,7 @@ def optimize(
             `graphopt.passes.factorize.Factorize`, which do more when they are put among the passes.
         max_latency: factorize layers until this share of the time is left, measured on this machine (over 0, under 1).
         dump: a folder for the text of the graph after every pass.
-        estimator: how ranges are chosen: `minmax`, `percentile`, `mse` or `entropy`.
+        estimator: how ranges are chosen: `minmax`, `percentile`, `mse`, `entropy`, `aciq` or `output_mse`.
         measure: measure latency before and after, where the target runs on this machine.
         threads: of the runtime while measuring.
         dynamic_batch: let the batch size stay free where the model allows it.
