@@ -95,7 +95,7 @@ def optimize(
             `nearest` to `adaround`, then the layers that hurt most in more bits or float) until the artifact is good enough; if
             nothing is, the best is returned with a warning. The report lists what was tried.
         dump: a folder for the text of the graph after every pass.
-        estimator: how ranges are chosen: `minmax`, `percentile`, `mse` or `entropy`.
+        estimator: how ranges are chosen: `minmax`, `percentile`, `mse`, `entropy`, `aciq` or `output_mse`.
         measure: measure latency before and after, where the target runs on this machine.
         threads: of the runtime while measuring.
         dynamic_batch: let the batch size stay free where the model allows it.

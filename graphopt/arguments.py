@@ -30,7 +30,7 @@ Samples = Annotated[int, typer.Option(min=1, help="Calibration samples to take a
 Scale = Annotated[float, typer.Option(help="What raw pixels are multiplied by first.", show_default="1/255")]
 Mean = Annotated[str, typer.Option(help="Then the mean that is subtracted, per channel.")]
 Std = Annotated[str, typer.Option(help="Then the deviation that is divided by.")]
-Estimator = Annotated[str, typer.Option(help="How value ranges are chosen during calibration.")]
+Estimator = Annotated[str, typer.Option(help="Value ranges by minmax, percentile, mse, entropy, aciq or output_mse.")]
 
 
 def calibration(name: str | None, samples: int, scale: float, mean: str, std: str) -> Named | None:

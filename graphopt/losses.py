@@ -30,3 +30,36 @@ def own_outputs(output: Any, batch: list[Tensor]) -> Tensor:
     """
     leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     return torch.stack([(torch.randint_like(z, 2) * 2 - 1).mul(z).sum() for z in leaves]).sum()
+
+
+# ---- What a changed network answers, against the original's answer --------------------------------------------------
+
+Comparison = Callable[[Any, Any], Tensor]
+
+
+def _logits(output: Any) -> Tensor:
+    return next(leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor))
+
+
+def against_labels(output: Any, original: Any) -> Tensor:
+    """Cross-entropy of the first output against the class the original gives."""
+    return F.cross_entropy(_logits(output), _logits(original).argmax(1), reduction="sum")
+
+
+def divergence(output: Any, original: Any) -> Tensor:
+    """Kullback-Leibler divergence of the class probabilities from the original's."""
+    one, other = (F.log_softmax(_logits(z), 1) for z in (output, original))
+    return F.kl_div(one, other, reduction="sum", log_target=True)
+
+
+def squared_error(output: Any, original: Any) -> Tensor:
+    """Sum over all outputs of the squared distance to the original's."""
+    pairs = zip(pytree.tree_leaves(output), pytree.tree_leaves(original), strict=True)
+    return torch.stack([(a - b).double().square().sum() for a, b in pairs if isinstance(a, Tensor)]).sum()
+
+
+COMPARISONS: dict[str, Comparison] = {
+    "labels": against_labels,
+    "divergence": divergence,
+    "outputs": squared_error,
+}

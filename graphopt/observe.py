@@ -82,25 +82,25 @@ class Histogram(Range):
         return (torch.arange(BINS, dtype=torch.float64) + 0.5) * self.width - self.reach
 
 
-class ChannelMean:
-    """Mean of every channel over all samples and positions; `dim` counts the channels."""
+class PositionMean:
+    """Mean over all leading dimensions but the last `dims`: of images [N, C, H, W] with 3, over the samples alone."""
 
-    def __init__(self, dim: int = 1) -> None:
-        self.dim = dim
+    def __init__(self, dims: int) -> None:
+        self.dims = dims
         self.total: Tensor | float = 0.0
         self.count = 0
 
     def update(self, value: Tensor) -> None:
-        others = [d for d in range(value.dim()) if d != self.dim]
-        total = value.detach().double().sum(others)
+        samples = value.detach().reshape(-1, *value.shape[value.dim() - self.dims :])
+        total = samples.double().sum(0)
         if not bool(torch.isfinite(total).all()):
             raise _NonFinite
         self.total = self.total + total
-        self.count += value.numel() // value.shape[self.dim]
+        self.count += len(samples)
 
     @property
     def mean(self) -> Tensor:
-        """[channels], float64."""
+        """Of the shape of the last dimensions, float64."""
         return torch.as_tensor(self.total) / max(self.count, 1)
 
 

@@ -103,3 +103,19 @@ class Twins:
             self._rounded[node] = self.call(node, {}, self.all)
         own = node if node.target is FAKE_QUANTIZE else None
         self._rounder[node] = own or next((n for n in inner if n is not None), None)
+
+
+def float_twin(graph: Graph) -> Graph:
+    """The network before it was quantized: a copy that goes past every quantizer, weights and values alike."""
+    twin = graph.clone().eval()
+    for node in twin.calls(FAKE_QUANTIZE):
+        twin.replace(node, node.args[0])  # type: ignore[arg-type]
+    twin.refresh()
+    return twin
+
+
+def unquantized(value: Node) -> Node:
+    """What a value is in front of its quantizers."""
+    while value.target is FAKE_QUANTIZE:
+        value = value.args[0]  # type: ignore[assignment]
+    return value

@@ -18,12 +18,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.contract import Change
 from graphopt.graph import Graph
+from graphopt.moments import known_moments
 from graphopt.ops import Layer, family
 
 
@@ -40,7 +40,7 @@ class AbsorbHighBias:
         return [change for layer in layers if (change := self.absorb(graph, layer))]
 
     def absorb(self, graph: Graph, layer: Layer) -> Change | None:
-        moments = layer.node.meta.get("moments")
+        moments = known_moments(graph, layer.node)
         activation = next(iter(layer.node.users), None)
         if moments is None or layer.bias is None or len(layer.node.users) != 1 or family(activation) != "relu":
             return None
@@ -48,7 +48,7 @@ class AbsorbHighBias:
         readers = [Layer.of(user) for user in activation.users]
         if not readers or not all(reader and takes(graph, activation, reader) for reader in readers):
             return None
-        mean, deviation = (torch.as_tensor(m).double() for m in moments)
+        mean, deviation = moments
         constant = (mean - self.deviations * deviation).clamp(min=0)
         if not bool((constant > 0).any()):
             return None

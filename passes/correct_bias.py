@@ -1,13 +1,15 @@
 """Take the mean error that rounded weights cause out of the biases.
 
-Rounding W to W^ shifts the mean of a layer's output by (W^ - W) E[x], channel by channel; what E[x] is, calibration tells:
+Rounding W to W^ shifts the mean of a layer's output by (W^ - W) E[x], channel by channel:
 
-    b' = b + sum over in and kernel of (W - W^) E[x]            E[x]: [in], mean over samples and image
+    b' = b + mean over positions of (W - W^) E[x]           E[x]: [in, *image], mean over samples
 
-The means are those of the simulated graph's own values, so that the errors of the layers before are in them. Borders, where a
-convolution reads zeros, are overlooked.
+What E[x] is, calibration data tell (section 4.2.2): the means are those of the float network, to which the layers before will
+have come back once they are corrected, too. Without data, batch norms tell (section 4.2.1): their mean and deviation are pushed
+through the activations, sums and pools that follow (`graphopt.moments`). Layers whose input no batch norm says anything about
+stay as they are: the first one, usually. E[x] has a value for every position, so borders of zeros count as such.
 
-Needs:  a simulated graph (fake-quantize nodes on weights), calibration data.
+Needs:  a simulated graph (fake-quantize nodes on weights); calibration data, or batch norms folded by `FoldBatchNorm`.
 Paper:  Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.2.
 """
 
@@ -21,19 +23,26 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.contract import Change
+from graphopt.errors import InputError
 from graphopt.graph import Graph
+from graphopt.moments import Distributions
 from graphopt.numerics import FAKE_QUANTIZE, fake_quantize
-from graphopt.observe import ChannelMean, observe
-from graphopt.ops import Layer, shape
+from graphopt.observe import PositionMean, Statistic, observe
+from graphopt.ops import Layer
+from graphopt.twins import float_twin, unquantized
 
 
 @dataclass(frozen=True)
 class CorrectBias:
-    """`calibration`: batches to take the means from."""
+    """`calibration`: batches to take the means from; None: batch norms tell them.
+
+    Raises:
+        InputError: neither data nor batch norms: nothing is known of any layer's input.
+    """
 
     exact: ClassVar[bool] = False
 
-    calibration: Iterable[list[Tensor]] = field(repr=False)
+    calibration: Iterable[list[Tensor]] | None = field(default=None, repr=False)
 
     def __call__(self, graph: Graph) -> list[Change]:
         layers = [layer for node in graph.calls() if (layer := Layer.of(node)) and quantized_bias(layer) is not None]
@@ -42,16 +51,45 @@ class CorrectBias:
             for layer in layers
             if layer.weight.target is FAKE_QUANTIZE and "bias_corrected" not in layer.node.meta
         ]
-        means = {layer.input: ChannelMean(len(shape(layer.input)) - 1 - layer.dims) for layer in layers}
-        if not means or not observe(graph, means, self.calibration):
+        if not layers:
+            return []
+        if self.calibration is None:
+            return self.from_norms(graph, layers)
+        twin = float_twin(graph)
+        sources = {node.name: node for node in twin.nodes}
+        means = {layer.input: PositionMean(layer.dims + 1) for layer in layers}
+        watched: dict[Node, list[Statistic]] = {}
+        for value, mean in means.items():
+            watched.setdefault(sources[unquantized(value).name], []).append(mean)
+        if not observe(twin, watched, self.calibration):
             return []
         return [self.correct(graph, layer, means[layer.input].mean) for layer in layers]
 
+    def from_norms(self, graph: Graph, layers: list[Layer]) -> list[Change]:
+        found = Distributions.of(graph)
+        known = [layer for layer in layers if layer.input in found.known]
+        if not known:
+            if any("bias_corrected" in node.meta for node in graph.calls()):
+                return []  # all that could be has been
+            raise InputError(
+                f"without calibration data biases are corrected by batch norms, which tell nothing of this graph "
+                f"({found.unknown[layers[0].input]}); run FoldBatchNorm before Quantize, or pass CorrectBias(calibration)"
+            )
+        changes = []
+        for layer in known:
+            mean = found.known[layer.input].mean
+            mean = mean.flatten(0, -layer.dims - 2).mean(0) if mean.dim() > layer.dims + 1 else mean
+            changes.append(self.correct(graph, layer, mean))
+        left = [layer for layer in layers if layer not in known]
+        return changes + [Change(graph.site(n.node), f"left as it is: {found.unknown[n.input]}") for n in left]
+
     def correct(self, graph: Graph, layer: Layer, mean: Tensor) -> Change:
+        """Shift the bias by what the lost part of the weight makes of the mean input, [in, *image]."""
         weight: Any = layer.weight
         constants = [graph.tensor(a) if isinstance(a, Node) else a for a in weight.args]
-        lost = layer.canonical(constants[0].double() - fake_quantize(*constants).double())
-        shift = layer.respond(lost, mean)
+        lost = constants[0].double() - fake_quantize(*constants).double()
+        response = layer.node.target(mean[None], lost, None, *layer.node.args[3:], **layer.node.kwargs)  # type: ignore[operator]
+        shift = response.movedim(-1 - layer.dims, 0).flatten(1).mean(1)
         found = quantized_bias(layer)
         assert found is not None
         reader, bias = found

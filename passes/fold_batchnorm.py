@@ -16,7 +16,8 @@ kernel of 1, W = s, b = t, which integer kernels compute faster and with one rou
 
 Needs:  constant weight and statistics; between layer and norm nobody else reads.
 Keeps:  outputs, up to float rounding. A weight shared with another layer is copied, not changed. The moments of the
-        folded channels (mean beta, deviation |g|) stay known to later passes as `meta["moments"]`.
+        channels (mean beta, deviation |g|; of the norm's input, where it moved behind) stay known to later passes as
+        `meta["moments"]`: see `graphopt.moments`.
 Paper:  Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
         section 3.2.
 """
@@ -33,6 +34,7 @@ from torch.fx.node import Node
 from graphopt.contract import Change
 from graphopt.graph import Graph
 from graphopt.masks import bake
+from graphopt.moments import norm_moments
 from graphopt.ops import WEIGHT, BatchNorm, Layer, aten, shape
 
 
@@ -62,6 +64,8 @@ class FoldBatchNorm:
             for layer in behind:
                 assert layer is not None
                 self.fold_forward(graph, norm, layer, scale, shift)
+            if before is None or before.channel_dim == 1:
+                norm.input.meta.setdefault("moments", input_moments(graph, norm))
             graph.replace(norm.node, norm.input)
             return Change(
                 site, f"folded into {', '.join(graph.site(layer.node) for layer in behind if layer)} behind it"
@@ -78,7 +82,7 @@ class FoldBatchNorm:
         folded = (weight * layer.over_outputs(scale)).to(weight.dtype)
         graph.set_constant(layer.node, WEIGHT, layer.native(folded))
         graph.set_bias(layer.node, (bias * scale + shift).to(weight.dtype))
-        layer.node.meta["moments"] = moments(graph, norm)
+        layer.node.meta["moments"] = norm_moments(graph, norm)
         graph.replace(norm.node, layer.node)
 
     def fold_forward(self, graph: Graph, norm: BatchNorm, layer: Layer, scale: Tensor, shift: Tensor) -> None:
@@ -104,7 +108,9 @@ class FoldBatchNorm:
         weight = graph.add_constant(f"{name}.scale", kernel, before=norm.node, trainable=True)
         bias = graph.add_constant(f"{name}.shift", shift.to(dtype), before=norm.node, trainable=True)
         position = ([1, 1], [0, 0], [1, 1], len(scale))  # stride, padding, dilation, groups
-        graph.replace(norm.node, graph.call(aten.conv2d.default, norm.input, weight, bias, *position, before=norm.node))
+        layer = graph.call(aten.conv2d.default, norm.input, weight, bias, *position, before=norm.node)
+        layer.meta["moments"] = norm_moments(graph, norm)
+        graph.replace(norm.node, layer)
 
     def spell_out(self, graph: Graph, norm: BatchNorm, scale: Tensor, shift: Tensor) -> None:
         dtype = graph.tensor(norm.node.args[3]).dtype  # type: ignore[arg-type]
@@ -113,7 +119,9 @@ class FoldBatchNorm:
         s = graph.add_constant(f"{name}.scale", scale.reshape(broadcast).to(dtype), before=norm.node, trainable=True)
         t = graph.add_constant(f"{name}.shift", shift.reshape(broadcast).to(dtype), before=norm.node, trainable=True)
         product = graph.call(aten.mul.Tensor, norm.input, s, before=norm.node)
-        graph.replace(norm.node, graph.call(aten.add.Tensor, product, t, before=norm.node))
+        shifted = graph.call(aten.add.Tensor, product, t, before=norm.node)
+        shifted.meta["moments"] = norm_moments(graph, norm)
+        graph.replace(norm.node, shifted)
 
 
 def affine(graph: Graph, norm: BatchNorm) -> tuple[Tensor, Tensor]:
@@ -127,10 +135,7 @@ def affine(graph: Graph, norm: BatchNorm) -> tuple[Tensor, Tensor]:
     return scale, shift + bias if bias is not None else shift
 
 
-def moments(graph: Graph, norm: BatchNorm) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the norm's output on its training data: beta and |g|, float32 [channels]."""
-    weight, bias = norm.node.args[1:3]
-    like = graph.tensor(norm.node.args[3]).float()  # type: ignore[arg-type]
-    mean = graph.tensor(bias).float() if bias is not None else torch.zeros_like(like)  # type: ignore[arg-type]
-    deviation = graph.tensor(weight).float().abs() if weight is not None else torch.ones_like(like)  # type: ignore[arg-type]
-    return mean, deviation
+def input_moments(graph: Graph, norm: BatchNorm) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of what a norm reads, float32 [channels]."""
+    mean, var = (graph.tensor(a).float() for a in norm.node.args[3:5])  # type: ignore[arg-type]
+    return mean, var.clamp(min=0).sqrt()

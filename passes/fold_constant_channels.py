@@ -74,6 +74,13 @@ class FoldConstantChannels:
         if readers and bool((bias[taken] != 0).any()):
             graph.set_bias(layer.node, torch.where(taken, 0.0, bias).to(weight.dtype))
             folded = True
+        if (moments := layer.node.meta.get("moments")) is not None:  # what never changes is what is left of the bias
+            still = torch.where(taken, 0.0, bias) if readers else bias
+            mean, deviation = (torch.as_tensor(m).double() for m in moments)
+            layer.node.meta["moments"] = (
+                torch.where(dead, still, mean).float(),
+                deviation.masked_fill(dead, 0).float(),
+            )
         count = int(dead.sum())
         return (
             Change(graph.site(layer.node), f"{count} constant channel{'s' * (count != 1)} folded") if folded else None

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from graphopt.errors import InputError
 from graphopt.graph import Graph
 from graphopt.numerics import Format
 from graphopt.passes.correct_bias import CorrectBias
 from graphopt.passes.equalize_channels import EqualizeChannels
+from graphopt.passes.fold_batchnorm import FoldBatchNorm
 from graphopt.passes.quantize import Quantize
 from graphopt.pipeline import run
 from graphopt.targets import find
@@ -78,3 +81,65 @@ def test_a_bias_behind_the_shift_of_per_channel_ends_is_found() -> None:
     with torch.no_grad():
         error = (graph(data) - model(data)).mean((0, 2, 3)).abs().max()
     assert error < 0.1 * model(data).abs().max()
+
+
+def test_the_border_of_zeros_counts() -> None:
+    """A kernel of 3 on an image of 3 x 3: nearly every position reads zeros."""
+    data = torch.rand(64, 4, 3, 3) + 2
+    layer = nn.Conv2d(4, 6, 3, padding=1)
+    batches = [[b] for b in data.split(16)]
+    graph = simulated(nn.Sequential(layer), data, batches)
+    with torch.no_grad():
+        wanted = layer(data).mean((0, 2, 3))
+        before = (graph(data).mean((0, 2, 3)) - wanted).abs().max()
+        assert CorrectBias(batches)(graph)
+        graph.refresh()
+        assert (graph(data).mean((0, 2, 3)) - wanted).abs().max() < 0.02 * before
+
+
+def trained_norms(residual: bool) -> tuple[nn.Module, Tensor]:
+    """Layers whose batch norms hold the statistics of the data that comes with them."""
+    from rewriting import Model
+
+    def body(m: nn.Module, x: Tensor) -> Tensor:
+        y = F.relu(m.n1(m.c1(x)))  # type: ignore[operator]
+        z = m.n2(m.c2(y))  # type: ignore[operator]
+        return m.c3(F.relu(y + z) if residual else F.relu6(z))  # type: ignore[operator, no-any-return]
+
+    model = Model(
+        body, c1=nn.Conv2d(3, 8, 3), n1=nn.BatchNorm2d(8), c2=nn.Conv2d(8, 8, 3, padding=1), n2=nn.BatchNorm2d(8),
+        c3=nn.Conv2d(8, 5, 3, padding=1),
+    )  # fmt: skip
+    x = torch.randn(128, 3, 10, 10)
+    for norm in (model.n1, model.n2):
+        norm.momentum = None  # type: ignore[assignment]
+    with torch.no_grad():
+        model.train()(x)
+    return model.eval(), x
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_batch_norms_say_without_data_nearly_what_data_say(residual: bool) -> None:
+    model, x = trained_norms(residual)
+    graph = Graph.capture(model, x[:1])
+    FoldBatchNorm()(graph)
+    run([Quantize(find("x86"), [[x]], estimator="minmax", weights=COARSE, activations=FINE)], graph, verify=False)
+    start, empirical = graph.state_dict(), graph.clone()
+    changes = CorrectBias()(graph)
+    assert [change.what for change in changes if "left as it is" in change.what] == [
+        "left as it is: no batch norm says what the input 'inputs_0' is like"
+    ]
+    assert len(changes) == 3
+    CorrectBias([[x]])(empirical)
+    for name in ("c2.bias", "c3.bias"):
+        shift = empirical.state_dict()[name] - start[name]
+        apart = graph.state_dict()[name] - empirical.state_dict()[name]
+        assert float(apart.norm()) < 0.3 * float(shift.norm())
+    assert CorrectBias()(graph) == []
+
+
+def test_without_data_and_without_norms_it_says_what_to_do() -> None:
+    data = torch.rand(8, 4, 6, 6)
+    graph = simulated(nn.Sequential(nn.Conv2d(4, 6, 3)), data, [[data]])
+    with pytest.raises(InputError, match="run FoldBatchNorm before Quantize, or pass CorrectBias"):
+        CorrectBias()(graph)

@@ -250,7 +250,7 @@ def test_the_moments_of_a_folded_norm_follow_the_scales() -> None:
     scale = before / graph.tensor(graph.calls()[0].args[1]).flatten(1).abs().amax(1)
     mean, deviation = graph.calls()[0].meta["moments"]
     torch.testing.assert_close(mean, model[1].bias / scale)
-    torch.testing.assert_close(deviation, model[1].weight.abs() / scale)
+    torch.testing.assert_close(deviation, model[1].weight.abs() / scale, rtol=1e-4, atol=1e-6)
 
 
 def test_a_uniform_scale_per_tensor_fits_better_after() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from graphopt.graph import Graph
 from graphopt.passes.absorb_bias import AbsorbHighBias
+from graphopt.passes.correct_bias import CorrectBias
 from graphopt.passes.decompose_activations import DecomposeActivations
 from graphopt.passes.equalize_channels import EqualizeChannels
 from graphopt.passes.fold_batchnorm import FoldBatchNorm
@@ -23,6 +24,7 @@ from graphopt.passes.fold_constant_channels import FoldConstantChannels
 from graphopt.passes.quantize import Quantize
 from graphopt.passes.quantize_weights import QuantizeWeights
 from graphopt.passes.reestimate_batchnorm import ReestimateBatchNorm
+from graphopt.passes.refine_ranges import RefineRanges
 from graphopt.passes.simplify import Simplify
 from graphopt.passes.sparsify import BakeMasks, Sparsify
 from graphopt.targets import find
@@ -89,7 +91,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 PASSES: list[Any] = [
     Simplify(), FoldBatchNorm(), FoldBatchNorm(depthwise=True), FoldConstantChannels(), EqualizeChannels(), AbsorbHighBias(),
     DecomposeActivations(), Quantize(find("x86"), [[images(2)]], estimator="minmax"), ReestimateBatchNorm([[images(8)]]),
-    QuantizeWeights(),
+    QuantizeWeights(), CorrectBias(), RefineRanges([[images(4)]]),
     Sparsify(0.5), Sparsify(0.5, criterion="obd", data=[[images(2)]], loss=lambda y, _: y.sum(), scope="global"), BakeMasks(),
 ]  # fmt: skip
 

@@ -215,7 +215,32 @@ def test_the_moments_of_folded_channels_are_those_of_the_norm() -> None:
     graph = check(model, torch.randn(2, 3, 6, 6), by=FOLD, changes=1)
     mean, deviation = graph.calls()[0].meta["moments"]
     assert torch.equal(mean, model[1].bias)
-    assert torch.equal(deviation, model[1].weight.abs())
+    torch.testing.assert_close(deviation, model[1].weight.abs(), rtol=1e-4, atol=0)
+
+
+def test_a_channel_that_never_moved_in_training_has_no_deviation() -> None:
+    model = norm(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    with torch.no_grad():
+        model[1].running_var[2] = 1e-35
+    graph = check(model, torch.randn(2, 3, 6, 6), by=FOLD, changes=1)
+    assert float(graph.calls()[0].meta["moments"][1][2]) < 1e-10
+
+
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_a_norm_that_is_written_out_leaves_its_moments_on_what_stands_for_it(depthwise: bool) -> None:
+    model = norm(nn.ReLU(), nn.BatchNorm2d(3), nn.Sigmoid())
+    fold = FoldBatchNorm(depthwise=depthwise)
+    graph = check(model, torch.randn(2, 3, 6, 6), by=fold, changes=1)
+    mean, _ = graph.calls()[-2].meta["moments"]
+    assert torch.equal(mean, model[1].bias)
+
+
+def test_a_norm_that_moves_behind_leaves_its_statistics_on_what_it_read() -> None:
+    model = norm(nn.ReLU(), nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1))
+    graph = check(model, torch.randn(2, 3, 6, 6), by=FOLD, changes=1)
+    mean, deviation = graph.calls()[0].meta["moments"]
+    assert torch.equal(mean, model[1].running_mean)
+    torch.testing.assert_close(deviation, model[1].running_var.sqrt())
 
 
 @settings(max_examples=15, deadline=None)

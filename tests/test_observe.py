@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from graphopt.errors import NonFiniteError
 from graphopt.graph import Graph
-from graphopt.observe import BINS, SAMPLES, ChannelMean, Histogram, Range, observe
+from graphopt.observe import BINS, SAMPLES, Histogram, PositionMean, Range, observe
 
 
 def relu_net() -> Graph:
@@ -81,13 +81,13 @@ def test_empty_batches_change_nothing() -> None:
     assert (found.low, found.high) == (-2.0, 1.0)
 
 
-def test_channel_means_are_those_of_all_batches() -> None:
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_means_of_positions_are_those_of_all_batches(dims: int) -> None:
     batches = [torch.randn(size, 3, 5, 5) for size in (4, 1, 2)]
-    found = ChannelMean()
+    found = PositionMean(dims)
     for batch in batches:
         found.update(batch)
-    everything = torch.cat(batches).double().transpose(0, 1).flatten(1)
-    torch.testing.assert_close(found.mean, everything.mean(1))
+    torch.testing.assert_close(found.mean, torch.cat(batches).double().mean(list(range(4 - dims))))
 
 
 def test_watched_values_are_those_of_the_model() -> None:
@@ -163,7 +163,7 @@ def test_the_first_operator_that_produces_it_is_named(function: object, bad: str
     assert "linear" not in str(caught.value)
 
 
-@pytest.mark.parametrize("statistic", [Range, Histogram, ChannelMean])
+@pytest.mark.parametrize("statistic", [Range, Histogram, lambda: PositionMean(1)])
 def test_every_statistic_refuses_it(statistic: type[Range]) -> None:
     graph = relu_net()
     with pytest.raises(NonFiniteError, match="contains infinity"):

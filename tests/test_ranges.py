@@ -12,7 +12,17 @@ from torch import Tensor
 from graphopt.numerics import Format, fake_quantize, quantize, scale_and_zero_point
 from graphopt.observe import Histogram
 from graphopt.passes.quantize import ranges
-from graphopt.passes.quantize.ranges import ESTIMATORS, entropy, minmax, mse, percentile, weight_range
+from graphopt.passes.quantize.ranges import (
+    ESTIMATORS,
+    aciq,
+    entropy,
+    laplace_end,
+    minmax,
+    mse,
+    normal_end,
+    percentile,
+    weight_range,
+)
 
 SIGNED, UNSIGNED = Format(8, symmetric=False), Format(8, signed=False, symmetric=False)
 
@@ -148,6 +158,32 @@ def test_entropy_computes_many_ranges_at_once_as_it_would_one_by_one(name: str, 
     assert entropy(found, format) == ranges._search(found, format, one_by_one, stride=5)
 
 
+@pytest.mark.parametrize(("bits", "laplace", "normal"), [(2, 2.83, 1.71), (3, 3.89, 2.15), (4, 5.03, 2.55)])
+def test_clipping_ends_are_those_of_the_paper(bits: int, laplace: float, normal: float) -> None:
+    assert laplace_end(bits) == pytest.approx(laplace, abs=0.01)
+    assert normal_end(bits) == pytest.approx(normal, abs=0.01)
+
+
+@pytest.mark.parametrize("bits", [3, 4, 6])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("name", ["normal", "laplace"])
+def test_aciq_is_nearly_the_best_range_of_the_distributions_it_is_made_for(name: str, relu: bool, bits: int) -> None:
+    value = DATA[name]().relu() if relu else DATA[name]()
+    format = Format(bits, signed=False, symmetric=False)
+    best = error(value, *mse(histogram(value), format), format)
+    assert error(value, *aciq(histogram(value), format), format) < 1.15 * best
+
+
+def test_aciq_takes_the_distribution_that_fits() -> None:
+    normal, laplace = torch.randn(100_000), DATA["laplace"]()
+    format = Format(4, symmetric=False)
+    assert aciq(histogram(normal), format)[1] == pytest.approx(2.55, abs=0.05)
+    assert aciq(histogram(laplace), format)[1] == pytest.approx(5.03, abs=0.15)
+    assert aciq(histogram(normal.relu()), format)[1] == pytest.approx(normal_end(5), abs=0.05)
+    assert aciq(histogram(normal.relu()), Format(4))[1] == pytest.approx(normal_end(4), abs=0.05)
+    assert aciq(histogram(-normal.relu()), format)[0] == pytest.approx(-normal_end(5), abs=0.05)
+
+
 # ---- Weights --------------------------------------------------------------------------------------------------------
 
 
@@ -168,6 +204,18 @@ def test_the_weight_search_is_never_worse_than_covering_all(bits: int, per_chann
     assert bool((errors[0] <= errors[1] * (1 + 1e-6)).all())
     if bits <= 4:
         assert bool((errors[0] < errors[1]).any())
+
+
+@pytest.mark.parametrize("method", ["mse", "aciq"])
+def test_at_four_bits_clipped_weights_lose_less_than_covered_ones(method: str) -> None:
+    weight, format = torch.randn(8, 64, 3, 3), Format(4, per_channel=True)
+
+    def lost(method: str) -> Tensor:
+        scale, zero_point = scale_and_zero_point(*weight_range(weight, format, method), format)
+        rounded = fake_quantize(weight, scale, zero_point, format.quant_min, format.quant_max, 0)
+        return (rounded - weight).square().flatten(1).mean(1)
+
+    assert bool((lost(method) < 0.9 * lost("minmax")).all())
 
 
 def test_minmax_covers_every_weight_of_a_channel() -> None:

@@ -44,9 +44,11 @@ from graphopt.passes.learn_rounding.moments import GroupedMoments
 from graphopt.passes.learn_rounding.reconstruct import Reconstruction, Samples, Search
 from graphopt.passes.learn_rounding.soft import SoftWeight
 from graphopt.passes.learn_rounding.units import Unit, block_units, evaluate, layer_units, make_unit
-from graphopt.passes.learn_rounding.weights import Rounded, float_twin, rounded_layers, tie_biases
+from graphopt.passes.learn_rounding.weights import Rounded, rounded_layers
 from graphopt.progress import track
 from graphopt.refit import Pairs
+from graphopt.steps import tie_biases
+from graphopt.twins import float_twin, unquantized
 
 RIDGE = 1e-2  # of the mean second moment: what the data say nothing about stays as it was
 
@@ -214,6 +216,5 @@ class LearnRounding:
 
 def original(twin: Graph, node: Node) -> Node:
     """The call of the float network that computes a value of the simulated one."""
-    while node.target is FAKE_QUANTIZE:
-        node = node.args[0]  # type: ignore[assignment]
-    return next(n for n in twin.nodes if n.name == node.name)
+    name = unquantized(node).name
+    return next(n for n in twin.nodes if n.name == name)

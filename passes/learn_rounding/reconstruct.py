@@ -25,7 +25,8 @@ from graphopt.graph import Graph
 from graphopt.numerics import FAKE_QUANTIZE
 from graphopt.passes.learn_rounding.soft import BLUNT, SHARP, SoftWeight
 from graphopt.passes.learn_rounding.units import Unit, evaluate
-from graphopt.passes.learn_rounding.weights import Rounded, free_step
+from graphopt.passes.learn_rounding.weights import Rounded
+from graphopt.steps import free_step
 
 HELD_OUT = 1 / 8  # of the samples
 

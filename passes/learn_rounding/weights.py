@@ -2,8 +2,6 @@
 
 A learned weight is stored as (code - zero) * scale, a point of its grid, so that rounding it to the nearest code gives that code:
 the simulated graph, its deployed form and its artifact agree on the weights without knowing that they were learned.
-
-A bias lies on the grid of the accumulator, scale_input * scale_weight. Where one of the two changed, `tie_biases` follows.
 """
 
 from __future__ import annotations
@@ -16,8 +14,9 @@ from torch.fx.node import Node
 
 from graphopt.graph import Graph
 from graphopt.numerics import FAKE_QUANTIZE, SMALLEST_SCALE, in_blocks
-from graphopt.ops import Layer, aten, clamp_bounds, family
+from graphopt.ops import Layer, aten
 from graphopt.passes.learn_rounding.quadratic import Lattice
+from graphopt.steps import power_of_two
 
 ROOM = 2.0**30  # codes of a bias, at most
 
@@ -96,52 +95,6 @@ class Rounded:
             graph.set_constant(reader, reader.args.index(constant), bias.to(graph.tensor(constant).dtype))
 
 
-def power_of_two(scale: Tensor) -> bool:
-    return bool((torch.frexp(scale).mantissa == 0.5).all())
-
-
 def rounded_layers(graph: Graph) -> list[Rounded]:
     """All of them, in execution order."""
     return [found for node in graph.calls() if (found := Rounded.of(graph, node)) is not None]
-
-
-def tie_biases(graph: Graph) -> None:
-    """Put every quantized bias on the grid scale_input * scale_weight again."""
-    for rounded in rounded_layers(graph):
-        bias = rounded.layer.bias
-        if bias is None or bias.target is not FAKE_QUANTIZE or rounded.layer.input.target is not FAKE_QUANTIZE:
-            continue
-        scales = [graph.tensor(q.args[1]) for q in (rounded.layer.input, rounded.quantizer)]  # type: ignore[arg-type]
-        wanted = scales[0] * scales[1]
-        if not torch.equal(wanted, graph.tensor(bias.args[1])):  # type: ignore[arg-type]
-            graph.set_constant(bias, 1, wanted)
-
-
-def float_twin(graph: Graph) -> Graph:
-    """The network before it was quantized: a copy that goes past every quantizer, weights and values alike."""
-    twin = graph.clone().eval()
-    for node in twin.calls(FAKE_QUANTIZE):
-        twin.replace(node, node.args[0])  # type: ignore[arg-type]
-    twin.refresh()
-    return twin
-
-
-def free_step(graph: Graph, quantizer: Node) -> float | None:
-    """How large the step of a value's quantizer may become; None where it has to stay as it is.
-
-    A step stays where the range is known (sigmoid, softmax), where a gate or an end per channel was computed from it, and where
-    it is a power of two. The clip of a relu6 is left to the grid as long as the grid ends no later.
-    """
-    source, scale, zero, _, high, axis, *_ = quantizer.args
-    if axis != -1 or not isinstance(source, Node) or family(source) in _TIED or graph.is_constant(source):
-        return None
-    if power_of_two(graph.tensor(scale)):  # type: ignore[arg-type]
-        return None
-    if family(source) == "clamp":
-        end = clamp_bounds(source)[1]
-        codes = int(high) - int(graph.tensor(zero))  # type: ignore[arg-type]
-        return end / codes if end < float("inf") and codes > 0 else float("inf")
-    return float("inf")
-
-
-_TIED = frozenset({"sigmoid", "hard_sigmoid", "softmax", "mul", "channel_clamp"})

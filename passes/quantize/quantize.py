@@ -15,7 +15,7 @@ Paper:  Jacob et al. 2018, sections 2 and 3; Krishnamoorthi 2018, "Quantizing de
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -34,8 +34,12 @@ from graphopt.ops import BIAS, WEIGHT, Layer, aten, family, value
 from graphopt.passes.quantize.gates import gate_of, shared_grid
 from graphopt.passes.quantize.placement import Grid, LayerFormat, Plan, override, place
 from graphopt.passes.quantize.ranges import ESTIMATORS, WEIGHT_METHODS, weight_range
+from graphopt.passes.quantize.readers import best_ranges, candidates
+from graphopt.probe import samples
 from graphopt.targets import Target
 
+BY_OUTPUT = "output_mse"
+VALUE_METHODS = (*ESTIMATORS, BY_OUTPUT)
 BIAS_MIN, BIAS_MAX = -(2**31), 2**31 - 1
 KNOWN_RANGE = {"sigmoid": (0.0, 1.0), "hard_sigmoid": (0.0, 1.0), "softmax": (0.0, 1.0)}
 
@@ -47,8 +51,9 @@ class Quantize:
     Attributes:
         target: decides placement, and the formats that are not given here.
         calibration: re-iterable batches, each a list of input tensors in `graph.input_names` order.
-        estimator: `minmax`, `percentile`, `mse` or `entropy`, for activations.
-        weight_estimator: `minmax` or `mse`.
+        estimator: for activations: `minmax`, `percentile`, `mse`, `entropy`, `aciq` (`ranges.py`), or `output_mse`, which chooses
+            among them for every value by what the operators behind make of it (`readers.py`).
+        weight_estimator: `minmax`, `mse` or `aciq`.
         weights, activations: formats in place of the target's.
         formats: layer-name pattern (`fnmatch`, first match wins) -> `LayerFormat`, or None to keep the layer in float.
 
@@ -68,7 +73,7 @@ class Quantize:
     formats: Mapping[str, LayerFormat | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, known in ((self.estimator, ESTIMATORS), (self.weight_estimator, WEIGHT_METHODS)):
+        for name, known in ((self.estimator, VALUE_METHODS), (self.weight_estimator, WEIGHT_METHODS)):
             if name not in known:
                 raise InputError(f"unknown range estimator {name!r}; known: {', '.join(known)}")
 
@@ -117,16 +122,27 @@ class Quantize:
         for grid, stat in zip(plan.grids, statistics, strict=True):
             for node in dict.fromkeys(grid.observed):
                 watched.setdefault(node, []).append(stat)
-        if not observe(graph, watched, self.calibration):  # type: ignore[arg-type]
+        first: list[list[Tensor]] = []
+        batches = keep_first(self.calibration, samples(graph), first) if self.by_output else self.calibration
+        if not observe(graph, watched, batches):  # type: ignore[arg-type]
             raise InputError("the calibration data are empty; give at least one batch")
-        return [self.range_of(grid, stat) for grid, stat in zip(plan.grids, statistics, strict=True)]
+        ranges = [self.range_of(grid, stat) for grid, stat in zip(plan.grids, statistics, strict=True)]
+        if self.by_output:
+            free = {i: s for i, s in enumerate(statistics) if known_range(plan.grids[i]) is None}
+            options = {i: candidates(s, plan.grids[i]) for i, s in free.items() if isinstance(s, Histogram)}
+            for index, found in best_ranges(graph, options, plan.grids, first).items():
+                ranges[index] = found
+        return ranges
+
+    @property
+    def by_output(self) -> bool:
+        return self.estimator == BY_OUTPUT
 
     def range_of(self, grid: Grid, stat: Range) -> tuple[float, float]:
-        for node in grid.produced:
-            if (known := KNOWN_RANGE.get(family(node) or "")) is not None:
-                return known
+        if (known := known_range(grid)) is not None:
+            return known
         if isinstance(stat, Histogram):
-            return ESTIMATORS[self.estimator](stat, grid.format)
+            return ESTIMATORS["mse" if self.by_output else self.estimator](stat, grid.format)
         return stat.low, stat.high
 
     def insert(self, graph: Graph, grid: Grid, scale: Tensor, zero_point: Tensor, scales: dict[Node, Tensor]) -> Change:
@@ -187,6 +203,21 @@ class Quantize:
         raised = graph.call(aten.add.Tensor, bias, constant, before=node)
         quantized = graph.call(FAKE_QUANTIZE, raised, s, z, BIAS_MIN, BIAS_MAX, axis, before=node)
         node.update_arg(BIAS, graph.call(aten.sub.Tensor, quantized, constant, before=node))
+
+
+def known_range(grid: Grid) -> tuple[float, float] | None:
+    """The range of a value that needs no data."""
+    return next((known for node in grid.produced if (known := KNOWN_RANGE.get(family(node) or "")) is not None), None)
+
+
+def keep_first(data: Iterable[list[Tensor]], count: int, kept: list[list[Tensor]]) -> Iterator[list[Tensor]]:
+    """The batches, of which those with the first so many samples are kept."""
+    seen = 0
+    for batch in data:
+        if seen < count:
+            kept.append(batch)
+            seen += len(batch[0])
+        yield batch
 
 
 def grid_parameters(plan: Plan, ranges: list[tuple[float, float]]) -> list[tuple[Tensor, Tensor]]:

@@ -6,14 +6,24 @@
     entropy     minimises the Kullback-Leibler divergence between the distribution and its quantized form
                 (Migacz 2017, "8-bit Inference with TensorRT"), searched over both ends of the range
 
-All read the same streamed histogram, so their memory does not depend on the amount of data.
+    aciq        the end alpha at which clipping and rounding a normal or Laplace distribution cost least, whichever of the two
+                the data are likelier under (Banner et al. 2019, "Post training 4-bit quantization of convolutional networks
+                for rapid-deployment", section 2)
+
+All read the same streamed histogram, so their memory does not depend on the amount of data. `output_mse` (`readers.py`) chooses
+among all of them, and some shrunk ranges, by what the layers behind make of the rounded value.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 
 import torch
+from scipy.optimize import brentq
+from scipy.special import lambertw
+from scipy.stats import norm
 from torch import Tensor
 
 from graphopt.numerics import Format, dequantize, quantize, scale_and_zero_point
@@ -53,8 +63,53 @@ def entropy(histogram: Histogram, format: Format) -> tuple[float, float]:
     return _search(histogram, format, _divergence, stride=5)
 
 
+@functools.cache
+def laplace_end(bits: int) -> float:
+    """alpha / b with 2 alpha / (3 * 4^bits) = 2 b exp(-alpha / b): rounding and clipping cost the same at the margin."""
+    return float(lambertw(3 * 4.0**bits).real)
+
+
+@functools.cache
+def normal_end(bits: int) -> float:
+    """alpha / sigma with 2 alpha / (3 * 4^bits) = 4 (phi(alpha) - alpha Q(alpha)), Q the normal's upper tail."""
+    return float(brentq(lambda a: 2 * a / (3 * 4.0**bits) - 4 * (norm.pdf(a) - a * norm.sf(a)), 1e-6, 20.0))
+
+
+def clipping_end(absolute: Tensor, square: Tensor, bits: int) -> Tensor:
+    """alpha of values whose mean |x| and mean x^2 around the centre are these.
+
+    The likelier of both distributions at their maximum likelihood: log(2 b) + 1 against log(2 pi e sigma^2) / 2.
+    """
+    b, sigma = absolute.double(), square.double().sqrt()
+    laplace = torch.log(2 * b) + 1 < torch.log(sigma) + math.log(2 * math.pi * math.e) / 2
+    return torch.where(laplace, b * laplace_end(bits), sigma * normal_end(bits))
+
+
+def aciq(histogram: Histogram, format: Format) -> tuple[float, float]:
+    """Around the mean (a symmetric grid: around zero). Values that are never negative are half of a distribution around zero,
+    whose other half a relu took: all codes are left to one side, as if there were one bit more."""
+    low, high, centers, counts = histogram.low, histogram.high, histogram.centers, histogram.counts
+    one_sided = low >= 0 or high <= 0
+    if one_sided:
+        counts = torch.where(centers.abs() < histogram.width, 0.0, counts)  # what the relu took
+    total = float(counts.sum())
+    if not total:
+        return low, high
+    middle = 0.0 if one_sided or format.symmetric else float(centers @ counts) / total
+    apart = (centers - middle).abs()
+    bits = format.bits + (one_sided and not (format.symmetric and format.signed))
+    end = float(clipping_end((apart @ counts) / total, (apart**2 @ counts) / total, bits))
+    return max(low, middle - end), min(high, middle + end)
+
+
 Estimator = Callable[[Histogram, Format], tuple[float, float]]
-ESTIMATORS: dict[str, Estimator] = {"minmax": minmax, "percentile": percentile, "mse": mse, "entropy": entropy}
+ESTIMATORS: dict[str, Estimator] = {
+    "minmax": minmax,
+    "percentile": percentile,
+    "mse": mse,
+    "entropy": entropy,
+    "aciq": aciq,
+}
 
 
 Cost = Callable[[Histogram, Format, Tensor, Tensor], Tensor]  # of several ranges at once: ends [k] -> [k]
@@ -135,10 +190,14 @@ def _divergence(histogram: Histogram, format: Format, lows: Tensor, highs: Tenso
 def weight_range(weight: Tensor, format: Format, method: str) -> tuple[Tensor, Tensor]:
     """Range of a canonical weight [out, in / groups, *kernel]: of each output channel, or of the whole tensor.
 
-    `minmax` covers every weight; `mse` shrinks each range to the best of 80 places.
+    `minmax` covers every weight; `mse` shrinks each range to the best of 80 places; `aciq` clips where a normal or Laplace
+    distribution around zero with the channel's moments would best be clipped.
     """
     flat = weight.flatten(1) if format.per_channel else weight.reshape(1, -1)
     low, high = torch.aminmax(flat, dim=1)
+    if method == "aciq":
+        end = clipping_end(flat.abs().mean(1), flat.square().mean(1), format.bits).to(flat.dtype)
+        low, high = torch.maximum(low, -end), torch.minimum(high, end)
     if method == "mse":
         best, best_low, best_high = torch.full_like(low, torch.inf), low, high
         for step in range(80):
@@ -156,4 +215,4 @@ def weight_range(weight: Tensor, format: Format, method: str) -> tuple[Tensor, T
     return (low, high) if format.per_channel else (low[0], high[0])
 
 
-WEIGHT_METHODS = ("minmax", "mse")
+WEIGHT_METHODS = ("minmax", "mse", "aciq")
