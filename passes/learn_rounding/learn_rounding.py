@@ -30,16 +30,16 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
+from graphopt import quadratic
 from graphopt.contract import Change
 from graphopt.errors import InputError
 from graphopt.frontier import Frontier, constant_calls
 from graphopt.graph import Graph
+from graphopt.moments import GroupedMoments
 from graphopt.numerics import FAKE_QUANTIZE
 from graphopt.options import check_count, check_repeatable
 from graphopt.overflow import Overflow
-from graphopt.passes.learn_rounding import quadratic
 from graphopt.passes.learn_rounding.importance import fisher
-from graphopt.passes.learn_rounding.moments import GroupedMoments
 from graphopt.passes.learn_rounding.reconstruct import Reconstruction, Samples, Search
 from graphopt.passes.learn_rounding.soft import SoftWeight
 from graphopt.passes.learn_rounding.units import Unit, block_units, evaluate, layer_units, make_unit

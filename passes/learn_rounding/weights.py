@@ -17,7 +17,7 @@ from torch.fx.node import Node
 from graphopt.graph import Graph
 from graphopt.numerics import FAKE_QUANTIZE, SMALLEST_SCALE
 from graphopt.ops import Layer, aten, clamp_bounds, family
-from graphopt.passes.learn_rounding.quadratic import Lattice
+from graphopt.quadratic import Lattice
 
 ROOM = 2.0**30  # codes of a bias, at most
 

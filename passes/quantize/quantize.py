@@ -111,6 +111,11 @@ class Quantize:
 
     def calibrate(self, graph: Graph, plan: Plan) -> list[tuple[float, float]]:
         """One range per grid, from one walk over the calibration data."""
+        pairs = zip(plan.grids, self.watch(graph, plan), strict=True)
+        return [self.range_of(grid, stat) for grid, stat in pairs]
+
+    def watch(self, graph: Graph, plan: Plan) -> list[Range]:
+        """What the values of each grid are like on the calibration data, whatever the grid's format."""
         statistic = Range if self.estimator == "minmax" else Histogram
         statistics = [statistic() for _ in plan.grids]
         watched: dict[Node, list[Range]] = {}
@@ -119,7 +124,7 @@ class Quantize:
                 watched.setdefault(node, []).append(stat)
         if not observe(graph, watched, self.calibration):  # type: ignore[arg-type]
             raise InputError("the calibration data are empty; give at least one batch")
-        return [self.range_of(grid, stat) for grid, stat in zip(plan.grids, statistics, strict=True)]
+        return list(statistics)
 
     def range_of(self, grid: Grid, stat: Range) -> tuple[float, float]:
         for node in grid.produced:
