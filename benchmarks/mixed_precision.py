@@ -73,6 +73,7 @@ def row(case: Case, start: Graph, wanted: Tensor, budget: str, method: str, epis
         common.log(f"{plan}")
     planned = time.process_time()
     Quantize(TARGET, case.batches, formats=formats)(graph)
+    graph.refresh()
     LearnRounding(case.batches, method="gptq")(graph)
     learned = time.process_time()
     graph.refresh()

@@ -1,8 +1,8 @@
 """The assignment that a reinforcement-learning agent finds under a budget, as in HAQ.
 
 An episode goes through the decisions in execution order. The agent sees one at a time (`observations`: layer index, channels in
-and out, kernel, stride, size of the feature map, number of weights, depthwise or not, weights or values, and its action before) and
-answers with an action in [0, 1], which stands for one of the choices in order. Where the whole is over the budget, the bits are
+and out, kernel, stride, size of the feature map, number of weights, depthwise or not, weights or values; and its action before)
+and answers with an action in [0, 1], which stands for one of the choices in order. Where the whole is over the budget, the bits are
 lowered until it is not. The reward, the same for each step of an episode, is measured:
 
     r = -log(divergence of the network / that of the first episode)
@@ -39,8 +39,6 @@ SLOW = 0.01  # share by which the copies follow
 RATES = 1e-3, 1e-3  # actor, critic
 NOISE, FADING = 0.5, 0.96  # standard deviation at first, and per episode
 RANDOM = 0.2  # share of the episodes that are drawn at random
-GAMMA = 1.0
-UPDATES = 1
 MOVING = 0.95  # of the baseline
 
 
@@ -155,7 +153,7 @@ class _Agent:
 
     def learn(self, times: int, baseline: float, draw: np.random.Generator) -> None:
         with torch.enable_grad():
-            for _ in range(UPDATES * times):
+            for _ in range(times):
                 picked = [self.steps[i] for i in draw.integers(len(self.steps), size=BATCH)]
                 parts = [torch.tensor(np.array(part), dtype=torch.float32) for part in zip(*picked, strict=True)]
                 self._learn(parts, baseline)
@@ -164,7 +162,7 @@ class _Agent:
         s, a, r, following, last = parts
         with torch.no_grad():
             later = self.slow_critic(torch.cat([following, self.slow_actor(following)], 1))[:, 0]
-            aim = r - baseline + GAMMA * (1 - last) * later
+            aim = r - baseline + (1 - last) * later
         actor, critic = self.optimizers
         critic.zero_grad()
         (self.critic(torch.cat([s, a[:, None]], 1))[:, 0] - aim).square().mean().backward()

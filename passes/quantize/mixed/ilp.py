@@ -13,7 +13,10 @@ Papers: Hubara et al. 2020, "Improving Post Training Neural Quantization", secti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
@@ -59,13 +62,14 @@ def solve(sensitivities: Sequence[Numbers], cost: Cost) -> tuple[int, ...] | Non
     objective = np.zeros(columns)
     objective[: first[-1]] = np.concatenate(list(sensitivities))
     objective /= max(_typical(sensitivities), 1e-30)
-    found = milp(
-        objective,
-        constraints=LinearConstraint(matrix.tocsr(), low, high),
-        integrality=np.arange(columns) < first[-1],
-        bounds=Bounds(0, 1),
-        options={"time_limit": SECONDS, "mip_rel_gap": 1e-6},
-    )
+    with _silent():
+        found = milp(
+            objective,
+            constraints=LinearConstraint(matrix.tocsr(), low, high),
+            integrality=np.arange(columns) < first[-1],
+            bounds=Bounds(0, 1),
+            options={"time_limit": SECONDS, "mip_rel_gap": 1e-6},
+        )
     if found.x is None:
         return None
     return tuple(int(found.x[start:end].argmax()) for start, end in pairwise(first))
@@ -74,3 +78,21 @@ def solve(sensitivities: Sequence[Numbers], cost: Cost) -> tuple[int, ...] | Non
 def _typical(sensitivities: Sequence[Numbers]) -> float:
     """A size that the objective is about: the solver's tolerances are absolute."""
     return float(sum(np.median(s) for s in sensitivities)) / len(sensitivities)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Some releases of HiGHS print a line for debugging straight to the process's standard output."""
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # there is none
+        yield
+        return
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)

@@ -6,10 +6,10 @@
 
 1. Every choice of every layer is rounded once (`roundings.py`), and its effect on the output is measured or estimated with all
    else in float (`sensitivity.py`, `hessian.py`).
-2. An integer linear programme finds the assignment of least summed sensitivity that meets the budget (`ilp.py`), or an agent learns
-   one from the divergence of whole networks (`agent.py`).
-3. What was found is compared with every uniform allocation within the budget, rounded alike, on samples held out from the first two
-   steps, and the best is taken: the result is not worse than uniform bits there.
+2. An integer linear programme finds the assignment of least summed sensitivity that meets the budget (`ilp.py`), or an agent
+   learns one from the divergence of whole networks (`agent.py`).
+3. What was found is compared with every uniform allocation within the budget, rounded alike, on samples held out from the first
+   two steps, and the best is taken: the result is not worse than uniform bits there.
 
 `LearnRounding` behind it takes most of the errors out, as behind `Quantize`; step 1 rounds as it does. Choices are those of
 `Target.weight_bits` and `activation_bits`: on CPUs fewer than 8 bits are stored in 8, so that they save no time there, and files
@@ -78,8 +78,8 @@ class MixedPrecision:
         choices: bits of weights to choose from; None is float.
         activations: bits to choose from for the values that layers and other integer operators produce; empty: the target's.
             Inputs of the integer region, such as images, keep the target's.
-        layers: name pattern (`fnmatch`, first match wins) -> bits of the weights, (bits of weights, of values produced), or None for
-            float; pinned, so that nothing is chosen there.
+        layers: name pattern (`fnmatch`, first match wins) -> bits of the weights, (bits of weights, of values produced), or None
+            for float; pinned, so that nothing is chosen there.
         sensitivity: `kl`, `sqnr` or `hessian`.
         solver: `ilp` or `agent`.
         timer: measures graphs on the runtime (`graphopt.stopwatch.Stopwatch`).
@@ -119,6 +119,8 @@ class MixedPrecision:
         if graph.calls(FAKE_QUANTIZE):
             return []
         found = self.plan(graph)
+        if all(format is None for format in found.formats.values()):  # within the budget, all may stay float
+            return []
         return [Change("(network)", found.summary()), *self.quantize(found.formats)(graph)]
 
     def quantize(self, formats: Mapping[str, object]) -> Quantize:

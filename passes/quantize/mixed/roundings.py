@@ -1,8 +1,8 @@
 """What every choice of bits makes of weights and values, worked out once.
 
 Weights are rounded as `LearnRounding(method="gptq")` would begin: the scale of each row that is best under the second moments of
-the layer's float inputs, rounding with feedback (`graphopt.quadratic`), and what that does to the mean taken out of the bias. What
-remains is what a choice costs in the end; rounding to the nearest code overstates it by one to two orders of magnitude at 2 bits.
+the layer's float inputs, rounding with feedback (`graphopt.quadratic`), and what that does to the mean taken out of the bias.
+What remains is what a choice costs in the end; rounding to the nearest code overstates it by one to two orders of magnitude at 2 bits.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from graphopt.progress import track
 from graphopt.quadratic import Lattice
 
 RIDGE = 1e-2  # of the mean second moment: what the data say nothing about stays as it was
+NOISE = 1e-5  # of the mean's square
 
 
 def input_moments(network: Network, layers: Iterable[Node], data: Iterable[list[Tensor]]) -> dict[Node, GroupedMoments]:
@@ -52,8 +53,11 @@ class WeightRounder:
         self.weight = layer.canonical(self.own)
         if moments is not None:
             xx = moments.xx
-            size = xx.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
-            self.metric = xx + RIDGE * size[:, None, None] * torch.eye(xx.shape[-1], dtype=xx.dtype)
+            size = xx.diagonal(dim1=1, dim2=2).mean(1)
+            least = (
+                NOISE * moments.mean_x.square().mean(1) + 1e-12
+            )  # few samples may differ by less than rounding errors
+            self.metric = xx + (RIDGE * size + least)[:, None, None] * torch.eye(xx.shape[-1], dtype=xx.dtype)
             self.factor = quadratic.feedback(self.metric)
 
     def nearest(self, format: Format, method: str) -> Weights:
