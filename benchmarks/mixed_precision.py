@@ -4,9 +4,9 @@
     sqnr, kl, hessian    MixedPrecision with that sensitivity, by integer linear programming
     agent      MixedPrecision(solver="agent"), rewarded by the output's SQNR
 
-each followed by LearnRounding(method="gptq"). Budgets: an average number of bits of the weights, with 8-bit activations; or the bit
-operations of 4-bit weights and activations, in all layers, or (`ends 8`) with 8-bit weights in the first and the last one. 512
-unlabeled training images of CIFAR-10 (256 of Imagenette), measured on the whole test set in the simulated graph.
+each followed by LearnRounding(method="gptq"). Budgets: an average number of bits of the weights, with 8-bit activations; or the
+bit operations of 4-bit weights and activations, in all layers, or (`ends 8`) with 8-bit weights in the first and the last one.
+512 unlabeled training images of CIFAR-10 (256 of Imagenette), measured on the whole test set in the simulated graph.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 An episode goes through the decisions in execution order. The agent sees one at a time (`observations`: layer index, channels in
 and out, kernel, stride, size of the feature map, number of weights, depthwise or not, weights or values; and its action before)
-and answers with an action in [0, 1], which stands for one of the choices in order. Where the whole is over the budget, the bits are
-lowered until it is not. The reward, the same for each step of an episode, is measured:
+and answers with an action in [0, 1], which stands for one of the choices in order. Where the whole is over the budget, the bits
+are lowered until it is not. The reward, the same for each step of an episode, is measured:
 
     r = -log(divergence of the network / that of the first episode)
 

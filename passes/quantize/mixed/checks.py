@@ -80,7 +80,7 @@ def _check_budget(options: MixedPrecision) -> None:
     if name != "max_latency_ms" and options.timer is not None:
         raise ValueError(f"a timer is for max_latency_ms, but the budget is {name}; leave it out")
     if name == "max_latency_ms" and options.timer is None:
-        raise ValueError("max_latency_ms needs a timer, such as graphopt.stopwatch.Stopwatch('host')")
+        raise ValueError("max_latency_ms needs a timer, such as graphopt.stopwatch.Stopwatch('host', integer=False)")
     if name == "max_latency_ms" and (None not in options.choices or len(set(options.choices)) < 2):
         raise ValueError(
             f"on {options.target.runtime} all integer formats take the same time, so that only float differs; "

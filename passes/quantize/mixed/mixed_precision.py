@@ -2,7 +2,7 @@
 
     MixedPrecision(target, data, average_bits=3)                            of the weights that are stored
     MixedPrecision(target, data, max_bit_operations=(4, 4), activations=(2, 3, 4, 5, 6, 8))   no more than all in 4 bits
-    MixedPrecision(target, data, max_latency_ms=3.0, choices=(8, None), timer=Stopwatch("x86"))
+    MixedPrecision(target, data, max_latency_ms=3.0, choices=(8, None), timer=timer)
 
 1. Every choice of every layer is rounded once (`roundings.py`), and its effect on the output is measured or estimated with all
    else in float (`sensitivity.py`, `hessian.py`).
@@ -82,7 +82,7 @@ class MixedPrecision:
             for float; pinned, so that nothing is chosen there.
         sensitivity: `kl`, `sqnr` or `hessian`.
         solver: `ilp` or `agent`.
-        timer: measures graphs on the runtime (`graphopt.stopwatch.Stopwatch`).
+        timer: measures graphs on the runtime; they come quantized: `graphopt.stopwatch.Stopwatch(target, integer=False)`.
         estimator, weight_estimator: as in `Quantize`.
         episodes: of the agent.
         seed: of the agent, and of the signs that traces are estimated with.
