@@ -50,6 +50,8 @@ class Target:
         runtime: the backend that lowers for it (`"onnxruntime"`).
         architecture: `platform.machine()` of the hardware, for telling whether a latency can be measured here.
         weights, activations: number formats of the integer kernels.
+        weight_bits, activation_bits: the bits those kernels take: fewer are stored in the same integers, and take the same time.
+        float_layers: single layers may be left in float.
         integer: operator families computed in integer.
         moves: families that pass integer codes through unchanged, so that input and output share one grid.
         shares: families whose inputs and output must have one grid.
@@ -67,6 +69,9 @@ class Target:
     architecture: str
     weights: Format
     activations: Format
+    weight_bits: tuple[int, ...] = tuple(range(2, 9))
+    activation_bits: tuple[int, ...] = tuple(range(2, 9))
+    float_layers: bool = True
     integer: frozenset[str] = _ONNXRUNTIME_INTEGER
     moves: frozenset[str] = _ONNXRUNTIME_MOVES
     shares: frozenset[str] = frozenset()
@@ -145,6 +150,7 @@ def host() -> Target:
         x86,
         description="x86-64 CPU without VNNI: 7-bit weights, because its 8-bit kernels add pairs of products in 16 bits",
         weights=replace(x86.weights, bits=7),
+        weight_bits=tuple(range(2, 8)),
     )
 
 

@@ -21,7 +21,7 @@ from graphopt.passes.decompose_activations import DecomposeActivations
 from graphopt.passes.equalize_channels import EqualizeChannels
 from graphopt.passes.fold_batchnorm import FoldBatchNorm
 from graphopt.passes.fold_constant_channels import FoldConstantChannels
-from graphopt.passes.quantize import Quantize
+from graphopt.passes.quantize import MixedPrecision, Quantize
 from graphopt.passes.quantize_weights import QuantizeWeights
 from graphopt.passes.reestimate_batchnorm import ReestimateBatchNorm
 from graphopt.passes.refine_ranges import RefineRanges
@@ -92,6 +92,7 @@ PASSES: list[Any] = [
     Simplify(), FoldBatchNorm(), FoldBatchNorm(depthwise=True), FoldConstantChannels(), EqualizeChannels(), AbsorbHighBias(),
     DecomposeActivations(), Quantize(find("x86"), [[images(2)]], estimator="minmax"), ReestimateBatchNorm([[images(8)]]),
     QuantizeWeights(), CorrectBias(), RefineRanges([[images(4)]]),
+    MixedPrecision(find("x86"), [[images(2)]], average_bits=5.0, choices=(4, 8), estimator="minmax"),
     Sparsify(0.5), Sparsify(0.5, criterion="obd", data=[[images(2)]], loss=lambda y, _: y.sum(), scope="global"), BakeMasks(),
 ]  # fmt: skip
 

@@ -6,6 +6,7 @@ from rewriting import Model, capture, randomised
 from torch import Tensor, nn
 
 import graphopt
+from graphopt import quadratic as q
 from graphopt.backends.onnxruntime import lower
 from graphopt.data import Calibration
 from graphopt.errors import InputError
@@ -17,7 +18,6 @@ from graphopt.overflow import Overflow
 from graphopt.passes.correct_bias import CorrectBias
 from graphopt.passes.fold_batchnorm import FoldBatchNorm
 from graphopt.passes.learn_rounding import LearnRounding
-from graphopt.passes.learn_rounding import quadratic as q
 from graphopt.passes.learn_rounding.units import block_units, find_cuts, layer_units
 from graphopt.passes.quantize import Quantize
 from graphopt.targets import find

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
+from graphopt import quadratic
 from graphopt.contract import Change
 from graphopt.errors import InputError
 from graphopt.frontier import Frontier, constant_calls
@@ -38,15 +39,14 @@ from graphopt.graph import Graph
 from graphopt.numerics import FAKE_QUANTIZE
 from graphopt.options import check_count, check_repeatable
 from graphopt.overflow import Overflow
-from graphopt.passes.learn_rounding import quadratic
 from graphopt.passes.learn_rounding.importance import fisher
-from graphopt.passes.learn_rounding.moments import GroupedMoments
 from graphopt.passes.learn_rounding.reconstruct import Reconstruction, Samples, Search
 from graphopt.passes.learn_rounding.soft import SoftWeight
 from graphopt.passes.learn_rounding.units import Unit, block_units, evaluate, layer_units, make_unit
 from graphopt.passes.learn_rounding.weights import Rounded, rounded_layers
 from graphopt.progress import track
 from graphopt.refit import Pairs
+from graphopt.second_moments import GroupedMoments
 from graphopt.steps import tie_biases
 from graphopt.twins import float_twin, unquantized
 

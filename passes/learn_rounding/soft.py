@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from graphopt.passes.learn_rounding.quadratic import Lattice
+from graphopt.quadratic import Lattice
 
 STRETCH, SHARP, BLUNT = 0.1, 20.0, 2.0
 START = 0.8  # how far towards the codes found before the search begins

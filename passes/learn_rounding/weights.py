@@ -15,7 +15,7 @@ from torch.fx.node import Node
 from graphopt.graph import Graph
 from graphopt.numerics import FAKE_QUANTIZE, SMALLEST_SCALE, in_blocks
 from graphopt.ops import Layer, aten
-from graphopt.passes.learn_rounding.quadratic import Lattice
+from graphopt.quadratic import Lattice
 from graphopt.steps import power_of_two
 
 ROOM = 2.0**30  # codes of a bias, at most

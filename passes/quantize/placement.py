@@ -58,6 +58,7 @@ class Plan:
     layers: dict[Node, Format]
     grids: list[Grid]
     left: dict[Node, str]  # layers that stay float, and why
+    operators: dict[Node, Node]  # the last call of every unit -> its operator, whose name a value's format goes by
 
 
 def override(name: str, formats: Mapping[str, LayerFormat | None]) -> tuple[bool, LayerFormat | None]:
@@ -96,7 +97,7 @@ class _Placement:
         for node in self.graph.nodes:
             self.visit(node)
         self.keep_what_is_read()
-        return Plan(self.layers, self.grids(), self.left)
+        return Plan(self.layers, self.grids(), self.left, self.ends)
 
     # ---- Which operators are integer --------------------------------------------------------------------------------
 

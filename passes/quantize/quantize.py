@@ -116,16 +116,8 @@ class Quantize:
 
     def calibrate(self, graph: Graph, plan: Plan) -> list[tuple[float, float]]:
         """One range per grid, from one walk over the calibration data."""
-        statistic = Range if self.estimator == "minmax" else Histogram
-        statistics = [statistic() for _ in plan.grids]
-        watched: dict[Node, list[Range]] = {}
-        for grid, stat in zip(plan.grids, statistics, strict=True):
-            for node in dict.fromkeys(grid.observed):
-                watched.setdefault(node, []).append(stat)
         first: list[list[Tensor]] = []
-        batches = keep_first(self.calibration, samples(graph), first) if self.by_output else self.calibration
-        if not observe(graph, watched, batches):  # type: ignore[arg-type]
-            raise InputError("the calibration data are empty; give at least one batch")
+        statistics = self.watch(graph, plan, first)
         ranges = [self.range_of(grid, stat) for grid, stat in zip(plan.grids, statistics, strict=True)]
         if self.by_output:
             free = {i: s for i, s in enumerate(statistics) if known_range(plan.grids[i]) is None}
@@ -133,6 +125,23 @@ class Quantize:
             for index, found in best_ranges(graph, options, plan.grids, first).items():
                 ranges[index] = found
         return ranges
+
+    def watch(self, graph: Graph, plan: Plan, first: list[list[Tensor]] | None = None) -> list[Range]:
+        """What the values of each grid are like on the calibration data, whatever the grid's format.
+
+        `first` takes the batches that ranges are compared on, where they are chosen by what the readers make of them.
+        """
+        statistic = Range if self.estimator == "minmax" else Histogram
+        statistics = [statistic() for _ in plan.grids]
+        watched: dict[Node, list[Range]] = {}
+        for grid, stat in zip(plan.grids, statistics, strict=True):
+            for node in dict.fromkeys(grid.observed):
+                watched.setdefault(node, []).append(stat)
+        keep = first is not None and self.by_output
+        batches = keep_first(self.calibration, samples(graph), first) if keep else self.calibration  # type: ignore[arg-type]
+        if not observe(graph, watched, batches):  # type: ignore[arg-type]
+            raise InputError("the calibration data are empty; give at least one batch")
+        return list(statistics)
 
     @property
     def by_output(self) -> bool:

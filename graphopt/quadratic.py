@@ -74,11 +74,16 @@ def cost(weight: Tensor, metric: Tensor, rounded: Tensor) -> Tensor:
     return ((lost @ metric) * lost).sum(-1)
 
 
-def sequential(weight: Tensor, metric: Tensor, lattice: Lattice) -> Tensor:
-    """Codes by rounding with feedback: [g, out, d]."""
+def feedback(metric: Tensor) -> tuple[Tensor, Tensor]:
+    """The order of the columns [d], and U [g, d, d]: all that `sequential` needs of the metric."""
     order = metric.diagonal(dim1=1, dim2=2).mean(0).argsort(descending=True)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(metric[:, order][:, :, order]))
-    upper = torch.linalg.cholesky(inverse, upper=True)
+    return order, torch.linalg.cholesky(inverse, upper=True)
+
+
+def sequential(weight: Tensor, factor: tuple[Tensor, Tensor], lattice: Lattice) -> Tensor:
+    """Codes by rounding with feedback, from `feedback(metric)`: [g, out, d]."""
+    order, upper = factor
     left, codes, place = weight[..., order].clone(), torch.empty_like(weight), order.tolist()
     for start in range(0, weight.shape[-1], CHUNK):
         end = min(start + CHUNK, weight.shape[-1])
@@ -155,7 +160,7 @@ def fit(weight: Tensor, metric: Tensor, lattice: Lattice, *, scales: bool) -> tu
     """
     if scales:
         lattice = shrink(weight, metric, lattice)
-    starts = [sequential(weight, metric, lattice), lattice.codes(weight)]
+    starts = [sequential(weight, feedback(metric), lattice), lattice.codes(weight)]
     found = [descend(weight, metric, lattice, start) for start in starts]
     costs = [cost(weight, metric, lattice.weight(codes))[..., None] for codes in found]
     codes = torch.where(costs[0] <= costs[1], found[0], found[1])

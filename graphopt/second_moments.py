@@ -32,18 +32,24 @@ class GroupedMoments:
         self.count = 0
         self._sums: list[Tensor] = []
 
-    def update(self, x: Tensor, target: Tensor) -> None:
-        """Add a batch: the layer's input, and the wanted output as [samples, positions, out]."""
-        groups = self.layer.groups
-        step = -(-target.shape[0] * target.shape[1] // ROWS) | 1  # odd: not in step with the even sizes of images
+    def update(self, x: Tensor, target: Tensor | None = None) -> None:
+        """Add a batch: the layer's input, and the wanted output, if there is one, as [samples, positions, out]."""
         size = CHUNK if self.layer.dims else len(x)
-        for part, wanted in zip(torch.split(x, size), torch.split(target, size), strict=True):
-            found = rows(self.layer, part)[:, ::step] if self.layer.dims else rows(self.layer, part)
-            wanted = wanted[:, ::step] if self.layer.dims else wanted
-            u, t = (v.reshape(-1, groups, v.shape[-1] // groups).transpose(0, 1) for v in (found, wanted))
-            sums = [u.sum(1), t.sum(1), u.transpose(1, 2) @ u, u.transpose(1, 2) @ t]
+        parts = torch.split(x, size)
+        wanted = [None] * len(parts) if target is None else torch.split(target, size)
+        for part, t in zip(parts, wanted, strict=True):
+            found = rows(self.layer, part)
+            step = -(-len(x) * found.shape[1] // ROWS) | 1 if self.layer.dims else 1  # odd: not in step with images
+            u = self._grouped(found[:, ::step])
+            sums = [u.sum(1), u.transpose(1, 2) @ u]
+            if t is not None:
+                v = self._grouped(t[:, ::step])
+                sums += [v.sum(1), u.transpose(1, 2) @ v]
             self.count += u.shape[1]
             self._sums = [s.double() + (self._sums[i] if self._sums else 0) for i, s in enumerate(sums)]
+
+    def _grouped(self, found: Tensor) -> Tensor:
+        return found.reshape(-1, self.layer.groups, found.shape[-1] // self.layer.groups).transpose(0, 1)
 
     @property
     def mean_x(self) -> Tensor:
@@ -51,11 +57,11 @@ class GroupedMoments:
 
     @property
     def mean_t(self) -> Tensor:
-        return self._sums[1] / self.count
+        return self._sums[2] / self.count
 
     @property
     def xx(self) -> Tensor:
-        return self._sums[2] / self.count - self.centred * self.mean_x[:, :, None] * self.mean_x[:, None]
+        return self._sums[1] / self.count - self.centred * self.mean_x[:, :, None] * self.mean_x[:, None]
 
     @property
     def xt(self) -> Tensor:
