@@ -17,7 +17,8 @@ from graphopt.observe import values
 from graphopt.overflow import Overflow
 from graphopt.passes.correct_bias import CorrectBias
 from graphopt.passes.fold_batchnorm import FoldBatchNorm
-from graphopt.passes.learn_rounding import LearnRounding
+from graphopt.passes.learn_rounding import LearnRounding, bit_split
+from graphopt.passes.learn_rounding.reconstruct import Reconstruction
 from graphopt.passes.learn_rounding.units import block_units, find_cuts, layer_units
 from graphopt.passes.quantize import Quantize
 from graphopt.targets import find
@@ -76,7 +77,10 @@ def learned(graph: Graph, **options: object) -> Graph:
     return found
 
 
-OPTIONS = [{"method": "gptq"}, {"unit": "layer"}, {"unit": "block"}, {"importance": True}, {"learn_steps": False}]
+OPTIONS = [
+    {"method": "gptq"}, {"method": "bit_split"}, {"unit": "layer"}, {"unit": "block"}, {"importance": True},
+    {"learn_steps": False}, {"method": "adaquant", "unit": "layer"},
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -245,6 +249,82 @@ def test_the_best_scale_is_a_minimum():
         assert (q.cost(weight, metric, scaled.weight(codes)) <= q.cost(weight, metric, other.weight(codes))).all()
 
 
+def test_digits_add_up_to_codes_and_stay_so_when_they_are_optimized():
+    torch.manual_seed(0)
+    weight, half = torch.randn(2, 3, 9).double(), torch.randn(2, 9, 12).double()
+    metric = half @ half.transpose(1, 2) + 0.1 * torch.eye(9).double()
+    lattice = q.Lattice(weight.abs().amax(-1, keepdim=True) / 7, torch.zeros(2, 3, 1).double(), -7, 7)
+    codes = lattice.codes(weight)
+    parts = bit_split.digits(codes, 7)
+    assert [place for _, place in parts] == [4, 2, 1]
+    assert torch.equal(sum(digit * place for digit, place in parts), codes)
+    costs = [q.cost(weight, metric, lattice.weight(codes))]
+    for digit, place in parts:
+        better = bit_split.optimize_digit(weight, metric, lattice, codes, digit, place)
+        costs.append(q.cost(weight, metric, lattice.weight(better)))
+        assert (better - codes).abs().max() <= 2 * place
+        assert better.abs().max() <= 7
+    assert all((cost <= costs[0] + 1e-12).all() for cost in costs)
+    assert costs[-1].sum() < costs[0].sum()
+
+
+def test_splitting_into_digits_finds_about_what_descent_finds():
+    torch.manual_seed(0)
+    weight, half = torch.randn(1, 8, 24).double(), torch.randn(1, 24, 60).double()
+    metric = half @ half.transpose(1, 2) / 60
+    lattice = q.Lattice(weight.abs().amax(-1, keepdim=True) / 3, torch.zeros(1, 8, 1).double(), -3, 3)
+    shrunk = q.shrink(weight, metric, lattice)
+    nearest = float(q.cost(weight, metric, shrunk.weight(shrunk.codes(weight))).sum())
+    costs = {}
+    for way in (q.fit, bit_split.fit):
+        codes, scaled = way(weight, metric, lattice, scales=True)
+        costs[way] = float(q.cost(weight, metric, scaled.weight(codes)).sum())
+    assert costs[q.fit] <= costs[bit_split.fit] * 1.05
+    assert costs[bit_split.fit] < nearest
+
+
+# ---- Going on after an interruption ---------------------------------------------------------------------------------
+
+
+def test_interrupted_work_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    graph, calls, stop = simulated(), [], 9
+    whole, learn, fit = learned(graph, unit="layer"), Reconstruction.learn, LearnRounding.fit
+
+    def counted_learn(self, *args):
+        calls.append("unit")
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        return learn(self, *args)
+
+    def counted_fit(self, *args):
+        calls.append("layer")
+        return fit(self, *args)
+
+    monkeypatch.setattr(Reconstruction, "learn", counted_learn)
+    monkeypatch.setattr(LearnRounding, "fit", counted_fit)
+    with pytest.raises(KeyboardInterrupt):
+        learned(graph, unit="layer", checkpoint=tmp_path)
+    assert calls == ["layer"] * 6 + ["unit"] * 3
+
+    calls, stop = [], None
+    again = learned(graph, unit="layer", checkpoint=tmp_path)
+    assert calls == ["unit"] * 4  # six layers and two units were written down
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in whole.state_dict().items())
+
+    calls = []
+    learned(graph, unit="layer", checkpoint=tmp_path, seed=1)
+    assert calls == ["layer"] * 6 + ["unit"] * 6  # another task in the same folder
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    graph = simulated()
+    learned(graph, method="gptq", checkpoint=tmp_path)
+    piece = next(tmp_path.glob("*/layer_2.pt"))
+    piece.write_bytes(b"cut short")
+    with pytest.raises(InputError, match=r"layer_2\.pt is damaged; remove it"):
+        learned(graph, method="gptq", checkpoint=tmp_path)
+
+
 # ---- Memory ---------------------------------------------------------------------------------------------------------
 
 
@@ -278,7 +358,7 @@ def test_mistakes_are_named():
     graph = simulated()
     for options, words in (
         ({"iterations": 0}, "iterations must be a whole number of at least 1"),
-        ({"method": "best"}, "method must be one of gptq, adaround"),
+        ({"method": "best"}, "method must be one of gptq, bit_split, adaround, adaquant"),
         ({"unit": "network"}, "unit must be one of layer, block"),
         ({"warmup": 1.0}, "warmup must be at least 0 and under 1"),
     ):
@@ -288,6 +368,9 @@ def test_mistakes_are_named():
         LearnRounding(Calibration(iter(BATCHES), graph))
     with pytest.raises(InputError, match="64 samples, fewer than a batch of 100"):
         LearnRounding(BATCHES, method="adaround", batch=100)(graph)
+    affine = Format(bits=4, symmetric=False, per_channel=True)
+    with pytest.raises(InputError, match="bit_split needs symmetric weights, those of 'stem' have a zero point"):
+        LearnRounding(BATCHES, method="bit_split")(simulated(weights=affine))
     with pytest.raises(InputError, match="run Quantize before"):
         LearnRounding(BATCHES)(capture(residual(), BATCHES[0][0][:2]))
     CorrectBias(BATCHES)(graph)

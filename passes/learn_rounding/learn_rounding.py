@@ -5,14 +5,18 @@
 1. Layer by layer, in execution order, with the inputs of the network quantized so far: the least-squares weight for what the
    layer gave in float (a residual stream's error included) is rounded under the quadratic of its inputs (`quadratic.py`).
    `method="gptq"` ends here: seconds, no gradients.
+   `method="bit_split"` minimizes the same error digit by digit (`bit_split.py`).
 2. `method="adaround"`: from there, unit by unit, rounding, biases and steps are learned by gradients through the activations
    (`soft.py`, `reconstruct.py`). A unit is a layer (`unit="layer"`, AdaRound) or a block (`unit="block"`, BRECQ; `units.py`).
+   `method="adaquant"` lets weights travel further than to the next code (`free.py`).
 
 The float network is the simulated graph without its quantizers. Codes are stored as points of the grid (`weights.py`), so that
 simulation, integers and artifact agree.
 
 The second step starts from what the first found, and what it learns of a unit is taken only where samples held out of the
 learning gain by it. With a few hundred images and steps that is little: begin with `gptq`.
+
+With `checkpoint`, every layer and unit that is done is written down (`journal.py`), and the same task goes on behind the last.
 
 Needs:  a graph straight from `Quantize` or `QuantizeWeights`; `CorrectBias` would move the biases of what serves as original,
         and is not needed.
@@ -23,7 +27,7 @@ Papers: Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quan
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
@@ -39,11 +43,14 @@ from graphopt.graph import Graph
 from graphopt.numerics import FAKE_QUANTIZE
 from graphopt.options import check_count, check_repeatable
 from graphopt.overflow import Overflow
+from graphopt.passes.learn_rounding import bit_split
+from graphopt.passes.learn_rounding.free import FreeWeight
 from graphopt.passes.learn_rounding.importance import fisher
+from graphopt.passes.learn_rounding.journal import Journal, fingerprint
 from graphopt.passes.learn_rounding.reconstruct import Reconstruction, Samples, Search
 from graphopt.passes.learn_rounding.soft import SoftWeight
 from graphopt.passes.learn_rounding.units import Unit, block_units, evaluate, layer_units, make_unit
-from graphopt.passes.learn_rounding.weights import Rounded, rounded_layers
+from graphopt.passes.learn_rounding.weights import Learned, Rounded, rounded_layers
 from graphopt.progress import track
 from graphopt.refit import Pairs
 from graphopt.second_moments import GroupedMoments
@@ -52,8 +59,10 @@ from graphopt.twins import float_twin, unquantized
 
 RIDGE = 1e-2  # of the mean second moment: what the data say nothing about stays as it was
 
-Method = Literal["gptq", "adaround"]
+Method = Literal["gptq", "bit_split", "adaround", "adaquant"]
 UnitKind = Literal["layer", "block"]
+CLOSED = {"bit_split": bit_split.fit}  # others begin with `quadratic.fit`
+WAYS: dict[str, type[SoftWeight] | type[FreeWeight]] = {"adaround": SoftWeight, "adaquant": FreeWeight}
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ class LearnRounding:
 
     Attributes:
         data: batches of inputs, as for calibration; gone through a few times.
-        method: `gptq`, closed forms only, or `adaround`, which goes on by gradients.
+        method: `gptq` or `bit_split`, closed forms only; `adaround` or `adaquant`, which go on from `gptq` by gradients.
         unit: what is learned together, a `layer` or a `block`.
         iterations: gradient steps per unit.
         batch: samples per gradient step.
@@ -73,10 +82,13 @@ class LearnRounding:
         importance: whether errors count by the squared gradient of the network's loss (Fisher information).
         memory: bytes of inputs and outputs of units to hold in memory; more goes to temporary files.
         folder: where those are; None: the system's folder for temporary files.
+        checkpoint: a folder that remembers what is done, so that the same call goes on where it was interrupted; it may serve
+            any number of tasks, and may be removed when they are done.
         seed: of the order in which samples are taken.
 
     Raises:
-        InputError: the graph has no quantized weights, its biases were corrected, or there are fewer samples than a batch.
+        InputError: the graph has no quantized weights, its biases were corrected, there are fewer samples than a batch,
+            `bit_split` meets weights with a zero point, or a file in `checkpoint` is damaged.
     """
 
     exact: ClassVar[bool] = False
@@ -93,6 +105,7 @@ class LearnRounding:
     importance: bool = False
     memory: int = 2**31
     folder: Path | None = None
+    checkpoint: str | Path | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -111,11 +124,12 @@ class LearnRounding:
     def __call__(self, graph: Graph) -> list[Change]:
         if all("rounding_learned" in rounded.layer.node.meta for rounded in self.check(graph)):
             return []
-        twin = float_twin(graph)
-        fitted = self.fit_layers(graph, twin)
+        twin, journal = float_twin(graph), self.journal(graph)
+        fitted = self.fit_layers(graph, twin, journal)
         notes = {node: note for node, (note, _) in fitted.items()}
-        if self.method == "adaround":
-            for unit, first, last in self.learn_units(graph, twin, {node: aim for node, (_, aim) in fitted.items()}):
+        if self.method in WAYS:
+            aims = {node: aim for node, (_, aim) in fitted.items()}
+            for unit, first, last in self.learn_units(graph, twin, aims, journal):
                 for node in unit.layers:
                     together = f" with {len(unit.layers) - 1} more" if len(unit.layers) > 1 else ""
                     notes[node] += f", error {first:.2g} -> {last:.2g} by gradients{together}"
@@ -136,22 +150,41 @@ class LearnRounding:
                     f"the bias of {graph.site(rounded.layer.node)!r} was corrected, so the float network is lost; "
                     "leave CorrectBias out, LearnRounding does its work"
                 )
+            if self.method == "bit_split" and bool((rounded.lattice(graph).zero != 0).any()):
+                raise InputError(
+                    f"bit_split needs symmetric weights, those of {graph.site(rounded.layer.node)!r} have a zero point; "
+                    "choose another method or format"
+                )
         samples = sum(len(batch[0]) for batch in self.data)
-        if samples < self.batch and self.method == "adaround":
+        if samples < self.batch and self.method in WAYS:
             raise InputError(f"the data has {samples} samples, fewer than a batch of {self.batch}; give more data")
         return found
 
+    def journal(self, graph: Graph) -> Journal:
+        if self.checkpoint is None:
+            return Journal(None, "")
+        options = replace(self, data=(), memory=0, folder=None, checkpoint=None)
+        return Journal(Path(self.checkpoint), fingerprint(graph, self.data, f"{options}"))
+
     # ---- Closed forms -----------------------------------------------------------------------------------------------
 
-    def fit_layers(self, graph: Graph, twin: Graph) -> dict[Node, tuple[str, Tensor]]:
+    def fit_layers(self, graph: Graph, twin: Graph, journal: Journal) -> dict[Node, tuple[str, Tensor]]:
         """Round every layer under the quadratic of its inputs; of each a remark, and the weight that was rounded."""
         values = set(graph.calls(FAKE_QUANTIZE)) - constant_calls(graph)
         names = {node.name: original(twin, node).name for node in values}
         pairs = Pairs(twin, graph, self.data, names)
         layers = track(rounded_layers(graph), "rounding layers")
-        return {rounded.layer.node: self.fit(graph, pairs, rounded) for rounded in layers}
+        found = {}
+        for number, rounded in enumerate(layers):
+            if (piece := journal.get(f"layer {number}")) is None:
+                learned, note, aim = self.fit(graph, pairs, rounded)
+                piece = {"layers": learned.layers, "note": note, "aim": aim}
+                journal.put(f"layer {number}", piece)
+            Learned(piece["layers"]).store(graph)
+            found[rounded.layer.node] = (piece["note"], piece["aim"])
+        return found
 
-    def fit(self, graph: Graph, pairs: Pairs, rounded: Rounded) -> tuple[str, Tensor]:
+    def fit(self, graph: Graph, pairs: Pairs, rounded: Rounded) -> tuple[Learned, str, Tensor]:
         moments = GroupedMoments(rounded.layer, centred=rounded.bias is not None)
         for x, wanted in pairs(rounded.layer.node, rounded.layer.node):
             moments.update(x, wanted)
@@ -163,18 +196,19 @@ class LearnRounding:
         aim = weight + nudge.transpose(1, 2)
         lattice = rounded.lattice(graph)
         nearest = lattice.weight(lattice.codes(weight))
-        codes, lattice = quadratic.fit(
-            aim, metric, lattice, scales=self.learn_steps and not rounded.scales_fixed(graph)
-        )
+        closed = CLOSED.get(self.method, quadratic.fit)
+        codes, lattice = closed(aim, metric, lattice, scales=self.learn_steps and not rounded.scales_fixed(graph))
         found = lattice.weight(codes)
         bias = moments.mean_t - (found @ moments.mean_x[..., None])[..., 0]
-        rounded.store(graph, codes, lattice, bias.flatten())
         before, after = (float(quadratic.cost(aim, metric, w).sum()) for w in (nearest, found))
-        return f"{100 * after / max(before, 1e-30):.3g} % of the error of nearest rounding", aim.float()
+        learned = Learned({rounded.layer.node.name: (codes, lattice.scale, bias.flatten())})
+        return learned, f"{100 * after / max(before, 1e-30):.3g} % of the error of nearest rounding", aim.float()
 
     # ---- Gradients --------------------------------------------------------------------------------------------------
 
-    def learn_units(self, graph: Graph, twin: Graph, aims: dict[Node, Tensor]) -> list[tuple[Unit, float, float]]:
+    def learn_units(
+        self, graph: Graph, twin: Graph, aims: dict[Node, Tensor], journal: Journal
+    ) -> list[tuple[Unit, float, float]]:
         """Learn unit by unit; of each the relative errors at the beginning and at the end."""
         overflow = Overflow(self.memory, self.folder)
         batches = list(self.data)
@@ -184,7 +218,11 @@ class LearnRounding:
         gradients = fisher(twin, ends, batches, overflow.keep) if self.importance else {}
         layers = {rounded.layer.node: rounded for rounded in rounded_layers(graph)}
         found = []
-        for unit, end in track(list(zip(units, ends, strict=True)), "learning units"):
+        for number, (unit, end) in enumerate(track(list(zip(units, ends, strict=True)), "learning units")):
+            if (piece := journal.get(f"unit {number}")) is not None:
+                Learned(piece["layers"], piece["steps"]).store(graph)
+                found.append((unit, piece["first"], piece["last"]))
+                continue
             inputs = [
                 Samples(parts, fixed=not graph.dynamic_batch)
                 for parts in zip(*walks[1].before(unit.first, unit.inputs), strict=True)
@@ -203,15 +241,23 @@ class LearnRounding:
             )
             task = Reconstruction(graph, unit, weights, search)
             importance = Samples(gradients[end], fixed=not graph.dynamic_batch) if gradients else None
-            found.append((unit, *task.learn(inputs, wanted, importance)))
+            first, last = task.learn(inputs, wanted, importance)
+            learned, last = (task.learned(), last) if last < first else (Learned({}), first)
+            learned.store(graph)
+            journal.put(
+                f"unit {number}", {"layers": learned.layers, "steps": learned.steps, "first": first, "last": last}
+            )
+            found.append((unit, first, last))
             gradients.pop(end, None)
         return found
 
-    def soften(self, graph: Graph, rounded: Rounded, aim: Tensor) -> SoftWeight:
-        """Soft rounding that begins between the weight that was rounded and the codes found for it."""
+    def soften(self, graph: Graph, rounded: Rounded, aim: Tensor) -> SoftWeight | FreeWeight:
+        """Weights that can be learned, which begin between the weight that was rounded and the codes found for it."""
         lattice = rounded.lattice(graph)
         codes = lattice.codes(rounded.grouped(rounded.weight(graph)).double())
-        return SoftWeight.around(aim, lattice, codes, scales=self.learn_steps and not rounded.scales_fixed(graph))
+        return WAYS[self.method].around(
+            aim, lattice, codes, scales=self.learn_steps and not rounded.scales_fixed(graph)
+        )
 
 
 def original(twin: Graph, node: Node) -> Node:

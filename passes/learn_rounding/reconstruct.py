@@ -23,9 +23,10 @@ from torch.fx.node import Node
 
 from graphopt.graph import Graph
 from graphopt.numerics import FAKE_QUANTIZE
+from graphopt.passes.learn_rounding.free import FreeWeight
 from graphopt.passes.learn_rounding.soft import BLUNT, SHARP, SoftWeight
 from graphopt.passes.learn_rounding.units import Unit, evaluate
-from graphopt.passes.learn_rounding.weights import Rounded
+from graphopt.passes.learn_rounding.weights import Learned, Rounded
 from graphopt.steps import free_step
 
 HELD_OUT = 1 / 8  # of the samples
@@ -64,7 +65,7 @@ class Reconstruction:
     """One unit being learned."""
 
     def __init__(
-        self, graph: Graph, unit: Unit, weights: dict[Node, tuple[Rounded, SoftWeight]], search: Search
+        self, graph: Graph, unit: Unit, weights: dict[Node, tuple[Rounded, SoftWeight | FreeWeight]], search: Search
     ) -> None:
         self.graph, self.unit, self.weights, self.search = graph, unit, weights, search
         self.fixed = not graph.dynamic_batch
@@ -118,10 +119,10 @@ class Reconstruction:
         return result
 
     def learn(self, inputs: Sequence[Samples], wanted: Samples, importance: Samples | None) -> tuple[float, float]:
-        """Learn, and write what was learned into the graph where it is better on samples that were held out.
+        """Learn; `learned` is then what was found.
 
         Returns:
-            The relative error on those samples before and after.
+            The relative error before and after, on samples that were held out.
         """
         data = [*inputs, wanted, *([importance] if importance is not None else [])]
         every = list(range(len(wanted)))
@@ -136,9 +137,6 @@ class Reconstruction:
         self._descend(data, sorted({*every} - {*held}) or every, scale)
         with torch.no_grad():
             after = error(lambda values: self(values, hard=True))
-        if after >= before:
-            return before, before
-        self.store()
         return before, after
 
     def _parts(self, picked: list[int]) -> list[list[int]]:
@@ -191,12 +189,13 @@ class Reconstruction:
         parts = [part.float().square().mean() for part in wanted.parts]
         return max(float(torch.stack(parts).mean()), 1e-12)
 
-    def store(self) -> None:
-        """Write codes, scales, biases and steps into the graph."""
+    def learned(self) -> Learned:
+        """Codes, scales, biases and steps as they are now."""
         with torch.no_grad():
-            for constant in list(self.steps):
-                self.graph.put_constant(constant, self.step(constant))
+            steps = {str(constant.target): self.step(constant).detach() for constant in self.steps}
+            layers = {}
             for rounded, soft in self.weights.values():
                 codes, lattice = soft.harden()
                 bias = self.biases.get(rounded.layer.bias) if rounded.layer.bias is not None else None
-                rounded.store(self.graph, codes, lattice, None if bias is None else bias.detach())
+                layers[rounded.layer.node.name] = (codes, lattice.scale, None if bias is None else bias.detach())
+            return Learned(layers, steps)

@@ -66,9 +66,6 @@ class SoftWeight:
         growth = torch.zeros_like(lattice.scale, dtype=torch.float32).requires_grad_() if scales else None
         return cls(lattice, base.float(), inverse(h.float()).requires_grad_(), growth)
 
-    def parameters(self) -> list[Tensor]:
-        return [self.v] if self.growth is None else [self.v, self.growth]
-
     @property
     def scale(self) -> Tensor:
         scale = self.lattice.scale.float()

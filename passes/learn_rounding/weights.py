@@ -6,7 +6,7 @@ the simulated graph, its deployed form and its artifact agree on the weights wit
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -93,6 +93,28 @@ class Rounded:
         if bias is not None and self.bias is not None:
             reader, constant = self.bias
             graph.set_constant(reader, reader.args.index(constant), bias.to(graph.tensor(constant).dtype))
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What was found for some layers and values of a graph.
+
+    Attributes:
+        layers: by the name of the layer's call its codes [g, out, d], scales [g, out, 1], and bias [out] where that changes.
+        steps: by the name of a constant its value.
+    """
+
+    layers: dict[str, tuple[Tensor, Tensor, Tensor | None]]
+    steps: dict[str, Tensor] = field(default_factory=dict)
+
+    def store(self, graph: Graph) -> None:
+        constants = {str(node.target): node for node in graph.nodes if node.op == "get_attr"} if self.steps else {}
+        for name, value in self.steps.items():
+            graph.put_constant(constants[name], value)
+        for rounded in rounded_layers(graph):
+            if rounded.layer.node.name in self.layers:
+                codes, scale, bias = self.layers[rounded.layer.node.name]
+                rounded.store(graph, codes.double(), replace(rounded.lattice(graph), scale=scale), bias)
 
 
 def rounded_layers(graph: Graph) -> list[Rounded]:
