@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-import torch.utils._pytree as pytree
-from torch import Tensor, nn
+from torch import nn
 
 from graphopt import measure as measures
+from graphopt import recipes
 from graphopt.artifact import Artifact
 from graphopt.contract import Pass
 from graphopt.data import Calibration
@@ -26,15 +26,14 @@ from graphopt.manifest import read_manifest
 from graphopt.masks import zero_share
 from graphopt.passes.quantize import LayerFormat
 from graphopt.pipeline import outputs, run
-from graphopt.progress import track
 from graphopt.recipes import ROUNDINGS, Rounding, integer, prepare, shrink
-from graphopt.report import Latency, Report, Step, size, slower
-from graphopt.targets import Target, architecture, find
+from graphopt.report import Report, Step
+from graphopt.targets import Target, find
+from graphopt.verdict import clock, judge, last_score, score, zeros_note
 
 if TYPE_CHECKING:
     from graphopt.backends.onnxruntime import Simulation
 
-AGREEMENT_SAMPLES = 512  # calibration samples on which float original and artifact are compared
 SPARSE = 0.1  # share of zero weights from which the report says what they save
 
 
@@ -66,7 +65,10 @@ def optimize(
     shrink_by: str = "prune",
     max_latency: float | None = None,
     rounding: Rounding | None = None,
+    average_bits: float | None = None,
+    weight_only: int | None = None,
     max_drop: float | None = None,
+    checkpoint: str | Path | None = None,
     dump: str | Path | None = None,
     estimator: str = "mse",
     measure: bool = True,
@@ -91,9 +93,13 @@ def optimize(
         max_latency: factorize layers until this share of the time is left, measured on this machine (over 0, under 1).
         rounding: how codes of weights are chosen: `nearest`; `gptq`, on calibration data in closed form; `adaround`, from there
             by gradients. None: `nearest`, and `gptq` for weights of less than 7 bits.
+        average_bits: bits per weight, over all layers; how many each has is chosen by what they do to the output on calibration
+            data. See `graphopt.passes.quantize.MixedPrecision`, which knows other budgets.
+        weight_only: bits of the weights of linear layers, in blocks of 32; everything else stays float. For transformers.
         max_drop: how much accuracy may be lost, in the unit of `evaluate`. What costs least is tried first (`rounding` from
             `nearest` to `adaround`, then the layers that hurt most in more bits or float) until the artifact is good enough; if
             nothing is, the best is returned with a warning. The report lists what was tried.
+        checkpoint: a folder that remembers which layers were rounded, so that the same call goes on where it was interrupted.
         dump: a folder for the text of the graph after every pass.
         estimator: how ranges are chosen: `minmax`, `percentile`, `mse`, `entropy`, `aciq` or `output_mse`.
         measure: measure latency before and after, where the target runs on this machine.
@@ -107,7 +113,7 @@ def optimize(
         InputError: an argument does not fit; CaptureError: the model cannot be captured; NonFiniteError: NaN or infinity in a
             weight or activation. Nothing is written before `artifact.save`.
     """
-    _check_options(passes, evaluate, max_drop, rounding, keep_macs, max_latency)
+    _check_options(passes, evaluate, max_drop, rounding, average_bits, weight_only, (keep_macs, max_latency))
     chosen = find(target)
     backend = importlib.import_module(f"graphopt.backends.{chosen.runtime}")
     graph, notes = _graph(model, example_inputs, dynamic_batch)
@@ -121,13 +127,16 @@ def optimize(
         )
     if max_drop is not None and data.one_shot:
         raise InputError("max_drop goes through the calibration data several times; give a list or a DataLoader")
-    accuracy = _score(evaluate, original, "the original model") if evaluate is not None else None
+    accuracy = score(evaluate, original, "the original model") if evaluate is not None else None
     report.accuracy_before = accuracy
+    quantized = partial(integer, chosen, data, estimator=estimator, average_bits=average_bits, checkpoint=checkpoint)
     if passes is None:
         passes = shrink(chosen, data, keep_macs=keep_macs, by=shrink_by, max_latency=max_latency, threads=threads)
-        passes += prepare(chosen)
-        if max_drop is None:
-            passes += integer(chosen, data, estimator=estimator, formats=formats, rounding=rounding)
+        if weight_only is not None:
+            passes += recipes.weight_only(chosen, weight_only, data=None if data.synthetic or data.one_shot else data)
+        else:
+            passes += prepare(chosen)
+            passes += quantized(rounding, formats or {}) if max_drop is None else []
     elif callable(passes):
         passes = passes(chosen, data)
     report.steps = run(passes, graph, dump=dump)
@@ -139,28 +148,28 @@ def optimize(
     if max_drop is None:
         deployed, artifact = lower(graph)
         if evaluate is not None:
-            report.accuracy_after = _last_score(evaluate, artifact, report)
+            report.accuracy_after = last_score(evaluate, artifact, report)
     else:
         assert evaluate is not None
         assert accuracy is not None
 
-        def judge(graph: Graph) -> tuple[Lowered, float]:
+        def lower_and_score(graph: Graph) -> tuple[Lowered, float]:
             lowered = lower(graph)
-            return lowered, _score(evaluate, lowered.artifact, "the artifact")
+            return lowered, score(evaluate, lowered.artifact, "the artifact")
 
-        least = accuracy - max_drop
-        rung = Ladder(graph, chosen, data, judge, least, outputs(original), estimator, formats or {}, dump).climb(
-            report
+        ladder = Ladder(
+            graph, chosen, data, quantized, lower_and_score, accuracy - max_drop, outputs(original), dump, formats or {}
         )
+        rung = ladder.climb(report)
         graph, (deployed, artifact) = rung.graph, rung.lowered
     report.notes += [note for note in data.notes if note not in report.notes]
     baseline = backend.lower(original, chosen, name=report.model)
-    _judge(report, backend, artifact, deployed, original, data)
+    judge(report, backend, artifact, deployed, original, data)
     report.size_before, report.size_after = baseline.size_bytes, artifact.size_bytes
     if (zeros := zero_share(graph)) >= SPARSE:
-        report.notes.append(_zeros_note(zeros, baseline, artifact))
+        report.notes.append(zeros_note(zeros, baseline, artifact))
     if measure:
-        _time(report, chosen, baseline, artifact, graph, threads)
+        clock(report, chosen, baseline, artifact, graph, threads)
     artifact.manifest.report = report.to_dict()
     return Optimized(artifact, report, graph)
 
@@ -206,12 +215,23 @@ def load(folder: str | Path) -> Artifact:
 
 
 def _check_options(
-    passes: Any, evaluate: Any, max_drop: float | None, rounding: Rounding | None, *shrinking: float | None
+    passes: Any,
+    evaluate: Any,
+    max_drop: float | None,
+    rounding: Rounding | None,
+    average_bits: float | None,
+    weight_only: int | None,
+    shrinking: Sequence[float | None],
 ) -> None:
-    if passes is not None and any(option is not None for option in (max_drop, rounding, *shrinking)):
+    if passes is not None and any(o is not None for o in (max_drop, rounding, average_bits, weight_only, *shrinking)):
         raise InputError(
-            "keep_macs, max_latency, rounding and max_drop belong to the target's recipe; put Prune(keep_ratio=...), "
-            "Factorize(max_latency=...) or LearnRounding(...) among your own passes instead"
+            "keep_macs, max_latency, rounding, average_bits, weight_only and max_drop belong to the target's recipe; put "
+            "Prune(keep_ratio=...), Factorize(max_latency=...), MixedPrecision(...) or LearnRounding(...) among your own "
+            "passes instead"
+        )
+    if weight_only is not None and any(o is not None for o in (max_drop, average_bits, rounding)):
+        raise InputError(
+            "weight_only leaves values in float and chooses codes itself; leave out rounding, average_bits and max_drop"
         )
     if rounding not in (None, *ROUNDINGS):
         raise InputError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
@@ -244,114 +264,3 @@ def _original(graph: Graph) -> Step:
     return Step(
         "(original)", "", [], 0.0, measures.parameters(graph), measures.macs(graph), measures.weight_bytes(graph)
     )
-
-
-def _score(evaluate: Callable[[Callable[..., Any]], float], model: Callable[..., Any], what: str) -> float:
-    try:
-        with torch.no_grad():
-            value = evaluate(model)
-    except Exception as error:
-        reason = str(error).strip().splitlines() or ["no message"]
-        raise InputError(f"evaluate raised {type(error).__name__} for {what}: {reason[0]}") from error
-    try:
-        value = float(value)
-    except (TypeError, ValueError):
-        raise InputError(f"evaluate must return a number, got {type(value).__name__} for {what}") from None
-    if math.isnan(value):
-        raise InputError(f"evaluate returned NaN for {what}")
-    return value
-
-
-def _last_score(evaluate: Callable[[Callable[..., Any]], float], artifact: Artifact, report: Report) -> float | None:
-    """The score of the result; work that is done is not thrown away where it cannot be had."""
-    try:
-        return _score(evaluate, artifact, "the artifact")
-    except InputError as error:
-        report.missing["accuracy"] = str(error)
-        report.warnings.append(str(error))
-        return None
-
-
-def _judge(
-    report: Report, backend: Any, artifact: Artifact, deployed: Graph, original: Graph, data: Calibration
-) -> None:
-    """Weights as stored, share in integer, fidelity of the deployed model."""
-    last = report.steps[-1] if report.steps else report.original
-    assert last is not None
-    reference = outputs(original)
-    answers = artifact(*original.example.args, **original.example.kwargs)
-    report.steps.append(
-        Step(
-            "(lowered)", "", [], 0.0, measures.parameters(deployed), measures.macs(deployed), measures.weight_bytes(deployed),
-            measures.sqnr(reference, answers),
-        )
-    )  # fmt: skip
-    audit = backend.audit(artifact)
-    report.integer_macs = audit.share
-    report.float_operators = audit.floating
-    if data.synthetic:
-        report.missing["agreement"] = "no calibration data was given"
-        return
-    if data.one_shot:
-        report.missing["agreement"] = (
-            "the calibration data is an iterator, which was used up; give a list or a DataLoader"
-        )
-        return
-    seen, equal = 0, 0.0
-    with torch.no_grad():
-        for batch in track(data, "comparing with the original"):
-            ours, theirs = _flat(original, batch), _flat(artifact, batch)
-            if ours[0].dim() < 2:
-                report.missing["agreement"] = "the model does not return classes"
-                return
-            count = len(ours[0])
-            equal += measures.agreement(ours, theirs) * count
-            seen += count
-            if seen >= AGREEMENT_SAMPLES:
-                break
-    report.agreement = equal / seen
-    report.notes.append(f"agreement was measured on {seen} calibration samples")
-
-
-def _zeros_note(zeros: float, before: Artifact, after: Artifact) -> str:
-    files = " -> ".join(f"{size(a.size_bytes)} ({size(a.compressed_bytes)} compressed)" for a in (before, after))
-    return (
-        f"{zeros:.1%} of the weights are zero: that saves storage where files are compressed, {files} with zlib; "
-        f"it saves no time, the kernels of {after.manifest.runtime} multiply by zeros like by anything else"
-    )
-
-
-def _flat(model: Callable[..., Any], batch: list[Tensor]) -> list[Tensor]:
-    args, kwargs = _nested(model, batch)
-    return [t for t in pytree.tree_leaves(model(*args, **kwargs)) if isinstance(t, Tensor)]
-
-
-def _nested(model: Any, batch: list[Tensor]) -> tuple[Any, Any]:
-    """A flat batch in the structure the graph takes; artifacts take it flat."""
-    if not isinstance(model, Graph):
-        return batch, {}
-    leaves, spec = pytree.tree_flatten((model.example.args, dict(model.example.kwargs)))
-    stream = iter(batch)
-    return pytree.tree_unflatten([next(stream) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)  # type: ignore[no-any-return]
-
-
-def _time(report: Report, target: Target, before: Artifact, after: Artifact, graph: Graph, threads: int) -> None:
-    if architecture() != target.architecture:
-        report.missing["latency"] = f"the target is {target.architecture}, this machine is {architecture()}"
-        return
-    args, kwargs = graph.example.args, graph.example.kwargs
-    for artifact in (before, after):
-        artifact.set_threads(threads)
-    taken = measures.timings({"before": lambda: before(*args, **kwargs), "after": lambda: after(*args, **kwargs)})
-    runtime = after.manifest.runtime
-    report.latency = Latency(
-        before_ms=taken.median("before"),
-        after_ms=taken.median("after"),
-        speedup=taken.speedup("before", "after"),
-        before=f"{runtime}, float",
-        after=f"{runtime}, integer",
-        threads=threads,
-        host=measures.host_cpu(),
-    )
-    if report.integer_macs and (warning := slower(report.latency, report.float_operators)):
-        report.warnings.append(warning)

@@ -79,6 +79,15 @@ def optimize(
         str | None,
         typer.Option(help="Codes of weights: nearest, gptq or adaround. By default gptq for less than 7 bits."),
     ] = None,
+    average_bits: Annotated[
+        float | None, typer.Option(help="Bits per weight on average, e.g. 4; how many each layer has is chosen.")
+    ] = None,
+    weight_only: Annotated[
+        int | None, typer.Option(help="Bits of the weights of linear layers, all else in float (transformers): 4 or 8.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Folder to go on from where the same command was interrupted.")
+    ] = None,
     max_drop: Annotated[
         float | None,
         typer.Option(
@@ -120,6 +129,9 @@ def optimize(
             shrink_by=shrink_by,
             max_latency=max_latency,
             rounding=cast("Any", rounding),  # checked there
+            average_bits=average_bits,
+            weight_only=weight_only,
+            checkpoint=checkpoint,
             max_drop=max_drop,
             measure=measure,
             threads=threads,

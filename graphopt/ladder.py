@@ -22,11 +22,12 @@ from torch import Tensor
 
 from graphopt.analysis import LayerDamage, analyze
 from graphopt.artifact import Artifact
+from graphopt.contract import Pass
 from graphopt.errors import GraphoptError
 from graphopt.graph import Graph
 from graphopt.passes.quantize import LayerFormat
 from graphopt.pipeline import run
-from graphopt.recipes import FEW_BITS, ROUNDINGS, Rounding, integer
+from graphopt.recipes import FEW_BITS, ROUNDINGS, Rounding
 from graphopt.report import Attempt, Report, Step
 from graphopt.targets import Target
 
@@ -60,22 +61,23 @@ class Ladder:
     Attributes:
         start: the float graph; it is not changed.
         data: calibration batches, gone through several times.
+        quantized: the passes that quantize with a way of rounding and formats by layer name.
         judge: lowers a simulated graph and gives the accuracy of the artifact.
         least: the accuracy that is good enough.
         reference: the outputs of the original on its example, which the steps of a rung compare with.
-        estimator, formats, dump: as in `graphopt.optimize`; every rung has a folder of its own in `dump`.
+        formats, dump: as in `graphopt.optimize`; every rung has a folder of its own in `dump`.
         attempts: what was tried, in order.
     """
 
     start: Graph
     target: Target
     data: Iterable[list[Tensor]]
+    quantized: Callable[[Rounding, Formats], list[Pass]]
     judge: Callable[[Graph], tuple[Lowered, float]]
     least: float
     reference: list[Tensor]
-    estimator: str = "mse"
-    formats: Formats = field(default_factory=dict)
     dump: str | Path | None = None
+    formats: Formats = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
     best: Rung | None = None
 
@@ -101,9 +103,8 @@ class Ladder:
         began, graph = time.perf_counter(), self.start.clone()
         formats = {**lifted, **{name: chosen for name, chosen in self.formats.items() if name not in lifted}}
         folder = None if self.dump is None else Path(self.dump) / f"attempt_{len(self.attempts):02}"
-        passes = integer(self.target, self.data, estimator=self.estimator, formats=formats, rounding=rounding)
         try:
-            steps = run(passes, graph, dump=folder, reference=self.reference)
+            steps = run(self.quantized(rounding, formats), graph, dump=folder, reference=self.reference)
             lowered, accuracy = self.judge(graph)
         except GraphoptError as error:
             if not self.attempts:

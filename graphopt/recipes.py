@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Literal, get_args
 
 from torch import Tensor
@@ -18,7 +19,7 @@ from graphopt.passes.fold_batchnorm import FoldBatchNorm
 from graphopt.passes.fold_constant_channels import FoldConstantChannels
 from graphopt.passes.learn_rounding import LearnRounding
 from graphopt.passes.prune import Prune
-from graphopt.passes.quantize import LayerFormat, Quantize
+from graphopt.passes.quantize import LayerFormat, MixedPrecision, Quantize
 from graphopt.passes.quantize_weights import QuantizeWeights
 from graphopt.passes.simplify import Simplify
 from graphopt.targets import Target
@@ -46,30 +47,37 @@ def prepare(target: Target) -> list[Pass]:
 def integer(
     target: Target,
     calibration: Iterable[list[Tensor]],
+    rounding: Rounding | None = None,
+    formats: Mapping[str, LayerFormat | None] | None = None,
     *,
     estimator: str = "mse",
-    formats: Mapping[str, LayerFormat | None] | None = None,
-    rounding: Rounding | None = None,
+    average_bits: float | None = None,
+    checkpoint: str | Path | None = None,
 ) -> list[Pass]:
     """Quantize for the integer kernels of the target, and make up for what rounding the weights does.
 
     Args:
         rounding: `nearest`, with the mean error of the weights taken out of the biases; `gptq` and `adaround` choose codes on
             data. None: `nearest` for weights of 7 bits and more, `gptq` for fewer.
+        average_bits: of the weights, chosen layer by layer; of `formats` only the bits of weights count then.
+        checkpoint: see `LearnRounding`.
     """
-    passes: list[Pass] = [
-        DecomposeActivations(target.decompose),
-        Quantize(target, calibration, estimator=estimator, formats=formats or {}),
-    ]
+    formats = formats or {}
+    quantize: Pass = Quantize(target, calibration, estimator=estimator, formats=formats)
+    if average_bits is not None:
+        pinned = {name: None if f is None else (f.weights or target.weights).bits for name, f in formats.items()}
+        quantize = MixedPrecision(target, calibration, average_bits, estimator=estimator, layers=pinned)
+    passes: list[Pass] = [DecomposeActivations(target.decompose), quantize]
     if getattr(calibration, "one_shot", False):  # everything else goes through the data once more
         if rounding not in (None, "nearest"):
             raise InputError(f"rounding={rounding!r} goes through the data several times; give a list or a DataLoader")
         return passes
     if rounding is None:
-        rounding = "gptq" if fewest_bits(target, formats or {}) < FEW_BITS else "nearest"
+        fewest = average_bits or fewest_bits(target, formats)
+        rounding = "gptq" if fewest < FEW_BITS else "nearest"
     if rounding == "nearest":
         return [*passes, CorrectBias(calibration)]
-    return [*passes, LearnRounding(calibration, method=rounding)]
+    return [*passes, LearnRounding(calibration, method=rounding, checkpoint=checkpoint)]
 
 
 def fewest_bits(target: Target, formats: Mapping[str, LayerFormat | None]) -> int:
@@ -139,4 +147,4 @@ def recipe(
     rounding: Rounding | None = None,
 ) -> list[Pass]:
     """What `graphopt.optimize` does when it is given no passes, behind `shrink`."""
-    return prepare(target) + integer(target, calibration, estimator=estimator, formats=formats, rounding=rounding)
+    return prepare(target) + integer(target, calibration, rounding, formats, estimator=estimator)

@@ -31,6 +31,7 @@ from graphopt.passes.fold_batchnorm import FoldBatchNorm
 from graphopt.passes.simplify import Simplify
 from graphopt.report import Report, slower
 from graphopt.targets import find
+from graphopt.verdict import clock
 
 DATA = [images(8, seed=s) for s in range(2)]
 
@@ -71,7 +72,7 @@ def unlowered(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of what happens before lowering, which takes a second: any artifact will do, but that of `result`."""
     artifact = stand_in()  # before `lower`, which makes it, is replaced
     monkeypatch.setattr(onnxruntime, "lower", lambda *args, **options: artifact)
-    monkeypatch.setattr(api, "_judge", lambda *args: None)
+    monkeypatch.setattr(api, "judge", lambda *args: None)
 
 
 def test_the_order_of_tests_does_not_matter_to_the_stand_in_for_lowering(request: pytest.FixtureRequest) -> None:
@@ -152,12 +153,12 @@ def test_a_result_that_is_slower_than_float_is_warned_of(speedup: float, monkeyp
     monkeypatch.setattr(measures, "timings", lambda calls: taken)
     report = Report("Net", "host", integer_macs=1.0)
     artifact, _, graph = result()[0]
-    api._time(report, find("host"), artifact, artifact, graph, 1)
+    clock(report, find("host"), artifact, artifact, graph, 1)
     assert [w.partition(";")[0] for w in report.warnings] == (
         ["the integer model is slower than float here: 0.77x"] if speedup < 1 else []
     )
     float_only = Report("Net", "host")
-    api._time(float_only, find("host"), artifact, artifact, graph, 1)
+    clock(float_only, find("host"), artifact, artifact, graph, 1)
     assert float_only.warnings == []
 
 
@@ -174,7 +175,7 @@ def test_the_simulated_graph_is_deployed_once(monkeypatch: pytest.MonkeyPatch) -
         return stand_in()
 
     monkeypatch.setattr(onnxruntime, "lower", lower)
-    monkeypatch.setattr(api, "_judge", lambda report, backend, artifact, deployed, *rest: judged.append(deployed))
+    monkeypatch.setattr(api, "judge", lambda report, backend, artifact, deployed, *rest: judged.append(deployed))
     simulated = quick(nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 2)).eval()).graph
     integer, baseline = lowered
     assert integer is judged[0]
@@ -340,7 +341,7 @@ def test_an_error_while_measuring_leaves_nothing_behind(tmp_path: Path, monkeypa
     def interrupt(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, "_judge", interrupt)
+    monkeypatch.setattr(api, "judge", interrupt)
     with pytest.raises(KeyboardInterrupt):
         quick(nn.Sequential(conv(3, 4), nn.ReLU()).eval())
     gc.collect()

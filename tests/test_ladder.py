@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from graphopt.ladder import Ladder, Lowered, Rung
 from graphopt.numerics import FAKE_QUANTIZE, Format
 from graphopt.ops import Layer
 from graphopt.pipeline import outputs, run
-from graphopt.recipes import prepare
+from graphopt.recipes import integer, prepare
 from graphopt.report import Report
 from graphopt.targets import find
 
@@ -43,7 +44,7 @@ def climb(judge: Judge, least: float, bits: int = 8, data: Any = DATA, **options
     def score(found: Graph) -> tuple[Lowered, float]:
         return Lowered(found, OnnxRuntimeArtifact.__new__(OnnxRuntimeArtifact)), judge(found)
 
-    ladder = Ladder(graph, target, data, score, least, reference, **options)
+    ladder = Ladder(graph, target, data, partial(integer, target, data), score, least, reference, **options)
     return ladder.climb(report), report
 
 

@@ -1,0 +1,137 @@
+"""What a finished artifact measures: its accuracy, its fidelity to the original, its share in integer, its time.
+
+Each goes into the report, or the reason why it could not be measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from graphopt import measure as measures
+from graphopt.artifact import Artifact
+from graphopt.data import Calibration
+from graphopt.errors import InputError
+from graphopt.graph import Graph
+from graphopt.pipeline import outputs
+from graphopt.progress import track
+from graphopt.report import Latency, Report, Step, size, slower
+from graphopt.targets import Target, architecture
+
+AGREEMENT_SAMPLES = 512  # calibration samples on which float original and artifact are compared
+
+
+def score(evaluate: Callable[[Callable[..., Any]], float], model: Callable[..., Any], what: str) -> float:
+    try:
+        with torch.no_grad():
+            value = evaluate(model)
+    except Exception as error:
+        reason = str(error).strip().splitlines() or ["no message"]
+        raise InputError(f"evaluate raised {type(error).__name__} for {what}: {reason[0]}") from error
+    try:
+        value = float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"evaluate must return a number, got {type(value).__name__} for {what}") from None
+    if math.isnan(value):
+        raise InputError(f"evaluate returned NaN for {what}")
+    return value
+
+
+def last_score(evaluate: Callable[[Callable[..., Any]], float], artifact: Artifact, report: Report) -> float | None:
+    """The score of the result; work that is done is not thrown away where it cannot be had."""
+    try:
+        return score(evaluate, artifact, "the artifact")
+    except InputError as error:
+        report.missing["accuracy"] = str(error)
+        report.warnings.append(str(error))
+        return None
+
+
+def judge(
+    report: Report, backend: Any, artifact: Artifact, deployed: Graph, original: Graph, data: Calibration
+) -> None:
+    """Weights as stored, share in integer, fidelity of the deployed model."""
+    last = report.steps[-1] if report.steps else report.original
+    assert last is not None
+    reference = outputs(original)
+    answers = artifact(*original.example.args, **original.example.kwargs)
+    report.steps.append(
+        Step(
+            "(lowered)", "", [], 0.0, measures.parameters(deployed), measures.macs(deployed), measures.weight_bytes(deployed),
+            measures.sqnr(reference, answers),
+        )
+    )  # fmt: skip
+    audit = backend.audit(artifact)
+    report.integer_macs, report.weight_only_macs = audit.share, audit.weight_only_shares
+    report.float_operators = audit.floating
+    if data.synthetic:
+        report.missing["agreement"] = "no calibration data was given"
+        return
+    if data.one_shot:
+        report.missing["agreement"] = (
+            "the calibration data is an iterator, which was used up; give a list or a DataLoader"
+        )
+        return
+    seen, equal = 0, 0.0
+    with torch.no_grad():
+        for batch in track(data, "comparing with the original"):
+            ours, theirs = _flat(original, batch), _flat(artifact, batch)
+            if ours[0].dim() < 2:
+                report.missing["agreement"] = "the model does not return classes"
+                return
+            count = len(ours[0])
+            equal += measures.agreement(ours, theirs) * count
+            seen += count
+            if seen >= AGREEMENT_SAMPLES:
+                break
+    report.agreement = equal / seen
+    report.notes.append(f"agreement was measured on {seen} calibration samples")
+
+
+def clock(report: Report, target: Target, before: Artifact, after: Artifact, graph: Graph, threads: int) -> None:
+    if architecture() != target.architecture:
+        report.missing["latency"] = f"the target is {target.architecture}, this machine is {architecture()}"
+        return
+    args, kwargs = graph.example.args, graph.example.kwargs
+    for artifact in (before, after):
+        artifact.set_threads(threads)
+    taken = measures.timings({"before": lambda: before(*args, **kwargs), "after": lambda: after(*args, **kwargs)})
+    runtime = after.manifest.runtime
+    report.latency = Latency(
+        before_ms=taken.median("before"),
+        after_ms=taken.median("after"),
+        speedup=taken.speedup("before", "after"),
+        before=f"{runtime}, float",
+        after=f"{runtime}, {'weights in few bits' if report.weight_only_macs and not report.integer_macs else 'integer'}",
+        threads=threads,
+        host=measures.host_cpu(),
+    )
+    if report.integer_macs and (warning := slower(report.latency, report.float_operators)):
+        report.warnings.append(warning)
+
+
+def zeros_note(zeros: float, before: Artifact, after: Artifact) -> str:
+    files = " -> ".join(f"{size(a.size_bytes)} ({size(a.compressed_bytes)} compressed)" for a in (before, after))
+    return (
+        f"{zeros:.1%} of the weights are zero: that saves storage where files are compressed, {files} with zlib; "
+        f"it saves no time, the kernels of {after.manifest.runtime} multiply by zeros like by anything else"
+    )
+
+
+def _flat(model: Callable[..., Any], batch: list[Tensor]) -> list[Tensor]:
+    args, kwargs = _nested(model, batch)
+    return [t for t in pytree.tree_leaves(model(*args, **kwargs)) if isinstance(t, Tensor)]
+
+
+def _nested(model: Any, batch: list[Tensor]) -> tuple[Any, Any]:
+    """A flat batch in the structure the graph takes; artifacts take it flat."""
+    if not isinstance(model, Graph):
+        return batch, {}
+    leaves, spec = pytree.tree_flatten((model.example.args, dict(model.example.kwargs)))
+    stream = iter(batch)
+    return pytree.tree_unflatten([next(stream) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)  # type: ignore[no-any-return]
