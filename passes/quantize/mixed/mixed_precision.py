@@ -8,8 +8,8 @@
    else in float (`sensitivity.py`, `hessian.py`).
 2. An integer linear programme finds the assignment of least summed sensitivity that meets the budget (`ilp.py`), or an agent
    learns one from the divergence of whole networks (`agent.py`).
-3. What was found is compared with every uniform allocation within the budget, rounded alike, on samples held out from the first
-   two steps, and the best is taken: the result is not worse than uniform bits there.
+3. What was found is compared with every uniform allocation within the budget, rounded alike, on samples that neither
+   sensitivities nor rewards were measured on, and the best is taken: the result is not worse than uniform bits there.
 
 `LearnRounding` behind it takes most of the errors out, as behind `Quantize`; step 1 rounds as it does. Choices are those of
 `Target.weight_bits` and `activation_bits`: on CPUs fewer than 8 bits are stored in 8, so that they save no time there, and files

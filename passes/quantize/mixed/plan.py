@@ -36,7 +36,7 @@ class MixedPlan:
     Attributes:
         formats: layer name -> format, for `Quantize(formats=)` and `graphopt.optimize(formats=)`.
         chosen: which candidate was taken: `ilp`, `agent`, or the name of a uniform allocation.
-        divergence: of every candidate, measured on samples that nothing was chosen by.
+        divergence: of every candidate, measured on samples that no bits were chosen by.
         distance: in which way: `kl` or `sqnr` (see `sensitivity.py`).
         samples: their number.
         cost, budget, unit: of what was chosen.
