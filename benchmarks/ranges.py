@@ -15,7 +15,7 @@ from typing import Any
 
 import common
 import torch
-from low_bits import answers, formats
+from ladder import answers, formats
 from pruning import BATCH, Case
 
 from graphopt.graph import Graph

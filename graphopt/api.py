@@ -86,7 +86,8 @@ def optimize(
             statistics, random ones where there are none, and the report warns.
         evaluate: takes a callable that behaves like the model and returns its accuracy; run on the original and the artifact.
         passes: in place of the target's recipe: a list, or a function of the target and the calibration batches.
-        formats: layer-name pattern -> `LayerFormat`, or None to keep the layer in float.
+        formats: layer-name pattern -> `LayerFormat`, or None to keep the layer in float. With `average_bits` and
+            `weight_only`, bits of weights are what counts of it.
         keep_macs: shrink the network first, until this share of the multiply-accumulates is left (over 0, under 1).
         shrink_by: how: `prune` channels, or `factorize` layers; see `graphopt.passes.prune.Prune` and
             `graphopt.passes.factorize.Factorize`, which do more when they are put among the passes.
@@ -99,7 +100,7 @@ def optimize(
         max_drop: how much accuracy may be lost, in the unit of `evaluate`. What costs least is tried first (`rounding` from
             `nearest` to `adaround`, then the layers that hurt most in more bits or float) until the artifact is good enough; if
             nothing is, the best is returned with a warning. The report lists what was tried.
-        checkpoint: a folder that remembers which layers were rounded, so that the same call goes on where it was interrupted.
+        checkpoint: a folder that remembers which layers were rounded on data; an interrupted call then goes on where it was.
         dump: a folder for the text of the graph after every pass.
         estimator: how ranges are chosen: `minmax`, `percentile`, `mse`, `entropy`, `aciq` or `output_mse`.
         measure: measure latency before and after, where the target runs on this machine.
@@ -133,7 +134,7 @@ def optimize(
     if passes is None:
         passes = shrink(chosen, data, keep_macs=keep_macs, by=shrink_by, max_latency=max_latency, threads=threads)
         if weight_only is not None:
-            passes += recipes.weight_only(chosen, weight_only, data=None if data.synthetic or data.one_shot else data)
+            passes += _weight_only(chosen, weight_only, data, formats or {}, checkpoint)
         else:
             passes += prepare(chosen)
             passes += quantized(rounding, formats or {}) if max_drop is None else []
@@ -162,6 +163,7 @@ def optimize(
         )
         rung = ladder.climb(report)
         graph, (deployed, artifact) = rung.graph, rung.lowered
+    report.warnings += [f"{step.name}: {what}" for step in report.steps for what in step.short]
     report.notes += [note for note in data.notes if note not in report.notes]
     baseline = backend.lower(original, chosen, name=report.model)
     judge(report, backend, artifact, deployed, original, data)
@@ -243,6 +245,19 @@ def _check_options(
         raise InputError("max_drop needs evaluate=..., which tells how accurate each attempt is")
     if rounding is not None:
         raise InputError(f"max_drop chooses the rounding itself; leave out rounding={rounding!r}")
+
+
+def _weight_only(
+    target: Target, bits: int, data: Calibration, formats: Mapping[str, LayerFormat | None], checkpoint: Any
+) -> list[Pass]:
+    """Codes are chosen on data that are real and can be gone through again."""
+    if data.one_shot:
+        data.notes.append(
+            "every weight has its nearest code: choosing codes goes through the calibration data several times"
+        )
+    chosen_on = None if data.synthetic or data.one_shot else data
+    layers = recipes.weight_bits(target, formats)
+    return recipes.weight_only(target, bits, data=chosen_on, layers=layers, checkpoint=checkpoint)
 
 
 def _graph(model: Any, example_inputs: Any, dynamic_batch: bool) -> tuple[Graph, list[str]]:

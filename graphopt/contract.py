@@ -13,10 +13,11 @@ from graphopt.graph import Graph
 
 
 class Change(NamedTuple):
-    """One edit: where (a layer's name) and what, in a few words."""
+    """One edit: where (a layer's name) and what, in a few words; `short` of what was asked for, where that was out of reach."""
 
     site: str
     what: str
+    short: bool = False
 
 
 class Timer(Protocol):

@@ -103,7 +103,8 @@ def _step(
     return Step(
         name=name,
         options=_shown(transform),
-        changes=list(changes),
+        changes=[(change.site, change.what) for change in changes],
+        short=[change.what for change in changes if change.short],
         seconds=seconds,
         parameters=measure.parameters(graph),
         macs=measure.macs(graph),

@@ -65,7 +65,7 @@ def integer(
     formats = formats or {}
     quantize: Pass = Quantize(target, calibration, estimator=estimator, formats=formats)
     if average_bits is not None:
-        pinned = {name: None if f is None else (f.weights or target.weights).bits for name, f in formats.items()}
+        pinned = weight_bits(target, formats)
         quantize = MixedPrecision(target, calibration, average_bits, estimator=estimator, layers=pinned)
     passes: list[Pass] = [DecomposeActivations(target.decompose), quantize]
     if getattr(calibration, "one_shot", False):  # everything else goes through the data once more
@@ -86,6 +86,11 @@ def fewest_bits(target: Target, formats: Mapping[str, LayerFormat | None]) -> in
     return min(format.bits for format in [target.weights, *chosen])
 
 
+def weight_bits(target: Target, formats: Mapping[str, LayerFormat | None]) -> dict[str, int | None]:
+    """What formats say about bits of weights; None: float."""
+    return {name: None if f is None else (f.weights or target.weights).bits for name, f in formats.items()}
+
+
 def weight_only(
     target: Target,
     bits: int = 4,
@@ -93,10 +98,11 @@ def weight_only(
     data: Iterable[list[Tensor]] | None = None,
     *,
     layers: Mapping[str, int | None] | None = None,
+    checkpoint: str | Path | None = None,
 ) -> list[Pass]:
     """Weights of linear layers in blocks of few bits, values in float; with `data`, codes chosen on it (GPTQ)."""
     passes = [*clean(target), QuantizeWeights(bits, block, layers=layers or {})]
-    return passes if data is None else [*passes, LearnRounding(data)]
+    return passes if data is None else [*passes, LearnRounding(data, checkpoint=checkpoint)]
 
 
 def shrink(

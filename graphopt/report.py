@@ -38,7 +38,8 @@ REASONS = {
 class Step:
     """One pass: its name, its options as text, its changes as (site, what), and the graph after it.
 
-    `sqnr_db` compares the outputs on the example with those of the float original; None where that was not done.
+    `sqnr_db` compares the outputs on the example with those of the float original; None where that was not done. `short` tells
+    what was asked for and is out of reach.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Step:
     macs: int
     weight_bytes: int
     sqnr_db: float | None = None
+    short: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,18 @@ def test_optimize_hands_everything_over(optimize_call: dict[str, Any], tmp_path:
     assert json.loads(Path("report.json").read_text())["model"] == "Net"
 
 
+def test_few_bits_are_asked_for_by_options(optimize_call: dict[str, Any]) -> None:
+    options = {
+        "--rounding": "gptq",
+        "--average-bits": 4.0,
+        "--weight-only": 8,
+        "--checkpoint": Path("kept"),
+        "--max-drop": 0.5,
+    }
+    assert run("optimize", "cli_models:net", *(str(part) for pair in options.items() for part in pair)).exit_code == 0
+    assert {name: optimize_call[name[2:].replace("-", "_")] for name in options} == options
+
+
 def test_a_finished_module_and_several_typed_inputs(optimize_call: dict[str, Any]) -> None:
     result = run("optimize", "cli_models:made", "--input-shape", "1x5:int64", "--input-shape", "4:float64")
     assert result.exit_code == 0, result.output

@@ -144,7 +144,8 @@ class Factorize:
         if best is trials[0]:
             return []
         met = "" if enough else f"; {wanted:.2f} was asked for, nothing faster was found"
-        return [Change("(network)", f"{best.before:.3g} -> {best.after:.3g} ms, {best.share:.2f} of the time{met}")]
+        what = f"{best.before:.3g} -> {best.after:.3g} ms, {best.share:.2f} of the time{met}"
+        return [Change("(network)", what, short=not enough)]
 
     def _apply(self, graph: Graph, plan: Plan) -> list[Change]:
         """Do what was chosen; what was left alone is said where anything was done."""

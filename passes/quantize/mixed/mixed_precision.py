@@ -121,7 +121,7 @@ class MixedPrecision:
         found = self.plan(graph)
         if all(format is None for format in found.formats.values()):  # within the budget, all may stay float
             return []
-        return [Change("(network)", found.summary()), *self.quantize(found.formats)(graph)]
+        return [Change("(network)", found.summary(), short=not found.met), *self.quantize(found.formats)(graph)]
 
     def quantize(self, formats: Mapping[str, object]) -> Quantize:
         """The pass that does what a plan's formats say."""

@@ -63,7 +63,7 @@ class MixedPlan:
         """The cost and the comparison, in a line."""
         known = ", ".join(f"{name} {value:.3g}" for name, value in self.divergence.items())
         of = f"{_number(self.cost)} of {_number(self.budget)} {self.unit}"
-        met = "" if self.met else " (NOT MET: this is the least there is)"
+        met = "" if self.met else " (less was asked for than there is)"
         word = "KL divergence" if self.distance == "kl" else "relative error"
         return f"{of}{met}; {word} on {self.samples} samples: {known}; taken: {self.chosen}"
 

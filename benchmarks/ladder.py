@@ -1,0 +1,163 @@
+"""The accuracy ladder: what each way to choose integers buys, without training, on real images and trained weights.
+
+    nearest         calibrated ranges, every weight its nearest code
+    CorrectBias     and the mean errors taken out of the biases
+    gptq            LearnRounding(method="gptq"): closed forms, layer by layer
+    bit_split       LearnRounding(method="bit_split"): a bit plane at a time
+    adaquant        LearnRounding(method="adaquant"): weights and steps by gradients, layer by layer
+    AdaRound        LearnRounding(method="adaround", unit="layer"): from gptq on by gradients, a layer at a time
+    BRECQ           LearnRounding(method="adaround", unit="block"): the same, a block at a time
+    no data         what `optimize` does without calibration data: inputs distilled from the batch norms
+
+W4A8: weights of 4 bits per channel, activations of 8. Below 8 bits of activation, the first and the last layer keep 8-bit weights
+and inputs; "all" rows are without that. 512 unlabeled training images of CIFAR-10 (256 of Imagenette), measured on the whole test
+set in the simulated graph. CPU seconds of one thread include calibration.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import common
+import torch
+from pruning import Case
+from torch import Tensor
+
+from graphopt.distill import without_data
+from graphopt.graph import Graph
+from graphopt.numerics import Format
+from graphopt.ops import Layer
+from graphopt.passes.correct_bias import CorrectBias
+from graphopt.passes.learn_rounding import LearnRounding
+from graphopt.passes.quantize import LayerFormat, Quantize
+from graphopt.recipes import FEW_BITS, integer, prepare
+from graphopt.targets import Target, find
+
+GRADIENTS: dict[str, dict[str, Any]] = {
+    "adaquant": {"method": "adaquant", "unit": "layer"},
+    "AdaRound": {"method": "adaround", "unit": "layer"},
+    "BRECQ": {"method": "adaround", "unit": "block"},
+}
+METHODS = ("nearest", "CorrectBias", "gptq", "bit_split", *GRADIENTS, "no data")
+EIGHT = Format(bits=8, per_channel=True)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Number formats of one row, and what it has to reach: top-1 and agreement with float."""
+
+    weights: int
+    activations: int
+    per_channel: bool = True
+    ends: bool = False  # the first and the last layer keep 8 bits
+    top1: float | None = None
+    agreement: float | None = None
+
+    @property
+    def target(self) -> Target:
+        target = find("x86")
+        return replace(
+            target,
+            weights=replace(target.weights, bits=self.weights, per_channel=self.per_channel),
+            activations=replace(target.activations, bits=8 if self.ends else self.activations),
+        )
+
+    def formats(self, graph: Graph) -> dict[str, LayerFormat | None]:
+        return formats(graph, replace(find("x86").activations, bits=self.activations)) if self.ends else {}
+
+
+CASES: dict[str, dict[str, Row]] = {
+    "ResNet-20": {
+        "W8A8": Row(8, 8, agreement=99.4),
+        "W4A8": Row(4, 8, top1=91.5, agreement=97.7),
+        "W4A4": Row(4, 4, ends=True, top1=89.5),
+        "W4A4, all": Row(4, 4),
+        "W2A4": Row(2, 4, ends=True, top1=80.0),
+    },
+    "ResNet-32": {
+        "W8A8": Row(8, 8),
+        "W4A8": Row(4, 8),
+        "W4A4": Row(4, 4, ends=True, top1=91.92),
+        "W4A4, all": Row(4, 4),
+        "W2A4": Row(2, 4, ends=True),
+    },
+    "MobileNetV1": {
+        "W8A8 per tensor": Row(8, 8, per_channel=False, top1=93.8, agreement=98.0),
+        "W4A8": Row(4, 8, top1=91.0),
+    },
+}
+BITS = list(dict.fromkeys(bits for rows in CASES.values() for bits in rows))
+
+
+def formats(graph: Graph, activations: Format) -> dict[str, LayerFormat | None]:
+    """The first and the last layer with 8-bit weights and inputs, everything between with these activations."""
+    sites = [graph.site(node) for node in graph.calls() if Layer.of(node)]
+    between = LayerFormat(None, activations)
+    return {sites[0]: LayerFormat(EIGHT, activations), sites[-1]: LayerFormat(EIGHT), "*.*": between}
+
+
+def apply(graph: Graph, passes: list[Any]) -> Graph:
+    for transform in passes:
+        transform(graph)
+        graph.refresh()
+    return graph
+
+
+def quantized(case: Case, row: Row, method: str) -> tuple[Graph, float]:
+    """The simulated graph, and the CPU seconds that it took."""
+    graph, began = apply(case.graph.clone(), prepare(row.target)), time.process_time()
+    if method == "no data":
+        batches = without_data(case.graph)  # before the batch norms are folded
+        rounding = "gptq" if row.weights < FEW_BITS else "nearest"
+        passes = integer(row.target, batches, rounding, row.formats(graph))
+    else:
+        passes = [Quantize(row.target, case.batches, formats=row.formats(graph))]
+        if method == "CorrectBias":
+            passes.append(CorrectBias(case.batches))
+        elif method != "nearest":
+            passes.append(LearnRounding(case.batches, **GRADIENTS.get(method, {"method": method})))
+    return apply(graph, passes), time.process_time() - began
+
+
+def answers(case: Case, graph: Graph) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([graph(x).argmax(1) for x in case.x.split(250)])
+
+
+def measured(case: Case, bits: str, row: Row, method: str, wanted: Tensor) -> dict[str, Any]:
+    graph, seconds = quantized(case, row, method)
+    found = answers(case, graph)
+    return {
+        "network": case.name,
+        "bits": bits,
+        "by": method,
+        "top-1": 100 * float((found == case.y).double().mean()),
+        "agreement": 100 * float((found == wanted).double().mean()),
+        "CPU seconds": seconds,
+        "wanted": row.top1,
+        "wanted agreement": row.agreement,
+        "peak MB so far": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def main() -> None:
+    chosen = common.arguments(__doc__, networks=list(CASES), bits=BITS, methods=list(METHODS))
+    torch.set_num_threads(1)
+    rows: common.Rows = []
+    for name in chosen.networks:
+        case = Case(name)
+        wanted = answers(case, case.graph)
+        float_top1 = 100 * float((wanted == case.y).double().mean())
+        rows.append({"network": name, "bits": "float", "by": "", "top-1": float_top1, "agreement": 100.0})
+        for bits, row in CASES[name].items():
+            for method in chosen.methods if bits in chosen.bits else ():
+                rows.append(measured(case, bits, row, method, wanted))
+                common.log(str(rows[-1]))
+    common.finish({"the accuracy ladder, without training": rows}, chosen.json)
+
+
+if __name__ == "__main__":
+    main()
