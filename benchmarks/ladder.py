@@ -11,8 +11,8 @@
 
 W4A8: weights of 4 bits per channel, activations of 8. Below 8 bits of activation, the first and the last layer keep 8-bit weights
 and inputs; "all" rows are without that. 512 unlabeled training images of CIFAR-10 (256 of Imagenette), measured on the whole test
-set in the simulated graph. CPU seconds of one thread include calibration. `--climb W3A4 --max-drop 1` shows instead what `optimize`
-tries to keep the accuracy (network: the first of `--networks`).
+set in the simulated graph. CPU seconds of one thread include calibration. `--climb W3A4 --max-drop 1` shows instead what
+`optimize` tries to keep the accuracy (network: the first of `--networks`).
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def measured(case: Case, bits: str, row: Row, method: str, wanted: Tensor) -> di
 
 
 def climb(case: Case, bits: str, max_drop: float) -> common.Rows:
-    """What `optimize(max_drop=...)` tries: judged on the first half of the test images; the result measured on the second, too."""
+    """What `optimize(max_drop=...)` tries: judged on half of the test images; the result on the other half, too."""
     row, middle = CASES[case.name][bits], len(case.y) // 2
     halves = [(case.x[:middle], case.y[:middle]), (case.x[middle:], case.y[middle:])]
 
