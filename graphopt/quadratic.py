@@ -13,8 +13,8 @@
 The best scale for given codes c - z = k is a quotient, s = (k H w) / (k H k), row by row; both steps lessen the same error. Where
 a row has a scale to every few columns, they are bettered one after another, the others standing.
 
-Columns are visited in chunks: what a column changes is carried to the rest of its chunk at once, and to all others behind the
-chunk, in one matrix product. All arrays are float64 and g counts the groups of a convolution.
+Columns are visited in chunks, those that could be better as the chunk is met: what a column changes is carried to the rest of its
+chunk at once, and to all others behind the chunk, in one matrix product. All arrays are float64 and g counts the groups of a convolution.
 
 Papers: Frantar et al. 2022, "GPTQ", and "Optimal Brain Compression" (the sequential step); Hubara et al. 2020, "Improving
         Post Training Neural Quantization" (the objective); Wang et al. 2020, "Bit-Split" (descent on codes and scales in turn).
@@ -102,22 +102,24 @@ def sequential(weight: Tensor, factor: tuple[Tensor, Tensor], lattice: Lattice) 
 def descend(weight: Tensor, metric: Tensor, lattice: Lattice, codes: Tensor) -> Tensor:
     """Codes after coordinate descent: no single one could be bettered alone (or `SWEEPS` are over)."""
     codes = codes.clone()
-    slope = (lattice.weight(codes) - weight) @ metric
+    slope, diagonal = (lattice.weight(codes) - weight) @ metric, metric.diagonal(dim1=1, dim2=2)
     for _ in range(SWEEPS):
         changed = False
         for start in range(0, weight.shape[-1], CHUNK):
             end = min(start + CHUNK, weight.shape[-1])
             here, moves = slope[..., start:end].clone(), torch.zeros_like(slope[..., start:end])
-            for j in range(start, end):
+            now = lattice.weight(codes[..., start:end], start)
+            better = lattice.codes(now - here / diagonal[:, None, start:end], start) != codes[..., start:end]
+            for j in (start + better.flatten(0, 1).any(0).nonzero().flatten()).tolist():
                 now = lattice.weight(codes[..., j : j + 1], j)
-                best = lattice.codes(now - here[..., j - start, None] / metric[:, None, j, None, j], j)
+                best = lattice.codes(now - here[..., j - start, None] / diagonal[:, None, j, None], j)
                 moved = lattice.weight(best, j) - now
-                if bool(moved.any()):
-                    here += moved * metric[:, None, j, start:end]
-                    moves[..., j - start] = moved[..., 0]
-                    codes[..., j] = best[..., 0]
-                    changed = True
-            slope += moves @ metric[:, start:end]
+                here += moved * metric[:, None, j, start:end]
+                moves[..., j - start] = moved[..., 0]
+                codes[..., j] = best[..., 0]
+                changed = True
+            if changed:
+                slope += moves @ metric[:, start:end]
         if not changed:
             break
     return codes
