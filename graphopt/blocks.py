@@ -25,7 +25,7 @@ from graphopt.errors import InputError
 from graphopt.numerics import SMALLEST_SCALE, Format, quantize, scale_and_zero_point
 
 # What MatMulNBits of ONNX Runtime 1.31 computes on CPUs by kernels of its own: block sizes by bits. (Two bits in blocks of 16 and
-# 256 are taken as well, but unpacked to float for every call, ten times slower than a float layer.)
+# 256 are taken as well, but unpacked to float for every call, over ten times slower than a float layer.)
 BLOCKS = {2: (32, 64, 128), 4: (16, 32, 64, 128, 256), 8: (16, 32, 64, 128, 256)}
 SHARES = [1 - step / 40 for step in range(24)]  # of the full range, tried by the `mse` estimator
 
