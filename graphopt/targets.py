@@ -118,7 +118,7 @@ _KNOWN = {
 _KNOWN["x86-avx2"] = replace(
     _KNOWN["x86"],
     name="x86-avx2",
-    description="x86-64 CPUs without VNNI through ONNX Runtime: 7-bit weights, because products of 8 bits saturate in pairs there",
+    description="x86-64 CPUs without VNNI through ONNX Runtime: 7-bit weights, as pairs of 8-bit products saturate there",
     weights=replace(_SIGNED_WEIGHTS, bits=7),
     weight_bits=tuple(range(2, 8)),
     machine="avx2",
@@ -159,7 +159,7 @@ def architecture() -> str:
 
 
 def machine_here() -> str:
-    """Whose integer kernels run on this machine, as `graphopt.simulate` names them: the architecture, or `avx2` for x86-64 without VNNI."""
+    """Whose integer kernels run here, as `graphopt.simulate` names them: the architecture's, or `avx2` on x86-64 without VNNI."""
     found = architecture()
     vnni = cpu_features() & {"avx512_vnni", "avx_vnni"}
     return "avx2" if found == "x86_64" and not vnni else found

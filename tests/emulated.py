@@ -18,7 +18,7 @@ CPU = "Haswell"  # AVX2, neither AVX-512 nor VNNI
 
 
 def run(folder: Path, inputs: list[np.ndarray[Any, Any]], **entries: str) -> dict[str, np.ndarray[Any, Any]]:
-    """What the emulated CPU answers to `model.onnx` in a folder, by name. `entries` of the session's configuration: `qdqisint8allowed="1"`.
+    """What the emulated CPU answers to `model.onnx` in a folder, by name; `entries` configure the session.
 
     Raises:
         subprocess.CalledProcessError: the program failed there.
@@ -40,7 +40,10 @@ def main(folder: Path, *entries: str) -> None:
     for entry in entries:
         options.add_session_config_entry(*entry.split("=", 1))
     session = ort.InferenceSession(
-        str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"], disabled_optimizers=["WeightBiasQuantization"]
+        str(folder / "model.onnx"),
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=["WeightBiasQuantization"],
     )
     with np.load(folder / "inputs.npz") as inputs:
         feeds = {spec.name: inputs[f"arr_{i}"] for i, spec in enumerate(session.get_inputs())}

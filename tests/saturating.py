@@ -1,6 +1,6 @@
 """Layers whose products saturate on a CPU without VNNI, and what ONNX Runtime 1.31.1 answers to them there.
 
-    PYTHONPATH=. python tests/saturating.py     writes saturating.json again, by an emulated CPU (see emulated.py)
+`PYTHONPATH=. python tests/saturating.py` writes saturating.json again, by an emulated CPU (see emulated.py).
 """
 
 from __future__ import annotations
@@ -62,7 +62,11 @@ CASES = {
     "signed values": Case(lambda: nn.Conv2d(8, 16, 3, padding=1), (1, 8, 5, 4), saturates=False, values=torch.int8),
     "signed values of a linear layer": Case(lambda: nn.Linear(64, 17), (5, 64), saturates=False, values=torch.int8),
     "unsigned weights": Case(
-        lambda: nn.Conv2d(8, 16, 3, padding=1), (1, 8, 5, 4), saturates=False, weights=torch.uint8, weight_zero_point=128
+        lambda: nn.Conv2d(8, 16, 3, padding=1),
+        (1, 8, 5, 4),
+        saturates=False,
+        weights=torch.uint8,
+        weight_zero_point=128,
     ),
 }
 
@@ -85,8 +89,12 @@ def make(name: str) -> Made:
     (layer,) = [found for node in graph.calls() if (found := Layer.of(node)) is not None]
     shape = tuple(graph.tensor(layer.weight).shape)
     end = 2 ** (case.bits - 1) - 1
-    weight = np.where(random.rand(*shape) < 0.5, np.where(random.rand(*shape) < 0.7, end, -end), random.randint(-end, end, shape))
-    codes = np.where(random.rand(*case.shape) < 0.5, random.randint(200, 256, case.shape), random.randint(0, 256, case.shape))
+    weight = np.where(
+        random.rand(*shape) < 0.5, np.where(random.rand(*shape) < 0.7, end, -end), random.randint(-end, end, shape)
+    )
+    codes = np.where(
+        random.rand(*case.shape) < 0.5, random.randint(200, 256, case.shape), random.randint(0, 256, case.shape)
+    )
     info, of_weights = torch.iinfo(case.values), torch.iinfo(case.weights)
     step = 2.0 ** np.ceil(np.log2(np.prod(shape[1:]) * 255 * 127 / 255))
     x = Grid(1.0, 20 + info.min, info.min, info.max, case.values)
@@ -104,21 +112,23 @@ def kernel(name: str, *, in_pairs: bool) -> LayerKernel:
     )  # fmt: skip
 
 
-def model() -> tuple[onnx.ModelProto, list[np.ndarray[Any, Any]]]:
-    """All cases side by side as the runtime's own operators, and their inputs."""
+def model(cases: dict[str, Case]) -> tuple[onnx.ModelProto, list[np.ndarray[Any, Any]]]:
+    """Cases side by side as the runtime's own operators, and their inputs."""
     nodes, constants, inputs, outputs, values = [], [], [], [], []
-    for number, (name, case) in enumerate(CASES.items()):
+    for number, (name, case) in enumerate(cases.items()):
         layer, codes, weight, x, y = make(name)
         linear = layer.kind == "linear"
         array = weight.T.contiguous().numpy() if linear else weight.numpy()
         kind, zero_point = codes.numpy().dtype, np.array(case.weight_zero_point, array.dtype)
         named = {
             f"w{number}": array, f"zw{number}": zero_point, f"sw{number}": np.float32(1), f"sx{number}": np.float32(x.scale),
-            f"zx{number}": np.array(x.zero_point, kind), f"sy{number}": np.float32(y.scale), f"zy{number}": np.array(y.zero_point, kind),
+            f"zx{number}": np.array(x.zero_point, kind), f"sy{number}": np.float32(y.scale),
+            f"zy{number}": np.array(y.zero_point, kind),
         }  # fmt: skip
         constants += [numpy_helper.from_array(np.asarray(v), k) for k, v in named.items()]
-        order = [f"{v}{number}" for v in ("x", "sx", "zx", "w", "sw", "zw", *(("", "sy", "zy") if linear else ("sy", "zy")))]
-        order = ["" if v == str(number) else v for v in order]
+        order = [f"{v}{number}" for v in ("x", "sx", "zx", "w", "sw", "zw", "sy", "zy")]
+        if linear:
+            order.insert(6, "")  # no bias
         options = {} if linear else {
             "pads": [*layer.padding, *layer.padding], "strides": layer.stride, "dilations": layer.dilation, "group": layer.groups,
         }  # fmt: skip
@@ -133,15 +143,15 @@ def model() -> tuple[onnx.ModelProto, list[np.ndarray[Any, Any]]]:
     return helper.make_model(graph, opset_imports=domains, ir_version=9), values
 
 
-def answers() -> dict[str, list[int]]:
+def answers(cases: dict[str, Case], **entries: str) -> dict[str, list[int]]:
     """Of the emulated CPU, the codes of every case in a row."""
     with tempfile.TemporaryDirectory() as folder:
-        proto, inputs = model()
+        proto, inputs = model(cases)
         onnx.save(proto, str(Path(folder) / "model.onnx"))
-        found = emulated.run(Path(folder), inputs)
-    return {name: found[name].flatten().tolist() for name in CASES}
+        found = emulated.run(Path(folder), inputs, **entries)
+    return {name: found[name].flatten().tolist() for name in cases}
 
 
 if __name__ == "__main__":
-    lines = [f"  {json.dumps(name)}: {json.dumps(codes)}" for name, codes in answers().items()]
+    lines = [f"  {json.dumps(name)}: {json.dumps(codes)}" for name, codes in answers(CASES).items()]
     RECORDED.write_text("{\n" + ",\n".join(lines) + "\n}\n")

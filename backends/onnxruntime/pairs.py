@@ -11,9 +11,9 @@ A pair of weights whose products cannot leave 16 bits whatever the codes has no 
 weights none, 255 * 2 * 64 < 2^15.
 
 The order of k is that of the channels-last patches the kernels are given: mlas/lib/x86_64/QgemmU8X8KernelAvx2.S,
-QgemvU8S8KernelAvx2.S, ConvSymKernelAvx2.S. Depthwise convolutions (one channel to one channel), signed values and unsigned weights
-take other instructions, and are exact. Compared with release 1.31, as an emulated CPU without VNNI runs it (tests/emulated.py).
-AVX-512 without VNNI adds the same pairs in the source; nothing at hand runs it.
+QgemvU8S8KernelAvx2.S, ConvSymKernelAvx2.S. Depthwise convolutions (one channel to one channel), signed values and unsigned
+weights take other instructions, and are exact. Compared with release 1.31, as an emulated CPU without VNNI runs it
+(tests/emulated.py). AVX-512 without VNNI adds the same pairs in the source; nothing at hand runs it.
 """
 
 from __future__ import annotations
@@ -69,14 +69,18 @@ class Pairs:
 
     @classmethod
     def of(cls, layer: Layer, codes: Tensor, x: Grid) -> Pairs | None:
-        """Of a layer that reads values on the grid x, and its weight's codes [out, in / groups, *kernel]; None where none can saturate."""
+        """Of a layer that reads values on the grid x, from the codes of its weight; None where none can saturate.
+
+        Args:
+            codes: [out, in / groups, *kernel].
+        """
         depthwise = layer.kind == "conv" and codes.shape[1] == 1 and codes.shape[0] == layer.groups
         if (x.dtype, codes.dtype) != (torch.uint8, torch.int8) or depthwise:
             return None
         kernel, per_group = tuple(codes.shape[2:]), codes.shape[1]
         places = [(c, at) for at in itertools.product(*map(range, kernel)) for c in range(per_group)]
         w = codes.reshape(*codes.shape[:2], -1).transpose(1, 2).flatten(1).float()  # [out, k]
-        w = w[:, : len(places) // 2 * 2].unflatten(1, (-1, 2))  # [out, pairs, 2]; one product alone fits
+        w = w[:, : len(places) // 2 * 2].reshape(len(w), -1, 2)  # [out, pairs, 2]; one product alone fits
         beyond = (LARGEST * w.clamp(min=0).sum(-1) > HIGHEST) | (LARGEST * w.clamp(max=0).sum(-1) < LOWEST)
         risky = []
         for group, rows in enumerate(torch.arange(len(w)).chunk(layer.groups)):

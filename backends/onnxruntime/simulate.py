@@ -74,7 +74,9 @@ class Saturation(NamedTuple):
     largest: float
 
     def __str__(self) -> str:
-        return f"{self.site} ({self.kernel}): {self.wrong} of {self.total} sums saturated, by {self.largest:.3g} at most"
+        return (
+            f"{self.site} ({self.kernel}): {self.wrong} of {self.total} sums saturated, by {self.largest:.3g} at most"
+        )
 
 
 class Simulation:
@@ -147,7 +149,7 @@ class Simulation:
         return found
 
     def saturation(self, *args: Any, **kwargs: Any) -> list[Saturation]:
-        """Where products leave 16 bits before they are added up: the layers whose weights make it possible, in the order of execution.
+        """Where products leave 16 bits before they are added up: the layers whose weights make it possible, in order.
 
         Empty where nothing can saturate: on machines that add products in 32 bits, and with weights of 7 bits.
         """
