@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 import saturating
 import torch
-from blocks import images, model_of, simulated
+from blocks import images, lowered, model_of, simulated
 from saturating import CASES
 from torch import nn
 
@@ -19,7 +19,9 @@ from graphopt import targets
 from graphopt.backends.onnxruntime import lower
 from graphopt.backends.onnxruntime.artifact import expose
 from graphopt.graph import Graph
+from graphopt.report import Report
 from graphopt.targets import find
+from graphopt.verdict import clock
 
 RECORDED = json.loads(saturating.RECORDED.read_text())
 
@@ -71,12 +73,23 @@ def test_an_artifact_answers_bit_for_bit_what_the_simulation_answers(tmp_path: P
 
 
 @with_qemu
+@pytest.mark.slow
 def test_the_runtimes_precise_products_do_not_saturate() -> None:
     """Of unsigned values: with signed ones the runtime refuses its own rewritten linear layers."""
     unsigned = {name: case for name, case in CASES.items() if case.values is torch.uint8}
     for name, found in saturating.answers(unsigned, x64quantprecision="1").items():
         exact = saturating.kernel(name, in_pairs=False)(saturating.make(name).codes)
         assert found == exact.flatten().tolist(), name
+
+
+def test_artifacts_do_not_ask_for_precise_products_because_the_runtime_refuses_shared_constants(tmp_path: Path) -> None:
+    """When this fails, the option is worth another look."""
+    artifact = lowered("residual", "x86").artifact
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    options.log_severity_level = 4
+    with pytest.raises(Exception, match="Attempt to replace the existing tensor"):
+        ort.InferenceSession(str(artifact.folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
 
 
 # ---- What it counts -------------------------------------------------------------------------------------------------
@@ -122,7 +135,9 @@ def test_the_target_without_vnni_has_7_bits_and_its_own_kernels() -> None:
 
 @pytest.mark.skipif(targets.machine_here() != "x86_64", reason="needs VNNI")
 def test_a_latency_without_vnni_is_not_measured_with_it() -> None:
-    report = graphopt.optimize(model_of("plain"), images(1), target="x86-avx2", calibration=images(16)).report
+    _, graph, artifact = lowered("plain", "x86")
+    report = Report(model="plain", target="x86-avx2")
+    clock(report, find("x86-avx2"), artifact, artifact, graph, 1)
     assert report.latency is None
     assert report.missing["latency"] == "the target has the kernels of avx2, this machine those of x86_64"
 
