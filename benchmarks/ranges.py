@@ -4,8 +4,9 @@
     then         nearest | analytic: CorrectBias() | bias: CorrectBias(data) | gptq: LearnRounding(data, method="gptq")
 
 512 unlabeled training images of CIFAR-10, set 0, 1, 2, ... one after the other in the file (256 of Imagenette), measured on the
-whole test set in the simulated graph; `--calibrate` and `--images` take the first so many of each instead. Below 8 bits of activation, the first and the last layer keep 8-bit weights and inputs.
-W8 tensor: one scale per weight, without equalization. CPU seconds of one thread: everything behind the capture.
+whole test set in the simulated graph; `--calibrate` and `--images` take the first so many of each instead. Below 8 bits of
+activation, the first and the last layer keep 8-bit weights and inputs. W8 tensor: one scale per weight, without equalization.
+CPU seconds of one thread: everything behind the capture.
 """
 
 from __future__ import annotations
