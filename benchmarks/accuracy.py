@@ -30,7 +30,7 @@ from torch import Tensor
 import graphopt
 from graphopt.numerics import Format
 from graphopt.passes.quantize.ranges import ESTIMATORS
-from graphopt.targets import Target, architecture, find
+from graphopt.targets import Target, find, machine_here
 
 PER_TENSOR = dataclasses.replace(find("x86"), weights=Format(8, True, True, False))
 CASES: dict[str, tuple[str, Target, float, float | None]] = {  # network, target, wanted top-1 and agreement
@@ -77,7 +77,7 @@ def rows(case: str, estimators: list[str], loaded: dict[str, Any], folder: Path)
         common.log(f"{case}, {estimator}")
         result = graphopt.optimize(model, x[:1], target=target, calibration=batches, estimator=estimator, measure=False)
         simulated = logits(result.graph, x, batch)
-        integer = logits(graphopt.simulate(result.graph, target, machine=architecture()), x, batch)
+        integer = logits(graphopt.simulate(result.graph, target, machine=machine_here()), x, batch)
         deployed = logits(result.artifact, x, batch)
         step = float(truth.max() - truth.min()) / 255
         found.append(

@@ -4,8 +4,9 @@
     then         nearest | analytic: CorrectBias() | bias: CorrectBias(data) | gptq: LearnRounding(data, method="gptq")
 
 512 unlabeled training images of CIFAR-10, set 0, 1, 2, ... one after the other in the file (256 of Imagenette), measured on the
-whole test set in the simulated graph. Below 8 bits of activation, the first and the last layer keep 8-bit weights and inputs.
-W8 tensor: one scale per weight, without equalization. CPU seconds of one thread: everything behind the capture.
+whole test set in the simulated graph; `--calibrate` and `--images` take the first so many of each instead. Below 8 bits of
+activation, the first and the last layer keep 8-bit weights and inputs. W8 tensor: one scale per weight, without equalization.
+CPU seconds of one thread: everything behind the capture.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def finished(graph: Graph, then: str, batches: list[Any]) -> Graph:
 
 
 def main() -> None:
-    chosen = common.arguments(__doc__, tables=list(ROWS), sets=[0], only=[""], then=[""])
+    chosen = common.arguments(__doc__, tables=list(ROWS), sets=[0], only=[""], then=[""], calibrate=0, images=0)
     torch.set_num_threads(1)
     tables: dict[str, common.Rows] = {}
     cases: dict[str, Any] = {}
@@ -81,6 +82,8 @@ def main() -> None:
         for name, bits, how, endings in ROWS[table]:
             if name not in cases:
                 case = Case(name)
+                if chosen.images:
+                    case.x, case.y = case.x[: chosen.images], case.y[: chosen.images]
                 cases = {name: (case, answers(case, case.graph))}
             case, wanted = cases[name]
             for number in chosen.sets if name != "MobileNetV1" else [0]:
@@ -90,6 +93,8 @@ def main() -> None:
                 if number:
                     images = common.data().cifar10("train10k")[0][512 * number : 512 * (number + 1)]
                     batches = [[part] for part in images.split(BATCH)]
+                if chosen.calibrate:
+                    batches = batches[: -(-chosen.calibrate // BATCH)]
                 began = time.process_time()
                 start = simulate(case, bits, how, batches)
                 ranges = time.process_time() - began

@@ -185,12 +185,13 @@ def simulate(graph: Graph, target: str | Target = "arm", *, machine: str | None 
     Args:
         graph: quantized, as `Optimized.graph`; it is not changed.
         target: what it was quantized for: a name or a `Target`.
-        machine: whose kernels, `"x86_64"` or `"aarch64"`; the target's architecture if not given. Another than the target's
-            serves to compare with an artifact that runs on this machine.
+        machine: whose kernels, `"x86_64"`, `"avx2"` (x86-64 without VNNI, where pairs of 8-bit products saturate) or `"aarch64"`;
+            the target's if not given. Another than the target's serves to compare with an artifact that runs on this machine.
 
     Returns:
         A callable that takes what the original model takes and returns what the artifact returns, with `codes(...)` for every
-        quantized value and `mismatches(artifact, ...)` to find the first kernel that computes something else.
+        quantized value, `mismatches(artifact, ...)` to find the first kernel that computes something else, and `saturation(...)`
+        to count the sums of each layer that saturate without VNNI.
 
     Raises:
         InputError: the graph is not quantized; unknown target or machine.

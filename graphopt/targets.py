@@ -49,6 +49,8 @@ class Target:
         name, description: how it is called and what it is.
         runtime: the backend that lowers for it (`"onnxruntime"`).
         architecture: `platform.machine()` of the hardware, for telling whether a latency can be measured here.
+        machine: whose integer kernels run there, as `graphopt.simulate` names them, where the architecture does not tell:
+            `avx2` for x86-64 without VNNI. None: the architecture's.
         weights, activations: number formats of the integer kernels.
         weight_bits, activation_bits: the bits those kernels take: fewer are stored in the same integers, and take the same time.
         float_layers: single layers may be left in float.
@@ -80,6 +82,7 @@ class Target:
     depthwise_norm: bool = True
     decompose: frozenset[str] = frozenset({"hard_swish", "silu"})
     block_products: Literal["int8", "float32"] = "int8"
+    machine: str | None = None
 
     def __post_init__(self) -> None:
         if self.block_products not in ("int8", "float32"):
@@ -112,6 +115,14 @@ _KNOWN = {
         channel_multiple=16,
     ),
 }
+_KNOWN["x86-avx2"] = replace(
+    _KNOWN["x86"],
+    name="x86-avx2",
+    description="x86-64 CPUs without VNNI through ONNX Runtime: 7-bit weights, as pairs of 8-bit products saturate there",
+    weights=replace(_SIGNED_WEIGHTS, bits=7),
+    weight_bits=tuple(range(2, 8)),
+    machine="avx2",
+)
 
 
 def names() -> list[str]:
@@ -137,26 +148,21 @@ def find(target: str | Target) -> Target:
 
 
 def host() -> Target:
-    """The machine this runs on.
-
-    x86 without VNNI adds pairs of u8 x s8 products in 16 bits, which saturate; 7-bit weights cannot, so they are used there.
-    """
-    if architecture() == "aarch64":
-        return replace(_KNOWN["arm"], name="host")
-    x86 = replace(_KNOWN["x86"], name="host")
-    if cpu_features() & {"avx512_vnni", "avx_vnni"}:
-        return x86
-    return replace(
-        x86,
-        description="x86-64 CPU without VNNI: 7-bit weights, because its 8-bit kernels add pairs of products in 16 bits",
-        weights=replace(x86.weights, bits=7),
-        weight_bits=tuple(range(2, 8)),
-    )
+    """The machine this runs on."""
+    name = {"aarch64": "arm", "avx2": "x86-avx2"}.get(machine_here(), "x86")
+    return replace(_KNOWN[name], name="host")
 
 
 def architecture() -> str:
     """What this machine is called in `Target.architecture`."""
     return platform.machine().lower().replace("arm64", "aarch64").replace("amd64", "x86_64")
+
+
+def machine_here() -> str:
+    """Whose integer kernels run here, as `graphopt.simulate` names them: the architecture's, or `avx2` on x86-64 without VNNI."""
+    found = architecture()
+    vnni = cpu_features() & {"avx512_vnni", "avx_vnni"}
+    return "avx2" if found == "x86_64" and not vnni else found
 
 
 def cpu_features() -> frozenset[str]:

@@ -21,7 +21,7 @@ from graphopt.graph import Graph
 from graphopt.pipeline import outputs
 from graphopt.progress import track
 from graphopt.report import Latency, Report, Step, size, slower
-from graphopt.targets import Target, architecture
+from graphopt.targets import Target, architecture, machine_here
 
 AGREEMENT_SAMPLES = 512  # calibration samples on which float original and artifact are compared
 
@@ -96,6 +96,11 @@ def judge(
 def clock(report: Report, target: Target, before: Artifact, after: Artifact, graph: Graph, threads: int) -> None:
     if architecture() != target.architecture:
         report.missing["latency"] = f"the target is {target.architecture}, this machine is {architecture()}"
+        return
+    if target.machine not in (None, machine_here()):
+        report.missing["latency"] = (
+            f"the target has the kernels of {target.machine}, this machine those of {machine_here()}"
+        )
         return
     args, kwargs = graph.example.args, graph.example.kwargs
     for artifact in (before, after):

@@ -93,19 +93,25 @@ def intermediate(
     artifact: OnnxRuntimeArtifact, names: list[str], inputs: list[np.ndarray[Any, Any]]
 ) -> dict[str, np.ndarray[Any, Any]]:
     """Values inside an artifact's model by name, computed from its flat inputs; names that it does not have are left out."""
+    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+        wanted = expose(artifact, names, Path(folder))
+        session = open_session(Path(folder) / MODEL, threads=artifact.threads)
+    feeds = {spec.name: array for spec, array in zip(artifact.manifest.inputs, inputs, strict=True)}
+    read = {i.name for i in session.get_inputs()}
+    return dict(zip(wanted, session.run(wanted, {k: v for k, v in feeds.items() if k in read}), strict=True))
+
+
+def expose(artifact: OnnxRuntimeArtifact, names: list[str], folder: Path) -> list[str]:
+    """Write a copy of an artifact's model that also returns the values of these names, and return the names that it has."""
     model = onnx.load(str(artifact.folder / MODEL), load_external_data=False)
     known = {output for node in model.graph.node for output in node.output}
     wanted = [name for name in names if name in known]
     outputs = {output.name for output in model.graph.output}
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in outputs)
-    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
-        onnx.save(model, str(Path(folder) / MODEL))
-        if (artifact.folder / WEIGHTS).exists():
-            shutil.copyfile(artifact.folder / WEIGHTS, Path(folder) / WEIGHTS)
-        session = open_session(Path(folder) / MODEL, threads=artifact.threads)
-    feeds = {spec.name: array for spec, array in zip(artifact.manifest.inputs, inputs, strict=True)}
-    read = {i.name for i in session.get_inputs()}
-    return dict(zip(wanted, session.run(wanted, {k: v for k, v in feeds.items() if k in read}), strict=True))
+    onnx.save(model, str(folder / MODEL))
+    if (artifact.folder / WEIGHTS).exists():
+        shutil.copyfile(artifact.folder / WEIGHTS, folder / WEIGHTS)
+    return wanted
 
 
 def lower(graph: Graph, target: Target, *, name: str = "model") -> OnnxRuntimeArtifact:

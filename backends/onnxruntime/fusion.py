@@ -24,6 +24,7 @@ from graphopt.backends.onnxruntime.arithmetic import dequantize, f32, quantize
 from graphopt.backends.onnxruntime.dialect import CLIP_CODES, GLOBAL_AVERAGE_POOL, is_dequantized
 from graphopt.backends.onnxruntime.kernels import AveragePool, LayerKernel, Softmax, centred, multiply, sigmoid
 from graphopt.backends.onnxruntime.machines import MACHINES, Machine
+from graphopt.backends.onnxruntime.pairs import Pairs
 from graphopt.deploy import Grid, Q
 from graphopt.graph import Graph
 from graphopt.ops import Layer, argument, family, shape
@@ -118,7 +119,7 @@ def _kernel(graph: Graph, node: Node, machine: Machine) -> tuple[Callable[..., T
     """The integer kernel that computes a call, and the codes it reads; None where the call stays float."""
     kind = _kind(node)
     if kind in ("conv", "linear"):
-        return _layer(graph, node)
+        return _layer(graph, node, machine)
     make = _MAKERS.get(kind)
     quantizer = _quantizer(node)
     if make is None or quantizer is None:
@@ -139,7 +140,7 @@ def _spreads(codes: Node, node: Node) -> bool:
     return bool(out) and (not own or (own[-1] == 1 and out[-1] != 1))
 
 
-def _layer(graph: Graph, node: Node) -> tuple[LayerKernel | None, list[Node]]:
+def _layer(graph: Graph, node: Node, machine: Machine) -> tuple[LayerKernel | None, list[Node]]:
     layer, x = Layer.of(node), _operand(node.args[0])
     assert layer is not None
     quantizer = _quantizer(node)
@@ -152,14 +153,16 @@ def _layer(graph: Graph, node: Node) -> tuple[LayerKernel | None, list[Node]]:
     if not graph.is_constant(stored[0]) or stored[-1] not in BYTES or (layer.bias is not None and bias is None):
         return None, []
     scale, zero_point = (graph.tensor(a) if isinstance(a, Node) else torch.tensor(a) for a in stored[1:3])
+    codes = graph.tensor(stored[0])
     kernel = LayerKernel(
         operator=partial(_without_tensors, node),
-        weight=centred(graph.tensor(stored[0]), zero_point, x.grid),
+        weight=centred(codes, zero_point, x.grid),
         bias=graph.tensor(bias[0]) if bias is not None else None,
         scale=f32(x.grid.scale) * scale.float(),
         zero_point=x.grid.zero_point,
         channel_dim=layer.channel_dim,
         grid=y,
+        pairs=Pairs.of(layer, codes, x.grid) if machine.in_pairs else None,
     )
     return kernel, [x.codes]
 

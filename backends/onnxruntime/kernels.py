@@ -4,7 +4,8 @@ Sources are files in contrib_ops/cpu/quantization/ and core/mlas/lib/ of microso
 with release 1.31. With x, w, a, b codes, s scales, z zero points, and every product and quotient of scales rounded to float32:
 
     LayerKernel     acc = sum (x - z_x)(w - z_w) + bias, exact in 32 bits;  q = rne(f32(acc) * (s_x s_w / s_y)) + z_y, saturated,
-                    which is the fused activation too. Without an output grid (QGemm): y = f32(acc) * (s_x s_w)
+                    which is the fused activation too. Without an output grid (QGemm): y = f32(acc) * (s_x s_w). A CPU without
+                    VNNI adds products in pairs that saturate before: see `graphopt.backends.onnxruntime.pairs`
                     QLinearConv, QGemm (quant_gemm.cc), MlasRequantizeOutput
     multiply        q = rne(f32((a - z_a)(b - z_b)) * (s_a s_b / s_y) + z_y)                             qlmul.cpp
     sigmoid         a table; the logistic function is a quotient of polynomials, not exp                 logistic.cpp
@@ -32,6 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from graphopt.backends.onnxruntime.arithmetic import EXACT, Table, f32, fma, quantize, requantize, saturate
+from graphopt.backends.onnxruntime.pairs import Pairs
 from graphopt.deploy import Grid
 
 Pool = Callable[[Tensor, Grid, Grid], Tensor]
@@ -48,6 +50,7 @@ class LayerKernel:
         scale: s_x s_w, float32 [] or [out]. zero_point: z_x.
         channel_dim: of the result.
         grid: of the result, None for float.
+        pairs: of products that can saturate on the way, None where every sum is exact.
     """
 
     operator: Callable[[Tensor, Tensor], Tensor]
@@ -57,9 +60,12 @@ class LayerKernel:
     zero_point: int
     channel_dim: int
     grid: Grid | None
+    pairs: Pairs | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         sums = self.operator((x.int() - self.zero_point).to(self.weight.dtype), self.weight).int()
+        if self.pairs is not None:
+            sums -= self.pairs.excess(x)
         if self.bias is not None:
             sums += self.along_channels(self.bias, sums)
         if self.grid is None:

@@ -1,4 +1,4 @@
-"""Where ONNX Runtime's kernels differ from machine to machine: quantized addition and global average pooling.
+"""Where ONNX Runtime's kernels differ from machine to machine: quantized addition, global average pooling, and products.
 
     x86_64   add      float32 with fused multiply-add; with r = s / s_y and f = z_y - fma(r_a, z_a, r_b z_b)
                       q = rne(fma(a, r_a, fma(b, r_b, f)))                            qladd_avx2.cpp
@@ -6,6 +6,8 @@
     aarch64  add      fixed point: multipliers m_a, m_b of 22 bits and a shift; halves are rounded away from zero
                       q = ((a - z_a) m_a + (b - z_b) m_b) / 2^shift + z_y             qladd.cpp
              pool     the same with the 24 bits of s_x / (s_y pixels)                 qlgavgpool.cpp
+
+    avx2     as x86_64, but without VNNI: layers add products in pairs that saturate, see `pairs.py`
 
 The first were compared with release 1.31 code by code. The second follow the source as published, whose version may differ; no
 ARM machine was at hand to compare with.
@@ -26,10 +28,16 @@ from graphopt.deploy import Grid
 
 
 class Machine(NamedTuple):
-    """The kernels of one architecture: `add(a, b, y)` makes a table of two codes, `pool(x, grid, y)` averages an image."""
+    """The kernels of one kind of CPU.
+
+    Attributes:
+        add: `add(a, b, y)` makes a table of two codes. pool: `pool(x, grid, y)` averages an image.
+        in_pairs: layers add products in pairs of 16 bits.
+    """
 
     add: Callable[[Grid, Grid, Grid], Table]
     pool: Callable[[Tensor, Grid, Grid], Tensor]
+    in_pairs: bool = False
 
 
 def add_avx2(a: Grid, b: Grid, y: Grid) -> Table:
@@ -87,4 +95,8 @@ def _shift_right(acc: Tensor, shift: int) -> Tensor:
     return (acc - (acc < 0).long() + (1 << (shift - 1))) >> shift
 
 
-MACHINES = {"x86_64": Machine(add_avx2, pool_sse), "aarch64": Machine(add_neon, pool_neon)}
+MACHINES = {
+    "x86_64": Machine(add_avx2, pool_sse),
+    "avx2": Machine(add_avx2, pool_sse, in_pairs=True),
+    "aarch64": Machine(add_neon, pool_neon),
+}

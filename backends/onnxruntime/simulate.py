@@ -7,6 +7,7 @@ by node; a value is dropped when its last reader has run.
     simulation(images)                      the artifact's answer
     simulation.codes(images)                the codes of every quantized value
     simulation.mismatches(artifact, images) where an artifact, run on this machine, computes other codes
+    simulation.saturation(images)           on a CPU without VNNI: where sums saturate on the way
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ from graphopt.backends.onnxruntime.arithmetic import exact_products
 from graphopt.backends.onnxruntime.artifact import OnnxRuntimeArtifact, intermediate
 from graphopt.backends.onnxruntime.dialect import speak
 from graphopt.backends.onnxruntime.fusion import fuse
+from graphopt.backends.onnxruntime.kernels import LayerKernel
 from graphopt.backends.onnxruntime.machines import MACHINES
 from graphopt.deploy import deploy
 from graphopt.errors import InputError
 from graphopt.graph import Graph
 from graphopt.numerics import FAKE_QUANTIZE, in_blocks
-from graphopt.targets import Target, architecture
+from graphopt.targets import Target, machine_here
 
 Watch = Callable[[Node, str, Tensor], Tensor]
+Before = Callable[[Node, tuple[Any, ...]], None]
 
 
 class Mismatch(NamedTuple):
@@ -54,11 +57,33 @@ class Mismatch(NamedTuple):
         return f"{self.site} ({self.kernel}, {self.name}): {self.differing} of {self.total} differ, by {self.largest} at most"
 
 
-class Simulation:
-    """A quantized graph that computes as the runtime does on one architecture.
+class Saturation(NamedTuple):
+    """How many sums of one layer lack what saturation took from their products.
 
     Attributes:
-        machine: whose kernels: `x86_64` or `aarch64`.
+        site: where the layer comes from in the original model.
+        kernel: `conv` or `linear`.
+        wrong, total: sums that are not the exact ones, and sums.
+        largest: difference, in the units of the layer's result.
+    """
+
+    site: str
+    kernel: str
+    wrong: int
+    total: int
+    largest: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.site} ({self.kernel}): {self.wrong} of {self.total} sums saturated, by {self.largest:.3g} at most"
+        )
+
+
+class Simulation:
+    """A quantized graph that computes as the runtime does on one kind of CPU.
+
+    Attributes:
+        machine: whose kernels: `x86_64`, `avx2` (x86 without VNNI) or `aarch64`.
     """
 
     def __init__(self, graph: Graph, machine: str) -> None:
@@ -97,12 +122,12 @@ class Simulation:
         with `free_running`, those the simulation computed, so that a difference spreads to what follows.
 
         Raises:
-            InputError: this machine's architecture is not the simulated one, or the artifact is of another graph.
+            InputError: this machine's kernels are not the simulated ones, or the artifact is of another graph.
         """
-        if self.machine != architecture():
+        if self.machine != (here := machine_here()):
             raise InputError(
-                f"this machine is {architecture()}, the simulation computes as {self.machine}; "
-                f"simulate(..., machine={architecture()!r}) can be compared here"
+                f"this machine is {here}, the simulation computes as {self.machine}; "
+                f"simulate(..., machine={here!r}) can be compared here"
             )
         tensors = self._graph.check_inputs(args, kwargs)
         theirs = intermediate(artifact, list(self._names.values()), [t.numpy() for t in tensors])
@@ -123,11 +148,32 @@ class Simulation:
         self._run(args, kwargs, compare)
         return found
 
-    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], watch: Watch) -> Any:
+    def saturation(self, *args: Any, **kwargs: Any) -> list[Saturation]:
+        """Where products leave 16 bits before they are added up: the layers whose weights make it possible, in order.
+
+        Empty where nothing can saturate: on machines that add products in 32 bits, and with weights of 7 bits.
+        """
+        found: list[Saturation] = []
+
+        def count(node: Node, inputs: tuple[Any, ...]) -> None:
+            layer = getattr(node.target, "function", None)
+            if not isinstance(layer, LayerKernel) or layer.pairs is None:
+                return
+            excess = layer.pairs.excess(*inputs)
+            size = excess.abs() * layer.along_channels(layer.scale, excess)
+            wrong, largest = int(excess.count_nonzero()), float(size.max()) if size.numel() else 0.0
+            found.append(Saturation(self._graph.site(node), _kernel(node), wrong, excess.numel(), largest))
+
+        self._run(args, kwargs, lambda node, name, codes: codes, count)
+        return found
+
+    def _run(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], watch: Watch, before: Before = lambda node, inputs: None
+    ) -> Any:
         tensors = iter(self._graph.check_inputs(args, kwargs))
         fakes = [node.meta["val"] for node in self._graph.placeholders]
         leaves = [next(tensors) if isinstance(fake, Tensor) else fake for fake in fakes]
-        interpreter = _Interpreter(self._graph.module, self._names, watch)
+        interpreter = _Interpreter(self._graph.module, self._names, watch, before)
         with exact_products():
             answer = interpreter.run(*leaves, enable_io_processing=False)
         return self._graph.module.graph.process_outputs(answer)
@@ -141,20 +187,22 @@ def _kernel(node: Node) -> str:
 
 
 class _Interpreter(fx.Interpreter):
-    """Hands the codes a node computed to `watch`, and goes on with what that returns."""
+    """Hands what a call reads to `before`, the codes it computed to `watch`, and goes on with what that returns."""
 
-    def __init__(self, module: fx.GraphModule, names: dict[Node, str], watch: Watch) -> None:
+    def __init__(self, module: fx.GraphModule, names: dict[Node, str], watch: Watch, before: Before) -> None:
         super().__init__(module)
-        self.names, self.watch = names, watch
+        self.names, self.watch, self.before = names, watch, before
 
     def run_node(self, n: Node) -> Any:
+        if n.op == "call_function":
+            self.before(n, self.fetch_args_kwargs_from_env(n)[0])
         result = super().run_node(n)
         return self.watch(n, self.names[n], result) if n in self.names else result
 
 
 def simulate(graph: Graph, target: Target, machine: str | None = None) -> Simulation:
     """See `graphopt.simulate`."""
-    machine = machine or target.architecture
+    machine = machine or target.machine or target.architecture
     if machine not in MACHINES:
         raise InputError(f"no kernels are known for the machine {machine!r}; known: {', '.join(sorted(MACHINES))}")
     quantizers = graph.calls(FAKE_QUANTIZE)
