@@ -14,7 +14,8 @@ The best scale for given codes c - z = k is a quotient, s = (k H w) / (k H k), r
 a row has a scale to every few columns, they are bettered one after another, the others standing.
 
 Columns are visited in chunks, those that could be better as the chunk is met: what a column changes is carried to the rest of its
-chunk at once, and to all others behind the chunk, in one matrix product. All arrays are float64 and g counts the groups of a convolution.
+chunk at once, and to all others behind the chunk, in one matrix product. All arrays are float64 and g counts the groups of a
+convolution.
 
 Papers: Frantar et al. 2022, "GPTQ", and "Optimal Brain Compression" (the sequential step); Hubara et al. 2020, "Improving
         Post Training Neural Quantization" (the objective); Wang et al. 2020, "Bit-Split" (descent on codes and scales in turn).
