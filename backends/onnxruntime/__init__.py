@@ -8,6 +8,7 @@ audit(artifact)         # share of the work in integer, operators that stayed fl
 
 from graphopt.backends.onnxruntime.artifact import OnnxRuntimeArtifact, load, lower
 from graphopt.backends.onnxruntime.audit import Audit, audit
-from graphopt.backends.onnxruntime.simulate import Mismatch, Simulation, simulate
+from graphopt.backends.onnxruntime.simulate import simulate
+from graphopt.integers.simulation import Mismatch, Simulation
 
 __all__ = ["Audit", "Mismatch", "OnnxRuntimeArtifact", "Simulation", "audit", "load", "lower", "simulate"]

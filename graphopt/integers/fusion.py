@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
-from graphopt.backends.onnxruntime.arithmetic import dequantize, f32, quantize
-from graphopt.backends.onnxruntime.dialect import CLIP_CODES, GLOBAL_AVERAGE_POOL, is_dequantized
-from graphopt.backends.onnxruntime.kernels import AveragePool, LayerKernel, Softmax, centred, multiply, sigmoid
-from graphopt.backends.onnxruntime.machines import MACHINES, Machine
 from graphopt.deploy import Grid, Q
 from graphopt.graph import Graph
+from graphopt.integers.arithmetic import dequantize, f32, quantize
+from graphopt.integers.dialect import CLIP_CODES, GLOBAL_AVERAGE_POOL, is_dequantized
+from graphopt.integers.kernels import AveragePool, LayerKernel, Softmax, centred, multiply, sigmoid
+from graphopt.integers.machines import MACHINES, Machine
 from graphopt.ops import Layer, argument, family, shape
 
 QUANTIZE, DEQUANTIZE = Q.quantize_per_tensor.default, Q.dequantize_per_tensor.default

@@ -12,7 +12,7 @@ with release 1.31. With x, w, a, b codes, s scales, z zero points, and every pro
                     q = rne(y / s_y + z_y): the zero point is added before rounding                      qlinear_pool.cc
     Softmax         a table of exp, sums in float32; q = rne(e floor(1 / s_y) / sum e) + z_y             qlinear_softmax.cc
 
-Sums and global means differ between machines: see `graphopt.backends.onnxruntime.machines`. Everything else that moves codes or
+Sums and global means differ between machines: see `graphopt.integers.machines`. Everything else that moves codes or
 maps them one by one (max pooling, concatenation, leaky relu, resizing) is what dequantize, float operator and quantize give.
 
 Not reproduced: values beyond 2^31 steps, which wrap on x86; softmax over a single element, whose sum overflows there.
@@ -31,8 +31,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from graphopt.backends.onnxruntime.arithmetic import EXACT, Table, f32, fma, quantize, requantize, saturate
 from graphopt.deploy import Grid
+from graphopt.integers.arithmetic import EXACT, Table, f32, fma, quantize, requantize, saturate
 
 Pool = Callable[[Tensor, Grid, Grid], Tensor]
 
