@@ -24,7 +24,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +35,15 @@ from graphopt.deploy import Grid
 from graphopt.integers.arithmetic import EXACT, Table, f32, fma, quantize, requantize, saturate
 
 Pool = Callable[[Tensor, Grid, Grid], Tensor]
+
+
+class Window(NamedTuple):
+    """How a layer moves over its input; empty for linear layers."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +57,7 @@ class LayerKernel:
         scale: s_x s_w, float32 [] or [out]. zero_point: z_x.
         channel_dim: of the result.
         grid: of the result, None for float.
+        window: how it moves over its input, for those that compile it.
     """
 
     operator: Callable[[Tensor, Tensor], Tensor]
@@ -57,6 +67,7 @@ class LayerKernel:
     zero_point: int
     channel_dim: int
     grid: Grid | None
+    window: Window = Window((), (), (), 1)
 
     def __call__(self, x: Tensor) -> Tensor:
         sums = self.operator((x.int() - self.zero_point).to(self.weight.dtype), self.weight).int()
