@@ -24,7 +24,7 @@ class Machine:
     l1_bytes: int = 32 << 10
     l2_bytes: int = 512 << 10
     cores: int = 1
-    dot: Literal["vnni", "sdot", "none"] = "none"
+    dot: Literal["vnni", "sdot", "madd", "none"] = "none"
 
     def lanes(self, dtype: str) -> int:
         """Elements of a type in one vector."""
