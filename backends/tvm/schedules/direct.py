@@ -114,11 +114,11 @@ class Plan:
         return emit.function(arguments, lambda *flats: self._body(dict(zip(arguments, flats, strict=True))))
 
     def _body(self, flat: dict[str, Flat]) -> None:
-        x = self.staging.emit(flat["x"], self.machine.vector_bytes)
+        x = self.staging.emit(flat["x"], self.machine)
         n, rows, columns, _ = self.spec.result_shape
         down, across = -(-rows // self.tile.rows), -(-columns // self.tile.columns)
         pixels, blocks = n * down * across, self.spec.groups * self.blocks
-        with emit.tasks(pixels * blocks, self.spec.macs) as task:
+        with emit.tasks(pixels * blocks, self.spec.macs, self.machine) as task:
             if self._weights_stay_cached:
                 pixel, block = task // blocks, task % blocks
             else:

@@ -27,7 +27,7 @@ def elementwise(spec: Elementwise, machine: Machine) -> Kernel:
             emit.in_vectors(size, lanes, lambda i, n: flats[-1].store(compute(flats[:-1], start + i, n), start + i, n))
 
         if count // CHUNK:
-            with emit.tasks(count // CHUNK, 8 * count) as task:
+            with emit.tasks(count // CHUNK, 8 * count, machine) as task:
                 chunk(task * CHUNK, CHUNK)
         chunk(count // CHUNK * CHUNK, count % CHUNK)
 

@@ -18,9 +18,12 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as tir
 
+from graphopt.backends.tvm.machine import Machine
+
 Array = NDArray[Any]
 Expr = Any  # a TIR expression; indices may be Python integers
 Body = Callable[..., None]
+WORTH_WAKING = 1 << 17
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,9 +92,9 @@ def let(value: Expr) -> Expr:
 serial = tir.serial
 
 
-def tasks(count: int, work: int) -> Any:
+def tasks(count: int, work: int, machine: Machine) -> Any:
     """A loop over independent tasks, on all cores where `work` (in operations) is worth waking them."""
-    return tir.parallel(count) if count > 1 and work > 1 << 17 else tir.serial(count)
+    return tir.parallel(count) if machine.cores > 1 and count > 1 and work > WORTH_WAKING else tir.serial(count)
 
 
 @contextmanager

@@ -75,9 +75,9 @@ class Sliding:
         n, rows, columns, channels = self.spec.result_shape
         tile, lanes = self.tile, self.lanes
         down, across, blocks = -(-rows // tile.rows), -(-columns // tile.columns), -(-channels // lanes)
-        source = self.staging.emit(x, self.machine.vector_bytes)
+        source = self.staging.emit(x, self.machine)
         work = n * rows * columns * channels * prod(self.spec.kernel)
-        with emit.tasks(n * down * blocks, work) as task, emit.serial(across) as step:
+        with emit.tasks(n * down * blocks, work, self.machine) as task, emit.serial(across) as step:
             image, block = task // (down * blocks), task % blocks
             row = emit.minimum(task // blocks % down * tile.rows, rows - tile.rows)
             column = emit.minimum(step * tile.columns, columns - tile.columns)

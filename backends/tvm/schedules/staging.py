@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from graphopt.backends.tvm.machine import Machine
 from graphopt.backends.tvm.schedules import emit
 from graphopt.backends.tvm.schedules.emit import Expr, Flat
 from graphopt.backends.tvm.schedules.specs import Conv, Pool, windows
@@ -49,10 +50,11 @@ class Staging:
         """What the copy's codes are less than the data's."""
         return {("uint8", "int8"): 128, ("int8", "uint8"): -128}.get((self.spec.data, self.dtype), 0)
 
-    def emit(self, x: Flat, lanes: int) -> Flat:
+    def emit(self, x: Flat, machine: Machine) -> Flat:
         """Copy, one task a row."""
         if not self.needed:
             return x
+        lanes = machine.vector_bytes
         n, h, w, c = self.spec.shape
         (top, _), (left, _) = self.spec.padding
         copied = min(w, self.columns - left)
@@ -67,7 +69,7 @@ class Staging:
 
             emit.in_vectors(count, lanes, one)
 
-        with emit.tasks(n * self.rows, total) as task:
+        with emit.tasks(n * self.rows, total, machine) as task:
             image, row = task // self.rows, task % self.rows - top
             start = task * width
             with emit.choice((row >= 0) & (row < h)) as (then, otherwise):
