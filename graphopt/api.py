@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import nn
 
 from graphopt import measure as measures
-from graphopt import recipes
+from graphopt import recipes, runtimes
 from graphopt.artifact import Artifact
 from graphopt.contract import Pass
 from graphopt.data import Calibration
@@ -32,7 +31,7 @@ from graphopt.targets import Target, find
 from graphopt.verdict import clock, judge, last_score, score, zeros_note
 
 if TYPE_CHECKING:
-    from graphopt.backends.onnxruntime import Simulation
+    from graphopt.integers.simulation import Simulation
 
 SPARSE = 0.1  # share of zero weights from which the report says what they save
 
@@ -115,7 +114,7 @@ def optimize(
     """
     _check_options(passes, evaluate, max_drop, rounding, average_bits, weight_only, (keep_macs, max_latency))
     chosen = find(target)
-    backend = importlib.import_module(f"graphopt.backends.{chosen.runtime}")
+    backend = runtimes.backend(chosen.runtime)
     graph, notes = _graph(model, example_inputs, dynamic_batch)
     report = Report(model=_name(model), target=chosen.name, notes=[*graph.notes, *notes])
     original = graph.clone()
@@ -194,7 +193,7 @@ def simulate(graph: Graph, target: str | Target = "arm", *, machine: str | None 
         InputError: the graph is not quantized; unknown target or machine.
     """
     chosen = find(target)
-    backend = importlib.import_module(f"graphopt.backends.{chosen.runtime}")
+    backend = runtimes.backend(chosen.runtime)
     simulation: Simulation = backend.simulate(graph, chosen, machine)
     return simulation
 
@@ -207,10 +206,7 @@ def load(folder: str | Path) -> Artifact:
         InputError: there is none.
     """
     manifest = read_manifest(folder)
-    if manifest.runtime not in ("onnxruntime",):
-        raise InputError(f"the artifact is for the runtime {manifest.runtime!r}, which this graphopt does not have")
-    backend = importlib.import_module(f"graphopt.backends.{manifest.runtime}")
-    artifact: Artifact = backend.load(Path(folder), manifest)
+    artifact: Artifact = runtimes.backend(manifest.runtime).load(Path(folder), manifest)
     return artifact
 
 

@@ -12,6 +12,12 @@ from graphopt.graph import Graph, aten
 from graphopt.shapes import is_free
 
 
+def example_batch(graph: Graph) -> int:
+    """The batch size of the example a graph with a free batch was captured with."""
+    tensors = iter(graph.example.tensors())
+    return next(len(t) for node, t in zip(graph.inputs, tensors, strict=True) if is_free(node.meta["val"].shape[0]))
+
+
 def fix_batch(graph: Graph, batch: int) -> Graph:
     """A copy of a graph whose free batch is this size."""
     fixed = graph.clone()
