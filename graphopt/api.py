@@ -28,7 +28,7 @@ from graphopt.pipeline import outputs, run
 from graphopt.recipes import ROUNDINGS, Rounding, integer, prepare, shrink
 from graphopt.report import Report, Step
 from graphopt.targets import Target, find
-from graphopt.verdict import clock, judge, last_score, score, zeros_note
+from graphopt.verdict import clock, judge, last_score, score, stand_in, zeros_note
 
 if TYPE_CHECKING:
     from graphopt.integers.simulation import Simulation
@@ -142,28 +142,34 @@ def optimize(
 
     def lower(graph: Graph) -> Lowered:
         deployed = deploy(graph)
-        return Lowered(deployed, backend.lower(deployed, chosen, name=report.model))
+        artifact = backend.lower(deployed, chosen, name=report.model)
+        return Lowered(deployed, artifact, stand_in(artifact, graph, backend.simulate, chosen))
 
     if max_drop is None:
-        deployed, artifact = lower(graph)
+        deployed, artifact, answers = lower(graph)
         if evaluate is not None:
-            report.accuracy_after = last_score(evaluate, artifact, report)
+            report.accuracy_after = last_score(evaluate, answers, report)
     else:
         assert evaluate is not None
         assert accuracy is not None
 
         def lower_and_score(graph: Graph) -> tuple[Lowered, float]:
             lowered = lower(graph)
-            return lowered, score(evaluate, lowered.artifact, "the artifact")
+            return lowered, score(evaluate, lowered.answers, "the artifact")
 
         ladder = Ladder(
             graph, chosen, data, quantized, lower_and_score, accuracy - max_drop, outputs(original), dump, formats or {}
         )
         rung = ladder.climb(report)
-        graph, (deployed, artifact) = rung.graph, rung.lowered
+        graph, (deployed, artifact, answers) = rung.graph, rung.lowered
     report.notes += [note for note in data.notes if note not in report.notes]
     baseline = backend.lower(original, chosen, name=report.model)
-    judge(report, backend, artifact, deployed, original, data)
+    judge(report, backend.audit(artifact), answers, deployed, original, data)
+    if artifact.refusal:
+        report.notes.append(
+            f"the artifact does not run on this machine ({artifact.refusal}); "
+            "accuracy, agreement and SQNR are those of its simulation"
+        )
     report.size_before, report.size_after = baseline.size_bytes, artifact.size_bytes
     if (zeros := zero_share(graph)) >= SPARSE:
         report.notes.append(zeros_note(zeros, baseline, artifact))

@@ -109,7 +109,7 @@ def _fold_constants(graph: Graph) -> None:
             target: Any = node.target
             arguments = torch.fx.node.map_arg(node.args, graph.tensor)
             with torch.no_grad():
-                value = target(*arguments, **node.kwargs)  # type: ignore[misc]
+                value = target(*arguments, **node.kwargs)
             if isinstance(value, torch.Tensor):
                 graph.replace(node, graph.add_constant(f"{node.name}_value", value, before=node))
     graph.module.graph.eliminate_dead_code()

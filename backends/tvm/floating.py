@@ -49,17 +49,18 @@ def chains(graph: Graph) -> dict[Node, Chain]:
             continue
         if layer.bias is not None and not graph.is_constant(layer.bias):
             continue
-        last, added, clamp = node, None, (None, None)
+        last, added = node, None
+        clamp: tuple[float | None, float | None] = (None, None)
         reader = _only_reader(last)
         if reader is not None and family(reader) == "add" and all(_fits(a, node) for a in reader.args[:2]):
-            others = [a for a in reader.args[:2] if a is not last]
-            if len(others) == 1 and _before(graph, others[0], reader):
+            others = [a for a in reader.args[:2] if isinstance(a, Node) and a is not last]
+            if len(others) == 1:
                 added, last = others[0], reader
                 reader = _only_reader(last)
         if reader is not None and family(reader) in ("relu", "clamp"):
             low, high = clamp_bounds(reader)
             infinity = float("inf")
-            clamp = (None if low == -infinity else low, None if high == infinity else high)  # type: ignore[assignment]
+            clamp = (None if low == -infinity else low, None if high == infinity else high)
             last = reader
         found[last] = Chain(layer, added, clamp)
     return found
@@ -79,10 +80,6 @@ def _only_reader(node: Node) -> Node | None:
 
 def _fits(value: Any, like: Node) -> bool:
     return isinstance(value, Node) and shape(value) == shape(like) and value.meta["val"].dtype == like.meta["val"].dtype
-
-
-def _before(graph: Graph, value: Any, reader: Node) -> bool:
-    return isinstance(value, Node) and value is not reader
 
 
 def emit_chain(program: Program, chain: Chain, last: Node) -> Value:

@@ -216,7 +216,8 @@ def operands(
 
 
 def _multiply(program: Program, node: Node, kernel: Kernel) -> Value:
-    a, b, y = *kernel.grids, kernel.grid
+    (a, b), y = kernel.grids, kernel.grid
+    assert y is not None
     left, right, order = operands(program, node)
     stored = tuple(shape(node)[d] for d in order)
     key = ("mul", left[1], right[1], *kernel.grids, y)
@@ -301,14 +302,14 @@ def emit_max_pool(program: Program, node: Node) -> Value:
     """Of codes or floats."""
     image = _image(program, program.value(node.args[0]))
 
-    def listed(name: str) -> Sequence[int]:
-        value = argument(node, name)
-        return list(value) if isinstance(value, (list, tuple)) else [value]
-
     dims = len(shape(node)) - 2
-    size, stride, padding, dilation = (
-        (v * dims if len(v) == 1 else v) for v in map(listed, ("kernel_size", "stride", "padding", "dilation"))
-    )
+
+    def each(name: str) -> list[int]:
+        value = argument(node, name)
+        values = list(value) if isinstance(value, (list, tuple)) else [value]
+        return values * dims if len(values) == 1 else values
+
+    size, stride, padding, dilation = map(each, ("kernel_size", "stride", "padding", "dilation"))
     data = str(node.meta["val"].dtype).removeprefix("torch.")
     pads = _pads(image, node, size, stride or size, padding, dilation)
     spec = Pool("max", image.stored, _each(size, 1), _each(stride or size, 1), pads, _each(dilation, 1), data=data)  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from torch.fx.node import Node
 from graphopt.artifact import Artifact
 from graphopt.deploy import deploy
 from graphopt.errors import InputError
-from graphopt.graph import Graph
+from graphopt.graph import Example, Graph
 from graphopt.integers.arithmetic import exact_products
 from graphopt.integers.fusion import fuse
 from graphopt.integers.machines import MACHINES
@@ -87,6 +87,11 @@ class Simulation:
             InputError: an input does not fit what the graph was captured for.
         """
         return self._run(args, kwargs, lambda node, name, codes: codes)
+
+    @property
+    def example(self) -> Example:
+        """The inputs the graph was captured with."""
+        return self._graph.example
 
     def codes(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The codes of every quantized value by its name in the artifact's model, in the order they are computed."""
