@@ -8,11 +8,7 @@ Every kernel's answer is compared with ONNX Runtime's before it is timed. Needs 
 from __future__ import annotations
 
 import os
-import sys
 from typing import Any
-
-THREADS = next((t for flag, t in zip(sys.argv, sys.argv[1:], strict=False) if flag == "--threads"), "1")
-os.environ["TVM_NUM_THREADS"] = THREADS  # read by TVM when its first kernel runs
 
 import common
 import numpy as np
@@ -61,10 +57,13 @@ MOBILENETV2 = {
 
 def main() -> None:
     options = common.arguments(__doc__, threads=1, repeats=40, only="")
+    os.environ["TVM_NUM_THREADS"] = str(options.threads)  # read when the first kernel runs
     tables = {}
     for title, layers in (("ResNet-18", RESNET18), ("MobileNetV2", MOBILENETV2)):
         rows = [
-            row(name, layer, options) for name, layer in layers.items() if options.only in name and common.log(name) is None
+            row(name, layer, options)
+            for name, layer in layers.items()
+            if options.only in name and common.log(name) is None
         ]
         if rows:
             tables[f"{title}, milliseconds, {options.threads} thread(s)"] = rows
@@ -75,7 +74,9 @@ def row(name: str, layer: tuple[int, ...], options: Any) -> dict[str, Any]:
     pixels, channels, out, size, stride, groups = layer
     edge = (size // 2, size // 2)
     rng = np.random.default_rng(0)
-    shape = dict(channels=out, kernel=(size, size), stride=(stride, stride), padding=(edge, edge), groups=groups)
+    shape: dict[str, Any] = {
+        "channels": out, "kernel": (size, size), "stride": (stride, stride), "padding": (edge, edge), "groups": groups,
+    }  # fmt: skip
     real = Conv((1, pixels, pixels, channels), **shape, epilogue=Epilogue(clamp=(0.0, None)))
     codes = Conv(real.shape, **shape, data="uint8", zero_point=7, epilogue=Epilogue(result=Codes("uint8", 3)))
     x, w, b = (rng.standard_normal(s).astype(np.float32) for s in (real.shape, real.weight_shape, (out,)))
@@ -85,13 +86,16 @@ def row(name: str, layer: tuple[int, ...], options: Any) -> dict[str, Any]:
     scales = (rng.uniform(0.5, 1.5, out) * 0.01 / np.sqrt(np.prod(real.weight_shape[1:]))).astype(np.float32)
     calls = {
         "float": ours(real, x, w, b),
-        "float, ORT": reference(float_model(real, w, b), np.ascontiguousarray(x.transpose(0, 3, 1, 2)), options.threads),
+        "float, ORT": reference(
+            float_model(real, w, b), np.ascontiguousarray(x.transpose(0, 3, 1, 2)), options.threads
+        ),
         "int8": ours(codes, qx, qw, qb, scales),
         "int8, ORT": reference(integer_model(codes, qw, qb, scales), qx, options.threads),
     }
-    np.testing.assert_allclose(calls["float"]().numpy(), calls["float, ORT"]().numpy().transpose(0, 2, 3, 1), rtol=1e-4, atol=1e-3)
+    expected = calls["float, ORT"]().numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(calls["float"]().numpy(), expected, rtol=1e-4, atol=1e-3)
     np.testing.assert_array_equal(calls["int8"]().numpy(), calls["int8, ORT"]().numpy())
-    ms = {key: value for key, value in measure.latency(calls, repeats=options.repeats).items()}
+    ms = measure.latency(calls, repeats=options.repeats)
     return {
         "layer": name,
         **ms,

@@ -1,7 +1,7 @@
 """Depthwise convolution: one filter for each channel, vectors along channels.
 
-With `vpdpbusd` the taps of a row go four at a time: a lane holds x[kx], x[kx + 1], ... of its channel as bytes, which neighbouring
-rows share. Elsewhere codes are widened to 16 bits and multiplied one by one.
+With `vpdpbusd` the taps of a row go four at a time: a lane holds x[kx], x[kx + 1], ... of its channel as bytes, which
+neighbouring rows share. Elsewhere codes are widened to 16 bits and multiplied one by one.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class Dot:
 def choose(data: str, machine: Machine) -> Dot:
     lanes = machine.lanes("float32")
     if data not in INTEGER:
-        return Dot(1, data, data, "float32", lanes, _multiply_add("float32", lanes))
+        return Dot(1, "float32", data, "float32", lanes, _multiply_add("float32", lanes))
     if machine.dot == "vnni":
         name = f"llvm.x86.avx512.vpdpbusd.{8 * machine.vector_bytes}"
         return Dot(4, "uint8", "int8", "int32", lanes, _dot_of_four(name, "uint8", lanes))

@@ -21,19 +21,16 @@ def clamp(value: Expr, low: float | None, high: float | None, lanes: int) -> Exp
     return value if high is None else emit.minimum(value, emit.constant(high, "float32", lanes))
 
 
-def to_codes(value: Expr, codes: Codes, lanes: int, zero_point: int) -> Expr:
-    """sat(rne(value) + zero_point)."""
+def whole(value: Expr, codes: Codes, lanes: int, zero_point: int) -> Expr:
+    """sat(rne(value) + zero_point) as int32."""
     low, high = codes.ends
     shifted = clamp(value, low - zero_point, high - zero_point, lanes) + emit.constant(MAGIC, "float32", lanes)
-    whole = emit.bits(shifted, emit.vector("int32", lanes)) + emit.constant(zero_point - MAGIC_BITS, "int32", lanes)
-    return emit.cast(whole, codes.dtype, lanes)
+    return emit.bits(shifted, emit.vector("int32", lanes)) + emit.constant(zero_point - MAGIC_BITS, "int32", lanes)
 
 
-def rounded(value: Expr, codes: Codes, lanes: int) -> Expr:
-    """The same codes, left in float32."""
-    low, high = codes.ends
-    magic, zero = emit.constant(MAGIC, "float32", lanes), emit.constant(codes.zero_point, "float32", lanes)
-    return clamp(value, low - codes.zero_point, high - codes.zero_point, lanes) + magic - magic + zero
+def to_codes(value: Expr, codes: Codes, lanes: int, zero_point: int) -> Expr:
+    """The same as codes."""
+    return emit.cast(whole(value, codes, lanes, zero_point), codes.dtype, lanes)
 
 
 def fma(a: Expr, b: float, c: Expr, lanes: int) -> Expr:
@@ -53,7 +50,8 @@ def finish(value: Expr, residual: Expr | None, epilogue: Epilogue, dtype: str, l
         assert epilogue.result is not None
         assert residual is not None
         other = emit.cast(emit.cast(residual, "int32", lanes), "float32", lanes)
-        return add_codes(rounded(value, epilogue.result, lanes), other, epilogue.sum, lanes)
+        own = whole(value, epilogue.result, lanes, epilogue.result.zero_point)
+        return add_codes(emit.cast(own, "float32", lanes), other, epilogue.sum, lanes)
     if epilogue.result is not None:
         return to_codes(value, epilogue.result, lanes, epilogue.result.zero_point)
     if residual is not None:

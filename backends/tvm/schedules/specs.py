@@ -1,11 +1,13 @@
 """What a kernel computes, as plain data: equal specs are one function of the compiled module.
 
-Activations are NHWC, channels innermost; a linear layer is a 1x1 convolution over (1, 1, rows, features). Numbers that differ from
-layer to layer without changing the code (weights, biases, multipliers) are arguments of the function and not part of its spec.
+Activations are NHWC, channels innermost; a linear layer is a 1x1 convolution over (1, 1, rows, features). Numbers that differ
+from layer to layer without changing the code (weights, biases, multipliers) are arguments of the function, no part of its spec.
 
-Integer arithmetic is that of `graphopt.simulate`, to the last bit. With codes x, w, q, zero points z and rne rounding halves to even:
+Integer arithmetic is that of `graphopt.simulate` on x86, to the last bit. With codes x, w, q, zero points z, scales s and rne
+rounding halves to even:
 
-    layer      acc = sum (x - z_x) w + bias, exact in 32 bits;  q = sat(rne(f32(acc) * multiplier) + z)     multiplier = s_x s_w / s_q
+    layer      acc = sum (x - z_x) w + bias, exact in 32 bits; q = sat(rne(f32(acc) * multiplier) + z)
+                                                                       multiplier = s_x s_w / s_q
     sum        q = sat(rne(fma(a, r_a, fma(b, r_b, offset))))          r = s / s_q, offset = z_q - fma(r_a, z_a, r_b z_b)
     mean       q = sat(rne(f32(sum of (x - z_x)) * multiplier) + z)    multiplier = s_x / (s_q pixels)
     average    q = sat(rne(mean of the values / s_q + z))              over windows; the mean in float32, row by row
