@@ -113,29 +113,26 @@ def lower(graph: Graph, target: Target, *, name: str = "model", batch: int | Non
     """
     code = Code.of(target)
     command = linker(code, target.compiler)
-    fixed = fix_batch(graph, batch or example_batch(graph)) if graph.dynamic_batch else graph
-    emitted = compiled(fixed, code)
+    batch = (batch or example_batch(graph)) if graph.dynamic_batch else None
+    emitted = compiled(fix_batch(graph, batch) if batch else graph, code, samples=batch or 1)
     folder = temporary_folder()
     link(build(emitted.module, code), folder / LIBRARY, command)
     manifest = describe(graph, target, folder, model=name)
-    if graph.dynamic_batch:
-        manifest.options["batch"] = batch or example_batch(graph)
+    if batch is not None:
         for output in manifest.outputs:
             if output.shape[:1] != (None,):
                 raise InputError(
                     f"output {output.name!r} has no batch dimension, so a free batch cannot be computed in slices; "
                     "capture with dynamic_batch=False"
                 )
-    else:
-        manifest.options["batch"] = None
-    manifest.options |= {"code": code.to_dict(), "audit": asdict(emitted.audit)}
+    manifest.options |= {"batch": batch, "code": code.to_dict(), "audit": asdict(emitted.audit)}
     return TvmArtifact(folder, manifest, temporary=True, graph=graph)
 
 
-def compiled(graph: Graph, code: Code, watch: Sequence[str] = ()) -> Emitted:
+def compiled(graph: Graph, code: Code, watch: Sequence[str] = (), samples: int = 1) -> Emitted:
     """The module of a graph with a fixed batch."""
     with torch.no_grad():
-        return emit(graph, machine(code.target()), watch)
+        return emit(graph, machine(code.target()), watch, samples)
 
 
 def load(folder: Path, manifest: Manifest) -> TvmArtifact:

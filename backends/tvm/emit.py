@@ -52,12 +52,13 @@ def speak(graph: Graph) -> None:
     graph.refresh()
 
 
-def emit(graph: Graph, machine: Machine, watch: Sequence[str] = ()) -> Emitted:
+def emit(graph: Graph, machine: Machine, watch: Sequence[str] = (), samples: int = 1) -> Emitted:
     """Emit a graph with a fixed batch. Simulated graphs are deployed first; the graph is not changed.
 
     Args:
         machine: whose kernels are chosen.
         watch: names of codes to return as well, as `Simulation.codes` has them.
+        samples: in the batch, if the audit is to count one of them.
 
     Raises:
         GraphoptError: an operator cannot be emitted; names it.
@@ -70,7 +71,7 @@ def emit(graph: Graph, machine: Machine, watch: Sequence[str] = ()) -> Emitted:
     if not watched:
         codes.keep_codes(prepared)
     _fold_constants(prepared)
-    program = Program(prepared, machine)
+    program = Program(prepared, machine, samples)
     inputs = [relax.Var(name, _type(node)) for name, node in zip(prepared.input_names, prepared.inputs, strict=True)]
     with program.builder.function("main", inputs):
         with program.builder.dataflow():
@@ -139,7 +140,8 @@ def _emit_calls(program: Program) -> None:
         else:
             if not isinstance(node.meta.get("val"), torch.Tensor):
                 raise GraphoptError(
-                    f"{graph.site(node)}: {node.target} (node {node.name}) does not return one tensor; TVM emission has no rule for it"
+                    f"{graph.site(node)}: {node.target} (node {node.name}) does not return one tensor, "
+                    "for which the TVM backend has no rule; leave it out of the model, or use an ONNX Runtime target (arm, x86)"
                 )
             value = operators.emit(node)
             program.floating(node)

@@ -1,7 +1,7 @@
 """Emit what computes in float: layers and pools by our kernels, everything else by the operators of TVM.
 
-Operators that treat every element alike keep the order of dimensions they find; those that work along a dimension are told where it
-lies. For the rest, values are brought into torch's order, and TVM's importer for torch programs says what to emit.
+Operators that treat every element alike keep the order of dimensions they find; those that work along a dimension are told where
+it lies. For the rest, values are brought into torch's order, and TVM's importer for torch programs says what to emit.
 
 A layer, the sum behind it and the activation behind that are one kernel:
 
@@ -18,13 +18,13 @@ from tvm import relax
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
 from graphopt.backends.tvm.integer import call_layer, emit_max_pool, layer_input, layer_spec, operands
-from graphopt.backends.tvm.layouts import Value, plain
+from graphopt.backends.tvm.layouts import Value, channels_last, plain
 from graphopt.backends.tvm.program import Program
 from graphopt.backends.tvm.schedules import Epilogue
 from graphopt.errors import GraphoptError
 from graphopt.graph import Graph
 from graphopt.integers.kernels import Window
-from graphopt.ops import Layer, argument, aten, clamp_bounds, family, shape
+from graphopt.ops import BatchNorm, Layer, argument, aten, clamp_bounds, family, shape
 
 ALIKE = {
     "relu", "clamp", "leaky_relu", "sigmoid", "hard_sigmoid", "hard_swish", "silu", "gelu", "tanh", "identity",
@@ -109,10 +109,12 @@ class Operators:
         self.program = program
         self.importer = ExportedProgramImporter()
         self.importer.block_builder = program.builder
+        self.importer.env[None] = None  # arguments left out
         self.rules: dict[str, Callable[[Node], Value | None]] = {
             "transpose": self._transpose, "concat": self._concat, "pad": self._pad, "slice": self._slice, "mean": self._mean,
-            "max_pool": self._max_pool, "average_pool": self._average_pool, "global_average_pool": self._global_pool,
-            "reshape": self._reshape, **dict.fromkeys(PAIRS, self._pair),
+            "max_pool": self._max_pool, "global_average_pool": self._global_pool,
+            "reshape": self._reshape, "batch_norm": self._batch_norm, "shuffle": self._shuffle,
+            **dict.fromkeys(PAIRS, self._pair),
         }  # fmt: skip
 
     def emit(self, node: Node) -> Value:
@@ -198,11 +200,35 @@ class Operators:
         order = source.order if keep else tuple(left.index(d) for d in source.order if d in left)
         return self.program.emit(relax.op.mean(source.expr, axes, keep), shape(node), order)
 
+    def _batch_norm(self, node: Node) -> Value | None:
+        norm = BatchNorm.of(node)
+        if norm is None:
+            return None
+        constants: Any = node.args[1:5]
+        weight, bias, mean, variance = (None if a is None else self.program.graph.tensor(a).double() for a in constants)
+        assert mean is not None
+        assert variance is not None
+        scale = (variance + norm.eps).rsqrt() * (1 if weight is None else weight)
+        shift = (0 if bias is None else bias) - mean * scale
+        source = self.program.value(node.args[0])
+        sizes = [-1 if d == 1 else 1 for d in source.order]
+        factor, addend = (self.program.constant(t.float().reshape(sizes)).expr for t in (scale, shift))
+        scaled = self.program.builder.emit(relax.op.multiply(source.expr, factor))
+        return self.program.emit(relax.op.add(scaled, addend), source.shape, source.order)
+
+    def _shuffle(self, node: Node) -> Value | None:
+        if node.target is not aten.channel_shuffle.default:
+            return None
+        order = channels_last(len(shape(node)))
+        source = self.program.laid_out(self.program.value(node.args[0]), order)
+        *image, channels = source.stored
+        groups, rank = int(node.args[1]), len(image)  # type: ignore[arg-type]
+        grouped = self.program.reshaped(source, (*image, groups, channels // groups))
+        swapped = self.program.builder.emit(relax.op.permute_dims(grouped, [*range(rank), rank + 1, rank]))
+        return self.program.emit(relax.op.reshape(swapped, list(source.stored)), source.shape, order)
+
     def _max_pool(self, node: Node) -> Value | None:
         return emit_max_pool(self.program, node) if 3 <= len(shape(node)) <= 4 else None
-
-    def _average_pool(self, node: Node) -> Value | None:
-        return None
 
     def _global_pool(self, node: Node) -> Value | None:
         source = self.program.value(node.args[0])

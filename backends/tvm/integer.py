@@ -65,8 +65,8 @@ def emit_layer(program: Program, node: Node, added: Node | None = None) -> Value
     source, weight = layer_input(program, node.args[0], f.weight, node)  # type: ignore[arg-type]
     if int(weight.min()) < -128 or int(weight.max()) > 127:
         raise GraphoptError(
-            f"{program.graph.site(node)} ({kernel.__name__}): its weights have a zero point and need 9 bits, for which TVM kernels "
-            "do not exist; use symmetric weights (Format(symmetric=True))"
+            f"{program.graph.site(node)} ({kernel.__name__}): its weights have a zero point and need 9 bits, for which "
+            "there are no TVM kernels; use symmetric weights (Format(symmetric=True))"
         )
     result = node if added is None else added
     total = None

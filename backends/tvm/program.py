@@ -40,8 +40,9 @@ class Program:
         audit: what of it computes in integer.
     """
 
-    def __init__(self, graph: Graph, machine: Machine) -> None:
-        self.graph, self.machine = graph, machine
+    def __init__(self, graph: Graph, machine: Machine, samples: int = 1) -> None:
+        """`samples`: to divide multiply-accumulates by."""
+        self.graph, self.machine, self.samples = graph, machine, samples
         self.builder = relax.BlockBuilder()
         self.values: dict[Node, Value] = {}
         self.audit = Audit()
@@ -94,15 +95,15 @@ class Program:
     def integer(self, node: Node, macs: int) -> None:
         """Note a layer that computes in integer."""
         self.audit.integer.append(self.graph.site(node))
-        self.audit.integer_macs += macs
-        self.audit.total_macs += macs
+        self.audit.integer_macs += macs // self.samples
+        self.audit.total_macs += macs // self.samples
 
     def floating(self, node: Node, macs: int | None = None) -> None:
         """Note an operator that computes in float, unless it only moves values."""
         kind = family(node)
         if kind in MOVEMENT | {"transpose", "pad", "concat", "max_pool"}:
             return
-        macs = layer_macs(self.graph).get(node, 0) if macs is None else macs
+        macs = (layer_macs(self.graph).get(node, 0) if macs is None else macs) // self.samples
         name = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
         reason = node.meta.get("left") or REASONS.get(kind or "", "the operators around it are float")
         self.audit.floating.append(FloatOperator(self.graph.site(node), name, reason, macs))
