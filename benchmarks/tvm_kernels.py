@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphopt import measure
 from graphopt.backends.tvm.machine import host, machine
-from graphopt.backends.tvm.schedules import Codes, Conv, Epilogue, conv
+from graphopt.backends.tvm.schedules import PASS_CONFIG, Codes, Conv, Epilogue, conv
 
 Array = Any
 
@@ -110,7 +110,8 @@ def row(name: str, layer: tuple[int, ...], options: Any) -> dict[str, Any]:
 def ours(spec: Conv, x: Array, *constants: Array) -> Any:
     target = host()
     kernel = conv(spec, machine(target))
-    call = tvm.compile(kernel.function, target)["main"]
+    with tvm.transform.PassContext(config=PASS_CONFIG):
+        call = tvm.compile(kernel.function, target)["main"]
     result = tvm.runtime.tensor(np.zeros(kernel.shape, kernel.dtype))
     arguments = [tvm.runtime.tensor(a) for a in (x, *kernel.constants(*constants))]
 

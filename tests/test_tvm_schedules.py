@@ -72,9 +72,14 @@ LAYERS = {
 }
 
 
-def run(kernel: Kernel, *arguments: Array, target: Any = None) -> Array:
+def compiled(kernel: Kernel, target: Any = None) -> Any:
+    with tvm.transform.PassContext(config=S.PASS_CONFIG):
+        return tvm.compile(kernel.function, target or host())
+
+
+def run(kernel: Kernel, *arguments: Array) -> Array:
     result = tvm.runtime.tensor(np.full(kernel.shape, 99, kernel.dtype))
-    tvm.compile(kernel.function, target or host())["main"](*map(tvm.runtime.tensor, arguments), result)
+    compiled(kernel)["main"](*map(tvm.runtime.tensor, arguments), result)
     return result.numpy()
 
 
@@ -387,8 +392,12 @@ def test_vnni_appears_in_dense_and_depthwise_layers() -> None:
 
 
 def assembly(spec: Conv, target: Any) -> str:
-    library = tvm.compile(conv(spec, machine(target)).function, target)
-    return str(library.mod.inspect_source("asm"))
+    return str(compiled(conv(spec, machine(target)), target).mod.inspect_source("asm"))
+
+
+def test_sums_stay_off_the_heap() -> None:
+    code = compiled(conv(replace(LAYERS["1x1, batch 2"], data="uint8"), HOST)).mod.inspect_source("ll")
+    assert "TVMBackendAllocWorkspace" not in code
 
 
 def test_profiles_know_what_their_cpus_can() -> None:

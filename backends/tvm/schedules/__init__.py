@@ -4,17 +4,20 @@
     kernel.function                         # (data[, residual], *constants, result)
     kernel.constants(weight, bias)          # arrays in the order the function takes them
 
+    with tvm.transform.PassContext(config=PASS_CONFIG): ...     # compile under it, for speed
+
 Tile sizes follow from the `Machine`: width and number of its vectors, and its caches.
 """
 
 from graphopt.backends.tvm.machine import Machine
 from graphopt.backends.tvm.schedules import depthwise, direct
 from graphopt.backends.tvm.schedules.elementwise import elementwise
-from graphopt.backends.tvm.schedules.emit import Kernel
+from graphopt.backends.tvm.schedules.emit import PASS_CONFIG, Kernel
 from graphopt.backends.tvm.schedules.pooling import pool
 from graphopt.backends.tvm.schedules.specs import Add, Codes, Conv, Dequantize, Epilogue, Lookup, Pool, Quantize, Sum
 
 __all__ = [
+    "PASS_CONFIG",
     "Add", "Codes", "Conv", "Dequantize", "Epilogue", "Kernel", "Lookup", "Pool", "Quantize", "Sum",
     "conv", "elementwise", "pool",
 ]  # fmt: skip

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 
 import numpy as np
 
 from graphopt.backends.tvm.machine import Machine
 from graphopt.backends.tvm.schedules import constants, dots, emit, rounding, tiles
 from graphopt.backends.tvm.schedules.dots import Dot
-from graphopt.backends.tvm.schedules.emit import Array, Expr, Flat, Kernel
+from graphopt.backends.tvm.schedules.emit import Array, Expr, Flat, Kernel, Registers
 from graphopt.backends.tvm.schedules.specs import Conv
 from graphopt.backends.tvm.schedules.staging import Staging
 from graphopt.backends.tvm.schedules.tiles import Tile
@@ -126,8 +127,8 @@ class Plan:
             image, row, column = pixel // (down * across), pixel // across % down, pixel % across
             row = emit.minimum(row * self.tile.rows, rows - self.tile.rows)
             column = emit.minimum(column * self.tile.columns, columns - self.tile.columns)
-            acc = self._sums(flat, x, image, row, column, block)
-            self._stores(flat, acc, (image * rows + row) * columns + column, block)
+            sums = self._sums(flat, x, image, row, column, block)
+            self._stores(flat, sums, (image * rows + row) * columns + column, block)
 
     @property
     def _weights_stay_cached(self) -> bool:
@@ -142,47 +143,44 @@ class Plan:
         )
         return count * np.dtype(self.dot.weight).itemsize <= self.machine.l2_bytes // 2
 
-    def _sums(self, flat: dict[str, Flat], x: Flat, image: Expr, row: Expr, column: Expr, block: Expr) -> Flat:
+    def _sums(self, flat: dict[str, Flat], x: Flat, image: Expr, row: Expr, column: Expr, block: Expr) -> Registers:
         spec, dot, tile = self.spec, self.dot, self.tile
         c, kh, (kx, _) = spec.shape[3], spec.kernel[0], self.runs
         width = self.staging.columns * c
-        acc = emit.local(len(tile.pixels) * self.block, dot.sum)
-        for p in range(len(tile.pixels)):
-            for v in range(tile.vectors):
-                start = flat["bias"].load(block * self.block + v * dot.lanes, dot.lanes) if "bias" in flat else None
-                zero = emit.constant(0, dot.sum, dot.lanes)
-                acc.store(zero if start is None else start, p * self.block + v * dot.lanes, dot.lanes)
+        sums = Registers.of(len(tile.pixels) * tile.vectors, dot.sum, dot.lanes)
+        for p, v in product(range(len(tile.pixels)), range(tile.vectors)):
+            start = emit.constant(0, dot.sum, dot.lanes)
+            if "bias" in flat:
+                start = flat["bias"].load(block * self.block + v * dot.lanes, dot.lanes)
+            sums.set(p * tile.vectors + v, start)
         origin = (image * self.staging.rows + row * spec.stride[0]) * width + column * (spec.stride[1] * c)
         origin = origin + block // self.blocks * (c // spec.groups)
         step = self.block * dot.depth
         with emit.serial(kh) as ry, emit.serial(kx) as rx, emit.serial(self.steps) as k:
             here = origin + ry * (spec.dilation[0] * width) + rx * (spec.dilation[1] * c) + k * dot.depth
             weights = (((block * kh + ry) * kx + rx) * self.steps + k) * step
-            for p, (i, j) in enumerate(tile.pixels):
-                for v in range(tile.vectors):
-                    at = p * self.block + v * dot.lanes
-                    source = here + (i * spec.stride[0] * width + j * spec.stride[1] * c)
-                    updated = dot.step(
-                        acc.load(at, dot.lanes), x, source, flat["weight"], weights + v * dot.lanes * dot.depth
-                    )
-                    acc.store(updated, at, dot.lanes)
-        return acc
+            for (p, (i, j)), v in product(enumerate(tile.pixels), range(tile.vectors)):
+                source = here + (i * spec.stride[0] * width + j * spec.stride[1] * c)
+                channel = weights + v * dot.lanes * dot.depth
+                at = p * tile.vectors + v
+                sums.set(at, dot.step(sums.get(at), x, source, flat["weight"], channel))
+        return sums
 
-    def _stores(self, flat: dict[str, Flat], acc: Flat, pixel: Expr, block: Expr) -> None:
+    def _stores(self, flat: dict[str, Flat], sums: Registers, pixel: Expr, block: Expr) -> None:
         """Finish and write a tile; the last block of a group may hold fewer channels."""
         rest = self.group_channels - (self.blocks - 1) * self.block
         if rest == self.block:
-            self._store(flat, acc, pixel, block, self.block)
+            self._store(flat, sums, pixel, block, self.block)
         elif self.blocks == 1:
-            self._store(flat, acc, pixel, block, rest)
+            self._store(flat, sums, pixel, block, rest)
         else:
             with emit.choice(block % self.blocks == self.blocks - 1) as (then, otherwise):
                 with then:
-                    self._store(flat, acc, pixel, block, rest)
+                    self._store(flat, sums, pixel, block, rest)
                 with otherwise:
-                    self._store(flat, acc, pixel, block, self.block)
+                    self._store(flat, sums, pixel, block, self.block)
 
-    def _store(self, flat: dict[str, Flat], acc: Flat, pixel: Expr, block: Expr, channels: int) -> None:
+    def _store(self, flat: dict[str, Flat], sums: Registers, pixel: Expr, block: Expr, channels: int) -> None:
         spec, lanes = self.spec, self.dot.lanes
         columns = spec.result_shape[2]
         first = block // self.blocks * self.group_channels + block % self.blocks * self.block
@@ -190,7 +188,7 @@ class Plan:
             valid = min(lanes, channels - v * lanes)
             for p, (i, j) in enumerate(self.tile.pixels):
                 at = (pixel + (i * columns + j)) * spec.channels + first + v * lanes
-                value = acc.load(p * self.block + v * lanes, lanes)
+                value = sums.get(p * self.tile.vectors + v)
                 if spec.integer:
                     scale = flat["multiplier"].load(block * self.block + v * lanes, lanes)
                     value = emit.cast(value, "float32", lanes) * scale

@@ -24,6 +24,8 @@ Array = NDArray[Any]
 Expr = Any  # a TIR expression; indices may be Python integers
 Body = Callable[..., None]
 WORTH_WAKING = 1 << 17
+PASS_CONFIG = {"tirx.disable_storage_rewrite": True}
+"""For tvm.transform.PassContext: keeps TVM from moving local buffers off the stack, which costs an allocation for each tile."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,9 +77,23 @@ def function(arguments: Mapping[str, tuple[Sequence[int], str]], body: Body) -> 
     return builder.get()
 
 
-def local(size: int, dtype: str) -> Flat:
-    """Registers, if addressed by constants only."""
-    return Flat(tir.alloc_buffer((size,), dtype, scope="local"))
+@dataclass(frozen=True, eq=False)
+class Registers:
+    """Vectors that stay in registers: a buffer on the stack, addressed by constants only."""
+
+    flat: Flat
+    lanes: int
+
+    @classmethod
+    def of(cls, count: int, dtype: str, lanes: int) -> Registers:
+        on_stack = {"disable_lower_builtin": True}  # counts under PASS_CONFIG; without it, TVM asks its allocator
+        return cls(Flat(tir.alloc_buffer((count * lanes,), dtype, scope="local", annotations=on_stack)), lanes)
+
+    def get(self, i: int) -> Expr:
+        return self.flat.load(i * self.lanes, self.lanes)
+
+    def set(self, i: int, value: Expr) -> None:
+        self.flat.store(value, i * self.lanes, self.lanes)
 
 
 def workspace(size: int, dtype: str) -> Flat:
@@ -174,11 +190,11 @@ def load_some(source: Flat, index: Expr, valid: int, lanes: int) -> Expr:
     """A vector whose first `valid` elements are read, the others being zero."""
     if valid == lanes:
         return source.load(index, lanes)
-    part = local(lanes, source.dtype)
-    part.store(constant(0, source.dtype, lanes), 0, lanes)
+    part = Registers.of(1, source.dtype, lanes)
+    part.set(0, constant(0, source.dtype, lanes))
     for start, width in _pieces(valid):
-        part.store(source.load(index + start, width), start, width)
-    return part.load(0, lanes)
+        part.flat.store(source.load(index + start, width), start, width)
+    return part.get(0)
 
 
 def store_some(target: Flat, value: Expr, index: Expr, valid: int, lanes: int) -> None:
@@ -186,10 +202,10 @@ def store_some(target: Flat, value: Expr, index: Expr, valid: int, lanes: int) -
     if valid == lanes:
         target.store(value, index, lanes)
         return
-    part = local(lanes, target.dtype)
-    part.store(value, 0, lanes)
+    part = Registers.of(1, target.dtype, lanes)
+    part.set(0, value)
     for start, width in _pieces(valid):
-        target.store(part.load(start, width), index + start, width)
+        target.store(part.flat.load(start, width), index + start, width)
 
 
 def _pieces(count: int) -> Iterator[tuple[int, int]]:

@@ -15,7 +15,7 @@ from math import prod
 
 from graphopt.backends.tvm.machine import Machine
 from graphopt.backends.tvm.schedules import emit, tiles
-from graphopt.backends.tvm.schedules.emit import Expr, Flat
+from graphopt.backends.tvm.schedules.emit import Expr, Flat, Registers
 from graphopt.backends.tvm.schedules.specs import Conv, Pool
 from graphopt.backends.tvm.schedules.staging import Staging
 from graphopt.backends.tvm.schedules.tiles import Tile
@@ -82,18 +82,18 @@ class Sliding:
             row = emit.minimum(task // blocks % down * tile.rows, rows - tile.rows)
             column = emit.minimum(step * tile.columns, columns - tile.columns)
             channel = emit.minimum(block * lanes, channels - lanes)
-            sums = emit.local(len(tile.pixels) * lanes, self.sum)
+            sums = Registers.of(len(tile.pixels), self.sum, lanes)
             for p in range(len(tile.pixels)):
-                sums.store(start(channel), p * lanes, lanes)
+                sums.set(p, start(channel))
             self._taps(source, sums, image, row, column, channel, tap)
             for p, (i, j) in enumerate(tile.pixels):
                 index = ((image * rows + row + i) * columns + column + j) * channels + channel
-                y.store(finish(sums.load(p * lanes, lanes), Place(row + i, column + j, channel, index)), index, lanes)
+                y.store(finish(sums.get(p), Place(row + i, column + j, channel, index)), index, lanes)
 
     def _taps(
         self,
         x: Flat,
-        sums: Flat,
+        sums: Registers,
         image: Expr,
         row: Expr,
         column: Expr,
@@ -106,7 +106,7 @@ class Sliding:
         origin = (image * self.staging.rows + row * sh) * width + column * (sw * c) + channel
 
         def update(p: int, operand: Expr, ky: Expr, kx: Expr) -> None:
-            sums.store(tap(sums.load(p * lanes, lanes), operand, ky, kx, channel), p * lanes, lanes)
+            sums.set(p, tap(sums.get(p), operand, ky, kx, channel))
 
         if kh * kw > UNROLLED:
             with emit.serial(kh) as ky, emit.serial(kw) as kx:
