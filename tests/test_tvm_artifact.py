@@ -16,7 +16,7 @@ from blocks import conv, images, model_of
 from torch import Tensor, nn
 
 import graphopt
-from graphopt.errors import ArtifactError, InputError
+from graphopt.errors import ArtifactError, GraphoptError, InputError
 from graphopt.graph import Graph
 from graphopt.runtimes import backend
 from graphopt.targets import architecture, find
@@ -99,7 +99,7 @@ def test_an_output_without_the_free_batch_is_refused() -> None:
             return x.sum()
 
     with pytest.raises(InputError, match="dynamic_batch=False"):
-        lowered(Summed(), images(2))
+        lowered(Summed().eval(), images(2))
 
 
 @needs_tvm
@@ -110,7 +110,7 @@ def test_nested_inputs_and_outputs_keep_their_structure() -> None:
             return pair["a"] + pair["b"], [pair["a"].relu()]
 
     given = {"a": torch.randn(2, 3), "b": torch.randn(2, 3)}
-    total, (positive,) = lowered(Nested(), given)(given)
+    total, (positive,) = lowered(Nested().eval(), given)(given)
     torch.testing.assert_close(total, given["a"] + given["b"])
     assert torch.equal(positive, given["a"].relu())
 
@@ -135,7 +135,7 @@ def test_code_for_other_machines_is_generated_and_kept_from_running_here(name: s
     header = (artifact.folder / "model.so").read_bytes()[:20]
     assert struct.unpack_from("<4s14xH", header) == (b"\x7fELF", MACHINES[name])
     loaded = graphopt.load(artifact.save(tmp_path / "deployed"))
-    with pytest.raises(ArtifactError, match=f"compiled for {target.cpu} .* copy the folder to such a device"):
+    with pytest.raises(ArtifactError, match=rf"compiled for {target.cpu} .* copy the folder to such a device"):
         loaded(images(1))
 
 
@@ -161,6 +161,13 @@ def test_a_missing_cross_compiler_names_its_package(monkeypatch: pytest.MonkeyPa
         lowered(small(), images(1), target=replace(find("tvm-riscv64"), compiler="zig c++"))
     with pytest.raises(InputError, match="no compiler is known that links for arm64-apple-macos"):
         lowered(small(), images(1), target=find("tvm-apple-m1"))
+
+
+@needs_tvm
+@needs_x86
+def test_a_linker_that_fails_is_quoted() -> None:
+    with pytest.raises(GraphoptError, match=r"false could not link model.so: it wrote nothing"):
+        lowered(small(), images(1), target=replace(X86, compiler="false"))
 
 
 @needs_tvm

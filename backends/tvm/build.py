@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import shlex
 import shutil
+import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tvm import relax
 from tvm.support import cc
 from tvm.target import codegen
 
+from graphopt.backends.tvm.schedules import PASS_CONFIG
 from graphopt.errors import GraphoptError, InputError
 from graphopt.targets import Target, architecture
 
@@ -157,19 +159,27 @@ def passes() -> Any:
 def build(module: Any, code: Code) -> Any:
     """Compile a module to an executable in memory."""
     try:
-        return relax.build(module, code.target(), relax_pipeline=passes())
+        with tvm.transform.PassContext(config=PASS_CONFIG):
+            return relax.build(module, code.target(), relax_pipeline=passes())
     except Exception as error:
         reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
         raise GraphoptError(f"TVM cannot compile the model for {code}: {reason.strip()}") from error
 
 
 def link(executable: Any, path: Path, command: list[str]) -> None:
-    """Write an executable as a shared library."""
-    compiler, *options = command
-    try:
-        executable.export_library(str(path), fcompile=cc.cross_compiler(compiler, options=options))
-    except RuntimeError as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise GraphoptError(
-            f"{' '.join(command)} could not link {path.name}: {lines[-1] if lines else error}"
-        ) from error
+    """Write an executable as a shared library.
+
+    Raises:
+        GraphoptError: the linker fails; with its last words.
+    """
+
+    def run(output: str, objects: list[str], options: list[str] | None = None) -> None:
+        arguments = [*command, "-shared", "-fPIC", "-o", output, *(options or []), *objects]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        if done.returncode or not Path(output).exists():
+            said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+            raise GraphoptError(
+                f"{shlex.join(command)} could not link {path.name}: {said[-1] if said else 'it wrote nothing'}"
+            )
+
+    executable.export_library(str(path), fcompile=cc.cross_compiler(run, output_format="so"))
