@@ -20,10 +20,10 @@ from onnx import TensorProto, helper, numpy_helper
 from rewriting import capture
 from torch import Tensor, nn
 
-from graphopt.backends.onnxruntime.fusion import _without_tensors
-from graphopt.backends.onnxruntime.kernels import LayerKernel, centred
-from graphopt.backends.onnxruntime.pairs import Pairs
 from graphopt.deploy import Grid
+from graphopt.integers.fusion import _without_tensors
+from graphopt.integers.kernels import LayerKernel, centred
+from graphopt.integers.pairs import Pairs
 from graphopt.ops import Layer
 
 RECORDED = Path(__file__).with_name("saturating.json")

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 import graphopt
 from graphopt.backends.onnxruntime import Mismatch, OnnxRuntimeArtifact, Simulation, audit, lower
-from graphopt.backends.onnxruntime.machines import MACHINES
 from graphopt.demo.train import load, train
 from graphopt.errors import InputError
 from graphopt.graph import Graph
+from graphopt.integers.machines import MACHINES
 from graphopt.numerics import Format
 from graphopt.passes.quantize import Quantize
 from graphopt.targets import architecture, machine_here
@@ -31,7 +31,9 @@ from graphopt.targets import architecture, machine_here
 HERE = machine_here()
 TARGETS = ["x86", "arm"]
 
-pytestmark = pytest.mark.skipif(architecture() != "x86_64", reason="aarch64 kernels were never compared with the runtime")
+pytestmark = pytest.mark.skipif(
+    architecture() != "x86_64", reason="aarch64 kernels were never compared with the runtime"
+)
 
 
 def simulation_of(graph: Graph, target: str) -> Simulation:

@@ -5,7 +5,7 @@ with release 1.31. With x, w, a, b codes, s scales, z zero points, and every pro
 
     LayerKernel     acc = sum (x - z_x)(w - z_w) + bias, exact in 32 bits;  q = rne(f32(acc) * (s_x s_w / s_y)) + z_y, saturated,
                     which is the fused activation too. Without an output grid (QGemm): y = f32(acc) * (s_x s_w). A CPU without
-                    VNNI adds products in pairs that saturate before: see `graphopt.backends.onnxruntime.pairs`
+                    VNNI adds products in pairs that saturate before: see `graphopt.integers.pairs`
                     QLinearConv, QGemm (quant_gemm.cc), MlasRequantizeOutput
     multiply        q = rne(f32((a - z_a)(b - z_b)) * (s_a s_b / s_y) + z_y)                             qlmul.cpp
     sigmoid         a table; the logistic function is a quotient of polynomials, not exp                 logistic.cpp
@@ -13,7 +13,7 @@ with release 1.31. With x, w, a, b codes, s scales, z zero points, and every pro
                     q = rne(y / s_y + z_y): the zero point is added before rounding                      qlinear_pool.cc
     Softmax         a table of exp, sums in float32; q = rne(e floor(1 / s_y) / sum e) + z_y             qlinear_softmax.cc
 
-Sums and global means differ between machines: see `graphopt.backends.onnxruntime.machines`. Everything else that moves codes or
+Sums and global means differ between machines: see `graphopt.integers.machines`. Everything else that moves codes or
 maps them one by one (max pooling, concatenation, leaky relu, resizing) is what dequantize, float operator and quantize give.
 
 Not reproduced: values beyond 2^31 steps, which wrap on x86; softmax over a single element, whose sum overflows there.
@@ -23,20 +23,29 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from graphopt.backends.onnxruntime.arithmetic import EXACT, Table, f32, fma, quantize, requantize, saturate
-from graphopt.backends.onnxruntime.pairs import Pairs
 from graphopt.deploy import Grid
+from graphopt.integers.arithmetic import EXACT, Table, f32, fma, quantize, requantize, saturate
+from graphopt.integers.pairs import Pairs
 
 Pool = Callable[[Tensor, Grid, Grid], Tensor]
+
+
+class Window(NamedTuple):
+    """How a layer moves over its input; empty for linear layers."""
+
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +60,7 @@ class LayerKernel:
         channel_dim: of the result.
         grid: of the result, None for float.
         pairs: of products that can saturate on the way, None where every sum is exact.
+        window: how it moves over its input, for those that compile it.
     """
 
     operator: Callable[[Tensor, Tensor], Tensor]
@@ -61,6 +71,7 @@ class LayerKernel:
     channel_dim: int
     grid: Grid | None
     pairs: Pairs | None = None
+    window: Window = field(default_factory=Window)
 
     def __call__(self, x: Tensor) -> Tensor:
         sums = self.operator((x.int() - self.zero_point).to(self.weight.dtype), self.weight).int()

@@ -1,0 +1,54 @@
+"""The arrays a layer's function takes behind the data: checked, and with what can be folded folded."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from graphopt.backends.tvm.schedules.emit import Array
+from graphopt.backends.tvm.schedules.specs import Conv
+
+
+def arguments(
+    spec: Conv, packed: tuple[int, ...], weight: str, channels: int
+) -> dict[str, tuple[tuple[int, ...], str]]:
+    """{name: (shape, dtype)} of a layer's function with these packed weights, and vectors of this many channels."""
+    named: dict[str, tuple[tuple[int, ...], str]] = {"x": (spec.shape, spec.data)}
+    if spec.epilogue.residual:
+        named["residual"] = (spec.result_shape, spec.epilogue.residual)
+    named["weight"] = (packed, weight)
+    if spec.integer or spec.epilogue.bias:
+        named["bias"] = ((channels,), "int32" if spec.integer else "float32")
+    if spec.integer:
+        named["multiplier"] = ((channels,), "float32")
+    return named | {"y": (spec.result_shape, spec.result_dtype)}
+
+
+def vectors(
+    spec: Conv, weight: Array, bias: Array | None, multiplier: Array | None, shift: int = 0
+) -> tuple[Array, ...]:
+    """One number a channel each: bias, and for integers the multiplier.
+
+    sum (x - z) w = sum x' w - (z - shift) sum w, where x' = x - shift is what the kernel reads: the last term joins the bias.
+    """
+    if not spec.integer:
+        zeros = np.zeros(spec.channels, np.float32)
+        return (zeros if bias is None else bias.astype(np.float32),) if spec.epilogue.bias else ()
+    assert multiplier is not None
+    share = (spec.zero_point - shift) * weight.reshape(spec.channels, -1).astype(np.int64).sum(1)
+    folded = (0 if bias is None else bias.astype(np.int64)) - share
+    scales = np.broadcast_to(np.asarray(multiplier, dtype=np.float32), (spec.channels,))
+    return folded.astype(np.int32), np.ascontiguousarray(scales)
+
+
+def check(spec: Conv, weight: Array, bias: Array | None, multiplier: Array | None) -> None:
+    """Raises:
+    ValueError: they are not what the spec describes.
+    """
+    if tuple(weight.shape) != spec.weight_shape:
+        raise ValueError(f"weights of shape {tuple(weight.shape)} for a layer that takes {spec.weight_shape}")
+    if spec.integer and weight.dtype != np.int8:
+        raise ValueError(f"integer layers take int8 weights, not {weight.dtype}; give codes, not values")
+    if spec.integer and multiplier is None:
+        raise ValueError("an integer layer needs its multiplier, s_x s_w / s_y")
+    if bias is not None and not spec.epilogue.bias:
+        raise ValueError("a bias was given, but the spec says Epilogue(bias=False)")

@@ -1,0 +1,72 @@
+"""Depthwise convolution: one filter for each channel, vectors along channels.
+
+With `vpdpbusd` the taps of a row go four at a time: a lane holds x[kx], x[kx + 1], ... of its channel as bytes, which
+neighbouring rows share. Elsewhere codes are widened to 16 bits and multiplied one by one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from graphopt.backends.tvm.machine import Machine
+from graphopt.backends.tvm.schedules import constants, emit, rounding
+from graphopt.backends.tvm.schedules.emit import Array, Expr, Flat, Kernel
+from graphopt.backends.tvm.schedules.sliding import UNROLLED, Place, Sliding
+from graphopt.backends.tvm.schedules.specs import Conv
+from graphopt.backends.tvm.schedules.staging import Staging
+
+
+def applies(spec: Conv) -> bool:
+    return spec.groups > 1 and spec.groups == spec.channels == spec.shape[3]
+
+
+def conv(spec: Conv, machine: Machine) -> Kernel:
+    """Where `applies`."""
+    lanes = min(machine.lanes("float32"), spec.channels)
+    in_fours = (
+        spec.integer
+        and machine.dot == "vnni"
+        and lanes == machine.lanes("float32")
+        and spec.kernel[0] * spec.kernel[1] <= UNROLLED
+    )
+    group = 4 if in_fours else 1
+    read = "uint8" if in_fours else "int16" if spec.integer else spec.data
+    stored = "int8" if in_fours else read
+    wide = "int32" if spec.integer else "float32"
+    staging = Staging.of(spec, read, fill=spec.zero_point)
+    loops = Sliding(spec, staging, machine, lanes, wide, group)
+    kh, kw = spec.kernel
+    packed = (kh, -(-kw // group), spec.channels, group)
+
+    def pack(weight: Array, bias: Array | None, multiplier: Array | None) -> tuple[Array, ...]:
+        constants.check(spec, weight, bias, multiplier)
+        by_tap = np.pad(weight[:, 0].transpose(1, 2, 0), ((0, 0), (0, -kw % group), (0, 0)))
+        grouped = by_tap.reshape(kh, -1, group, spec.channels).transpose(0, 1, 3, 2)
+        return np.ascontiguousarray(grouped, dtype=stored), *constants.vectors(
+            spec, weight, bias, multiplier, staging.shift
+        )
+
+    def body(*flats: Flat) -> None:
+        flat = dict(zip(arguments, flats, strict=True))
+
+        def start(channel: Expr) -> Expr:
+            return flat["bias"].load(channel, lanes) if "bias" in flat else emit.constant(0, wide, lanes)
+
+        def tap(acc: Expr, x: Expr, ky: Expr, kx: Expr, channel: Expr) -> Expr:
+            at = ((ky * packed[1] + kx) * spec.channels + channel) * group
+            w = flat["weight"].load(at, lanes * group)
+            if in_fours:
+                name = f"llvm.x86.avx512.vpdpbusd.{8 * machine.vector_bytes}"
+                return emit.intrinsic(f"int32x{lanes}", name, acc, emit.bits(x, f"int8x{4 * lanes}"), w)
+            return acc + emit.cast(x, wide, lanes) * emit.cast(w, wide, lanes)
+
+        def finish(acc: Expr, place: Place) -> Expr:
+            if spec.integer:
+                acc = emit.cast(acc, "float32", lanes) * flat["multiplier"].load(place.channel, lanes)
+            residual = flat["residual"].load(place.index, lanes) if "residual" in flat else None
+            return rounding.finish(acc, residual, spec.epilogue, spec.result_dtype, lanes)
+
+        loops.emit(flat["x"], flat["y"], start, tap, finish)
+
+    arguments = constants.arguments(spec, packed, stored, spec.channels)
+    return Kernel(emit.function(arguments, body), spec.result_shape, spec.result_dtype, pack)

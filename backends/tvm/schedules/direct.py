@@ -1,0 +1,202 @@
+"""Convolutions and linear layers: sums of a register tile of pixels x channels, over the kernel's rows and what lies in one row.
+
+    y[p, o] = sum over ky of sum over k of x[row(p) + ky, column(p) * C + k] w[o, ky, k]           k = (kx, c), contiguous in NHWC
+
+so a 7x7 kernel over 3 channels has rows of 21 elements, and a 1x1 convolution is a matrix product. With groups or horizontal
+dilation kx is a loop of its own. Weights lie as they are read: [block of channels, ky(, kx), k / depth, channel in block, depth],
+padded with zeros. Blocks are the inner loop where all weights stay in the second-level cache, else pixels are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
+
+import numpy as np
+
+from graphopt.backends.tvm.machine import Machine
+from graphopt.backends.tvm.schedules import constants, dots, emit, rounding, tiles
+from graphopt.backends.tvm.schedules.dots import Dot
+from graphopt.backends.tvm.schedules.emit import Array, Expr, Flat, Kernel, Registers
+from graphopt.backends.tvm.schedules.specs import Conv
+from graphopt.backends.tvm.schedules.staging import Staging
+from graphopt.backends.tvm.schedules.tiles import Tile
+
+
+def conv(spec: Conv, machine: Machine) -> Kernel:
+    """Any convolution; depthwise ones have a better kernel."""
+    plan = Plan(spec, _as_rows(spec), machine)
+    return Kernel(plan.function(), spec.result_shape, spec.result_dtype, plan.pack)
+
+
+def _as_rows(spec: Conv) -> Conv:
+    """A 1x1 convolution with its pixels in one row."""
+    n, h, w, c = spec.shape
+    plain = spec.kernel == (1, 1) and spec.stride == (1, 1) and spec.padding == ((0, 0), (0, 0))
+    return replace(spec, shape=(1, 1, n * h * w, c)) if plain else spec
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one layer is computed. `outer` is the spec as given, `spec` as computed."""
+
+    outer: Conv
+    spec: Conv
+    machine: Machine
+
+    @cached_property
+    def dot(self) -> Dot:
+        return dots.choose(self.spec.data, self.machine)
+
+    @cached_property
+    def staging(self) -> Staging:
+        return Staging.of(self.spec, self.dot.data, self.dot.depth, self.spec.zero_point)
+
+    @cached_property
+    def tile(self) -> Tile:
+        _, rows, columns, _ = self.spec.result_shape
+        vectors = -(-self.group_channels // self.dot.lanes)
+        element = np.dtype(self.dot.weight).itemsize
+        weights = self.spec.kernel[0] * self.runs[0] * self.steps * self.dot.depth * self.dot.lanes * element
+        return tiles.for_sums(rows, columns, vectors, weights, self.machine)
+
+    @property
+    def group_channels(self) -> int:
+        """Of the result."""
+        return self.spec.channels // self.spec.groups
+
+    @property
+    def block(self) -> int:
+        """Channels of a tile."""
+        return self.tile.vectors * self.dot.lanes
+
+    @property
+    def blocks(self) -> int:
+        """Of one group."""
+        return -(-self.group_channels // self.block)
+
+    @cached_property
+    def runs(self) -> tuple[int, int]:
+        """(kx, k): the sum's inner loops."""
+        kw, c = self.spec.kernel[1], self.spec.shape[3] // self.spec.groups
+        return (1, kw * c) if self.spec.groups == 1 and self.spec.dilation[1] == 1 else (kw, c)
+
+    @property
+    def steps(self) -> int:
+        return -(-self.runs[1] // self.dot.depth)
+
+    # ---- Constants --------------------------------------------------------------------------------------------------
+
+    def pack(self, weight: Array, bias: Array | None, multiplier: Array | None) -> tuple[Array, ...]:
+        spec, dot = self.spec, self.dot
+        constants.check(spec, weight, bias, multiplier)
+        kx, k = self.runs
+        by_row = weight.transpose(0, 2, 3, 1).reshape(spec.groups, self.group_channels, spec.kernel[0], kx, k)
+        missing = (self.blocks * self.block - self.group_channels, self.steps * dot.depth - k)
+        by_row = np.pad(by_row, ((0, 0), (0, missing[0]), (0, 0), (0, 0), (0, missing[1])))
+        split = by_row.reshape(spec.groups * self.blocks, self.block, spec.kernel[0], kx, self.steps, dot.depth)
+        packed = np.ascontiguousarray(split.transpose(0, 2, 3, 4, 1, 5), dtype=dot.weight)
+        folded = constants.vectors(spec, weight, bias, multiplier, self.staging.shift)
+        return packed, *(self._padded(values) for values in folded)
+
+    def _padded(self, values: Array) -> Array:
+        """[O] -> [groups * blocks * block]."""
+        grouped = values.reshape(self.spec.groups, self.group_channels)
+        missing = self.blocks * self.block - self.group_channels
+        return np.ascontiguousarray(np.pad(grouped, ((0, 0), (0, missing))).reshape(-1))
+
+    # ---- Code -------------------------------------------------------------------------------------------------------
+
+    def function(self) -> object:
+        spec, dot = self.spec, self.dot
+        packed = (spec.groups * self.blocks, spec.kernel[0], self.runs[0], self.steps, self.block, dot.depth)
+        arguments = constants.arguments(self.outer, packed, dot.weight, spec.groups * self.blocks * self.block)
+        return emit.function(arguments, lambda *flats: self._body(dict(zip(arguments, flats, strict=True))))
+
+    def _body(self, flat: dict[str, Flat]) -> None:
+        x = self.staging.emit(flat["x"], self.machine)
+        n, rows, columns, _ = self.spec.result_shape
+        down, across = -(-rows // self.tile.rows), -(-columns // self.tile.columns)
+        pixels, blocks = n * down * across, self.spec.groups * self.blocks
+        with emit.tasks(pixels * blocks, self.spec.macs, self.machine) as task:
+            if self._weights_stay_cached:
+                pixel, block = task // blocks, task % blocks
+            else:
+                block, pixel = task // pixels, task % pixels
+            image, row, column = pixel // (down * across), pixel // across % down, pixel % across
+            row = emit.minimum(row * self.tile.rows, rows - self.tile.rows)
+            column = emit.minimum(column * self.tile.columns, columns - self.tile.columns)
+            sums = self._sums(flat, x, image, row, column, block)
+            self._stores(flat, sums, (image * rows + row) * columns + column, block)
+
+    @property
+    def _weights_stay_cached(self) -> bool:
+        count = (
+            self.spec.groups
+            * self.blocks
+            * self.block
+            * self.spec.kernel[0]
+            * self.runs[0]
+            * self.steps
+            * self.dot.depth
+        )
+        return count * np.dtype(self.dot.weight).itemsize <= self.machine.l2_bytes // 2
+
+    def _sums(self, flat: dict[str, Flat], x: Flat, image: Expr, row: Expr, column: Expr, block: Expr) -> Registers:
+        spec, dot, tile = self.spec, self.dot, self.tile
+        c, kh, (kx, _) = spec.shape[3], spec.kernel[0], self.runs
+        width = self.staging.columns * c
+        sums = Registers.of(len(tile.pixels) * tile.vectors, dot.sum, dot.lanes)
+        for p, v in product(range(len(tile.pixels)), range(tile.vectors)):
+            start = emit.constant(0, dot.sum, dot.lanes)
+            if "bias" in flat:
+                start = flat["bias"].load(block * self.block + v * dot.lanes, dot.lanes)
+            sums.set(p * tile.vectors + v, start)
+        origin = (image * self.staging.rows + row * spec.stride[0]) * width + column * (spec.stride[1] * c)
+        origin = origin + block // self.blocks * (c // spec.groups)
+        step = self.block * dot.depth
+        with emit.serial(kh) as ry, emit.serial(kx) as rx, emit.serial(self.steps) as k:
+            here = origin + ry * (spec.dilation[0] * width) + rx * (spec.dilation[1] * c) + k * dot.depth
+            weights = (((block * kh + ry) * kx + rx) * self.steps + k) * step
+            for (p, (i, j)), v in product(enumerate(tile.pixels), range(tile.vectors)):
+                source = here + (i * spec.stride[0] * width + j * spec.stride[1] * c)
+                channel = weights + v * dot.lanes * dot.depth
+                at = p * tile.vectors + v
+                sums.set(at, dot.step(sums.get(at), x, source, flat["weight"], channel))
+        return sums
+
+    def _stores(self, flat: dict[str, Flat], sums: Registers, pixel: Expr, block: Expr) -> None:
+        """Finish and write a tile; the last block of a group may hold fewer channels."""
+        rest = self.group_channels - (self.blocks - 1) * self.block
+        if rest == self.block:
+            self._store(flat, sums, pixel, block, self.block)
+        elif self.blocks == 1:
+            self._store(flat, sums, pixel, block, rest)
+        else:
+            with emit.choice(block % self.blocks == self.blocks - 1) as (then, otherwise):
+                with then:
+                    self._store(flat, sums, pixel, block, rest)
+                with otherwise:
+                    self._store(flat, sums, pixel, block, self.block)
+
+    def _store(self, flat: dict[str, Flat], sums: Registers, pixel: Expr, block: Expr, channels: int) -> None:
+        spec, lanes = self.spec, self.dot.lanes
+        columns = spec.result_shape[2]
+        first = block // self.blocks * self.group_channels + block % self.blocks * self.block
+        for v in range(-(-channels // lanes)):
+            valid = min(lanes, channels - v * lanes)
+            for p, (i, j) in enumerate(self.tile.pixels):
+                at = (pixel + (i * columns + j)) * spec.channels + first + v * lanes
+                value = sums.get(p * self.tile.vectors + v)
+                if spec.integer:
+                    scale = flat["multiplier"].load(block * self.block + v * lanes, lanes)
+                    value = emit.cast(value, "float32", lanes) * scale
+                residual = emit.load_some(flat["residual"], at, valid, lanes) if "residual" in flat else None
+                emit.store_some(
+                    flat["y"],
+                    rounding.finish(value, residual, spec.epilogue, spec.result_dtype, lanes),
+                    at,
+                    valid,
+                    lanes,
+                )

@@ -1,0 +1,99 @@
+"""Maxima and means over windows, vectors along channels."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from graphopt.backends.tvm.machine import Machine
+from graphopt.backends.tvm.schedules import emit, rounding
+from graphopt.backends.tvm.schedules.emit import Expr, Flat, Kernel
+from graphopt.backends.tvm.schedules.sliding import Place, Sliding
+from graphopt.backends.tvm.schedules.specs import INTEGER, Pool
+from graphopt.backends.tvm.schedules.staging import Staging
+
+
+def pool(spec: Pool, machine: Machine) -> Kernel:
+    kernel = _maximum if spec.kind == "max" else _mean_of_codes if spec.result and spec.whole else _average
+    body = kernel(spec, machine)
+    arguments = {"x": (spec.shape, spec.data), "y": (spec.result_shape, spec.result_dtype)}
+    return Kernel(emit.function(arguments, body), spec.result_shape, spec.result_dtype)
+
+
+def _maximum(spec: Pool, machine: Machine) -> emit.Body:
+    lanes = min(machine.lanes(spec.data), spec.shape[3])
+    least = emit.lowest(spec.data)
+    loops = Sliding(spec, Staging.of(spec, spec.data, fill=least), machine, lanes, spec.data)
+
+    def body(x: Flat, y: Flat) -> None:
+        loops.emit(
+            x,
+            y,
+            start=lambda channel: emit.constant(least, spec.data, lanes),
+            tap=lambda acc, value, ky, kx, channel: emit.maximum(acc, value),
+            finish=lambda acc, place: acc,
+        )
+
+    return body
+
+
+def _mean_of_codes(spec: Pool, machine: Machine) -> emit.Body:
+    """Over the whole image, in integers."""
+    lanes, pixels, result = min(machine.lanes("int32"), spec.shape[3]), prod(spec.kernel), spec.result
+    assert result is not None
+    multiplier = float(np.float32(spec.scale) / (np.float32(spec.result_scale) * np.float32(pixels)))
+    loops = Sliding(spec, Staging.of(spec, spec.data), machine, lanes, "int32")
+
+    def finish(acc: Expr, place: Place) -> Expr:
+        value = emit.cast(acc, "float32", lanes) * emit.constant(multiplier, "float32", lanes)
+        return rounding.to_codes(value, result, lanes, result.zero_point)
+
+    def body(x: Flat, y: Flat) -> None:
+        loops.emit(
+            x,
+            y,
+            start=lambda channel: emit.constant(-spec.zero_point * pixels, "int32", lanes),
+            tap=lambda acc, value, ky, kx, channel: acc + emit.cast(value, "int32", lanes),
+            finish=finish,
+        )
+
+    return body
+
+
+def _average(spec: Pool, machine: Machine) -> emit.Body:
+    """In float32, elements from the first row to the last."""
+    lanes = min(machine.lanes("float32"), spec.shape[3])
+    fill = spec.zero_point if spec.data in INTEGER else 0
+    loops = Sliding(spec, Staging.of(spec, spec.data, fill=fill), machine, lanes, "float32")
+
+    def tap(acc: Expr, value: Expr, ky: Expr, kx: Expr, channel: Expr) -> Expr:
+        if spec.data not in INTEGER:
+            return acc + emit.cast(value, "float32", lanes)
+        steps = emit.cast(value, "int32", lanes) - emit.constant(spec.zero_point, "int32", lanes)
+        scaled = emit.cast(steps, "float32", lanes) * emit.constant(spec.scale, "float32", lanes)
+        return acc + emit.fence(scaled, lanes)
+
+    def finish(acc: Expr, place: Place) -> Expr:
+        mean = acc / emit.splat(_elements(spec, place), lanes)
+        if spec.result is None:
+            return emit.cast(mean, spec.data, lanes)
+        steps = mean / emit.constant(spec.result_scale, "float32", lanes)
+        shifted = steps + emit.constant(spec.result.zero_point, "float32", lanes)
+        return rounding.to_codes(shifted, spec.result, lanes, zero_point=0)
+
+    def body(x: Flat, y: Flat) -> None:
+        loops.emit(x, y, lambda channel: emit.constant(0, "float32", lanes), tap, finish)
+
+    return body
+
+
+def _elements(spec: Pool, place: Place) -> Expr:
+    """How many a window's mean is over, float32."""
+    if spec.count_padding or not any(p for pair in spec.padding for p in pair):
+        return emit.constant(prod(spec.kernel), "float32")
+    sides = zip((place.row, place.column), spec.shape[1:3], spec.padding, spec.kernel, spec.stride, strict=True)
+    rows, columns = (
+        emit.minimum(at * s + k, size + before) - emit.maximum(at * s, before) for at, size, (before, _), k, s in sides
+    )
+    return emit.cast(rows * columns, "float32")

@@ -1,0 +1,276 @@
+"""What a kernel computes, as plain data: equal specs are one function of the compiled module.
+
+Activations are NHWC, channels innermost; a linear layer is a 1x1 convolution over (1, 1, rows, features). Numbers that differ
+from layer to layer without changing the code (weights, biases, multipliers) are arguments of the function, no part of its spec.
+
+Integer arithmetic is that of `graphopt.simulate` on x86, to the last bit. With codes x, w, q, zero points z, scales s and rne
+rounding halves to even:
+
+    layer      acc = sum (x - z_x) w + bias, exact in 32 bits; q = sat(rne(f32(acc) * multiplier) + z)
+                                                                       multiplier = s_x s_w / s_q
+    sum        q = sat(rne(fma(a, r_a, fma(b, r_b, offset))))          r = s / s_q, offset = z_q - fma(r_a, z_a, r_b z_b)
+    mean       q = sat(rne(f32(sum of (x - z_x)) * multiplier) + z)    multiplier = s_x / (s_q pixels)
+    average    q = sat(rne(mean of the values / s_q + z))              over windows; the mean in float32, row by row
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from math import prod
+from typing import Literal
+
+import numpy as np
+
+INTEGER = ("uint8", "int8")
+FLOAT = ("float32", "float16")
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The integers a result is stored in: saturated to [low, high], zero_point standing for zero."""
+
+    dtype: str = "uint8"
+    zero_point: int = 0
+    low: int | None = None
+    high: int | None = None
+
+    def __post_init__(self) -> None:
+        require(self.dtype in INTEGER, f"codes are {' or '.join(INTEGER)}, not {self.dtype}")
+        info = np.iinfo(self.dtype)
+        for name, end in (("low", int(info.min)), ("high", int(info.max))):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, end)
+            require(info.min <= getattr(self, name) <= info.max, f"{name} {getattr(self, name)} is no {self.dtype}")
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The least and the greatest code."""
+        assert self.low is not None
+        assert self.high is not None
+        return self.low, self.high
+
+
+@dataclass(frozen=True)
+class Sum:
+    """a + b of quantized values: q = sat(rne(fma(a, ratio_a, fma(b, ratio_b, offset)))). The numbers are float32.
+
+    Attributes:
+        ratio_a, ratio_b: scale of the operand / scale of the sum.
+        offset: zero point of the sum, less what the operands' zero points contribute.
+        result: codes of the sum; its zero point is part of `offset`.
+    """
+
+    ratio_a: float
+    ratio_b: float
+    offset: float
+    result: Codes
+
+    @classmethod
+    def of(cls, a: tuple[float, int], b: tuple[float, int], scale: float, result: Codes) -> Sum:
+        """From (scale, zero point) of the operands and the scale of the sum."""
+        ratio_a, ratio_b = (np.float32(s) / np.float32(scale) for s, _ in (a, b))
+        inner = _fma(ratio_a, a[1], ratio_b * np.float32(b[1]))
+        return cls(float(ratio_a), float(ratio_b), float(np.float32(result.zero_point) - inner), result)
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What happens to a sum while it is in registers: scale or requantize, add, clamp.
+
+    Attributes:
+        bias: whether the layer has one (int32 codes of scale s_x s_w, or float).
+        result: codes of an integer layer's own result; None leaves it in float: f32(acc) * multiplier.
+        residual: dtype of a second operand of the result's shape that is added, or None.
+        sum: how codes are added (`result` gives the first operand's); None adds floats.
+        clamp: ends of a float result, applied last; None where there is none.
+    """
+
+    bias: bool = True
+    result: Codes | None = None
+    residual: str | None = None
+    sum: Sum | None = None
+    clamp: tuple[float | None, float | None] = (None, None)
+
+    def __post_init__(self) -> None:
+        if self.sum is not None:
+            require(self.result is not None, "a quantized sum needs the codes of the layer's own result")
+            require(self.residual in INTEGER, f"a quantized sum needs a residual of codes, not {self.residual}")
+        elif self.residual is not None:
+            require(self.result is None, "a residual of codes needs `sum`, which says how it is added")
+            require(self.residual in FLOAT, f"a float sum needs a float residual, not {self.residual}")
+        if self.result is not None:
+            require(self.clamp == (None, None), "codes are clamped by the ends of their format, not by `clamp`")
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution or linear layer.
+
+    Attributes:
+        shape: of the data, (n, h, w, c). channels: of the result.
+        kernel, stride, dilation: (height, width). padding: ((top, bottom), (left, right)).
+        data: dtype of the data; its float results have it too. Weights are int8 for integers.
+        zero_point: of the data, which is also what padding holds.
+    """
+
+    shape: tuple[int, int, int, int]
+    channels: int
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: Padding = ((0, 0), (0, 0))
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    data: str = "float32"
+    zero_point: int = 0
+    epilogue: Epilogue = field(default_factory=Epilogue)
+
+    def __post_init__(self) -> None:
+        require(self.data in INTEGER + FLOAT, f"data of {self.data}; kernels exist for {', '.join(INTEGER + FLOAT)}")
+        require(min(self.shape) > 0 and self.channels > 0, f"empty shape {self.shape} -> {self.channels} channels")
+        require(
+            self.groups > 0 and self.shape[3] % self.groups == 0 and self.channels % self.groups == 0,
+            f"{self.groups} groups do not divide {self.shape[3]} -> {self.channels} channels",
+        )
+        require(self.integer or self.epilogue.result is None, "a float layer has no codes; quantize its result")
+        _require_window(self)
+
+    @property
+    def integer(self) -> bool:
+        return self.data in INTEGER
+
+    @property
+    def result_shape(self) -> tuple[int, int, int, int]:
+        return (self.shape[0], *windows(self), self.channels)
+
+    @property
+    def result_dtype(self) -> str:
+        codes = self.epilogue.sum.result if self.epilogue.sum else self.epilogue.result
+        return codes.dtype if codes else "float32" if self.integer else self.data
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        return (self.channels, self.shape[3] // self.groups, *self.kernel)
+
+    @property
+    def macs(self) -> int:
+        return prod(self.result_shape) * prod(self.weight_shape[1:])
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Maxima or means over windows.
+
+    Attributes:
+        kind: "max" or "average".
+        data, zero_point, scale: dtype of the data, and what its codes mean.
+        result, result_scale: codes of an average of codes, and their scale. Maxima keep their codes.
+        count_padding: whether padding counts as elements of an average.
+    """
+
+    kind: Literal["max", "average"]
+    shape: tuple[int, int, int, int]
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: Padding = ((0, 0), (0, 0))
+    dilation: tuple[int, int] = (1, 1)
+    data: str = "float32"
+    zero_point: int = 0
+    scale: float = 1.0
+    result: Codes | None = None
+    result_scale: float = 1.0
+    count_padding: bool = True
+
+    def __post_init__(self) -> None:
+        require(self.kind in ("max", "average"), f"pooling {self.kind!r}; there are 'max' and 'average'")
+        require(self.data in INTEGER + FLOAT, f"data of {self.data}; kernels exist for {', '.join(INTEGER + FLOAT)}")
+        averaged_codes = self.kind == "average" and self.data in INTEGER
+        require((self.result is not None) == averaged_codes, "averages of codes, and only they, need `result`")
+        _require_window(self)
+
+    @property
+    def whole(self) -> bool:
+        """One window that is the image."""
+        return self.shape[1:3] == self.kernel and self.padding == ((0, 0), (0, 0))
+
+    @property
+    def result_shape(self) -> tuple[int, int, int, int]:
+        return (self.shape[0], *windows(self), self.shape[3])
+
+    @property
+    def result_dtype(self) -> str:
+        return self.result.dtype if self.result else self.data
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """q = sat(rne(x / scale) + z)."""
+
+    shape: tuple[int, ...]
+    scale: float
+    result: Codes
+    data: str = "float32"
+
+
+@dataclass(frozen=True)
+class Dequantize:
+    """x = f32(q - z) * scale."""
+
+    shape: tuple[int, ...]
+    scale: float
+    zero_point: int
+    data: str = "uint8"
+    result: str = "float32"
+
+
+@dataclass(frozen=True)
+class Add:
+    """a + b of equal shapes: codes where `sum` is given, else floats, clamped."""
+
+    shape: tuple[int, ...]
+    a: str = "float32"
+    b: str = "float32"
+    sum: Sum | None = None
+    clamp: tuple[float | None, float | None] = (None, None)
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """A function of one code: the function takes the data and a table of 256 entries, of the lowest code first."""
+
+    shape: tuple[int, ...]
+    data: str = "uint8"
+    result: str = "uint8"
+
+
+Elementwise = Quantize | Dequantize | Add | Lookup
+
+
+def windows(spec: Conv | Pool) -> tuple[int, int]:
+    """Rows and columns of the result."""
+    reach = zip(spec.shape[1:3], spec.padding, spec.dilation, spec.kernel, spec.stride, strict=True)
+    rows, columns = ((n + p0 + p1 - d * (k - 1) - 1) // s + 1 for n, (p0, p1), d, k, s in reach)
+    return rows, columns
+
+
+def _require_window(spec: Conv | Pool) -> None:
+    require(
+        min(*spec.kernel, *spec.stride, *spec.dilation) > 0 and min(p for pair in spec.padding for p in pair) >= 0,
+        f"kernel {spec.kernel}, stride {spec.stride} and dilation {spec.dilation} must be positive, "
+        f"padding {spec.padding} not negative",
+    )
+    require(min(windows(spec)) > 0, f"kernel {spec.kernel} does not fit {spec.shape} padded by {spec.padding}")
+
+
+def require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
+def _fma(a: np.float32, b: int, c: np.float32) -> np.float32:
+    """a * b + c rounded once: the float32 next to the exact value."""
+    exact = Fraction(float(a)) * b + Fraction(float(c))
+    near = np.float32(float(exact))
+    around = (near, np.nextafter(near, np.float32(-np.inf)), np.nextafter(near, np.float32(np.inf)))
+    return min(around, key=lambda value: abs(Fraction(float(value)) - exact))
