@@ -142,6 +142,11 @@ def cast(value: Expr, dtype: str, lanes: int = 1) -> Expr:
     return value.astype(vector(dtype, lanes))
 
 
+def element(value: Expr, i: int) -> Expr:
+    """One element of a vector."""
+    return tirx.Shuffle([value], [i])
+
+
 def bits(value: Expr, dtype: str) -> Expr:
     """The same bits as another type."""
     return tirx.reinterpret(dtype, value)
