@@ -50,8 +50,10 @@ class Dot:
 
     def operand(self, loaded: Expr, step: int, steps: int) -> Expr:
         """One step of what was loaded, in every lane."""
+        if self.depth == steps == 1:
+            return emit.splat(emit.cast(loaded, self.sum), self.lanes)
         one = emit.splat(loaded if steps == 1 else emit.element(loaded, step), self.lanes)
-        if self.depth == 1:
+        if self.depth == 1:  # widened last, as LLVM then sees a widening multiplication by an element
             return emit.cast(one, self.sum, self.lanes)
         return emit.bits(one, f"{'int16' if self.kind == 'madd' else 'int8'}x{self.depth * self.lanes}")
 
