@@ -166,7 +166,7 @@ class Plan:
                 if steps > 1:
                     loaded = [emit.let(vector) for vector in loaded]
                 for s, p in product(range(steps), range(len(pixels))):
-                    operand = emit.let(dot.operand(loaded[p], s, steps))
+                    operand = dot.operand(loaded[p], s, steps)
                     for v in range(tile.vectors):
                         channel = weights + ((k + s) * self.block + v * dot.lanes) * dot.depth
                         one = p * tile.vectors + v
