@@ -114,12 +114,6 @@ def tasks(count: int, work: int, machine: Machine) -> Any:
 
 
 @contextmanager
-def when(condition: Expr) -> Iterator[None]:
-    with tir.If(condition), tir.Then():
-        yield
-
-
-@contextmanager
 def choice(condition: Expr) -> Iterator[tuple[Any, Any]]:
     """with choice(c) as (then, otherwise): with then: ...; with otherwise: ..."""
     with tir.If(condition):
