@@ -212,6 +212,7 @@ def test_an_integer_layer_can_answer_in_float() -> None:
     np.testing.assert_array_equal(run(kernel, x, *kernel.constants(weight, bias, multiplier)), expected)
 
 
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="ONNX Runtime adds in fixed point elsewhere")
 @pytest.mark.parametrize("groups", [1, 20])
 def test_an_integer_layer_adds_codes_as_onnxruntime_does(groups: int) -> None:
     own, other, scale = (0.021, 13), (0.034, 200), 0.043
