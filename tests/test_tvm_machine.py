@@ -72,6 +72,24 @@ def test_features_of_a_target_count_and_an_unknown_cpu_gets_the_baseline() -> No
     assert of("generic", "+dotprod").dot == "sdot"
 
 
+def test_a_target_that_is_no_cpu_is_refused() -> None:
+    with pytest.raises(ValueError, match="targets of kind 'llvm'; c is none"):
+        machine(tvm.target.Target("c"))
+
+
+def test_data_is_copied_only_where_something_must_change() -> None:
+    def copied(spec: Conv, on: Machine) -> bool:
+        return direct.Plan(spec, spec, on).staging.needed
+
+    fours = Machine(16, 32, dot="sdot")
+    plain = Conv((1, 4, 4, 12), 8, data="int8")
+    assert not copied(plain, fours)
+    assert copied(replace(plain, padding=SAME), fours)
+    assert copied(replace(plain, data="uint8"), fours), "the other sign"
+    assert copied(replace(plain, groups=2), fours), "the last step of a group of 6 reads behind the data's end"
+    assert not copied(replace(plain, channels=9, groups=3), fours), "groups of 4 do not"
+
+
 def test_one_core_needs_no_threads() -> None:
     spec = Conv((1, 28, 28, 32), 32, (3, 3), padding=SAME)
     assert "T.parallel" in conv(spec, replace(HOST, cores=2)).function.script()
