@@ -5,8 +5,8 @@
     concat(a, b) -> quantize                     ->   concat of quantize(a), quantize(b)
     pad(dequantize(q))                           ->   padded with the code of zero
 
-Tables are filled by running torch's own operators, so a table answers what `graphopt.simulate` answers. Works on the graph of kernels
-that `graphopt.integers.fusion` makes.
+Tables are filled by running torch's own operators, so a table answers what `graphopt.simulate` answers. Works on the graph of
+kernels that `graphopt.integers.fusion` makes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Values of the emitted program and the order their dimensions have in memory.
 
-Passes and torch count dimensions as [N, C, H, W]; kernels want the channels innermost. A value keeps both: its shape as torch sees
-it, and for every position in memory which dimension lies there. Permuting is then a matter of names, and moves no data:
+Passes and torch count dimensions as [N, C, H, W]; kernels want the channels innermost. A value keeps both: its shape as torch
+sees it, and for every position in memory which dimension lies there. Permuting is then a matter of names, and moves no data:
 
     shape (1, 64, 56, 56), order (0, 2, 3, 1)    in memory [1, 56, 56, 64]
 """

@@ -46,6 +46,9 @@ class Window(NamedTuple):
     groups: int
 
 
+LINEAR = Window((), (), (), 1)
+
+
 @dataclass(frozen=True, eq=False)
 class LayerKernel:
     """A convolution or linear layer.
@@ -67,7 +70,7 @@ class LayerKernel:
     zero_point: int
     channel_dim: int
     grid: Grid | None
-    window: Window = Window((), (), (), 1)
+    window: Window = LINEAR
 
     def __call__(self, x: Tensor) -> Tensor:
         sums = self.operator((x.int() - self.zero_point).to(self.weight.dtype), self.weight).int()
