@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import nn
 
 from graphopt import measure as measures
-from graphopt import recipes
+from graphopt import recipes, runtimes
 from graphopt.artifact import Artifact
 from graphopt.contract import Pass
 from graphopt.data import Calibration
@@ -29,10 +28,10 @@ from graphopt.pipeline import outputs, run
 from graphopt.recipes import ROUNDINGS, Rounding, integer, prepare, shrink
 from graphopt.report import Report, Step
 from graphopt.targets import Target, find
-from graphopt.verdict import clock, judge, last_score, score, zeros_note
+from graphopt.verdict import clock, judge, last_score, score, stand_in, zeros_note
 
 if TYPE_CHECKING:
-    from graphopt.backends.onnxruntime import Simulation
+    from graphopt.integers.simulation import Simulation
 
 SPARSE = 0.1  # share of zero weights from which the report says what they save
 
@@ -115,7 +114,7 @@ def optimize(
     """
     _check_options(passes, evaluate, max_drop, rounding, average_bits, weight_only, (keep_macs, max_latency))
     chosen = find(target)
-    backend = importlib.import_module(f"graphopt.backends.{chosen.runtime}")
+    backend = runtimes.backend(chosen.runtime)
     graph, notes = _graph(model, example_inputs, dynamic_batch)
     report = Report(model=_name(model), target=chosen.name, notes=[*graph.notes, *notes])
     original = graph.clone()
@@ -143,28 +142,34 @@ def optimize(
 
     def lower(graph: Graph) -> Lowered:
         deployed = deploy(graph)
-        return Lowered(deployed, backend.lower(deployed, chosen, name=report.model))
+        artifact = backend.lower(deployed, chosen, name=report.model)
+        return Lowered(deployed, artifact, stand_in(artifact, graph, backend.simulate, chosen))
 
     if max_drop is None:
-        deployed, artifact = lower(graph)
+        deployed, artifact, answers = lower(graph)
         if evaluate is not None:
-            report.accuracy_after = last_score(evaluate, artifact, report)
+            report.accuracy_after = last_score(evaluate, answers, report)
     else:
         assert evaluate is not None
         assert accuracy is not None
 
         def lower_and_score(graph: Graph) -> tuple[Lowered, float]:
             lowered = lower(graph)
-            return lowered, score(evaluate, lowered.artifact, "the artifact")
+            return lowered, score(evaluate, lowered.answers, "the artifact")
 
         ladder = Ladder(
             graph, chosen, data, quantized, lower_and_score, accuracy - max_drop, outputs(original), dump, formats or {}
         )
         rung = ladder.climb(report)
-        graph, (deployed, artifact) = rung.graph, rung.lowered
+        graph, (deployed, artifact, answers) = rung.graph, rung.lowered
     report.notes += [note for note in data.notes if note not in report.notes]
     baseline = backend.lower(original, chosen, name=report.model)
-    judge(report, backend, artifact, deployed, original, data)
+    judge(report, backend.audit(artifact), answers, deployed, original, data)
+    if artifact.refusal:
+        report.notes.append(
+            f"the artifact does not run on this machine ({artifact.refusal}); "
+            "accuracy, agreement and SQNR are those of its simulation"
+        )
     report.size_before, report.size_after = baseline.size_bytes, artifact.size_bytes
     if (zeros := zero_share(graph)) >= SPARSE:
         report.notes.append(zeros_note(zeros, baseline, artifact))
@@ -194,7 +199,7 @@ def simulate(graph: Graph, target: str | Target = "arm", *, machine: str | None 
         InputError: the graph is not quantized; unknown target or machine.
     """
     chosen = find(target)
-    backend = importlib.import_module(f"graphopt.backends.{chosen.runtime}")
+    backend = runtimes.backend(chosen.runtime)
     simulation: Simulation = backend.simulate(graph, chosen, machine)
     return simulation
 
@@ -207,10 +212,7 @@ def load(folder: str | Path) -> Artifact:
         InputError: there is none.
     """
     manifest = read_manifest(folder)
-    if manifest.runtime not in ("onnxruntime",):
-        raise InputError(f"the artifact is for the runtime {manifest.runtime!r}, which this graphopt does not have")
-    backend = importlib.import_module(f"graphopt.backends.{manifest.runtime}")
-    artifact: Artifact = backend.load(Path(folder), manifest)
+    artifact: Artifact = runtimes.backend(manifest.runtime).load(Path(folder), manifest)
     return artifact
 
 

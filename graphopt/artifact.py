@@ -43,6 +43,11 @@ class Artifact(ABC):
         self.manifest = manifest
         self._cleanup = weakref.finalize(self, shutil.rmtree, folder, True) if temporary else None
 
+    @property
+    def refusal(self) -> str:
+        """Why it cannot run on this machine; empty where it can."""
+        return ""
+
     @abstractmethod
     def _run(self, inputs: list[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
         """Compute the outputs, flat and in the manifest's order."""

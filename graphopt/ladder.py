@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from glob import escape
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -37,10 +37,11 @@ Formats = Mapping[str, LayerFormat | None]
 
 
 class Lowered(NamedTuple):
-    """What runs: the deployed form of a graph, and its artifact."""
+    """What runs: the deployed form of a graph, its artifact, and what answers for that on this machine."""
 
     deployed: Graph
     artifact: Artifact
+    answers: Callable[..., Any]
 
 
 @dataclass(frozen=True)

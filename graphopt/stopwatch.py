@@ -11,7 +11,6 @@ lists are: figures of different moments are not compared).
 from __future__ import annotations
 
 import hashlib
-import importlib
 import importlib.metadata
 import json
 import os
@@ -25,6 +24,7 @@ from graphopt.files import write_atomically
 from graphopt.graph import Graph
 from graphopt.pipeline import run
 from graphopt.recipes import clean, recipe
+from graphopt.runtimes import RUNTIMES, backend
 from graphopt.targets import Target, architecture, find
 
 
@@ -74,7 +74,7 @@ class Stopwatch:
 
     def fresh(self, graphs: Sequence[Graph]) -> list[float]:
         """Measured now, whatever is remembered: the median milliseconds of each."""
-        backend = importlib.import_module(f"graphopt.backends.{self.target.runtime}")
+        lowering = backend(self.target.runtime)
         calls = {}
         for number, graph in enumerate(graphs):
             copy = graph.clone()
@@ -86,7 +86,7 @@ class Stopwatch:
                 copy,
                 verify=False,
             )
-            artifact = backend.lower(copy, self.target)
+            artifact = lowering.lower(copy, self.target)
             artifact.set_threads(self.threads)
             args, kwargs = graph.example.args, graph.example.kwargs
             calls[str(number)] = lambda a=artifact, args=args, kwargs=kwargs: a(*args, **kwargs)
@@ -94,7 +94,7 @@ class Stopwatch:
         return [taken.median(name) for name in calls]
 
     def _key(self, graphs: Sequence[Graph]) -> str:
-        version = importlib.metadata.version(self.target.runtime)
+        version = importlib.metadata.version(RUNTIMES[self.target.runtime].distribution)
         how = [measure.host_cpu(), self.target.runtime, version, self.target.to_dict(), self.integer, self.threads]
         inputs = [[list(t.shape) for t in graph.example.tensors()] for graph in graphs]
         return hashlib.sha256(json.dumps([how, inputs, [str(g) for g in graphs]], default=str).encode()).hexdigest()

@@ -47,7 +47,7 @@ class Target:
 
     Attributes:
         name, description: how it is called and what it is.
-        runtime: the backend that lowers for it (`"onnxruntime"`).
+        runtime: the backend that lowers for it; see `graphopt.runtimes`.
         architecture: `platform.machine()` of the hardware, for telling whether a latency can be measured here.
         weights, activations: number formats of the integer kernels.
         weight_bits, activation_bits: the bits those kernels take: fewer are stored in the same integers, and take the same time.
@@ -61,6 +61,9 @@ class Target:
         decompose: activations to be written as operators the integer kernels know (of `hard_swish` and `silu`).
         block_products: what weights in blocks are multiplied with: `int8`, values rounded block by block at run time, or
             `float32`, exactly what the simulated graph computes but slow where the kernels unpack (2 and 8 bits).
+        triple, cpu, features: what a compiling runtime generates code for, in LLVM's words ("aarch64-linux-gnu", "cortex-a76",
+            ("+dotprod",)); an empty `cpu` is the machine at hand.
+        compiler: the command that links it; empty: the system's (cross) compiler.
     """
 
     name: str
@@ -80,6 +83,10 @@ class Target:
     depthwise_norm: bool = True
     decompose: frozenset[str] = frozenset({"hard_swish", "silu"})
     block_products: Literal["int8", "float32"] = "int8"
+    triple: str = ""
+    cpu: str = ""
+    features: tuple[str, ...] = ()
+    compiler: str = ""
 
     def __post_init__(self) -> None:
         if self.block_products not in ("int8", "float32"):
@@ -88,8 +95,14 @@ class Target:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for manifests and reports."""
         data = asdict(self)
-        return {k: sorted(v) if isinstance(v, frozenset) else v for k, v in data.items()}
+        return {
+            k: sorted(v) if isinstance(v, frozenset) else list(v) if isinstance(v, tuple) else v
+            for k, v in data.items()
+        }
 
+
+# TVM computes any function of one code by a table.
+_TVM_INTEGER = _ONNXRUNTIME_INTEGER | {"hard_swish", "silu", "gelu", "tanh"}
 
 _SIGNED_WEIGHTS = Format(bits=8, signed=True, symmetric=True, per_channel=True)
 
@@ -112,6 +125,56 @@ _KNOWN = {
         channel_multiple=16,
     ),
 }
+
+
+def _tvm(name: str, description: str, architecture: str, triple: str = "", cpu: str = "", *features: str) -> Target:
+    """A target of TVM; kernels multiply u8 by s8 on x86, s8 by s8 elsewhere."""
+    return Target(
+        name=name,
+        description=f"{description} through TVM: compiled ahead of time",
+        runtime="tvm",
+        architecture=architecture,
+        weights=_SIGNED_WEIGHTS,
+        activations=Format(bits=8, signed=architecture != "x86_64", symmetric=False),
+        integer=_TVM_INTEGER,
+        channel_multiple=16,
+        decompose=frozenset(),
+        triple=triple,
+        cpu=cpu,
+        features=features,
+    )
+
+
+_ARM64 = {
+    "cortex-a53": "in-order 64-bit ARM cores (Raspberry Pi 3)",
+    "cortex-a72": "64-bit ARM cores (Raspberry Pi 4)",
+    "cortex-a76": "64-bit ARM cores with dot products (Raspberry Pi 5, phones)",
+    "neoverse-n1": "64-bit ARM servers (Graviton 2, Ampere Altra)",
+}
+_COMPILED = [
+    _tvm("tvm-x86", "the x86-64 CPU at hand", "x86_64"),
+    _tvm("tvm-arm64", "any 64-bit ARM CPU", "aarch64", "aarch64-linux-gnu", "generic"),
+    *(_tvm(f"tvm-{cpu}", text, "aarch64", "aarch64-linux-gnu", cpu) for cpu, text in _ARM64.items()),
+    _tvm(
+        "tvm-apple-m1", "Apple M1 and later, macOS", "aarch64", "arm64-apple-macos", "apple-a14"
+    ),  # LLVM's name of its cores
+    _tvm(
+        "tvm-armv7", "32-bit ARM CPUs with NEON (Cortex-A7)", "armv7l", "armv7a-linux-gnueabihf", "cortex-a7", "+neon"
+    ),
+    _tvm(
+        "tvm-riscv64",
+        "64-bit RISC-V CPUs",
+        "riscv64",
+        "riscv64-linux-gnu",
+        "generic-rv64",
+        "+m",
+        "+a",
+        "+f",
+        "+d",
+        "+c",
+    ),
+]
+_KNOWN |= {target.name: target for target in _COMPILED}
 
 
 def names() -> list[str]:

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from graphopt import measure as measures
 from graphopt.artifact import Artifact
+from graphopt.audit import Audit
 from graphopt.data import Calibration
 from graphopt.errors import InputError
 from graphopt.graph import Graph
+from graphopt.numerics import FAKE_QUANTIZE
 from graphopt.pipeline import outputs
 from graphopt.progress import track
 from graphopt.report import Latency, Report, Step, size, slower
@@ -42,7 +44,18 @@ def score(evaluate: Callable[[Callable[..., Any]], float], model: Callable[..., 
     return value
 
 
-def last_score(evaluate: Callable[[Callable[..., Any]], float], artifact: Artifact, report: Report) -> float | None:
+def stand_in(
+    artifact: Artifact, graph: Graph, simulate: Callable[[Graph, Target], Callable[..., Any]], target: Target
+) -> Callable[..., Any]:
+    """What answers on this machine for an artifact: itself, or where it cannot run, its simulation (float graphs: themselves)."""
+    if not artifact.refusal:
+        return artifact
+    return simulate(graph, target) if graph.calls(FAKE_QUANTIZE) else graph
+
+
+def last_score(
+    evaluate: Callable[[Callable[..., Any]], float], artifact: Callable[..., Any], report: Report
+) -> float | None:
     """The score of the result; work that is done is not thrown away where it cannot be had."""
     try:
         return score(evaluate, artifact, "the artifact")
@@ -53,20 +66,19 @@ def last_score(evaluate: Callable[[Callable[..., Any]], float], artifact: Artifa
 
 
 def judge(
-    report: Report, backend: Any, artifact: Artifact, deployed: Graph, original: Graph, data: Calibration
+    report: Report, audit: Audit, answers: Callable[..., Any], deployed: Graph, original: Graph, data: Calibration
 ) -> None:
     """Weights as stored, share in integer, fidelity of the deployed model."""
     last = report.steps[-1] if report.steps else report.original
     assert last is not None
     reference = outputs(original)
-    answers = artifact(*original.example.args, **original.example.kwargs)
+    results = answers(*original.example.args, **original.example.kwargs)
     report.steps.append(
         Step(
             "(lowered)", "", [], 0.0, measures.parameters(deployed), measures.macs(deployed), measures.weight_bytes(deployed),
-            measures.sqnr(reference, answers),
+            measures.sqnr(reference, results),
         )
     )  # fmt: skip
-    audit = backend.audit(artifact)
     report.integer_macs, report.weight_only_macs = audit.share, audit.weight_only_shares
     report.float_operators = audit.floating
     if data.synthetic:
@@ -80,7 +92,7 @@ def judge(
     seen, equal = 0, 0.0
     with torch.no_grad():
         for batch in track(data, "comparing with the original"):
-            ours, theirs = _flat(original, batch), _flat(artifact, batch)
+            ours, theirs = _flat(original, batch), _flat(answers, batch)
             if ours[0].dim() < 2:
                 report.missing["agreement"] = "the model does not return classes"
                 return
@@ -96,6 +108,9 @@ def judge(
 def clock(report: Report, target: Target, before: Artifact, after: Artifact, graph: Graph, threads: int) -> None:
     if architecture() != target.architecture:
         report.missing["latency"] = f"the target is {target.architecture}, this machine is {architecture()}"
+        return
+    if after.refusal:
+        report.missing["latency"] = after.refusal
         return
     args, kwargs = graph.example.args, graph.example.kwargs
     for artifact in (before, after):
@@ -129,8 +144,8 @@ def _flat(model: Callable[..., Any], batch: list[Tensor]) -> list[Tensor]:
 
 
 def _nested(model: Any, batch: list[Tensor]) -> tuple[Any, Any]:
-    """A flat batch in the structure the graph takes; artifacts take it flat."""
-    if not isinstance(model, Graph):
+    """A flat batch in the structure that graphs and simulations take; artifacts take it flat."""
+    if isinstance(model, Artifact):
         return batch, {}
     leaves, spec = pytree.tree_flatten((model.example.args, dict(model.example.kwargs)))
     stream = iter(batch)

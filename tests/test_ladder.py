@@ -42,7 +42,8 @@ def climb(judge: Judge, least: float, bits: int = 8, data: Any = DATA, **options
     run(prepare(target), graph)
 
     def score(found: Graph) -> tuple[Lowered, float]:
-        return Lowered(found, OnnxRuntimeArtifact.__new__(OnnxRuntimeArtifact)), judge(found)
+        artifact = OnnxRuntimeArtifact.__new__(OnnxRuntimeArtifact)
+        return Lowered(found, artifact, artifact), judge(found)
 
     ladder = Ladder(graph, target, data, partial(integer, target, data), score, least, reference, **options)
     return ladder.climb(report), report

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 import graphopt
 from graphopt.backends.onnxruntime import Mismatch, OnnxRuntimeArtifact, Simulation, audit, lower
-from graphopt.backends.onnxruntime.machines import MACHINES
 from graphopt.demo.train import load, train
 from graphopt.errors import InputError
 from graphopt.graph import Graph
+from graphopt.integers.machines import MACHINES
 from graphopt.numerics import Format
 from graphopt.passes.quantize import Quantize
 from graphopt.targets import architecture

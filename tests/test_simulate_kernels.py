@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from graphopt.backends.onnxruntime.arithmetic import Table, all_codes, f32, fma
-from graphopt.backends.onnxruntime.kernels import AveragePool, LayerKernel, Softmax, centred, multiply, sigmoid
-from graphopt.backends.onnxruntime.machines import add_avx2, add_neon, pool_neon, pool_sse
 from graphopt.deploy import Grid
+from graphopt.integers.arithmetic import Table, all_codes, f32, fma
+from graphopt.integers.kernels import AveragePool, LayerKernel, Softmax, centred, multiply, sigmoid
+from graphopt.integers.machines import add_avx2, add_neon, pool_neon, pool_sse
 from graphopt.targets import architecture
 
 on_x86 = pytest.mark.skipif(architecture() != "x86_64", reason="these are the x86 kernels")

@@ -6,8 +6,10 @@ simulate(graph, target) # the artifact's answers in torch, integer by integer
 audit(artifact)         # share of the work in integer, operators that stayed float
 """
 
+from graphopt.audit import Audit
 from graphopt.backends.onnxruntime.artifact import OnnxRuntimeArtifact, load, lower
-from graphopt.backends.onnxruntime.audit import Audit, audit
-from graphopt.backends.onnxruntime.simulate import Mismatch, Simulation, simulate
+from graphopt.backends.onnxruntime.audit import audit
+from graphopt.backends.onnxruntime.simulate import simulate
+from graphopt.integers.simulation import Mismatch, Simulation
 
 __all__ = ["Audit", "Mismatch", "OnnxRuntimeArtifact", "Simulation", "audit", "load", "lower", "simulate"]

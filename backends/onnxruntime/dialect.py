@@ -3,80 +3,47 @@
     the first convolution       reads whole words; see `graphopt.backends.onnxruntime.stem`
     global average pooling      GlobalAveragePool has an integer kernel, and in float one that reads what convolutions leave in
                                 blocks of channels; of any other value ReduceMean is the faster, which needs no such blocks
-    hard_sigmoid between codes  hard_sigmoid(x) = clamp(x + 3, 0, 6) / 6 has no integer kernel. Where x and its gate share their
-                                codes (see `graphopt.passes.quantize.gates`) a clip of the codes does it; else addition, which
-                                has a kernel: the sum is quantized on a grid six times as wide, whose ends do the clamping, and
-                                its codes are then read on the narrow grid, which does the division
+    hard_sigmoid, pad, slice    between codes, parts of a split: see `graphopt.integers.dialect`
     linear of packed weights    becomes one call; see `graphopt.backends.onnxruntime.nbits`
     linear on [N, T, C]         becomes Gemm on [N T, C] between two reshapes; MatMul with a bias has no integer kernel
-    parts of a split            become slices; the exporter would make a sequence of tensors
     flatten behind the batch    with its sizes as numbers, so that no shape is computed at run time
     attention of other ranks    [N, M, H, L, E] or [N, L, E] becomes [N M, H, L, E], the one form the exporter knows
-    pad, slice between codes    are applied to the codes, padding with the code of zero; the runtime would pad in float
 
 Each keeps every value as it is.
 """
 
 from __future__ import annotations
 
-import math
-import operator
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.backends.onnxruntime.nbits import multiply_packed
 from graphopt.backends.onnxruntime.stem import read_whole_words
 from graphopt.blocks import DEQUANTIZE_BLOCKS
-from graphopt.deploy import Q, storage
+from graphopt.deploy import Q
 from graphopt.graph import Graph
-from graphopt.ops import argument, aten, family, shape, value
+from graphopt.integers.dialect import GLOBAL_AVERAGE_POOL, gate_codes, is_dequantized, move_codes, slice_parts
+from graphopt.ops import argument, aten, family, shape
 
 KEEP_BLOCKS = {
     "relu", "clamp", "leaky_relu", "sigmoid", "hard_sigmoid", "hard_swish", "silu", "tanh", "mul", "add", "batch_norm",
     "concat", "max_pool", "average_pool",
 }  # fmt: skip
-DEQUANTIZES = (Q.dequantize_per_tensor.default, Q.dequantize_per_channel.default)
 
 
-@torch.library.custom_op("graphopt::global_average_pool", mutates_args=())
-def global_average_pool(x: Tensor) -> Tensor:
-    """Mean over every dimension behind the channels, kept with size 1."""
-    return x.mean(list(range(2, x.dim())), keepdim=True)
-
-
-@global_average_pool.register_fake
-def _(x: Tensor) -> Tensor:
-    return x.new_empty([*x.shape[:2], *[1] * (x.dim() - 2)])
-
-
-@torch.library.custom_op("graphopt::clip_codes", mutates_args=())
-def clip_codes(codes: Tensor, low: int, high: int) -> Tensor:
-    """Codes clipped to [low, high], in their own type."""
-    return codes.clamp(low, high)
-
-
-@clip_codes.register_fake
-def _(codes: Tensor, low: int, high: int) -> Tensor:
-    return torch.empty_like(codes)
-
-
-CLIP_CODES: Any = torch.ops.graphopt.clip_codes.default
 ATTENTION = aten.scaled_dot_product_attention.default
-GLOBAL_AVERAGE_POOL: Any = torch.ops.graphopt.global_average_pool.default
 
 
 def speak(graph: Graph) -> None:
     """Rewrite a deployed graph in place; see the head of this file."""
-    _slice_parts(graph)
+    slice_parts(graph)
     for node in graph.calls():
         kind = family(node)
         if kind == "global_average_pool":
             _pool(graph, node)
         elif kind == "hard_sigmoid" and is_dequantized(node.args[0]):
-            _gate_codes(graph, node)
+            gate_codes(graph, node)
         elif node.target is ATTENTION:
             _attend_in_four_dimensions(graph, node)
         elif kind == "conv":
@@ -84,7 +51,7 @@ def speak(graph: Graph) -> None:
         elif node.target is aten.flatten.using_ints:
             _flatten_by_numbers(graph, node)
         elif kind in ("pad", "slice") and is_dequantized(node.args[0]):
-            _move_codes(graph, node)
+            move_codes(graph, node)
         elif kind == "linear" and node.args[1].target is DEQUANTIZE_BLOCKS:  # type: ignore[union-attr]
             multiply_packed(graph, node)
         elif kind == "linear" and len(shape(node)) > 2 and is_dequantized(node.args[0]):
@@ -93,10 +60,6 @@ def speak(graph: Graph) -> None:
         copied = graph.call(aten.clone.default, node, before=graph.output)
         graph.output.replace_input_with(node, copied)
     graph.refresh()
-
-
-def is_dequantized(value: Any) -> bool:
-    return isinstance(value, Node) and value.target in DEQUANTIZES
 
 
 def _pool(graph: Graph, node: Node) -> None:
@@ -110,22 +73,6 @@ def _pool(graph: Graph, node: Node) -> None:
     else:
         pooled = graph.call(aten.mean.dim, source, list(range(2, len(shape(source)))), True, before=node)
     graph.replace(node, pooled)
-
-
-def _slice_parts(graph: Graph) -> None:
-    """split -> getitem: a slice."""
-    for part in graph.calls(operator.getitem):
-        source: Any = part.args[0]
-        if family(source) != "split":
-            continue
-        dim = argument(source, "dim")
-        sizes = [piece.shape[dim] for piece in value(source)]
-        index: Any = part.args[1]
-        if not all(isinstance(size, int) for size in sizes):
-            continue
-        start = sum(sizes[: index % len(sizes)])
-        slice_ = (aten.slice.Tensor, source.args[0], dim, start, start + sizes[index])
-        graph.replace(part, graph.call(*slice_, before=part))
 
 
 def _attend_in_four_dimensions(graph: Graph, node: Node) -> None:
@@ -161,52 +108,6 @@ def _flatten_by_numbers(graph: Graph, node: Node) -> None:
     if isinstance(batch, int) or not all(isinstance(size, int) for size in sizes) or argument(node, "start_dim") != 1:
         return
     graph.replace(node, graph.call(aten.reshape.default, node.args[0], [-1, *sizes], before=node))
-
-
-def _move_codes(graph: Graph, node: Node) -> None:
-    """dequantize -> move -> quantize on one grid: move the codes."""
-    source: Node = node.args[0]  # type: ignore[assignment]
-    readers = list(node.users)
-    same = [r.target is Q.quantize_per_tensor.default and r.args[1:] == source.args[1:] for r in readers]
-    if not readers or not all(same) or source.args[5] not in (torch.int8, torch.uint8):
-        return  # wider codes have no kernels for it
-    codes, zero_point = source.args[0], source.args[2]
-    if family(node) == "pad":
-        moved = graph.call(aten.constant_pad_nd.default, codes, argument(node, "pad"), zero_point, before=node)
-    else:
-        options: Any = node.kwargs
-        moved = graph.call(node.target, codes, *node.args[1:], before=node, **options)
-    for reader in readers:
-        graph.replace(reader, moved)
-    graph.module.graph.erase_node(node)
-
-
-def _gate_codes(graph: Graph, node: Node) -> None:
-    """dequantize -> hard_sigmoid -> quantize."""
-    reader: Any = next(iter(node.users))
-    source: Any = node.args[0]
-    if (
-        len(node.users) != 1
-        or reader.target is not Q.quantize_per_tensor.default
-        or len(source.args) != len(reader.args)
-    ):
-        return
-    codes, scale, zero_point, *_ = source.args
-    _, gate_scale, gate_zero, low, high, dtype = reader.args
-    if gate_zero != low:
-        return
-    starts_at_minus_3 = math.isclose((zero_point - low) * scale, 3, rel_tol=1e-5)
-    if not (starts_at_minus_3 and math.isclose(gate_scale * 6, scale, rel_tol=1e-5)):
-        three = graph.add_constant(f"{node.name}_three", torch.tensor(high, dtype=storage(low, high)), before=node)
-        grid = (3 / (high - low), low, low, high, dtype)
-        three = graph.call(Q.dequantize_per_tensor.default, three, *grid, before=node)
-        total = graph.call(aten.add.Tensor, source, three, before=node)
-        codes = graph.call(Q.quantize_per_tensor.default, total, 6 * gate_scale, low, low, high, dtype, before=node)
-    end = low + round(1 / gate_scale)
-    if end < high:
-        codes = graph.call(CLIP_CODES, codes, low, end, before=node)
-    graph.replace(reader, codes)
-    graph.module.graph.erase_node(node)
 
 
 def _flatten_rows(graph: Graph, node: Node) -> None:

@@ -20,11 +20,12 @@ import torch
 from onnxscript import opset18, opset20, opset21
 from onnxscript.optimizer import fold_constants
 
-from graphopt.backends.onnxruntime.dialect import CLIP_CODES, GLOBAL_AVERAGE_POOL, speak
+from graphopt.backends.onnxruntime.dialect import speak
 from graphopt.backends.onnxruntime.nbits import MATMUL_BLOCKS, translate
 from graphopt.backends.onnxruntime.surgery import drop_zero_biases, fold_pads
 from graphopt.deploy import Q
 from graphopt.graph import Graph
+from graphopt.integers.dialect import CLIP_CODES, GLOBAL_AVERAGE_POOL
 from graphopt.ops import aten
 from graphopt.program import to_exported_program
 

@@ -1,1 +1,12 @@
-"""TVM: lower a graph to kernels compiled ahead of time for a CPU, true integers included."""
+"""TVM: lower a graph to kernels compiled ahead of time for a CPU, true integers included.
+
+artifact = lower(graph, target)
+artifact(images)
+simulate(graph, target) # the artifact's answers in torch, integer by integer
+audit(artifact)         # share of the work in integer, operators that stayed float
+"""
+
+from graphopt.backends.tvm.artifact import TvmArtifact, audit, load, lower
+from graphopt.backends.tvm.simulate import simulate
+
+__all__ = ["TvmArtifact", "audit", "load", "lower", "simulate"]

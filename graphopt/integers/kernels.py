@@ -12,7 +12,7 @@ with release 1.31. With x, w, a, b codes, s scales, z zero points, and every pro
                     q = rne(y / s_y + z_y): the zero point is added before rounding                      qlinear_pool.cc
     Softmax         a table of exp, sums in float32; q = rne(e floor(1 / s_y) / sum e) + z_y             qlinear_softmax.cc
 
-Sums and global means differ between machines: see `graphopt.backends.onnxruntime.machines`. Everything else that moves codes or
+Sums and global means differ between machines: see `graphopt.integers.machines`. Everything else that moves codes or
 maps them one by one (max pooling, concatenation, leaky relu, resizing) is what dequantize, float operator and quantize give.
 
 Not reproduced: values beyond 2^31 steps, which wrap on x86; softmax over a single element, whose sum overflows there.
@@ -24,17 +24,29 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from graphopt.backends.onnxruntime.arithmetic import EXACT, Table, f32, fma, quantize, requantize, saturate
 from graphopt.deploy import Grid
+from graphopt.integers.arithmetic import EXACT, Table, f32, fma, quantize, requantize, saturate
 
 Pool = Callable[[Tensor, Grid, Grid], Tensor]
+
+
+class Window(NamedTuple):
+    """How a layer moves over its input; empty for linear layers."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+
+LINEAR = Window((), (), (), 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +60,7 @@ class LayerKernel:
         scale: s_x s_w, float32 [] or [out]. zero_point: z_x.
         channel_dim: of the result.
         grid: of the result, None for float.
+        window: how it moves over its input, for those that compile it.
     """
 
     operator: Callable[[Tensor, Tensor], Tensor]
@@ -57,6 +70,7 @@ class LayerKernel:
     zero_point: int
     channel_dim: int
     grid: Grid | None
+    window: Window = LINEAR
 
     def __call__(self, x: Tensor) -> Tensor:
         sums = self.operator((x.int() - self.zero_point).to(self.weight.dtype), self.weight).int()

@@ -1,4 +1,4 @@
-"""What ONNX Runtime makes of quantizers around an operator: one integer kernel.
+"""What a runtime makes of quantizers around an operator: one integer kernel.
 
     dequantize(x), dequantize(w) -> conv -> quantize          ->   LayerKernel(x)
     dequantize(a), dequantize(b) -> add  -> quantize          ->   table(a, b)
@@ -7,12 +7,12 @@ The runtime does so where every operand is dequantized from 8 bits, the one read
 and a layer's bias is int32; a linear layer may also answer in float. Whatever does not qualify stays float, here as there,
 between `quantize` and `dequantize`.
 
-Learned from the graphs that release 1.31 writes back after optimizing (`graphopt.backends.onnxruntime.audit.optimized`).
+Learned from the graphs that ONNX Runtime 1.31 writes back after optimizing; TVM is given the same kernels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
-from graphopt.backends.onnxruntime.arithmetic import dequantize, f32, quantize
-from graphopt.backends.onnxruntime.dialect import CLIP_CODES, GLOBAL_AVERAGE_POOL, is_dequantized
-from graphopt.backends.onnxruntime.kernels import AveragePool, LayerKernel, Softmax, centred, multiply, sigmoid
-from graphopt.backends.onnxruntime.machines import MACHINES, Machine
 from graphopt.deploy import Grid, Q
 from graphopt.graph import Graph
+from graphopt.integers.arithmetic import dequantize, f32, quantize
+from graphopt.integers.dialect import CLIP_CODES, GLOBAL_AVERAGE_POOL, is_dequantized
+from graphopt.integers.kernels import AveragePool, LayerKernel, Softmax, Window, centred, multiply, sigmoid
+from graphopt.integers.machines import MACHINES, Machine
 from graphopt.ops import Layer, argument, family, shape
 
 QUANTIZE, DEQUANTIZE = Q.quantize_per_tensor.default, Q.dequantize_per_tensor.default
@@ -33,10 +33,16 @@ BYTES = {torch.int8, torch.uint8}
 
 
 class Kernel:
-    """A function of codes as a graph's target, which must have a name."""
+    """A function of codes as a graph's target, which must have a name.
 
-    def __init__(self, name: str, function: Callable[..., Tensor]) -> None:
-        self.__name__, self.function = name, function
+    Attributes:
+        function: what it computes; a `LayerKernel`, a `Table`, ...
+        grids: of the operands, in order.
+        grid: of the result; None where that is float.
+    """
+
+    def __init__(self, name: str, function: Callable[..., Tensor], grids: Sequence[Grid], grid: Grid | None) -> None:
+        self.__name__, self.function, self.grids, self.grid = name, function, tuple(grids), grid
 
     def __call__(self, *codes: Tensor) -> Tensor:
         return self.function(*codes)
@@ -61,8 +67,10 @@ def fuse(graph: Graph, machine: str) -> dict[Node, str]:
         function, operands = _kernel(graph, node, MACHINES[machine])
         if function is None:
             continue
-        reader = _quantizer(node)
-        call = graph.call(Kernel(_kind(node), function), *operands, before=reader or node, like=node)
+        reader = quantizer(node)
+        result = Grid(*reader.args[1:]) if reader is not None else None  # type: ignore[arg-type]
+        kernel = Kernel(_kind(node), function, [o.grid for o in operands], result)
+        call = graph.call(kernel, *(o.codes for o in operands), before=reader or node, like=node)
         call.meta["val"] = (reader or node).meta["val"]
         if reader is not None:
             names[call] = names.pop(reader)
@@ -91,7 +99,7 @@ def _kind(node: Node) -> str:
 def _dequantize_later(graph: Graph, node: Node) -> None:
     """dequantize -> reshape  =>  reshape -> dequantize, as the runtime does to bring it next to the reader's kernel."""
     source: Any = node.args[0] if node.args else None
-    if family(node) not in ("reshape", "transpose") or _operand(source) is None or _quantizer(node) is not None:
+    if family(node) not in ("reshape", "transpose") or operand(source) is None or quantizer(node) is not None:
         return
     codes, *grid = source.args
     target: Any = node.target
@@ -101,36 +109,37 @@ def _dequantize_later(graph: Graph, node: Node) -> None:
     graph.replace(node, graph.call(DEQUANTIZE, moved, *grid, before=node))
 
 
-def _quantizer(node: Node) -> Node | None:
+def quantizer(node: Node) -> Node | None:
     """The quantizer that alone reads a call."""
     reader = next(iter(node.users), None)
     return reader if len(node.users) == 1 and reader is not None and reader.target is QUANTIZE else None
 
 
-def _operand(value: Any) -> Operand | None:
+def operand(value: Any) -> Operand | None:
+    """The 8-bit codes that a value is dequantized from."""
     if not isinstance(value, Node) or value.target is not DEQUANTIZE or value.args[5] not in BYTES:
         return None
     codes, *grid = value.args
     return Operand(codes, Grid(*grid))  # type: ignore[arg-type]
 
 
-def _kernel(graph: Graph, node: Node, machine: Machine) -> tuple[Callable[..., Tensor] | None, list[Node]]:
-    """The integer kernel that computes a call, and the codes it reads; None where the call stays float."""
+def _kernel(graph: Graph, node: Node, machine: Machine) -> tuple[Callable[..., Tensor] | None, list[Operand]]:
+    """The integer kernel that computes a call, and what it reads; None where the call stays float."""
     kind = _kind(node)
     if kind in ("conv", "linear"):
         return _layer(graph, node)
     make = _MAKERS.get(kind)
-    quantizer = _quantizer(node)
-    if make is None or quantizer is None:
+    reader = quantizer(node)
+    if make is None or reader is None:
         return None, []
-    operands = [_operand(a) for a in node.args[: 2 if kind in ("add", "mul") else 1]]
-    y = Grid(*quantizer.args[1:])  # type: ignore[arg-type]
+    operands = [operand(a) for a in node.args[: 2 if kind in ("add", "mul") else 1]]
+    y = Grid(*reader.args[1:])  # type: ignore[arg-type]
     found = [o for o in operands if o is not None and o.grid.dtype == y.dtype]
     if len(found) < len(operands):
         return None, []
     if kind in ("add", "mul") and _spreads(found[0].codes, node):
         found.reverse()  # the runtime hands the operand that repeats over as the second
-    return make(node, machine, *(o.grid for o in found), y), [o.codes for o in found]
+    return make(node, machine, *(o.grid for o in found), y), found
 
 
 def _spreads(codes: Node, node: Node) -> bool:
@@ -139,11 +148,11 @@ def _spreads(codes: Node, node: Node) -> bool:
     return bool(out) and (not own or (own[-1] == 1 and out[-1] != 1))
 
 
-def _layer(graph: Graph, node: Node) -> tuple[LayerKernel | None, list[Node]]:
-    layer, x = Layer.of(node), _operand(node.args[0])
+def _layer(graph: Graph, node: Node) -> tuple[LayerKernel | None, list[Operand]]:
+    layer, x = Layer.of(node), operand(node.args[0])
     assert layer is not None
-    quantizer = _quantizer(node)
-    y = Grid(*quantizer.args[1:]) if quantizer is not None else None  # type: ignore[arg-type]
+    reader = quantizer(node)
+    y = Grid(*reader.args[1:]) if reader is not None else None  # type: ignore[arg-type]
     stays_float = y is None and (layer.kind == "conv" or any(r.target is QUANTIZE for r in node.users))
     if x is None or stays_float or (y is not None and y.dtype != x.grid.dtype) or not is_dequantized(layer.weight):
         return None, []
@@ -160,8 +169,9 @@ def _layer(graph: Graph, node: Node) -> tuple[LayerKernel | None, list[Node]]:
         zero_point=x.grid.zero_point,
         channel_dim=layer.channel_dim,
         grid=y,
+        window=Window(layer.stride, layer.padding, layer.dilation, layer.groups),
     )
-    return kernel, [x.codes]
+    return kernel, [x]
 
 
 def _without_tensors(node: Node, x: Tensor, weight: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from graphopt.backends.onnxruntime.arithmetic import Table, f32, fma, requantize, saturate
 from graphopt.deploy import Grid
+from graphopt.integers.arithmetic import Table, f32, fma, requantize, saturate
 
 
 class Machine(NamedTuple):

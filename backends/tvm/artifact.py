@@ -1,0 +1,162 @@
+"""Lower to `model.so`, and run it with TVM's virtual machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tvm
+from tvm import relax
+
+from graphopt.artifact import Artifact, describe, temporary_folder
+from graphopt.audit import Audit
+from graphopt.backends.tvm.build import Code, build, lacking, link, linker
+from graphopt.backends.tvm.emit import Emitted, emit
+from graphopt.backends.tvm.machine import machine
+from graphopt.backends.tvm.static import example_batch, fix_batch
+from graphopt.errors import ArtifactError, InputError
+from graphopt.graph import Graph
+from graphopt.manifest import Manifest
+from graphopt.report import FloatOperator
+from graphopt.targets import Target, architecture
+
+LIBRARY = "model.so"
+Arrays = list[np.ndarray[Any, Any]]
+
+
+class TvmArtifact(Artifact):
+    """A model compiled to machine code for one CPU and one batch size.
+
+    Other batch sizes, where the model allows them, are computed in slices of that one.
+
+    Attributes:
+        threads: of the kernels. All artifacts of a process share one pool.
+        graph: what it was lowered from; None for one that was loaded.
+    """
+
+    def __init__(
+        self, folder: Path, manifest: Manifest, *, temporary: bool = False, graph: Graph | None = None
+    ) -> None:
+        super().__init__(folder, manifest, temporary=temporary)
+        self.threads, self.graph = 1, graph
+        self._main: Any = None
+
+    @property
+    def code(self) -> dict[str, Any]:
+        """What it was compiled for: architecture, triple, cpu, features, and all features it requires."""
+        return dict(self.manifest.options["code"])
+
+    @property
+    def refusal(self) -> str:
+        code = self.code
+        made = f"it was compiled for {code['cpu']} ({code['triple']})"
+        if code["architecture"] != architecture():
+            return f"{made}; this machine is {architecture()}: copy the folder to such a device and load it there"
+        if missing := sorted(set(code["required"]) & lacking()):
+            return f"{made}, which has {', '.join(missing)}; this machine has not: run it on a machine that has, or compile again"
+        return ""
+
+    def set_threads(self, threads: int) -> None:
+        self.threads = threads
+
+    def _run(self, inputs: Arrays) -> Arrays:
+        if self._main is None:
+            if self.refusal:
+                raise ArtifactError(f"{self.manifest.model} cannot run here: {self.refusal}")
+            executable = tvm.runtime.load_module(str(self.folder / LIBRARY))
+            self._main = relax.VirtualMachine(executable, tvm.cpu())["main"]
+        use_threads(self.threads)
+        batch = self.manifest.options["batch"]
+        free = [spec.shape[:1] == (None,) for spec in self.manifest.inputs]
+        if batch is None or all(len(a) == batch for a, f in zip(inputs, free, strict=True) if f):
+            return call(self._main, inputs)
+        return in_slices(self._main, inputs, free, batch)
+
+
+def use_threads(threads: int) -> None:
+    """Let TVM's kernels use this many threads from now on."""
+    tvm.get_global_func("runtime.config_threadpool")(1, threads)
+
+
+def call(main: Any, inputs: Arrays) -> Arrays:
+    return [output.numpy() for output in main(*map(tvm.runtime.tensor, inputs))]
+
+
+def in_slices(main: Any, inputs: Arrays, free: Sequence[bool], batch: int) -> Arrays:
+    """Compute a batch of any size in slices; the last one is filled up with copies of the first sample."""
+    count = next(len(a) for a, f in zip(inputs, free, strict=True) if f)
+    if count == 0:
+        raise InputError("the batch is empty; give at least one sample")
+    parts = []
+    for start in range(0, count, batch):
+        rows = np.arange(start, start + batch)
+        rows[rows >= count] = start
+        parts.append(call(main, [np.ascontiguousarray(a[rows]) if f else a for a, f in zip(inputs, free, strict=True)]))
+    return [np.concatenate(outputs)[:count] for outputs in zip(*parts, strict=True)]
+
+
+def lower(graph: Graph, target: Target, *, name: str = "model", batch: int | None = None) -> TvmArtifact:
+    """Compile a graph into an artifact in a temporary folder.
+
+    A simulated graph is deployed to integers first; a float graph stays float. The graph itself is not changed.
+
+    Args:
+        batch: samples that one call of the kernels computes, where the graph's batch is free. None: that of its example.
+
+    Raises:
+        InputError: unknown CPU, missing compiler; an output without the free batch.
+        GraphoptError: an operator cannot be lowered; names it.
+    """
+    code = Code.of(target)
+    command = linker(code, target.compiler)
+    batch = (batch or example_batch(graph)) if graph.dynamic_batch else None
+    emitted = compiled(fix_batch(graph, batch) if batch else graph, code, samples=batch or 1)
+    folder = temporary_folder()
+    link(build(emitted.module, code), folder / LIBRARY, command)
+    manifest = describe(graph, target, folder, model=name)
+    if batch is not None:
+        for output in manifest.outputs:
+            if output.shape[:1] != (None,):
+                raise InputError(
+                    f"output {output.name!r} has no batch dimension, so a free batch cannot be computed in slices; "
+                    "capture with dynamic_batch=False"
+                )
+    manifest.options |= {"batch": batch, "code": code.to_dict(), "audit": asdict(emitted.audit)}
+    return TvmArtifact(folder, manifest, temporary=True, graph=graph)
+
+
+def compiled(graph: Graph, code: Code, watch: Sequence[str] = (), samples: int = 1) -> Emitted:
+    """The module of a graph with a fixed batch."""
+    with torch.no_grad():
+        return emit(graph, machine(code.target()), watch, samples)
+
+
+def load(folder: Path, manifest: Manifest) -> TvmArtifact:
+    """Open a saved artifact whose manifest has been verified. It need not run on this machine."""
+    return TvmArtifact(folder, manifest)
+
+
+def audit(artifact: TvmArtifact) -> Audit:
+    """What an artifact computes in integer, noted when it was lowered."""
+    noted = artifact.manifest.options["audit"]
+    floating = [FloatOperator(**operator) for operator in noted["floating"]]
+    return replace(Audit(**noted), floating=floating)
+
+
+def intermediate(artifact: TvmArtifact, names: list[str], inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+    """Codes inside a model by their name in the simulation, from a build that returns them as well."""
+    if artifact.graph is None:
+        raise InputError(
+            "the artifact was loaded from a folder, which does not hold its graph; compare one that lower(...) returned"
+        )
+    count = len(inputs[0])
+    graph = fix_batch(artifact.graph, count) if artifact.graph.dynamic_batch else artifact.graph
+    code = artifact.code
+    described = Code(code["architecture"], code["triple"], code["cpu"], tuple(code["features"]))
+    emitted = compiled(graph, described, names)
+    main = relax.VirtualMachine(build(emitted.module, described), tvm.cpu())["main"]
+    return dict(zip(emitted.names, call(main, inputs)[len(graph.outputs) :], strict=True))

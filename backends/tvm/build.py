@@ -1,0 +1,185 @@
+"""From a Relax module to a shared library: what to generate code for, the passes of TVM, and the linker.
+
+Code is generated for the machine at hand where a target names no CPU; what that machine lacks although its CPU's name promises it
+(a hypervisor may hide features) is left out. Otherwise the code is linked by a cross compiler.
+"""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import relax
+from tvm.support import cc
+from tvm.target import codegen
+
+from graphopt.backends.tvm.schedules import PASS_CONFIG
+from graphopt.errors import GraphoptError, InputError
+from graphopt.targets import Target, architecture
+
+LINKERS = {  # architecture -> (compiler, Debian package)
+    "x86_64": ("x86_64-linux-gnu-g++", "g++-x86-64-linux-gnu"),
+    "aarch64": ("aarch64-linux-gnu-g++", "g++-aarch64-linux-gnu"),
+    "armv7l": ("arm-linux-gnueabihf-g++", "g++-arm-linux-gnueabihf"),
+    "riscv64": ("riscv64-linux-gnu-g++", "g++-riscv64-linux-gnu"),
+}
+
+
+@dataclass(frozen=True)
+class Code:
+    """What code is generated for, in LLVM's words.
+
+    Attributes:
+        architecture: as `Target.architecture`.
+        triple, cpu: LLVM's.
+        features: `+dotprod`, `-avx512fp16`, ...: what differs from the CPU's own.
+    """
+
+    architecture: str
+    triple: str
+    cpu: str
+    features: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, target: Target) -> Code:
+        """Raises InputError where LLVM does not know the CPU, or the target is the machine at hand and this is another."""
+        if target.cpu:
+            code = cls(target.architecture, target.triple, target.cpu, target.features)
+            known = [str(name) for name in codegen.llvm_get_cpu_archlist(_described(code.triple, ""))]
+            if target.cpu not in known:
+                near = difflib.get_close_matches(target.cpu, known, 1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise InputError(
+                    f"target {target.name!r}: LLVM knows no CPU {target.cpu!r} for {target.triple}; {hint}"
+                    f"Known: {', '.join(sorted(known))}"
+                )
+            return code
+        if target.architecture != architecture():
+            raise InputError(
+                f"target {target.name!r} compiles for the machine at hand, but this machine is {architecture()}; name a CPU, "
+                f"for instance dataclasses.replace(find({target.name!r}), triple='x86_64-linux-gnu', cpu='x86-64-v3')"
+            )
+        triple, cpu = str(codegen.llvm_get_system_triple()), str(codegen.llvm_get_system_cpu())
+        promised = {str(f) for f in codegen.llvm_get_cpu_features(_described(triple, cpu))}
+        missing = tuple(f"-{f}" for f in sorted(promised & lacking()))
+        return cls(target.architecture, triple, cpu, (*missing, *target.features))
+
+    def target(self) -> Any:
+        """The `tvm.target.Target`."""
+        return _described(self.triple, self.cpu, self.features)
+
+    def required(self) -> list[str]:
+        """Every instruction-set feature that the generated code may use."""
+        return sorted(str(f) for f in codegen.llvm_get_cpu_features(self.target()))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "features": list(self.features), "required": self.required()}
+
+    def __str__(self) -> str:
+        return " ".join([self.cpu, *self.features, f"({self.triple})"])
+
+
+def _described(triple: str, cpu: str, features: tuple[str, ...] = ()) -> Any:
+    options: dict[str, Any] = {"kind": "llvm", "mtriple": triple}
+    return tvm.target.Target(options | ({"mcpu": cpu} if cpu else {}) | ({"mattr": list(features)} if features else {}))
+
+
+def host_features() -> dict[str, bool]:
+    """LLVM's name of every instruction-set feature -> whether this machine has it."""
+    found = tvm.get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()
+    return {str(name): bool(has) for name, has in found.items()}
+
+
+def lacking() -> set[str]:
+    """The features that this machine is known to lack."""
+    return {name for name, has in host_features().items() if not has}
+
+
+def linker(code: Code, given: str) -> list[str]:
+    """The command that links code, without its files.
+
+    Raises:
+        InputError: it is not installed; the message names the package.
+    """
+    if given:
+        command = shlex.split(given)
+        if shutil.which(command[0]) is None:
+            raise InputError(f"there is no compiler {command[0]!r}, which was given to link for {code.triple}")
+        return command
+    if code.architecture == architecture() and "linux" in code.triple:
+        name, package = "g++", "g++"
+    elif "linux" in code.triple and code.architecture in LINKERS:
+        name, package = LINKERS[code.architecture]
+    else:
+        raise InputError(
+            f"no compiler is known that links for {code.triple}; name one: dataclasses.replace(target, "
+            f"compiler='python -m ziglang c++ -target ...')"
+        )
+    if shutil.which(name) is None:
+        raise InputError(
+            f"linking for {code.triple} needs {name}, which is not installed: install the Debian package {package}, or name "
+            "another compiler: dataclasses.replace(target, compiler='...')"
+        )
+    return [name]
+
+
+def passes() -> Any:
+    """What TVM does with a module of scheduled kernels and operators of its own; sizes change without copies."""
+    keep = {"relax.reshape": lambda builder, call: call}
+    return tvm.transform.Sequential(
+        [
+            relax.transform.DeadCodeElimination(["main"]),
+            relax.backend.DispatchSampling(),
+            relax.backend.DispatchSortScan(),
+            relax.transform.LegalizeOps(keep),
+            relax.transform.AnnotateTIROpPattern(),
+            relax.transform.FuseOps(),
+            relax.transform.FuseTIR(),
+            relax.transform.DeadCodeElimination(["main"]),
+            relax.transform.ToNonDataflow(),
+            relax.transform.RemovePurityChecking(),
+            relax.transform.CallTIRRewrite(),
+            relax.transform.StaticPlanBlockMemory(),
+            relax.transform.LowerAllocTensor(),
+            relax.transform.KillAfterLastUse(),
+            relax.transform.LowerRuntimeBuiltin(),
+            relax.transform.ComputePrimValue(),
+            relax.transform.VMShapeLower(),
+            relax.transform.AttachGlobalSymbol(),
+        ]
+    )
+
+
+def build(module: Any, code: Code) -> Any:
+    """Compile a module to an executable in memory."""
+    try:
+        with tvm.transform.PassContext(config=PASS_CONFIG):
+            return relax.build(module, code.target(), relax_pipeline=passes())
+    except Exception as error:
+        reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+        raise GraphoptError(f"TVM cannot compile the model for {code}: {reason.strip()}") from error
+
+
+def link(executable: Any, path: Path, command: list[str]) -> None:
+    """Write an executable as a shared library.
+
+    Raises:
+        GraphoptError: the linker fails; with its last words.
+    """
+
+    def run(output: str, objects: list[str], options: list[str] | None = None) -> None:
+        arguments = [*command, "-shared", "-fPIC", "-o", output, *(options or []), *objects]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        if done.returncode or not Path(output).exists():
+            said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+            raise GraphoptError(
+                f"{shlex.join(command)} could not link {path.name}: {said[-1] if said else 'it wrote nothing'}"
+            )
+
+    executable.export_library(str(path), fcompile=cc.cross_compiler(run, output_format="so"))

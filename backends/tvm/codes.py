@@ -1,0 +1,138 @@
+"""Keep codes as codes: what stands between `dequantize` and `quantize` and needs no float arithmetic at run time.
+
+    dequantize -> f -> g -> quantize             ->   table of 256 codes             f, g of one value each, or another grid
+    dequantize -> max pool, slice -> quantize    ->   the same on codes
+    concat(a, b) -> quantize                     ->   concat of quantize(a), quantize(b)
+    pad(dequantize(q))                           ->   padded with the code of zero
+
+Tables are filled by running torch's own operators, so a table answers what `graphopt.simulate` answers. Works on the graph of
+kernels that `graphopt.integers.fusion` makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.node import Node
+
+from graphopt.deploy import Grid
+from graphopt.graph import Graph
+from graphopt.integers.arithmetic import Table, dequantize, quantize
+from graphopt.integers.fusion import BYTES, Kernel
+from graphopt.ops import argument, aten, family
+
+ONE_BY_ONE = {
+    "relu", "clamp", "leaky_relu", "sigmoid", "hard_sigmoid", "hard_swish", "silu", "gelu", "tanh",
+}  # fmt: skip
+MOVES = {
+    "max_pool",
+    "reshape",
+    "transpose",
+    "slice",
+    "resize_nearest",
+    "expand",
+    "identity",
+    "pad",
+    "flip",
+    "roll",
+    "shuffle",
+}
+COMMUTES = MOVES - {"max_pool", "pad"}  # with functions of one value
+
+
+def keep_codes(graph: Graph) -> None:
+    """Rewrite a graph of kernels in place."""
+    waiting = graph.calls(quantize)
+    while waiting:
+        node = waiting.pop(0)
+        source: Any = node.args[0]
+        if family(source) == "concat" and len(source.users) == 1:
+            waiting += _concat_codes(graph, node, source)
+        else:
+            _move_or_look_up(graph, node)
+    graph.module.graph.eliminate_dead_code()
+
+
+def _concat_codes(graph: Graph, node: Node, source: Node) -> list[Node]:
+    parts = []
+    for part in source.args[0]:  # type: ignore[union-attr]
+        codes = graph.call(quantize, part, *node.args[1:], before=node)
+        codes.meta["val"] = part.meta["val"].to(node.args[5])  # type: ignore[union-attr]
+        parts.append(codes)
+    dim = argument(source, "dim")
+    joined = graph.call(aten.cat.default, parts, dim, before=node)
+    joined.meta["val"] = node.meta["val"]
+    graph.replace(node, joined)
+    return parts
+
+
+def _move_or_look_up(graph: Graph, node: Node) -> None:
+    chain = _chain(node)
+    if chain is None:
+        return
+    source, *steps = chain
+    x, y = Grid(*source.args[1:]), Grid(*node.args[1:])  # type: ignore[arg-type]
+    codes: Any = source.args[0]
+    functions = [step for step in steps if family(step) not in MOVES]
+    for step in steps:
+        if family(step) in MOVES:
+            codes = _moved(graph, step, codes, x, before=node)
+    if functions or x != y:
+        table = Table(_composed(functions, x, y), x)
+        looked_up = graph.call(Kernel("table", table, [x], y), codes, before=node)
+        looked_up.meta["val"] = codes.meta["val"].to(y.dtype)
+        codes = looked_up
+    graph.replace(node, codes)
+
+
+def _chain(node: Node) -> list[Node] | None:
+    """From the `dequantize` to the operator in front of `node`, all read by the next alone; None where there is no such chain."""
+    chain: list[Node] = []
+    source: Any = node.args[0]
+    while isinstance(source, Node) and source.target is not dequantize:
+        kind = family(source)
+        tensors = source.all_input_nodes
+        if (
+            len(source.users) != 1
+            or len(tensors) != 1
+            or (kind not in ONE_BY_ONE | MOVES and not _with_numbers(source))
+        ):
+            return None
+        if any(family(later) not in COMMUTES for later in chain if family(later) in MOVES) and kind not in MOVES:
+            return None  # a maximum or zeros would come before the function
+        chain.insert(0, source)
+        source = source.args[0]
+    if not isinstance(source, Node) or source.args[5] not in BYTES:
+        return None
+    return [source, *chain]
+
+
+def _with_numbers(node: Node) -> bool:
+    """Is this value + 3, value / 6, ...?"""
+    return family(node) in ("add", "sub", "mul", "div") and all(isinstance(a, (int, float)) for a in node.args[1:])
+
+
+def _moved(graph: Graph, step: Node, codes: Node, grid: Grid, *, before: Node) -> Node:
+    if family(step) == "pad":
+        moved = graph.call(aten.constant_pad_nd.default, codes, argument(step, "pad"), grid.zero_point, before=before)
+    else:
+        target: Any = step.target
+        options: Any = step.kwargs
+        moved = graph.call(target, codes, *step.args[1:], before=before, like=step, **options)
+    moved.meta["val"] = step.meta["val"].to(codes.meta["val"].dtype)
+    return moved
+
+
+def _composed(functions: list[Node], x: Grid, y: Grid) -> Callable[[Tensor], Tensor]:
+    def compute(codes: Tensor) -> Tensor:
+        value = dequantize(codes, *x)
+        with torch.no_grad():
+            for node in functions:
+                target: Any = node.target
+                value = target(value, *node.args[1:], **node.kwargs)
+        return quantize(value, *y)
+
+    return compute

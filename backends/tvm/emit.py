@@ -1,0 +1,166 @@
+"""From a deployed graph to a Relax module: recognise integer kernels, keep codes as codes, emit node by node.
+
+deployed graph -> kernels on codes (graphopt.integers) -> no float between codes (codes.py) -> constants folded -> Relax
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx.node import Node
+from tvm import relax
+
+from graphopt.audit import Audit
+from graphopt.backends.tvm import codes, floating, integer
+from graphopt.backends.tvm.layouts import Value, plain
+from graphopt.backends.tvm.machine import Machine
+from graphopt.backends.tvm.program import Program
+from graphopt.blocks import DEQUANTIZE_BLOCKS
+from graphopt.deploy import deploy
+from graphopt.errors import GraphoptError, InputError
+from graphopt.graph import Graph
+from graphopt.integers.arithmetic import dequantize, quantize
+from graphopt.integers.dialect import CLIP_CODES, gate_codes, is_dequantized, slice_parts
+from graphopt.integers.fusion import Kernel, fuse
+from graphopt.ops import family, shape
+
+ARITHMETIC = "x86_64"  # float32 multipliers with fused multiply-add, on every CPU: see graphopt.integers.machines
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """A module with one function `main`, and what it computes in integer.
+
+    Attributes:
+        names: of the watched codes, which `main` returns behind the graph's own outputs.
+    """
+
+    module: Any
+    audit: Audit
+    names: tuple[str, ...] = ()
+
+
+def speak(graph: Graph) -> None:
+    """Rewrite a deployed graph in place so that kernels are found in it."""
+    slice_parts(graph)
+    for node in graph.calls():
+        if family(node) == "hard_sigmoid" and is_dequantized(node.args[0]):
+            gate_codes(graph, node)
+    graph.refresh()
+
+
+def emit(graph: Graph, machine: Machine, watch: Sequence[str] = (), samples: int = 1) -> Emitted:
+    """Emit a graph with a fixed batch. Simulated graphs are deployed first; the graph is not changed.
+
+    Args:
+        machine: whose kernels are chosen.
+        watch: names of codes to return as well, as `Simulation.codes` has them.
+        samples: in the batch, if the audit is to count one of them.
+
+    Raises:
+        GraphoptError: an operator cannot be emitted; names it.
+    """
+    prepared = deploy(graph)
+    _require_static(prepared)
+    speak(prepared)
+    names = fuse(prepared, ARITHMETIC)
+    watched = {name: node for node, name in names.items() if name in watch}
+    if not watched:
+        codes.keep_codes(prepared)
+    _fold_constants(prepared)
+    program = Program(prepared, machine, samples)
+    inputs = [relax.Var(name, _type(node)) for name, node in zip(prepared.input_names, prepared.inputs, strict=True)]
+    with program.builder.function("main", inputs):
+        with program.builder.dataflow():
+            for node, variable in zip(prepared.inputs, inputs, strict=True):
+                program.values[node] = Value(variable, shape(node), plain(len(shape(node))))
+            _emit_calls(program)
+            results = [program.plain(program.value(n)).expr for n in [*prepared.outputs, *watched.values()]]
+            output = program.builder.emit_output(relax.Tuple(results))
+        program.builder.emit_func_output(output)
+    return Emitted(program.builder.get(), program.audit, tuple(watched))
+
+
+def _type(node: Node) -> Any:
+    return relax.TensorType(list(shape(node)), str(node.meta["val"].dtype).removeprefix("torch."))
+
+
+def _require_static(graph: Graph) -> None:
+    for name, node in zip(graph.input_names, graph.inputs, strict=True):
+        if not all(isinstance(size, int) for size in shape(node)):
+            raise InputError(
+                f"input {name!r} has a free batch size, and TVM kernels are made for one; use graphopt.backends.tvm.lower, "
+                "which fixes it, or capture with dynamic_batch=False"
+            )
+    if graph.calls(DEQUANTIZE_BLOCKS):
+        raise InputError(
+            "weights in blocks have no TVM kernel; quantize values too (leave out weight_only), "
+            "or use an ONNX Runtime target (arm, x86)"
+        )
+
+
+def _fold_constants(graph: Graph) -> None:
+    """Calls that read only constants are computed now."""
+    for node in graph.calls():
+        sources = node.all_input_nodes
+        if sources and all(map(graph.is_constant, sources)):
+            target: Any = node.target
+            arguments = torch.fx.node.map_arg(node.args, graph.tensor)
+            with torch.no_grad():
+                value = target(*arguments, **node.kwargs)
+            if isinstance(value, torch.Tensor):
+                graph.replace(node, graph.add_constant(f"{node.name}_value", value, before=node))
+    graph.module.graph.eliminate_dead_code()
+
+
+def _emit_calls(program: Program) -> None:
+    graph = program.graph
+    chains = floating.chains(graph)
+    sums = {_sum_behind(node): node for node in graph.calls() if _sum_behind(node) is not None}
+    later = set(sums.values()) | {n for last, chain in chains.items() for n in floating.members(chain, last)}
+    operators = floating.Operators(program)
+    for node in graph.calls():
+        if node in later:
+            continue
+        if node in chains:
+            value = floating.emit_chain(program, chains[node], node)
+        elif node in sums:
+            value = integer.emit_layer(program, sums[node], node)
+        elif isinstance(node.target, Kernel):
+            value = integer.emit_kernel(program, node)
+        elif node.target is quantize:
+            value = integer.emit_quantize(program, node)
+        elif node.target is dequantize:
+            value = integer.emit_dequantize(program, node)
+        elif node.target is CLIP_CODES:
+            value = integer.emit_clip_codes(program, node)
+        else:
+            if not isinstance(node.meta.get("val"), torch.Tensor):
+                raise GraphoptError(
+                    f"{graph.site(node)}: {node.target} (node {node.name}) does not return one tensor, "
+                    "for which the TVM backend has no rule; leave it out of the model, or use an ONNX Runtime target (arm, x86)"
+                )
+            value = operators.emit(node)
+            program.floating(node)
+        if value.shape != shape(node):
+            raise GraphoptError(f"{graph.site(node)}: emitted {value.shape} for {node.target}, which has {shape(node)}")
+        program.values[node] = value
+
+
+def _sum_behind(node: Node) -> Node | None:
+    """The integer sum that alone reads this integer layer, as its first operand, and adds something of the same shape."""
+    kernel, reader = node.target, next(iter(node.users), None)
+    if (
+        not isinstance(kernel, Kernel)
+        or kernel.__name__ not in ("conv", "linear")
+        or kernel.grid is None
+        or len(node.users) != 1
+    ):
+        return None
+    if not isinstance(reader.target if reader else None, Kernel) or reader.target.__name__ != "add":  # type: ignore[union-attr]
+        return None
+    first, second = reader.args  # type: ignore[union-attr]
+    return reader if first is node and second is not node and shape(second) == shape(node) else None  # type: ignore[arg-type]

@@ -1,0 +1,146 @@
+"""The Relax function under construction: parameters, constants, kernels called, layouts changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx.node import Node
+from tvm import relax
+from tvm.ir.expr import GenericConst
+
+from graphopt.audit import Audit
+from graphopt.backends.tvm import schedules
+from graphopt.backends.tvm.layouts import Order, Value, moves_nothing, plain
+from graphopt.backends.tvm.machine import Machine
+from graphopt.backends.tvm.schedules import Conv, Kernel, Pool
+from graphopt.graph import Graph
+from graphopt.measure import layer_macs
+from graphopt.ops import MOVEMENT, family
+from graphopt.report import FloatOperator
+
+REASONS = {
+    "conv_transpose": "there is no integer kernel for transposed convolutions",
+    "matmul": "a product of two activations is left in float",
+    "mean": "only means of integers over whole images have an integer kernel",
+}
+OPAQUE = 8  # TVM's number for functions that are not to be fused with others
+
+
+class Program:
+    """What emission writes to.
+
+    Attributes:
+        builder: TVM's; inside its function and dataflow block.
+        machine: whose kernels are chosen.
+        values: what was emitted so far.
+        audit: what of it computes in integer.
+    """
+
+    def __init__(self, graph: Graph, machine: Machine, samples: int = 1) -> None:
+        """`samples`: to divide multiply-accumulates by."""
+        self.graph, self.machine, self.samples = graph, machine, samples
+        self.builder = relax.BlockBuilder()
+        self.values: dict[Node, Value] = {}
+        self.audit = Audit()
+        self._kernels: dict[Any, tuple[Any, Kernel]] = {}
+
+    def emit(self, expr: Any, shape: Sequence[int], order: Order | None = None) -> Value:
+        """Bind an expression; `shape` is torch's."""
+        shape = tuple(shape)
+        return Value(self.builder.emit(expr), shape, plain(len(shape)) if order is None else order)
+
+    def value(self, node: Any) -> Value:
+        """What was emitted for a node; a constant is written down now."""
+        if node not in self.values:
+            self.values[node] = self.constant(self.graph.tensor(node))
+        return self.values[node]
+
+    def constant(self, tensor: Tensor, order: Order | None = None) -> Value:
+        order = plain(tensor.dim()) if order is None else order
+        if tensor.dtype == torch.float64:
+            tensor = tensor.float()
+        array = (
+            tensor.detach().cpu().permute(order).contiguous().numpy() if tensor.dim() else tensor.detach().cpu().numpy()
+        )
+        return Value(relax.const(array, str(array.dtype)), tuple(tensor.shape), order)
+
+    def laid_out(self, value: Value, order: Order) -> Value:
+        """The same value in another order of dimensions."""
+        if value.order == order:
+            return value
+        if isinstance(value.expr, GenericConst):
+            array = np.ascontiguousarray(value.expr.value.numpy().transpose([value.order.index(d) for d in order]))
+            return Value(relax.const(array, str(array.dtype)), value.shape, order)
+        stored = [value.shape[d] for d in order]
+        if moves_nothing(value.shape, value.order, order):
+            return self.emit(relax.op.reshape(value.expr, stored), value.shape, order)
+        axes = [value.order.index(d) for d in order]
+        return self.emit(relax.op.permute_dims(value.expr, axes), value.shape, order)
+
+    def plain(self, value: Value) -> Value:
+        return self.laid_out(value, plain(len(value.shape)))
+
+    def reshaped(self, value: Value, stored: Sequence[int]) -> Any:
+        """The expression with other sizes in memory."""
+        return (
+            value.expr
+            if value.stored == tuple(stored)
+            else self.builder.emit(relax.op.reshape(value.expr, list(stored)))
+        )
+
+    def integer(self, node: Node, macs: int) -> None:
+        """Note a layer that computes in integer."""
+        self.audit.integer.append(self.graph.site(node))
+        self.audit.integer_macs += macs // self.samples
+        self.audit.total_macs += macs // self.samples
+
+    def floating(self, node: Node, macs: int | None = None) -> None:
+        """Note an operator that computes in float, unless it only moves values."""
+        kind = family(node)
+        if kind in MOVEMENT | {"transpose", "pad", "concat", "max_pool"}:
+            return
+        macs = (layer_macs(self.graph).get(node, 0) if macs is None else macs) // self.samples
+        name = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
+        reason = node.meta.get("left") or REASONS.get(kind or "", "the operators around it are float")
+        self.audit.floating.append(FloatOperator(self.graph.site(node), name, reason, macs))
+        self.audit.total_macs += macs
+
+    def kernel(self, spec: Any) -> Kernel:
+        """The kernel of a spec; equal specs share one function."""
+        if spec not in self._kernels:
+            make = (
+                schedules.conv
+                if isinstance(spec, Conv)
+                else schedules.pool
+                if isinstance(spec, Pool)
+                else schedules.elementwise
+            )
+            self._add(spec, make(spec, self.machine), type(spec).__name__.lower())
+        return self._kernels[spec][1]
+
+    def _add(self, key: Any, kernel: Kernel, name: str) -> None:
+        function = kernel.function.without_attr("global_symbol").with_attr("op_pattern", OPAQUE)
+        self._kernels[key] = self.builder.add_func(function, name), kernel
+
+    def call(self, spec: Any, inputs: Sequence[Any], constants: Sequence[Any] = ()) -> Any:
+        """Call the kernel of a spec on expressions and arrays; the variable that holds its result."""
+        kernel = self.kernel(spec)
+        return self._call(
+            spec, [*inputs, *(relax.const(c, str(c.dtype)) for c in constants)], kernel.shape, kernel.dtype
+        )
+
+    def compute(
+        self, key: Any, function: Any, inputs: Sequence[Any], shape: Sequence[int], dtype: str, name: str
+    ) -> Any:
+        """Call a function of TIR made by `function()`, once for every `key`."""
+        if key not in self._kernels:
+            self._add(key, Kernel(function(), tuple(shape), dtype), name)
+        return self._call(key, inputs, shape, dtype)
+
+    def _call(self, key: Any, arguments: Sequence[Any], shape: Sequence[int], dtype: str) -> Any:
+        result = relax.TensorType([int(s) for s in shape], dtype)
+        return self.builder.emit(relax.call_tir(self._kernels[key][0], list(arguments), result))

@@ -1,0 +1,34 @@
+"""Fix the batch size of a graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from graphopt.graph import Graph, aten
+from graphopt.shapes import is_free
+
+
+def example_batch(graph: Graph) -> int:
+    """The batch size of the example a graph with a free batch was captured with."""
+    tensors = iter(graph.example.tensors())
+    return next(len(t) for node, t in zip(graph.inputs, tensors, strict=True) if is_free(node.meta["val"].shape[0]))
+
+
+def fix_batch(graph: Graph, batch: int) -> Graph:
+    """A copy of a graph whose free batch is this size."""
+    fixed = graph.clone()
+    mode = FakeTensorMode()
+    for node in fixed.placeholders:
+        fake: Any = node.meta["val"]
+        if isinstance(fake, Tensor):
+            sizes = [batch if is_free(s) else int(s) for s in fake.shape]
+            with mode:
+                node.meta["val"] = torch.empty(sizes, dtype=fake.dtype)
+    for node in fixed.calls(aten.sym_size.int):
+        node.replace_all_uses_with(batch)  # type: ignore[arg-type]
+    fixed.refresh()
+    return fixed

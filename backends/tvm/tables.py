@@ -1,0 +1,64 @@
+"""Integer kernels that stand beside the scheduled ones: products of codes, which may repeat an operand, and softmax.
+
+    product   q = sat(rne(f32((a - z_a)(b - z_b)) * (s_a s_b / s_y) + z_y))        product and sum rounded apart
+    softmax   e = table[255 - (largest - x)];  q = sat(rne(e * floor(1 / s_y) / sum e) + z_y)
+
+as `graphopt.integers.kernels` computes them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tvm import te, tirx
+
+from graphopt.deploy import Grid
+
+
+def product(a_shape: tuple[int, ...], b_shape: tuple[int, ...], out: tuple[int, ...], a: Grid, b: Grid, y: Grid) -> Any:
+    """(a, b) -> codes; operands of size 1 along a dimension are repeated."""
+    p = te.placeholder(a_shape, _name(a), "a")
+    q = te.placeholder(b_shape, _name(b), "b")
+    ratio = np.float32(a.scale) * np.float32(b.scale) / np.float32(y.scale)
+
+    def at(x: Any, sizes: tuple[int, ...], index: tuple[Any, ...]) -> Any:
+        return x[tuple(0 if n == 1 else i for n, i in zip(sizes, index, strict=True))].astype("int32")
+
+    def multiply(*index: Any) -> Any:
+        exact = (at(p, a_shape, index) - a.zero_point) * (at(q, b_shape, index) - b.zero_point)
+        value = exact.astype("float32") * tirx.const(float(ratio), "float32")
+        rounded = tirx.nearbyint(value + tirx.const(float(y.zero_point), "float32"))
+        return _clamp(rounded, y).astype(_name(y))
+
+    return te.create_prim_func([p, q, te.compute(out, multiply, "y")])
+
+
+def softmax(rows: tuple[int, int], x: Grid, y: Grid) -> Any:
+    """(codes [rows, length], exponentials [256]) -> codes."""
+    length = rows[1]
+    codes = te.placeholder(rows, _name(x), "x")
+    table = te.placeholder((256,), "float32", "table")
+    lowest = int(np.iinfo(_name(x)).min)
+    j, k = te.reduce_axis((0, length), "j"), te.reduce_axis((0, length), "k")
+    largest = te.compute(rows[:1], lambda i: te.max(codes[i, j].astype("int32"), axis=[j]), "largest")
+    e = te.compute(rows, lambda i, c: table[codes[i, c].astype("int32") - lowest + (255 - (largest[i] - lowest))], "e")
+    total = te.compute(rows[:1], lambda i: te.sum(e[i, k], axis=[k]), "total")
+    inverse = float(np.floor(np.float32(1) / np.float32(y.scale)))
+
+    def share(i: Any, c: Any) -> Any:
+        value = tirx.nearbyint(e[i, c] * tirx.const(inverse, "float32") / total[i]) + tirx.const(
+            float(y.zero_point), "float32"
+        )
+        return _clamp(value, y).astype(_name(y))
+
+    return te.create_prim_func([codes, table, te.compute(rows, share, "y")])
+
+
+def _clamp(value: Any, grid: Grid) -> Any:
+    low, high = (tirx.const(float(end), "float32") for end in (grid.quant_min, grid.quant_max))
+    return tirx.max(tirx.min(value, high), low)
+
+
+def _name(grid: Grid) -> str:
+    return str(grid.dtype).removeprefix("torch.")

@@ -1,0 +1,180 @@
+"""What a device will answer, computed in torch with the integers of its kernels.
+
+The deployed graph, in the dialect its backend lowers, becomes a graph of kernels on codes (`fusion.py`), which is interpreted
+node by node; a value is dropped when its last reader has run.
+
+    simulation = graphopt.simulate(graph, "arm")
+    simulation(images)                      the artifact's answer
+    simulation.codes(images)                the codes of every quantized value
+    simulation.mismatches(artifact, images) where an artifact, run on this machine, computes other codes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch.fx.node import Node
+
+from graphopt.artifact import Artifact
+from graphopt.deploy import deploy
+from graphopt.errors import InputError
+from graphopt.graph import Example, Graph
+from graphopt.integers.arithmetic import exact_products
+from graphopt.integers.fusion import fuse
+from graphopt.integers.machines import MACHINES
+from graphopt.numerics import FAKE_QUANTIZE, in_blocks
+from graphopt.targets import architecture
+
+Watch = Callable[[Node, str, Tensor], Tensor]
+Intermediate = Callable[[Any, list[str], list[Any]], dict[str, Any]]
+
+
+class Mismatch(NamedTuple):
+    """How one kernel's codes compare.
+
+    Attributes:
+        name: of the value in the artifact's model.
+        site: where it comes from in the original model.
+        kernel: what computed it: `conv`, `add`, `quantize`, ...
+        differing, total: codes that differ, and codes.
+        largest: difference, in steps.
+    """
+
+    name: str
+    site: str
+    kernel: str
+    differing: int
+    total: int
+    largest: int
+
+    def __str__(self) -> str:
+        return f"{self.site} ({self.kernel}, {self.name}): {self.differing} of {self.total} differ, by {self.largest} at most"
+
+
+class Simulation:
+    """A quantized graph that computes as the runtime does on one architecture.
+
+    Attributes:
+        machine: whose kernels: `x86_64` or `aarch64`.
+    """
+
+    def __init__(self, graph: Graph, machine: str, speak: Callable[[Graph], None], intermediate: Intermediate) -> None:
+        """Args:
+            graph: simulated, with fake-quantize nodes; it is not changed.
+            machine: see above.
+            speak: rewrites the deployed graph in place the way the backend does before it lowers it.
+            intermediate: (artifact, names, inputs) -> values inside the artifact by name.
+
+        Raises:
+            InputError: no values are quantized, or the machine is unknown.
+        """
+        if machine not in MACHINES:
+            raise InputError(f"no kernels are known for the machine {machine!r}; known: {', '.join(sorted(MACHINES))}")
+        _check_quantized(graph)
+        self.machine, self._intermediate = machine, intermediate
+        with exact_products():
+            self._graph = deploy(graph)
+            speak(self._graph)
+            self._names = fuse(self._graph, machine)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The answer, nested like the original model's.
+
+        Raises:
+            InputError: an input does not fit what the graph was captured for.
+        """
+        return self._run(args, kwargs, lambda node, name, codes: codes)
+
+    @property
+    def example(self) -> Example:
+        """The inputs the graph was captured with."""
+        return self._graph.example
+
+    def codes(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The codes of every quantized value by its name in the artifact's model, in the order they are computed."""
+        found: dict[str, Tensor] = {}
+
+        def keep(node: Node, name: str, codes: Tensor) -> Tensor:
+            found[name] = codes
+            return codes
+
+        self._run(args, kwargs, keep)
+        return found
+
+    def mismatches(self, artifact: Artifact, *args: Any, free_running: bool = False, **kwargs: Any) -> list[Mismatch]:
+        """Compare codes with those that an artifact of the same graph computes on this machine, in the order of execution.
+
+        Each kernel is given the artifact's own codes to compute with, so that a line tells what that kernel alone does;
+        with `free_running`, those the simulation computed, so that a difference spreads to what follows.
+
+        Raises:
+            InputError: this machine's architecture is not the simulated one, or the artifact is of another graph.
+        """
+        if self.machine != architecture():
+            raise InputError(
+                f"this machine is {architecture()}, the simulation computes as {self.machine}; "
+                f"simulate(..., machine={architecture()!r}) can be compared here"
+            )
+        tensors = self._graph.check_inputs(args, kwargs)
+        theirs = self._intermediate(artifact, list(self._names.values()), [t.numpy() for t in tensors])
+        found: list[Mismatch] = []
+
+        def compare(node: Node, name: str, codes: Tensor) -> Tensor:
+            if name not in theirs:  # the exporter merged it with an equal one
+                return codes
+            other = torch.from_numpy(theirs[name])
+            if other.shape != codes.shape or other.dtype != codes.dtype:
+                raise InputError(f"the artifact is of another graph: its value {name!r} has shape {list(other.shape)}")
+            apart = (codes.int() - other.int()).abs()
+            differing, largest = int((apart > 0).sum()), int(apart.max()) if apart.numel() else 0
+            site = self._graph.site(node)
+            found.append(Mismatch(name, site, _kernel(node), differing, codes.numel(), largest))
+            return codes if free_running else other
+
+        self._run(args, kwargs, compare)
+        return found
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], watch: Watch) -> Any:
+        tensors = iter(self._graph.check_inputs(args, kwargs))
+        fakes = [node.meta["val"] for node in self._graph.placeholders]
+        leaves = [next(tensors) if isinstance(fake, Tensor) else fake for fake in fakes]
+        interpreter = _Interpreter(self._graph.module, self._names, watch)
+        with exact_products():
+            answer = interpreter.run(*leaves, enable_io_processing=False)
+        return self._graph.module.graph.process_outputs(answer)
+
+    def __str__(self) -> str:
+        return str(self._graph)
+
+
+def _kernel(node: Node) -> str:
+    return str(getattr(node.target, "__name__", node.target)).partition(".")[0]
+
+
+class _Interpreter(fx.Interpreter):
+    """Hands the codes a node computed to `watch`, and goes on with what that returns."""
+
+    def __init__(self, module: fx.GraphModule, names: dict[Node, str], watch: Watch) -> None:
+        super().__init__(module)
+        self.names, self.watch = names, watch
+
+    def run_node(self, n: Node) -> Any:
+        result = super().run_node(n)
+        return self.watch(n, self.names[n], result) if n in self.names else result
+
+
+def _check_quantized(graph: Graph) -> None:
+    quantizers = graph.calls(FAKE_QUANTIZE)
+    if quantizers and all(map(in_blocks, quantizers)):
+        raise InputError(
+            "only weights are quantized, values stay float, so there are no integers to simulate; the graph itself answers "
+            "what the artifact answers, up to rounding (target.block_products='float32')"
+        )
+    if not quantizers:
+        raise InputError(
+            "the graph is not quantized, so there are no integers to simulate; "
+            "pass the graph of graphopt.optimize(...), or apply Quantize first"
+        )

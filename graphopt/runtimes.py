@@ -1,0 +1,49 @@
+"""The runtimes graphopt lowers to: one table, read wherever a backend is chosen.
+
+A backend is a module with `lower(graph, target, *, name)`, `load(folder, manifest)`, `audit(artifact)` and
+`simulate(graph, target, machine)`. It is imported when first needed, so that what it needs may be missing until then.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from typing import Any
+
+from graphopt.errors import InputError
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Attributes:
+    module: of the backend.
+    requires: the module that must be installed for it. distribution: what that is called by pip.
+    extra: of graphopt that installs it; empty where graphopt always does.
+    """
+
+    module: str
+    requires: str
+    distribution: str
+    extra: str = ""
+
+
+RUNTIMES = {
+    "onnxruntime": Runtime("graphopt.backends.onnxruntime", "onnxruntime", "onnxruntime"),
+    "tvm": Runtime("graphopt.backends.tvm", "tvm", "apache-tvm", "tvm"),
+}
+
+
+def backend(runtime: str) -> Any:
+    """The backend module of a runtime.
+
+    Raises:
+        InputError: there is no such runtime, or it is not installed; says how to install it.
+    """
+    if runtime not in RUNTIMES:
+        raise InputError(f"this graphopt has no runtime {runtime!r}; it has {', '.join(RUNTIMES)}")
+    entry = RUNTIMES[runtime]
+    if importlib.util.find_spec(entry.requires) is None:
+        wanted = f"graphopt[{entry.extra}]" if entry.extra else entry.distribution
+        raise InputError(f"the runtime {runtime!r} is not installed; install it with: pip install '{wanted}'")
+    return importlib.import_module(entry.module)
