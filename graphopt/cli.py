@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -96,6 +97,9 @@ def optimize(
     ] = None,
     estimator: Estimator = "mse",
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime while it is measured.")] = 1,
+    compiler: Annotated[
+        str | None, typer.Option(help="What links for a tvm- target, e.g. 'zig c++ -target aarch64-linux-gnu'.")
+    ] = None,
     measure: Annotated[bool, typer.Option(help="Measure the latency before and after.")] = True,
     dump: Annotated[Path | None, typer.Option(help="Folder for the text of the graph after every pass.")] = None,
     report: Annotated[Path | None, typer.Option(help="File for the report as JSON.")] = None,
@@ -105,6 +109,8 @@ def optimize(
         from graphopt import files, imports, targets
 
         found = targets.find(target)
+        if compiler is not None:
+            found = replace(found, compiler=compiler)
         if out is not None:
             files.check_replaceable(out)
         if report is not None:

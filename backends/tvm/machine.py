@@ -25,6 +25,7 @@ class Machine:
         vector_bytes, vector_registers: of the widest registers the kernels use; 4 bytes stand for no vectors.
         l1_bytes, l2_bytes: of data cache, per core.
         cores: that a kernel may use; 1 makes kernels that need no threads.
+        by_element: instructions multiply by one element of a vector, so that data is best loaded by the vector (NEON).
         dot: the instruction for sums of 8-bit products: `vpdpbusd` (u8 x s8), `sdot` (s8 x s8), `pmaddwd` (s16 x s16), or none.
     """
 
@@ -34,6 +35,7 @@ class Machine:
     l2_bytes: int = 256 << 10
     cores: int = 1
     dot: Dot = "none"
+    by_element: bool = False
 
     def lanes(self, dtype: str) -> int:
         """Elements of a type in one vector."""
@@ -72,9 +74,15 @@ PROFILES = {
 
 
 def machine(target: Any) -> Machine:
-    """For a tvm.target.Target of kind llvm."""
+    """For a tvm.target.Target.
+
+    Raises:
+        ValueError: it is no CPU.
+    """
     from tvm.target import codegen
 
+    if str(target.kind) != "llvm":
+        raise ValueError(f"these kernels are for CPUs, targets of kind 'llvm'; {target.kind!s} is none")
     cpu, triple = str(target.attrs.get("mcpu", "")), str(target.attrs.get("mtriple", ""))
     features = {str(feature) for feature in codegen.llvm_get_cpu_features(target)}
     at_hand = cpu == str(codegen.llvm_get_system_cpu()) and _architecture(triple) == _architecture(_system_triple())
@@ -85,8 +93,9 @@ def machine(target: Any) -> Machine:
         caches = (known.l1_bytes, known.l2_bytes, known.cores)
     else:
         caches = (32 << 10, 256 << 10, 4)
-    bytes_, registers, dot = _vectors(_architecture(triple), features)
-    return Machine(bytes_, registers, *caches, dot)
+    architecture = _architecture(triple)
+    vector_bytes, registers, dot = _vectors(architecture, features)
+    return Machine(vector_bytes, registers, *caches, dot, by_element=architecture == "aarch64")
 
 
 def host() -> Any:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
 
@@ -42,10 +42,13 @@ Pool = Callable[[Tensor, Grid, Grid], Tensor]
 class Window(NamedTuple):
     """How a layer moves over its input; empty for linear layers."""
 
-    stride: tuple[int, ...] = ()
-    padding: tuple[int, ...] = ()
-    dilation: tuple[int, ...] = ()
-    groups: int = 1
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+
+LINEAR = Window((), (), (), 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +74,7 @@ class LayerKernel:
     channel_dim: int
     grid: Grid | None
     pairs: Pairs | None = None
-    window: Window = field(default_factory=Window)
+    window: Window = LINEAR
 
     def __call__(self, x: Tensor) -> Tensor:
         sums = self.operator((x.int() - self.zero_point).to(self.weight.dtype), self.weight).int()

@@ -51,7 +51,8 @@ class Plan:
 
     @cached_property
     def staging(self) -> Staging:
-        return Staging.of(self.spec, self.dot.data, self.dot.depth, self.spec.zero_point)
+        overreaches = self.runs[1] % self.dot.depth != 0
+        return Staging.of(self.spec, self.dot.data, self.spec.zero_point, overreaches=overreaches)
 
     @cached_property
     def tile(self) -> Tile:
@@ -155,15 +156,24 @@ class Plan:
             sums.set(p * tile.vectors + v, start)
         origin = (image * self.staging.rows + row * spec.stride[0]) * width + column * (spec.stride[1] * c)
         origin = origin + block // self.blocks * (c // spec.groups)
-        step = self.block * dot.depth
-        with emit.serial(kh) as ry, emit.serial(kx) as rx, emit.serial(self.steps) as k:
-            here = origin + ry * (spec.dilation[0] * width) + rx * (spec.dilation[1] * c) + k * dot.depth
-            weights = (((block * kh + ry) * kx + rx) * self.steps + k) * step
-            for (p, (i, j)), v in product(enumerate(tile.pixels), range(tile.vectors)):
-                source = here + (i * spec.stride[0] * width + j * spec.stride[1] * c)
-                channel = weights + v * dot.lanes * dot.depth
-                at = p * tile.vectors + v
-                sums.set(at, dot.step(sums.get(at), x, source, flat["weight"], channel))
+        with emit.serial(kh) as ry, emit.serial(kx) as rx:
+            here = origin + ry * (spec.dilation[0] * width) + rx * (spec.dilation[1] * c)
+            weights = ((block * kh + ry) * kx + rx) * self.steps * (self.block * dot.depth)
+
+            def some(k: Expr, steps: int) -> None:
+                at = here + k * dot.depth
+                pixels = [at + (i * spec.stride[0] * width + j * spec.stride[1] * c) for i, j in tile.pixels]
+                loaded = [dot.load(x, pixel, steps) for pixel in pixels]
+                if steps > 1:
+                    loaded = [emit.let(vector) for vector in loaded]
+                for s, p in product(range(steps), range(len(pixels))):
+                    operand = dot.operand(loaded[p], s, steps)
+                    for v in range(tile.vectors):
+                        channel = weights + ((k + s) * self.block + v * dot.lanes) * dot.depth
+                        one = p * tile.vectors + v
+                        sums.set(one, dot.step(sums.get(one), operand, flat["weight"], channel))
+
+            emit.in_vectors(self.steps, dot.together(self.machine), some)
         return sums
 
     def _stores(self, flat: dict[str, Flat], sums: Registers, pixel: Expr, block: Expr) -> None:

@@ -11,13 +11,15 @@ Data of the other sign is moved by 128 on the way in (and its zero point with it
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
 
 from graphopt.backends.tvm.machine import Machine
 from graphopt.backends.tvm.schedules import emit
 from graphopt.backends.tvm.schedules.emit import Expr, Flat
-from graphopt.backends.tvm.schedules.specs import INTEGER
+from graphopt.backends.tvm.schedules.epilogue import INTEGER
 
 MADD = {64: "llvm.x86.avx512.pmaddw.d.512", 32: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.sse2.pmadd.wd"}
 
@@ -27,53 +29,57 @@ class Dot:
     """One step of a sum.
 
     Attributes:
+        kind: which of the above.
         depth: elements of the data that a step takes.
         data, weight, sum: dtypes.
         lanes: of the sum.
-        step: (acc, data, its index, weights, their index) -> acc. Weights lie [lanes, depth].
     """
 
+    kind: Literal["float", "vnni", "sdot", "madd", "none"]
     depth: int
     data: str
     weight: str
     sum: str
     lanes: int
-    step: Callable[[Expr, Flat, Expr, Flat, Expr], Expr]
+
+    def load(self, x: Flat, index: Expr, steps: int) -> Expr:
+        """The data of this many steps, as one vector with one element a step."""
+        if self.depth == 1:
+            return x.load(index, steps)
+        return emit.bits(x.load(index, steps * self.depth), emit.vector("int32", steps))
+
+    def operand(self, loaded: Expr, step: int, steps: int) -> Expr:
+        """One step of what was loaded, in every lane."""
+        if self.depth == steps == 1:
+            return emit.splat(emit.cast(loaded, self.sum), self.lanes)
+        one = emit.splat(loaded if steps == 1 else emit.element(loaded, step), self.lanes)
+        if self.depth == 1:  # widened last, as LLVM then sees a widening multiplication by an element
+            return emit.cast(one, self.sum, self.lanes)
+        return emit.bits(one, f"{'int16' if self.kind == 'madd' else 'int8'}x{self.depth * self.lanes}")
+
+    def step(self, acc: Expr, operand: Expr, w: Flat, index: Expr) -> Expr:
+        """acc + operand * weights; these lie [lanes, depth]."""
+        weights = w.load(index, self.depth * self.lanes)
+        dtype, bits = emit.vector("int32", self.lanes), 32 * self.lanes
+        if self.kind == "vnni":
+            return emit.intrinsic(dtype, f"llvm.x86.avx512.vpdpbusd.{bits}", acc, operand, weights)
+        if self.kind == "sdot":
+            return emit.intrinsic(dtype, "llvm.aarch64.neon.sdot", acc, weights, operand)
+        if self.kind == "madd":
+            return acc + emit.intrinsic(dtype, MADD[bits // 8], operand, weights)
+        return acc + operand * emit.cast(weights, self.sum, self.lanes)
+
+    def together(self, machine: Machine) -> int:
+        """Steps whose data is best loaded at once."""
+        return 16 // (self.depth * np.dtype(self.data).itemsize) if machine.by_element else 1
 
 
 def choose(data: str, machine: Machine) -> Dot:
     lanes = machine.lanes("float32")
     if data not in INTEGER:
-        return Dot(1, "float32", data, "float32", lanes, _multiply_add("float32", lanes))
+        return Dot("float", 1, "float32", data, "float32", lanes)
     if machine.dot == "vnni":
-        name = f"llvm.x86.avx512.vpdpbusd.{8 * machine.vector_bytes}"
-        return Dot(4, "uint8", "int8", "int32", lanes, _dot_of_four(name, "uint8", lanes))
+        return Dot("vnni", 4, "uint8", "int8", "int32", lanes)
     if machine.dot == "sdot":
-        return Dot(4, "int8", "int8", "int32", lanes, _dot_of_four("llvm.aarch64.neon.sdot", "int8", lanes))
-    if machine.dot == "madd":
-        return Dot(2, "int16", "int16", "int32", lanes, _dot_of_two(MADD[machine.vector_bytes], lanes))
-    return Dot(1, "int16", "int16", "int32", lanes, _multiply_add("int32", lanes))
-
-
-def _multiply_add(wide: str, lanes: int) -> Callable[[Expr, Flat, Expr, Flat, Expr], Expr]:
-    def step(acc: Expr, x: Flat, i: Expr, w: Flat, j: Expr) -> Expr:
-        return acc + emit.splat(emit.cast(x.load(i), wide), lanes) * emit.cast(w.load(j, lanes), wide, lanes)
-
-    return step
-
-
-def _dot_of_four(name: str, data: str, lanes: int) -> Callable[[Expr, Flat, Expr, Flat, Expr], Expr]:
-    def step(acc: Expr, x: Flat, i: Expr, w: Flat, j: Expr) -> Expr:
-        four = emit.splat(emit.bits(x.load(i, 4), "int32"), lanes)
-        operand = emit.bits(four, f"int8x{4 * lanes}")
-        return emit.intrinsic(f"int32x{lanes}", name, acc, operand, w.load(j, 4 * lanes))
-
-    return step
-
-
-def _dot_of_two(name: str, lanes: int) -> Callable[[Expr, Flat, Expr, Flat, Expr], Expr]:
-    def step(acc: Expr, x: Flat, i: Expr, w: Flat, j: Expr) -> Expr:
-        two = emit.bits(emit.splat(emit.bits(x.load(i, 2), "int32"), lanes), f"int16x{2 * lanes}")
-        return acc + emit.intrinsic(f"int32x{lanes}", name, two, w.load(j, 2 * lanes))
-
-    return step
+        return Dot("sdot", 4, "int8", "int8", "int32", lanes)
+    return Dot(machine.dot, 2 if machine.dot == "madd" else 1, "int16", "int16", "int32", lanes)

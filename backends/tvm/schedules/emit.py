@@ -114,12 +114,6 @@ def tasks(count: int, work: int, machine: Machine) -> Any:
 
 
 @contextmanager
-def when(condition: Expr) -> Iterator[None]:
-    with tir.If(condition), tir.Then():
-        yield
-
-
-@contextmanager
 def choice(condition: Expr) -> Iterator[tuple[Any, Any]]:
     """with choice(c) as (then, otherwise): with then: ...; with otherwise: ..."""
     with tir.If(condition):
@@ -140,6 +134,11 @@ def constant(value: float, dtype: str, lanes: int = 1) -> Expr:
 
 def cast(value: Expr, dtype: str, lanes: int = 1) -> Expr:
     return value.astype(vector(dtype, lanes))
+
+
+def element(value: Expr, i: int) -> Expr:
+    """One element of a vector."""
+    return tirx.Shuffle([value], [i])
 
 
 def bits(value: Expr, dtype: str) -> Expr:

@@ -7,7 +7,7 @@ With a tile of p pixels and v vectors a step of a sum does p v multiply-accumula
 for machines that multiply once and load twice a cycle. The bandwidth is that of the cache which holds the weights of one block of
 channels, read once for each tile. p v sums, v weights and one element of the data must fit the registers. Of all tiles that do,
 the one whose repetition over the whole result takes least is chosen; a tile that would reach beyond the edge is moved back over
-its neighbour, so every tile is full.
+its neighbour, so every tile is full. Where data is loaded by the vector, each pixel needs a register for it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ def for_sums(rows: int, columns: int, vectors: int, weights: int, machine: Machi
         read = v * machine.vector_bytes / _bandwidth(v * weights, machine)
         return (max(p * v, LATENCY, read) + (p + v) / 2) * tile.count(rows, columns, vectors)
 
-    return _least(cycles, rows, columns, vectors, lambda p, v: p * v + v + 1 <= machine.vector_registers)
+    def fits(p: int, v: int) -> bool:
+        return p * v + v + (p if machine.by_element else 1) <= machine.vector_registers
+
+    return _least(cycles, rows, columns, vectors, fits)
 
 
 def for_windows(
