@@ -74,9 +74,15 @@ PROFILES = {
 
 
 def machine(target: Any) -> Machine:
-    """For a tvm.target.Target of kind llvm."""
+    """For a tvm.target.Target.
+
+    Raises:
+        ValueError: it is no CPU.
+    """
     from tvm.target import codegen
 
+    if str(target.kind) != "llvm":
+        raise ValueError(f"these kernels are for CPUs, targets of kind 'llvm'; {target.kind!s} is none")
     cpu, triple = str(target.attrs.get("mcpu", "")), str(target.attrs.get("mtriple", ""))
     features = {str(feature) for feature in codegen.llvm_get_cpu_features(target)}
     at_hand = cpu == str(codegen.llvm_get_system_cpu()) and _architecture(triple) == _architecture(_system_triple())

@@ -13,8 +13,9 @@ from graphopt.backends.tvm.machine import Machine
 from graphopt.backends.tvm.schedules import depthwise, direct
 from graphopt.backends.tvm.schedules.elementwise import elementwise
 from graphopt.backends.tvm.schedules.emit import PASS_CONFIG, Kernel
+from graphopt.backends.tvm.schedules.epilogue import Codes, Epilogue, Sum
 from graphopt.backends.tvm.schedules.pooling import pool
-from graphopt.backends.tvm.schedules.specs import Add, Codes, Conv, Dequantize, Epilogue, Lookup, Pool, Quantize, Sum
+from graphopt.backends.tvm.schedules.specs import Add, Conv, Dequantize, Lookup, Pool, Quantize
 
 __all__ = [
     "PASS_CONFIG",

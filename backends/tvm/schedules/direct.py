@@ -51,7 +51,8 @@ class Plan:
 
     @cached_property
     def staging(self) -> Staging:
-        return Staging.of(self.spec, self.dot.data, self.dot.depth, self.spec.zero_point)
+        overreaches = self.runs[1] % self.dot.depth != 0
+        return Staging.of(self.spec, self.dot.data, self.spec.zero_point, overreaches=overreaches)
 
     @cached_property
     def tile(self) -> Tile:

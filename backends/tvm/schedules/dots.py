@@ -19,7 +19,7 @@ import numpy as np
 from graphopt.backends.tvm.machine import Machine
 from graphopt.backends.tvm.schedules import emit
 from graphopt.backends.tvm.schedules.emit import Expr, Flat
-from graphopt.backends.tvm.schedules.specs import INTEGER
+from graphopt.backends.tvm.schedules.epilogue import INTEGER
 
 MADD = {64: "llvm.x86.avx512.pmaddw.d.512", 32: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.sse2.pmadd.wd"}
 

@@ -10,7 +10,8 @@ import numpy as np
 from graphopt.backends.tvm.machine import Machine
 from graphopt.backends.tvm.schedules import emit, rounding
 from graphopt.backends.tvm.schedules.emit import Expr, Flat, Kernel
-from graphopt.backends.tvm.schedules.specs import INTEGER, Add, Dequantize, Elementwise, Lookup, Quantize
+from graphopt.backends.tvm.schedules.epilogue import INTEGER
+from graphopt.backends.tvm.schedules.specs import Add, Dequantize, Elementwise, Lookup, Quantize
 
 CHUNK = 4096  # elements of a task
 

@@ -9,8 +9,9 @@ import numpy as np
 from graphopt.backends.tvm.machine import Machine
 from graphopt.backends.tvm.schedules import emit, rounding
 from graphopt.backends.tvm.schedules.emit import Expr, Flat, Kernel
+from graphopt.backends.tvm.schedules.epilogue import INTEGER
 from graphopt.backends.tvm.schedules.sliding import Place, Sliding
-from graphopt.backends.tvm.schedules.specs import INTEGER, Pool
+from graphopt.backends.tvm.schedules.specs import Pool
 from graphopt.backends.tvm.schedules.staging import Staging
 
 

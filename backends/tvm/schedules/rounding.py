@@ -1,4 +1,4 @@
-"""From sums to results: requantize, add, clamp, on vectors in registers. The arithmetic is that of `specs`, bit by bit.
+"""From sums to results: requantize, add, clamp, on vectors in registers. The arithmetic is that of `epilogue`, bit by bit.
 
 Rounding adds M = 1.5 * 2^23: near M the float32 numbers are the whole numbers, so the addition itself rounds halves to even, and
 the low bits of the sum are the integer. It needs |v| < 2^22; saturating first, which commutes with rounding where the ends are
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from graphopt.backends.tvm.schedules import emit
 from graphopt.backends.tvm.schedules.emit import Expr
-from graphopt.backends.tvm.schedules.specs import Codes, Epilogue, Sum
+from graphopt.backends.tvm.schedules.epilogue import Codes, Epilogue, Sum
 
 MAGIC = 1.5 * 2**23
 MAGIC_BITS = 0x4B400000

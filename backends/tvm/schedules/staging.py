@@ -34,10 +34,10 @@ class Staging:
     fill: float
 
     @classmethod
-    def of(cls, spec: Conv | Pool, dtype: str, depth: int = 1, fill: float = 0) -> Staging:
-        """For a kernel that reads `dtype`, `depth` elements at a time."""
+    def of(cls, spec: Conv | Pool, dtype: str, fill: float = 0, *, overreaches: bool = False) -> Staging:
+        """For a kernel that reads `dtype`, and perhaps a few elements behind a pixel's last."""
         padded = any(p for pair in spec.padding for p in pair)
-        if not (padded or dtype != spec.data or spec.shape[3] % depth):
+        if not (padded or dtype != spec.data or overreaches):
             return cls(spec, dtype, False, *spec.shape[1:3], fill)
         rows, columns = (
             (o - 1) * s + d * (k - 1) + 1

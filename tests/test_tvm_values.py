@@ -1,0 +1,123 @@
+"""TVM's pooling, sums, tables and conversions against torch and ONNX Runtime, code by code."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip("tvm", reason="needs graphopt[tvm]")
+
+from tvm_running import HOST, SAME, onnx, onnx_sum, random, run
+
+from graphopt.backends.tvm import schedules as S
+from graphopt.backends.tvm.schedules import Codes, Pool, Sum, elementwise, pool
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="ONNX Runtime adds in fixed point elsewhere")
+def test_every_pair_of_codes_is_added_as_onnxruntime_does() -> None:
+    pairs = np.stack(np.meshgrid(np.arange(256), np.arange(256)), -1).reshape(-1, 2).astype(np.uint8)
+    a, b = (np.ascontiguousarray(column) for column in pairs.T)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        first, second = ((float(np.float32(rng.uniform(0.01, 1))), int(rng.integers(256))) for _ in range(2))
+        scale, zero_point = float(np.float32(rng.uniform(0.01, 2))), int(rng.integers(256))
+        spec = S.Add(a.shape, "uint8", "uint8", Sum.of(first, second, scale, Codes("uint8", zero_point)))
+        expected = onnx_sum(a, b, first, second, scale, zero_point)
+        np.testing.assert_array_equal(run(elementwise(spec, HOST), a, b), expected)
+
+
+POOLS = {
+    "3x3, stride 2, padded": Pool("max", (2, 9, 9, 20), (3, 3), (2, 2), SAME),
+    "2x2, 3 channels": Pool("max", (1, 8, 8, 3), (2, 2), (2, 2)),
+    "dilated": Pool("max", (1, 9, 9, 70), (3, 2), (1, 2), ((1, 1), (0, 0)), (2, 1)),
+}
+
+
+@pytest.mark.parametrize("data", ["float32", "uint8", "int8"])
+@pytest.mark.parametrize("name", POOLS)
+def test_maxima_are_what_torch_finds(name: str, data: str) -> None:
+    spec = replace(POOLS[name], data=data)
+    x = random(spec.shape, data) if data != "float32" else -np.abs(random(spec.shape, data))  # below padding with zeros
+    (top, _), (left, _) = spec.padding
+    values = torch.from_numpy(x.astype(np.float64)).permute(0, 3, 1, 2)
+    expected = F.max_pool2d(values, spec.kernel, spec.stride, (top, left), spec.dilation).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_array_equal(run(pool(spec, HOST), x), expected.astype(data))
+
+
+@pytest.mark.parametrize("count_padding", [True, False])
+@pytest.mark.parametrize("shape,kernel", [((2, 9, 9, 20), (3, 3)), ((1, 8, 8, 3), (2, 2)), ((1, 12, 12, 5), (6, 6))])
+def test_float_means_are_what_torch_computes(
+    shape: tuple[int, ...], kernel: tuple[int, int], count_padding: bool
+) -> None:
+    spec = Pool("average", shape, kernel, (2, 2), SAME, count_padding=count_padding)  # type: ignore[arg-type]
+    x = random(shape, "float32")
+    values = torch.from_numpy(x).double().permute(0, 3, 1, 2)
+    expected = F.avg_pool2d(values, kernel, 2, 1, count_include_pad=count_padding).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(run(pool(spec, HOST), x), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("count_padding", [True, False])
+def test_means_of_codes_over_windows_are_onnxruntimes(count_padding: bool) -> None:
+    shape = (1, 25, 25, 40)
+    spec = Pool(
+        "average", shape, (3, 3), (1, 1), SAME, data="uint8", zero_point=120, scale=0.037, result=Codes("uint8", 131),
+        result_scale=0.0191, count_padding=count_padding,
+    )  # fmt: skip
+    x = random(shape, "uint8")
+    quantized = [np.float32(0.037), np.uint8(120), np.float32(0.0191), np.uint8(131)]
+    expected = onnx(
+        "QLinearAveragePool", [x, *quantized], "com.microsoft", kernel_shape=(3, 3), pads=(1, 1, 1, 1), channels_last=1,
+        count_include_pad=int(count_padding),
+    )  # fmt: skip
+    np.testing.assert_array_equal(run(pool(spec, HOST), x), expected)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="ONNX Runtime averages in fixed point elsewhere")
+def test_means_of_codes_over_images_are_onnxruntimes() -> None:
+    shape = (3, 7, 7, 50)
+    spec = Pool(
+        "average",
+        shape,
+        (7, 7),
+        data="uint8",
+        zero_point=120,
+        scale=0.037,
+        result=Codes("uint8", 131),
+        result_scale=0.0071,
+    )
+    x = random(shape, "uint8")
+    quantized = [np.float32(0.037), np.uint8(120), np.float32(0.0071), np.uint8(131)]
+    expected = onnx("QLinearGlobalAveragePool", [x, *quantized], "com.microsoft", channels_last=1)
+    np.testing.assert_array_equal(run(pool(spec, HOST), x), expected)
+
+
+@pytest.mark.parametrize("codes", [Codes("uint8", 100), Codes("int8", -3), Codes("int8", 0, -7, 7)])
+def test_values_become_codes_and_back(codes: Codes) -> None:
+    ties = np.arange(-300, 300, dtype=np.float32) * np.float32(0.125)  # halves of the scale among them
+    x = np.concatenate([ties, 20 * random((5000,), "float32"), np.float32([1e30, -1e30, np.inf, -np.inf])])
+    scale = 0.25
+    q = run(elementwise(S.Quantize(x.shape, scale, codes), HOST), x)
+    zero = np.asarray(codes.zero_point, codes.dtype)
+    np.testing.assert_array_equal(q, onnx("QuantizeLinear", [x, np.float32(scale), zero]).clip(*codes.ends))
+    back = run(elementwise(S.Dequantize(x.shape, scale, codes.zero_point, codes.dtype), HOST), q)
+    np.testing.assert_array_equal(back, onnx("DequantizeLinear", [q, np.float32(scale), zero]))
+
+
+def test_float_sums_are_clamped() -> None:
+    a, b = random((3, 1111), "float32"), random((3, 1111), "float32", 1)
+    spec = S.Add(a.shape, clamp=(0.0, 1.0))
+    np.testing.assert_array_equal(run(elementwise(spec, HOST), a, b), (a + b).clip(0, 1))
+
+
+@pytest.mark.parametrize("data,result", [("uint8", "int8"), ("int8", "float32")])
+def test_codes_are_looked_up_from_the_lowest(data: str, result: str) -> None:
+    x, table = random((2, 5000), data), random((256,), result, 1)
+    lowest = int(np.iinfo(data).min)
+    np.testing.assert_array_equal(
+        run(elementwise(S.Lookup(x.shape, data, result), HOST), x, table), table[x.astype(int) - lowest]
+    )
