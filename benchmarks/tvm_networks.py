@@ -1,6 +1,6 @@
 """Networks through TVM on this machine: time in float and int8 beside ONNX Runtime, taken in turn, and equality with `simulate`.
 
-python benchmarks/tvm_networks.py [--images 500]
+python benchmarks/tvm_networks.py [--images 500] [--networks ResNet-20 MobileNetV1]
 """
 
 from __future__ import annotations
@@ -52,15 +52,20 @@ def measured(name: str, model: Any, calibration: torch.Tensor, x: torch.Tensor, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=500)
-    count = parser.parse_args().images
-    data = common.data()
-    cifar, imagenette = data.cifar10("test"), data.imagenette("val500")
-    rows = [
-        measured("ResNet-20", data.cifar_resnet(20), data.cifar10("train10k")[0][:256], *(t[:count] for t in cifar)),
-        measured(
-            "MobileNetV1", data.mobilenet_v1(), data.imagenette("train256")[0][:64], *(t[:count] for t in imagenette)
-        ),
-    ]
+    parser.add_argument("--networks", nargs="*", default=["ResNet-20", "MobileNetV1"])
+    options = parser.parse_args()
+    data, rows = common.data(), []
+    for name in options.networks:
+        common.log(name)
+        if name == "MobileNetV1":
+            model, calibration, test = (
+                data.mobilenet_v1(),
+                data.imagenette("train256")[0][:64],
+                data.imagenette("val500"),
+            )
+        else:
+            model, calibration, test = data.cifar_resnet(20), data.cifar10("train10k")[0][:256], data.cifar10("test")
+        rows.append(measured(name, model, calibration, *(t[: options.images] for t in test)))
     common.finish({"milliseconds of one image on one thread": rows}, None)
 
 
