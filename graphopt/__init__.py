@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from graphopt.analysis import Analysis, analyze
     from graphopt.api import Optimized, load, optimize, simulate
     from graphopt.artifact import Artifact
+    from graphopt.compliance import Violation, check
     from graphopt.graph import Graph
     from graphopt.targets import Target
 
 __all__ = [
-    "Analysis", "Artifact", "Graph", "Optimized", "Target", "__version__", "analyze", "load", "optimize", "simulate", "targets",
+    "Analysis", "Artifact", "Graph", "Optimized", "Target", "Violation", "__version__", "analyze", "check", "load", "optimize",
+    "simulate", "targets",
 ]  # fmt: skip
 
 _HOME = {
@@ -33,7 +35,9 @@ _HOME = {
     "Graph": "graphopt.graph",
     "Optimized": "graphopt.api",
     "Target": "graphopt.targets",
+    "Violation": "graphopt.compliance",
     "analyze": "graphopt.analysis",
+    "check": "graphopt.compliance",
     "load": "graphopt.api",
     "optimize": "graphopt.api",
     "simulate": "graphopt.api",

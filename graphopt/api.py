@@ -104,7 +104,7 @@ def optimize(
         estimator: how ranges are chosen: `minmax`, `percentile`, `mse`, `entropy`, `aciq` or `output_mse`.
         measure: measure latency before and after, where the target runs on this machine.
         threads: of the runtime while measuring.
-        dynamic_batch: let the batch size stay free where the model allows it.
+        dynamic_batch: let the batch size stay free where the model and the target allow it.
 
     Returns:
         The artifact, the report, and the simulated graph.
@@ -116,7 +116,7 @@ def optimize(
     _check_options(passes, evaluate, max_drop, rounding, average_bits, weight_only, (keep_macs, max_latency))
     chosen = find(target)
     backend = runtimes.backend(chosen.runtime)
-    graph, notes = _graph(model, example_inputs, dynamic_batch)
+    graph, notes = _graph(model, example_inputs, dynamic_batch and not chosen.static_shapes)
     report = Report(model=_name(model), target=chosen.name, notes=[*graph.notes, *notes])
     original = graph.clone()
     report.original = _original(graph)

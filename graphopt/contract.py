@@ -13,11 +13,16 @@ from graphopt.graph import Graph
 
 
 class Change(NamedTuple):
-    """One edit: where (a layer's name) and what, in a few words; `short` of what was asked for, where that was out of reach."""
+    """One edit: where (a layer's name) and what, in a few words."""
 
     site: str
     what: str
-    short: bool = False
+
+
+class Shortfall(Change):
+    """A change that is less than what was asked for, because that is out of reach; reports warn of it."""
+
+    __slots__ = ()
 
 
 class Timer(Protocol):

@@ -16,7 +16,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from graphopt import measure
-from graphopt.contract import Change, Pass
+from graphopt.contract import Change, Pass, Shortfall
 from graphopt.errors import GraphoptError, PassError
 from graphopt.files import write_atomically
 from graphopt.graph import Graph
@@ -104,7 +104,7 @@ def _step(
         name=name,
         options=_shown(transform),
         changes=[(change.site, change.what) for change in changes],
-        short=[change.what for change in changes if change.short],
+        short=[change.what for change in changes if isinstance(change, Shortfall)],
         seconds=seconds,
         parameters=measure.parameters(graph),
         macs=measure.macs(graph),

@@ -24,7 +24,7 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-from graphopt.contract import Change, Timer
+from graphopt.contract import Change, Shortfall, Timer
 from graphopt.graph import Graph
 from graphopt.masks import bake
 from graphopt.options import check_count, check_repeatable, check_share
@@ -145,7 +145,7 @@ class Factorize:
             return []
         met = "" if enough else f"; {wanted:.2f} was asked for, nothing faster was found"
         what = f"{best.before:.3g} -> {best.after:.3g} ms, {best.share:.2f} of the time{met}"
-        return [Change("(network)", what, short=not enough)]
+        return [Change("(network)", what) if enough else Shortfall("(network)", what)]
 
     def _apply(self, graph: Graph, plan: Plan) -> list[Change]:
         """Do what was chosen; what was left alone is said where anything was done."""

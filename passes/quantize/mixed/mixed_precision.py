@@ -30,7 +30,7 @@ from typing import ClassVar, TypeVar
 import numpy as np
 from torch import Tensor
 
-from graphopt.contract import Change, Timer
+from graphopt.contract import Change, Shortfall, Timer
 from graphopt.graph import Graph
 from graphopt.masks import bake
 from graphopt.numerics import FAKE_QUANTIZE, Format
@@ -121,7 +121,8 @@ class MixedPrecision:
         found = self.plan(graph)
         if all(format is None for format in found.formats.values()):  # within the budget, all may stay float
             return []
-        return [Change("(network)", found.summary(), short=not found.met), *self.quantize(found.formats)(graph)]
+        kind = Change if found.met else Shortfall
+        return [kind("(network)", found.summary()), *self.quantize(found.formats)(graph)]
 
     def quantize(self, formats: Mapping[str, object]) -> Quantize:
         """The pass that does what a plan's formats say."""

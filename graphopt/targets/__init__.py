@@ -1,0 +1,17 @@
+"""Targets: what a piece of hardware and its runtime can do, as plain data.
+
+A target decides number formats, where quantizers go and how the graph is lowered. Users may pass a `Target` of their own
+(`dataclasses.replace(find("arm"), ...)`) wherever a name is accepted.
+
+    target.py      what there is to say about one
+    cpus.py        CPUs through ONNX Runtime
+    compiled.py    CPUs through TVM
+    vendors.py     GPUs, DSPs and accelerators, fed by an ONNX file for their vendor's compiler
+    machine.py     the machine this runs on
+"""
+
+from graphopt.targets.known import find, host, names
+from graphopt.targets.machine import architecture, cpu_features, machine_here
+from graphopt.targets.target import Target
+
+__all__ = ["Target", "architecture", "cpu_features", "find", "host", "machine_here", "names"]

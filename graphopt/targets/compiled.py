@@ -1,0 +1,58 @@
+"""CPUs through TVM: machine code, compiled ahead of time."""
+
+from __future__ import annotations
+
+from graphopt.numerics import Format
+from graphopt.targets.cpus import SIGNED_WEIGHTS
+from graphopt.targets.families import TVM_INTEGER
+from graphopt.targets.target import Target
+
+
+def _tvm(name: str, description: str, architecture: str, triple: str = "", cpu: str = "", *features: str) -> Target:
+    """A target of TVM; kernels multiply u8 by s8 on x86, s8 by s8 elsewhere."""
+    return Target(
+        name=name,
+        description=f"{description} through TVM: compiled ahead of time",
+        runtime="tvm",
+        architecture=architecture,
+        weights=SIGNED_WEIGHTS,
+        activations=Format(bits=8, signed=architecture != "x86_64", symmetric=False),
+        integer=TVM_INTEGER,
+        channel_multiple=16,
+        decompose=frozenset(),
+        triple=triple,
+        cpu=cpu,
+        features=features,
+    )
+
+
+_ARM64 = {
+    "cortex-a53": "in-order 64-bit ARM cores (Raspberry Pi 3)",
+    "cortex-a72": "64-bit ARM cores (Raspberry Pi 4)",
+    "cortex-a76": "64-bit ARM cores with dot products (Raspberry Pi 5, phones)",
+    "neoverse-n1": "64-bit ARM servers (Graviton 2, Ampere Altra)",
+}
+_COMPILED = [
+    _tvm("tvm-x86", "the x86-64 CPU at hand", "x86_64"),
+    _tvm("tvm-arm64", "any 64-bit ARM CPU", "aarch64", "aarch64-linux-gnu", "generic"),
+    *(_tvm(f"tvm-{cpu}", text, "aarch64", "aarch64-linux-gnu", cpu) for cpu, text in _ARM64.items()),
+    _tvm(
+        "tvm-apple-m1", "Apple M1 and later, macOS", "aarch64", "arm64-apple-macos", "apple-a14"
+    ),  # LLVM's name of its cores
+    _tvm(
+        "tvm-armv7", "32-bit ARM CPUs with NEON (Cortex-A7)", "armv7l", "armv7a-linux-gnueabihf", "cortex-a7", "+neon"
+    ),
+    _tvm(
+        "tvm-riscv64",
+        "64-bit RISC-V CPUs",
+        "riscv64",
+        "riscv64-linux-gnu",
+        "generic-rv64",
+        "+m",
+        "+a",
+        "+f",
+        "+d",
+        "+c",
+    ),
+]
+COMPILED = {target.name: target for target in _COMPILED}

@@ -1,0 +1,43 @@
+"""Targets by name."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import replace
+
+from graphopt.errors import InputError
+from graphopt.targets.compiled import COMPILED
+from graphopt.targets.cpus import CPUS
+from graphopt.targets.machine import machine_here
+from graphopt.targets.target import Target
+from graphopt.targets.vendors import VENDORS
+
+KNOWN = CPUS | COMPILED | VENDORS
+
+
+def names() -> list[str]:
+    """The names `find` knows."""
+    return [*sorted(KNOWN), "host"]
+
+
+def find(target: str | Target) -> Target:
+    """The target of this name; a `Target` is returned as it is.
+
+    Raises:
+        InputError: the name is unknown; the message suggests the nearest and lists all.
+    """
+    if isinstance(target, Target):
+        return target
+    if target == "host":
+        return host()
+    if target not in KNOWN:
+        near = difflib.get_close_matches(str(target), names(), 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise InputError(f"unknown target {target!r}; {hint}Known targets: {', '.join(names())}")
+    return KNOWN[target]
+
+
+def host() -> Target:
+    """The machine this runs on."""
+    name = {"aarch64": "arm", "avx2": "x86-avx2"}.get(machine_here(), "x86")
+    return replace(KNOWN[name], name="host")

@@ -1,0 +1,82 @@
+"""What there is to say about a target."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from graphopt.errors import InputError
+from graphopt.numerics import Format
+from graphopt.targets.families import ONNXRUNTIME_INTEGER, ONNXRUNTIME_MOVES
+
+
+@dataclass(frozen=True)
+class Target:
+    """Hardware and runtime as facts.
+
+    Attributes:
+        name, description: how it is called and what it is.
+        runtime: the backend that lowers for it; see `graphopt.runtimes`.
+        architecture: `platform.machine()` of the hardware, for telling whether a latency can be measured here.
+        machine: whose integer kernels run there, as `graphopt.simulate` names them, where the architecture does not tell:
+            `avx2` for x86-64 without VNNI. None: the architecture's.
+        weights, activations: number formats of the integer kernels.
+        weight_formats, activation_formats: what the hardware takes beside those two.
+        source: where the facts come from.
+        vendor_compiler: the artifact is an ONNX file that the vendor's compiler reads, which knows no arithmetic on codes.
+        static_shapes: it needs to know the batch size.
+        weight_bits, activation_bits: the bits those kernels take: fewer are stored in the same integers, and take the same time.
+        float_layers: single layers may be left in float.
+        integer: operator families computed in integer.
+        moves: families that pass integer codes through unchanged, so that input and output share one grid.
+        shares: families whose inputs and output must have one grid.
+        float_output: families that may leave the integer region without a quantizer behind them.
+        channel_multiple: channel counts the kernels like, in channels.
+        depthwise_norm: a batch norm without a layer to fold into is fastest as a depthwise convolution.
+        decompose: activations to be written as operators the integer kernels know (of `hard_swish` and `silu`).
+        block_products: what weights in blocks are multiplied with: `int8`, values rounded block by block at run time, or
+            `float32`, exactly what the simulated graph computes but slow where the kernels unpack (2 and 8 bits).
+        triple, cpu, features: what a compiling runtime generates code for, in LLVM's words ("aarch64-linux-gnu", "cortex-a76",
+            ("+dotprod",)); an empty `cpu` is the machine at hand.
+        compiler: the command that links it; empty: the system's (cross) compiler.
+    """
+
+    name: str
+    description: str
+    runtime: str
+    architecture: str
+    weights: Format
+    activations: Format
+    weight_bits: tuple[int, ...] = tuple(range(2, 9))
+    activation_bits: tuple[int, ...] = tuple(range(2, 9))
+    float_layers: bool = True
+    integer: frozenset[str] = ONNXRUNTIME_INTEGER
+    moves: frozenset[str] = ONNXRUNTIME_MOVES
+    shares: frozenset[str] = frozenset()
+    float_output: frozenset[str] = frozenset({"linear"})
+    channel_multiple: int = 8
+    depthwise_norm: bool = True
+    decompose: frozenset[str] = frozenset({"hard_swish", "silu"})
+    block_products: Literal["int8", "float32"] = "int8"
+    machine: str | None = None
+    weight_formats: tuple[Format, ...] = ()
+    activation_formats: tuple[Format, ...] = ()
+    source: str = "measured on the runtime"
+    vendor_compiler: bool = False
+    static_shapes: bool = False
+    triple: str = ""
+    cpu: str = ""
+    features: tuple[str, ...] = ()
+    compiler: str = ""
+
+    def __post_init__(self) -> None:
+        if self.block_products not in ("int8", "float32"):
+            raise InputError(f"block_products must be 'int8' or 'float32', got {self.block_products!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for manifests and reports."""
+        data = asdict(self)
+        return {
+            k: sorted(v) if isinstance(v, frozenset) else list(v) if isinstance(v, tuple) else v
+            for k, v in data.items()
+        }
