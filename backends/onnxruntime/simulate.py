@@ -26,8 +26,10 @@ from graphopt.backends.onnxruntime.machines import MACHINES
 from graphopt.deploy import deploy
 from graphopt.errors import InputError
 from graphopt.graph import Graph
-from graphopt.numerics import FAKE_QUANTIZE, in_blocks
+from graphopt.numerics import in_blocks
+from graphopt.quantizers import is_uniform, quantizer_of, quantizers
 from graphopt.targets import Target, architecture
+from graphopt.twins import unquantized
 
 Watch = Callable[[Node, str, Tensor], Tensor]
 
@@ -157,13 +159,18 @@ def simulate(graph: Graph, target: Target, machine: str | None = None) -> Simula
     machine = machine or target.architecture
     if machine not in MACHINES:
         raise InputError(f"no kernels are known for the machine {machine!r}; known: {', '.join(sorted(MACHINES))}")
-    quantizers = graph.calls(FAKE_QUANTIZE)
-    if quantizers and all(map(in_blocks, quantizers)):
+    found = quantizers(graph)
+    if (other := next((node for node in found if not is_uniform(node)), None)) is not None:
+        raise InputError(
+            f"{unquantized(other).name} is in {quantizer_of(graph, other).format}, which has no integers of {target.runtime} to "
+            "simulate; the graph itself computes what a device with that format answers"
+        )
+    if found and all(map(in_blocks, found)):
         raise InputError(
             "only weights are quantized, values stay float, so there are no integers to simulate; the graph itself answers "
             "what the artifact answers, up to rounding (target.block_products='float32')"
         )
-    if not quantizers:
+    if not found:
         raise InputError(
             "the graph is not quantized, so there are no integers to simulate; "
             "pass the graph of graphopt.optimize(...), or apply Quantize first"
