@@ -9,7 +9,7 @@ Layout, all integers little-endian:
 
     bytes 0-7       "GRAPHOPT"
     bytes 8-15      length of the description, u64
-    bytes 16-47     SHA-256 of everything from byte 48 on
+    bytes 16-47     SHA-256 of everything else: bytes 0-15, then from byte 48 on
     from byte 48    the description, JSON, with spaces behind it so that what follows begins at a multiple of 64:
                     {"kind": "packed weights", "version": 1,
                      "tensors": {name: {"format": {"kind": "log", "bits": 8, ...}, "axis": 0, "shape": [out, in, 3, 3],
@@ -120,7 +120,7 @@ def write(graph: Graph, path: str | Path) -> list[str]:
     described = json.dumps({"kind": KIND, "version": VERSION, "tensors": tensors}, allow_nan=False).encode()
     described += b" " * (-(HEAD.size + len(described)) % ALIGNMENT)
     rest = described + bytes(body)
-    write_atomically(path, HEAD.pack(MAGIC, len(described), hashlib.sha256(rest).digest()) + rest)
+    write_atomically(path, HEAD.pack(MAGIC, len(described), checksum(len(described), rest)) + rest)
     return list(tensors)
 
 
@@ -143,12 +143,15 @@ def packed_weights(graph: Graph) -> dict[str, PackedWeight]:
     return found
 
 
+def checksum(length: int, rest: bytes) -> bytes:
+    """Of the whole file but the checksum itself."""
+    return hashlib.sha256(MAGIC + struct.pack("<Q", length) + rest).digest()
+
+
 def _same(one: PackedWeight, other: PackedWeight) -> bool:
     return one.quantizer.format == other.quantizer.format and all(
         torch.equal(a, b)
-        for a, b in zip(
-            (one.codes, *one.quantizer.parameters), (other.codes, *other.quantizer.parameters), strict=True
-        )
+        for a, b in zip((one.codes, *one.quantizer.parameters), (other.codes, *other.quantizer.parameters), strict=True)
     )
 
 
@@ -171,11 +174,11 @@ def read(path: str | Path) -> dict[str, PackedWeight]:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     if not content.startswith(MAGIC):
         raise InputError(f"{path} is no file of packed weights: it does not begin with {MAGIC.decode()}")
+    _, length, found = HEAD.unpack_from(content.ljust(HEAD.size, b"\0"))
     rest = content[HEAD.size :]
-    if len(content) < HEAD.size or hashlib.sha256(rest).digest() != HEAD.unpack_from(content)[2]:
+    if found != checksum(length, rest):
         raise InputError(f"{path} is damaged (its checksum does not fit); write it again")
     try:
-        length = HEAD.unpack_from(content)[1]
         described = json.loads(rest[:length])
         if described["kind"] == KIND and described["version"] <= VERSION:
             return {name: _weight(tensor, rest[length:]) for name, tensor in described["tensors"].items()}

@@ -31,7 +31,7 @@ from graphopt.targets import find
 FORMATS: list[NumberFormat] = [
     LogFormat(8), LogFormat(5, per_channel=True), LogFormat(16), BlockFloat(8), BlockFloat(3, block=5), Codebook(4),
     Codebook(3, per_channel=True), BFLOAT16, FLOAT16_WITHOUT_SUBNORMALS, Format(8, per_channel=True), Format(4), Format(16),
-    Format(6, signed=False, symmetric=False), Format(8, power_of_two=True),
+    Format(6, symmetric=False), Format(7, signed=False), Format(8, power_of_two=True),
 ]  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def test_files_that_lie_under_a_right_checksum_are_refused(tmp_path: Path) -> No
         change(described)  # type: ignore[operator]
         head = json.dumps(described).encode()
         rest = head + content[48 + length :]
-        path.write_bytes(packed.HEAD.pack(packed.MAGIC, len(head), packed.hashlib.sha256(rest).digest()) + rest)
+        path.write_bytes(packed.HEAD.pack(packed.MAGIC, len(head), packed.checksum(len(head), rest)) + rest)
 
     entry = "0.weight"
     for change in (
