@@ -193,7 +193,7 @@ def test_the_first_matching_pattern_wins() -> None:
 def test_an_excluded_layer_stays_float_and_is_reported() -> None:
     graph = capture(nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 2)), images(2))
     changes = apply(Quantize(X86, [[images(2)]], formats={"0": None}), graph)
-    assert ("0", "stays float: excluded by name") in changes
+    assert Change("0", "stays float: excluded by name") in changes
     assert graph.calls(torch.ops.aten.conv2d.default)[0].args[0].op == "placeholder"
 
 
