@@ -45,7 +45,7 @@ from graphopt.probe import samples as worth
 from graphopt.progress import track
 from graphopt.report import decibel, plain, portable, show
 from graphopt.twins import NONE, Twins
-from graphopt.units import Unit, bits, units
+from graphopt.units import Unit, units
 
 VALUES = 10  # shown unless asked otherwise
 WIDTH = 130  # of the tables as plain text
@@ -312,14 +312,17 @@ class _Meter:
             LayerDamage(
                 unit.name,
                 unit.operator,
-                bits(unit.weight) if unit.weight is not None else None,
-                bits(unit.value) if unit.value is not None else None,
+                self._bits(unit.weight),
+                self._bits(unit.value),
                 Effect(_worst([self.alone[unit]]), _worst(self.alone_output[unit])),
                 Effect(_worst([self.cumulative[unit]]), _worst(self.cumulative_output[unit])),
                 str(unit.node.meta.get("left", "")) if unit.is_float else "",
             )
             for unit in self.units
         ]
+
+    def _bits(self, quantizer: Node | None) -> int | None:
+        return self.uses[quantizer].quantizer.format.bits if quantizer is not None else None
 
     def values(self) -> list[ValueDamage]:
         found = []

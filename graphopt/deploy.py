@@ -5,6 +5,11 @@
     fake_quantize(value)    ->  dequantize(quantize(value))
     fake_quantize(relu(v))  ->  dequantize(quantize(v))           where the grid's own ends clip as the activation does
 
+Formats that no integer operator has (logarithms, floats, block floating point, codebooks) become float; their layers say why:
+
+    fake_quantize_log(weight)  ->  the rounded weight, in float       (`graphopt.packed` stores its codes)
+    fake_quantize_log(value)   ->  the value itself
+
 A clip with an upper end per channel (what equalization makes of ReLU6) has no integer kernel, but saturation is one. With e the
 code of a channel's end and m the last code of the grid, both in codes,
 
@@ -13,7 +18,7 @@ code of a channel's end and m the last code of the grid, both in codes,
 so two saturating additions do it. Where the value comes straight from a layer, `Quantize` has put the first addition into the
 layer's bias (`bias = fake_quantize(b + shift) - shift`), and one addition remains, which also clips at zero.
 
-Both forms compute the same values. Backends call this first; the simulated graph itself is left as it is.
+But for values in such formats, both forms compute the same. Backends call this first; the simulated graph is left as it is.
 """
 
 from __future__ import annotations
@@ -28,8 +33,10 @@ from torch.fx.node import Node
 from graphopt.blocks import DEQUANTIZE_BLOCKS, pack_weight
 from graphopt.graph import Graph
 from graphopt.masks import bake
-from graphopt.numerics import FAKE_QUANTIZE, in_blocks, quantize
+from graphopt.numerics import in_blocks, quantize
 from graphopt.ops import BIAS, Layer, aten, clamp_bounds, family
+from graphopt.quantizers import is_uniform, quantizer_of, quantizers
+from graphopt.units import FUSED
 
 Q: Any = torch.ops.quantized_decomposed
 
@@ -38,18 +45,38 @@ def deploy(graph: Graph) -> Graph:
     """A deployed copy of a simulated graph; a graph without quantizers, such as one deployed before, is copied unchanged."""
     deployed = graph.clone().eval()
     baked = bake(deployed)
-    quantizers = deployed.calls(FAKE_QUANTIZE)
+    found = quantizers(deployed)
     packed: dict[tuple[Any, ...], Node] = {}
-    for node in quantizers:
-        if in_blocks(node):
+    for node in found:
+        if not is_uniform(node):
+            _leave_in_float(deployed, node)
+        elif in_blocks(node):
             _pack(deployed, node, packed)
         elif deployed.is_constant(_evaluated(deployed, node.args[0])):  # type: ignore[arg-type]
             _store_codes(deployed, node)
         else:
             _quantize_value(deployed, node)
-    if quantizers or baked:
+    if found or baked:
         deployed.refresh()
     return deployed
+
+
+def _leave_in_float(graph: Graph, node: Node) -> None:
+    """Round a constant for good, or go past a value's quantizer; layers around it learn why they are float."""
+    source: Node = node.args[0]  # type: ignore[assignment]
+    quantizer, constant = quantizer_of(graph, node), graph.is_constant(source)
+    what = "its weights are" if constant else "a value beside it is"
+    producer = source
+    while family(producer) in FUSED:
+        producer = producer.args[0]  # type: ignore[assignment]
+    for layer in [producer, *node.users]:
+        if Layer.of(layer) is not None:
+            layer.meta.setdefault("left", f"{what} in {quantizer.format}, which has no integer operator")
+    if constant:
+        name = f"{source.target}_rounded"
+        graph.replace(node, graph.add_constant(name, quantizer(graph.tensor(source)), before=node))
+    else:
+        graph.replace(node, source)
 
 
 def _evaluated(graph: Graph, source: Node) -> Node:

@@ -12,13 +12,9 @@ from torch.fx.node import Node
 
 from graphopt.graph import Graph
 from graphopt.measure import Match
-from graphopt.numerics import dequantize, quantize
 from graphopt.observe import Histogram
+from graphopt.quantizers import quantizer_of
 from graphopt.report import decibel
-from graphopt.units import bits
-
-# Ends beyond any grid of 16 bits, yet close enough that codes are computed in float32 as the quantizer does.
-FAR = 2**22
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no equality that is a bool
@@ -29,7 +25,7 @@ class ValueDamage:
         name: of the layer that produces the value, or of the weight.
         kind: `value` or `weight`.
         bits: of its codes.
-        low, high: the ends of its grid; the outermost ones where each channel has its own.
+        low, high: the ends of its grid; the outermost ones where each channel has its own, infinite where blocks find their own.
         channels: how many grids it has: 1, or one per output channel.
         smallest, largest: what was seen.
         clipped: the share of elements beyond the ends of their grid (0 to 1).
@@ -76,34 +72,30 @@ class GridUse:
     """Learns from one tensor after another how a quantizer's grid is used; memory does not grow with their number."""
 
     def __init__(self, graph: Graph, quantizer: Node) -> None:
-        arguments: Any = quantizer.args
-        _, scale, zero_point, self.quant_min, self.quant_max, self.axis = arguments
-        self.scale, self.zero_point = graph.tensor(scale), graph.tensor(zero_point)
-        self.bits = bits(quantizer)
+        self.quantizer = quantizer_of(graph, quantizer)
         self.histogram = Histogram(samples=sys.maxsize)
         self.match = Match()
         self.elements = self.clipped = 0
-        self.used = torch.zeros(self.quant_max - self.quant_min + 1, dtype=torch.bool)
+        self.low, self.high = self.quantizer.ends
+        self.first, last = self.quantizer.format.code_range
+        self.used = torch.zeros(last - self.first + 1, dtype=torch.bool)
 
     def update(self, value: Tensor) -> None:
         self.histogram.update(value)
-        free = quantize(value, self.scale, self.zero_point, -FAR, FAR, self.axis)
-        codes = free.clamp(self.quant_min, self.quant_max)
-        self.clipped += int((free != codes).sum())
+        self.clipped += int(self.quantizer.clipped(value).sum())
         self.elements += value.numel()
-        self.used[(codes - self.quant_min).long().flatten()] = True
-        self.match.update(value, dequantize(codes, self.scale, self.zero_point, self.axis))
+        self.used[(self.quantizer.quantize(value) - self.first).long().flatten()] = True
+        self.match.update(value, self.quantizer(value))
 
     def damage(self, name: str, kind: str) -> ValueDamage:
-        ends = [(code - self.zero_point) * self.scale for code in (self.quant_min, self.quant_max)]
         reach, bins = self.histogram.reach, len(self.histogram.counts)
         return ValueDamage(
             name=name,
             kind=kind,
-            bits=self.bits,
-            low=float(ends[0].min()),
-            high=float(ends[1].max()),
-            channels=self.scale.numel(),
+            bits=self.quantizer.format.bits,
+            low=self.low,
+            high=self.high,
+            channels=self.quantizer.sets,
             smallest=self.histogram.low,
             largest=self.histogram.high,
             clipped=self.clipped / max(1, self.elements),

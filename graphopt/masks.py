@@ -19,8 +19,8 @@ from torch.fx.node import Node
 
 from graphopt.contract import Change
 from graphopt.graph import Graph
-from graphopt.numerics import FAKE_QUANTIZE
 from graphopt.ops import Layer, aten, value
+from graphopt.quantizers import is_quantizer
 
 
 class Mask(NamedTuple):
@@ -129,7 +129,7 @@ def zero_share(graph: Graph) -> float:
     counted: dict[Node, tuple[int, int]] = {}
     for layer in (layer for node in graph.calls() if (layer := Layer.of(node))):
         weight = layer.weight
-        if weight.target is FAKE_QUANTIZE:
+        if is_quantizer(weight):
             weight = weight.args[0]  # type: ignore[assignment]
         found = mask_of(graph, weight)
         if found is not None:

@@ -33,8 +33,8 @@ from torch.fx.node import Node
 
 from graphopt import measure
 from graphopt.graph import Graph
-from graphopt.numerics import FAKE_QUANTIZE
 from graphopt.ops import MOVEMENT, BatchNorm, Layer, argument, aten, clamp_bounds, family
+from graphopt.quantizers import is_quantizer
 from graphopt.twins import unquantized
 
 CLIPS = frozenset({"relu", "clamp", "channel_clamp"})
@@ -94,7 +94,7 @@ class Distributions:
             if source in self.unknown:
                 raise Unknown(self.unknown[source])
         kind = family(node)
-        if node.target is FAKE_QUANTIZE:
+        if is_quantizer(node):
             return self._of(node.args[0])
         if kind in CLIPS:
             return self._clip(graph, node)

@@ -92,16 +92,17 @@ def histogram(value: ValueDamage) -> Any:
     axes.stairs(counts, edges, fill=True, color=ALONE)
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.5)
-    axes.axvline(value.low, color=RANGE, linewidth=1.2)
-    label = "range" if value.channels == 1 else f"range, the widest of {value.channels} channels"
-    axes.axvline(value.high, color=RANGE, linewidth=1.2, label=label)
+    if math.isfinite(value.high):  # blocks that find their own exponents have no ends
+        axes.axvline(value.low, color=RANGE, linewidth=1.2)
+        label = "range" if value.channels == 1 else f"range, the widest of {value.channels} channels"
+        axes.axvline(value.high, color=RANGE, linewidth=1.2, label=label)
+        axes.legend(loc="upper right", fontsize=8)
     axes.set_title(
         f"{value.name}: {value.bits} bits, SQNR {decibel(value.sqnr_db)}, {value.clipped:.3%} clipped, "
         f"{value.used} of {value.codes} codes used",
         fontsize=9,
     )
     axes.set_ylabel("elements")
-    axes.legend(loc="upper right", fontsize=8)
     return figure
 
 

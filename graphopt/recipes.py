@@ -10,6 +10,7 @@ from torch import Tensor
 
 from graphopt.contract import Pass
 from graphopt.errors import InputError
+from graphopt.numerics import Format
 from graphopt.passes.absorb_bias import AbsorbHighBias
 from graphopt.passes.correct_bias import CorrectBias
 from graphopt.passes.decompose_activations import DecomposeActivations
@@ -81,13 +82,23 @@ def integer(
 
 
 def fewest_bits(target: Target, formats: Mapping[str, LayerFormat | None]) -> int:
-    """Of any layer's weights."""
-    chosen = [layer.weights for layer in formats.values() if layer and layer.weights]
-    return min(format.bits for format in [target.weights, *chosen])
+    """Of any layer's weights, those counted whose codes can be chosen."""
+    chosen = [target.weights, *(layer.weights for layer in formats.values() if layer and layer.weights)]
+    return min((format.bits for format in chosen if isinstance(format, Format)), default=FEW_BITS)
 
 
 def weight_bits(target: Target, formats: Mapping[str, LayerFormat | None]) -> dict[str, int | None]:
-    """What formats say about bits of weights; None: float."""
+    """What formats say about bits of weights; None: float.
+
+    Raises:
+        InputError: a format that is not uniform, which says more than its bits.
+    """
+    for name, layer in formats.items():
+        if layer and layer.weights and not isinstance(layer.weights, Format):
+            raise InputError(
+                f"average_bits and weight_only choose bits of uniform formats, but {name!r} is to have {layer.weights}; leave "
+                "one of them out"
+            )
     return {name: None if f is None else (f.weights or target.weights).bits for name, f in formats.items()}
 
 

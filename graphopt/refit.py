@@ -27,10 +27,10 @@ from torch.fx.node import Node
 
 from graphopt.frontier import Frontier, in_flight
 from graphopt.graph import Graph
-from graphopt.numerics import FAKE_QUANTIZE
 from graphopt.observe import values
 from graphopt.ops import BatchNorm, Layer, family, value
 from graphopt.patches import Moments, from_matrix, weight_matrix
+from graphopt.quantizers import is_quantizer
 
 RIDGE = 1e-3  # of the mean second moment
 BUDGET = 2**31  # bytes of values in flight at a layer, of both graphs; more is computed anew
@@ -60,11 +60,7 @@ class Join:
                 same = other.op != "get_attr" and value(other).shape == value(node).shape
                 return cls(other, norm) if same else None
             found = BatchNorm.of(reader)
-            if (
-                family(reader) != "identity"
-                and reader.target is not FAKE_QUANTIZE
-                and (found is None or norm is not None)
-            ):
+            if family(reader) != "identity" and not is_quantizer(reader) and (found is None or norm is not None):
                 return None
             norm, node = found or norm, reader
         return None

@@ -1,6 +1,6 @@
 """A simulated graph and its float twin, run side by side.
 
-The twin is the same graph with its quantizers bypassed: `fake_quantize(x)` gives x. Any set of quantizers may be active, and a
+The twin is the same graph with its quantizers bypassed: `quantizer(x)` gives x. Any set of quantizers may be active, and a
 run may begin in the middle, with the values in flight there, so that what one layer does to the network's output costs the rest
 of the network and no more.
 """
@@ -17,9 +17,9 @@ from torch.fx.node import Node
 
 from graphopt.errors import NonFiniteError
 from graphopt.graph import Graph
-from graphopt.numerics import FAKE_QUANTIZE
 from graphopt.observe import blame
 from graphopt.ops import Layer
+from graphopt.quantizers import is_quantizer, quantizers
 from graphopt.units import constants
 
 NONE: frozenset[Node] = frozenset()
@@ -35,7 +35,7 @@ class Twins:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.all = frozenset(graph.calls(FAKE_QUANTIZE))
+        self.all = frozenset(quantizers(graph))
         self._rounder: dict[Node, Node | None] = {}  # calls on layers' constants -> the quantizer among them
         self._float: dict[Node, Any] = {}
         self._rounded: dict[Node, Any] = {}
@@ -65,7 +65,7 @@ class Twins:
                 return (self._rounded if self._rounder[source] in active else self._float)[source]
             return values[source]
 
-        if node.target is FAKE_QUANTIZE and node not in active:
+        if is_quantizer(node) and node not in active:
             return read(node.args[0])  # type: ignore[arg-type]
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), read)
         return node.target(*args, **kwargs)  # type: ignore[operator]
@@ -101,14 +101,14 @@ class Twins:
         with torch.no_grad():
             self._float[node] = self.call(node, {}, NONE)
             self._rounded[node] = self.call(node, {}, self.all)
-        own = node if node.target is FAKE_QUANTIZE else None
+        own = node if is_quantizer(node) else None
         self._rounder[node] = own or next((n for n in inner if n is not None), None)
 
 
 def float_twin(graph: Graph) -> Graph:
     """The network before it was quantized: a copy that goes past every quantizer, weights and values alike."""
     twin = graph.clone().eval()
-    for node in twin.calls(FAKE_QUANTIZE):
+    for node in quantizers(twin):
         twin.replace(node, node.args[0])  # type: ignore[arg-type]
     twin.refresh()
     return twin
@@ -116,6 +116,6 @@ def float_twin(graph: Graph) -> Graph:
 
 def unquantized(value: Node) -> Node:
     """What a value is in front of its quantizers."""
-    while value.target is FAKE_QUANTIZE:
+    while is_quantizer(value):
         value = value.args[0]  # type: ignore[assignment]
     return value

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from torch.fx.node import Node
 
 from graphopt.graph import Graph
-from graphopt.numerics import FAKE_QUANTIZE
 from graphopt.ops import MOVEMENT, Layer, family
+from graphopt.quantizers import is_quantizer, quantizers
 
 FUSED = frozenset({"relu", "clamp", "channel_clamp"})
 KEEPS_GRID = MOVEMENT | {"max_pool"}
@@ -58,10 +58,10 @@ def units(graph: Graph) -> list[Unit]:
         if (layer := Layer.of(node)) is not None:
             history = constants(graph, layer)
             constant.update(history)
-            found[node] = _of_layer(graph, layer, {n for n in history if n.target is FAKE_QUANTIZE})
+            found[node] = _of_layer(graph, layer, set(filter(is_quantizer, history)))
     owner: dict[Node, Unit] = {}
     others: list[Unit] = []
-    for quantizer in graph.calls(FAKE_QUANTIZE):
+    for quantizer in quantizers(graph):
         if quantizer in constant:
             continue
         unit = _repeated(quantizer, owner)
@@ -71,7 +71,7 @@ def units(graph: Graph) -> list[Unit]:
             if unit is not None and unit.quantizers and unit.value is None:
                 unit.end, unit.path = quantizer, (source, *chain)
             else:
-                unit = _of_value(graph, source if source.target is not FAKE_QUANTIZE else chain[0], quantizer)
+                unit = _of_value(graph, chain[0] if is_quantizer(source) else source, quantizer)
                 others.append(unit)
             unit.value = quantizer
         owner[quantizer] = unit
@@ -89,14 +89,6 @@ def constants(graph: Graph, layer: Layer) -> list[Node]:
         history = _history(source) if isinstance(source, Node) else None
         found += [node for node in history or [] if node not in found]
     return found
-
-
-def bits(quantizer: Node) -> int:
-    """The width of a quantizer's codes."""
-    low, high = quantizer.args[3:5]
-    assert isinstance(low, int)
-    assert isinstance(high, int)
-    return (high - low).bit_length()
 
 
 def _history(node: Node) -> list[Node] | None:

@@ -26,9 +26,9 @@ from graphopt.contract import Change
 from graphopt.errors import InputError
 from graphopt.graph import Graph
 from graphopt.moments import Distributions
-from graphopt.numerics import FAKE_QUANTIZE, fake_quantize
 from graphopt.observe import PositionMean, Statistic, observe
 from graphopt.ops import Layer
+from graphopt.quantizers import is_quantizer, is_uniform
 from graphopt.twins import float_twin, unquantized
 
 
@@ -45,11 +45,10 @@ class CorrectBias:
     calibration: Iterable[list[Tensor]] | None = field(default=None, repr=False)
 
     def __call__(self, graph: Graph) -> list[Change]:
-        layers = [layer for node in graph.calls() if (layer := Layer.of(node)) and quantized_bias(layer) is not None]
         layers = [
             layer
-            for layer in layers
-            if layer.weight.target is FAKE_QUANTIZE and "bias_corrected" not in layer.node.meta
+            for node in graph.calls()
+            if (layer := Layer.of(node)) and rounded_bias(layer) is not None and "bias_corrected" not in node.meta
         ]
         if not layers:
             return []
@@ -87,18 +86,22 @@ class CorrectBias:
         """Shift the bias by what the lost part of the weight makes of the mean input, [in, *image]."""
         weight: Any = layer.weight
         constants = [graph.tensor(a) if isinstance(a, Node) else a for a in weight.args]
-        lost = constants[0].double() - fake_quantize(*constants).double()
+        lost = constants[0].double() - weight.target(*constants).double()
         response = layer.node.target(mean[None], lost, None, *layer.node.args[3:], **layer.node.kwargs)  # type: ignore[operator]
         shift = response.movedim(-1 - layer.dims, 0).flatten(1).mean(1)
-        found = quantized_bias(layer)
+        found = rounded_bias(layer)
         assert found is not None
         reader, bias = found
-        graph.set_constant(reader, 0, (graph.tensor(bias).double() + shift).to(graph.tensor(bias).dtype))
+        graph.set_constant(
+            reader, reader.args.index(bias), (graph.tensor(bias).double() + shift).to(graph.tensor(bias).dtype)
+        )
         layer.node.meta["bias_corrected"] = True
         return Change(graph.site(layer.node), f"bias moved by up to {float(shift.abs().max()):.3g}")
 
 
-def quantized_bias(layer: Layer) -> tuple[Node, Node] | None:
-    """`Layer.stored_bias` where a quantizer or a shift stands between; None where the layer reads the constant itself."""
+def rounded_bias(layer: Layer) -> tuple[Node, Node] | None:
+    """`Layer.stored_bias` of a layer whose weight is rounded; None where its weight alone is, and its values are float."""
     found = layer.stored_bias
-    return found if found is not None and found[0] is not layer.node else None
+    if found is None or not is_quantizer(layer.weight):
+        return None
+    return None if is_uniform(layer.weight) and found[0] is layer.node and not is_quantizer(layer.input) else found

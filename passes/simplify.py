@@ -25,8 +25,8 @@ from torch.fx.node import Node
 from graphopt.contract import Change
 from graphopt.graph import Graph
 from graphopt.masks import mask_of
-from graphopt.numerics import FAKE_QUANTIZE
 from graphopt.ops import MOVEMENT, argument, aten, clamp_bounds, family, is_float, shape, value
+from graphopt.quantizers import is_quantizer
 
 KEEPS_SHAPE_ONLY = MOVEMENT | {"pad"}
 CASTS = (aten.to.dtype, aten._to_copy.default, aten.to.dtype_layout, aten.to.device)
@@ -84,7 +84,7 @@ def _is_identity(node: Node) -> bool:
 def fold_constant(graph: Graph, node: Node) -> str:
     """Compute a call that reads only constants."""
     inputs = node.all_input_nodes
-    if not inputs or not all(graph.is_constant(n) for n in inputs) or node.target is FAKE_QUANTIZE:
+    if not inputs or not all(graph.is_constant(n) for n in inputs) or is_quantizer(node):
         return ""
     if mask_of(graph, node):
         return ""  # lives until a pass needs the weight as a constant

@@ -15,6 +15,7 @@ from rewriting import Model, apply, assert_close, randomised
 from torch import Tensor, nn
 
 from graphopt.graph import Graph
+from graphopt.numerics import BlockFloat, LogFormat
 from graphopt.passes.absorb_bias import AbsorbHighBias
 from graphopt.passes.correct_bias import CorrectBias
 from graphopt.passes.decompose_activations import DecomposeActivations
@@ -91,6 +92,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 PASSES: list[Any] = [
     Simplify(), FoldBatchNorm(), FoldBatchNorm(depthwise=True), FoldConstantChannels(), EqualizeChannels(), AbsorbHighBias(),
     DecomposeActivations(), Quantize(find("x86"), [[images(2)]], estimator="minmax"), ReestimateBatchNorm([[images(8)]]),
+    Quantize(find("x86"), [[images(2)]], weights=LogFormat(8), activations=BlockFloat(8), estimator="minmax"),
     QuantizeWeights(), CorrectBias(), RefineRanges([[images(4)]]),
     MixedPrecision(find("x86"), [[images(2)]], average_bits=5.0, choices=(4, 8), estimator="minmax"),
     Sparsify(0.5), Sparsify(0.5, criterion="obd", data=[[images(2)]], loss=lambda y, _: y.sum(), scope="global"), BakeMasks(),
@@ -126,7 +128,7 @@ def test_every_pass_keeps_to_the_contract(name: str, transform: Any, folded: boo
     changes = apply(transform, graph)
     after = state(graph)
     assert bool(changes) != same(before, after)  # it reports a change exactly when there is one
-    assert all(site and what for site, what in changes)
+    assert all(change.site and change.what for change in changes)
     with torch.no_grad():
         if transform.exact:
             assert_close(graph(x), model(x))

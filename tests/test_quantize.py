@@ -14,6 +14,7 @@ from blocks import BLOCKS, conv, images, lowered, model_of, simulated, target_of
 from rewriting import Model, apply, capture, names
 from torch import Tensor, nn
 
+from graphopt.contract import Change
 from graphopt.deploy import deploy
 from graphopt.errors import InputError, NonFiniteError
 from graphopt.graph import Graph
@@ -137,7 +138,7 @@ def test_hard_swish_is_two_grids_and_a_product() -> None:
 def test_a_transposed_conv_stays_float_and_says_why() -> None:
     graph = capture(nn.Sequential(conv(3, 4), nn.ReLU(), nn.ConvTranspose2d(4, 2, 2), conv(2, 2)), images(2))
     changes = apply(Quantize(X86, [[images(2)]]), graph)
-    assert ("2", "stays float: onnxruntime has no integer kernel for transposed convolutions") in changes
+    assert Change("2", "stays float: onnxruntime has no integer kernel for transposed convolutions") in changes
 
 
 def test_weights_are_per_channel_and_biases_on_the_accumulators_grid() -> None:
@@ -192,7 +193,7 @@ def test_the_first_matching_pattern_wins() -> None:
 def test_an_excluded_layer_stays_float_and_is_reported() -> None:
     graph = capture(nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 2)), images(2))
     changes = apply(Quantize(X86, [[images(2)]], formats={"0": None}), graph)
-    assert ("0", "stays float: excluded by name") in changes
+    assert Change("0", "stays float: excluded by name") in changes
     assert graph.calls(torch.ops.aten.conv2d.default)[0].args[0].op == "placeholder"
 
 

@@ -27,8 +27,10 @@ from graphopt.integers.arithmetic import exact_products
 from graphopt.integers.fusion import fuse
 from graphopt.integers.kernels import LayerKernel
 from graphopt.integers.machines import MACHINES
-from graphopt.numerics import FAKE_QUANTIZE, in_blocks
+from graphopt.numerics import in_blocks
+from graphopt.quantizers import is_uniform, quantizer_of, quantizers
 from graphopt.targets import machine_here
+from graphopt.twins import unquantized
 
 Watch = Callable[[Node, str, Tensor], Tensor]
 Before = Callable[[Node, tuple[Any, ...]], None]
@@ -224,13 +226,18 @@ class _Interpreter(fx.Interpreter):
 
 
 def _check_quantized(graph: Graph) -> None:
-    quantizers = graph.calls(FAKE_QUANTIZE)
-    if quantizers and all(map(in_blocks, quantizers)):
+    found = quantizers(graph)
+    if (other := next((node for node in found if not is_uniform(node)), None)) is not None:
+        raise InputError(
+            f"{unquantized(other).name} is in {quantizer_of(graph, other).format}, of which there are no integers to simulate; "
+            "the graph itself computes what a device with that format answers"
+        )
+    if found and all(map(in_blocks, found)):
         raise InputError(
             "only weights are quantized, values stay float, so there are no integers to simulate; the graph itself answers "
             "what the artifact answers, up to rounding (target.block_products='float32')"
         )
-    if not quantizers:
+    if not found:
         raise InputError(
             "the graph is not quantized, so there are no integers to simulate; "
             "pass the graph of graphopt.optimize(...), or apply Quantize first"

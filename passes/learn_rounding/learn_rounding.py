@@ -40,7 +40,6 @@ from graphopt.contract import Change
 from graphopt.errors import InputError
 from graphopt.frontier import Frontier, constant_calls
 from graphopt.graph import Graph
-from graphopt.numerics import FAKE_QUANTIZE
 from graphopt.options import check_count, check_repeatable
 from graphopt.overflow import Overflow
 from graphopt.passes.learn_rounding import bit_split
@@ -50,8 +49,9 @@ from graphopt.passes.learn_rounding.journal import Journal, fingerprint
 from graphopt.passes.learn_rounding.reconstruct import Reconstruction, Samples, Search
 from graphopt.passes.learn_rounding.soft import SoftWeight
 from graphopt.passes.learn_rounding.units import Unit, block_units, evaluate, layer_units, make_unit
-from graphopt.passes.learn_rounding.weights import Learned, Rounded, rounded_layers
+from graphopt.passes.learn_rounding.weights import Learned, Rounded, other_layers, rounded_layers
 from graphopt.progress import track
+from graphopt.quantizers import quantizers
 from graphopt.refit import Pairs
 from graphopt.second_moments import GroupedMoments
 from graphopt.steps import tie_biases
@@ -136,10 +136,18 @@ class LearnRounding:
         tie_biases(graph)
         for rounded in rounded_layers(graph):
             rounded.layer.node.meta["rounding_learned"] = True
-        return [Change(graph.site(node), note) for node, note in notes.items()]
+        left = [
+            Change(graph.site(node), f"left as it is: weights in {name}") for node, name in other_layers(graph).items()
+        ]
+        return [Change(graph.site(node), note) for node, note in notes.items()] + left
 
     def check(self, graph: Graph) -> list[Rounded]:
         found = rounded_layers(graph)
+        if not found and (others := other_layers(graph)):
+            raise InputError(
+                f"the weights are in {', '.join(sorted(set(others.values())))}, whose codes LearnRounding does not choose; "
+                "it is for uniform formats, CorrectBias is for all"
+            )
         if not found:
             raise InputError(
                 "the graph has no quantized weights; run Quantize before LearnRounding, or QuantizeWeights"
@@ -170,7 +178,7 @@ class LearnRounding:
 
     def fit_layers(self, graph: Graph, twin: Graph, journal: Journal) -> dict[Node, tuple[str, Tensor]]:
         """Round every layer under the quadratic of its inputs; of each a remark, and the weight that was rounded."""
-        values = set(graph.calls(FAKE_QUANTIZE)) - constant_calls(graph)
+        values = set(quantizers(graph)) - constant_calls(graph)
         names = {node.name: original(twin, node).name for node in values}
         pairs = Pairs(twin, graph, self.data, names)
         layers = track(rounded_layers(graph), "rounding layers")

@@ -27,6 +27,7 @@ from graphopt.graph import Graph
 from graphopt.numerics import FAKE_QUANTIZE
 from graphopt.ops import family, is_float
 from graphopt.passes.learn_rounding.weights import rounded_layers
+from graphopt.quantizers import is_quantizer
 
 BLOCK, MOST = 2, 12  # layers
 LAYERS = ("conv", "conv_transpose", "linear")
@@ -143,7 +144,7 @@ def _behind(node: Node) -> Node:
 
 
 def _follows(node: Node) -> bool:
-    return family(node) in FOLLOWING or node.target is FAKE_QUANTIZE
+    return family(node) in FOLLOWING or is_quantizer(node)
 
 
 def evaluate(graph: Graph, unit: Unit, values: list[Tensor]) -> Tensor:

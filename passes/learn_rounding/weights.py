@@ -16,6 +16,7 @@ from graphopt.graph import Graph
 from graphopt.numerics import FAKE_QUANTIZE, SMALLEST_SCALE, in_blocks
 from graphopt.ops import Layer, aten
 from graphopt.quadratic import Lattice
+from graphopt.quantizers import is_quantizer, is_uniform, quantizer_of
 from graphopt.steps import power_of_two
 
 ROOM = 2.0**30  # codes of a bias, at most
@@ -70,7 +71,7 @@ class Rounded:
 
     def least_scale(self, graph: Graph) -> Tensor:
         """The smallest scales [out] with which the bias fits into 32 bits."""
-        if self.bias is None:
+        if self.bias is None or not is_uniform(self.layer.input):  # a float bias, or none
             return torch.full((self.layer.out_channels,), SMALLEST_SCALE)
         step = graph.tensor(self.layer.input.args[1])  # type: ignore[arg-type]
         return (graph.tensor(self.bias[1]).abs() / (ROOM * step)).clamp(min=SMALLEST_SCALE)
@@ -120,3 +121,13 @@ class Learned:
 def rounded_layers(graph: Graph) -> list[Rounded]:
     """All of them, in execution order."""
     return [found for node in graph.calls() if (found := Rounded.of(graph, node)) is not None]
+
+
+def other_layers(graph: Graph) -> dict[Node, str]:
+    """The layers whose weights are rounded to another format than a uniform one, and its name."""
+    layers = [layer for node in graph.calls() if (layer := Layer.of(node))]
+    return {
+        layer.node: str(quantizer_of(graph, layer.weight).format)
+        for layer in layers
+        if is_quantizer(layer.weight) and not is_uniform(layer.weight)
+    }

@@ -21,8 +21,9 @@ import networkx as nx
 from torch.fx.node import Node
 
 from graphopt.graph import Graph
-from graphopt.numerics import FAKE_QUANTIZE, Format
+from graphopt.numerics import NumberFormat
 from graphopt.ops import Layer, family, is_float, shape
+from graphopt.quantizers import is_quantizer
 from graphopt.targets import Target
 
 FUSED = frozenset({"relu", "clamp", "channel_clamp"})  # activations that a quantizer's own clipping can express
@@ -33,15 +34,15 @@ STARTS = frozenset({"conv", "linear"})
 class LayerFormat:
     """Formats of one layer, where they differ from the target's: weights, and the values it produces."""
 
-    weights: Format | None = None
-    activations: Format | None = None
+    weights: NumberFormat | None = None
+    activations: NumberFormat | None = None
 
 
 @dataclass
 class Grid:
     """One quantization grid and the values on it."""
 
-    format: Format
+    format: NumberFormat
     produced: list[Node] = field(default_factory=list)  # ends of units: every reader sees the quantized value
     moved: list[Node] = field(default_factory=list)  # likewise, but their range is that of what they move
     entered: list[tuple[Node, list[Node]]] = field(default_factory=list)  # float values and their integer readers
@@ -55,7 +56,7 @@ class Grid:
 class Plan:
     """What is integer: layers with their weight format, and the grids of the values between units."""
 
-    layers: dict[Node, Format]
+    layers: dict[Node, NumberFormat]
     grids: list[Grid]
     left: dict[Node, str]  # layers that stay float, and why
     operators: dict[Node, Node]  # the last call of every unit -> its operator, whose name a value's format goes by
@@ -70,7 +71,11 @@ def override(name: str, formats: Mapping[str, LayerFormat | None]) -> tuple[bool
 
 
 def place(
-    graph: Graph, target: Target, weights: Format, activations: Format, formats: Mapping[str, LayerFormat | None]
+    graph: Graph,
+    target: Target,
+    weights: NumberFormat,
+    activations: NumberFormat,
+    formats: Mapping[str, LayerFormat | None],
 ) -> Plan:
     """Decide what is computed in integer. See the head of this file."""
     return _Placement(graph, target, weights, activations, formats).plan()
@@ -81,13 +86,13 @@ class _Placement:
         self,
         graph: Graph,
         target: Target,
-        weights: Format,
-        activations: Format,
+        weights: NumberFormat,
+        activations: NumberFormat,
         formats: Mapping[str, LayerFormat | None],
     ) -> None:
         self.graph, self.target, self.formats = graph, target, formats
         self.weights, self.activations = weights, activations
-        self.layers: dict[Node, Format] = {}
+        self.layers: dict[Node, NumberFormat] = {}
         self.left: dict[Node, str] = {}
         self.ends: dict[Node, Node] = {}  # last node of a unit -> its operator
         self.float_ends: set[Node] = set()
@@ -123,7 +128,7 @@ class _Placement:
     def start(self, node: Node, chosen: LayerFormat | None) -> None:
         layer = Layer.of(node)
         assert layer is not None
-        if layer.weight.target is FAKE_QUANTIZE:
+        if is_quantizer(layer.weight):
             self.left[node] = "its weights alone are quantized"
         elif not self.graph.is_constant(layer.weight) or (
             layer.bias is not None and not self.graph.is_constant(layer.bias)
@@ -215,7 +220,7 @@ class _Placement:
             found.append((position(members[0]), grid))
         return [grid for _, grid in sorted(found, key=lambda pair: pair[0])]
 
-    def format_of(self, members: list[Node | tuple[str, Node]]) -> Format:
+    def format_of(self, members: list[Node | tuple[str, Node]]) -> NumberFormat:
         for member in members:
             node = self.ends.get(member) if isinstance(member, Node) else None
             if node is not None:

@@ -26,7 +26,7 @@ from scipy.special import lambertw
 from scipy.stats import norm
 from torch import Tensor
 
-from graphopt.numerics import Format, dequantize, quantize, scale_and_zero_point
+from graphopt.numerics import Format, dequantize, least_error_range, quantize, scale_and_zero_point
 from graphopt.observe import Histogram
 
 PERCENTILE = 99.99
@@ -37,7 +37,7 @@ def minmax(histogram: Histogram, format: Format) -> tuple[float, float]:
     return histogram.low, histogram.high
 
 
-def percentile(histogram: Histogram, format: Format, percent: float = PERCENTILE) -> tuple[float, float]:
+def percentile(histogram: Histogram, format: Format | None = None, percent: float = PERCENTILE) -> tuple[float, float]:
     edge = (100 - percent) / 100
     low, high = _quantile(histogram, edge), _quantile(histogram, 1 - edge)
     return max(low, histogram.low), min(high, histogram.high)
@@ -199,19 +199,7 @@ def weight_range(weight: Tensor, format: Format, method: str) -> tuple[Tensor, T
         end = clipping_end(flat.abs().mean(1), flat.square().mean(1), format.bits).to(flat.dtype)
         low, high = torch.maximum(low, -end), torch.minimum(high, end)
     if method == "mse":
-        best, best_low, best_high = torch.full_like(low, torch.inf), low, high
-        for step in range(80):
-            share = 1 - step / 100
-            scale, zero_point = scale_and_zero_point(low * share, high * share, format)
-            codes = quantize(flat, scale, zero_point, format.quant_min, format.quant_max, 0)
-            error = (dequantize(codes, scale, zero_point, 0) - flat).square().sum(1)
-            better = error < best
-            best = torch.where(better, error, best)
-            best_low, best_high = (
-                torch.where(better, low * share, best_low),
-                torch.where(better, high * share, best_high),
-            )
-        low, high = best_low, best_high
+        low, high = least_error_range(flat, format)
     return (low, high) if format.per_channel else (low[0], high[0])
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, fx
 from torch.fx.node import Node
 
 from graphopt.graph import Graph
-from graphopt.numerics import fake_quantize, scale_and_zero_point
+from graphopt.numerics import Format, fake_quantize, scale_and_zero_point
 from graphopt.observe import Histogram
 from graphopt.ops import family, is_float
 from graphopt.passes.quantize.placement import FUSED, Grid
@@ -33,10 +33,10 @@ SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.35, 0.2, 0.1)  # of the widest range
 Range = tuple[float, float]
 
 
-def candidates(histogram: Histogram, grid: Grid) -> list[Range]:
+def candidates(histogram: Histogram, format: Format) -> list[Range]:
     """The ranges that compete, the least squared error first (it is taken where nothing tells them apart)."""
     names = ["mse", *(name for name in ESTIMATORS if name != "mse")]
-    found = [ESTIMATORS[name](histogram, grid.format) for name in names]
+    found = [ESTIMATORS[name](histogram, format) for name in names]
     found += [(histogram.low * share, histogram.high * share) for share in SHARES]
     return list(dict.fromkeys(found))
 
@@ -93,6 +93,7 @@ class _Trial(fx.Interpreter):
         if not found:
             return
         key, format = (index, reader), self.grids[index].format
+        assert isinstance(format, Format)
         lost = []
         for low, high in self.options[index]:
             scale, zero = scale_and_zero_point(torch.tensor(low), torch.tensor(high), format)

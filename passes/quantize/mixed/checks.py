@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
+from graphopt.numerics import Format
 from graphopt.options import check_count, check_repeatable
 from graphopt.passes.quantize.mixed.cost import FLOAT
 from graphopt.passes.quantize.mixed.space import Bits
@@ -20,6 +21,12 @@ BUDGETS = ("average_bits", "max_bytes", "max_bit_operations", "max_latency_ms")
 
 def check(options: MixedPrecision) -> None:
     """Raise `ValueError` where an option does not fit, or asks for bits that the target does not have."""
+    for name, own in (("weights", options.target.weights), ("activations", options.target.activations)):
+        if not isinstance(own, Format):
+            raise ValueError(
+                f"MixedPrecision chooses bits of uniform formats, but the {name} of target {options.target.name!r} are {own}; "
+                "use Quantize with formats by layer"
+            )
     check_repeatable(options.data)
     check_count("episodes", options.episodes)
     for name, known in (("sensitivity", get_args(Sensitivity)), ("solver", get_args(Solver))):

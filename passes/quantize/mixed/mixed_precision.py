@@ -33,7 +33,7 @@ from torch import Tensor
 from graphopt.contract import Change, Shortfall, Timer
 from graphopt.graph import Graph
 from graphopt.masks import bake
-from graphopt.numerics import FAKE_QUANTIZE, Format
+from graphopt.numerics import Format
 from graphopt.observe import Range
 from graphopt.passes.quantize.mixed import ilp
 from graphopt.passes.quantize.mixed.agent import search
@@ -57,6 +57,7 @@ from graphopt.passes.quantize.mixed.space import Bits, Pin, Space
 from graphopt.passes.quantize.mixed.trials import Network
 from graphopt.passes.quantize.placement import Grid
 from graphopt.passes.quantize.quantize import Quantize, check_weights
+from graphopt.quantizers import quantizers
 from graphopt.targets import Target
 
 B = TypeVar("B", int, Bits)
@@ -116,7 +117,7 @@ class MixedPrecision:
         self.quantize({})  # checks the estimators
 
     def __call__(self, graph: Graph) -> list[Change]:
-        if graph.calls(FAKE_QUANTIZE):
+        if quantizers(graph):
             return []
         found = self.plan(graph)
         if all(format is None for format in found.formats.values()):  # within the budget, all may stay float

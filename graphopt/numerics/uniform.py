@@ -1,4 +1,4 @@
-"""Number formats and the arithmetic of uniform quantization.
+"""Whole numbers times a scale: the uniform integer formats and their arithmetic.
 
     q    = clamp(round(x / scale) + zero_point, quant_min, quant_max)      round half to even
     x^   = (q - zero_point) * scale
@@ -11,6 +11,8 @@ The operator `graphopt::fake_quantize` computes x^ with a gradient: straight-thr
 
 Scale and zero point are one number, or run along one dimension of x (`axis`), or, with `block` = B, along x with B elements of
 that dimension to each: the shape of x with ceil(n / B) in place of n, as in ONNX from opset 21. (The last block may be shorter.)
+
+Parameters: `scale`, float32, and `zero_point`, int32, [] or [channels].
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx.node import Node
+
+from graphopt.numerics.protocol import Method, Parameters, Quantizer, blocks_of, broadcast, check_bits, rows
 
 SMALLEST_SCALE = 2.0**-40  # keeps products of two scales far from float32's subnormals
 
@@ -45,8 +49,7 @@ class Format:
     power_of_two: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bits, int) or not 2 <= self.bits <= 16:
-            raise ValueError(f"bits must be a whole number from 2 to 16, got {self.bits!r}")
+        check_bits(self.bits, 2, 16)
 
     @property
     def quant_min(self) -> int:
@@ -69,6 +72,60 @@ class Format:
         words = [f"{'s' if self.signed else 'u'}{self.bits}", "symmetric" if self.symmetric else "affine"]
         words += ["per channel" if self.per_channel else "per tensor"]
         return " ".join(words + ["power of two"] * self.power_of_two)
+
+    # ---- As every number format (`graphopt.numerics.protocol`) ------------------------------------------------------
+
+    @property
+    def block(self) -> int:
+        return 0
+
+    @property
+    def code_range(self) -> tuple[int, int]:
+        return self.quant_min, self.quant_max
+
+    @property
+    def operator(self) -> Any:
+        return FAKE_QUANTIZE
+
+    def fit(self, x: Tensor, axis: int = -1, method: Method = "minmax", importance: Tensor | None = None) -> Quantizer:
+        axis = axis if self.per_channel else -1
+        flat = rows(x.detach(), axis)
+        low, high = torch.aminmax(flat, dim=1)
+        if method == "mse":
+            low, high = least_error_range(flat, self, rows(importance, axis) if importance is not None else None)
+        scale, zero_point = scale_and_zero_point(low, high, self)
+        return Quantizer(self, (scale, zero_point) if axis >= 0 else (scale[0], zero_point[0]), axis)
+
+    def fit_values(self, low: float, high: float, seen: Tensor, counts: Tensor, axis: int, method: Method) -> Quantizer:
+        if method == "mse":
+            low, high = (float(end[0]) for end in least_error_range(seen[None].float(), self, counts[None]))
+        return Quantizer(self, scale_and_zero_point(torch.tensor(low), torch.tensor(high), self))
+
+    def quantize(self, x: Tensor, parameters: Parameters, axis: int) -> Tensor:
+        scale, zero_point = parameters
+        return quantize(x, scale, zero_point, self.quant_min, self.quant_max, axis).int()
+
+    def dequantize(self, codes: Tensor, parameters: Parameters, axis: int) -> Tensor:
+        scale, zero_point = parameters
+        return dequantize(codes, scale, zero_point, axis)
+
+    def ends(self, parameters: Parameters) -> tuple[float, float]:
+        scale, zero_point = parameters
+        low, high = ((code - zero_point) * scale for code in self.code_range)
+        return float(low.min()), float(high.max())
+
+    def arguments(self, parameters: Parameters, axis: int) -> tuple[Any, ...]:
+        return (*parameters, self.quant_min, self.quant_max, axis)
+
+
+def from_arguments(scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, axis: int) -> Quantizer:
+    """What these arguments of `fake_quantize` say; scales that all are powers of two count as such by choice."""
+    bits = (quant_max - quant_min).bit_length()
+    signed = quant_min < 0
+    middle = 0 if signed else 1 << (bits - 1)
+    symmetric = quant_min == -quant_max if signed else bool((zero_point == middle).all())
+    power_of_two = bool((torch.frexp(scale).mantissa == 0.5).all())
+    return Quantizer(Format(bits, signed, symmetric, axis >= 0, power_of_two), (scale, zero_point), axis)
 
 
 def scale_and_zero_point(low: Tensor, high: Tensor, format: Format) -> tuple[Tensor, Tensor]:
@@ -101,17 +158,20 @@ def scale_and_zero_point(low: Tensor, high: Tensor, format: Format) -> tuple[Ten
     return scale, zero_point.int()
 
 
-def blocks_of(length: int, block: int) -> Tensor:
-    """The block that each of `length` elements lies in."""
-    return torch.arange(length) // block
-
-
-def _broadcast(parameter: Tensor, x: Tensor, axis: int, block: int = 0) -> Tensor:
-    if parameter.dim() == 0 or axis < 0:
-        return parameter
-    if block:
-        return parameter.index_select(axis, blocks_of(x.shape[axis], block))
-    return parameter.reshape([-1 if d == axis else 1 for d in range(x.dim())])
+def least_error_range(rows: Tensor, format: Format, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Of each row of [channels, n] the range with the least (weighted) squared error: the best of 80 shares of the widest one."""
+    low, high = torch.aminmax(rows, dim=1)
+    best, best_low, best_high = torch.full_like(low, torch.inf, dtype=torch.float64), low, high
+    for step in range(80):
+        share = 1 - step / 100
+        scale, zero_point = scale_and_zero_point(low * share, high * share, format)
+        codes = quantize(rows, scale, zero_point, format.quant_min, format.quant_max, 0)
+        error = (dequantize(codes, scale, zero_point, 0) - rows).square()
+        total = (error if importance is None else error * importance).sum(1).double()
+        better = total < best
+        best = torch.where(better, total, best)
+        best_low, best_high = torch.where(better, low * share, best_low), torch.where(better, high * share, best_high)
+    return best_low, best_high
 
 
 def quantize(
@@ -119,14 +179,14 @@ def quantize(
 ) -> Tensor:
     """Codes of x as float32 whole numbers (exact up to 24 bits; wider grids are computed in float64)."""
     wide = quant_max - quant_min >= 2**24
-    scale, zero_point = _broadcast(scale, x, axis, block), _broadcast(zero_point, x, axis, block)
+    scale, zero_point = broadcast(scale, x, axis, block), broadcast(zero_point, x, axis, block)
     codes = torch.round(x.double() / scale.double() if wide else x / scale) + zero_point
     return codes.clamp(quant_min, quant_max)
 
 
 def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor, axis: int = -1, block: int = 0) -> Tensor:
     """(codes - zero_point) * scale in float32."""
-    scale, zero_point = _broadcast(scale, codes, axis, block), _broadcast(zero_point, codes, axis, block)
+    scale, zero_point = broadcast(scale, codes, axis, block), broadcast(zero_point, codes, axis, block)
     return (codes - zero_point).to(scale.dtype) * scale
 
 
@@ -163,7 +223,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     x, scale, zero_point = ctx.saved_tensors
-    s, z = _broadcast(scale, x, ctx.axis, ctx.block), _broadcast(zero_point, x, ctx.axis, ctx.block)
+    s, z = broadcast(scale, x, ctx.axis, ctx.block), broadcast(zero_point, x, ctx.axis, ctx.block)
     position = x / s + z
     rounded = torch.round(x / s) + z
     inside = (rounded >= ctx.quant_min) & (rounded <= ctx.quant_max)
