@@ -196,8 +196,8 @@ def analyze(
 
 
 @app.command()
-def targets() -> None:
-    """List the targets."""
+def targets(name: Annotated[str | None, typer.Argument(help="One of them, in full.")] = None) -> None:
+    """List the targets, or explain one."""
     with reporting():
         from rich.box import SIMPLE
         from rich.console import Console
@@ -205,15 +205,37 @@ def targets() -> None:
 
         from graphopt import targets
 
+        if name is not None:
+            for fact, text in targets.explain(targets.find(name)):
+                typer.echo(f"{fact:<16} {text}")
+            return
         table = Table(box=SIMPLE, pad_edge=False)
         for column in ("target", "runtime", "weights", "activations", "description"):
             table.add_column(column)
-        for name in targets.names():
-            t = targets.find(name)
-            table.add_row(name, t.runtime, str(t.weights), str(t.activations), t.description)
+        for known in targets.names():
+            t = targets.find(known)
+            table.add_row(known, t.runtime, str(t.weights), str(t.activations), t.description)
         console = Console()
         console = console if console.is_terminal else Console(width=140)
         console.print(table)
+
+
+@app.command()
+def check(
+    model: Annotated[Path, typer.Argument(help="An ONNX file, or the folder of a deployed model.")],
+    target: Annotated[str, typer.Option(help="A target; `graphopt targets` lists them.")] = "arm",
+) -> None:
+    """List what in a quantized model breaks the rules of a target, with what to do; exit with 1 if there is any."""
+    with reporting():
+        import graphopt
+
+        found = graphopt.check(model, target)
+        for violation in found:
+            typer.echo(str(violation))
+        if not found:
+            typer.echo(f"{model} obeys the rules of {target}")
+    if found:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -125,7 +125,9 @@ def _store_codes(graph: Graph, node: Node) -> None:
     constant = graph.add_constant(f"{source.target}_codes", codes, before=node)
     if scale.dim():
         s = graph.add_constant(f"{source.target}_codes_scale", scale, before=node)
-        z = graph.add_constant(f"{source.target}_codes_zero_point", zero_point.to(dtype), before=node)
+        z = graph.add_constant(
+            f"{source.target}_codes_zero_point", zero_point.int(), before=node
+        )  # bytes would wrap around
         call: tuple[Any, ...] = (Q.dequantize_per_channel.default, constant, s, z, axis)
     else:
         call = (Q.dequantize_per_tensor.default, constant, float(scale), int(zero_point))

@@ -35,14 +35,14 @@ def clean(target: Target) -> list[Pass]:
     return [Simplify(), FoldBatchNorm(depthwise=target.depthwise_norm)]
 
 
-def equalize() -> list[Pass]:
+def equalize(*, clips: bool = True) -> list[Pass]:
     """Make one scale per tensor fit every channel; pointless where each channel has a scale of its own."""
-    return [FoldConstantChannels(), EqualizeChannels(), AbsorbHighBias()]
+    return [FoldConstantChannels(), EqualizeChannels(clips=clips), AbsorbHighBias()]
 
 
 def prepare(target: Target) -> list[Pass]:
     """Everything before `integer`: a float network that suits the target."""
-    return clean(target) + ([] if target.weights.per_channel else equalize())
+    return clean(target) + ([] if target.weights.per_channel else equalize(clips=not target.vendor_compiler))
 
 
 def integer(

@@ -41,15 +41,19 @@ SETTLED = 1e-3  # the logarithm of a scale that no longer counts as moved
 
 @dataclass(frozen=True)
 class EqualizeChannels:
-    """`iterations`: the most rounds over all groups."""
+    """`iterations`: the most rounds over all groups; `clips`: whether they may get an end per channel."""
 
     exact: ClassVar[bool] = True
 
     iterations: int = 100
+    clips: bool = True
 
     def __call__(self, graph: Graph) -> list[Change]:
         changes = bake(graph)
-        work = _Equalizer(graph, Channels.of(graph))
+        channels = Channels.of(graph)
+        for _, groups in () if self.clips else channels.clips:
+            channels.pinned[groups[groups >= 0]] = True
+        work = _Equalizer(graph, channels)
         scale = work.solve(self.iterations)
         if np.abs(np.log(scale)).max(initial=0.0) < 10 * SETTLED:
             return changes

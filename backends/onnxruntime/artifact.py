@@ -126,7 +126,7 @@ def lower(graph: Graph, target: Target, *, name: str = "model") -> OnnxRuntimeAr
     with torch.no_grad():
         deployed = deploy(graph)
         try:
-            model = to_onnx(deployed)
+            model = to_onnx(deployed, plain=target.vendor_compiler)
         except GraphoptError:
             raise
         except Exception as error:

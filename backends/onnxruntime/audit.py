@@ -15,6 +15,8 @@ import onnx
 from graphopt.audit import Audit
 from graphopt.backends.onnxruntime.artifact import MODEL, OnnxRuntimeArtifact, open_session
 from graphopt.backends.onnxruntime.nbits import OPERATOR as MULTIPLIES_BLOCKS
+from graphopt.compliance.model import LAYERS, Model
+from graphopt.compliance.rules import FAMILIES
 from graphopt.report import FloatOperator
 
 # Computing operators by the position of their weight (or second operand).
@@ -54,7 +56,9 @@ REASONS = {
 
 
 def audit(artifact: OnnxRuntimeArtifact) -> Audit:
-    """Read back what the runtime makes of an artifact on this machine."""
+    """Read back what the runtime makes of an artifact on this machine; for other hardware, what the model's quantizers say."""
+    if artifact.manifest.target.get("vendor_compiler"):
+        return declared(artifact)
     layers = artifact.manifest.options["layers"]  # weight name -> site and MACs, written by `lower`
     model = optimized(artifact.folder / MODEL)
     producers = {output: node for node in model.graph.node for output in node.output}
@@ -74,6 +78,24 @@ def audit(artifact: OnnxRuntimeArtifact) -> Audit:
             found.weight_only_macs[bits] = found.weight_only_macs.get(bits, 0) + (layer["macs"] if layer else 0)
         elif kind not in NEUTRAL and not kind.startswith("QLinear"):
             reason = (layer or {}).get("left") or REASONS.get(kind, "the operators around it are float")
+            found.floating.append(FloatOperator(site, kind, reason, layer["macs"] if layer else 0))
+    return found
+
+
+def declared(artifact: OnnxRuntimeArtifact) -> Audit:
+    """Integer is what lies between DequantizeLinear and QuantizeLinear."""
+    layers, model = artifact.manifest.options["layers"], Model.read(artifact)
+    found = Audit(total_macs=sum(layer["macs"] for layer in layers.values()))
+    for node in model.nodes:
+        kind = node.op_type
+        found.operators[kind] = found.operators.get(kind, 0) + 1
+        layer = layers.get(_weight(node, 1, model.makers)) if kind in LAYERS else None
+        site = layer["site"] if layer else model.name(node).removeprefix("node_")
+        if kind in LAYERS and model.between_codes(node):
+            found.integer.append(site)
+            found.integer_macs += layer["macs"] if layer else 0
+        elif kind in LAYERS or (kind in FAMILIES and not model.between_codes(node)):
+            reason = (layer or {}).get("left") or "no integer operator of the target"
             found.floating.append(FloatOperator(site, kind, reason, layer["macs"] if layer else 0))
     return found
 

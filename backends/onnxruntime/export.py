@@ -35,14 +35,14 @@ _NUMPY = {
 }  # fmt: skip
 
 
-def to_onnx(graph: Graph) -> ir.Model:
-    """Translate a deployed graph.
+def to_onnx(graph: Graph, *, plain: bool = False) -> ir.Model:
+    """Translate a deployed graph; `plain`: without arithmetic on codes, for compilers other than ONNX Runtime.
 
     Returns:
         A model with the graph's own input and output names; a free batch is the symbol `batch`.
     """
     prepared = graph.clone()
-    speak(prepared)
+    speak(prepared, plain=plain)
     wide = any(torch.int16 in n.args or torch.uint16 in n.args for n in prepared.calls())
     version = 21 if wide else 20 if prepared.calls(aten.gelu.default) else 18
     program = to_exported_program(prepared)
@@ -85,7 +85,8 @@ def _translations(op: Any) -> dict[Any, Any]:
     def dequantize_channels(
         x: Any, scale: Any, zero_point: Any, axis: int, quant_min: int, quant_max: int, dtype: Any, **_: Any
     ) -> Any:
-        return op.DequantizeLinear(x, scale, zero_point, axis=axis)
+        kind = _NUMPY[_torch_dtype(dtype)]
+        return op.DequantizeLinear(x, scale, op.Cast(zero_point, to=ir.DataType.from_numpy(np.dtype(kind))), axis=axis)
 
     def clip(codes: Any, low: int, high: int) -> Any:
         kind: Any = codes.dtype.numpy()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from graphopt.backends.onnxruntime.artifact import intermediate
 from graphopt.backends.onnxruntime.dialect import speak
 from graphopt.graph import Graph
@@ -11,4 +13,9 @@ from graphopt.targets import Target
 
 def simulate(graph: Graph, target: Target, machine: str | None = None) -> Simulation:
     """See `graphopt.simulate`."""
-    return Simulation(graph, machine or target.machine or target.architecture, speak, intermediate)
+    return Simulation(
+        graph,
+        machine or target.machine or target.architecture,
+        partial(speak, plain=target.vendor_compiler),
+        intermediate,
+    )

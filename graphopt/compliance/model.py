@@ -150,6 +150,12 @@ class Model:
             found += self.behind(reader) if reader.op_type in ACTIVATIONS else [reader]
         return found
 
+    def between_codes(self, node: onnx.NodeProto) -> bool:
+        """Whether a node reads codes only, and its result, or that of the activation behind it, becomes codes or the answer."""
+        into = [self.grid(value) for value in node.input[:2] if value and value not in self.constants]
+        codes = any(reader.op_type == "QuantizeLinear" for reader in self.behind(node))
+        return bool(into) and all(grid is not None for grid in into) and (codes or self.leaves(node))
+
     def leaves(self, node: onnx.NodeProto) -> bool:
         """Whether a node's result, or that of the activation behind it, is an output of the model."""
         outputs = {output.name for output in self.graph.output}

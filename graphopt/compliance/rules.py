@@ -75,7 +75,7 @@ def biases(model: Model, target: Target) -> Iterator[Violation]:
         if len(node.input) < 3 or not node.input[2]:
             continue
         x, w, b = (model.grid(name) for name in node.input[:3])
-        if x is None or w is None or x.scale is None or w.scale is None:
+        if x is None or w is None or x.scale is None or w.scale is None or x.per_channel:
             continue
         name, remedy = model.name(node), "store int32 with scale = input scale x weight scale and zero point 0"
         if b is None or b.scale is None:
@@ -122,7 +122,7 @@ def _may_leave(node: onnx.NodeProto, target: Target) -> bool:
 def sums(model: Model, target: Target) -> Iterator[Violation]:
     """Operators with several inputs read codes from all sides, or from none."""
     for node in model.nodes:
-        if node.op_type not in ("Add", "Mul", "Concat"):
+        if FAMILIES.get(node.op_type) not in {"add", "mul", "concat"} & target.integer:
             continue
         float_inputs = [value for value in node.input if model.grid(value) is None]
         if float_inputs and len(float_inputs) < len(node.input):
@@ -134,15 +134,10 @@ def operators(model: Model, target: Target) -> Iterator[Violation]:
     """What lies between codes has an integer kernel."""
     for node in model.nodes:
         family = FAMILIES.get(node.op_type)
-        if family is None or family in target.integer or not _between_codes(model, node):
+        if family is None or family in target.integer or not model.between_codes(node):
             continue
         what = f"{target.name} has no integer {node.op_type}"
         yield Violation("operator", model.name(node), what, "leave it in float, without quantizers, or replace it")
-
-
-def _between_codes(model: Model, node: onnx.NodeProto) -> bool:
-    into = [model.grid(value) for value in node.input if value and value not in model.constants]
-    return bool(into) and all(into) and any(r.op_type == "QuantizeLinear" for r in model.behind(node))
 
 
 def moves(model: Model, target: Target) -> Iterator[Violation]:

@@ -42,7 +42,8 @@ EXAMPLES = (
 )
 _CHANNELS = r"(?: per (?P<per>channel|tensor))?"
 _FORMS = {
-    "uniform": rf"(?P<sign>[su])(?P<bits>\d+)(?: (?P<kind>symmetric|affine))?{_CHANNELS}(?P<power> power of two)?",
+    "uniform": rf"(?P<sign>[su])(?P<bits>\d+)(?: (?P<kind>symmetric|affine))?{_CHANNELS}(?P<power> power of two)?"
+    r"(?P<full> full range)?",
     "log": rf"log(?P<bits>\d+)(?: (?P<steps>\d+) to an octave)?{_CHANNELS}",
     "float": r"(?:(?P<name>float16|bfloat16)|float\d+ e(?P<e>\d+)m(?P<m>\d+))(?P<flush> without subnormals)?",
     "block float": r"block float (?P<bits>\d+)(?: in blocks of (?P<block>\d+))?",
@@ -77,6 +78,7 @@ def _build(kind: str, said: dict[str, str | None]) -> NumberFormat:
             said["sign"] == "s",
             symmetric,
             power_of_two=said["power"] is not None,
+            full_range=said["full"] is not None,
             per_channel=per_channel,
         )
     if kind == "float":

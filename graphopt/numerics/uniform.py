@@ -40,6 +40,7 @@ class Format:
             otherwise affine: the zero point follows the range.
         per_channel: one scale for every output channel, else one for the whole tensor.
         power_of_two: the scale is a power of two, so that rescaling is a shift.
+        full_range: a signed symmetric format uses the most negative code, too, as saturating hardware does.
     """
 
     bits: int = 8
@@ -47,6 +48,7 @@ class Format:
     symmetric: bool = True
     per_channel: bool = False
     power_of_two: bool = False
+    full_range: bool = False
 
     def __post_init__(self) -> None:
         check_bits(self.bits, 2, 16)
@@ -55,7 +57,7 @@ class Format:
     def quant_min(self) -> int:
         if not self.signed:
             return 0
-        return int(self.symmetric) - (1 << (self.bits - 1))
+        return int(self.symmetric and not self.full_range) - (1 << (self.bits - 1))
 
     @property
     def quant_max(self) -> int:
@@ -71,7 +73,7 @@ class Format:
     def __str__(self) -> str:
         words = [f"{'s' if self.signed else 'u'}{self.bits}", "symmetric" if self.symmetric else "affine"]
         words += ["per channel" if self.per_channel else "per tensor"]
-        return " ".join(words + ["power of two"] * self.power_of_two)
+        return " ".join(words + ["power of two"] * self.power_of_two + ["full range"] * self.full_range)
 
     # ---- As every number format (`graphopt.numerics.protocol`) ------------------------------------------------------
 

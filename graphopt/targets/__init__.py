@@ -8,10 +8,12 @@ A target decides number formats, where quantizers go and how the graph is lowere
     compiled.py    CPUs through TVM
     vendors.py     GPUs, DSPs and accelerators, fed by an ONNX file for their vendor's compiler
     machine.py     the machine this runs on
+    explain.py     a target in words
 """
 
+from graphopt.targets.explain import explain
 from graphopt.targets.known import find, host, names
 from graphopt.targets.machine import architecture, cpu_features, machine_here
 from graphopt.targets.target import Target
 
-__all__ = ["Target", "architecture", "cpu_features", "find", "host", "machine_here", "names"]
+__all__ = ["Target", "architecture", "cpu_features", "explain", "find", "host", "machine_here", "names"]

@@ -14,8 +14,10 @@ from graphopt.targets.target import Target
 
 S8 = Format(bits=8, signed=True, symmetric=True)
 S8_PER_CHANNEL = replace(S8, per_channel=True)
+S8_VALUES = replace(S8, full_range=True)
 U8 = Format(bits=8, signed=False, symmetric=False)
-S8_SHIFTED = replace(S8, power_of_two=True)  # Ristretto: fixed point with a radix point per tensor
+SHIFTED = replace(S8, power_of_two=True)  # Ristretto: fixed point with a radix point per tensor
+SHIFTED_VALUES = replace(SHIFTED, full_range=True)
 
 
 def _sixteen(*formats: Format) -> tuple[Format, ...]:
@@ -35,7 +37,7 @@ def _vendor(name: str, description: str, weights: Format, activations: Format, s
 _ALL = [
     _vendor(
         "nvidia", "NVIDIA GPUs through TensorRT: explicit quantization, the rest in float16 where the builder likes",
-        S8_PER_CHANNEL, S8, "TensorRT documentation, Working with Quantized Types: symmetric, zero points are 0",
+        S8_PER_CHANNEL, S8_VALUES, "TensorRT documentation, Working with Quantized Types: symmetric, zero points are 0",
         weight_formats=(S8,), channel_multiple=32,
     ),
     _vendor(
@@ -46,7 +48,7 @@ _ALL = [
     _vendor(
         "ascend", "Huawei Ascend 310 through ACL",
         S8_PER_CHANNEL, replace(S8, symmetric=False), "AscendQuant: a scale and an offset; weights without offset",
-        weight_formats=(S8,), activation_formats=(S8,), channel_multiple=32,
+        weight_formats=(S8,), activation_formats=(S8_VALUES,), channel_multiple=32,
     ),
     _vendor(
         "ceva", "CEVA DSPs", replace(U8, per_channel=True), U8,
@@ -55,22 +57,22 @@ _ALL = [
         activation_formats=_sixteen(U8),
     ),
     _vendor(
-        "sigmastar", "SigmaStar IPUs", S8_PER_CHANNEL, S8,
+        "sigmastar", "SigmaStar IPUs", S8_PER_CHANNEL, S8_VALUES,
         "vendor's number formats: 8 and 16 bits, weights per channel, everything symmetric",
-        weight_formats=(S8, *_sixteen(S8, S8_PER_CHANNEL)), activation_formats=_sixteen(S8),
+        weight_formats=(S8, *_sixteen(S8, S8_PER_CHANNEL)), activation_formats=_sixteen(S8_VALUES),
     ),
     _vendor(
-        "vitis", "Xilinx FPGAs (DPU) through Vitis AI", S8_SHIFTED, S8_SHIFTED,
+        "vitis", "Xilinx FPGAs (DPU) through Vitis AI", SHIFTED, SHIFTED_VALUES,
         "MQBench documentation, Vitis: 8 bits per tensor, symmetric, power-of-two scales",
         integer=FIXED_POINT, decompose=frozenset(),
     ),
     _vendor(
-        "ambarella", "Ambarella CVFlow", S8_SHIFTED, S8_SHIFTED, "vendor's number formats: 8 and 16 bits, Ristretto",
-        weight_formats=_sixteen(S8_SHIFTED), activation_formats=_sixteen(S8_SHIFTED), integer=FIXED_POINT, decompose=frozenset(),
+        "ambarella", "Ambarella CVFlow", SHIFTED, SHIFTED_VALUES, "vendor's number formats: 8 and 16 bits, Ristretto",
+        weight_formats=_sixteen(SHIFTED), activation_formats=_sixteen(SHIFTED_VALUES), integer=FIXED_POINT, decompose=frozenset(),
     ),
     _vendor(
-        "wuqi", "WuQi DSPs", S8_SHIFTED, S8_SHIFTED, "vendor's number formats: 8 and 16 bits, Ristretto",
-        weight_formats=_sixteen(S8_SHIFTED), activation_formats=_sixteen(S8_SHIFTED), integer=FIXED_POINT, decompose=frozenset(),
+        "wuqi", "WuQi DSPs", SHIFTED, SHIFTED_VALUES, "vendor's number formats: 8 and 16 bits, Ristretto",
+        weight_formats=_sixteen(SHIFTED), activation_formats=_sixteen(SHIFTED_VALUES), integer=FIXED_POINT, decompose=frozenset(),
     ),
 ]  # fmt: skip
 VENDORS = {target.name: target for target in _ALL}

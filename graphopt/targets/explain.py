@@ -1,0 +1,38 @@
+"""A target in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from graphopt.targets.target import Target
+
+
+def explain(target: Target) -> Iterator[tuple[str, str]]:
+    """What there is to know of a target: facts and their names."""
+    yield target.name, target.description
+    yield "weights", _either(target.weights, *target.weight_formats)
+    yield "values", _either(target.activations, *target.activation_formats)
+    yield "integer", ", ".join(sorted(target.integer))
+    yield "moves codes", ", ".join(sorted(target.moves))
+    yield (
+        "else",
+        "float, between DequantizeLinear and QuantizeLinear"
+        if target.float_layers
+        else "nothing: every layer is integer",
+    )
+    yield "channels", f"pruned and factorized to multiples of {target.channel_multiple}"
+    yield "batch", "fixed" if target.static_shapes else "free where the model allows it"
+    yield "artifact", _artifact(target)
+    yield "source", target.source
+
+
+def _either(first: object, *others: object) -> str:
+    return f"{first}; also {', '.join(map(str, others))}" if others else str(first)
+
+
+def _artifact(target: Target) -> str:
+    if target.vendor_compiler:
+        return "ONNX with QuantizeLinear and DequantizeLinear, for the vendor's compiler"
+    if target.runtime == "tvm":
+        return f"machine code ({target.triple or 'of this machine'}, {target.cpu or 'its CPU'}), run by TVM"
+    return "ONNX with QuantizeLinear and DequantizeLinear, run by ONNX Runtime"

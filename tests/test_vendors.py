@@ -1,0 +1,67 @@
+"""Targets of vendors: what is emitted obeys the hardware's rules, and answers what was simulated."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from blocks import BLOCKS, images, model_of
+
+import graphopt
+from graphopt.api import Optimized
+from graphopt.numerics import Format
+from graphopt.targets import Target, find
+from graphopt.targets.vendors import VENDORS
+
+FORMATS = [(name, i) for name, target in VENDORS.items() for i in range(1 + len(target.activation_formats))]
+
+
+def variant(name: str, number: int) -> Target:
+    """A target with its own or another format of values that its hardware takes."""
+    target = find(name)
+    return replace(target, activations=[target.activations, *target.activation_formats][number])
+
+
+def optimized(target: Target, block: str) -> Optimized:
+    data = [images(8, seed=s) for s in range(2)]
+    return graphopt.optimize(model_of(block), images(2), target=target, calibration=data, measure=False)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("name", ["nvidia", "hexagon", "ceva", "vitis"])  # one of each kind of formats
+def test_every_block_obeys(name: str, block: str) -> None:
+    assert graphopt.check(optimized(find(name), block).artifact, name) == []
+
+
+@pytest.mark.parametrize("name, number", FORMATS)
+def test_every_format_obeys_and_answers_what_was_simulated(name: str, number: int) -> None:
+    target = variant(name, number)
+    done = optimized(target, "residual")
+    x = images(2, seed=3)
+    assert graphopt.check(done.artifact, target) == []
+    with torch.no_grad():
+        simulated, exact = done.graph(x), model_of("residual")(x)
+    span = float(exact.max() - exact.min())
+    torch.testing.assert_close(done.artifact(x), graphopt.simulate(done.graph, target)(x), rtol=0, atol=1e-5 * span)
+    assert float((done.artifact(x) - simulated).abs().max()) < 0.01 * span
+    assert float((done.artifact(x) - exact).abs().max()) < (0.1 if target.activations.bits == 8 else 0.02) * span
+
+
+@pytest.mark.parametrize("name", ["nvidia", "vitis", "sigmastar"])
+def test_the_report_counts_what_the_file_says_is_integer_and_times_nothing(name: str) -> None:
+    done = graphopt.optimize(model_of("residual"), images(2), target=name, calibration=[images(8)])
+    assert done.report.integer_macs == 1.0
+    assert done.report.latency is None
+    assert name in done.report.missing["latency"]
+
+
+def test_a_compiler_that_needs_the_batch_size_gets_it() -> None:
+    done = optimized(find("hexagon"), "plain")
+    assert [spec.shape for spec in done.artifact.manifest.inputs] == [(2, 3, 8, 8)]
+
+
+def test_a_format_that_the_hardware_lacks_breaks_its_rules() -> None:
+    wide = replace(find("nvidia"), activations=Format(8, signed=False, symmetric=False))
+    rules = {v.rule for v in graphopt.check(optimized(wide, "plain").artifact, "nvidia")}
+    assert rules == {"value-sign"}
