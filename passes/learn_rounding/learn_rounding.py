@@ -96,14 +96,14 @@ class LearnRounding:
     data: Iterable[list[Tensor]] = field(repr=False)
     method: Method = "gptq"
     unit: UnitKind = "block"
-    iterations: int = 200
+    iterations: int = 100
     batch: int = 32
     learn_steps: bool = True
     warmup: float = 0.2
     rate: float = 0.02
     regularizer: float = 0.01
     importance: bool = False
-    memory: int = 2**31
+    memory: int = 2**30
     folder: Path | None = None
     checkpoint: str | Path | None = None
     seed: int = 0
