@@ -9,8 +9,8 @@
     BRECQ           LearnRounding(method="adaround", unit="block"): the same, a block at a time
     no data         what `optimize` does without calibration data: inputs distilled from the batch norms
 
-W4A8: weights of 4 bits per channel, activations of 8. Below 8 bits of activation, the first and the last layer keep 8-bit weights
-and inputs; "all" rows are without that. 512 unlabeled training images of CIFAR-10 (256 of Imagenette), measured on the whole test
+W4A8: weights of 4 bits per channel, activations of 8. Below 8 bits of activation, the values that layers multiply have them, what is
+only added to others has 8; the first and the last layer keep 8-bit weights and inputs ("all" rows: everything has few bits). 512 unlabeled training images of CIFAR-10 (256 of Imagenette), measured on the whole test
 set in the simulated graph. CPU seconds of one thread include calibration. `--climb W3A4 --max-drop 1` shows instead what
 `optimize` tries to keep the accuracy (network: the first of `--networks`).
 """
@@ -31,7 +31,7 @@ from graphopt.api import optimize
 from graphopt.distill import without_data
 from graphopt.graph import Graph
 from graphopt.numerics import Format
-from graphopt.ops import Layer
+from graphopt.ops import Layer, family
 from graphopt.passes.correct_bias import CorrectBias
 from graphopt.passes.learn_rounding import LearnRounding
 from graphopt.passes.quantize import LayerFormat, Quantize
@@ -96,10 +96,17 @@ BITS = list(dict.fromkeys(bits for rows in CASES.values() for bits in rows))
 
 
 def formats(graph: Graph, activations: Format) -> dict[str, LayerFormat | None]:
-    """The first and the last layer with 8-bit weights and inputs, everything between with these activations."""
-    sites = [graph.site(node) for node in graph.calls() if Layer.of(node)]
-    between = LayerFormat(None, activations)
-    return {sites[0]: LayerFormat(EIGHT, activations), sites[-1]: LayerFormat(EIGHT), "*.*": between}
+    """The first and the last layer with 8-bit weights and inputs; in between, what layers multiply with these activations."""
+    layers = {node: graph.site(node) for node in graph.calls() if Layer.of(node)}
+    first, *_, last = layers.values()
+    added = [site for node, site in layers.items() if all(family(user) == "add" for user in node.users)]
+    kept = dict.fromkeys(added, LayerFormat(None, replace(activations, bits=8)))
+    return {
+        first: LayerFormat(EIGHT, activations),
+        last: LayerFormat(EIGHT),
+        **kept,
+        "*.*": LayerFormat(None, activations),
+    }
 
 
 def apply(graph: Graph, passes: list[Any]) -> Graph:
