@@ -9,10 +9,11 @@
     BRECQ           LearnRounding(method="adaround", unit="block"): the same, a block at a time
     no data         what `optimize` does without calibration data: inputs distilled from the batch norms
 
-W4A8: weights of 4 bits per channel, activations of 8. Below 8 bits of activation, the values that layers multiply have them, what is
-only added to others has 8; the first and the last layer keep 8-bit weights and inputs ("all" rows: everything has few bits). 512 unlabeled training images of CIFAR-10 (256 of Imagenette), measured on the whole test
-set in the simulated graph. CPU seconds of one thread include calibration. `--climb W3A4 --max-drop 1` shows instead what
-`optimize` tries to keep the accuracy (network: the first of `--networks`).
+W4A8: weights of 4 bits per channel, activations of 8. Below 8 bits of activation, the values that layers multiply have them,
+what is only added to others has 8; the first and the last layer keep 8-bit weights and inputs ("all" rows: everything has few
+bits). 512 unlabeled training images of CIFAR-10 (256 of Imagenette), measured on the whole test set in the simulated graph. CPU
+seconds of one thread include calibration. `--climb W3A4 --max-drop 1` shows instead what `optimize` tries to keep the accuracy
+(network: the first of `--networks`).
 """
 
 from __future__ import annotations
