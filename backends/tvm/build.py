@@ -19,7 +19,10 @@ from tvm import relax
 from tvm.support import cc
 from tvm.target import codegen
 
+from graphopt.backends.tvm.functions import LEGALIZED
+from graphopt.backends.tvm.machine import Machine, machine
 from graphopt.backends.tvm.schedules import PASS_CONFIG
+from graphopt.backends.tvm.schedules.leftovers import scheduled
 from graphopt.errors import GraphoptError, InputError
 from graphopt.targets import Target, architecture
 
@@ -129,19 +132,20 @@ def linker(code: Code, given: str) -> list[str]:
     return [name]
 
 
-def passes() -> Any:
+def passes(machine: Machine) -> Any:
     """What TVM does with a module of scheduled kernels and operators of its own; sizes change without copies."""
-    keep = {"relax.reshape": lambda builder, call: call}
+    legalized = {"relax.reshape": lambda builder, call: call, **LEGALIZED}
     return tvm.transform.Sequential(
         [
             relax.transform.DeadCodeElimination(["main"]),
             relax.backend.DispatchSampling(),
             relax.backend.DispatchSortScan(),
-            relax.transform.LegalizeOps(keep),
+            relax.transform.LegalizeOps(legalized),
             relax.transform.AnnotateTIROpPattern(),
             relax.transform.FuseOps(),
             relax.transform.FuseTIR(),
             relax.transform.DeadCodeElimination(["main"]),
+            _schedule_leftovers(machine),
             relax.transform.ToNonDataflow(),
             relax.transform.RemovePurityChecking(),
             relax.transform.CallTIRRewrite(),
@@ -156,11 +160,21 @@ def passes() -> Any:
     )
 
 
+def _schedule_leftovers(machine: Machine) -> Any:
+    def schedule(module: Any, context: Any) -> Any:
+        for name, function in module.functions_items():
+            if isinstance(function, tvm.tirx.PrimFunc):
+                module.update_func(name, scheduled(function, machine))
+        return module
+
+    return tvm.transform.module_pass(schedule, opt_level=0)
+
+
 def build(module: Any, code: Code) -> Any:
     """Compile a module to an executable in memory."""
     try:
         with tvm.transform.PassContext(config=PASS_CONFIG):
-            return relax.build(module, code.target(), relax_pipeline=passes())
+            return relax.build(module, code.target(), relax_pipeline=passes(machine(code.target())))
     except Exception as error:
         reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
         raise GraphoptError(f"TVM cannot compile the model for {code}: {reason.strip()}") from error

@@ -41,8 +41,12 @@ class Chain(NamedTuple):
 
 
 def chains(graph: Graph) -> dict[Node, Chain]:
-    """The last node of every chain of a float layer with constant weights -> the chain."""
-    found = {}
+    """The last node of every chain of a float layer with constant weights -> the chain.
+
+    Of two layers that are added, the first one's chain holds the sum; the other's ends before it.
+    """
+    found: dict[Node, Chain] = {}
+    summed: set[Node] = set()
     for node in graph.calls():
         layer = Layer.of(node)
         if layer is None or layer.kind == "conv_transpose" or layer.dims > 2 or not graph.is_constant(layer.weight):
@@ -54,7 +58,8 @@ def chains(graph: Graph) -> dict[Node, Chain]:
         reader = _only_reader(last)
         if reader is not None and family(reader) == "add" and all(_fits(a, node) for a in reader.args[:2]):
             others = [a for a in reader.args[:2] if isinstance(a, Node) and a is not last]
-            if len(others) == 1:
+            if len(others) == 1 and reader not in summed:
+                summed.add(reader)
                 added, last = others[0], reader
                 reader = _only_reader(last)
         if reader is not None and family(reader) in ("relu", "clamp"):
