@@ -31,6 +31,7 @@ pytestmark = pytest.mark.skipif(architecture() != "x86_64", reason="compiles for
 from graphopt.backends.tvm import TvmArtifact, audit, lower
 from graphopt.backends.tvm.artifact import compiled
 from graphopt.backends.tvm.build import Code
+from graphopt.backends.tvm.static import fix_batch
 
 UNSIGNED = find("tvm-x86")
 SIGNED = replace(UNSIGNED, activations=replace(UNSIGNED.activations, signed=True))
@@ -80,6 +81,21 @@ def test_every_code_inside_a_network_is_the_simulated_one() -> None:
     graph = simulated(model_of("concat"), UNSIGNED)
     found = graphopt.simulate(graph, UNSIGNED).mismatches(lower(graph, UNSIGNED), images(4, seed=3))
     assert len(found) > 8
+    assert [str(line) for line in found if line.differing] == []
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_sum_is_added_in_the_layer_that_is_its_either_operand(first: bool) -> None:
+    def body(m: Any, x: Tensor) -> Tensor:
+        y = m.stem(x)
+        z = m.second(y)
+        return m.head(z + y if first else y + z)  # type: ignore[no-any-return]
+
+    graph = quantized(Model(body, stem=conv(3, 8), second=conv(8, 8), head=conv(8, 4)), UNSIGNED, images(8))
+    artifact = assert_identical(graph, UNSIGNED, images(4, seed=3) * 1.5)
+    module = compiled(fix_batch(graph, 4), Code.of(UNSIGNED)).module
+    assert {name.name_hint.rstrip("0123456789") for name in module.get_global_vars()} == {"main", "conv", "quantize", "dequantize"}
+    found = graphopt.simulate(graph, UNSIGNED).mismatches(artifact, images(4, seed=3))
     assert [str(line) for line in found if line.differing] == []
 
 

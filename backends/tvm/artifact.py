@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -78,7 +79,13 @@ class TvmArtifact(Artifact):
 
 
 def use_threads(threads: int) -> None:
-    """Let TVM's kernels use this many threads from now on."""
+    """Let TVM's kernels use this many threads from now on.
+
+    The pool is made at the first call. Left to itself, TVM binds this thread and every later one to single cores, and makes
+    a pool of $OMP_NUM_THREADS, which is meant for torch.
+    """
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
+    os.environ.setdefault("TVM_NUM_THREADS", str(os.cpu_count() or 1))
     tvm.get_global_func("runtime.config_threadpool")(1, threads)
 
 

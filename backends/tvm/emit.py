@@ -14,7 +14,7 @@ from torch.fx.node import Node
 from tvm import relax
 
 from graphopt.audit import Audit
-from graphopt.backends.tvm import codes, floating, integer
+from graphopt.backends.tvm import chains, codes, floating, integer
 from graphopt.backends.tvm.layouts import Value, plain
 from graphopt.backends.tvm.machine import Machine
 from graphopt.backends.tvm.program import Program
@@ -77,7 +77,7 @@ def emit(graph: Graph, machine: Machine, watch: Sequence[str] = (), samples: int
         with program.builder.dataflow():
             for node, variable in zip(prepared.inputs, inputs, strict=True):
                 program.values[node] = Value(variable, shape(node), plain(len(shape(node))))
-            _emit_calls(program)
+            _emit_calls(program, set(watched.values()))
             results = [program.plain(program.value(n)).expr for n in [*prepared.outputs, *watched.values()]]
             output = program.builder.emit_output(relax.Tuple(results))
         program.builder.emit_func_output(output)
@@ -116,17 +116,18 @@ def _fold_constants(graph: Graph) -> None:
     graph.module.graph.eliminate_dead_code()
 
 
-def _emit_calls(program: Program) -> None:
+def _emit_calls(program: Program, watched: set[Node]) -> None:
     graph = program.graph
-    chains = floating.chains(graph)
-    sums = {_sum_behind(node): node for node in graph.calls() if _sum_behind(node) is not None}
-    later = set(sums.values()) | {n for last, chain in chains.items() for n in floating.members(chain, last)}
+    chained = chains.chains(graph)
+    layers = [node for node in graph.calls() if node not in watched]
+    sums = {_sum_behind(node): node for node in layers if _sum_behind(node) is not None}
+    later = set(sums.values()) | {n for last, chain in chained.items() for n in chains.members(chain, last)}
     operators = floating.Operators(program)
     for node in graph.calls():
         if node in later:
             continue
-        if node in chains:
-            value = floating.emit_chain(program, chains[node], node)
+        if node in chained:
+            value = chains.emit_chain(program, chained[node], node)
         elif node in sums:
             value = integer.emit_layer(program, sums[node], node)
         elif isinstance(node.target, Kernel):
@@ -151,7 +152,7 @@ def _emit_calls(program: Program) -> None:
 
 
 def _sum_behind(node: Node) -> Node | None:
-    """The integer sum that alone reads this integer layer, as its first operand, and adds something of the same shape."""
+    """The integer sum that alone reads this integer layer, and adds something else of the same shape."""
     kernel, reader = node.target, next(iter(node.users), None)
     if (
         not isinstance(kernel, Kernel)
@@ -162,5 +163,5 @@ def _sum_behind(node: Node) -> Node | None:
         return None
     if not isinstance(reader.target if reader else None, Kernel) or reader.target.__name__ != "add":  # type: ignore[union-attr]
         return None
-    first, second = reader.args  # type: ignore[union-attr]
-    return reader if first is node and second is not node and shape(second) == shape(node) else None  # type: ignore[arg-type]
+    others = [a for a in reader.args if a is not node]  # type: ignore[union-attr]
+    return reader if len(others) == 1 and shape(others[0]) == shape(node) else None  # type: ignore[arg-type]

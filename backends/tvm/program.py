@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from graphopt.backends.tvm.machine import Machine
 from graphopt.backends.tvm.schedules import Conv, Kernel, Pool
 from graphopt.graph import Graph
 from graphopt.measure import layer_macs
-from graphopt.ops import MOVEMENT, family
+from graphopt.ops import MOVEMENT, family, shape
 from graphopt.report import FloatOperator
 
 REASONS = {
@@ -91,6 +92,19 @@ class Program:
             if value.stored == tuple(stored)
             else self.builder.emit(relax.op.reshape(value.expr, list(stored)))
         )
+
+    def operands(self, node: Node) -> tuple[Value, Value]:
+        """The two operands of a call in one order of dimensions and of equal rank."""
+        rank = len(shape(node))
+        values = [self.value(a) for a in node.args[:2]]
+        order = max((v for v in values if len(v.shape) == rank), key=lambda v: prod(v.shape)).order
+        found = []
+        for value in values:
+            if len(value.shape) < rank:
+                sizes = (*[1] * (rank - len(value.shape)), *value.shape)
+                value = Value(self.reshaped(self.plain(value), sizes), sizes, plain(rank))
+            found.append(self.laid_out(value, order))
+        return found[0], found[1]
 
     def integer(self, node: Node, macs: int) -> None:
         """Note a layer that computes in integer."""
