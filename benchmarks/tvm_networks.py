@@ -1,6 +1,6 @@
 """Networks through TVM on this machine, untuned: time beside ONNX Runtime, taken in turn, and equality with `simulate`.
 
-python benchmarks/tvm_networks.py [--speed torchvision/resnet18 ...] [--accuracy ResNet-20 MobileNetV1] [--rounds 60]
+python benchmarks/tvm_networks.py [--speed torchvision/resnet18 ...] [--accuracy ResNet-20 MobileNetV1] [--rounds 60] [--tune 120s]
 
 Time: published architectures at 224 pixels, one image, random weights, which do not change it; the tenth percentile and the
 median of rounds in which every way had its turn. On a shared machine, medians of long calls have other processes in them, and a
@@ -35,7 +35,7 @@ ACCURACY = ["ResNet-20", "MobileNetV1"]
 IMAGES = {"ResNet-20": 2000, "MobileNetV1": 500}
 
 
-def timed(name: str, rounds: int) -> common.Rows:
+def timed(name: str, rounds: int, tune: str) -> common.Rows:
     model, (example,), _ = zoo.make(name)
     common.randomise(model)
     calibration = list(common.images(4))
@@ -46,13 +46,16 @@ def timed(name: str, rounds: int) -> common.Rows:
         for t in ("tvm-x86", "x86")
     }
     ours, seconds = {}, {}
-    for kind, graph in (("float", real), ("int8", integers["tvm-x86"].graph)):
+    graphs = {"float": real, "int8": integers["tvm-x86"].graph}
+    for kind, graph in graphs.items():
         start = time.perf_counter()
         ours[kind] = tvm.lower(graph, find("tvm-x86"))
         seconds[kind] = time.perf_counter() - start
+    tuned = {k: tvm.lower(g, find("tvm-x86"), tune=tune) for k, g in graphs.items()} if tune else {}
     theirs = {"float": onnxruntime.lower(real, find("x86")), "int8": integers["x86"].artifact}
     ways = {(kind, way, 1): artifacts[kind] for kind in ours for way, artifacts in (("ours", ours), ("theirs", theirs))}
     ways |= {(kind, "ours", 2): ours[kind] for kind in ours}
+    ways |= {(kind, "tuned", 1): artifact for kind, artifact in tuned.items()}
     taken = measure.timings(
         {str(way): lambda w=way, a=artifact: with_threads(a, w[2], example) for way, artifact in ways.items()},
         rounds,
@@ -72,6 +75,7 @@ def timed(name: str, rounds: int) -> common.Rows:
             "over our float": low["float", "ours", 1] / low[kind, "ours", 1],
             "2 threads over 1": low[kind, "ours", 1] / low[kind, "ours", 2],
             "compiled in s": seconds[kind],
+            **({"times faster tuned": low[kind, "ours", 1] / low[kind, "tuned", 1]} if tune else {}),
         }
         for kind in ours
     ]  # fmt: skip
@@ -107,14 +111,14 @@ def percent(holds: torch.Tensor) -> float:
 
 
 def main() -> None:
-    options = common.arguments(__doc__, speed=SPEED, accuracy=ACCURACY, rounds=60)
+    options = common.arguments(__doc__, speed=SPEED, accuracy=ACCURACY, rounds=60, tune="")
     torch.set_num_threads(1)
     tables: dict[str, common.Rows] = {"Milliseconds of one image of 224x224": [], "Top-1, %": []}
     speed, right = tables.values()
     with torch.no_grad():
         for name in options.speed:
             common.log(name)
-            speed += timed(name, options.rounds)
+            speed += timed(name, options.rounds, options.tune)
         for name in options.accuracy:
             common.log(name)
             right.append(accuracy(name))

@@ -7,9 +7,11 @@ Code is generated for the machine at hand where a target names no CPU; what that
 from __future__ import annotations
 
 import difflib
+import os
 import shlex
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +104,27 @@ def host_features() -> dict[str, bool]:
 def lacking() -> set[str]:
     """The features that this machine is known to lack."""
     return {name for name, has in host_features().items() if not has}
+
+
+def refusal(code: Mapping[str, Any]) -> str:
+    """Why code, described as by `to_dict`, does not run on this machine; empty where it does."""
+    made = f"it was compiled for {code['cpu']} ({code['triple']})"
+    if code["architecture"] != architecture():
+        return f"{made}; this machine is {architecture()}: copy the folder to such a device and load it there"
+    if missing := sorted(set(code["required"]) & lacking()):
+        return f"{made}, which has {', '.join(missing)}; this machine has not: run it on a machine that has, or compile again"
+    return ""
+
+
+def use_threads(threads: int) -> None:
+    """Let TVM's kernels use this many threads from now on.
+
+    The pool is made at the first call. Left to itself, TVM binds this thread and every later one to single cores, and makes
+    a pool of $OMP_NUM_THREADS, which is meant for torch.
+    """
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
+    os.environ.setdefault("TVM_NUM_THREADS", str(os.cpu_count() or 1))
+    tvm.get_global_func("runtime.config_threadpool")(1, threads)
 
 
 def linker(code: Code, given: str) -> list[str]:

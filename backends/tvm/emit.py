@@ -5,7 +5,7 @@ deployed graph -> kernels on codes (graphopt.integers) -> no float between codes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from graphopt.backends.tvm import chains, codes, floating, integer
 from graphopt.backends.tvm.layouts import Value, plain
 from graphopt.backends.tvm.machine import Machine
 from graphopt.backends.tvm.program import Program
+from graphopt.backends.tvm.schedules import Conv, Tile
 from graphopt.blocks import DEQUANTIZE_BLOCKS
 from graphopt.deploy import deploy
 from graphopt.errors import GraphoptError, InputError
@@ -36,11 +37,13 @@ class Emitted:
 
     Attributes:
         names: of the watched codes, which `main` returns behind the graph's own outputs.
+        layers: every kind of layer that it calls.
     """
 
     module: Any
     audit: Audit
     names: tuple[str, ...] = ()
+    layers: tuple[Conv, ...] = ()
 
 
 def speak(graph: Graph) -> None:
@@ -52,13 +55,20 @@ def speak(graph: Graph) -> None:
     graph.refresh()
 
 
-def emit(graph: Graph, machine: Machine, watch: Sequence[str] = (), samples: int = 1) -> Emitted:
+def emit(
+    graph: Graph,
+    machine: Machine,
+    watch: Sequence[str] = (),
+    samples: int = 1,
+    tiles: Mapping[Conv, Tile] | None = None,
+) -> Emitted:
     """Emit a graph with a fixed batch. Simulated graphs are deployed first; the graph is not changed.
 
     Args:
         machine: whose kernels are chosen.
         watch: names of codes to return as well, as `Simulation.codes` has them.
         samples: in the batch, if the audit is to count one of them.
+        tiles: of the layers that were tuned.
 
     Raises:
         GraphoptError: an operator cannot be emitted; names it.
@@ -71,7 +81,7 @@ def emit(graph: Graph, machine: Machine, watch: Sequence[str] = (), samples: int
     if not watched:
         codes.keep_codes(prepared)
     _fold_constants(prepared)
-    program = Program(prepared, machine, samples)
+    program = Program(prepared, machine, samples, tiles)
     inputs = [relax.Var(name, _type(node)) for name, node in zip(prepared.input_names, prepared.inputs, strict=True)]
     with program.builder.function("main", inputs):
         with program.builder.dataflow():
@@ -81,7 +91,7 @@ def emit(graph: Graph, machine: Machine, watch: Sequence[str] = (), samples: int
             results = [program.plain(program.value(n)).expr for n in [*prepared.outputs, *watched.values()]]
             output = program.builder.emit_output(relax.Tuple(results))
         program.builder.emit_func_output(output)
-    return Emitted(program.builder.get(), program.audit, tuple(watched))
+    return Emitted(program.builder.get(), program.audit, tuple(watched), program.layers)
 
 
 def _type(node: Node) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -17,7 +17,7 @@ from graphopt.audit import Audit
 from graphopt.backends.tvm import schedules
 from graphopt.backends.tvm.layouts import Order, Value, moves_nothing, plain
 from graphopt.backends.tvm.machine import Machine
-from graphopt.backends.tvm.schedules import Conv, Kernel, Pool
+from graphopt.backends.tvm.schedules import Conv, Kernel, Pool, Tile
 from graphopt.graph import Graph
 from graphopt.measure import layer_macs
 from graphopt.ops import MOVEMENT, family, shape
@@ -41,12 +41,15 @@ class Program:
         audit: what of it computes in integer.
     """
 
-    def __init__(self, graph: Graph, machine: Machine, samples: int = 1) -> None:
-        """`samples`: to divide multiply-accumulates by."""
+    def __init__(
+        self, graph: Graph, machine: Machine, samples: int = 1, tiles: Mapping[Conv, Tile] | None = None
+    ) -> None:
+        """`samples`: to divide multiply-accumulates by; `tiles`: of the layers that were tuned."""
         self.graph, self.machine, self.samples = graph, machine, samples
         self.builder = relax.BlockBuilder()
         self.values: dict[Node, Value] = {}
         self.audit = Audit()
+        self._tiles = tiles or {}
         self._kernels: dict[Any, tuple[Any, Kernel]] = {}
 
     def emit(self, expr: Any, shape: Sequence[int], order: Order | None = None) -> Value:
@@ -126,15 +129,17 @@ class Program:
     def kernel(self, spec: Any) -> Kernel:
         """The kernel of a spec; equal specs share one function."""
         if spec not in self._kernels:
-            make = (
-                schedules.conv
-                if isinstance(spec, Conv)
-                else schedules.pool
-                if isinstance(spec, Pool)
-                else schedules.elementwise
-            )
-            self._add(spec, make(spec, self.machine), type(spec).__name__.lower())
+            if isinstance(spec, Conv):
+                kernel = schedules.conv(spec, self.machine, self._tiles.get(spec))
+            else:
+                kernel = (schedules.pool if isinstance(spec, Pool) else schedules.elementwise)(spec, self.machine)
+            self._add(spec, kernel, type(spec).__name__.lower())
         return self._kernels[spec][1]
+
+    @property
+    def layers(self) -> tuple[Conv, ...]:
+        """Every kind of layer that was called."""
+        return tuple(spec for spec in self._kernels if isinstance(spec, Conv))
 
     def _add(self, key: Any, kernel: Kernel, name: str) -> None:
         function = kernel.function.without_attr("global_symbol").with_attr("op_pattern", OPAQUE)
