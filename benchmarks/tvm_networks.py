@@ -1,6 +1,6 @@
 """Networks through TVM on this machine, untuned: time beside ONNX Runtime, taken in turn, and equality with `simulate`.
 
-python benchmarks/tvm_networks.py [--speed torchvision/resnet18 ...] [--accuracy ResNet-20 MobileNetV1] [--rounds 60] [--tune 120s]
+python benchmarks/tvm_networks.py [--speed torchvision/resnet18 ...] [--accuracy ResNet-20 MobileNetV1] [--tune 60s]
 
 Time: published architectures at 224 pixels, one image, random weights, which do not change it; the tenth percentile and the
 median of rounds in which every way had its turn. On a shared machine, medians of long calls have other processes in them, and a

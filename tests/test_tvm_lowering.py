@@ -246,6 +246,17 @@ def test_an_integer_convolution_over_three_dimensions_says_how_to_leave_it_in_fl
 
 
 @pytest.mark.slow
+def test_mobilenet_is_bit_identical_to_the_simulation_on_500_photographs(zoo: ModuleType) -> None:
+    x, y = zoo.imagenette("val500")
+    calibration = zoo.imagenette("train256")[0][:64]
+    result = graphopt.optimize(zoo.mobilenet_v1(), x[:1], target=UNSIGNED, calibration=calibration, measure=False)
+    simulation = graphopt.simulate(result.graph, UNSIGNED)
+    answers = torch.cat([result.artifact(batch) for batch in x.split(50)])
+    assert torch.equal(answers, torch.cat([simulation(batch) for batch in x.split(50)]))
+    assert float((answers.argmax(1) == y).float().mean()) > 0.93
+
+
+@pytest.mark.slow
 def test_resnet20_is_bit_identical_to_the_simulation_on_2000_images(zoo: ModuleType) -> None:
     x, y = (t[:2000] for t in zoo.cifar10("test"))
     calibration = zoo.cifar10("train10k")[0][:256]
