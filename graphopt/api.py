@@ -70,6 +70,8 @@ def optimize(
     checkpoint: str | Path | None = None,
     dump: str | Path | None = None,
     estimator: str = "mse",
+    tune: int | str | None = None,
+    tune_database: str | Path | None = None,
     measure: bool = True,
     threads: int = 1,
     dynamic_batch: bool = True,
@@ -102,6 +104,9 @@ def optimize(
         checkpoint: a folder that remembers which layers were rounded on data; an interrupted call then goes on where it was.
         dump: a folder for the text of the graph after every pass.
         estimator: how ranges are chosen: `minmax`, `percentile`, `mse`, `entropy`, `aciq` or `output_mse`.
+        tune: on targets of TVM, measure other kernels for the artifact's layers on this machine: trials, or seconds as "60s". The
+            original it is compared with is not tuned.
+        tune_database: the file that remembers what tuning measured, so that another call goes on from there.
         measure: measure latency before and after, where the target runs on this machine.
         threads: of the runtime while measuring.
         dynamic_batch: let the batch size stay free where the model and the target allow it.
@@ -116,6 +121,7 @@ def optimize(
     _check_options(passes, evaluate, max_drop, rounding, average_bits, weight_only, (keep_macs, max_latency))
     chosen = find(target)
     backend = runtimes.backend(chosen.runtime)
+    tuning = _tuning(chosen, tune, tune_database)
     graph, notes = _graph(model, example_inputs, dynamic_batch and not chosen.static_shapes)
     report = Report(model=_name(model), target=chosen.name, notes=[*graph.notes, *notes])
     original = graph.clone()
@@ -141,13 +147,13 @@ def optimize(
         passes = passes(chosen, data)
     report.steps = run(passes, graph, dump=dump)
 
-    def lower(graph: Graph) -> Lowered:
+    def lower(graph: Graph, **options: Any) -> Lowered:
         deployed = deploy(graph)
-        artifact = backend.lower(deployed, chosen, name=report.model)
+        artifact = backend.lower(deployed, chosen, name=report.model, **options)
         return Lowered(deployed, artifact, stand_in(artifact, graph, backend.simulate, chosen))
 
     if max_drop is None:
-        deployed, artifact, answers = lower(graph)
+        deployed, artifact, answers = lower(graph, **tuning)
         if evaluate is not None:
             report.accuracy_after = last_score(evaluate, answers, report)
     else:
@@ -162,7 +168,7 @@ def optimize(
             graph, chosen, data, quantized, lower_and_score, accuracy - max_drop, outputs(original), dump, formats or {}
         )
         rung = ladder.climb(report)
-        graph, (deployed, artifact, answers) = rung.graph, rung.lowered
+        graph, (deployed, artifact, answers) = rung.graph, lower(rung.graph, **tuning) if tuning else rung.lowered
     report.warnings += [f"{step.name}: {what}" for step in report.steps for what in step.short]
     report.notes += [note for note in data.notes if note not in report.notes]
     baseline = backend.lower(original, chosen, name=report.model)
@@ -217,6 +223,15 @@ def load(folder: str | Path) -> Artifact:
     manifest = read_manifest(folder)
     artifact: Artifact = runtimes.backend(manifest.runtime).load(Path(folder), manifest)
     return artifact
+
+
+def _tuning(target: Target, tune: int | str | None, database: str | Path | None) -> dict[str, Any]:
+    """Options of `lower`."""
+    if tune is None and database is None:
+        return {}
+    if target.runtime != "tvm":
+        raise InputError(f"tune is for targets of TVM, such as tvm-x86; the kernels of {target.name!r} cannot be tuned")
+    return {"tune": tune, "tune_database": database}
 
 
 def _check_options(

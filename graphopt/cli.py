@@ -100,6 +100,12 @@ def optimize(
     compiler: Annotated[
         str | None, typer.Option(help="What links for a tvm- target, e.g. 'zig c++ -target aarch64-linux-gnu'.")
     ] = None,
+    tune: Annotated[
+        str | None, typer.Option(help="Measure kernels for a tvm- target on this machine: trials, or seconds as 60s.")
+    ] = None,
+    tune_database: Annotated[
+        Path | None, typer.Option(help="File that remembers what tuning measured, to go on from.")
+    ] = None,
     measure: Annotated[bool, typer.Option(help="Measure the latency before and after.")] = True,
     dump: Annotated[Path | None, typer.Option(help="Folder for the text of the graph after every pass.")] = None,
     report: Annotated[Path | None, typer.Option(help="File for the report as JSON.")] = None,
@@ -139,6 +145,8 @@ def optimize(
             weight_only=weight_only,
             checkpoint=checkpoint,
             max_drop=max_drop,
+            tune=tune,
+            tune_database=tune_database,
             measure=measure,
             threads=threads,
         )

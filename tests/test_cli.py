@@ -98,6 +98,12 @@ def test_few_bits_are_asked_for_by_options(optimize_call: dict[str, Any]) -> Non
     assert {name: optimize_call[name[2:].replace("-", "_")] for name in options} == options
 
 
+def test_tuning_is_asked_for_by_options(optimize_call: dict[str, Any]) -> None:
+    options = ("--target", "tvm-x86", "--tune", "60s", "--tune-database", "tiles.jsonl")
+    assert run("optimize", "cli_models:net", *options).exit_code == 0
+    assert (optimize_call["tune"], optimize_call["tune_database"]) == ("60s", Path("tiles.jsonl"))
+
+
 def test_a_finished_module_and_several_typed_inputs(optimize_call: dict[str, Any]) -> None:
     result = run("optimize", "cli_models:made", "--input-shape", "1x5:int64", "--input-shape", "4:float64")
     assert result.exit_code == 0, result.output

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import struct
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -113,6 +115,27 @@ def test_nested_inputs_and_outputs_keep_their_structure() -> None:
     total, (positive,) = lowered(Nested().eval(), given)(given)
     torch.testing.assert_close(total, given["a"] + given["b"])
     assert torch.equal(positive, given["a"].relu())
+
+
+BINDING = """
+import os, sys, graphopt, torch
+artifact, before = graphopt.load(sys.argv[1]), os.sched_getaffinity(0)
+artifact(torch.zeros(1, 3, 8, 8))
+assert os.sched_getaffinity(0) == before, os.sched_getaffinity(0)
+artifact.set_threads(2)
+artifact(torch.zeros(1, 3, 8, 8))
+import tvm
+assert tvm.get_global_func("runtime.NumThreads")() == min(2, os.cpu_count())
+"""
+
+
+@needs_tvm
+@needs_x86
+def test_running_binds_the_process_to_no_core_and_threads_are_those_asked_for(tmp_path: Path) -> None:
+    folder = lowered(small(), images(1)).save(tmp_path / "deployed")
+    limited = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", BINDING, folder], env=limited, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @needs_tvm

@@ -29,6 +29,9 @@ pytest.importorskip("tvm", reason="the TVM backend needs graphopt[tvm]")
 pytestmark = pytest.mark.skipif(architecture() != "x86_64", reason="compiles for the x86-64 machine at hand")
 
 from graphopt.backends.tvm import TvmArtifact, audit, lower
+from graphopt.backends.tvm.artifact import compiled
+from graphopt.backends.tvm.build import Code
+from graphopt.backends.tvm.static import fix_batch
 
 UNSIGNED = find("tvm-x86")
 SIGNED = replace(UNSIGNED, activations=replace(UNSIGNED.activations, signed=True))
@@ -81,6 +84,22 @@ def test_every_code_inside_a_network_is_the_simulated_one() -> None:
     assert [str(line) for line in found if line.differing] == []
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_sum_is_added_in_the_layer_that_is_its_either_operand(first: bool) -> None:
+    def body(m: Any, x: Tensor) -> Tensor:
+        y = m.stem(x)
+        z = m.second(y)
+        return m.head(z + y if first else y + z)  # type: ignore[no-any-return]
+
+    graph = quantized(Model(body, stem=conv(3, 8), second=conv(8, 8), head=conv(8, 4)), UNSIGNED, images(8))
+    artifact = assert_identical(graph, UNSIGNED, images(4, seed=3) * 1.5)
+    module = compiled(fix_batch(graph, 4), Code.of(UNSIGNED)).module
+    kernels = {name.name_hint.rstrip("0123456789") for name in module.get_global_vars()}
+    assert kernels == {"main", "conv", "quantize", "dequantize"}
+    found = graphopt.simulate(graph, UNSIGNED).mismatches(artifact, images(4, seed=3))
+    assert [str(line) for line in found if line.differing] == []
+
+
 def test_codes_of_fewer_bits_are_clipped_at_their_own_ends() -> None:
     narrow = replace(UNSIGNED, activations=Format(4, signed=False, symmetric=False))
     assert_identical(simulated(model_of("plain"), narrow), narrow, images(8, seed=3) * 2)
@@ -122,8 +141,8 @@ def test_an_operator_without_integer_kernel_computes_in_float_between_codes() ->
 # ---- Floats ---------------------------------------------------------------------------------------------------------
 
 
-def cleaned(model: nn.Module, *inputs: Tensor) -> Graph:
-    graph = Graph.capture(model.eval(), inputs)
+def cleaned(model: nn.Module, *inputs: Tensor, **options: Any) -> Graph:
+    graph = Graph.capture(model.eval(), inputs, **options)
     run([Simplify(), FoldBatchNorm(depthwise=True)], graph)
     return graph
 
@@ -149,21 +168,52 @@ def strange(m: Any, x: Tensor) -> Tensor:
     return F.avg_pool2d(F.max_pool2d(z, 3, 2, 1, dilation=1, ceil_mode=True), 2, padding=1, count_include_pad=False) - 1
 
 
+def gate(m: Any, x: Tensor) -> Tensor:
+    """Elementwise operators, and sums along and across the channels, of sizes that fill no vector."""
+    y = F.silu(m.a(x)) * torch.sigmoid(x.mean((2, 3), keepdim=True)) - F.hardswish(x)
+    return torch.softmax(y, 1) + torch.softmax(y, 3) + y.mean(1, keepdim=True)
+
+
 FLOATS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "attention": (lambda: Model(attention, qkv=nn.Linear(3, 12), head=nn.Linear(4, 2)), (3, 4, 4)),
     "moves and pools": (lambda: Model(strange, up=nn.ConvTranspose2d(3, 4, 2, stride=2)), (3, 5, 5)),
     "one dimension": (lambda: nn.Sequential(nn.Conv1d(3, 4, 3, 2), nn.BatchNorm1d(4), nn.MaxPool1d(2), nn.Flatten()), (3, 16)),
     "three dimensions": (lambda: nn.Sequential(nn.Conv3d(2, 4, 3), nn.ReLU()), (2, 5, 5, 5)),
+    "elements and sums": (lambda: Model(gate, a=conv(6, 6)), (6, 5, 7)),
     "groups": (
         lambda: nn.Sequential(nn.Conv2d(6, 9, 3, groups=3, dilation=2, padding=(2, 1)), nn.Hardtanh(-0.2, 0.1)), (6, 7, 9),
     ),
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "function", [nn.SiLU(), nn.Sigmoid(), nn.Tanh(), nn.GELU(), nn.GELU("tanh"), nn.Softmax(1)], ids=str
+)
+def test_functions_in_vectors_are_those_of_torch_from_end_to_end_of_float32(function: nn.Module) -> None:
+    ends = torch.tensor([-3e38, -100.0, 100.0, 3e38, -1e-6, 0.0])
+    x = torch.cat([torch.linspace(-20, 20, 1021), ends]).expand(2, 3, -1)
+    ours, exact = lower(cleaned(function, x), UNSIGNED)(x), function(x.double())
+    unit = exact.abs().clamp(min=1)
+    assert float(((ours - exact).abs() / unit).max()) < 5e-7
+
+
 @pytest.mark.parametrize("case", FLOATS)
 def test_float_operators_answer_what_torch_answers(case: str) -> None:
     make, shape = FLOATS[case]
     model, x = randomised(make()).eval(), torch.randn(2, *shape)
+    with torch.no_grad():
+        assert_close(lower(cleaned(model, x), UNSIGNED)(x), model(x))
+
+
+def two_branches(m: Any, x: Tensor) -> Tensor:
+    return F.relu(m.first(x) + m.second(x))
+
+
+def test_of_two_layers_that_are_added_one_adds_and_both_are_our_kernels() -> None:
+    model, x = Model(two_branches, first=conv(3, 8), second=conv(3, 8, 1)), images(2, seed=3)
+    emitted = str(compiled(cleaned(model, x, dynamic_batch=False), Code.of(UNSIGNED)).module["main"])
+    assert emitted.count("R.call_tir") == 2  # no sum, no clamp
+    assert "R.nn" not in emitted
     with torch.no_grad():
         assert_close(lower(cleaned(model, x), UNSIGNED)(x), model(x))
 
@@ -193,6 +243,17 @@ def test_an_integer_convolution_over_three_dimensions_says_how_to_leave_it_in_fl
 
 
 # ---- Real networks --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_mobilenet_is_bit_identical_to_the_simulation_on_500_photographs(zoo: ModuleType) -> None:
+    x, y = zoo.imagenette("val500")
+    calibration = zoo.imagenette("train256")[0][:64]
+    result = graphopt.optimize(zoo.mobilenet_v1(), x[:1], target=UNSIGNED, calibration=calibration, measure=False)
+    simulation = graphopt.simulate(result.graph, UNSIGNED)
+    answers = torch.cat([result.artifact(batch) for batch in x.split(50)])
+    assert torch.equal(answers, torch.cat([simulation(batch) for batch in x.split(50)]))
+    assert float((answers.argmax(1) == y).float().mean()) > 0.93
 
 
 @pytest.mark.slow

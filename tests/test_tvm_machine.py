@@ -102,7 +102,7 @@ def test_one_core_needs_no_threads() -> None:
 def test_a_tile_fits_the_registers_and_the_result(rows: int, columns: int, vectors: int) -> None:
     for profile in PROFILES.values():
         on = machine(tvm.target.Target(profile.target()))
-        tile = tiles.for_sums(rows, columns, vectors, 9 * 64 * on.vector_bytes, on)
+        tile = tiles.for_sums(rows, columns, vectors, 9 * 64 * on.vector_bytes, on)[0]
         assert tile.rows * tile.columns * tile.vectors + tile.vectors + 1 <= on.vector_registers
         assert tile.rows <= rows
         assert tile.columns <= columns

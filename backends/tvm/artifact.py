@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,18 @@ from tvm import relax
 
 from graphopt.artifact import Artifact, describe, temporary_folder
 from graphopt.audit import Audit
-from graphopt.backends.tvm.build import Code, build, lacking, link, linker
+from graphopt.backends.tvm.build import Code, build, link, linker, refusal, use_threads
 from graphopt.backends.tvm.emit import Emitted, emit
 from graphopt.backends.tvm.machine import machine
+from graphopt.backends.tvm.schedules import Conv, Tile
 from graphopt.backends.tvm.static import example_batch, fix_batch
+from graphopt.backends.tvm.tune import Budget
+from graphopt.backends.tvm.tune import tune as tune_tiles
 from graphopt.errors import ArtifactError, InputError
 from graphopt.graph import Graph
 from graphopt.manifest import Manifest
 from graphopt.report import FloatOperator
-from graphopt.targets import Target, architecture
+from graphopt.targets import Target
 
 LIBRARY = "model.so"
 Arrays = list[np.ndarray[Any, Any]]
@@ -52,13 +55,7 @@ class TvmArtifact(Artifact):
 
     @property
     def refusal(self) -> str:
-        code = self.code
-        made = f"it was compiled for {code['cpu']} ({code['triple']})"
-        if code["architecture"] != architecture():
-            return f"{made}; this machine is {architecture()}: copy the folder to such a device and load it there"
-        if missing := sorted(set(code["required"]) & lacking()):
-            return f"{made}, which has {', '.join(missing)}; this machine has not: run it on a machine that has, or compile again"
-        return ""
+        return refusal(self.code)
 
     def set_threads(self, threads: int) -> None:
         self.threads = threads
@@ -75,11 +72,6 @@ class TvmArtifact(Artifact):
         if batch is None or all(len(a) == batch for a, f in zip(inputs, free, strict=True) if f):
             return call(self._main, inputs)
         return in_slices(self._main, inputs, free, batch)
-
-
-def use_threads(threads: int) -> None:
-    """Let TVM's kernels use this many threads from now on."""
-    tvm.get_global_func("runtime.config_threadpool")(1, threads)
 
 
 def call(main: Any, inputs: Arrays) -> Arrays:
@@ -99,22 +91,39 @@ def in_slices(main: Any, inputs: Arrays, free: Sequence[bool], batch: int) -> Ar
     return [np.concatenate(outputs)[:count] for outputs in zip(*parts, strict=True)]
 
 
-def lower(graph: Graph, target: Target, *, name: str = "model", batch: int | None = None) -> TvmArtifact:
+def lower(
+    graph: Graph,
+    target: Target,
+    *,
+    name: str = "model",
+    batch: int | None = None,
+    tune: int | str | None = None,
+    tune_database: str | Path | None = None,
+) -> TvmArtifact:
     """Compile a graph into an artifact in a temporary folder.
 
     A simulated graph is deployed to integers first; a float graph stays float. The graph itself is not changed.
 
     Args:
         batch: samples that one call of the kernels computes, where the graph's batch is free. None: that of its example.
+        tune: measure other register tiles for the layers, on one thread of this machine: trials, or seconds as "60s".
+        tune_database: the file that remembers what was measured; another call reads it, and goes on from there.
 
     Raises:
-        InputError: unknown CPU, missing compiler; an output without the free batch.
+        InputError: unknown CPU, missing compiler; an output without the free batch; tuning for what does not run here.
         GraphoptError: an operator cannot be lowered; names it.
     """
     code = Code.of(target)
     command = linker(code, target.compiler)
     batch = (batch or example_batch(graph)) if graph.dynamic_batch else None
-    emitted = compiled(fix_batch(graph, batch) if batch else graph, code, samples=batch or 1)
+    if tune is None and tune_database is not None:
+        raise InputError("tune_database remembers what tune=... measures; give both")
+    budget = None if tune is None else Budget.of(tune)
+    fixed = fix_batch(graph, batch) if batch else graph
+    emitted = compiled(fixed, code, samples=batch or 1)
+    if budget is not None:
+        tiles = tune_tiles(emitted.layers, code, budget, tune_database)
+        emitted = compiled(fixed, code, samples=batch or 1, tiles=tiles)
     folder = temporary_folder()
     link(build(emitted.module, code), folder / LIBRARY, command)
     manifest = describe(graph, target, folder, model=name)
@@ -129,10 +138,16 @@ def lower(graph: Graph, target: Target, *, name: str = "model", batch: int | Non
     return TvmArtifact(folder, manifest, temporary=True, graph=graph)
 
 
-def compiled(graph: Graph, code: Code, watch: Sequence[str] = (), samples: int = 1) -> Emitted:
+def compiled(
+    graph: Graph,
+    code: Code,
+    watch: Sequence[str] = (),
+    samples: int = 1,
+    tiles: Mapping[Conv, Tile] | None = None,
+) -> Emitted:
     """The module of a graph with a fixed batch."""
     with torch.no_grad():
-        return emit(graph, machine(code.target()), watch, samples)
+        return emit(graph, machine(code.target()), watch, samples, tiles)
 
 
 def load(folder: Path, manifest: Manifest) -> TvmArtifact:

@@ -7,9 +7,11 @@ Code is generated for the machine at hand where a target names no CPU; what that
 from __future__ import annotations
 
 import difflib
+import os
 import shlex
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,10 @@ from tvm import relax
 from tvm.support import cc
 from tvm.target import codegen
 
+from graphopt.backends.tvm.functions import LEGALIZED
+from graphopt.backends.tvm.machine import Machine, machine
 from graphopt.backends.tvm.schedules import PASS_CONFIG
+from graphopt.backends.tvm.schedules.leftovers import scheduled
 from graphopt.errors import GraphoptError, InputError
 from graphopt.targets import Target, architecture
 
@@ -101,6 +106,27 @@ def lacking() -> set[str]:
     return {name for name, has in host_features().items() if not has}
 
 
+def refusal(code: Mapping[str, Any]) -> str:
+    """Why code, described as by `to_dict`, does not run on this machine; empty where it does."""
+    made = f"it was compiled for {code['cpu']} ({code['triple']})"
+    if code["architecture"] != architecture():
+        return f"{made}; this machine is {architecture()}: copy the folder to such a device and load it there"
+    if missing := sorted(set(code["required"]) & lacking()):
+        return f"{made}, which has {', '.join(missing)}; this machine has not: run it on a machine that has, or compile again"
+    return ""
+
+
+def use_threads(threads: int) -> None:
+    """Let TVM's kernels use this many threads from now on.
+
+    The pool is made at the first call. Left to itself, TVM binds this thread and every later one to single cores, and makes
+    a pool of $OMP_NUM_THREADS, which is meant for torch.
+    """
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
+    os.environ.setdefault("TVM_NUM_THREADS", str(os.cpu_count() or 1))
+    tvm.get_global_func("runtime.config_threadpool")(1, threads)
+
+
 def linker(code: Code, given: str) -> list[str]:
     """The command that links code, without its files.
 
@@ -129,19 +155,20 @@ def linker(code: Code, given: str) -> list[str]:
     return [name]
 
 
-def passes() -> Any:
+def passes(machine: Machine) -> Any:
     """What TVM does with a module of scheduled kernels and operators of its own; sizes change without copies."""
-    keep = {"relax.reshape": lambda builder, call: call}
+    legalized = {"relax.reshape": lambda builder, call: call, **LEGALIZED}
     return tvm.transform.Sequential(
         [
             relax.transform.DeadCodeElimination(["main"]),
             relax.backend.DispatchSampling(),
             relax.backend.DispatchSortScan(),
-            relax.transform.LegalizeOps(keep),
+            relax.transform.LegalizeOps(legalized),
             relax.transform.AnnotateTIROpPattern(),
             relax.transform.FuseOps(),
             relax.transform.FuseTIR(),
             relax.transform.DeadCodeElimination(["main"]),
+            _schedule_leftovers(machine),
             relax.transform.ToNonDataflow(),
             relax.transform.RemovePurityChecking(),
             relax.transform.CallTIRRewrite(),
@@ -156,11 +183,21 @@ def passes() -> Any:
     )
 
 
+def _schedule_leftovers(machine: Machine) -> Any:
+    def schedule(module: Any, context: Any) -> Any:
+        for name, function in module.functions_items():
+            if isinstance(function, tvm.tirx.PrimFunc):
+                module.update_func(name, scheduled(function, machine))
+        return module
+
+    return tvm.transform.module_pass(schedule, opt_level=0)
+
+
 def build(module: Any, code: Code) -> Any:
     """Compile a module to an executable in memory."""
     try:
         with tvm.transform.PassContext(config=PASS_CONFIG):
-            return relax.build(module, code.target(), relax_pipeline=passes())
+            return relax.build(module, code.target(), relax_pipeline=passes(machine(code.target())))
     except Exception as error:
         reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
         raise GraphoptError(f"TVM cannot compile the model for {code}: {reason.strip()}") from error

@@ -5,7 +5,7 @@ deployed graph -> kernels on codes (graphopt.integers) -> no float between codes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,11 @@ from torch.fx.node import Node
 from tvm import relax
 
 from graphopt.audit import Audit
-from graphopt.backends.tvm import codes, floating, integer
+from graphopt.backends.tvm import chains, codes, floating, integer
 from graphopt.backends.tvm.layouts import Value, plain
 from graphopt.backends.tvm.machine import Machine
 from graphopt.backends.tvm.program import Program
+from graphopt.backends.tvm.schedules import Conv, Tile
 from graphopt.blocks import DEQUANTIZE_BLOCKS
 from graphopt.deploy import deploy
 from graphopt.errors import GraphoptError, InputError
@@ -36,11 +37,13 @@ class Emitted:
 
     Attributes:
         names: of the watched codes, which `main` returns behind the graph's own outputs.
+        layers: every kind of layer that it calls.
     """
 
     module: Any
     audit: Audit
     names: tuple[str, ...] = ()
+    layers: tuple[Conv, ...] = ()
 
 
 def speak(graph: Graph) -> None:
@@ -52,13 +55,20 @@ def speak(graph: Graph) -> None:
     graph.refresh()
 
 
-def emit(graph: Graph, machine: Machine, watch: Sequence[str] = (), samples: int = 1) -> Emitted:
+def emit(
+    graph: Graph,
+    machine: Machine,
+    watch: Sequence[str] = (),
+    samples: int = 1,
+    tiles: Mapping[Conv, Tile] | None = None,
+) -> Emitted:
     """Emit a graph with a fixed batch. Simulated graphs are deployed first; the graph is not changed.
 
     Args:
         machine: whose kernels are chosen.
         watch: names of codes to return as well, as `Simulation.codes` has them.
         samples: in the batch, if the audit is to count one of them.
+        tiles: of the layers that were tuned.
 
     Raises:
         GraphoptError: an operator cannot be emitted; names it.
@@ -71,17 +81,17 @@ def emit(graph: Graph, machine: Machine, watch: Sequence[str] = (), samples: int
     if not watched:
         codes.keep_codes(prepared)
     _fold_constants(prepared)
-    program = Program(prepared, machine, samples)
+    program = Program(prepared, machine, samples, tiles)
     inputs = [relax.Var(name, _type(node)) for name, node in zip(prepared.input_names, prepared.inputs, strict=True)]
     with program.builder.function("main", inputs):
         with program.builder.dataflow():
             for node, variable in zip(prepared.inputs, inputs, strict=True):
                 program.values[node] = Value(variable, shape(node), plain(len(shape(node))))
-            _emit_calls(program)
+            _emit_calls(program, set(watched.values()))
             results = [program.plain(program.value(n)).expr for n in [*prepared.outputs, *watched.values()]]
             output = program.builder.emit_output(relax.Tuple(results))
         program.builder.emit_func_output(output)
-    return Emitted(program.builder.get(), program.audit, tuple(watched))
+    return Emitted(program.builder.get(), program.audit, tuple(watched), program.layers)
 
 
 def _type(node: Node) -> Any:
@@ -116,17 +126,18 @@ def _fold_constants(graph: Graph) -> None:
     graph.module.graph.eliminate_dead_code()
 
 
-def _emit_calls(program: Program) -> None:
+def _emit_calls(program: Program, watched: set[Node]) -> None:
     graph = program.graph
-    chains = floating.chains(graph)
-    sums = {_sum_behind(node): node for node in graph.calls() if _sum_behind(node) is not None}
-    later = set(sums.values()) | {n for last, chain in chains.items() for n in floating.members(chain, last)}
+    chained = chains.chains(graph)
+    layers = [node for node in graph.calls() if node not in watched]
+    sums = {_sum_behind(node): node for node in layers if _sum_behind(node) is not None}
+    later = set(sums.values()) | {n for last, chain in chained.items() for n in chains.members(chain, last)}
     operators = floating.Operators(program)
     for node in graph.calls():
         if node in later:
             continue
-        if node in chains:
-            value = floating.emit_chain(program, chains[node], node)
+        if node in chained:
+            value = chains.emit_chain(program, chained[node], node)
         elif node in sums:
             value = integer.emit_layer(program, sums[node], node)
         elif isinstance(node.target, Kernel):
@@ -151,7 +162,7 @@ def _emit_calls(program: Program) -> None:
 
 
 def _sum_behind(node: Node) -> Node | None:
-    """The integer sum that alone reads this integer layer, as its first operand, and adds something of the same shape."""
+    """The integer sum that alone reads this integer layer, and adds something else of the same shape."""
     kernel, reader = node.target, next(iter(node.users), None)
     if (
         not isinstance(kernel, Kernel)
@@ -162,5 +173,5 @@ def _sum_behind(node: Node) -> Node | None:
         return None
     if not isinstance(reader.target if reader else None, Kernel) or reader.target.__name__ != "add":  # type: ignore[union-attr]
         return None
-    first, second = reader.args  # type: ignore[union-attr]
-    return reader if first is node and second is not node and shape(second) == shape(node) else None  # type: ignore[arg-type]
+    others = [a for a in reader.args if a is not node]  # type: ignore[union-attr]
+    return reader if len(others) == 1 and shape(others[0]) == shape(node) else None  # type: ignore[arg-type]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,10 @@ from graphopt.audit import Audit
 from graphopt.backends.tvm import schedules
 from graphopt.backends.tvm.layouts import Order, Value, moves_nothing, plain
 from graphopt.backends.tvm.machine import Machine
-from graphopt.backends.tvm.schedules import Conv, Kernel, Pool
+from graphopt.backends.tvm.schedules import Conv, Kernel, Pool, Tile
 from graphopt.graph import Graph
 from graphopt.measure import layer_macs
-from graphopt.ops import MOVEMENT, family
+from graphopt.ops import MOVEMENT, family, shape
 from graphopt.report import FloatOperator
 
 REASONS = {
@@ -40,12 +41,15 @@ class Program:
         audit: what of it computes in integer.
     """
 
-    def __init__(self, graph: Graph, machine: Machine, samples: int = 1) -> None:
-        """`samples`: to divide multiply-accumulates by."""
+    def __init__(
+        self, graph: Graph, machine: Machine, samples: int = 1, tiles: Mapping[Conv, Tile] | None = None
+    ) -> None:
+        """`samples`: to divide multiply-accumulates by; `tiles`: of the layers that were tuned."""
         self.graph, self.machine, self.samples = graph, machine, samples
         self.builder = relax.BlockBuilder()
         self.values: dict[Node, Value] = {}
         self.audit = Audit()
+        self._tiles = tiles or {}
         self._kernels: dict[Any, tuple[Any, Kernel]] = {}
 
     def emit(self, expr: Any, shape: Sequence[int], order: Order | None = None) -> Value:
@@ -92,6 +96,19 @@ class Program:
             else self.builder.emit(relax.op.reshape(value.expr, list(stored)))
         )
 
+    def operands(self, node: Node) -> tuple[Value, Value]:
+        """The two operands of a call in one order of dimensions and of equal rank."""
+        rank = len(shape(node))
+        values = [self.value(a) for a in node.args[:2]]
+        order = max((v for v in values if len(v.shape) == rank), key=lambda v: prod(v.shape)).order
+        found = []
+        for value in values:
+            if len(value.shape) < rank:
+                sizes = (*[1] * (rank - len(value.shape)), *value.shape)
+                value = Value(self.reshaped(self.plain(value), sizes), sizes, plain(rank))
+            found.append(self.laid_out(value, order))
+        return found[0], found[1]
+
     def integer(self, node: Node, macs: int) -> None:
         """Note a layer that computes in integer."""
         self.audit.integer.append(self.graph.site(node))
@@ -112,15 +129,17 @@ class Program:
     def kernel(self, spec: Any) -> Kernel:
         """The kernel of a spec; equal specs share one function."""
         if spec not in self._kernels:
-            make = (
-                schedules.conv
-                if isinstance(spec, Conv)
-                else schedules.pool
-                if isinstance(spec, Pool)
-                else schedules.elementwise
-            )
-            self._add(spec, make(spec, self.machine), type(spec).__name__.lower())
+            if isinstance(spec, Conv):
+                kernel = schedules.conv(spec, self.machine, self._tiles.get(spec))
+            else:
+                kernel = (schedules.pool if isinstance(spec, Pool) else schedules.elementwise)(spec, self.machine)
+            self._add(spec, kernel, type(spec).__name__.lower())
         return self._kernels[spec][1]
+
+    @property
+    def layers(self) -> tuple[Conv, ...]:
+        """Every kind of layer that was called."""
+        return tuple(spec for spec in self._kernels if isinstance(spec, Conv))
 
     def _add(self, key: Any, kernel: Kernel, name: str) -> None:
         function = kernel.function.without_attr("global_symbol").with_attr("op_pattern", OPAQUE)

@@ -14,14 +14,21 @@ from graphopt.backends.tvm.schedules.emit import Array, Expr, Flat, Kernel
 from graphopt.backends.tvm.schedules.sliding import UNROLLED, Place, Sliding
 from graphopt.backends.tvm.schedules.specs import Conv
 from graphopt.backends.tvm.schedules.staging import Staging
+from graphopt.backends.tvm.schedules.tiles import Tile
 
 
 def applies(spec: Conv) -> bool:
     return spec.groups > 1 and spec.groups == spec.channels == spec.shape[3]
 
 
-def conv(spec: Conv, machine: Machine) -> Kernel:
-    """Where `applies`."""
+def candidates(spec: Conv, machine: Machine) -> list[Tile]:
+    """The tiles a depthwise convolution may have, the best by rule first."""
+    lanes = min(machine.lanes("float32"), spec.channels)
+    return Sliding(spec, Staging.of(spec, spec.data), machine, lanes, spec.data).candidates
+
+
+def conv(spec: Conv, machine: Machine, tile: Tile | None = None) -> Kernel:
+    """Where `applies`. `tile`: one of `candidates`; None: the first."""
     lanes = min(machine.lanes("float32"), spec.channels)
     in_fours = (
         spec.integer
@@ -34,7 +41,7 @@ def conv(spec: Conv, machine: Machine) -> Kernel:
     stored = "int8" if in_fours else read
     wide = "int32" if spec.integer else "float32"
     staging = Staging.of(spec, read, fill=spec.zero_point)
-    loops = Sliding(spec, staging, machine, lanes, wide, group)
+    loops = Sliding(spec, staging, machine, lanes, wide, group, tile)
     kh, kw = spec.kernel
     packed = (kh, -(-kw // group), spec.channels, group)
 

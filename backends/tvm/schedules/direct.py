@@ -24,10 +24,15 @@ from graphopt.backends.tvm.schedules.staging import Staging
 from graphopt.backends.tvm.schedules.tiles import Tile
 
 
-def conv(spec: Conv, machine: Machine) -> Kernel:
-    """Any convolution; depthwise ones have a better kernel."""
-    plan = Plan(spec, _as_rows(spec), machine)
+def conv(spec: Conv, machine: Machine, tile: Tile | None = None) -> Kernel:
+    """Any convolution; depthwise ones have a better kernel. `tile`: one of `candidates`; None: the first."""
+    plan = Plan(spec, _as_rows(spec), machine, tile)
     return Kernel(plan.function(), spec.result_shape, spec.result_dtype, plan.pack)
+
+
+def candidates(spec: Conv, machine: Machine) -> list[Tile]:
+    """The tiles a convolution may have, the best by rule first."""
+    return Plan(spec, _as_rows(spec), machine).candidates
 
 
 def _as_rows(spec: Conv) -> Conv:
@@ -39,11 +44,12 @@ def _as_rows(spec: Conv) -> Conv:
 
 @dataclass(frozen=True)
 class Plan:
-    """How one layer is computed. `outer` is the spec as given, `spec` as computed."""
+    """How one layer is computed. `outer` is the spec as given, `spec` as computed; `chosen` replaces the rule's tile."""
 
     outer: Conv
     spec: Conv
     machine: Machine
+    chosen: Tile | None = None
 
     @cached_property
     def dot(self) -> Dot:
@@ -56,6 +62,10 @@ class Plan:
 
     @cached_property
     def tile(self) -> Tile:
+        return self.chosen or self.candidates[0]
+
+    @property
+    def candidates(self) -> list[Tile]:
         _, rows, columns, _ = self.spec.result_shape
         vectors = -(-self.group_channels // self.dot.lanes)
         element = np.dtype(self.dot.weight).itemsize

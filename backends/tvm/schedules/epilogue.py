@@ -77,7 +77,8 @@ class Epilogue:
         bias: whether the layer has one (int32 codes of scale s_x s_w, or float).
         result: codes of an integer layer's own result; None leaves it in float: f32(acc) * multiplier.
         residual: dtype of a second operand of the result's shape that is added, or None.
-        sum: how codes are added (`result` gives the first operand's); None adds floats.
+        sum: how codes are added (`result` gives the layer's own); None adds floats.
+        second: whether the layer is the second operand of the sum.
         clamp: ends of a float result, applied last; None where there is none.
     """
 
@@ -85,6 +86,7 @@ class Epilogue:
     result: Codes | None = None
     residual: str | None = None
     sum: Sum | None = None
+    second: bool = False
     clamp: tuple[float | None, float | None] = (None, None)
 
     def __post_init__(self) -> None:

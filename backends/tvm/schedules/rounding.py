@@ -50,8 +50,9 @@ def finish(value: Expr, residual: Expr | None, epilogue: Epilogue, dtype: str, l
         assert epilogue.result is not None
         assert residual is not None
         other = emit.cast(emit.cast(residual, "int32", lanes), "float32", lanes)
-        own = whole(value, epilogue.result, lanes, epilogue.result.zero_point)
-        return add_codes(emit.cast(own, "float32", lanes), other, epilogue.sum, lanes)
+        own = emit.cast(whole(value, epilogue.result, lanes, epilogue.result.zero_point), "float32", lanes)
+        first, second = (other, own) if epilogue.second else (own, other)
+        return add_codes(first, second, epilogue.sum, lanes)
     if epilogue.result is not None:
         return to_codes(value, epilogue.result, lanes, epilogue.result.zero_point)
     if residual is not None:

@@ -41,6 +41,7 @@ class Sliding:
         lanes: channels in a vector.
         sum: dtype of the accumulators.
         group: horizontal taps that one step takes; 1, or as many as `gather` puts together.
+        chosen: takes the place of the rule's tile.
     """
 
     spec: Conv | Pool
@@ -49,12 +50,18 @@ class Sliding:
     lanes: int
     sum: str
     group: int = 1
+    chosen: Tile | None = None
 
     @cached_property
     def tile(self) -> Tile:
+        return self.chosen or self.candidates[0]
+
+    @property
+    def candidates(self) -> list[Tile]:
+        """The best by rule first."""
         _, rows, columns, channels = self.spec.result_shape
         if prod(self.spec.kernel) > UNROLLED:
-            return Tile(1, 1, 1)
+            return [Tile(1, 1, 1)]
         return tiles.for_windows(
             rows, columns, -(-channels // self.lanes), self.spec.kernel, self.spec.stride, self.machine
         )

@@ -39,8 +39,11 @@ class Tile:
         return -(-rows // self.rows) * -(-columns // self.columns) * -(-vectors // self.vectors)
 
 
-def for_sums(rows: int, columns: int, vectors: int, weights: int, machine: Machine) -> Tile:
-    """For a result of rows x columns pixels and this many vectors of channels, each with this many bytes of weights."""
+def for_sums(rows: int, columns: int, vectors: int, weights: int, machine: Machine) -> list[Tile]:
+    """For a result of rows x columns pixels and this many vectors of channels, each with this many bytes of weights.
+
+    All tiles that fit the registers, the best first.
+    """
 
     def cycles(tile: Tile) -> float:
         p, v = tile.rows * tile.columns, tile.vectors
@@ -50,13 +53,13 @@ def for_sums(rows: int, columns: int, vectors: int, weights: int, machine: Machi
     def fits(p: int, v: int) -> bool:
         return p * v + v + (p if machine.by_element else 1) <= machine.vector_registers
 
-    return _least(cycles, rows, columns, vectors, fits)
+    return _ranked(cycles, rows, columns, vectors, fits)
 
 
 def for_windows(
     rows: int, columns: int, vectors: int, kernel: tuple[int, int], stride: tuple[int, int], machine: Machine
-) -> Tile:
-    """For kernels that treat each channel by itself: neighbouring windows share what they load."""
+) -> list[Tile]:
+    """The same for kernels that treat each channel by itself: neighbouring windows share what they load."""
 
     def cycles(tile: Tile) -> float:
         height, width = ((n - 1) * s + k for n, s, k in zip((tile.rows, tile.columns), stride, kernel, strict=True))
@@ -64,7 +67,7 @@ def for_windows(
         step = max(operations, LATENCY) + (height * width + kernel[0] * kernel[1]) / 2
         return step * tile.vectors * tile.count(rows, columns, vectors)
 
-    return _least(cycles, rows, columns, vectors, lambda p, v: v == 1 and p <= machine.vector_registers // 2)
+    return _ranked(cycles, rows, columns, vectors, lambda p, v: v == 1 and p <= machine.vector_registers // 2)
 
 
 def _bandwidth(working_set: int, machine: Machine) -> int:
@@ -73,9 +76,9 @@ def _bandwidth(working_set: int, machine: Machine) -> int:
     return L2_BANDWIDTH if working_set <= machine.l2_bytes * 3 // 4 else FAR_BANDWIDTH
 
 
-def _least(
+def _ranked(
     cycles: Callable[[Tile], float], rows: int, columns: int, vectors: int, fits: Callable[[int, int], bool]
-) -> Tile:
+) -> list[Tile]:
     def fitting() -> Iterator[Tile]:
         for v in range(1, min(vectors, 8) + 1):
             for h in range(1, rows + 1):
@@ -86,4 +89,4 @@ def _least(
                         break
                     yield Tile(h, w, v)
 
-    return min(fitting(), key=lambda tile: (cycles(tile), tile.rows, tile.vectors))
+    return sorted(fitting(), key=lambda tile: (cycles(tile), tile.rows, tile.vectors))

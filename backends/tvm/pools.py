@@ -1,0 +1,80 @@
+"""Emit pools: maxima of codes or floats, means of codes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch.fx.node import Node
+from tvm import relax
+
+from graphopt.backends.tvm.grids import codes_of, dtype_of
+from graphopt.backends.tvm.images import each, image_of, two
+from graphopt.backends.tvm.layouts import Value, channels_last
+from graphopt.backends.tvm.program import Program
+from graphopt.backends.tvm.schedules import Pool
+from graphopt.integers.fusion import Kernel
+from graphopt.ops import argument, shape
+
+
+def emit_average(
+    program: Program,
+    node: Node,
+    kernel: Kernel,
+    size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    counts: bool,
+) -> Value:
+    x, y = kernel.grids[0], kernel.grid
+    assert y is not None
+    image = image_of(program, program.value(node.args[0]))
+    spec = Pool(
+        "average", image.stored, each(size, 1), each(stride, 1), pads_of(image, node, size, stride, padding),  # type: ignore[arg-type]
+        data=dtype_of(x), zero_point=x.zero_point, scale=x.scale, result=codes_of(y), result_scale=y.scale, count_padding=counts,
+    )  # fmt: skip
+    return pooled(program, spec, image, shape(node))
+
+
+def emit_max_pool(program: Program, node: Node) -> Value:
+    """Of codes or floats."""
+    image = image_of(program, program.value(node.args[0]))
+    dims = len(shape(node)) - 2
+
+    def option(name: str) -> list[int]:
+        value = argument(node, name)
+        values = list(value) if isinstance(value, (list, tuple)) else [value]
+        return values * dims if len(values) == 1 else values
+
+    size, stride, padding, dilation = map(option, ("kernel_size", "stride", "padding", "dilation"))
+    data = str(node.meta["val"].dtype).removeprefix("torch.")
+    pads = pads_of(image, node, size, stride or size, padding, dilation)
+    spec = Pool("max", image.stored, each(size, 1), each(stride or size, 1), pads, each(dilation, 1), data=data)  # type: ignore[arg-type]
+    return pooled(program, spec, image, shape(node))
+
+
+def pads_of(
+    image: Value,
+    node: Node,
+    size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int] = (1, 1),
+) -> Any:
+    """As far as the last window reaches, which may be beyond the padding or end before it."""
+    found = []
+    sizes, out = image.shape[2:], two(shape(node)[2:])
+    for n, o, k, s, p, d in zip(
+        sizes, out, each(size, 1), each(stride, 1), each(padding, 0), each(dilation, 1), strict=True
+    ):
+        found.append((p, max((o - 1) * s + d * (k - 1) + 1 - p - n, 0)))
+    return tuple(found)
+
+
+def pooled(program: Program, spec: Pool, image: Value, out: Sequence[int]) -> Value:
+    result = program.call(spec, [image.expr])
+    order = channels_last(len(out))
+    stored = tuple(out[d] for d in order)
+    if stored != spec.result_shape:
+        result = program.builder.emit(relax.op.reshape(result, list(stored)))
+    return Value(result, tuple(out), order)
