@@ -1,8 +1,8 @@
 """The integer kernels of ONNX Runtime's CPU provider, one class each: made once per node, called on codes.
 
 Sources are files in contrib_ops/cpu/quantization/ and core/mlas/lib/ of microsoft/onnxruntime; the results were compared with
-release 1.31, on x86 and on emulated aarch64. With x, w, a, b codes, s scales, z zero points, and every product and quotient of scales
-rounded to float32:
+release 1.31, on x86 and on emulated aarch64. With x, w, a, b codes, s scales, z zero points, and every product and quotient of
+scales rounded to float32:
 
     LayerKernel     acc = sum (x - z_x)(w - z_w) + bias, exact in 32 bits;  q = rne(f32(acc) * (s_x s_w / s_y)) + z_y, saturated,
                     which is the fused activation too. Without an output grid (QGemm): y = f32(acc) * (s_x s_w). A CPU without
