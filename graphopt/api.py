@@ -23,12 +23,13 @@ from graphopt.inputs import infer
 from graphopt.ladder import Ladder, Lowered
 from graphopt.manifest import read_manifest
 from graphopt.masks import zero_share
+from graphopt.numerics import FAKE_QUANTIZE
 from graphopt.passes.quantize import LayerFormat
 from graphopt.pipeline import outputs, run
 from graphopt.recipes import ROUNDINGS, Rounding, integer, prepare, shrink
 from graphopt.report import Report, Step
 from graphopt.targets import Target, find
-from graphopt.verdict import clock, judge, last_score, score, stand_in, zeros_note
+from graphopt.verdict import clock, confirm, judge, last_score, score, stand_in, zeros_note
 
 if TYPE_CHECKING:
     from graphopt.integers.simulation import Simulation
@@ -72,6 +73,7 @@ def optimize(
     estimator: str = "mse",
     measure: bool = True,
     threads: int = 1,
+    device: str | None = None,
     dynamic_batch: bool = True,
 ) -> Optimized:
     """Make a trained model small and fast, and prove it.
@@ -104,6 +106,9 @@ def optimize(
         estimator: how ranges are chosen: `minmax`, `percentile`, `mse`, `entropy`, `aciq` or `output_mse`.
         measure: measure latency before and after, where the target runs on this machine.
         threads: of the runtime while measuring.
+        device: where to run the artifact while it is measured, for targets of TVM: `rpc://host:port`, where
+            `python -m tvm.exec.rpc_server` runs, or `tracker://host:port/key`. The report then holds the device's latency,
+            agreement and accuracy, and whether it answers what its simulation answers.
         dynamic_batch: let the batch size stay free where the model allows it.
 
     Returns:
@@ -116,6 +121,7 @@ def optimize(
     _check_options(passes, evaluate, max_drop, rounding, average_bits, weight_only, (keep_macs, max_latency))
     chosen = find(target)
     backend = runtimes.backend(chosen.runtime)
+    connection = runtimes.connect(chosen.runtime, device) if device is not None else None  # kept: one for all artifacts
     graph, notes = _graph(model, example_inputs, dynamic_batch)
     report = Report(model=_name(model), target=chosen.name, notes=[*graph.notes, *notes])
     original = graph.clone()
@@ -144,7 +150,10 @@ def optimize(
     def lower(graph: Graph) -> Lowered:
         deployed = deploy(graph)
         artifact = backend.lower(deployed, chosen, name=report.model)
-        return Lowered(deployed, artifact, stand_in(artifact, graph, backend.simulate, chosen))
+        return Lowered(deployed, artifact, stand_in(placed(artifact), graph, backend.simulate, chosen))
+
+    def placed(artifact: Artifact) -> Artifact:
+        return artifact if device is None else artifact.on(device)
 
     if max_drop is None:
         deployed, artifact, answers = lower(graph)
@@ -167,7 +176,11 @@ def optimize(
     report.notes += [note for note in data.notes if note not in report.notes]
     baseline = backend.lower(original, chosen, name=report.model)
     judge(report, backend.audit(artifact), answers, deployed, original, data)
-    if artifact.refusal:
+    if connection is not None:
+        confirm(
+            report, placed(artifact), backend.simulate(graph, chosen) if graph.calls(FAKE_QUANTIZE) else graph, graph
+        )
+    elif artifact.refusal:
         report.notes.append(
             f"the artifact does not run on this machine ({artifact.refusal}); "
             "accuracy, agreement and SQNR are those of its simulation"
@@ -176,7 +189,7 @@ def optimize(
     if (zeros := zero_share(graph)) >= SPARSE:
         report.notes.append(zeros_note(zeros, baseline, artifact))
     if measure:
-        clock(report, chosen, baseline, artifact, graph, threads)
+        clock(report, chosen, placed(baseline), placed(artifact), graph, threads)
     artifact.manifest.report = report.to_dict()
     return Optimized(artifact, report, graph)
 

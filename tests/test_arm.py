@@ -188,5 +188,11 @@ def test_every_operator_answers_on_arm_what_its_kernel_answers(cpu: str, tmp_pat
         share = b._replace(scale=float(np.float32(1 / 255)), zero_point=low)
         rows = torch.from_numpy(rng.integers(low, high + 1, (16, int(rng.integers(2, 301))))).to(dtype)
         operators.add("QLinearSoftmax", [a, share], Softmax(a, share, -1)(rows), rows, axis=-1, opset=18)
+    x, y = Grid(2.0**-6, 101, -128, 127, torch.int8), Grid(1.0, -111, -128, 127, torch.int8)
+    image = torch.full((1, 3, 277), 5, dtype=torch.int8)  # means of -1.5, rounded to even; to -1 in fixed point
+    operators.add(
+        "QLinearGlobalAveragePool", [x, y], torch.full((1, 3, 1), -113).to(torch.int8), image, channels_last=0
+    )
+    assert torch.equal(global_mean(image, x, y), torch.full((1, 3, 1), -113).to(torch.int8))
     assert apart > 6  # else sums in fixed point were not told from those of x86
     assert operators.wrong(cpu) == []
