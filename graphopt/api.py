@@ -23,7 +23,6 @@ from graphopt.inputs import infer
 from graphopt.ladder import Ladder, Lowered
 from graphopt.manifest import read_manifest
 from graphopt.masks import zero_share
-from graphopt.numerics import FAKE_QUANTIZE
 from graphopt.passes.quantize import LayerFormat
 from graphopt.pipeline import outputs, run
 from graphopt.recipes import ROUNDINGS, Rounding, integer, prepare, shrink
@@ -177,9 +176,7 @@ def optimize(
     baseline = backend.lower(original, chosen, name=report.model)
     judge(report, backend.audit(artifact), answers, deployed, original, data)
     if connection is not None:
-        confirm(
-            report, placed(artifact), backend.simulate(graph, chosen) if graph.calls(FAKE_QUANTIZE) else graph, graph
-        )
+        confirm(report, placed(artifact), graph, backend.simulate, chosen)
     elif artifact.refusal:
         report.notes.append(
             f"the artifact does not run on this machine ({artifact.refusal}); "
