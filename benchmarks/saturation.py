@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import common
-import emulated
 import torch
+from emulation import HASWELL
 from pruning import Case
 from torch import Tensor
 
@@ -49,12 +49,12 @@ def saturated(simulation: Simulation, x: Tensor) -> tuple[str, str]:
 
 def compared(simulation: Simulation, artifact: OnnxRuntimeArtifact, x: Tensor) -> str:
     """Codes that differ from those of the emulated CPU."""
-    if emulated.QEMU is None:
+    if HASWELL.missing:
         return "not compared"
     ours = simulation.codes(x)
     with tempfile.TemporaryDirectory() as folder:
         names = expose(artifact, list(ours), Path(folder))
-        theirs = emulated.run(Path(folder), [x.numpy()], qdqisint8allowed="1")
+        theirs = HASWELL.onnxruntime({Path(folder): [x.numpy()]}, qdqisint8allowed="1")[Path(folder)]
     differing = sum(int((ours[name] != torch.from_numpy(theirs[name])).sum()) for name in names)
     return f"{differing} of {sum(ours[name].numel() for name in names)}"
 

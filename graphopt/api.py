@@ -28,7 +28,7 @@ from graphopt.pipeline import outputs, run
 from graphopt.recipes import ROUNDINGS, Rounding, integer, prepare, shrink
 from graphopt.report import Report, Step
 from graphopt.targets import Target, find
-from graphopt.verdict import clock, judge, last_score, score, stand_in, zeros_note
+from graphopt.verdict import clock, confirm, judge, last_score, score, stand_in, zeros_note
 
 if TYPE_CHECKING:
     from graphopt.integers.simulation import Simulation
@@ -74,6 +74,7 @@ def optimize(
     tune_database: str | Path | None = None,
     measure: bool = True,
     threads: int = 1,
+    device: str | None = None,
     dynamic_batch: bool = True,
 ) -> Optimized:
     """Make a trained model small and fast, and prove it.
@@ -109,6 +110,9 @@ def optimize(
         tune_database: the file that remembers what tuning measured, so that another call goes on from there.
         measure: measure latency before and after, where the target runs on this machine.
         threads: of the runtime while measuring.
+        device: where to run the artifact while it is measured, for targets of TVM: `rpc://host:port`, where
+            `python -m tvm.exec.rpc_server` runs, or `tracker://host:port/key`. The report then holds the device's latency,
+            agreement and accuracy, and whether it answers what its simulation answers.
         dynamic_batch: let the batch size stay free where the model and the target allow it.
 
     Returns:
@@ -122,6 +126,7 @@ def optimize(
     chosen = find(target)
     backend = runtimes.backend(chosen.runtime)
     tuning = _tuning(chosen, tune, tune_database)
+    connection = runtimes.connect(chosen.runtime, device) if device is not None else None  # kept: one for all artifacts
     graph, notes = _graph(model, example_inputs, dynamic_batch and not chosen.static_shapes)
     report = Report(model=_name(model), target=chosen.name, notes=[*graph.notes, *notes])
     original = graph.clone()
@@ -150,7 +155,10 @@ def optimize(
     def lower(graph: Graph, **options: Any) -> Lowered:
         deployed = deploy(graph)
         artifact = backend.lower(deployed, chosen, name=report.model, **options)
-        return Lowered(deployed, artifact, stand_in(artifact, graph, backend.simulate, chosen))
+        return Lowered(deployed, artifact, stand_in(placed(artifact), graph, backend.simulate, chosen))
+
+    def placed(artifact: Artifact) -> Artifact:
+        return artifact if device is None else artifact.on(device)
 
     if max_drop is None:
         deployed, artifact, answers = lower(graph, **tuning)
@@ -173,7 +181,9 @@ def optimize(
     report.notes += [note for note in data.notes if note not in report.notes]
     baseline = backend.lower(original, chosen, name=report.model)
     judge(report, backend.audit(artifact), answers, deployed, original, data)
-    if artifact.refusal:
+    if connection is not None:
+        confirm(report, placed(artifact), graph, backend.simulate, chosen)
+    elif artifact.refusal:
         report.notes.append(
             f"the artifact does not run on this machine ({artifact.refusal}); "
             "accuracy, agreement and SQNR are those of its simulation"
@@ -182,7 +192,7 @@ def optimize(
     if (zeros := zero_share(graph)) >= SPARSE:
         report.notes.append(zeros_note(zeros, baseline, artifact))
     if measure:
-        clock(report, chosen, baseline, artifact, graph, threads)
+        clock(report, chosen, placed(baseline), placed(artifact), graph, threads)
     artifact.manifest.report = report.to_dict()
     return Optimized(artifact, report, graph)
 

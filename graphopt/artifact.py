@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 import weakref
 import zlib
 from abc import ABC, abstractmethod
@@ -48,6 +49,28 @@ class Artifact(ABC):
         """Why it cannot run on this machine; empty where it can."""
         return ""
 
+    @property
+    def device(self) -> str:
+        """The device it runs on; empty for this machine."""
+        return ""
+
+    def on(self, device: str) -> Artifact:
+        """The same artifact, run on a device over the network.
+
+        Raises:
+            InputError: its runtime cannot do that, or nothing answers there.
+        """
+        raise InputError(
+            f"{self.manifest.runtime} does not run on devices over the network; take a target that TVM compiles for "
+            "(tvm-...), or copy the folder there"
+        )
+
+    def milliseconds(self, *args: Any, **kwargs: Any) -> float:
+        """What one call takes, by the clock of the machine it runs on."""
+        start = time.perf_counter_ns()
+        self(*args, **kwargs)
+        return (time.perf_counter_ns() - start) / 1e6
+
     @abstractmethod
     def _run(self, inputs: list[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
         """Compute the outputs, flat and in the manifest's order."""
@@ -65,16 +88,20 @@ class Artifact(ABC):
         Raises:
             InputError: names the input that does not fit, what was expected and what came.
         """
+        outputs = self._run(self._arrays(args, kwargs))
+        if len(outputs) != len(self.manifest.outputs):
+            raise GraphoptError(f"the runtime returned {len(outputs)} outputs, expected {len(self.manifest.outputs)}")
+        return structure.decode(self.manifest.output_structure, map(_tensor, outputs))
+
+    def _arrays(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[np.ndarray[Any, Any]]:
+        """The inputs, flat and checked."""
         inputs = self._inputs(args, kwargs)
         arrays = [_checked(spec, value) for spec, value in zip(self.manifest.inputs, inputs, strict=True)]
         sizes = {s.name: a.shape[0] for s, a in zip(self.manifest.inputs, arrays, strict=True) if None in s.shape[:1]}
         if len(set(sizes.values())) > 1:
             shown = ", ".join(f"{name}: {size}" for name, size in sizes.items())
             raise InputError(f"the inputs have different batch sizes ({shown}); they must be equal")
-        outputs = self._run(arrays)
-        if len(outputs) != len(self.manifest.outputs):
-            raise GraphoptError(f"the runtime returned {len(outputs)} outputs, expected {len(self.manifest.outputs)}")
-        return structure.decode(self.manifest.output_structure, map(_tensor, outputs))
+        return arrays
 
     def _inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
         specs = self.manifest.inputs

@@ -97,6 +97,10 @@ def optimize(
     ] = None,
     estimator: Estimator = "mse",
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime while it is measured.")] = 1,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Where to measure a tvm- target: rpc://host:port (rpc_server) or tracker://host:port/key."),
+    ] = None,
     compiler: Annotated[
         str | None, typer.Option(help="What links for a tvm- target, e.g. 'zig c++ -target aarch64-linux-gnu'.")
     ] = None,
@@ -149,6 +153,7 @@ def optimize(
             tune_database=tune_database,
             measure=measure,
             threads=threads,
+            device=device,
         )
         if out is not None:
             out = optimized.artifact.save(out)

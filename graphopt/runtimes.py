@@ -1,7 +1,8 @@
 """The runtimes graphopt lowers to: one table, read wherever a backend is chosen.
 
 A backend is a module with `lower(graph, target, *, name)`, `load(folder, manifest)`, `audit(artifact)` and
-`simulate(graph, target, machine)`. It is imported when first needed, so that what it needs may be missing until then.
+`simulate(graph, target, machine)`; one that runs artifacts on devices over the network also has `connect(device)`. It is imported
+when first needed, so that what it needs may be missing until then.
 """
 
 from __future__ import annotations
@@ -47,3 +48,17 @@ def backend(runtime: str) -> Any:
         wanted = f"graphopt[{entry.extra}]" if entry.extra else entry.distribution
         raise InputError(f"the runtime {runtime!r} is not installed; install it with: pip install '{wanted}'")
     return importlib.import_module(entry.module)
+
+
+def connect(runtime: str, device: str) -> Any:
+    """A connection to a device, on which artifacts then run with `.on(device)`.
+
+    Raises:
+        InputError: nothing answers there, or the runtime is not for devices over the network.
+    """
+    module = backend(runtime)
+    if not hasattr(module, "connect"):
+        raise InputError(
+            f"{runtime} does not run on devices over the network; take a tvm-... target, or leave out {device}"
+        )
+    return module.connect(device)

@@ -19,7 +19,7 @@ from graphopt.audit import Audit
 from graphopt.data import Calibration
 from graphopt.errors import InputError
 from graphopt.graph import Graph
-from graphopt.numerics import FAKE_QUANTIZE
+from graphopt.numerics import FAKE_QUANTIZE, in_blocks
 from graphopt.pipeline import outputs
 from graphopt.progress import track
 from graphopt.report import Latency, Report, Step, size, slower
@@ -106,21 +106,17 @@ def judge(
 
 
 def clock(report: Report, target: Target, before: Artifact, after: Artifact, graph: Graph, threads: int) -> None:
-    if architecture() != target.architecture:
-        report.missing["latency"] = f"the target is {target.architecture}, this machine is {architecture()}"
-        return
-    if target.machine not in (None, machine_here()):
-        report.missing["latency"] = (
-            f"the target has the kernels of {target.machine}, this machine those of {machine_here()}"
-        )
-        return
-    if after.refusal:
-        report.missing["latency"] = after.refusal
+    if not after.device and (reason := _not_here(target, after)):
+        report.missing["latency"] = reason
         return
     args, kwargs = graph.example.args, graph.example.kwargs
     for artifact in (before, after):
         artifact.set_threads(threads)
-    taken = measures.timings({"before": lambda: before(*args, **kwargs), "after": lambda: after(*args, **kwargs)})
+    calls = {
+        "before": lambda: before.milliseconds(*args, **kwargs),
+        "after": lambda: after.milliseconds(*args, **kwargs),
+    }
+    taken = measures.timings(calls, clocked=True)
     runtime = after.manifest.runtime
     report.latency = Latency(
         before_ms=taken.median("before"),
@@ -129,10 +125,42 @@ def clock(report: Report, target: Target, before: Artifact, after: Artifact, gra
         before=f"{runtime}, float",
         after=f"{runtime}, {'weights in few bits' if report.weight_only_macs and not report.integer_macs else 'integer'}",
         threads=threads,
-        host=measures.host_cpu(),
+        host=after.device or measures.host_cpu(),
     )
     if report.integer_macs and (warning := slower(report.latency, report.float_operators)):
         report.warnings.append(warning)
+
+
+def _not_here(target: Target, artifact: Artifact) -> str:
+    """Why its latency cannot be measured on this machine; empty where it can."""
+    if architecture() != target.architecture:
+        return f"the target is {target.architecture}, this machine is {architecture()}"
+    if target.machine not in (None, machine_here()):
+        return f"the target has the kernels of {target.machine}, this machine those of {machine_here()}"
+    return artifact.refusal
+
+
+def confirm(
+    report: Report,
+    artifact: Artifact,
+    graph: Graph,
+    simulate: Callable[[Graph, Target], Callable[..., Any]],
+    target: Target,
+) -> None:
+    """Compare what a device answers to the example with what it should: simulated integers to the last bit."""
+    exact = not all(map(in_blocks, graph.calls(FAKE_QUANTIZE)))
+    expected = simulate(graph, target) if exact else graph
+    args, kwargs = graph.example.args, graph.example.kwargs
+    with torch.no_grad():
+        answers = [pytree.tree_leaves(model(*args, **kwargs)) for model in (artifact, expected)]
+    differing = total = 0
+    for ours, theirs in zip(*answers, strict=True):
+        if isinstance(ours, Tensor):
+            same = ours == theirs if exact else torch.isclose(ours, theirs, rtol=1e-4, atol=1e-5)
+            differing, total = differing + int((~same).sum()), total + ours.numel()
+    reference = "its simulation" if exact else "the graph"
+    said = f"{artifact.device} answered the example with {differing} of {total} numbers unlike {reference}"
+    (report.warnings if differing else report.notes).append(said)
 
 
 def zeros_note(zeros: float, before: Artifact, after: Artifact) -> str:

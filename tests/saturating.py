@@ -1,6 +1,6 @@
 """Layers whose products saturate on a CPU without VNNI, and what ONNX Runtime 1.31.1 answers to them there.
 
-`PYTHONPATH=. python tests/saturating.py` writes saturating.json again, by an emulated CPU (see emulated.py).
+`PYTHONPATH=. python tests/saturating.py` writes saturating.json again, by an emulated CPU (see emulation.py).
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import emulated
 import numpy as np
 import onnx
 import torch
+from emulation import HASWELL
 from onnx import TensorProto, helper, numpy_helper
 from rewriting import capture
 from torch import Tensor, nn
@@ -148,7 +148,7 @@ def answers(cases: dict[str, Case], **entries: str) -> dict[str, list[int]]:
     with tempfile.TemporaryDirectory() as folder:
         proto, inputs = model(cases)
         onnx.save(proto, str(Path(folder) / "model.onnx"))
-        found = emulated.run(Path(folder), inputs, **entries)
+        found = HASWELL.onnxruntime({Path(folder): inputs}, **entries)[Path(folder)]
     return {name: found[name].flatten().tolist() for name in cases}
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import emulated
 import onnxruntime as ort
 import pytest
 import saturating
 import torch
 from blocks import images, lowered, model_of, simulated
+from emulation import HASWELL
 from saturating import CASES
 from torch import nn
 
@@ -25,7 +25,7 @@ from graphopt.verdict import clock
 
 RECORDED = json.loads(saturating.RECORDED.read_text())
 
-with_qemu = pytest.mark.skipif(emulated.QEMU is None, reason="needs qemu's user mode: apt-get install qemu-user")
+with_qemu = pytest.mark.skipif(bool(HASWELL.missing), reason=HASWELL.missing)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -64,7 +64,7 @@ def test_an_artifact_answers_bit_for_bit_what_the_simulation_answers(tmp_path: P
     simulation = graphopt.simulate(graph, "x86", machine="avx2")
     ours, exact = simulation.codes(x), graphopt.simulate(graph, "x86", machine="x86_64").codes(x)
     names = expose(lower(graph, find("x86")), list(ours), tmp_path)
-    theirs = emulated.run(tmp_path, [x.numpy()], qdqisint8allowed="1")
+    theirs = HASWELL.onnxruntime({tmp_path: [x.numpy()]}, qdqisint8allowed="1")[tmp_path]
     assert len(names) >= 7
     assert [name for name in names if not torch.equal(ours[name], torch.from_numpy(theirs[name]))] == []
     assert [name for name in names if torch.equal(exact[name], ours[name])] == [names[0]]  # the input's own codes

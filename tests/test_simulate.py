@@ -339,8 +339,11 @@ def test_an_unknown_machine_is_named_with_those_known() -> None:
 def test_the_target_decides_whose_kernels_compute(monkeypatch: pytest.MonkeyPatch) -> None:
     _, graph, _ = lowered("residual", "arm")
     arm, x = MACHINES["aarch64"], images(8)
+    add = arm.add
     before, here = graphopt.simulate(graph, "arm")(x), simulation_of(graph, "arm")(x)
-    monkeypatch.setitem(MACHINES, "aarch64", arm._replace(pool=lambda x, grid, y: arm.pool(x, grid, y) + 1))
+    monkeypatch.setitem(
+        MACHINES, "aarch64", arm._replace(add=lambda a, b, y: add(a, b, y._replace(zero_point=y.zero_point + 1)))
+    )
     assert graphopt.simulate(graph, "arm").machine == "aarch64"
     assert not torch.equal(graphopt.simulate(graph, "arm")(x), before)
     assert torch.equal(simulation_of(graph, "arm")(x), here)

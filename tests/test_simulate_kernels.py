@@ -6,22 +6,20 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
+from qlinear import TYPES, pairs, run
 from torch import Tensor
 
 from graphopt.deploy import Grid
 from graphopt.integers.arithmetic import Table, all_codes, f32, fma
-from graphopt.integers.kernels import AveragePool, LayerKernel, Softmax, centred, multiply, sigmoid
-from graphopt.integers.machines import add_avx2, add_neon, pool_neon, pool_sse
+from graphopt.integers.kernels import AveragePool, LayerKernel, Softmax, centred, global_mean, multiply, sigmoid
+from graphopt.integers.machines import add_avx2, add_neon
 from graphopt.targets import architecture
 
 on_x86 = pytest.mark.skipif(architecture() != "x86_64", reason="these are the x86 kernels")
-TYPES = {torch.uint8: (0, 255), torch.int8: (-128, 127)}
 
 
 @st.composite
@@ -30,31 +28,6 @@ def grids(draw: Any, count: int) -> list[Grid]:
     low, high = TYPES[dtype]
     scale = st.floats(2.0**-10, 2.0**4, width=32) | st.sampled_from([2.0**-e for e in range(8)])  # the latter make ties
     return [Grid(draw(scale), draw(st.integers(low, high)), low, high, dtype) for _ in range(count)]
-
-
-def run(operator: str, grids: list[Grid], *inputs: Tensor, **attributes: Any) -> Tensor:
-    """ONNX Runtime's operator of quantized values: the last grid is the result's."""
-    kind = TensorProto.UINT8 if grids[0].dtype is torch.uint8 else TensorProto.INT8
-    names = [f"x{i}" for i in range(len(inputs))]
-    constants = []
-    for number, grid in enumerate(grids):
-        constants.append(helper.make_tensor(f"s{number}", TensorProto.FLOAT, [], [grid.scale]))
-        constants.append(helper.make_tensor(f"z{number}", kind, [], [grid.zero_point]))
-    operands = [v for i, name in enumerate(names) for v in (name, f"s{i}", f"z{i}")]
-    last = len(grids) - 1
-    node = helper.make_node(operator, [*operands, f"s{last}", f"z{last}"], ["y"], domain="com.microsoft", **attributes)
-    values = [helper.make_tensor_value_info(n, kind, list(x.shape)) for n, x in zip(names, inputs, strict=True)]
-    graph = helper.make_graph([node], "g", values, [helper.make_tensor_value_info("y", kind, None)], constants)
-    domains = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
-    model = helper.make_model(graph, opset_imports=domains, ir_version=9)
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {n: x.numpy() for n, x in zip(names, inputs, strict=True)})
-    return torch.from_numpy(found)
-
-
-def pairs(a: Grid, b: Grid) -> tuple[Tensor, Tensor]:
-    p, q = torch.meshgrid(all_codes(a.dtype), all_codes(b.dtype), indexing="ij")
-    return p.to(a.dtype).contiguous(), q.to(b.dtype).contiguous()
 
 
 @on_x86
@@ -99,7 +72,7 @@ def test_global_means(found: list[Grid], pixels: int, channels: int) -> None:
     assume(found[0].scale / found[1].scale / pixels < 255)  # from 256 on the operator refuses
     low, high = TYPES[found[0].dtype]
     x = torch.randint(low, high + 1, (3, channels, pixels), dtype=found[0].dtype)
-    assert torch.equal(pool_sse(x, *found), run("QLinearGlobalAveragePool", found, x, channels_last=0))
+    assert torch.equal(global_mean(x, *found), run("QLinearGlobalAveragePool", found, x, channels_last=0))
 
 
 @on_x86
@@ -125,7 +98,7 @@ def test_means_over_windows(
         "count_include_pad": int(include_padding),
     }
     expected = run("QLinearAveragePool", found, x, **options)
-    assert torch.equal(AveragePool(*found, kernel, stride, pads, pool, include_padding, pool_sse)(x), expected)
+    assert torch.equal(AveragePool(*found, kernel, stride, pads, pool, include_padding)(x), expected)
 
 
 @on_x86
@@ -176,17 +149,6 @@ def test_sums_out_of_the_fixed_points_range_are_computed_in_float() -> None:
     p, q = pairs(a, b)
     value = (p.float() * f32(a.scale) + q.float() * f32(b.scale)) / f32(y.scale)
     assert torch.equal(add_neon(a, b, y)(p, q), torch.round(value).clamp(low, high).to(torch.int8))
-
-
-@settings(max_examples=100, deadline=None)
-@given(grids(2), st.integers(1, 64), st.integers(0, 2**16))
-def test_global_means_in_fixed_point(found: list[Grid], pixels: int, seed: int) -> None:
-    x_grid, y_grid = found
-    low, high = TYPES[x_grid.dtype]
-    x = torch.randint(low, high + 1, (1, 1, pixels), generator=torch.Generator().manual_seed(seed)).to(x_grid.dtype)
-    scale = np.float32(x_grid.scale) / (np.float32(y_grid.scale) * np.float32(pixels))
-    exact = (int(x.int().sum()) - x_grid.zero_point * pixels) * Fraction(float(scale))
-    assert int(pool_neon(x, *found)) == clipped(half_away(exact), y_grid)
 
 
 @settings(max_examples=30, deadline=None)

@@ -4,9 +4,11 @@ artifact = lower(graph, target)
 artifact(images)
 simulate(graph, target) # the artifact's answers in torch, integer by integer
 audit(artifact)         # share of the work in integer, operators that stayed float
+artifact.on("rpc://host:port")(images)  # on a device
 """
 
 from graphopt.backends.tvm.artifact import TvmArtifact, audit, load, lower
+from graphopt.backends.tvm.remote import connect
 from graphopt.backends.tvm.simulate import simulate
 
-__all__ = ["TvmArtifact", "audit", "load", "lower", "simulate"]
+__all__ = ["TvmArtifact", "audit", "connect", "load", "lower", "simulate"]

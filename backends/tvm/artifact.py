@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -60,25 +60,47 @@ class TvmArtifact(Artifact):
     def set_threads(self, threads: int) -> None:
         self.threads = threads
 
+    def on(self, device: str) -> TvmArtifact:
+        """The same on a device: `rpc://host:port`, or `tracker://host:port/key`; see `graphopt.backends.tvm.remote`.
+
+        Raises:
+            InputError: nothing answers there. ArtifactError: the device cannot run its code.
+        """
+        from graphopt.backends.tvm.remote import RemoteArtifact, connect
+
+        return RemoteArtifact(self, connect(device))
+
     def _run(self, inputs: Arrays) -> Arrays:
+        if self._fits(inputs):
+            return self._call(inputs)
+        return in_slices(self._call, inputs, self._free, self.manifest.options["batch"])
+
+    @property
+    def _free(self) -> list[bool]:
+        """For each input whether its batch is free."""
+        return [spec.shape[:1] == (None,) for spec in self.manifest.inputs]
+
+    def _fits(self, inputs: Arrays) -> bool:
+        """One call of the kernels computes them."""
+        batch = self.manifest.options["batch"]
+        return batch is None or all(len(a) == batch for a, free in zip(inputs, self._free, strict=True) if free)
+
+    def _call(self, inputs: Arrays) -> Arrays:
+        """One call of the kernels."""
         if self._main is None:
             if self.refusal:
                 raise ArtifactError(f"{self.manifest.model} cannot run here: {self.refusal}")
             executable = tvm.runtime.load_module(str(self.folder / LIBRARY))
             self._main = relax.VirtualMachine(executable, tvm.cpu())["main"]
         use_threads(self.threads)
-        batch = self.manifest.options["batch"]
-        free = [spec.shape[:1] == (None,) for spec in self.manifest.inputs]
-        if batch is None or all(len(a) == batch for a, f in zip(inputs, free, strict=True) if f):
-            return call(self._main, inputs)
-        return in_slices(self._main, inputs, free, batch)
+        return call(self._main, inputs)
 
 
 def call(main: Any, inputs: Arrays) -> Arrays:
     return [output.numpy() for output in main(*map(tvm.runtime.tensor, inputs))]
 
 
-def in_slices(main: Any, inputs: Arrays, free: Sequence[bool], batch: int) -> Arrays:
+def in_slices(compute: Callable[[Arrays], Arrays], inputs: Arrays, free: Sequence[bool], batch: int) -> Arrays:
     """Compute a batch of any size in slices; the last one is filled up with copies of the first sample."""
     count = next(len(a) for a, f in zip(inputs, free, strict=True) if f)
     if count == 0:
@@ -87,7 +109,7 @@ def in_slices(main: Any, inputs: Arrays, free: Sequence[bool], batch: int) -> Ar
     for start in range(0, count, batch):
         rows = np.arange(start, start + batch)
         rows[rows >= count] = start
-        parts.append(call(main, [np.ascontiguousarray(a[rows]) if f else a for a, f in zip(inputs, free, strict=True)]))
+        parts.append(compute([np.ascontiguousarray(a[rows]) if f else a for a, f in zip(inputs, free, strict=True)]))
     return [np.concatenate(outputs)[:count] for outputs in zip(*parts, strict=True)]
 
 

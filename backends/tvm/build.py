@@ -110,7 +110,8 @@ def refusal(code: Mapping[str, Any]) -> str:
     """Why code, described as by `to_dict`, does not run on this machine; empty where it does."""
     made = f"it was compiled for {code['cpu']} ({code['triple']})"
     if code["architecture"] != architecture():
-        return f"{made}; this machine is {architecture()}: copy the folder to such a device and load it there"
+        here = f"{made}; this machine is {architecture()}"
+        return f"{here}: copy the folder to such a device and load it there, or run it there from here: .on('rpc://host:port')"
     if missing := sorted(set(code["required"]) & lacking()):
         return f"{made}, which has {', '.join(missing)}; this machine has not: run it on a machine that has, or compile again"
     return ""

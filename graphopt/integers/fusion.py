@@ -24,7 +24,7 @@ from graphopt.deploy import Grid, Q
 from graphopt.graph import Graph
 from graphopt.integers.arithmetic import dequantize, f32, quantize
 from graphopt.integers.dialect import CLIP_CODES, GLOBAL_AVERAGE_POOL, is_dequantized
-from graphopt.integers.kernels import AveragePool, LayerKernel, Softmax, Window, centred, multiply, sigmoid
+from graphopt.integers.kernels import AveragePool, LayerKernel, Softmax, Window, centred, global_mean, multiply, sigmoid
 from graphopt.integers.machines import MACHINES, Machine
 from graphopt.integers.pairs import Pairs
 from graphopt.ops import Layer, argument, family, shape
@@ -200,7 +200,6 @@ def _average_pool(node: Node, machine: Machine, x: Grid, y: Grid) -> AveragePool
         padding=each("padding"),
         shape_of=lambda image: target(image, *node.args[1:], **node.kwargs),
         include_padding=bool(argument(node, "count_include_pad")),
-        whole=machine.pool,
     )
 
 
@@ -210,5 +209,5 @@ _MAKERS: dict[str, Callable[..., Callable[..., Tensor]]] = {
     "sigmoid": lambda node, machine, x, y: sigmoid(x, y),
     "softmax": lambda node, machine, x, y: Softmax(x, y, int(argument(node, "dim"))),
     "average_pool": _average_pool,
-    "global_average_pool": lambda node, machine, x, y: partial(machine.pool, grid=x, y=y),
+    "global_average_pool": lambda node, machine, x, y: partial(global_mean, grid=x, y=y),
 }

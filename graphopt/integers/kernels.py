@@ -1,7 +1,8 @@
 """The integer kernels of ONNX Runtime's CPU provider, one class each: made once per node, called on codes.
 
-Sources are files in contrib_ops/cpu/quantization/ and core/mlas/lib/ of microsoft/onnxruntime; on x86 the results were compared
-with release 1.31. With x, w, a, b codes, s scales, z zero points, and every product and quotient of scales rounded to float32:
+Sources are files in contrib_ops/cpu/quantization/ and core/mlas/lib/ of microsoft/onnxruntime; the results were compared with
+release 1.31, on x86 and on emulated aarch64. With x, w, a, b codes, s scales, z zero points, and every product and quotient of
+scales rounded to float32:
 
     LayerKernel     acc = sum (x - z_x)(w - z_w) + bias, exact in 32 bits;  q = rne(f32(acc) * (s_x s_w / s_y)) + z_y, saturated,
                     which is the fused activation too. Without an output grid (QGemm): y = f32(acc) * (s_x s_w). A CPU without
@@ -9,11 +10,12 @@ with release 1.31. With x, w, a, b codes, s scales, z zero points, and every pro
                     QLinearConv, QGemm (quant_gemm.cc), MlasRequantizeOutput
     multiply        q = rne(f32((a - z_a)(b - z_b)) * (s_a s_b / s_y) + z_y)                             qlmul.cpp
     sigmoid         a table; the logistic function is a quotient of polynomials, not exp                 logistic.cpp
+    global_mean     q = rne(f32(acc) * (s_x / (s_y pixels))) + z_y                                        qlgavgpool.cpp
     AveragePool     y = sum of dequantized values, row by row in float32, / their number;
                     q = rne(y / s_y + z_y): the zero point is added before rounding                      qlinear_pool.cc
     Softmax         a table of exp, sums in float32; q = rne(e floor(1 / s_y) / sum e) + z_y             qlinear_softmax.cc
 
-Sums and global means differ between machines: see `graphopt.integers.machines`. Everything else that moves codes or
+Sums differ between machines: see `graphopt.integers.machines`. Everything else that moves codes or
 maps them one by one (max pooling, concatenation, leaky relu, resizing) is what dequantize, float operator and quantize give.
 
 Not reproduced: values beyond 2^31 steps, which wrap on x86; softmax over a single element, whose sum overflows there.
@@ -35,8 +37,6 @@ from torch import Tensor
 from graphopt.deploy import Grid
 from graphopt.integers.arithmetic import EXACT, Table, f32, fma, quantize, requantize, saturate
 from graphopt.integers.pairs import Pairs
-
-Pool = Callable[[Tensor, Grid, Grid], Tensor]
 
 
 class Window(NamedTuple):
@@ -137,6 +137,14 @@ def sigmoid(x: Grid, y: Grid) -> Table:
     return Table(lambda q: quantize(logistic((q - x.zero_point).float() * f32(x.scale)), *y), x)
 
 
+def global_mean(x: Tensor, grid: Grid, y: Grid) -> Tensor:
+    """Over every dimension behind the channels, kept with size 1."""
+    pixels = prod(x.shape[2:])
+    acc = x.flatten(2).sum(-1, dtype=torch.int32) - grid.zero_point * pixels
+    scale = f32(grid.scale) / (f32(y.scale) * float(pixels))
+    return requantize(acc.reshape(*x.shape[:2], *[1] * (x.dim() - 2)), scale, y)
+
+
 @dataclass(frozen=True, eq=False)
 class AveragePool:
     """A mean over windows.
@@ -146,7 +154,6 @@ class AveragePool:
         kernel, stride, padding: one number per image dimension.
         shape_of: the ATen call on an image alone, which knows how windows at the edge count.
         include_padding: whether padding counts as elements.
-        whole: the kernel for windows as large as the image.
     """
 
     x: Grid
@@ -156,12 +163,11 @@ class AveragePool:
     padding: tuple[int, ...]
     shape_of: Callable[[Tensor], Tensor]
     include_padding: bool
-    whole: Pool
 
     def __call__(self, codes: Tensor) -> Tensor:
         size = tuple(codes.shape[2:])
         if size == self.kernel and not any(self.padding):
-            return self.whole(codes, self.x, self.y)
+            return global_mean(codes, self.x, self.y)
         out = tuple(self.shape_of(torch.zeros(1, 1, *size)).shape[2:])
         # as far as the last window reaches, which may be beyond the padding
         ends = [(o - 1) * s + k for o, s, k in zip(out, self.stride, self.kernel, strict=True)]

@@ -1,17 +1,13 @@
-"""Where ONNX Runtime's kernels differ from machine to machine: quantized addition, global average pooling, and products.
+"""Where ONNX Runtime's kernels differ from machine to machine: quantized addition, and the products of layers.
 
     x86_64   add      float32 with fused multiply-add; with r = s / s_y and f = z_y - fma(r_a, z_a, r_b z_b)
                       q = rne(fma(a, r_a, fma(b, r_b, f)))                            qladd_avx2.cpp
-             pool     q = rne(f32(acc) * (s_x / (s_y pixels))) + z_y                  qlgavgpool.cpp
     aarch64  add      fixed point: multipliers m_a, m_b of 22 bits and a shift; halves are rounded away from zero
                       q = ((a - z_a) m_a + (b - z_b) m_b) / 2^shift + z_y             qladd.cpp
-             pool     the same with the 24 bits of s_x / (s_y pixels)                 qlgavgpool.cpp
 
     avx2     as x86_64, but without VNNI: layers add products in pairs that saturate, see `pairs.py`
 
-The first were compared with release 1.31 code by code. The second follow the source as published, whose version may differ; no
-ARM machine was at hand to compare with.
-Quantized multiplication on aarch64 rounds product and sum apart in the source, which a compiler may fuse there.
+All were compared with release 1.31 code by code, aarch64 on emulated CPUs (`tests/test_arm.py`).
 """
 
 from __future__ import annotations
@@ -24,19 +20,18 @@ import torch
 from torch import Tensor
 
 from graphopt.deploy import Grid
-from graphopt.integers.arithmetic import Table, f32, fma, requantize, saturate
+from graphopt.integers.arithmetic import Table, f32, fma, saturate
 
 
 class Machine(NamedTuple):
     """The kernels of one kind of CPU.
 
     Attributes:
-        add: `add(a, b, y)` makes a table of two codes. pool: `pool(x, grid, y)` averages an image.
+        add: `add(a, b, y)` makes a table of two codes.
         in_pairs: layers add products in pairs of 16 bits.
     """
 
     add: Callable[[Grid, Grid, Grid], Table]
-    pool: Callable[[Tensor, Grid, Grid], Tensor]
     in_pairs: bool = False
 
 
@@ -71,32 +66,13 @@ def add_neon(a: Grid, b: Grid, y: Grid) -> Table:
     return Table(fixed if fits else floating, a, b)
 
 
-def pool_sse(x: Tensor, grid: Grid, y: Grid) -> Tensor:
-    """Mean over every dimension behind the channels, kept with size 1."""
-    acc, scale = _sums(x, grid, y)
-    return requantize(acc, scale, y)
-
-
-def pool_neon(x: Tensor, grid: Grid, y: Grid) -> Tensor:
-    """The same, in fixed point."""
-    acc, scale = _sums(x, grid, y)
-    mantissa, exponent = math.frexp(float(scale))
-    return saturate(_shift_right(acc.long() * int(mantissa * 2**24), 24 - exponent), y)
-
-
-def _sums(x: Tensor, grid: Grid, y: Grid) -> tuple[Tensor, Tensor]:
-    pixels = math.prod(x.shape[2:])
-    acc = x.flatten(2).sum(-1, dtype=torch.int32) - grid.zero_point * pixels
-    return acc.reshape(*x.shape[:2], *[1] * (x.dim() - 2)), f32(grid.scale) / (f32(y.scale) * float(pixels))
-
-
 def _shift_right(acc: Tensor, shift: int) -> Tensor:
     """acc / 2^shift, halves away from zero: one less where negative, then a shift that rounds halves up."""
     return (acc - (acc < 0).long() + (1 << (shift - 1))) >> shift
 
 
 MACHINES = {
-    "x86_64": Machine(add_avx2, pool_sse),
-    "avx2": Machine(add_avx2, pool_sse, in_pairs=True),
-    "aarch64": Machine(add_neon, pool_neon),
+    "x86_64": Machine(add_avx2),
+    "avx2": Machine(add_avx2, in_pairs=True),
+    "aarch64": Machine(add_neon),
 }

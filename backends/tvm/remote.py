@@ -1,0 +1,188 @@
+"""Run and time an artifact on a device over the network, through TVM's RPC server.
+
+    there = artifact.on("rpc://raspberrypi:9090")             a server:   python -m tvm.exec.rpc_server --port 9090
+    there = artifact.on("tracker://lab:9190/raspberrypi")     a free one of the devices that a tracker knows by this key
+    there(images)                                             the answer of the device
+    there.milliseconds(images)                                by the clock of the device, without the network
+
+A library is uploaded once. A server has one client at a time, so all artifacts of a process share one connection to a device, and
+it ends with the last of them.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import relax, rpc
+
+from graphopt.backends.tvm.artifact import LIBRARY, Arrays, TvmArtifact
+from graphopt.errors import ArtifactError, InputError
+
+SECONDS = 5.0  # that a device has to answer the first time
+_connections: weakref.WeakValueDictionary[Device, Connection] = weakref.WeakValueDictionary()
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where it is.
+
+    Attributes:
+        host, port: of its server, or of the tracker.
+        key: by which the tracker knows it; empty for a server.
+    """
+
+    host: str
+    port: int
+    key: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Device:
+        """Raises InputError where it is neither `rpc://host:port` nor `tracker://host:port/key`."""
+        found = re.fullmatch(r"(?:rpc://([^:/]+):(\d+)/?)|(?:tracker://([^:/]+):(\d+)/([^/]+))", text)
+        if found is None or not 0 < int(found[2] or found[4]) < 2**16:
+            raise InputError(f"a device is rpc://host:port, or tracker://host:port/key, got {text!r}")
+        return cls(found[1] or found[3], int(found[2] or found[4]), found[5] or "")
+
+    def __str__(self) -> str:
+        return f"{'tracker' if self.key else 'rpc'}://{self.host}:{self.port}" + (f"/{self.key}" if self.key else "")
+
+    def request(self) -> Any:
+        """A session of TVM's client.
+
+        Raises:
+            InputError: nothing answers there; says what to start.
+        """
+        program = "rpc_tracker" if self.key else "rpc_server"
+        try:
+            socket.create_connection((self.host, self.port), timeout=SECONDS).close()
+        except OSError as error:
+            raise InputError(
+                f"no device answers at {self} ({error}); start there, with graphopt[tvm] installed: "
+                f"python -m tvm.exec.{program} --host 0.0.0.0 --port {self.port}"
+            ) from error
+        try:
+            if not self.key:
+                return rpc.connect(self.host, self.port)
+            tracker = rpc.connect_tracker(self.host, self.port)
+            known = {str(entry["key"]).removeprefix("server:") for entry in tracker.summary()["server_info"]}
+            if self.key not in known:
+                raise InputError(
+                    f"the tracker at {self.host}:{self.port} knows no device {self.key!r}, but {sorted(known) or 'none'}; start "
+                    f"on it: python -m tvm.exec.rpc_server --tracker {self.host}:{self.port} --key {self.key}"
+                )
+            return tracker.request(self.key)
+        except (RuntimeError, OSError) as error:  # what TVM raises
+            raise InputError(f"{self} is no {program} of TVM {tvm.__version__}: {_reason(error)}") from error
+
+
+class Connection:
+    """A session on a device.
+
+    Attributes:
+        triple: of the machine as TVM's compiler there calls it; empty where only its runtime is installed.
+        uploaded: names of files there.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self.device, self.session = device, device.request()
+        self.uploaded: set[str] = set()
+        try:
+            self.triple = str(self.session.get_function("target.llvm_get_system_triple")())
+        except (AttributeError, RuntimeError):
+            self.triple = ""
+
+    def __str__(self) -> str:
+        return f"{self.device}" + (f" ({self.triple})" if self.triple else "")
+
+
+def connect(device: str) -> Connection:
+    """The connection to a device; the one there is, or a new one.
+
+    Raises:
+        InputError: nothing answers there.
+    """
+    place = Device.parse(device)
+    found = _connections.get(place)
+    if found is None:
+        found = _connections[place] = Connection(place)
+    return found
+
+
+class RemoteArtifact(TvmArtifact):
+    """An artifact on a device, called like any other.
+
+    Raises:
+        ArtifactError: the device cannot run its code.
+    """
+
+    def __init__(self, artifact: TvmArtifact, connection: Connection) -> None:
+        super().__init__(artifact.folder, artifact.manifest, graph=artifact.graph)
+        self._artifact, self._connection = artifact, connection  # the first owns the folder
+        self._tensors: list[Any] = []
+        made_for = f"{self.manifest.model} was compiled for {self.code['cpu']} ({self.code['triple']})"
+        there = connection.triple.partition("-")[0].replace("arm64", "aarch64")
+        if there in ("x86_64", "aarch64", "riscv64") and there != self.code["architecture"]:
+            raise ArtifactError(f"{made_for}; {connection} is another architecture: take a target for {there}")
+        name = f"{self.manifest.files[LIBRARY].sha256[:16]}.so"
+        session = connection.session
+        try:
+            if name not in connection.uploaded:  # the server would overwrite the file it may be running
+                session.upload(str(Path(self.folder, LIBRARY)), name)
+                connection.uploaded.add(name)
+            self._machine = relax.VirtualMachine(session.load_module(name), session.cpu())
+        except RuntimeError as error:
+            _connections.pop(connection.device, None)
+            raise ArtifactError(f"{made_for}; {connection} cannot load it: {_reason(error)}") from error
+
+    @property
+    def device(self) -> str:
+        return str(self._connection)
+
+    @property
+    def refusal(self) -> str:
+        return ""
+
+    def _call(self, inputs: Arrays) -> Arrays:
+        try:
+            self._invoke(inputs)
+            outputs = self._machine.get_outputs("main")
+            return [tensor.numpy() for tensor in (outputs if isinstance(outputs, tuple) else (outputs,))]
+        except RuntimeError as error:
+            raise self._lost(error) from error
+
+    def milliseconds(self, *args: Any, **kwargs: Any) -> float:
+        inputs = self._arrays(args, kwargs)
+        if not self._fits(inputs):
+            raise InputError(f"one call of the kernels computes {self.manifest.options['batch']} samples: time so many")
+        try:
+            self._invoke(inputs)
+            timer = self._machine.module.time_evaluator("invoke_stateful", self._connection.session.cpu(), number=1)
+            return 1e3 * float(timer("main").results[0])
+        except RuntimeError as error:
+            raise self._lost(error) from error
+
+    def _invoke(self, inputs: Arrays) -> None:
+        session = self._connection.session
+        session.get_function("runtime.config_threadpool")(1, self.threads)
+        self._tensors = [tvm.runtime.tensor(array, session.cpu()) for array in inputs]
+        self._machine.set_input("main", *self._tensors)
+        self._machine.invoke_stateful("main")
+
+    def _lost(self, error: Exception) -> ArtifactError:
+        _connections.pop(self._connection.device, None)  # a new artifact connects again
+        return ArtifactError(
+            f"{self.manifest.model}, compiled for {self.code['cpu']}, failed on {self.device}: {_reason(error)}. Where the "
+            f"connection was lost, the CPU there may lack instructions of {self.code['cpu']}"
+        )
+
+
+def _reason(error: Exception) -> str:
+    """The last line of TVM's message that is one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
