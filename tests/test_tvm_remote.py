@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import importlib.util
 import sys
 from collections.abc import Iterator
@@ -33,7 +32,6 @@ COPY = f'{sys.executable} "{Path(__file__).parent / "copy_object.py"}"'  # in pl
 def server() -> Iterator[str]:
     with rpc_server.serving() as port:
         yield f"rpc://{rpc_server.HOST}:{port}"
-        gc.collect()  # connections end with their artifacts
 
 
 @needs_x86
@@ -84,8 +82,9 @@ def test_a_device_of_another_architecture_is_refused(server: str) -> None:
 @needs_x86
 def test_a_library_the_device_cannot_load_is_refused_with_its_reason(server: str) -> None:
     artifact = backend("tvm").lower(Graph.capture(model_of("plain"), (images(1),)), replace(X86, compiler=COPY))
-    with pytest.raises(ArtifactError, match=r"cannot load it: .*\.so"):  # an object file, not linked
-        artifact.on(server)
+    for _ in range(2):  # the server is free again behind an error
+        with pytest.raises(ArtifactError, match=r"cannot load it: .*\.so"):  # an object file, not linked
+            artifact.on(server)
 
 
 def test_a_device_that_is_not_there_says_what_to_start() -> None:

@@ -11,6 +11,7 @@ it ends with the last of them.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import weakref
@@ -92,13 +93,26 @@ class Connection:
     def __init__(self, device: Device) -> None:
         self.device, self.session = device, device.request()
         self.uploaded: set[str] = set()
+        # tensors and modules over there may outlive this object, and would keep the server from its next client
+        self._end = weakref.finalize(self, _close, self.session)
         try:
             self.triple = str(self.session.get_function("target.llvm_get_system_triple")())
         except (AttributeError, RuntimeError):
             self.triple = ""
 
+    def close(self) -> None:
+        """The server is free for its next client; artifacts on this connection no longer run."""
+        if _connections.get(self.device) is self:
+            del _connections[self.device]
+        self._end()
+
     def __str__(self) -> str:
         return f"{self.device}" + (f" ({self.triple})" if self.triple else "")
+
+
+def _close(session: Any) -> None:
+    with contextlib.suppress(RuntimeError):  # lost already
+        session._sess["CloseRPCConnection"]()
 
 
 def connect(device: str) -> Connection:
@@ -137,7 +151,7 @@ class RemoteArtifact(TvmArtifact):
                 connection.uploaded.add(name)
             self._machine = relax.VirtualMachine(session.load_module(name), session.cpu())
         except RuntimeError as error:
-            _connections.pop(connection.device, None)
+            connection.close()
             raise ArtifactError(f"{made_for}; {connection} cannot load it: {_reason(error)}") from error
 
     @property
@@ -175,7 +189,7 @@ class RemoteArtifact(TvmArtifact):
         self._machine.invoke_stateful("main")
 
     def _lost(self, error: Exception) -> ArtifactError:
-        _connections.pop(self._connection.device, None)  # a new artifact connects again
+        self._connection.close()  # a new artifact connects again
         return ArtifactError(
             f"{self.manifest.model}, compiled for {self.code['cpu']}, failed on {self.device}: {_reason(error)}. Where the "
             f"connection was lost, the CPU there may lack instructions of {self.code['cpu']}"
