@@ -150,7 +150,7 @@ def test_a_saved_artifact_is_loaded_with_its_report(tmp_path: Path) -> None:
 @pytest.mark.parametrize("speedup", [0.77, 1.3])
 def test_a_result_that_is_slower_than_float_is_warned_of(speedup: float, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = SimpleNamespace(median=lambda name: 1.0, speedup=lambda before, after: speedup)
-    monkeypatch.setattr(measures, "timings", lambda calls: taken)
+    monkeypatch.setattr(measures, "timings", lambda calls, **_: taken)
     report = Report("Net", "host", integer_macs=1.0)
     artifact, _, graph = result()[0]
     clock(report, find("host"), artifact, artifact, graph, 1)
