@@ -154,8 +154,8 @@ def test_a_latency_without_vnni_is_not_measured_with_it() -> None:
 def test_the_host_is_told_by_its_instructions(
     monkeypatch: pytest.MonkeyPatch, architecture: str, features: set[str], machine: str, like: str
 ) -> None:
-    monkeypatch.setattr(targets, "architecture", lambda: architecture)
-    monkeypatch.setattr(targets, "cpu_features", lambda: frozenset(features))
+    monkeypatch.setattr("graphopt.targets.machine.architecture", lambda: architecture)
+    monkeypatch.setattr("graphopt.targets.machine.cpu_features", lambda: frozenset(features))
     assert targets.machine_here() == machine
     assert targets.host().weights == find(like).weights
     assert targets.host().machine == find(like).machine
