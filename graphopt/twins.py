@@ -1,8 +1,7 @@
 """A simulated graph and its float twin, run side by side.
 
 The twin is the same graph with its quantizers bypassed: `quantizer(x)` gives x. Any set of quantizers may be active, and a
-run may begin in the middle, with the values in flight there, so that what one layer does to the network's output costs the rest
-of the network and no more.
+run may begin in the middle (`graphopt.flight`).
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from torch import Tensor, fx
 from torch.fx.node import Node
 
 from graphopt.errors import NonFiniteError
+from graphopt.flight import Flight
 from graphopt.graph import Graph
 from graphopt.observe import blame
 from graphopt.ops import Layer
@@ -25,11 +25,10 @@ from graphopt.units import constants
 NONE: frozenset[Node] = frozenset()
 
 
-class Twins:
-    """Runs a graph with some of its quantizers active.
+class Twins(Flight[Collection[Node]]):
+    """Runs a graph with some of its quantizers active; its positions count the calls that depend on inputs.
 
     Attributes:
-        nodes: the calls that depend on inputs, in execution order; positions count these.
         all: every quantizer.
     """
 
@@ -42,47 +41,22 @@ class Twins:
         for layer in (layer for node in graph.calls() if (layer := Layer.of(node))):
             for node in constants(graph, layer):
                 self._fold(node)
-        self.nodes = [node for node in graph.calls() if node not in self._rounder]
-        self.position = {node: number for number, node in enumerate(self.nodes)}
-        self._expiring: list[list[Node]] = [[] for _ in self.nodes]
-        for node in [*graph.placeholders, *self.nodes]:
-            uses = [self.position.get(user, len(self.nodes)) for user in node.users]
-            last = max(uses, default=self.position.get(node, 0))
-            if last < len(self.nodes):
-                self._expiring[last].append(node)
+        super().__init__(graph, [node for node in graph.calls() if node not in self._rounder])
 
-    def start(self, batch: list[Tensor]) -> dict[Node, Any]:
-        """The values in flight in front of the first call. (Inputs that are no tensors are built in.)"""
-        return {**dict.fromkeys(self.graph.placeholders), **dict(zip(self.graph.inputs, batch, strict=True))}
-
-    def call(self, node: Node, values: Mapping[Node, Any], active: Collection[Node]) -> Any:
-        """What a call gives for the values in flight."""
+    def call(self, node: Node, values: Mapping[Node, Any], how: Collection[Node]) -> Any:
+        """What a call gives for the values in flight; `how`: the active quantizers."""
 
         def read(source: Node) -> Any:
             if source.op == "get_attr":
                 return self.graph.tensor(source)
             if source in self._rounder:
-                return (self._rounded if self._rounder[source] in active else self._float)[source]
+                return (self._rounded if self._rounder[source] in how else self._float)[source]
             return values[source]
 
-        if is_quantizer(node) and node not in active:
+        if is_quantizer(node) and node not in how:
             return read(node.args[0])  # type: ignore[arg-type]
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), read)
         return node.target(*args, **kwargs)  # type: ignore[operator]
-
-    def drop(self, position: int, values: dict[Node, Any]) -> None:
-        """Let go of what the call at this position was the last to read."""
-        for node in self._expiring[position]:
-            values.pop(node, None)
-
-    def finish(self, values: Mapping[Node, Any], position: int, active: Collection[Node]) -> list[Tensor]:
-        """Run from a position to the end: the floating-point outputs. `values`, what is in flight there, stays as it is."""
-        values = dict(values)
-        for number in range(position, len(self.nodes)):
-            values[self.nodes[number]] = self.call(self.nodes[number], values, active)
-            self.drop(number, values)
-        found = [self.graph.tensor(n) if n.op == "get_attr" else values[n] for n in self.graph.outputs]
-        return [z for z in found if isinstance(z, Tensor) and z.is_floating_point()]
 
     def blame(self, batch: list[Tensor]) -> NonFiniteError:
         """The error for a batch that is not finite in the float twin, naming the first call that gives NaN or infinity."""

@@ -250,7 +250,9 @@ def test_values_in_other_formats_are_float_in_an_artifact(format: NumberFormat) 
 
 def test_simulating_integers_refuses_what_has_none() -> None:
     graph = quantized(model_of("plain"), LogFormat(8))
-    with pytest.raises(InputError, match="is in log8 16 to an octave per tensor, of which there are no integers to simulate"):
+    with pytest.raises(
+        InputError, match="is in log8 16 to an octave per tensor, of which there are no integers to simulate"
+    ):
         graphopt.simulate(graph, "x86")
 
 

@@ -123,25 +123,17 @@ class Model:
     def grid_of(self, node: onnx.NodeProto) -> Grid:
         """The grid of a QuantizeLinear or DequantizeLinear node."""
         scale = self.constants.get(node.input[1])
-        zero: np.ndarray[Any, Any] | None = None
-        dtype = np.dtype(np.uint8)
+        codes = self.constants.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
         if len(node.input) > 2 and node.input[2]:
             zero = self.constants.get(node.input[2])
-            dtype = zero.dtype if zero is not None else dtype
+            dtype = np.dtype(np.uint8) if zero is None else zero.dtype
         else:
-            codes = self.constants.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
-            dtype = codes.dtype if codes is not None else dtype
+            dtype = np.dtype(np.uint8) if codes is None else codes.dtype
             zero = np.zeros(() if scale is None else scale.shape, dtype)
-        codes = self._codes(node, scale, zero)
         axis = attribute(node, "axis")
         return Grid(
             self.name(node), dtype, scale, zero, 1 if axis is None else axis, attribute(node, "block_size") or 0, codes
         )
-
-    def _codes(self, node: onnx.NodeProto, scale: Any, zero: Any) -> np.ndarray[Any, Any] | None:
-        if node.op_type != "DequantizeLinear":
-            return None
-        return self.constants.get(node.input[0])
 
     def behind(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         """Who reads a layer's result, behind the activation that is fused into it."""

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, fx
 from torch.fx.node import Node
 
+from graphopt.flight import Flight
 from graphopt.graph import Graph
 from graphopt.ops import BIAS, WEIGHT
 
@@ -45,41 +45,19 @@ class Trial(NamedTuple):
 NOTHING = Trial({}, {})
 
 
-class Network:
+class Network(Flight[Trial]):
     """Runs a float graph, whole or from a position on; positions count its calls."""
 
     def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-        self.nodes = graph.calls()
-        self.position = {node: number for number, node in enumerate(self.nodes)}
-        self._expiring: list[list[Node]] = [[] for _ in self.nodes]
-        for node in [*graph.placeholders, *self.nodes]:
-            uses = [self.position.get(user, len(self.nodes)) for user in node.users]
-            last = max(uses, default=self.position.get(node, 0))
-            if last < len(self.nodes):
-                self._expiring[last].append(node)
-
-    def start(self, batch: list[Tensor]) -> dict[Node, Any]:
-        """The values in flight in front of the first call."""
-        return {**dict.fromkeys(self.graph.placeholders), **dict(zip(self.graph.inputs, batch, strict=True))}
+        super().__init__(graph, graph.calls())
 
     def walk(self, batch: list[Tensor]) -> Iterator[tuple[int, dict[Node, Any]]]:
         """The values in flight in front of every call, in execution order; to be read until the next is asked for."""
         values = self.start(batch)
         for position, node in enumerate(self.nodes):
             yield position, values
-            values[node] = self._call(node, values, NOTHING)
-            self._drop(position, values)
-
-    def finish(self, values: Mapping[Node, Any], position: int, trial: Trial) -> list[Tensor]:
-        """Run from a position to the end: the floating-point outputs. `values` stays as it is."""
-        values = dict(values)
-        for number in range(position, len(self.nodes)):
-            node = self.nodes[number]
-            values[node] = self._call(node, values, trial)
-            self._drop(number, values)
-        found = [values[n] if n in values else self.graph.tensor(n) for n in self.graph.outputs]
-        return [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+            values[node] = self.call(node, values, NOTHING)
+            self.drop(position, values)
 
     def outputs(self, batch: list[Tensor], trial: Trial = NOTHING) -> list[Tensor]:
         """Run everything."""
@@ -89,19 +67,17 @@ class Network:
         """The position of the first call that a trial changes."""
         return min(self.position[node] for node in (*trial.weights, *trial.values))
 
-    def _call(self, node: Node, values: Mapping[Node, Any], trial: Trial) -> Any:
+    def call(self, node: Node, values: Mapping[Node, Any], how: Trial) -> Any:
+        """What a call gives for the values in flight; `how`: what is different."""
+
         def read(source: Node) -> Any:
             return self.graph.tensor(source) if source.op == "get_attr" else values[source]
 
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), read)
-        if (own := trial.weights.get(node)) is not None:
+        if (own := how.weights.get(node)) is not None:
             bias = args[BIAS : BIAS + 1] if own.bias is None else (own.bias,)
             args = (*args[:WEIGHT], own.weight, *bias, *args[BIAS + 1 :])
         with torch.no_grad():
             found = node.target(*args, **kwargs)  # type: ignore[operator]
-        change = trial.values.get(node)
+        change = how.values.get(node)
         return found if change is None else change(found)
-
-    def _drop(self, position: int, values: dict[Node, Any]) -> None:
-        for node in self._expiring[position]:
-            values.pop(node, None)
