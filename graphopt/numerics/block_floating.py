@@ -14,7 +14,7 @@ Paper:  Darvish Rouhani et al. 2020, "Pushing the Limits of Narrow Precision Inf
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,8 @@ class BlockFloat:
     block: elements that share an exponent, along the input channels of weights and the channels of values.
     """
 
+    per_channel: ClassVar[bool] = False
+
     bits: int = 8
     block: int = 16
 
@@ -46,10 +48,6 @@ class BlockFloat:
     def top(self) -> int:
         """The largest mantissa."""
         return (1 << (self.bits - 1)) - 1
-
-    @property
-    def per_channel(self) -> bool:
-        return False
 
     @property
     def code_range(self) -> tuple[int, int]:

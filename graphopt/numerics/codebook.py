@@ -17,7 +17,7 @@ Paper:  Han, Mao and Dally 2016, "Deep Compression: Compressing Deep Neural Netw
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,15 +35,13 @@ class Codebook:
     per_channel: every output channel has a table of its own.
     """
 
+    block: ClassVar[int] = 0
+
     bits: int = 4
     per_channel: bool = False
 
     def __post_init__(self) -> None:
         check_bits(self.bits, 2, 8)
-
-    @property
-    def block(self) -> int:
-        return 0
 
     @property
     def code_range(self) -> tuple[int, int]:

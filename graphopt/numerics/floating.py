@@ -12,7 +12,7 @@ Parameters: none.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ class FloatFormat:
     mantissa_bits: 1 to 10, without the leading one.
     subnormals: whether there are numbers smaller than 2^least.
     """
+
+    per_channel: ClassVar[bool] = False
+    block: ClassVar[int] = 0
 
     exponent_bits: int = 5
     mantissa_bits: int = 10
@@ -46,14 +49,6 @@ class FloatFormat:
     @property
     def bits(self) -> int:
         return 1 + self.exponent_bits + self.mantissa_bits
-
-    @property
-    def per_channel(self) -> bool:
-        return False
-
-    @property
-    def block(self) -> int:
-        return 0
 
     @property
     def code_range(self) -> tuple[int, int]:

@@ -13,7 +13,7 @@ Paper:  Miyashita et al. 2016, "Convolutional Neural Networks using Logarithmic 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ class LogFormat:
     per_channel: every output channel has its own largest level.
     steps: levels to an octave (1: powers of two). None: 2^(bits - 4), at least 1, which makes 8 octaves of 4 bits and more.
     """
+
+    block: ClassVar[int] = 0
 
     bits: int = 8
     per_channel: bool = False
@@ -52,10 +54,6 @@ class LogFormat:
     def top(self) -> int:
         """The largest code."""
         return (1 << (self.bits - 1)) - 1
-
-    @property
-    def block(self) -> int:
-        return 0
 
     @property
     def code_range(self) -> tuple[int, int]:

@@ -18,7 +18,7 @@ Parameters: `scale`, float32, and `zero_point`, int32, [] or [channels].
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -42,6 +42,8 @@ class Format:
         power_of_two: the scale is a power of two, so that rescaling is a shift.
         full_range: a signed symmetric format uses the most negative code, too, as saturating hardware does.
     """
+
+    block: ClassVar[int] = 0
 
     bits: int = 8
     signed: bool = True
@@ -76,10 +78,6 @@ class Format:
         return " ".join(words + ["power of two"] * self.power_of_two + ["full range"] * self.full_range)
 
     # ---- As every number format (`graphopt.numerics.protocol`) ------------------------------------------------------
-
-    @property
-    def block(self) -> int:
-        return 0
 
     @property
     def code_range(self) -> tuple[int, int]:
