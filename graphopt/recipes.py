@@ -42,7 +42,8 @@ def equalize(*, clips: bool = True) -> list[Pass]:
 
 def prepare(target: Target) -> list[Pass]:
     """Everything before `integer`: a float network that suits the target."""
-    return clean(target) + ([] if target.weights.per_channel else equalize(clips=not target.vendor_compiler))
+    one_scale = isinstance(target.weights, Format) and not target.weights.per_channel
+    return clean(target) + (equalize(clips=not target.vendor_compiler) if one_scale else [])
 
 
 def integer(

@@ -10,5 +10,6 @@ artifact.on("rpc://host:port")(images)  # on a device
 from graphopt.backends.tvm.artifact import TvmArtifact, audit, load, lower
 from graphopt.backends.tvm.remote import connect
 from graphopt.backends.tvm.simulate import simulate
+from graphopt.deploy import deploy
 
-__all__ = ["TvmArtifact", "audit", "connect", "load", "lower", "simulate"]
+__all__ = ["TvmArtifact", "audit", "connect", "deploy", "load", "lower", "simulate"]

@@ -33,6 +33,8 @@ def _either(first: object, *others: object) -> str:
 def _artifact(target: Target) -> str:
     if target.vendor_compiler:
         return "ONNX with QuantizeLinear and DequantizeLinear, for the vendor's compiler"
+    if target.runtime == "packed":
+        return "packed codes with their formats, and the graph that reads them; run by simulation"
     if target.runtime == "tvm":
         return f"machine code ({target.triple or 'of this machine'}, {target.cpu or 'its CPU'}), run by TVM"
     return "ONNX with QuantizeLinear and DequantizeLinear, run by ONNX Runtime"

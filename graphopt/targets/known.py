@@ -9,10 +9,11 @@ from graphopt.errors import InputError
 from graphopt.targets.compiled import COMPILED
 from graphopt.targets.cpus import CPUS
 from graphopt.targets.machine import machine_here
+from graphopt.targets.packed import PACKED
 from graphopt.targets.target import Target
 from graphopt.targets.vendors import VENDORS
 
-KNOWN = CPUS | COMPILED | VENDORS
+KNOWN = CPUS | COMPILED | VENDORS | PACKED
 
 
 def names() -> list[str]:
