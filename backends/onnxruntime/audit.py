@@ -85,16 +85,17 @@ def audit(artifact: OnnxRuntimeArtifact) -> Audit:
 def declared(artifact: OnnxRuntimeArtifact) -> Audit:
     """Integer is what lies between DequantizeLinear and QuantizeLinear."""
     layers, model = artifact.manifest.options["layers"], Model.read(artifact)
+    sums = bool(artifact.manifest.target.get("fused_sums"))
     found = Audit(total_macs=sum(layer["macs"] for layer in layers.values()))
     for node in model.nodes:
         kind = node.op_type
         found.operators[kind] = found.operators.get(kind, 0) + 1
         layer = layers.get(_weight(node, 1, model.makers)) if kind in LAYERS else None
         site = layer["site"] if layer else model.name(node).removeprefix("node_")
-        if kind in LAYERS and model.between_codes(node):
+        if kind in LAYERS and model.between_codes(node, sums=sums):
             found.integer.append(site)
             found.integer_macs += layer["macs"] if layer else 0
-        elif kind in LAYERS or (kind in FAMILIES and not model.between_codes(node)):
+        elif kind in LAYERS or (kind in FAMILIES and not model.between_codes(node, sums=sums)):
             reason = (layer or {}).get("left") or "no integer operator of the target"
             found.floating.append(FloatOperator(site, kind, reason, layer["macs"] if layer else 0))
     return found

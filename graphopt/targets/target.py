@@ -22,6 +22,8 @@ class Target:
             `avx2` for x86-64 without VNNI. None: the architecture's.
         weights, activations: number formats of the kernels that quantized layers run in.
         weight_formats, activation_formats: what the hardware takes beside those two.
+        fused_sums: a sum is computed behind one of the layers it adds, which hands it over unrounded.
+        float_bias: biases stay float, in place of int32 on the grid of the sums.
         source: where the facts come from.
         vendor_compiler: the artifact is an ONNX file that the vendor's compiler reads, which knows no arithmetic on codes.
         static_shapes: it needs to know the batch size.
@@ -61,6 +63,8 @@ class Target:
     machine: str | None = None
     weight_formats: tuple[NumberFormat, ...] = ()
     activation_formats: tuple[NumberFormat, ...] = ()
+    fused_sums: bool = False
+    float_bias: bool = False
     source: str = "measured on the runtime"
     vendor_compiler: bool = False
     static_shapes: bool = False

@@ -37,8 +37,9 @@ def _vendor(name: str, description: str, weights: Format, activations: Format, s
 _ALL = [
     _vendor(
         "nvidia", "NVIDIA GPUs through TensorRT: explicit quantization, the rest in float16 where the builder likes",
-        S8_PER_CHANNEL, S8_VALUES, "TensorRT documentation, Working with Quantized Types: symmetric, zero points are 0",
-        weight_formats=(S8,), channel_multiple=32,
+        S8_PER_CHANNEL, S8_VALUES, "TensorRT documentation, Working with Quantized Types and Q/DQ placement: zero points are 0, "
+        "biases float, a layer and the sum behind it one kernel",
+        weight_formats=(S8,), channel_multiple=32, fused_sums=True, float_bias=True,
     ),
     _vendor(
         "hexagon", "Qualcomm Hexagon (HTP v68 and later) through QNN or SNPE",
