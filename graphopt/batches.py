@@ -45,8 +45,18 @@ class Input:
         return f"{text.dtype(self.dtype)}[{', '.join(map(str, sizes))}]"
 
 
-def inputs(graph: Graph) -> list[Input]:
+@dataclass(frozen=True)
+class Signature:
+    """What a model that is no graph takes. `dynamic_batch`: any number of samples at once."""
+
+    inputs: tuple[Input, ...]
+    dynamic_batch: bool
+
+
+def inputs(graph: Graph | Signature) -> list[Input]:
     """What a graph takes, in order."""
+    if isinstance(graph, Signature):
+        return list(graph.inputs)
     example = (graph.example.args, dict(graph.example.kwargs))
     leaves = [(p, t) for p, t in pytree.tree_leaves_with_path(example) if isinstance(t, Tensor)]
     out = []
