@@ -209,12 +209,27 @@ def result_without_quantizer(case: Case) -> Reason | None:
     name = case.node.op_type
     if name in MOVES | AVERAGES | UNIT and case.into:
         return Reason("no-quantizer", "its result is not quantized", "its grid follows from the input", "moves")
+    if all(r.op_type in MOVES and _is_written(case.model, r) for r in others):
+        why = f"it is quantized behind the {others[0].op_type} only"
+        return Reason("no-quantizer", why, "put the quantizer in front, too", "moves")
     who = ", ".join(sorted({r.op_type for r in others}))
     if len(readers) == 1 and others[0].op_type == "Add" and name == "MatMul" and _adds_constant(case, others[0]):
         return Reason(
             "bias-behind-matmul", "a constant is added to MatMul in float", "fold it: Gemm has a bias", "sums"
         )
     return Reason("no-quantizer", f"its result is read by {who} in float", CALIBRATE, "ranges")
+
+
+def activation_grid(case: Case) -> Reason | None:
+    if case.target.vendor_compiler or case.target.activations.symmetric:
+        return None
+    readers = [r for v in case.node.output for r in case.model.readers.get(v, [])]
+    acts = case.node.op_type in ACTIVATIONS or any(r.op_type in ACTIVATIONS for r in readers)
+    for grid in case.out if acts else []:
+        if grid.zero_point is not None and np.any(grid.zero_point != np.iinfo(grid.dtype).min):
+            why = "the grid behind its activation has codes for values that never come, so that its end is not the activation's"
+            return Reason("activation-grid", why, "let the lowest code stand for zero", "ends")
+    return None
 
 
 # ---- What its quantizers say ----------------------------------------------------------------------------------------
@@ -254,7 +269,7 @@ def shared_quantizer(case: Case) -> Reason | None:
 
 RULES: tuple[Rule, ...] = (
     mean, gate, no_kernel, dynamic, added_constant, input_without_quantizer, wide, channels, float_weight, bias, shared_quantizer,
-    result_without_quantizer, signs, moved_grid,
+    result_without_quantizer, activation_grid, signs, moved_grid,
 )  # fmt: skip
 
 
@@ -267,6 +282,12 @@ def _axes(case: Case) -> list[int] | None:
 
 def _adds_constant(case: Case, node: onnx.NodeProto) -> bool:
     return any(case.model.is_weight(value) for value in node.input)
+
+
+def _is_written(model: Model, node: onnx.NodeProto) -> bool:
+    """Whether all that read a node's result quantize it."""
+    readers = model.readers.get(node.output[0], [])
+    return bool(readers) and all(r.op_type == "QuantizeLinear" for r in readers)
 
 
 def _any_quantizer(model: Model) -> bool:

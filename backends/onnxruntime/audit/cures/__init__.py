@@ -8,6 +8,7 @@ splits.py     quantizers between a layer and its activation
 weights.py    float weights of layers that read codes
 ranges.py     quantizers from ranges measured on calibration data
 moves.py      quantizers on grids that follow from others
+ends.py       grids that begin at zero behind activations
 biases.py     int32 on the grid of the sums
 signs.py      signed codes <-> unsigned codes
 """
@@ -20,6 +21,7 @@ import onnx_ir as ir
 
 from graphopt.backends.onnxruntime.audit.cures.biases import store_biases
 from graphopt.backends.onnxruntime.audit.cures.edit import sweep
+from graphopt.backends.onnxruntime.audit.cures.ends import start_at_zero
 from graphopt.backends.onnxruntime.audit.cures.gates import write_gates
 from graphopt.backends.onnxruntime.audit.cures.means import pool_means
 from graphopt.backends.onnxruntime.audit.cures.moves import quantize_around_moves
@@ -38,11 +40,12 @@ CURES: dict[str, Cure] = {
     "splits": join_activations,
     "weights": quantize_weights,
     "moves": quantize_around_moves,
+    "ends": start_at_zero,
     "biases": store_biases,
     "signs": store_signs,
 }
 # What operators there are and where quantizers stand; then how codes are stored. "ranges" needs data.
-FORMS = ("means", "gates", "sums", "splits", "weights", "moves")
+FORMS = ("means", "gates", "sums", "splits", "weights", "moves", "ends")
 STORAGE = ("biases", "signs")
 
 __all__ = ["CURES", "FORMS", "STORAGE", "Cure", "sweep"]

@@ -38,6 +38,11 @@ class Grid(NamedTuple):
     def high(self) -> int:
         return int(np.iinfo(self.zero_point.dtype).max)
 
+    @property
+    def top(self) -> float:
+        """The largest value on it."""
+        return (self.high - int(self.zero_point)) * float(self.scale)
+
     def same(self, other: Grid | None) -> bool:
         return (
             other is not None

@@ -2,15 +2,25 @@
 
     layer -> q/dq -> Relu -> q        layer -> Relu -> q
 
-Needs:  nothing else reads the layer's result.
-Keeps:  values within half a step of the quantizer taken away, where that did not saturate; they are rounded once less.
+Needs:  nothing else reads the layer's result; the grid behind ends where the one between does, or before, so that saturation
+        stays what it was.
+Keeps:  values within half a step of the quantizer taken away; they are rounded once less.
 """
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphopt.backends.onnxruntime.audit.cures.edit import DEQUANTIZES, LAYERS, QUANTIZES, Change, Editor, site
+from graphopt.backends.onnxruntime.audit.cures.edit import (
+    DEQUANTIZES,
+    LAYERS,
+    QUANTIZES,
+    Change,
+    Editor,
+    read_grid,
+    site,
+    written_grid,
+)
 from graphopt.targets import Target
 
 
@@ -21,6 +31,9 @@ def join_activations(model: ir.Model, target: Target) -> list[Change]:
         reads = _only_behind(node.inputs[0], DEQUANTIZES)
         writes = _only_behind(reads.inputs[0], QUANTIZES) if reads is not None else None
         if writes is None or (layer := _only_behind(writes.inputs[0], *LAYERS, "Add")) is None:
+            continue
+        between, behind = read_grid(node.inputs[0]), written_grid(node.outputs[0])
+        if between is None or behind is None or behind.top > between.top + float(between.scale):
             continue
         changes.append(Change(site(node), f"not quantized between {layer.op_type} and {node.op_type}"))
         editor.reroute(node.inputs[0], layer.outputs[0], [(node, 0)])
