@@ -5,7 +5,8 @@ reading.py      the graph that runs, and what each of its operators computes in
 artifacts.py    our own artifacts
 files.py        anyone's files
 islands.py      operators in float that hand values to each other
-reasons.py      why
+case.py         one of them, where it stands in the file
+reasons.py      why it computes in float
 work.py         multiply-accumulates
 cures/          rewrites, one file each
 compare.py      a file and its cure, side by side

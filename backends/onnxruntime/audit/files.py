@@ -13,11 +13,12 @@ import onnx_ir as ir
 from graphopt.auditing import Cured, FileAudit
 from graphopt.backends.onnxruntime.artifact import ONE_FILE, open_session
 from graphopt.backends.onnxruntime.audit import compare
+from graphopt.backends.onnxruntime.audit.case import Case
 from graphopt.backends.onnxruntime.audit.cures import CURES, FORMS, STORAGE, sweep
 from graphopt.backends.onnxruntime.audit.cures.ranges import measure_ranges
 from graphopt.backends.onnxruntime.audit.islands import Origins, regions
 from graphopt.backends.onnxruntime.audit.reading import Kind, Reading, read
-from graphopt.backends.onnxruntime.audit.reasons import Case, explain
+from graphopt.backends.onnxruntime.audit.reasons import explain
 from graphopt.backends.onnxruntime.audit.work import Feeds, macs, random_inputs, shapes_inside, values
 from graphopt.compliance.model import FILE, Model
 from graphopt.contract import Change
@@ -26,6 +27,11 @@ from graphopt.files import check_writable, write_atomically
 from graphopt.islands import FloatNode, Island, Reason
 from graphopt.targets import Target
 
+LAYOUT = Reason(
+    "layout",
+    "the runtime changes the layout of codes through float, next to what is float",
+    "cure the islands around it",
+)
 REQUANTIZED = Reason("rounded-twice", "codes are read and rounded again to another grid", "use one grid for the value")
 
 
@@ -59,11 +65,8 @@ def _audit(path: Path, model: Model, target: Target, feeds: Feeds) -> FileAudit:
 
 def _unnamed(runs: list[onnx.NodeProto], reading: Reading) -> list[FloatNode]:
     """Operators that the file does not have; a conversion alone is one that rounds twice."""
-    unknown = Reason("runtime", "the runtime put it in", "see the islands around it")
-    return [
-        FloatNode(n.name or n.output[0], n.op_type, 0, REQUANTIZED if reading.kind(n) is Kind.CONVERTS else unknown)
-        for n in runs
-    ]
+    reasons = (REQUANTIZED if reading.kind(node) is Kind.CONVERTS else LAYOUT for node in runs)
+    return [FloatNode(n.name or n.output[0], n.op_type, 0, reason) for n, reason in zip(runs, reasons, strict=True)]
 
 
 def cure(found: FileAudit, path: Path, calibration: Any, example: Any, measure: bool) -> Cured:

@@ -3,55 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
-import onnx
 
+from graphopt.backends.onnxruntime.audit.case import (
+    Case,
+    adds_constant,
+    any_quantizer,
+    axes,
+    code_readers,
+    is_written,
+    readers_behind,
+    shown,
+)
 from graphopt.backends.onnxruntime.audit.cures.gates import WRITERS
 from graphopt.backends.onnxruntime.audit.cures.moves import AVERAGES, UNIT
 from graphopt.backends.onnxruntime.audit.operators import REASONS
-from graphopt.backends.onnxruntime.audit.work import Shapes
-from graphopt.compliance.model import ACTIVATIONS, LAYERS, Grid, Model, attribute
-from graphopt.compliance.rules import FAMILIES, MOVES
+from graphopt.compliance.model import ACTIVATIONS, LAYERS, attribute
+from graphopt.compliance.rules import MOVES
 from graphopt.islands import Reason
-from graphopt.targets import Target
 
 CALIBRATE = "give --calibration, so that its range can be measured"
-
-
-@dataclass(frozen=True)
-class Case:
-    """An operator that computes in float, where it stands in the file.
-
-    Attributes:
-        shapes: of what was averaged, by name.
-    """
-
-    model: Model
-    node: onnx.NodeProto
-    target: Target
-    shapes: Shapes
-
-    @property
-    def values(self) -> list[str]:
-        """What it reads that is computed."""
-        known = self.node.input[:2] if self.node.op_type in LAYERS or self.node.op_type in MOVES else self.node.input
-        return [v for v in known if v and not self.model.is_weight(v) and v not in self.model.constants]
-
-    @property
-    def into(self) -> dict[str, Grid | None]:
-        return {value: self.model.grid(value) for value in self.values}
-
-    @property
-    def out(self) -> list[Grid]:
-        """Grids that its result, or that of the activation behind it, is quantized to."""
-        return [self.model.grid_of(r) for r in self.model.behind(self.node) if r.op_type == "QuantizeLinear"]
-
-    @property
-    def family(self) -> str | None:
-        name = self.node.op_type
-        return ("linear" if name in ("Gemm", "MatMul") else "conv") if name in LAYERS else FAMILIES.get(name)
 
 
 Rule = Callable[[Case], "Reason | None"]
@@ -75,8 +47,8 @@ def _found(case: Case) -> Iterator[Reason]:
 def mean(case: Case) -> Reason | None:
     if case.node.op_type != "ReduceMean":
         return None
-    axes, rank = _axes(case), len(case.shapes.get(case.node.input[0], ()))
-    if rank > 2 and axes is not None and sorted(a % rank for a in axes) == list(range(2, rank)):
+    found, rank = axes(case), len(case.shapes.get(case.node.input[0], ()))
+    if rank > 2 and found is not None and sorted(a % rank for a in found) == list(range(2, rank)):
         why = "ReduceMean has no integer kernel, and GlobalAveragePool, which is the same here, has"
         return Reason("reduce-mean", why, "write it as GlobalAveragePool", "means")
     return Reason("reduce-mean", REASONS["ReduceMean"], "average over the whole image, or leave it in float")
@@ -128,11 +100,11 @@ def input_without_quantizer(case: Case) -> Reason | None:
     if before & (MOVES | AVERAGES | UNIT):
         why = f"no quantizer behind the {', '.join(sorted(before & (MOVES | AVERAGES | UNIT)))} in front of it"
         return Reason("no-quantizer", why, "put one there, on the grid that follows", "moves")
-    if not _any_quantizer(case.model):
+    if not any_quantizer(case.model):
         return Reason(
             "not-quantized", "the file has no quantizers", f"quantize it: graphopt.optimize, or {CALIBRATE}", "ranges"
         )
-    why = f"{_shown(missing)} {'has' if len(missing) == 1 else 'have'} no quantizer"
+    why = f"{shown(missing)} {'has' if len(missing) == 1 else 'have'} no quantizer"
     return Reason("no-quantizer", why, CALIBRATE, "ranges")
 
 
@@ -209,11 +181,11 @@ def result_without_quantizer(case: Case) -> Reason | None:
     name = case.node.op_type
     if name in MOVES | AVERAGES | UNIT and case.into:
         return Reason("no-quantizer", "its result is not quantized", "its grid follows from the input", "moves")
-    if all(r.op_type in MOVES and _is_written(case.model, r) for r in others):
+    if all(r.op_type in MOVES and is_written(case.model, r) for r in others):
         why = f"it is quantized behind the {others[0].op_type} only"
         return Reason("no-quantizer", why, "put the quantizer in front, too", "moves")
     who = ", ".join(sorted({r.op_type for r in others}))
-    if len(readers) == 1 and others[0].op_type == "Add" and name == "MatMul" and _adds_constant(case, others[0]):
+    if len(readers) == 1 and others[0].op_type == "Add" and name == "MatMul" and adds_constant(case, others[0]):
         return Reason(
             "bias-behind-matmul", "a constant is added to MatMul in float", "fold it: Gemm has a bias", "sums"
         )
@@ -242,9 +214,9 @@ def signs(case: Case) -> Reason | None:
         why = f"it reads and writes codes of different types ({', '.join(sorted(types))})"
         return Reason("mixed-signs", why, "give all one sign", "signs")
     if types == {"int8"} and case.target.architecture == "x86_64" and not case.target.vendor_compiler:
-        shared = [value for value, _ in grids if _code_readers(case.model, value) > 1]
-        shared += [v for v in case.node.output if sum(_readers_behind(case.model, v)) > 1]
-        where = f", and {_shown(shared)} {'has' if len(shared) == 1 else 'have'} several readers" if shared else ""
+        shared = [value for value, _ in grids if code_readers(case.model, value) > 1]
+        shared += [v for v in case.node.output if sum(readers_behind(case.model, v)) > 1]
+        where = f", and {shown(shared)} {'has' if len(shared) == 1 else 'have'} several readers" if shared else ""
         why = f"activations are s8{where}: on x86 ONNX Runtime then leaves what reads and makes them in float"
         return Reason("signed-values", why, "store them as u8, 128 codes higher", "signs")
     return None
@@ -271,44 +243,3 @@ RULES: tuple[Rule, ...] = (
     mean, gate, no_kernel, dynamic, added_constant, input_without_quantizer, wide, channels, float_weight, bias, shared_quantizer,
     result_without_quantizer, activation_grid, signs, moved_grid,
 )  # fmt: skip
-
-
-def _axes(case: Case) -> list[int] | None:
-    found = attribute(case.node, "axes")
-    if found is None and len(case.node.input) > 1 and case.node.input[1] in case.model.constants:
-        found = case.model.constants[case.node.input[1]].reshape(-1)
-    return None if found is None else [int(a) for a in found]
-
-
-def _adds_constant(case: Case, node: onnx.NodeProto) -> bool:
-    return any(case.model.is_weight(value) for value in node.input)
-
-
-def _is_written(model: Model, node: onnx.NodeProto) -> bool:
-    """Whether all that read a node's result quantize it."""
-    readers = model.readers.get(node.output[0], [])
-    return bool(readers) and all(r.op_type == "QuantizeLinear" for r in readers)
-
-
-def _any_quantizer(model: Model) -> bool:
-    return any("Linear" in node.op_type or node.op_type.startswith("QGemm") for node in model.nodes)
-
-
-def _code_readers(model: Model, value: str) -> int:
-    """How many operators read what one QuantizeLinear wrote."""
-    maker = model.maker(value)
-    if maker is None:
-        return 1
-    dequantizers = model.readers.get(maker.input[0], [])
-    return sum(len(model.readers.get(d.output[0], [])) for d in dequantizers)
-
-
-def _readers_behind(model: Model, value: str) -> Iterator[int]:
-    for quantizer in model.readers.get(value, []):
-        if quantizer.op_type == "QuantizeLinear":
-            for dequantizer in model.readers.get(quantizer.output[0], []):
-                yield len(model.readers.get(dequantizer.output[0], []))
-
-
-def _shown(values: list[str]) -> str:
-    return ", ".join(values[:2]) + (", ..." if len(values) > 2 else "")

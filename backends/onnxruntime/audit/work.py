@@ -96,13 +96,13 @@ def macs(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
 def _macs(model: Model, node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
     into, answers = shapes[node.input[0]], math.prod(shapes[node.output[0]])
     if "Conv" not in node.op_type:
-        return answers * (into[0] if attribute(node, "transA") else into[-1])
+        return answers * int(into[0] if attribute(node, "transA") else into[-1])
     weight = _constant(model, node.input[WORK[node.op_type]])
     if weight is None:
         return 0
     # [out, in / groups, ...]; transposed [in, out / groups, ...]: each element of the input meets the whole kernel
     elements = math.prod(into) if node.op_type == "ConvTranspose" else answers
-    return elements * (weight.size // weight.shape[0])
+    return elements * int(weight.size // weight.shape[0])
 
 
 def _constant(model: Model, name: str) -> np.ndarray[Any, Any] | None:

@@ -58,7 +58,7 @@ def _starts_at_zero(node: ir.Node) -> bool:
     low = constant(node.inputs[1]) if len(node.inputs) > 1 else None
     if "min" in node.attributes:
         low = np.array(node.attributes["min"].as_float())
-    return low is not None and float(low.reshape(-1)[0]) == 0
+    return low is not None and not bool(np.any(low))
 
 
 def _same_codes(node: ir.Node, grid: Grid) -> list[ir.Node] | None:
