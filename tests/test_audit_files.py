@@ -106,6 +106,11 @@ def symmetric_relu(f: File, x: str) -> str:
     return f.on_grid(f.conv(f.on_grid(f.op("MaxPool", relu, kernel_shape=[2, 2]))), 0.06)
 
 
+def read_both_ways(f: File, x: str) -> str:
+    y = f.conv(x)
+    return f.on_grid(f.op("Add", f.on_grid(f.conv(f.on_grid(y, 0.15))), y), 0.06)
+
+
 def mixed_signs(f: File, x: str) -> str:
     y = f.on_grid(f.conv(x), dtype=np.uint8)
     return f.on_grid(f.op("Add", y, x), 0.06)
@@ -143,6 +148,7 @@ CURED: dict[str, tuple[str, Body, str, float]] = {
     "a constant behind a product": ("bias-behind-matmul", constant_behind_matmul, "sums", 1),
     "an activation apart from its layer": ("split-activation", split_activation, "splits", 1),
     "a grid with codes for what an activation never gives": ("activation-grid", symmetric_relu, "ends", 1),
+    "a value read as codes and as floats": ("read-in-float", read_both_ways, "readers", 3),
     "a result in float": ("no-quantizer", float_between, "ranges", 4),
 }
 
@@ -151,7 +157,7 @@ CURED: dict[str, tuple[str, Body, str, float]] = {
 def test_a_planted_reason_is_found_and_its_cure_answers_the_same(case: str, tmp_path: Path) -> None:
     rule, body, cure, steps = CURED[case]
     shape = (1, 3, 8) if "product" in case else IMAGE
-    dtype = np.uint8 if cure in ("weights", "biases", "moves", "sums", "ranges") else np.int8
+    dtype = np.uint8 if cure in ("weights", "biases", "moves", "sums", "ranges", "readers") else np.int8
     f = File("batch", *shape[1:], dtype=dtype, opset=24 if case == "swish" else 21)
     path = f.save(tmp_path / "model.onnx", body(f, f.on_grid("x")))
     found = graphopt.audit(path, "x86")

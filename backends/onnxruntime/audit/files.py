@@ -95,12 +95,10 @@ def cure(found: FileAudit, path: Path, calibration: Any, example: Any, measure: 
 def rewrite(model: ir.Model, target: Target, batches: list[Feeds] | None) -> list[tuple[str, Change]]:
     """Apply every cure; where ranges were measured, those that they make possible once more."""
     applied: list[tuple[str, Change]] = []
-    for name in FORMS if batches is None else (*FORMS, "ranges", *FORMS):
+    for name in (*FORMS, *(() if batches is None else ("ranges", *FORMS)), *STORAGE):
         changes = CURES[name](model, target) if name != "ranges" else measure_ranges(model, target, batches or [])
         applied += [(name, change) for change in changes]
-    for name in STORAGE:
-        applied += [(name, change) for change in CURES[name](model, target)]
-    sweep(model)
+        sweep(model)
     model.graph.sort()
     return applied
 

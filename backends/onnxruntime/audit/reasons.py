@@ -18,6 +18,7 @@ from graphopt.backends.onnxruntime.audit.case import (
 )
 from graphopt.backends.onnxruntime.audit.cures.gates import WRITERS
 from graphopt.backends.onnxruntime.audit.cures.moves import AVERAGES, UNIT
+from graphopt.backends.onnxruntime.audit.cures.readers import TAKES_CODES
 from graphopt.backends.onnxruntime.audit.operators import REASONS
 from graphopt.compliance.model import ACTIVATIONS, LAYERS, attribute
 from graphopt.compliance.rules import MOVES
@@ -92,6 +93,10 @@ def input_without_quantizer(case: Case) -> Reason | None:
     if not missing:
         return None
     name = case.node.op_type
+    shared = [v for v in missing if any(r.op_type == "QuantizeLinear" for r in case.model.readers.get(v, []))]
+    if shared and name in TAKES_CODES:
+        why = f"{shown(shared)} is quantized for others, and read here in float"
+        return Reason("read-in-float", why, "let it read the same codes", "readers")
     if len(missing) == len(grids) and name in MOVES and case.out:
         return Reason(
             "no-quantizer", f"{name} has no quantizer in front", "put the one behind it in front, too", "moves"

@@ -1,6 +1,7 @@
 """Rewrites of a quantized ONNX file that let a runtime compute in integer what it computes in float. One file a rewrite.
 
 edit.py       what they share
+readers.py    all readers of a value read its codes
 means.py      ReduceMean -> GlobalAveragePool
 gates.py      HardSigmoid, HardSwish, Swish, Tanh -> operators with integer kernels
 sums.py       MatMul + constant -> Gemm
@@ -25,6 +26,7 @@ from graphopt.backends.onnxruntime.audit.cures.ends import start_at_zero
 from graphopt.backends.onnxruntime.audit.cures.gates import write_gates
 from graphopt.backends.onnxruntime.audit.cures.means import pool_means
 from graphopt.backends.onnxruntime.audit.cures.moves import quantize_around_moves
+from graphopt.backends.onnxruntime.audit.cures.readers import share_codes
 from graphopt.backends.onnxruntime.audit.cures.signs import store_signs
 from graphopt.backends.onnxruntime.audit.cures.splits import join_activations
 from graphopt.backends.onnxruntime.audit.cures.sums import fold_sums
@@ -34,6 +36,7 @@ from graphopt.targets import Target
 
 Cure = Callable[[ir.Model, Target], list[Change]]
 CURES: dict[str, Cure] = {
+    "readers": share_codes,
     "means": pool_means,
     "gates": write_gates,
     "sums": fold_sums,
@@ -45,7 +48,7 @@ CURES: dict[str, Cure] = {
     "signs": store_signs,
 }
 # What operators there are and where quantizers stand; then how codes are stored. "ranges" needs data.
-FORMS = ("means", "gates", "sums", "splits", "weights", "moves", "ends")
+FORMS = ("readers", "means", "gates", "sums", "splits", "weights", "moves", "ends")
 STORAGE = ("biases", "signs")
 
 __all__ = ["CURES", "FORMS", "STORAGE", "Cure", "sweep"]

@@ -126,28 +126,33 @@ class Editor:
         return value
 
     def node(
-        self, kind: str, inputs: Iterable[ir.Value | None], base: str, before: ir.Node, domain: str = "",
+        self, kind: str, inputs: Iterable[ir.Value | None], base: str, before: ir.Node | None, domain: str = "",
         attributes: Mapping[str, Any] | None = None,
     ) -> ir.Value:  # fmt: skip
-        """A new node in front of another one; its result."""
+        """A new node in front of another one, or at the end; its result."""
         name = self.fresh(base)
         made = ir.node(
             kind, list(inputs), attributes, domain=domain, name=name, outputs=[ir.Value(name=self.fresh(f"{name}_out"))]
         )
-        self.graph.insert_before(before, made)
+        if before is None:
+            self.graph.append(made)
+        else:
+            self.graph.insert_before(before, made)
         return made.outputs[0]
 
-    def quantize(self, value: ir.Value, grid: Grid, before: ir.Node) -> ir.Value:
+    def quantize(self, value: ir.Value, grid: Grid, before: ir.Node | None) -> ir.Value:
         """Codes of a value."""
         return self.node(QUANTIZES, [value, *self._operands(grid, value)], f"{value.name}_codes", before, grid.domain)
 
-    def dequantize(self, codes: ir.Value, grid: Grid, before: ir.Node) -> ir.Value:
+    def dequantize(self, codes: ir.Value, grid: Grid, before: ir.Node | None) -> ir.Value:
         base = f"{codes.name}_value"
         return self.node(DEQUANTIZES, [codes, *self._operands(grid, codes)], base, before, grid.domain)
 
-    def round(self, value: ir.Value, grid: Grid, before: ir.Node) -> ir.Value:
+    def round(self, value: ir.Value, grid: Grid, before: ir.Node | None) -> ir.Value:
         """A value quantized to a grid and read back from it."""
-        return self.dequantize(self.quantize(value, grid, before), grid, before)
+        read = self.dequantize(self.quantize(value, grid, before), grid, before)
+        read.shape, read.type = value.shape, value.type
+        return read
 
     def _operands(self, grid: Grid, value: ir.Value) -> list[ir.Value]:
         return [

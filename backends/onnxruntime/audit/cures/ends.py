@@ -54,7 +54,7 @@ def start_at_zero(model: ir.Model, target: Target) -> list[Change]:
 def _starts_at_zero(node: ir.Node) -> bool:
     """Whether no value of an activation is negative."""
     if node.op_type != "Clip":
-        return node.op_type == "Relu"
+        return bool(node.op_type == "Relu")
     low = constant(node.inputs[1]) if len(node.inputs) > 1 else None
     if "min" in node.attributes:
         low = np.array(node.attributes["min"].as_float())

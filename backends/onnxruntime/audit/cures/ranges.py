@@ -44,8 +44,6 @@ def measure_ranges(model: ir.Model, target: Target, batches: Iterable[Feeds]) ->
         grid = _grid(low[name], high[name], dtype, target)
         maker = value.producer()
         node = next(iter(model.graph)) if maker is None else _behind(model, maker)
-        if node is None:  # the last node answers: an end is needed to put quantizers in front of
-            continue
         uses = [(n, i) for n, i in value.uses() if n.op_type != QUANTIZES]
         rounded = editor.round(value, grid, node)
         if value.is_graph_output():
