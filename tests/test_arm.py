@@ -48,7 +48,9 @@ ort.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
 """
 
 
-@pytest.mark.parametrize("body", [residual, dropped_mean, symmetric_relu, after_conv("HardSwish"), after_conv("Sigmoid")])
+@pytest.mark.parametrize(
+    "body", [residual, dropped_mean, symmetric_relu, after_conv("HardSwish"), after_conv("Sigmoid")]
+)
 def test_what_an_audit_reads_for_arm_is_what_runs_there(body: Any, tmp_path: Path) -> None:
     f, script = File(1, 4, 8, 8), tmp_path / "open.py"
     path = f.save(tmp_path / "model.onnx", body(f, f.on_grid("x")))

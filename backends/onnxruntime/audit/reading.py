@@ -16,7 +16,7 @@ from typing import Any
 
 import onnx
 
-from graphopt.backends.onnxruntime.artifact import open_session
+from graphopt.backends.onnxruntime.artifact import ONE_FILE, open_session
 from graphopt.backends.onnxruntime.audit.operators import CONVERSIONS, INDICES, INTEGER_WORK, TO_FLOAT
 from graphopt.compliance.model import ACTIVATIONS, LAYERS, Model
 from graphopt.compliance.rules import FAMILIES, MOVES
@@ -152,4 +152,16 @@ def read(path: Path, model: Model, target: Target) -> Reading:
     how = "the graph as ONNX Runtime rewrote it for this machine"
     if target.architecture != architecture():
         how += ", with signed codes left as they are, as on 64-bit ARM" if signed else ", as on x86-64"
-    return executed(optimized(path, defaults=True, signed=signed), how)
+    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+        return executed(optimized(_named(path, model, Path(folder)), defaults=True, signed=signed), how)
+
+
+def _named(path: Path, model: Model, folder: Path) -> Path:
+    """A copy in which every operator has a name of its own, by which it is found again in what runs; or the file, if it has."""
+    if all(node.name for node in model.nodes):
+        return path  # the runtime refuses files in which two have the same
+    proto = onnx.load(str(path))
+    for node, original in zip(proto.graph.node, model.nodes, strict=True):
+        node.name = model.name(original)
+    onnx.save(proto, str(folder / "named.onnx"), save_as_external_data=proto.ByteSize() > ONE_FILE)
+    return folder / "named.onnx"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from graphopt.backends.onnxruntime.artifact import open_session
+from graphopt.backends.onnxruntime.artifact import ONE_FILE, open_session
 from graphopt.backends.onnxruntime.audit.operators import FLOAT_WORK, INTEGER_WORK
 from graphopt.compliance.model import Model, attribute
 from graphopt.errors import InputError
@@ -72,8 +72,7 @@ def values(path: Path, names: Sequence[str], feeds: Feeds) -> Feeds:
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in outputs)
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
         copy = Path(folder) / "model.onnx"
-        large = model.ByteSize() > 2**31 - 2**24
-        onnx.save(model, str(copy), save_as_external_data=large)
+        onnx.save(model, str(copy), save_as_external_data=model.ByteSize() > ONE_FILE)
         session = open_session(copy, defaults=True, rewriting=False)
     return dict(zip(names, session.run(list(names), feeds), strict=True)) if names else {}
 
