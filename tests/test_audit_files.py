@@ -416,6 +416,21 @@ def test_the_command_exits_with_1_while_islands_are_left(planted: Path, tmp_path
     assert run.invoke(app, ["audit", str(out), "--target", "x86", "--input-shape", "2,4,8,8"]).exit_code == 0
 
 
+def test_the_command_measures_ranges_on_calibration_data(tmp_path: Path) -> None:
+    f = File("batch", 4, 8, 8, dtype=np.uint8)
+    path = f.save(tmp_path / "model.onnx", float_between(f, f.on_grid("x")))
+    np.savez(tmp_path / "typical.npz", x=example(40, 4, 8, 8))
+    options = ["--target", "x86", "--cure", str(tmp_path / "cured.onnx"), "--no-measure"]
+    without = CliRunner().invoke(app, ["audit", str(path), *options])
+    assert without.exit_code == 1
+    assert "--calibration" in without.output
+    done = CliRunner().invoke(app, ["audit", str(path), *options, "--calibration", str(tmp_path / "typical.npz")])
+    assert done.exit_code == 0, done.output
+    bad = CliRunner().invoke(app, ["audit", str(path), *options, "--calibration", str(tmp_path / "nothing.npz")])
+    assert bad.exit_code == 1
+    assert "there is no file" in bad.stderr
+
+
 # ---- Bad input --------------------------------------------------------------------------------------------------------
 
 
