@@ -16,7 +16,7 @@ from torch import Tensor
 from graphopt import batches
 from graphopt import measure as measures
 from graphopt.artifact import Artifact
-from graphopt.audit import Audit
+from graphopt.coverage import Audit
 from graphopt.data import Calibration
 from graphopt.errors import InputError
 from graphopt.graph import Graph

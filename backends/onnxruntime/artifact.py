@@ -60,8 +60,19 @@ class OnnxRuntimeArtifact(Artifact):
         return outputs
 
 
-def open_session(path: Path, *, threads: int = 1, optimized: Path | None = None) -> Any:
-    """A session on the CPU; with `optimized`, the graph as the runtime rewrote it is written there.
+def open_session(
+    path: Path, *, threads: int = 1, optimized: Path | None = None, defaults: bool = False, signed: bool = True,
+    rewriting: bool = True,
+) -> Any:  # fmt: skip
+    """A session on the CPU.
+
+    Args:
+        threads: of the runtime.
+        optimized: where to write the graph as the runtime rewrote it. Changes of layout, which rename weights, are left out but
+            with `defaults`.
+        defaults: as anyone opens any file; without, as our artifacts are meant to be.
+        signed: signed codes as they are, as on ARM; on x86 the runtime turns some into unsigned ones, and some layers to float.
+        rewriting: let the runtime rewrite the graph at all.
 
     Raises:
         ArtifactError: the runtime refuses the model.
@@ -70,20 +81,24 @@ def open_session(path: Path, *, threads: int = 1, optimized: Path | None = None)
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # signed codes as they are, also on x86, where the runtime would turn them into unsigned ones, and some layers to float
-    options.add_session_config_entry("session.qdqisint8allowed", "1")
+    if signed:
+        options.add_session_config_entry("session.qdqisint8allowed", "1")
+    if not rewriting:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if optimized is not None:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        if not defaults:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.optimized_model_filepath = str(optimized)
         options.add_session_config_entry(
             "session.optimized_model_external_initializers_file_name", f"{optimized.name}.data"
         )
         options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+    # it quantizes layers that are meant to stay in float
+    disabled = [] if defaults else ["WeightBiasQuantization"]
     try:
         return ort.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"],
-            disabled_optimizers=["WeightBiasQuantization"],  # it quantizes layers that are meant to stay in float
-        )  # fmt: skip
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+        )
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise ArtifactError(f"ONNX Runtime {ort.__version__} cannot load {path.name}: {reason}") from error

@@ -13,13 +13,13 @@ import torch
 from torch.fx.node import Node
 from tvm import relax
 
-from graphopt.audit import Audit
 from graphopt.backends.tvm import chains, codes, floating, integer
 from graphopt.backends.tvm.layouts import Value, plain
 from graphopt.backends.tvm.machine import Machine
 from graphopt.backends.tvm.program import Program
 from graphopt.backends.tvm.schedules import Conv, Tile
 from graphopt.blocks import DEQUANTIZE_BLOCKS
+from graphopt.coverage import Audit
 from graphopt.deploy import deploy
 from graphopt.errors import GraphoptError, InputError
 from graphopt.graph import Graph

@@ -190,5 +190,5 @@ def _load(source: str | Path | Artifact) -> onnx.ModelProto:
         raise InputError(f"there is no ONNX model {path}")
     try:
         return onnx.load(str(path))
-    except (DecodeError, OSError, ValueError) as error:
+    except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
         raise InputError(f"{path} is no ONNX model, or a file beside it is missing: {error}") from error

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
 from graphopt.errors import InputError
-from graphopt.numerics import NumberFormat, to_json
+from graphopt.numerics import Format, NumberFormat, to_json
 from graphopt.targets.families import ONNXRUNTIME_INTEGER, ONNXRUNTIME_MOVES
 
 
@@ -76,6 +76,17 @@ class Target:
     def __post_init__(self) -> None:
         if self.block_products not in ("int8", "float32"):
             raise InputError(f"block_products must be 'int8' or 'float32', got {self.block_products!r}")
+
+    @property
+    def codes(self) -> Format:
+        """The format of values, which must be uniform.
+
+        Raises:
+            InputError: it is not.
+        """
+        if not isinstance(self.activations, Format):
+            raise InputError(f"values of {self.name!r} are {self.activations}, which ONNX has no codes for")
+        return self.activations
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for manifests and reports."""
