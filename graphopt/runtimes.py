@@ -1,7 +1,7 @@
 """The runtimes graphopt lowers to: one table, read wherever a backend is chosen.
 
 A backend is a module with `lower(graph, target, *, name)`, `load(folder, manifest)`, `audit(artifact)` and
-`simulate(graph, target, machine)`; one that runs artifacts on devices over the network also has `connect(device)`. It is imported
+`simulate(graph, target, machine)`; one that runs artifacts on other devices also has `connect(device, target)`. It is imported
 when first needed, so that what it needs may be missing until then.
 """
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphopt.errors import InputError
+from graphopt.targets import Target
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,13 @@ def backend(runtime: str) -> Any:
     return importlib.import_module(entry.module)
 
 
-def connect(runtime: str, device: str) -> Any:
-    """A connection to a device, on which artifacts then run with `.on(device)`.
+def connect(target: Target, device: str) -> Any:
+    """A connection to a device, on which artifacts for the target then run with `.on(device)`.
 
     Raises:
-        InputError: nothing answers there, or the runtime is not for devices over the network.
+        InputError: nothing answers there, or it does not run what is made for the target.
     """
-    module = backend(runtime)
+    module = backend(target.runtime)
     if not hasattr(module, "connect"):
-        raise InputError(
-            f"{runtime} does not run on devices over the network; take a tvm-... target, or leave out {device}"
-        )
-    return module.connect(device)
+        raise InputError(f"{target.runtime} runs on this machine only; leave out {device}")
+    return module.connect(device, target)

@@ -7,6 +7,7 @@ loading a model once with its optimized graph written to disk, the operators in 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import onnx
 from graphopt.audit import Audit
 from graphopt.backends.onnxruntime.artifact import MODEL, OnnxRuntimeArtifact, open_session
 from graphopt.backends.onnxruntime.nbits import OPERATOR as MULTIPLIES_BLOCKS
+from graphopt.backends.onnxruntime.qnn.refusals import left_to_cpu
 from graphopt.compliance.model import LAYERS, Model
 from graphopt.compliance.rules import FAMILIES
 from graphopt.report import FloatOperator
@@ -58,7 +60,7 @@ REASONS = {
 def audit(artifact: OnnxRuntimeArtifact) -> Audit:
     """Read back what the runtime makes of an artifact on this machine; for other hardware, what the model's quantizers say."""
     if artifact.manifest.target.get("vendor_compiler"):
-        return declared(artifact)
+        return declared(artifact, left_to_cpu(artifact))
     layers = artifact.manifest.options["layers"]  # weight name -> site and MACs, written by `lower`
     model = optimized(artifact.folder / MODEL)
     producers = {output: node for node in model.graph.node for output in node.output}
@@ -82,8 +84,8 @@ def audit(artifact: OnnxRuntimeArtifact) -> Audit:
     return found
 
 
-def declared(artifact: OnnxRuntimeArtifact) -> Audit:
-    """Integer is what lies between DequantizeLinear and QuantizeLinear."""
+def declared(artifact: OnnxRuntimeArtifact, refused: Mapping[str, str] | None = None) -> Audit:
+    """Integer is what lies between DequantizeLinear and QuantizeLinear; `refused`: reasons why nodes are not, by name."""
     layers, model = artifact.manifest.options["layers"], Model.read(artifact)
     found = Audit(total_macs=sum(layer["macs"] for layer in layers.values()))
     for node in model.nodes:
@@ -91,7 +93,9 @@ def declared(artifact: OnnxRuntimeArtifact) -> Audit:
         found.operators[kind] = found.operators.get(kind, 0) + 1
         layer = layers.get(_weight(node, 1, model.makers)) if kind in LAYERS else None
         site = layer["site"] if layer else model.name(node).removeprefix("node_")
-        if kind in LAYERS and model.between_codes(node):
+        if (reason := (refused or {}).get(model.name(node))) is not None:
+            found.floating.append(FloatOperator(site, kind, reason, layer["macs"] if layer else 0))
+        elif kind in LAYERS and model.between_codes(node):
             found.integer.append(site)
             found.integer_macs += layer["macs"] if layer else 0
         elif kind in LAYERS or (kind in FAMILIES and not model.between_codes(node)):
