@@ -111,9 +111,9 @@ def optimize(
         measure: measure latency before and after, where the target runs on this machine.
         threads: of the runtime while measuring.
         device: where to run the artifact while it is measured. For targets of TVM `rpc://host:port`, where
-            `python -m tvm.exec.rpc_server` runs, or `tracker://host:port/key`; for `hexagon` Qualcomm's HTP or its emulator, `htp`
-            or `htp:v75`. The report then holds the device's latency, agreement and accuracy, and whether it answers what its
-            simulation answers.
+            `python -m tvm.exec.rpc_server` runs, or `tracker://host:port/key`; for `hexagon` Qualcomm's HTP or its emulator,
+            `htp` or `htp:v75`. The report then holds the device's latency, agreement and accuracy, and whether it answers what
+            its simulation answers.
         dynamic_batch: let the batch size stay free where the model and the target allow it.
 
     Returns:

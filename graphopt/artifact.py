@@ -79,7 +79,7 @@ class Artifact(ABC):
             InputError: it is made for hardware of which there is no such thing; or unknown architecture.
         """
         raise InputError(
-            f"{self.manifest.model} for {self.manifest.target.get('name')} is ready to run; there are binaries of the target hexagon"
+            f"{self.manifest.model} for {self.manifest.target.get('name')} is ready to run; what compiles is the target hexagon's"
         )
 
     def milliseconds(self, *args: Any, **kwargs: Any) -> float:

@@ -173,9 +173,7 @@ def confirm(
     (report.warnings if differing else report.notes).append(said)
 
 
-def _compare(
-    report: Report, artifact: Artifact, expected: Callable[..., Any], batches: Iterable[list[Tensor]]
-) -> None:
+def _compare(report: Report, artifact: Artifact, expected: Callable[..., Any], batches: Iterable[list[Tensor]]) -> None:
     """How often a device that rounds in its own way predicts the same class, and how far its answers are apart."""
     pairs: list[tuple[Tensor, Tensor]] = []
     for batch in track(batches, "comparing with the simulation"):
@@ -183,7 +181,9 @@ def _compare(
             pairs.append((_flat(artifact, batch)[0], _flat(expected, batch)[0]))
         if sum(len(theirs) for theirs, _ in pairs) >= COMPARED_SAMPLES:
             break
-    theirs, ours = (torch.cat([t.reshape(len(t) if t.dim() else 1, -1) for t in column]) for column in zip(*pairs, strict=True))
+    theirs, ours = (
+        torch.cat([t.reshape(len(t) if t.dim() else 1, -1) for t in column]) for column in zip(*pairs, strict=True)
+    )
     span = float(ours.max() - ours.min())
     share = float((theirs - ours).abs().max()) / span if span else 0.0
     said = f"{artifact.device} differs from its simulation by {share:.1%} of the range of answers at most, on {len(ours)} samples"

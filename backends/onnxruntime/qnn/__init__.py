@@ -1,8 +1,8 @@
-"""Qualcomm's HTP through onnxruntime-qnn: artifacts of the target hexagon on the hardware, or on the emulator that the package has.
+"""Qualcomm's HTP through onnxruntime-qnn: artifacts of the target hexagon on the hardware, or on the package's emulator of it.
 
-there = artifact.on("htp:v75")                  wholly on HTP as in Snapdragons with Hexagon v75, or an error that names what is not
+there = artifact.on("htp:v75")                # wholly on HTP as of Hexagon v75, or an error that names what is not
 there(images)
-artifact.compile("contexts", ["v73", "v75"])    what a device loads without compiling
+artifact.compile("contexts", ["v73", "v75"])  # what a device loads without compiling
 """
 
 from graphopt.backends.onnxruntime.qnn.artifact import HtpArtifact

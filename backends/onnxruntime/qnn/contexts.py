@@ -1,7 +1,7 @@
 """Context binaries: what HTP loads without compiling, one for each architecture.
 
-A folder with `v73.onnx`, a model of one operator (EPContext) that ONNX Runtime loads on the device, and `v73_qnn.bin` beside it, the
-context itself, which other programs of Qualcomm's SDK load as well; with a manifest, as every artifact has one.
+A folder with `v73.onnx`, a model of one operator (EPContext) that ONNX Runtime loads on the device, `v73_qnn.bin` beside it, the
+context itself, and a manifest.
 """
 
 from __future__ import annotations

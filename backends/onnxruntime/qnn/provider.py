@@ -41,9 +41,7 @@ class Htp:
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
-            raise InputError(
-                f"unknown Hexagon architecture {self.architecture!r}; known: {', '.join(ARCHITECTURES)}"
-            )
+            raise InputError(f"unknown Hexagon architecture {self.architecture!r}; known: {', '.join(ARCHITECTURES)}")
 
     @property
     def emulated(self) -> bool:
@@ -104,7 +102,9 @@ def connect(device: str, target: Target | None = None) -> Htp:
 def check_architecture(target: str, architecture: str) -> None:
     """Raises InputError where a target is not for HTP."""
     if architecture != "hexagon":
-        raise InputError(f"HTP runs what is made for the target hexagon, not for {target}; optimize with target='hexagon'")
+        raise InputError(
+            f"HTP runs what is made for the target hexagon, not for {target}; optimize with target='hexagon'"
+        )
 
 
 def contexts_of(manifest: Manifest) -> dict[str, str]:

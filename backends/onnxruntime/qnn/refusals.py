@@ -29,7 +29,9 @@ def open_on(place: Htp, path: Path, name: str, entries: Mapping[str, str] | None
     except InputError:
         raise
     except Exception as error:
-        raise ArtifactError(_refusal(place, path, name) or f"QNN cannot load {path.name}: {first_line(error)}") from error
+        raise ArtifactError(
+            _refusal(place, path, name) or f"QNN cannot load {path.name}: {first_line(error)}"
+        ) from error
 
 
 def left_to_cpu(artifact: Artifact) -> dict[str, str]:
@@ -44,7 +46,11 @@ def left_to_cpu(artifact: Artifact) -> dict[str, str]:
         left = Htp().left_out(path)
     except Exception as error:  # whatever the runtime raises: then nothing runs there
         model = Model.read(path)
-        return {model.name(n): f"QNN fails on the model: {first_line(error)}" for n in model.nodes if n.op_type not in QUANTIZERS}
+        return {
+            model.name(n): f"QNN fails on the model: {first_line(error)}"
+            for n in model.nodes
+            if n.op_type not in QUANTIZERS
+        }
     return {name: "HTP does not take it, the CPU computes it" for name, kind in left if kind not in QUANTIZERS}
 
 
