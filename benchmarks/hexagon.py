@@ -7,6 +7,7 @@ one image at a time. Top-1 and agreement are in percent:
     simulation   `graphopt.simulate`
     same class   images on which HTP's class is that of the simulation
     steps        largest and mean difference of a logit between the two, in steps of an 8-bit grid over the logits' range
+    conv. codes off  codes of 8-bit convolutions that are not the simulation's, on four images
     float agr.   images on which HTP's class is that of the float original
 
 Wanted: top-1 within 0.5 of the simulation's, same class at least 99. Needs graphopt[qnn].
@@ -24,9 +25,12 @@ from accuracy import agreement, logits, network, top1
 from torch import Tensor
 
 import graphopt
+from graphopt.artifact import Artifact
+from graphopt.integers.simulation import Simulation
 from graphopt.progress import track
 from graphopt.targets import Target, find
 
+CODES = 4  # images on which codes inside are compared
 U8 = find("hexagon")
 U16 = replace(U8, activations=U8.activation_formats[0])
 CASES: dict[str, tuple[str, Target, tuple[str, ...]]] = {  # network, target, architectures
@@ -42,13 +46,20 @@ def measure(model: Any, images: Tensor, description: str) -> Tensor:
         return torch.cat([model(image) for image in track(images.split(1), description)])
 
 
+def off(simulation: Simulation, there: Artifact, images: Tensor) -> float | None:
+    """Per cent of the codes of convolutions, each given HTP's own inputs, that are not the simulation's."""
+    lines = [line for image in images.split(1) for line in simulation.mismatches(there, image) if line.kernel == "conv"]
+    return 100 * sum(line.differing for line in lines) / sum(line.total for line in lines) if lines else None
+
+
 def rows(case: str, count: int, few: int) -> common.Rows:
     name, target, architectures = CASES[case]
     model, x, y, batches, batch = network(name)
     x, y = (t[: few if name == "mobilenet_v1" else count] for t in (x, y))
     common.log(case)
     result = graphopt.optimize(model, x[:1], target=target, calibration=batches, measure=False)
-    truth, simulated = logits(model, x, batch), measure(graphopt.simulate(result.graph, target), x, "simulating")
+    simulation = graphopt.simulate(result.graph, target)
+    truth, simulated = logits(model, x, batch), measure(simulation, x, "simulating")
     step = float(truth.max() - truth.min()) / 255
     found: common.Rows = []
     for architecture in architectures:
@@ -69,6 +80,7 @@ def rows(case: str, count: int, few: int) -> common.Rows:
                 "float agr.": agreement(answers, truth),
                 "steps": float(apart.max()),
                 "mean steps": float(apart.mean()),
+                "conv. codes off": off(simulation, there, x[:CODES]),
                 "left to the CPU": len(result.report.float_operators),
                 "emulator, s an image": seconds / len(x),
             }

@@ -81,7 +81,7 @@ class Htp:
 
 
 def connect(device: str, target: Target | None = None) -> Htp:
-    """HTP as `htp`, or `htp:v75`; for a target, after checking that HTP is what it was made for.
+    """HTP as `htp`, or `htp:v75`; with a target, after checking that it is for HTP and that HTP is here.
 
     Raises:
         InputError: it is neither, or the architecture is unknown; onnxruntime-qnn is missing.
@@ -92,10 +92,10 @@ def connect(device: str, target: Target | None = None) -> Htp:
             f"onnxruntime does not run on devices over the network: take a tvm-... target for {device}; "
             "what is made for hexagon runs on htp, or as on one architecture, htp:v75"
         )
+    place = Htp(architecture or DEFAULT)
     if target is not None:
         check_architecture(target.name, target.architecture)
-    place = Htp(architecture or DEFAULT)
-    _device()
+        _device()
     return place
 
 
