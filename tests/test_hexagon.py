@@ -68,8 +68,9 @@ def gates() -> nn.Module:
 def strided() -> nn.Module:
     """Grouped, dilated and strided convolutions, one padded on two sides only."""
     return nn.Sequential(
-        nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=2, dilation=2), nn.ReLU6(),
-        conv_bn(8, 16, groups=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 5),
+        nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=2, dilation=2),
+        nn.ReLU6(), conv_bn(8, 16, groups=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 16), nn.ReLU(),
+        nn.Linear(16, 5),
     )  # fmt: skip
 
 
