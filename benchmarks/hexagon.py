@@ -7,7 +7,8 @@ one image at a time. Top-1 and agreement are in percent:
     simulation   `graphopt.simulate`
     same class   images on which HTP's class is that of the simulation
     steps        largest and mean difference of a logit between the two, in steps of an 8-bit grid over the logits' range
-    conv. codes off  codes of 8-bit convolutions that are not the simulation's, on four images
+    conv. codes off  codes of 8-bit convolutions that are not the simulation's, on four images (not of MobileNetV1, whose
+                 artifact has folded the padding that the simulation computes)
     float agr.   images on which HTP's class is that of the float original
 
 Wanted: top-1 within 0.5 of the simulation's, same class at least 99. Needs graphopt[qnn].
@@ -80,7 +81,7 @@ def rows(case: str, count: int, few: int) -> common.Rows:
                 "float agr.": agreement(answers, truth),
                 "steps": float(apart.max()),
                 "mean steps": float(apart.mean()),
-                "conv. codes off": off(simulation, there, x[:CODES]),
+                "conv. codes off": None if name == "mobilenet_v1" else off(simulation, there, x[:CODES]),
                 "left to the CPU": len(result.report.float_operators),
                 "emulator, s an image": seconds / len(x),
             }
