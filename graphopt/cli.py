@@ -1,4 +1,4 @@
-"""The command line: `graphopt optimize`, `analyze`, `targets`, `check`, `audit`, `show` and `demo`.
+"""The command line: `graphopt optimize`, `analyze`, `targets`, `check`, `audit`, `compile`, `show` and `demo`.
 
 Exit codes: 0 all is well, 1 something graphopt or the model could not do, 2 a mistake in the command, 130 Ctrl-C.
 Errors are one line on standard error; `--debug` shows where they come from.
@@ -99,7 +99,9 @@ def optimize(
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime while it is measured.")] = 1,
     device: Annotated[
         str | None,
-        typer.Option(help="Where to measure a tvm- target: rpc://host:port (rpc_server) or tracker://host:port/key."),
+        typer.Option(
+            help="Where to measure: rpc://host:port (rpc_server) or tracker://host:port/key for a tvm- target; htp for hexagon."
+        ),
     ] = None,
     compiler: Annotated[
         str | None, typer.Option(help="What links for a tvm- target, e.g. 'zig c++ -target aarch64-linux-gnu'.")
@@ -231,6 +233,22 @@ def targets(name: Annotated[str | None, typer.Argument(help="One of them, in ful
         console = Console()
         console = console if console.is_terminal else Console(width=140)
         console.print(table)
+
+
+@app.command()
+def compile(
+    artifact: Annotated[Path, typer.Argument(help="The folder of a model deployed for hexagon.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the context binaries.")],
+    architecture: Annotated[
+        list[str] | None, typer.Option(help="Of Hexagon, e.g. v73; once per architecture. All known if not given.")
+    ] = None,
+) -> None:
+    """Compile a deployed model to binaries that a Hexagon DSP loads as they are."""
+    with reporting():
+        import graphopt
+
+        written = graphopt.load(artifact).compile(out, architecture or ())
+        print(f"saved to {written}: {', '.join(sorted(file.name for file in written.iterdir()))}")
 
 
 @app.command()

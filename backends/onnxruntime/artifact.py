@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,39 @@ class OnnxRuntimeArtifact(Artifact):
     def session(self) -> Any:
         """The `onnxruntime.InferenceSession`, made when first needed."""
         if self._session is None:
-            self._session = open_session(self.folder / MODEL, threads=self.threads)
+            if self.refusal:
+                raise ArtifactError(f"{self.manifest.model} cannot run here: {self.refusal}")
+            self._session = self.open(self.folder / MODEL)
         return self._session
+
+    @property
+    def refusal(self) -> str:
+        contexts = ", ".join(self.manifest.options.get("contexts", {}))
+        return f"it is compiled for Hexagon {contexts}; run it .on('htp:...')" if contexts else ""
+
+    def open(self, path: Path) -> Any:
+        """A session of a model where this artifact runs."""
+        return open_session(path, threads=self.threads)
+
+    def on(self, device: str) -> OnnxRuntimeArtifact:
+        """The same on Qualcomm's HTP, for the target hexagon: `htp`, or `htp:v75`; see `graphopt.backends.onnxruntime.qnn`.
+
+        Raises:
+            InputError: the target does not run there, or onnxruntime-qnn is missing. ArtifactError: HTP does not take all of it.
+        """
+        from graphopt.backends.onnxruntime.qnn import HtpArtifact, connect
+
+        return HtpArtifact(self, connect(device))
+
+    def compile(self, folder: str | Path, architectures: Sequence[str] = ()) -> Path:
+        """Context binaries for architectures of Hexagon (`v73`), by default all known; `graphopt.load(folder).on("htp:v73")`.
+
+        Raises:
+            InputError: another target, unknown architecture, no such place; ArtifactError: HTP does not take all of the model.
+        """
+        from graphopt.backends.onnxruntime.qnn import compile_contexts
+
+        return compile_contexts(self, folder, architectures)
 
     def _run(self, inputs: list[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
         feeds = {spec.name: array for spec, array in zip(self.manifest.inputs, inputs, strict=True)}
@@ -110,7 +142,7 @@ def intermediate(
     """Values inside an artifact's model by name, computed from its flat inputs; names that it does not have are left out."""
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
         wanted = expose(artifact, names, Path(folder))
-        session = open_session(Path(folder) / MODEL, threads=artifact.threads)
+        session = artifact.open(Path(folder) / MODEL)
     feeds = {spec.name: array for spec, array in zip(artifact.manifest.inputs, inputs, strict=True)}
     read = {i.name for i in session.get_inputs()}
     return dict(zip(wanted, session.run(wanted, {k: v for k, v in feeds.items() if k in read}), strict=True))

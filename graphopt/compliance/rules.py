@@ -146,13 +146,15 @@ def operators(model: Model, target: Target) -> Iterator[Violation]:
 
 
 def moves(model: Model, target: Target) -> Iterator[Violation]:
-    """What only moves codes keeps their grid."""
+    """What only moves codes keeps their grid, and so do kernels that compute on one."""
     for node in model.nodes:
-        if node.op_type not in MOVES or (grid := model.grid(node.input[0])) is None:
+        shares = FAMILIES.get(node.op_type) in target.shares
+        if not (shares or node.op_type in MOVES) or (grid := model.grid(node.input[0])) is None:
             continue
         for reader in model.readers.get(node.output[0], []):
             if reader.op_type == "QuantizeLinear" and not grid.same(model.grid_of(reader)):
-                what = f"{node.op_type} moves codes of {grid.node} to another grid, {model.name(reader)}"
+                verb = "takes" if shares else "moves"
+                what = f"{node.op_type} {verb} codes of {grid.node} to another grid, {model.name(reader)}"
                 yield Violation(
                     "moved-grid", model.name(node), what, "give its input and output the same scale and zero point"
                 )

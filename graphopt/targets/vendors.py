@@ -45,6 +45,8 @@ _ALL = [
         "hexagon", "Qualcomm Hexagon (HTP v68 and later) through QNN or SNPE",
         S8_PER_CHANNEL, U8, "QNN HTP operator definitions; SNPE: 8 or 16 bits, asymmetric, one grid per layer",
         weight_formats=(U8, S8), activation_formats=_sixteen(U8), channel_multiple=32, static_shapes=True,
+        float_output=frozenset(),  # a layer that hands out floats is left to the CPU
+        shares=frozenset({"average_pool"}),  # 4x4 and 8x8 pools are steps of 2x2 on the grid of the result, which saturate there
     ),
     _vendor(
         "ascend", "Huawei Ascend 310 through ACL",

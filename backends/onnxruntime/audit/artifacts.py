@@ -8,6 +8,7 @@ from graphopt.backends.onnxruntime.artifact import MODEL, OnnxRuntimeArtifact
 from graphopt.backends.onnxruntime.audit.operators import FLOAT_WORK, INTEGER_WORK, NEUTRAL, REASONS
 from graphopt.backends.onnxruntime.audit.reading import Kind, Reading, declared, executed, optimized
 from graphopt.backends.onnxruntime.nbits import OPERATOR as MULTIPLIES_BLOCKS
+from graphopt.backends.onnxruntime.qnn.refusals import left_to_cpu
 from graphopt.compliance.model import Model
 from graphopt.coverage import Audit
 from graphopt.report import FloatOperator
@@ -17,6 +18,7 @@ def audit(artifact: OnnxRuntimeArtifact) -> Audit:
     """Read back what the runtime makes of an artifact on this machine; for other hardware, what the model's quantizers say."""
     target = artifact.manifest.target
     vendor = target.get("vendor_compiler")
+    refused = left_to_cpu(artifact) if vendor else {}
     if vendor:
         reading = declared(Model.read(artifact), target["integer"], fused_sums=bool(target.get("fused_sums")))
     else:
@@ -33,6 +35,8 @@ def audit(artifact: OnnxRuntimeArtifact) -> Audit:
             bits = next(int(a.i) for a in node.attribute if a.name == "bits")
             found.weight_only.append(site)
             found.weight_only_macs[bits] = found.weight_only_macs.get(bits, 0) + (layer["macs"] if layer else 0)
+        elif (why := refused.get(node.name)) is not None:
+            found.floating.append(FloatOperator(site, operator, why, layer["macs"] if layer else 0))
         elif kind is Kind.INTEGER and position is not None:
             found.integer.append(site)
             found.integer_macs += layer["macs"] if layer else 0
