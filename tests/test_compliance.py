@@ -146,6 +146,23 @@ def float_bias(p: Planted) -> Any:
     return conv
 
 
+def bias_of_codes(p: Planted) -> Any:
+    conv = p.nodes("Conv")[0]
+    codes, scale = p.constant(np.zeros(8, np.int32)), p.constant(np.float32(0.1))
+    made = helper.make_node("DequantizeLinear", [codes, scale], ["bias_of_codes"], "planted_bias")
+    p.graph.node.insert(0, made)
+    conv.input[2] = made.output[0]
+    return conv
+
+
+def rounded_before_the_sum(p: Planted) -> Any:
+    (add,) = p.nodes("Add")
+    layer = next(maker for value in add.input if (maker := p.maker(value)).op_type == "Conv")
+    grid = [p.constant(np.float32(0.1)), p.constant(np.int8(0))]
+    p.insert("DequantizeLinear", p.insert("QuantizeLinear", layer, grid), grid)
+    return add
+
+
 def float_image(p: Planted) -> Any:
     for node in p.value_pair():
         p.skip(node)
@@ -262,13 +279,15 @@ PLANTED: list[tuple[str, Any, str]] = [
     ("nvidia", lambda p: value_as(p, np.int16), "value-bits"),
     ("nvidia", lambda p: p.both(1, lambda s: np.full(3, s)), "value-granularity"),
     ("nvidia", lambda p: p.both(1, lambda s: -s), "value-positive-scale"),
-    ("nvidia", float_bias, "bias-float"),
-    ("nvidia", lambda p: p.change(p.bias(), 1, lambda s: s * 3) and p.nodes("Conv")[0], "bias-grid"),
-    ("nvidia", lambda p: p.change(p.bias(), 2, lambda z: z + 1) and p.nodes("Conv")[0], "bias-grid"),
+    ("sigmastar", float_bias, "bias-float"),
+    ("sigmastar", lambda p: p.change(p.bias(), 1, lambda s: s * 3) and p.nodes("Conv")[0], "bias-grid"),
+    ("sigmastar", lambda p: p.change(p.bias(), 2, lambda z: z + 1) and p.nodes("Conv")[0], "bias-grid"),
     ("nvidia", float_image, "float-operand"),
     ("nvidia", float_weight, "float-operand"),
-    ("nvidia", float_result, "float-result"),
-    ("nvidia", half_float_sum, "mixed-operands"),
+    ("nvidia", bias_of_codes, "bias-codes"),
+    ("nvidia", rounded_before_the_sum, "split-sum"),
+    ("sigmastar", float_result, "float-result"),
+    ("sigmastar", half_float_sum, "mixed-operands"),
     ("strict", float_layer, "float-layer"),
     ("vitis", sigmoid, "operator"),
     ("nvidia plain", moved, "moved-grid"),
@@ -298,9 +317,9 @@ def test_a_planted_violation_is_found_where_it_is(target: str, plant: Callable[[
 
 
 def test_a_file_of_another_tool_is_checked_by_its_path(tmp_path: Path) -> None:
-    planted = Planted("nvidia")
+    planted = Planted("sigmastar")
     onnx.save(planted.model, str(tmp_path / "theirs.onnx"))
-    assert graphopt.check(tmp_path / "theirs.onnx", "nvidia") == []
+    assert graphopt.check(tmp_path / "theirs.onnx", "sigmastar") == []
     rules = {violation.rule for violation in graphopt.check(tmp_path / "theirs.onnx", "vitis")}
     assert rules == {"weight-granularity", "weight-power-of-two", "value-power-of-two"}
 

@@ -5,12 +5,12 @@ artifact(images)
 simulate(graph, target) # the artifact's answers in torch, integer by integer
 audit(artifact)         # share of the work in integer, operators that stayed float
 audit_file(path, target) # the same of anyone's file, with reasons and cures
-artifact.on("htp")      # on Qualcomm's HTP or its emulator, for the target hexagon
+artifact.on("htp")      # on Qualcomm's HTP or its emulator, for the target hexagon; "tensorrt" or "cuda" for nvidia
 """
 
 from graphopt.backends.onnxruntime.artifact import OnnxRuntimeArtifact, load, lower
 from graphopt.backends.onnxruntime.audit import audit, audit_file, cure
-from graphopt.backends.onnxruntime.qnn import connect
+from graphopt.backends.onnxruntime.devices import connect
 from graphopt.backends.onnxruntime.simulate import simulate
 from graphopt.coverage import Audit
 from graphopt.deploy import deploy

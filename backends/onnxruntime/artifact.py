@@ -66,14 +66,14 @@ class OnnxRuntimeArtifact(Artifact):
         return open_session(path, threads=self.threads)
 
     def on(self, device: str) -> OnnxRuntimeArtifact:
-        """The same on Qualcomm's HTP, for the target hexagon: `htp`, or `htp:v75`; see `graphopt.backends.onnxruntime.qnn`.
+        """The same on Qualcomm's HTP, for the target hexagon (`htp`, `htp:v75`), or on a GPU, for nvidia (`tensorrt`, `cuda:1`).
 
         Raises:
-            InputError: the target does not run there, or onnxruntime-qnn is missing. ArtifactError: HTP does not take all of it.
+            InputError: the target does not run there, or what is needed is missing. ArtifactError: it does not take all of it.
         """
-        from graphopt.backends.onnxruntime.qnn import HtpArtifact, connect
+        from graphopt.backends.onnxruntime.devices import placed
 
-        return HtpArtifact(self, connect(device))
+        return placed(self, device)
 
     def compile(self, folder: str | Path, architectures: Sequence[str] = ()) -> Path:
         """Context binaries for architectures of Hexagon (`v73`), by default all known; `graphopt.load(folder).on("htp:v73")`.

@@ -20,7 +20,7 @@ from graphopt import batches, packed, storage
 from graphopt.artifact import Artifact, describe, temporary_folder
 from graphopt.coverage import Audit
 from graphopt.errors import ArtifactError, InputError
-from graphopt.graph import Graph
+from graphopt.graph import Example, Graph
 from graphopt.manifest import Manifest
 from graphopt.masks import bake
 from graphopt.measure import layer_macs
@@ -53,6 +53,7 @@ class PackedArtifact(Artifact):
 def lower(graph: Graph, target: Target, *, name: str = "model") -> PackedArtifact:
     """Store a simulated graph, or a float one, in a temporary folder; the graph itself is not changed."""
     stored, folder = deploy(graph), temporary_folder()
+    stored.example = without_data(stored)
     elsewhere = recoverable(stored)
     if elsewhere:
         packed.write(stored, folder / WEIGHTS)
@@ -66,6 +67,15 @@ def deploy(graph: Graph) -> Graph:
     if bake(stored):
         stored.refresh()
     return stored
+
+
+def without_data(graph: Graph) -> Example:
+    """Zeros in place of the example's elements, which are the user's own, and two samples where any number will do."""
+    tensors = [
+        torch.zeros_like(t[:2] if graph.dynamic_batch and spec.batched else t)
+        for t, spec in zip(graph.example.tensors(), batches.inputs(graph), strict=True)
+    ]
+    return Example(*batches.nested(graph.example, tensors))
 
 
 def recoverable(graph: Graph) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ def explain(target: Target) -> Iterator[tuple[str, str]]:
     yield "weights", _either(target.weights, *target.weight_formats)
     yield "values", _either(target.activations, *target.activation_formats)
     yield "integer", ", ".join(sorted(target.integer))
+    yield "fuses", _fusions(target)
     yield "moves codes", ", ".join(sorted(target.moves))
     yield (
         "else",
@@ -21,9 +22,15 @@ def explain(target: Target) -> Iterator[tuple[str, str]]:
         else "nothing: every layer is integer",
     )
     yield "channels", f"pruned and factorized to multiples of {target.channel_multiple}"
+    yield "biases", "float" if target.float_bias else "int32, on the grid of the layer's sums"
     yield "batch", "fixed" if target.static_shapes else "free where the model allows it"
     yield "artifact", _artifact(target)
     yield "source", target.source
+
+
+def _fusions(target: Target) -> str:
+    behind = "ReLU and other clips into the operator before them"
+    return f"{behind}, a sum into the last layer that it adds" if target.fused_sums else behind
 
 
 def _either(first: object, *others: object) -> str:

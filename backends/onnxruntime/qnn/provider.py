@@ -19,6 +19,7 @@ from typing import Any
 
 import onnxruntime as ort
 
+from graphopt.backends.onnxruntime.assignment import RECORD, not_on
 from graphopt.errors import InputError
 from graphopt.manifest import Manifest
 from graphopt.targets import Target
@@ -71,10 +72,7 @@ class Htp:
 
     def left_out(self, path: Path) -> list[tuple[str, str]]:
         """Name and type of the operators of a model that HTP does not take, as ONNX Runtime distributes them."""
-        session = self.session(path, alone=False, entries={"session.record_ep_graph_assignment_info": "1"})
-        parts = session.get_provider_graph_assignment_info()
-        nodes = [node for part in parts if part.ep_name != NAME for node in part.get_nodes()]
-        return list(dict.fromkeys((own_name(node.name), str(node.op_type)) for node in nodes))
+        return not_on([NAME], self.session(path, alone=False, entries={RECORD: "1"}))
 
     def __str__(self) -> str:
         return f"htp:{self.architecture}" + (" (emulator)" if self.emulated else "")
@@ -84,14 +82,9 @@ def connect(device: str, target: Target | None = None) -> Htp:
     """HTP as `htp`, or `htp:v75`; with a target, after checking that it is for HTP and that HTP is here.
 
     Raises:
-        InputError: it is neither, or the architecture is unknown; onnxruntime-qnn is missing.
+        InputError: it is not, or the architecture is unknown; onnxruntime-qnn is missing.
     """
-    kind, _, architecture = device.partition(":")
-    if kind != "htp":
-        raise InputError(
-            f"onnxruntime does not run on devices over the network: take a tvm-... target for {device}; "
-            "what is made for hexagon runs on htp, or as on one architecture, htp:v75"
-        )
+    architecture = device.partition(":")[2]
     place = Htp(architecture or DEFAULT)
     if target is not None:
         check_architecture(target.name, target.architecture)
@@ -110,11 +103,6 @@ def check_architecture(target: str, architecture: str) -> None:
 def contexts_of(manifest: Manifest) -> dict[str, str]:
     """Architecture -> file, in a folder of contexts; empty for other artifacts."""
     return dict(manifest.options.get("contexts", {}))
-
-
-def own_name(name: str) -> str:
-    """What a node was called before the runtime copied it."""
-    return name.partition("_token_")[0].partition("/")[0]
 
 
 def missing() -> str:
