@@ -16,7 +16,7 @@ from tvm import relax
 from graphopt.audit import Audit
 from graphopt.backends.tvm import chains, codes, floating, integer
 from graphopt.backends.tvm.layouts import Value, plain
-from graphopt.backends.tvm.machine import Machine
+from graphopt.backends.tvm.machine import Processor
 from graphopt.backends.tvm.program import Program
 from graphopt.backends.tvm.schedules import Conv, Tile
 from graphopt.blocks import DEQUANTIZE_BLOCKS
@@ -57,7 +57,7 @@ def speak(graph: Graph) -> None:
 
 def emit(
     graph: Graph,
-    machine: Machine,
+    machine: Processor,
     watch: Sequence[str] = (),
     samples: int = 1,
     tiles: Mapping[Conv, Tile] | None = None,

@@ -16,7 +16,7 @@ from tvm.ir.expr import GenericConst
 from graphopt.audit import Audit
 from graphopt.backends.tvm import schedules
 from graphopt.backends.tvm.layouts import Order, Value, moves_nothing, plain
-from graphopt.backends.tvm.machine import Machine
+from graphopt.backends.tvm.machine import Processor
 from graphopt.backends.tvm.schedules import Conv, Kernel, Pool, Tile
 from graphopt.graph import Graph
 from graphopt.measure import layer_macs
@@ -42,7 +42,7 @@ class Program:
     """
 
     def __init__(
-        self, graph: Graph, machine: Machine, samples: int = 1, tiles: Mapping[Conv, Tile] | None = None
+        self, graph: Graph, machine: Processor, samples: int = 1, tiles: Mapping[Conv, Tile] | None = None
     ) -> None:
         """`samples`: to divide multiply-accumulates by; `tiles`: of the layers that were tuned."""
         self.graph, self.machine, self.samples = graph, machine, samples
@@ -157,7 +157,8 @@ class Program:
     ) -> Any:
         """Call a function of TIR made by `function()`, once for every `key`."""
         if key not in self._kernels:
-            self._add(key, Kernel(function(), tuple(shape), dtype), name)
+            with schedules.written_for(self.machine):
+                self._add(key, Kernel(function(), tuple(shape), dtype), name)
         return self._call(key, inputs, shape, dtype)
 
     def _call(self, key: Any, arguments: Sequence[Any], shape: Sequence[int], dtype: str) -> Any:

@@ -33,6 +33,9 @@ def _either(first: object, *others: object) -> str:
 def _artifact(target: Target) -> str:
     if target.vendor_compiler:
         return "ONNX with QuantizeLinear and DequantizeLinear, for the vendor's compiler"
+    if target.kernels != "cpu":
+        source = {"cuda": "CUDA", "opencl": "OpenCL"}[target.kernels]
+        return f"{source} source ({target.cpu or 'any device'}) in a library for {target.triple}, run by TVM"
     if target.runtime == "tvm":
         return f"machine code ({target.triple or 'of this machine'}, {target.cpu or 'its CPU'}), run by TVM"
     return "ONNX with QuantizeLinear and DequantizeLinear, run by ONNX Runtime"
