@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from glob import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from graphopt.artifact import Artifact
 from graphopt.contract import Pass
 from graphopt.errors import GraphoptError
 from graphopt.graph import Graph
+from graphopt.numerics import Format, with_bits
 from graphopt.passes.quantize import LayerFormat
 from graphopt.pipeline import run
 from graphopt.recipes import FEW_BITS, ROUNDINGS, Rounding
@@ -142,7 +143,8 @@ class Ladder:
     def lifts(self, graph: Graph) -> list[tuple[str, LayerFormat | None]]:
         """What to give back, most needed first: 8 bits to layers with fewer, then float."""
         ranked = [layer for layer in analyze(graph, self.data).ranked() if layer.weight_bits is not None]
-        eight = LayerFormat(*(replace(f, bits=EIGHT) for f in (self.target.weights, self.target.activations)))
+        formats = (self.target.weights, self.target.activations)
+        eight = LayerFormat(*(with_bits(f, EIGHT) if isinstance(f, Format) else f for f in formats))
         few: list[tuple[str, LayerFormat | None]] = [(layer.name, eight) for layer in ranked if bits(layer) < FEW_BITS]
         return few + [(layer.name, None) for layer in ranked]
 

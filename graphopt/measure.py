@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.fx.node import Node
 
 from graphopt.graph import Graph
+from graphopt.quantizers import is_quantizer, is_uniform, quantizer_of
 from graphopt.targets import cpu_features
 
 # ---- Work and size --------------------------------------------------------------------------------------------------
@@ -44,9 +45,28 @@ def parameters(graph: Graph) -> int:
 
 
 def weight_bytes(graph: Graph) -> int:
-    """Bytes of every constant the graph reads (weights, statistics, scales); a shared one counts once."""
-    tensors = {id(p): p for n in graph.nodes if graph.is_constant(n) for p in [graph.parameter(n)]}
-    return sum(t.numel() * t.element_size() for t in tensors.values())
+    """Bytes of every constant the graph reads (weights, statistics, scales); a shared one counts once.
+
+    What the graph itself still rounds counts with the bits of its codes.
+    """
+    tensors: dict[int, float] = {}
+    for node in graph.nodes:
+        if graph.is_constant(node):
+            tensor = graph.parameter(node)
+            bits = [_code_bits(graph, reader) for reader in node.users]
+            size = tensor.element_size() if not all(bits) else max(bits, default=0) / 8
+            tensors[id(tensor)] = max(tensor.numel() * size, tensors.get(id(tensor), 0))
+    return math.ceil(sum(tensors.values()))
+
+
+def _code_bits(graph: Graph, reader: Node) -> int:
+    """Of the codes that a quantizer makes of a constant; 0 where a reader is none."""
+    if not is_quantizer(reader):
+        return 0
+    if is_uniform(reader):  # biases, and weights in blocks, too
+        low, high = reader.args[3:5]
+        return (int(high) - int(low)).bit_length()  # type: ignore[arg-type]
+    return quantizer_of(graph, reader).format.bits
 
 
 def _weights(graph: Graph) -> dict[int, int]:

@@ -19,7 +19,7 @@ import re
 import secrets
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,14 @@ TORCH_META = {
 }
 
 
-def save(graph: Graph, path: Path) -> None:
-    """See `Graph.save`."""
+def save(graph: Graph, path: Path, without: Collection[str] = ()) -> None:
+    """See `Graph.save`.
+
+    Args:
+        without: constants by name whose elements are kept elsewhere: `load` takes them from its caller.
+    """
     encoder = encoding.Encoder()
-    description = json.dumps(_describe(graph, encoder), allow_nan=False)
+    description = json.dumps(_describe(graph, encoder, without), allow_nan=False)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
@@ -68,8 +72,8 @@ def save(graph: Graph, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def load(path: Path) -> Graph:
-    """See `Graph.load`."""
+def load(path: Path, constants: Mapping[str, Tensor] | None = None) -> Graph:
+    """See `Graph.load`; `constants` are those that were left out."""
     with _archive(path) as archive:
         if "graph.json" not in archive.namelist():
             hint = "; it is an exported program: use Graph.capture(path)" if _is_program(archive) else ""
@@ -84,7 +88,7 @@ def load(path: Path) -> Graph:
                     "upgrade graphopt"
                 )
             tensors = [_tensor(archive.read(f"tensors/{i}"), meta) for i, meta in enumerate(data["tensors"])]
-            return _restore(data, tensors)
+            return _restore(data, tensors, constants or {})
         except InputError:
             raise
         except Exception as error:
@@ -94,7 +98,7 @@ def load(path: Path) -> Graph:
 # ---- A graph as data ------------------------------------------------------------------------------------------------
 
 
-def _describe(graph: Graph, encoder: encoding.Encoder) -> dict[str, Any]:
+def _describe(graph: Graph, encoder: encoding.Encoder, without: Collection[str]) -> dict[str, Any]:
     info = graph.module.graph._codegen.pytree_info  # type: ignore[attr-defined]
     example = (graph.example.args, dict(graph.example.kwargs))
     leaves, structure = pytree.tree_flatten(example)
@@ -104,7 +108,7 @@ def _describe(graph: Graph, encoder: encoding.Encoder) -> dict[str, Any]:
             value = graph.parameter(node)
             kind = "parameter" if isinstance(value, nn.Parameter) else "buffer"
             constants[str(node.target)] = {
-                "tensor": encoder.tensor(value),
+                "tensor": None if node.target in without else encoder.tensor(value),
                 "kind": kind,
                 "requires_grad": value.requires_grad,
             }
@@ -150,14 +154,17 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (str, bool, int)) or (isinstance(value, float) and math.isfinite(value))
 
 
-def _restore(data: dict[str, Any], tensors: list[Tensor]) -> Graph:
+def _restore(data: dict[str, Any], tensors: list[Tensor], elsewhere: Mapping[str, Tensor]) -> Graph:
     decoder = encoding.Decoder(tensors)
-    root, known = nn.Module(), {}
+    root = nn.Module()
+    known: dict[Any, Tensor] = {}
     for name, constant in data["constants"].items():
         index = constant["tensor"]
-        if constant["kind"] == "parameter" and index not in known:
-            known[index] = nn.Parameter(tensors[index], constant["requires_grad"])
-        _register(root, name, known.setdefault(index, tensors[index]))
+        value = elsewhere[name] if index is None else tensors[index]
+        key = name if index is None else index
+        if constant["kind"] == "parameter" and key not in known:
+            known[key] = nn.Parameter(value, constant["requires_grad"])
+        _register(root, name, known.setdefault(key, value))
     graph = fx.Graph()
     for item in data["nodes"]:
         target = encoding.operator_of(item["target"]) if item["op"] == "call_function" else item["target"]

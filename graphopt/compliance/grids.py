@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from graphopt.compliance.model import Grid
-from graphopt.numerics import Format
+from graphopt.numerics import Format, NumberFormat
 
 STORAGE = {
     np.dtype(np.int8): (8, True),
@@ -26,7 +26,7 @@ class Misfit(NamedTuple):
     remedy: str
 
 
-def misfits(grid: Grid, formats: Iterable[Format], axis: int | None) -> list[Misfit]:
+def misfits(grid: Grid, formats: Iterable[NumberFormat], axis: int | None) -> list[Misfit]:
     """What keeps a grid from being on any of these formats, judged by the nearest of them.
 
     Args:
@@ -35,7 +35,12 @@ def misfits(grid: Grid, formats: Iterable[Format], axis: int | None) -> list[Mis
     return min((list(_misfits(grid, format, axis)) for format in formats), key=len)
 
 
-def _misfits(grid: Grid, format: Format, axis: int | None) -> Iterator[Misfit]:
+def _misfits(grid: Grid, format: NumberFormat, axis: int | None) -> Iterator[Misfit]:
+    if not isinstance(format, Format):
+        yield Misfit(
+            "format", "codes are evenly spaced", f"round the float model to {format}, which ONNX cannot express"
+        )
+        return
     if grid.scale is None or grid.zero_point is None:
         yield Misfit("constant-grid", "scale or zero point is computed at run time", "calibrate: quantize statically")
         return

@@ -32,6 +32,7 @@ from graphopt.numerics.uniform import (
     least_error_range,
     quantize,
     scale_and_zero_point,
+    with_bits,
 )
 
 __all__ = [
@@ -62,4 +63,5 @@ __all__ = [
     "quantize",
     "scale_and_zero_point",
     "to_json",
+    "with_bits",
 ]

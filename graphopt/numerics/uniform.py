@@ -17,14 +17,24 @@ Parameters: `scale`, float32, and `zero_point`, int32, [] or [channels].
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.fx.node import Node
 
-from graphopt.numerics.protocol import Method, Parameters, Quantizer, blocks_of, broadcast, check_bits, rows
+from graphopt.errors import InputError
+from graphopt.numerics.protocol import (
+    Method,
+    NumberFormat,
+    Parameters,
+    Quantizer,
+    blocks_of,
+    broadcast,
+    check_bits,
+    rows,
+)
 
 SMALLEST_SCALE = 2.0**-40  # keeps products of two scales far from float32's subnormals
 
@@ -116,6 +126,17 @@ class Format:
 
     def arguments(self, parameters: Parameters, axis: int) -> tuple[Any, ...]:
         return (*parameters, self.quant_min, self.quant_max, axis)
+
+
+def with_bits(format: NumberFormat, bits: int) -> Format:
+    """The same format in so many bits.
+
+    Raises:
+        InputError: it is not uniform.
+    """
+    if not isinstance(format, Format):
+        raise InputError(f"only uniform formats come in any number of bits, not {format}")
+    return replace(format, bits=bits)
 
 
 def from_arguments(scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, axis: int) -> Quantizer:

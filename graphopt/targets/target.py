@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
 from graphopt.errors import InputError
-from graphopt.numerics import Format
+from graphopt.numerics import NumberFormat, to_json
 from graphopt.targets.families import ONNXRUNTIME_INTEGER, ONNXRUNTIME_MOVES
 
 
@@ -20,7 +20,7 @@ class Target:
         architecture: `platform.machine()` of the hardware, for telling whether a latency can be measured here.
         machine: whose integer kernels run there, as `graphopt.simulate` names them, where the architecture does not tell:
             `avx2` for x86-64 without VNNI. None: the architecture's.
-        weights, activations: number formats of the integer kernels.
+        weights, activations: number formats of the kernels that quantized layers run in.
         weight_formats, activation_formats: what the hardware takes beside those two.
         source: where the facts come from.
         vendor_compiler: the artifact is an ONNX file that the vendor's compiler reads, which knows no arithmetic on codes.
@@ -47,8 +47,8 @@ class Target:
     description: str
     runtime: str
     architecture: str
-    weights: Format
-    activations: Format
+    weights: NumberFormat
+    activations: NumberFormat
     weight_bits: tuple[int, ...] = tuple(range(2, 9))
     activation_bits: tuple[int, ...] = tuple(range(2, 9))
     float_layers: bool = True
@@ -61,8 +61,8 @@ class Target:
     decompose: frozenset[str] = frozenset({"hard_swish", "silu"})
     block_products: Literal["int8", "float32"] = "int8"
     machine: str | None = None
-    weight_formats: tuple[Format, ...] = ()
-    activation_formats: tuple[Format, ...] = ()
+    weight_formats: tuple[NumberFormat, ...] = ()
+    activation_formats: tuple[NumberFormat, ...] = ()
     source: str = "measured on the runtime"
     vendor_compiler: bool = False
     static_shapes: bool = False
@@ -78,8 +78,12 @@ class Target:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for manifests and reports."""
-        data = asdict(self)
-        return {
-            k: sorted(v) if isinstance(v, frozenset) else list(v) if isinstance(v, tuple) else v
-            for k, v in data.items()
-        }
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, frozenset):
+        return sorted(value)
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    return to_json(value) if is_dataclass(value) else value  # type: ignore[arg-type]

@@ -8,7 +8,6 @@ What remains is what a choice costs in the end; rounding to the nearest code ove
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from torch.fx.node import Node
 
 from graphopt import quadratic
 from graphopt.graph import Graph
-from graphopt.numerics import Format, dequantize, fake_quantize, quantize, scale_and_zero_point
+from graphopt.numerics import Format, dequantize, fake_quantize, quantize, scale_and_zero_point, with_bits
 from graphopt.ops import Layer
 from graphopt.passes.quantize.mixed.space import Space
 from graphopt.passes.quantize.mixed.trials import NOTHING, Network, Trial, Weights
@@ -113,7 +112,7 @@ class Roundings:
         self.trials: list[list[Trial]] = []
         for number, decision in track(list(enumerate(space.decisions)), "rounding"):
             own = space.target.weights if decision.kind == "weights" else space.target.activations
-            formats = [None if bits is None else replace(own, bits=bits) for bits in decision.choices]
+            formats = [None if bits is None else with_bits(own, bits) for bits in decision.choices]
             if decision.kind == "weights":
                 rounders = {node: WeightRounder(space.graph, node, moments.pop(node, None)) for node in decision.nodes}
                 self.trials.append([_weights(rounders, format, method) for format in formats])

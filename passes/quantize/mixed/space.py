@@ -17,6 +17,7 @@ from torch.fx.node import Node
 
 from graphopt.errors import InputError
 from graphopt.graph import Graph
+from graphopt.numerics import with_bits
 from graphopt.ops import Layer, value
 from graphopt.passes.quantize.placement import Grid, LayerFormat, Plan, override, place
 from graphopt.targets import Target
@@ -115,9 +116,9 @@ class Space:
                 if before is None or bits is None:
                     found[site] = None
                 elif decision.kind == "weights":
-                    found[site] = replace(before, weights=replace(self.target.weights, bits=bits))
+                    found[site] = replace(before, weights=with_bits(self.target.weights, bits))
                 else:
-                    found[site] = replace(before, activations=replace(self.target.activations, bits=bits))
+                    found[site] = replace(before, activations=with_bits(self.target.activations, bits))
         return found
 
 
