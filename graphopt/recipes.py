@@ -10,7 +10,7 @@ from torch import Tensor
 
 from graphopt.contract import Pass
 from graphopt.errors import InputError
-from graphopt.numerics import Format
+from graphopt.numerics import FloatFormat, Format
 from graphopt.passes.absorb_bias import AbsorbHighBias
 from graphopt.passes.correct_bias import CorrectBias
 from graphopt.passes.decompose_activations import DecomposeActivations
@@ -42,7 +42,8 @@ def equalize(*, clips: bool = True) -> list[Pass]:
 
 def prepare(target: Target) -> list[Pass]:
     """Everything before `integer`: a float network that suits the target."""
-    return clean(target) + ([] if target.weights.per_channel else equalize(clips=not target.vendor_compiler))
+    scaled = target.weights.per_channel or isinstance(target.weights, FloatFormat)  # each channel, or each number by itself
+    return clean(target) + ([] if scaled else equalize(clips=not target.vendor_compiler))
 
 
 def integer(

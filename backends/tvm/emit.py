@@ -15,6 +15,7 @@ from tvm import relax
 
 from graphopt.audit import Audit
 from graphopt.backends.tvm import chains, codes, floating, integer
+from graphopt.backends.tvm.halves import half_of, keep_halves
 from graphopt.backends.tvm.layouts import Value, plain
 from graphopt.backends.tvm.machine import Processor
 from graphopt.backends.tvm.program import Program
@@ -81,6 +82,7 @@ def emit(
     if not watched:
         codes.keep_codes(prepared)
     _fold_constants(prepared)
+    keep_halves(prepared)
     program = Program(prepared, machine, samples, tiles)
     inputs = [relax.Var(name, _type(node)) for name, node in zip(prepared.input_names, prepared.inputs, strict=True)]
     with program.builder.function("main", inputs):
@@ -131,10 +133,10 @@ def _emit_calls(program: Program, watched: set[Node]) -> None:
     chained = chains.chains(graph)
     layers = [node for node in graph.calls() if node not in watched]
     sums = {_sum_behind(node): node for node in layers if _sum_behind(node) is not None}
-    later = set(sums.values()) | {n for last, chain in chained.items() for n in chains.members(chain, last)}
+    later = set(sums.values()) | {n for chain in chained.values() for n in chain.members}
     operators = floating.Operators(program)
     for node in graph.calls():
-        if node in later:
+        if node in later or half_of(node) is not None:  # widened where it is read
             continue
         if node in chained:
             value = chains.emit_chain(program, chained[node], node)

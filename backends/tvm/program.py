@@ -15,6 +15,7 @@ from tvm.ir.expr import GenericConst
 
 from graphopt.audit import Audit
 from graphopt.backends.tvm import schedules
+from graphopt.backends.tvm.halves import half_of
 from graphopt.backends.tvm.layouts import Order, Value, moves_nothing, plain
 from graphopt.backends.tvm.machine import Processor
 from graphopt.backends.tvm.schedules import Conv, Kernel, Pool, Tile
@@ -59,6 +60,9 @@ class Program:
 
     def value(self, node: Any) -> Value:
         """What was emitted for a node; a constant is written down now."""
+        if node not in self.values and (half := half_of(node)) is not None:
+            value = self.value(half)
+            self.values[node] = self.emit(relax.op.astype(value.expr, "float32"), value.shape, value.order)
         if node not in self.values:
             self.values[node] = self.constant(self.graph.tensor(node))
         return self.values[node]

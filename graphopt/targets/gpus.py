@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
-from graphopt.numerics import Format
+from graphopt.numerics import FLOAT16_WITHOUT_SUBNORMALS, Format
 from graphopt.targets.cpus import SIGNED_WEIGHTS
 from graphopt.targets.families import TVM_INTEGER
 from graphopt.targets.target import Target
@@ -41,4 +42,12 @@ _ORIN = _gpu(
 _OPENCL = _gpu(
     "tvm-opencl", "GPUs with OpenCL through TVM: OpenCL source", "opencl", "aarch64", "aarch64-linux-gnu", ""
 )
-GPUS = {target.name: target for target in (_CUDA, _ORIN, _OPENCL)}
+_ADRENO = replace(
+    _OPENCL,
+    name="adreno",
+    description="Qualcomm Adreno 5xx and 6xx through TVM: OpenCL source, float16, sums in float32",
+    weights=FLOAT16_WITHOUT_SUBNORMALS,
+    activations=FLOAT16_WITHOUT_SUBNORMALS,
+    source="vendor's number formats: float16 without subnormal numbers",
+)
+GPUS = {target.name: target for target in (_CUDA, _ORIN, _OPENCL, _ADRENO)}

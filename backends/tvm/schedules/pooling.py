@@ -25,15 +25,16 @@ def pool(spec: Pool, machine: Processor) -> Kernel:
 def _maximum(spec: Pool, machine: Processor) -> emit.Body:
     lanes = min(machine.lanes(spec.data), spec.shape[3])
     least = emit.lowest(spec.data)
-    loops = Sliding(spec, Staging.of(spec, spec.data, fill=least), machine, lanes, spec.data)
+    wide = "float32" if spec.data == "float16" else spec.data
+    loops = Sliding(spec, Staging.of(spec, spec.data, fill=least), machine, lanes, wide)
 
     def body(x: Flat, y: Flat) -> None:
         loops.emit(
             x,
             y,
-            start=lambda channel: emit.constant(least, spec.data, lanes),
-            tap=lambda acc, value, ky, kx, channel: emit.maximum(acc, value),
-            finish=lambda acc, place: acc,
+            start=lambda channel: emit.constant(least, wide, lanes),
+            tap=lambda acc, value, ky, kx, channel: emit.maximum(acc, emit.cast(value, wide, lanes)),
+            finish=lambda acc, place: emit.cast(acc, spec.data, lanes),
         )
 
     return body

@@ -53,6 +53,8 @@ def finish(value: Expr, residual: Expr | None, epilogue: Epilogue, dtype: str, l
         return add_codes(first, second, epilogue.sum, lanes)
     if epilogue.result is not None:
         return to_codes(value, epilogue.result, lanes, epilogue.result.zero_point)
+    if epilogue.rounded is not None:
+        value = emit.cast(emit.cast(value, epilogue.rounded, lanes), "float32", lanes)
     if residual is not None:
         value = value + emit.cast(residual, "float32", lanes)
     return emit.cast(clamp(value, *epilogue.clamp, lanes), dtype, lanes)
