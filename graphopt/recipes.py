@@ -42,7 +42,9 @@ def equalize(*, clips: bool = True) -> list[Pass]:
 
 def prepare(target: Target) -> list[Pass]:
     """Everything before `integer`: a float network that suits the target."""
-    scaled = target.weights.per_channel or isinstance(target.weights, FloatFormat)  # each channel, or each number by itself
+    scaled = target.weights.per_channel or isinstance(
+        target.weights, FloatFormat
+    )  # each channel, or each number by itself
     return clean(target) + ([] if scaled else equalize(clips=not target.vendor_compiler))
 
 
@@ -70,6 +72,8 @@ def integer(
         pinned = weight_bits(target, formats)
         quantize = MixedPrecision(target, calibration, average_bits, estimator=estimator, layers=pinned)
     passes: list[Pass] = [DecomposeActivations(target.decompose), quantize]
+    if isinstance(target.weights, FloatFormat) and rounding in (None, "nearest"):
+        return passes  # errors of single numbers have no mean worth taking out
     if getattr(calibration, "one_shot", False):  # everything else goes through the data once more
         if rounding not in (None, "nearest"):
             raise InputError(f"rounding={rounding!r} goes through the data several times; give a list or a DataLoader")

@@ -67,7 +67,9 @@ def chains(graph: Graph) -> dict[Node, Chain]:
             infinity = float("inf")
             clamp = (None if low == -infinity else low, None if high == infinity else high)
             calls.append(reader)
-        if half := narrowed(reader := _only_reader(calls[-1])):
+        reader = _only_reader(calls[-1])
+        half = reader is not None and narrowed(reader)
+        if reader is not None and half:
             calls.append(reader)
         *members, last = calls
         found[last] = Chain(layer, tuple(members), added, clamp, half, bool(rounding) and added is not None)
@@ -97,7 +99,9 @@ def emit_chain(program: Program, chain: Chain, last: Node) -> Value:
     """A convolution or linear layer in float."""
     layer = chain.layer
     graph = program.graph
-    source, weight = layer_input(program, half_of(layer.input) or layer.input, graph.tensor(layer.weight).float(), layer.node)
+    source, weight = layer_input(
+        program, half_of(layer.input) or layer.input, graph.tensor(layer.weight).float(), layer.node
+    )
     bias = graph.tensor(layer.bias).float().numpy() if layer.bias is not None else None
     window = Window(layer.stride, layer.padding, layer.dilation, layer.groups)
     added = [half_of(a) or a for a in (chain.added,) if a is not None]
@@ -110,5 +114,8 @@ def emit_chain(program: Program, chain: Chain, last: Node) -> Value:
     )
     spec = layer_spec(source, weight.shape, window, _dtype(half_of(layer.input) or layer.input), 0, epilogue)
     constants = program.kernel(spec).constants(weight.contiguous().numpy(), bias)
-    program.floating(layer.node, macs=spec.macs)
+    if spec.data == "float16":
+        program.half(spec.macs)
+    else:
+        program.floating(layer.node, macs=spec.macs)
     return call_layer(program, spec, source, added, constants, shape(last))

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch.fx.node import Node
 from tvm import relax
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
 from graphopt.backends.tvm.layouts import Value, channels_last, plain
-from graphopt.backends.tvm.pools import emit_max_pool
+from graphopt.backends.tvm.pools import emit_max_pool, emit_mean
 from graphopt.backends.tvm.program import Program
 from graphopt.errors import GraphoptError
 from graphopt.ops import BatchNorm, argument, aten, family, shape
@@ -160,6 +161,8 @@ class Operators:
 
     def _global_pool(self, node: Node) -> Value | None:
         source = self.program.value(node.args[0])
+        if node.meta["val"].dtype == torch.float16 and len(source.shape) in (3, 4):
+            return emit_mean(self.program, node)
         axes = [source.position(d) for d in range(2, len(source.shape))]
         return self.program.emit(relax.op.mean(source.expr, axes, True), shape(node), source.order)
 

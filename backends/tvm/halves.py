@@ -1,7 +1,7 @@
 """Keep float16 values in float16: what `deploy(graph, half=True)` writes as conversions becomes the type of kernels' arguments.
 
     h = half(x); y = float(h)                  one value, stored in 16 bits
-    half(max_pool(float(h)))               ->  max_pool(h)          likewise reshape, slice, concat, ...
+    half(max_pool(float(h)))               ->  max_pool(h)          likewise mean of an image, reshape, concat, ...
     half(relu(conv(float(h)) + float(g)))  ->  one kernel that reads and writes float16, and sums in float32
 
 Everything else computes in float32 between conversions, which TVM fuses with it.
@@ -20,7 +20,7 @@ from graphopt.ops import argument, family
 
 
 def keep_halves(graph: Graph) -> None:
-    """Rewrite a deployed graph in place: moves between two conversions move float16."""
+    """Rewrite a deployed graph in place: moves and means between two conversions take float16."""
     for node in graph.calls(aten.to.dtype):
         if _converts(node, torch.float16):
             source: Any = node.args[0]
@@ -37,13 +37,13 @@ def half_of(node: Any) -> Node | None:
     return None
 
 
-def narrowed(node: Node | None) -> bool:
+def narrowed(node: Node) -> bool:
     """Whether a call rounds to float16."""
-    return node is not None and _converts(node, torch.float16)
+    return _converts(node, torch.float16)
 
 
 def _moved(graph: Graph, node: Node, *, before: Node) -> Node | None:
-    """This value in float16, if it is one that was moved."""
+    """This value in float16, if it comes from one by an operator that has a kernel for them."""
     half = half_of(node)
     if half is not None:
         return half
@@ -51,7 +51,11 @@ def _moved(graph: Graph, node: Node, *, before: Node) -> Node | None:
     if len(node.users) != 1:
         return None
     options: dict[str, Any] = dict(node.kwargs)
-    if kind == "concat":
+    if kind == "global_average_pool":  # whose kernel sums in float32
+        if (inner := half_of(node.args[0])) is None:
+            return None
+        moved = graph.call(target, inner, *node.args[1:], before=before, like=node)
+    elif kind == "concat":
         parts = [half_of(part) for part in node.args[0]]  # type: ignore[union-attr]
         if any(part is None for part in parts):
             return None

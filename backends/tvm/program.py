@@ -119,10 +119,16 @@ class Program:
         self.audit.integer_macs += macs // self.samples
         self.audit.total_macs += macs // self.samples
 
+    def half(self, macs: int) -> None:
+        """Count a layer that reads float16."""
+        self.audit.half_macs += macs // self.samples
+        self.audit.total_macs += macs // self.samples
+
     def floating(self, node: Node, macs: int | None = None) -> None:
-        """Note an operator that computes in float, unless it only moves values."""
+        """Note an operator that computes in float, unless it only moves values or gives float16."""
         kind = family(node)
-        if kind in MOVEMENT | {"transpose", "pad", "concat", "max_pool"}:
+        is_half = node.meta["val"].dtype == torch.float16
+        if is_half or kind in MOVEMENT | {"transpose", "pad", "concat", "max_pool"}:
             return
         macs = (layer_macs(self.graph).get(node, 0) if macs is None else macs) // self.samples
         name = getattr(node.target, "__name__", str(node.target)).partition(".")[0]

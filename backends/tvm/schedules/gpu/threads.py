@@ -66,10 +66,11 @@ def windows(
             at_row = emit.let(row * spec.stride[0] + ky * spec.dilation[0] - top)
             at_column = emit.let(column * spec.stride[1] + kx * spec.dilation[1] - left)
             at = ((image * height + at_row) * width + at_column) * c + channel
-            value = x.load(at)
+            dtype = "float32" if x.dtype == "float16" else x.dtype
+            value = emit.cast(x.load(at), dtype)
             if padded:
                 inside = within(at_row, height) & within(at_column, width)
-                value = tirx.if_then_else(inside, value, emit.constant(fill, x.dtype))
+                value = tirx.if_then_else(inside, value, emit.constant(fill, dtype))
             total.set(0, tap(total.get(0), value, ky, kx, channel))
         y.store(finish(total.get(0), row, column, channel, index), index)
 
