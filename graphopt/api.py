@@ -15,7 +15,6 @@ from graphopt import recipes, runtimes
 from graphopt.artifact import Artifact
 from graphopt.contract import Pass
 from graphopt.data import Calibration
-from graphopt.deploy import deploy
 from graphopt.distill import without_data
 from graphopt.errors import InputError
 from graphopt.graph import Graph
@@ -153,7 +152,7 @@ def optimize(
     report.steps = run(passes, graph, dump=dump)
 
     def lower(graph: Graph, **options: Any) -> Lowered:
-        deployed = deploy(graph, half=chosen.half)
+        deployed = backend.deploy(graph)
         artifact = backend.lower(deployed, chosen, name=report.model, **options)
         return Lowered(deployed, artifact, stand_in(placed(artifact), graph, backend.simulate, chosen))
 

@@ -6,7 +6,7 @@ Whatever comes beyond the inputs the graph takes (labels, file names) is dropped
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from graphopt import text
 from graphopt.errors import InputError
-from graphopt.graph import Graph
+from graphopt.graph import Example, Graph
 
 BATCH = 32  # samples taken at a time where the source does not say
 
@@ -43,6 +43,14 @@ class Input:
     def __str__(self) -> str:
         sizes = ["N", *self.shape[1:]] if self.batched else self.shape
         return f"{text.dtype(self.dtype)}[{', '.join(map(str, sizes))}]"
+
+
+def nested(example: Example, tensors: Iterable[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Input tensors, one by one, as the arguments of the model with this example."""
+    leaves, spec = pytree.tree_flatten((example.args, dict(example.kwargs)))
+    stream = iter(tensors)
+    filled = [next(stream) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    return pytree.tree_unflatten(filled, spec)  # type: ignore[no-any-return]
 
 
 def inputs(graph: Graph) -> list[Input]:

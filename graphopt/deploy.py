@@ -50,7 +50,7 @@ def deploy(graph: Graph, *, half: bool = False) -> Graph:
     """A deployed copy of a simulated graph; a graph without quantizers, such as one deployed before, is copied unchanged.
 
     Args:
-        half: the runtime computes in float16. Where there are no subnormal numbers, constants are flushed here, values by the device.
+        half: the runtime computes in float16. Without subnormal numbers, constants are flushed here, values by the device.
     """
     deployed = graph.clone().eval()
     baked = bake(deployed)

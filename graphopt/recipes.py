@@ -42,10 +42,8 @@ def equalize(*, clips: bool = True) -> list[Pass]:
 
 def prepare(target: Target) -> list[Pass]:
     """Everything before `integer`: a float network that suits the target."""
-    scaled = target.weights.per_channel or isinstance(
-        target.weights, FloatFormat
-    )  # each channel, or each number by itself
-    return clean(target) + ([] if scaled else equalize(clips=not target.vendor_compiler))
+    one_scale = isinstance(target.weights, Format) and not target.weights.per_channel
+    return clean(target) + (equalize(clips=not target.vendor_compiler) if one_scale else [])
 
 
 def integer(

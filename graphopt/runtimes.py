@@ -1,8 +1,8 @@
 """The runtimes graphopt lowers to: one table, read wherever a backend is chosen.
 
-A backend is a module with `lower(graph, target, *, name)`, `load(folder, manifest)`, `audit(artifact)` and
-`simulate(graph, target, machine)`; one that runs artifacts on devices over the network also has `connect(device)`. It is imported
-when first needed, so that what it needs may be missing until then.
+A backend is a module with `deploy(graph)`, the form of a simulated graph that it stores, `lower(graph, target, *, name)`,
+`load(folder, manifest)`, `audit(artifact)` and `simulate(graph, target, machine)`; one that runs artifacts on devices over the
+network also has `connect(device)`. It is imported when first needed, so that what it needs may be missing until then.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class Runtime:
 
 RUNTIMES = {
     "onnxruntime": Runtime("graphopt.backends.onnxruntime", "onnxruntime", "onnxruntime"),
+    "packed": Runtime("graphopt.backends.packed", "torch", "torch"),
     "tvm": Runtime("graphopt.backends.tvm", "tvm", "apache-tvm", "tvm"),
 }
 
@@ -44,10 +45,15 @@ def backend(runtime: str) -> Any:
     if runtime not in RUNTIMES:
         raise InputError(f"this graphopt has no runtime {runtime!r}; it has {', '.join(RUNTIMES)}")
     entry = RUNTIMES[runtime]
-    if importlib.util.find_spec(entry.requires) is None:
+    if not available(runtime):
         wanted = f"graphopt[{entry.extra}]" if entry.extra else entry.distribution
         raise InputError(f"the runtime {runtime!r} is not installed; install it with: pip install '{wanted}'")
     return importlib.import_module(entry.module)
+
+
+def available(runtime: str) -> bool:
+    """Whether what a runtime needs is installed."""
+    return importlib.util.find_spec(RUNTIMES[runtime].requires) is not None
 
 
 def connect(runtime: str, device: str) -> Any:

@@ -13,6 +13,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from graphopt import batches
 from graphopt import measure as measures
 from graphopt.artifact import Artifact
 from graphopt.audit import Audit
@@ -186,6 +187,4 @@ def _nested(model: Any, batch: list[Tensor]) -> tuple[Any, Any]:
     """A flat batch in the structure that graphs and simulations take; artifacts take it flat."""
     if isinstance(model, Artifact):
         return batch, {}
-    leaves, spec = pytree.tree_flatten((model.example.args, dict(model.example.kwargs)))
-    stream = iter(batch)
-    return pytree.tree_unflatten([next(stream) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)  # type: ignore[no-any-return]
+    return batches.nested(model.example, batch)

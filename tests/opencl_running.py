@@ -28,7 +28,6 @@ from graphopt.backends.tvm.artifact import compiled
 from graphopt.backends.tvm.build import Code, as_kernels, build, device_source
 from graphopt.backends.tvm.machine import processor
 from graphopt.backends.tvm.schedules import PASS_CONFIG, Kernel, written_for
-from graphopt.deploy import deploy
 from graphopt.graph import Graph
 from graphopt.targets import Target
 
@@ -93,7 +92,7 @@ class OpenCL:
 
     def __init__(self, graph: Graph, target: Target) -> None:
         code = Code.of(target)
-        module = compiled(deploy(graph, half=target.half), code).module
+        module = compiled(graph, code).module
         chosen = processor(code.target())
         with code.target(), written_for(chosen):
             self.module = as_kernels(chosen)(module)

@@ -27,6 +27,7 @@ from graphopt.targets import Target, architecture, find
 
 pytest.importorskip("tvm", reason="the TVM backend needs graphopt[tvm]")
 
+from graphopt.backends import tvm as backends_tvm
 from graphopt.backends.tvm import lower, schedules
 from graphopt.backends.tvm.artifact import compiled
 from graphopt.backends.tvm.build import Code, as_kernels
@@ -136,9 +137,9 @@ def test_halves_are_those_of_the_simulated_graph(opencl: ModuleType) -> None:
 @pytest.mark.parametrize("target", [OPENCL, ADRENO], ids=["int8", "float16"])
 def test_every_block_runs_as_opencl(opencl: ModuleType, block: str, target: Target) -> None:
     graph, x = simulated(model_of(block), target), images(3, seed=3) * 1.5
-    expected = (graph if target.half else graphopt.simulate(graph, target))(x).detach()
+    expected = (graph if target is ADRENO else graphopt.simulate(graph, target))(x).detach()
     answers = opencl.OpenCL(fix_batch(graph, 3), target)(x)
-    assert float((answers - expected).abs().max()) <= (2e-3 if target.half else 0) * float(expected.abs().max())
+    assert float((answers - expected).abs().max()) <= (2e-3 if target is ADRENO else 0) * float(expected.abs().max())
 
 
 @pytest.mark.slow
@@ -147,7 +148,7 @@ def test_resnet20_runs_as_opencl(opencl: ModuleType, zoo: ModuleType, target: Ta
     x = zoo.cifar10("test")[0][:16]
     calibration = zoo.cifar10("train10k")[0][:128]
     result = graphopt.optimize(zoo.cifar_resnet(20), x[:1], target=target, calibration=calibration, measure=False)
-    expected = (result.graph if target.half else graphopt.simulate(result.graph, target))(x).detach()
+    expected = (result.graph if target is ADRENO else graphopt.simulate(result.graph, target))(x).detach()
     answers = opencl.OpenCL(fix_batch(result.graph, 16), target)(x)
     assert float((answers - expected).abs().max()) <= bound * float(expected.abs().max())
     assert torch.equal(answers.argmax(1), expected.argmax(1))
@@ -168,7 +169,7 @@ def test_a_cpu_computes_halves_too() -> None:
 
 def test_values_and_weights_are_float16_from_layer_to_layer() -> None:
     graph = fix_batch(simulated(model_of("residual"), ADRENO), 1)
-    module = compiled(deploy(graph, half=True), Code.of(ADRENO)).module["main"]
+    module = compiled(graph, Code.of(ADRENO)).module["main"]
     assert str(module).count("R.call_tir") == 5  # four layers, the sum and its activation within one, and a mean
     assert str(module).count('R.astype(inputs_0, dtype="float16")') == 1
     assert str(module).count("R.astype") == 1
@@ -185,7 +186,7 @@ def test_weights_have_no_subnormals_where_the_gpu_has_none() -> None:
     model = nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 4)).eval()
     with torch.no_grad():
         model[0].weight[0] = 3e-5  # under 2^-14, the least normal number
-    kept, flushed = (deploy(simulated(model, t), half=True) for t in (HALF, ADRENO))
+    kept, flushed = (backends_tvm.deploy(simulated(model, t)) for t in (HALF, ADRENO))
     stored = [halves(graph)[0] for graph in (kept, flushed)]
     assert stored[0].dtype == stored[1].dtype == torch.float16
     assert float(stored[0][0].min()) == pytest.approx(3e-5, rel=1e-2)
@@ -253,7 +254,7 @@ def test_nvcc_compiles_the_source(tmp_path: Path, target: Target) -> None:
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "kernels.ptx").read_text()
     assert text.count(".entry") == (artifact.folder / "kernels.cu").read_text().count("void __launch_bounds__") // 2
-    assert ("dp4a" in text) == (not target.half)
+    assert ("dp4a" in text) == (target is CUDA)
 
 
 def attention(m: Any, x: Tensor) -> Tensor:

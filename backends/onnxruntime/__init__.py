@@ -10,6 +10,7 @@ from graphopt.audit import Audit
 from graphopt.backends.onnxruntime.artifact import OnnxRuntimeArtifact, load, lower
 from graphopt.backends.onnxruntime.audit import audit
 from graphopt.backends.onnxruntime.simulate import simulate
+from graphopt.deploy import deploy
 from graphopt.integers.simulation import Mismatch, Simulation
 
-__all__ = ["Audit", "Mismatch", "OnnxRuntimeArtifact", "Simulation", "audit", "load", "lower", "simulate"]
+__all__ = ["Audit", "Mismatch", "OnnxRuntimeArtifact", "Simulation", "audit", "deploy", "load", "lower", "simulate"]

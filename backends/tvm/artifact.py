@@ -21,7 +21,6 @@ from graphopt.backends.tvm.schedules import Conv, Tile
 from graphopt.backends.tvm.static import example_batch, fix_batch
 from graphopt.backends.tvm.tune import Budget
 from graphopt.backends.tvm.tune import tune as tune_tiles
-from graphopt.deploy import deploy
 from graphopt.errors import ArtifactError, InputError
 from graphopt.graph import Graph
 from graphopt.manifest import Manifest
@@ -155,7 +154,6 @@ def lower(
     if tune is not None and code.kernels != "cpu":
         raise InputError(f"tune measures kernels of CPUs; {target.name!r} computes with {code.kernels}: leave it out")
     budget = None if tune is None else Budget.of(tune)
-    graph = deploy(graph, half=target.half)
     fixed = fix_batch(graph, batch) if batch else graph
     emitted = compiled(fixed, code, samples=batch or 1)
     if budget is not None:

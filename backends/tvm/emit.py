@@ -15,13 +15,12 @@ from tvm import relax
 
 from graphopt.audit import Audit
 from graphopt.backends.tvm import chains, codes, floating, integer
-from graphopt.backends.tvm.halves import half_of, keep_halves
+from graphopt.backends.tvm.halves import deploy, half_of, keep_halves
 from graphopt.backends.tvm.layouts import Value, plain
 from graphopt.backends.tvm.machine import Processor
 from graphopt.backends.tvm.program import Program
 from graphopt.backends.tvm.schedules import Conv, Tile
 from graphopt.blocks import DEQUANTIZE_BLOCKS
-from graphopt.deploy import deploy
 from graphopt.errors import GraphoptError, InputError
 from graphopt.graph import Graph
 from graphopt.integers.arithmetic import dequantize, quantize

@@ -1,4 +1,4 @@
-"""Keep float16 values in float16: what `deploy(graph, half=True)` writes as conversions becomes the type of kernels' arguments.
+"""Keep float16 values in float16: what `deploy` writes as conversions becomes the type of kernels' arguments.
 
     h = half(x); y = float(h)                  one value, stored in 16 bits
     half(max_pool(float(h)))               ->  max_pool(h)          likewise mean of an image, reshape, concat, ...
@@ -15,8 +15,14 @@ import torch
 from torch.fx.node import Node
 
 from graphopt.backends.tvm.codes import MOVES
+from graphopt.deploy import deploy as deploy_with
 from graphopt.graph import Graph, aten
 from graphopt.ops import argument, family
+
+
+def deploy(graph: Graph) -> Graph:
+    """A deployed copy of a simulated graph; float16 stays float16, and other formats that are not uniform become float."""
+    return deploy_with(graph, half=True)
 
 
 def keep_halves(graph: Graph) -> None:

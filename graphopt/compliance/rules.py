@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import numpy as np
 import onnx
 
 from graphopt.compliance.grids import Misfit, misfits
 from graphopt.compliance.model import ACTIVATIONS, LAYERS, Grid, Model, attribute
+from graphopt.compliance.violation import Violation
 from graphopt.targets import Target
 
 CODES = {"QuantizeLinear", "DequantizeLinear"}
@@ -22,22 +22,6 @@ MOVES = {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "
 OPERATOR_FORMAT = {"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "QGemm", "QLinearAdd"}
 SIXTEEN_BITS = 21  # the opset from which codes may have them
 PER_CHANNEL = 13
-
-
-class Violation(NamedTuple):
-    """One thing that a target cannot do as it is.
-
-    Attributes:
-        rule: its short name. node: in the model. what: is wrong. remedy: what to do.
-    """
-
-    rule: str
-    node: str
-    what: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.node}: {self.what} [{self.rule}]; {self.remedy}"
 
 
 Rule = Callable[[Model, Target], Iterator[Violation]]

@@ -36,6 +36,8 @@ def _artifact(target: Target) -> str:
     if target.kernels != "cpu":
         source = {"cuda": "CUDA", "opencl": "OpenCL"}[target.kernels]
         return f"{source} source ({target.cpu or 'any device'}) in a library for {target.triple}, run by TVM"
+    if target.runtime == "packed":
+        return "packed codes with their formats, and the graph that reads them; run by simulation"
     if target.runtime == "tvm":
         return f"machine code ({target.triple or 'of this machine'}, {target.cpu or 'its CPU'}), run by TVM"
     return "ONNX with QuantizeLinear and DequantizeLinear, run by ONNX Runtime"

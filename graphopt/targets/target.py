@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
 from graphopt.errors import InputError
-from graphopt.numerics import HALVES, NumberFormat, to_json
+from graphopt.numerics import NumberFormat, to_json
 from graphopt.targets.families import ONNXRUNTIME_INTEGER, ONNXRUNTIME_MOVES
 
 
@@ -75,11 +75,6 @@ class Target:
     def __post_init__(self) -> None:
         if self.block_products not in ("int8", "float32"):
             raise InputError(f"block_products must be 'int8' or 'float32', got {self.block_products!r}")
-
-    @property
-    def half(self) -> bool:
-        """Whether its runtime stores float16, and computes with it as the simulation does."""
-        return self.runtime == "tvm" and self.activations in HALVES
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for manifests and reports."""

@@ -30,6 +30,7 @@ from graphopt.passes.learn_rounding.weights import Learned, Rounded
 from graphopt.steps import free_step
 
 HELD_OUT = 1 / 8  # of the samples
+SMALL = 2**23  # bytes of the largest value computed at a time: what is larger is mapped anew by the allocator, page by page
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,19 @@ class Samples:
     def __len__(self) -> int:
         return len(self.parts) if self.fixed else len(self.places)
 
+    @property
+    def bytes(self) -> int:
+        """Of the largest that is taken for one index."""
+        return max(p.nbytes // (1 if self.fixed else max(len(p), 1)) for p in self.parts) or 1
+
     def take(self, picked: Sequence[int]) -> Tensor:
         if self.fixed:
             return self.parts[picked[0]]
         return torch.stack([self.parts[b][i] for b, i in (self.places[p] for p in picked)])
+
+
+def _cut(picked: list[int], size: int) -> list[list[int]]:
+    return [picked[i : i + size] for i in range(0, len(picked), size)]
 
 
 class Reconstruction:
@@ -130,7 +140,7 @@ class Reconstruction:
         scale = self._scale(wanted)
 
         def error(result: Callable[[list[Tensor]], Tensor]) -> float:
-            total = [self._error(data, part, result) * len(part) for part in self._parts(held)]
+            total = [self._error(data, part, result) * len(part) for part in self._small(data, held)]
             return float(sum(total)) / len(held) / scale
 
         before = error(lambda values: evaluate(self.graph, self.unit, values))
@@ -140,8 +150,12 @@ class Reconstruction:
         return before, after
 
     def _parts(self, picked: list[int]) -> list[list[int]]:
-        size = 1 if self.fixed else self.search.batch
-        return [picked[i : i + size] for i in range(0, len(picked), size)]
+        """Batches of the search."""
+        return _cut(picked, 1 if self.fixed else self.search.batch)
+
+    def _small(self, data: Sequence[Samples], picked: list[int]) -> list[list[int]]:
+        """What is computed at a time."""
+        return _cut(picked, max(1, SMALL // max(samples.bytes for samples in data)))
 
     def _error(self, data: Sequence[Samples], picked: list[int], result: Callable[[list[Tensor]], Tensor]) -> Tensor:
         """Mean square, by importance where that is known."""
@@ -160,17 +174,24 @@ class Reconstruction:
             if not parts:
                 mixed = [samples[i] for i in torch.randperm(len(samples), generator=generator).tolist()]
                 parts = self._parts(mixed)
-            done = turn / search.iterations
+            done, picked = turn / search.iterations, parts.pop(0)
+            *most, last = self._small(data, picked)
+            optimizer.zero_grad()
             with torch.enable_grad():
-                loss = self._error(data, parts.pop(0), self) / scale
+                for part in most:
+                    self._loss(data, part, picked, scale).backward()  # type: ignore[no-untyped-call]
+                loss = self._loss(data, last, picked, scale)
                 if done >= search.warmup:
                     beta = BLUNT + (SHARP - BLUNT) * (1 - done) / (1 - search.warmup)
                     loss = loss + search.regularizer * sum(s.penalty(beta) / s.v.numel() for s in softs)
-                optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
             for group in optimizer.param_groups:
                 group["lr"] = group["first"] * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
             optimizer.step()
+
+    def _loss(self, data: Sequence[Samples], part: list[int], picked: list[int], scale: float) -> Tensor:
+        """What part of the picked samples adds to their relative error."""
+        return self._error(data, part, self) / scale * (len(part) / len(picked))
 
     def _groups(self) -> list[dict[str, Any]]:
         rate = self.search.rate

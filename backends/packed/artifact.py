@@ -1,0 +1,132 @@
+"""A deployed model in formats that no runtime computes in: a file of packed codes, and the graph that says what to do with them.
+
+    weights.packed   codes and parameters of every quantized weight, for the device (`graphopt.packed`)
+    network.graph    everything else: operators, formats of the values, biases (`graphopt.storage`); no pickled code
+
+Here it is run by simulation: the graph computes in float32 on the numbers that the codes stand for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from graphopt import batches, packed, storage
+from graphopt.artifact import Artifact, describe, temporary_folder
+from graphopt.audit import Audit
+from graphopt.errors import ArtifactError, InputError
+from graphopt.graph import Graph
+from graphopt.manifest import Manifest
+from graphopt.masks import bake
+from graphopt.measure import layer_macs
+from graphopt.ops import Layer
+from graphopt.packed import PackedWeight
+from graphopt.quantizers import is_quantizer, quantizer_of
+from graphopt.report import FloatOperator
+from graphopt.targets import Target
+
+WEIGHTS, NETWORK = "weights.packed", "network.graph"
+
+
+class PackedArtifact(Artifact):
+    """See above. `graph` is the simulated graph, read back from the files."""
+
+    def __init__(self, folder: Path, manifest: Manifest, *, temporary: bool = False) -> None:
+        super().__init__(folder, manifest, temporary=temporary)
+        self.graph = read(folder)
+
+    def _run(self, inputs: list[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+        args, kwargs = batches.nested(self.graph.example, [torch.from_numpy(array) for array in inputs])
+        with torch.no_grad():
+            results = self.graph(*args, **kwargs)
+        return [t.numpy() for t in pytree.tree_leaves(results) if isinstance(t, Tensor)]
+
+    def set_threads(self, threads: int) -> None:
+        """Nothing to set: simulations are not timed."""
+
+
+def lower(graph: Graph, target: Target, *, name: str = "model") -> PackedArtifact:
+    """Store a simulated graph, or a float one, in a temporary folder; the graph itself is not changed."""
+    stored, folder = deploy(graph), temporary_folder()
+    elsewhere = recoverable(stored)
+    if elsewhere:
+        packed.write(stored, folder / WEIGHTS)
+    storage.save(stored, folder / NETWORK, without=elsewhere)
+    return PackedArtifact(folder, describe(graph, target, folder, model=name), temporary=True)
+
+
+def deploy(graph: Graph) -> Graph:
+    """The form that is stored: the simulated graph, with pruned weights zero."""
+    stored = graph.clone().eval()
+    if bake(stored):
+        stored.refresh()
+    return stored
+
+
+def recoverable(graph: Graph) -> dict[str, Tensor]:
+    """The constants that every reader rounds to what the packed codes of the same name stand for."""
+    constants = {str(node.target): node for node in graph.nodes if graph.is_constant(node)}
+    found = {}
+    for name, weight in packed.packed_weights(graph).items():
+        if (node := constants.get(name)) is not None and _recovers(graph, node, weight):
+            found[name] = weight.values
+    return found
+
+
+def _recovers(graph: Graph, node: Any, weight: PackedWeight) -> bool:
+    exact, values = graph.tensor(node), weight.values
+    return all(
+        is_quantizer(reader) and torch.equal(quantizer_of(graph, reader)(exact), quantizer_of(graph, reader)(values))
+        for reader in node.users
+    )
+
+
+def read(folder: Path) -> Graph:
+    """The graph of an artifact's files.
+
+    Raises:
+        ArtifactError: they are damaged.
+    """
+    path = folder / WEIGHTS
+    try:
+        weights = packed.read(path) if path.exists() else {}
+        return storage.load(folder / NETWORK, {name: weight.values for name, weight in weights.items()})
+    except InputError as error:
+        raise ArtifactError(str(error)) from error
+
+
+def load(folder: Path, manifest: Manifest) -> PackedArtifact:
+    """Open a saved artifact whose manifest has been verified."""
+    return PackedArtifact(folder, manifest)
+
+
+def audit(artifact: PackedArtifact) -> Audit:
+    """Layers whose weight and input are codes, and those that are not."""
+    graph = artifact.graph
+    found = Audit(total_macs=sum(layer_macs(graph).values()))
+    for node, macs in layer_macs(graph).items():
+        layer, site = Layer.of(node), graph.site(node)
+        if layer is not None and is_quantizer(layer.weight) and is_quantizer(layer.input):
+            found.integer.append(site)
+            found.integer_macs += macs
+        else:
+            why = node.meta.get("left", "its weight or its input is not rounded")
+            found.floating.append(FloatOperator(site, str(node.target).split(".")[1], why, macs))
+    return found
+
+
+def simulate(graph: Graph, target: Target, machine: str | None = None) -> NoReturn:
+    """There are no kernels to be simulated to the last bit.
+
+    Raises:
+        InputError: always.
+    """
+    raise InputError(
+        f"the arithmetic of {target.name!r} is known by its number formats alone, not by its kernels: call the simulated graph "
+        "itself, which is what the artifact computes"
+    )
