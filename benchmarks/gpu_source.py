@@ -2,7 +2,7 @@
 
 python benchmarks/gpu_source.py [--networks ResNet-20 MobileNetV1] [--targets tvm-opencl adreno]
 
-Needs pyopencl and a device: pip install 'pyopencl[pocl]'. The differences say that the source computes what it should; speed on a
+Needs pyopencl and a device: pip install 'graphopt[opencl]'. The differences say that the source computes what it should; speed on a
 GPU was measured nowhere. Where the device has no float16, kernels convert what they load and store.
 """
 
@@ -19,7 +19,7 @@ from graphopt.backends.tvm.static import fix_batch
 from graphopt.numerics import HALVES
 from graphopt.targets import find
 
-IMAGES = {"ResNet-20": (2000, 32), "MobileNetV1": (500, 4)}  # simulated, and run
+IMAGES = {"ResNet-20": (1000, 16), "MobileNetV1": (100, 4)}  # simulated, and run
 
 
 def table(name: str, target: str, networks: dict[str, Any]) -> dict[str, Any]:

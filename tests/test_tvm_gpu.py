@@ -48,7 +48,7 @@ needs_cross = pytest.mark.skipif(
 def opencl() -> ModuleType:
     """`opencl_running`; skips where there is no OpenCL device."""
     if importlib.util.find_spec("pyopencl") is None:
-        pytest.skip("runs OpenCL source, which needs pyopencl and a device: pip install 'pyopencl[pocl]'")
+        pytest.skip("runs OpenCL source, which needs pyopencl and a device: pip install 'graphopt[opencl]'")
     import opencl_running
     import pyopencl
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from graphopt.numerics import Format
 from graphopt.targets.target import Target
 
 
@@ -12,11 +13,11 @@ def explain(target: Target) -> Iterator[tuple[str, str]]:
     yield target.name, target.description
     yield "weights", _either(target.weights, *target.weight_formats)
     yield "values", _either(target.activations, *target.activation_formats)
-    yield "integer", ", ".join(sorted(target.integer))
+    yield "integer" if isinstance(target.activations, Format) else "rounds", ", ".join(sorted(target.integer))
     yield "moves codes", ", ".join(sorted(target.moves))
     yield (
         "else",
-        "float, between DequantizeLinear and QuantizeLinear"
+        ("float32" if target.runtime == "tvm" else "float, between DequantizeLinear and QuantizeLinear")
         if target.float_layers
         else "nothing: every layer is integer",
     )
