@@ -2,8 +2,8 @@
 
 python benchmarks/gpu_source.py [--networks ResNet-20 MobileNetV1] [--targets tvm-opencl adreno]
 
-Needs pyopencl and a device: pip install 'graphopt[opencl]'. The differences say that the source computes what it should; speed on a
-GPU was measured nowhere. Where the device has no float16, kernels convert what they load and store.
+Needs pyopencl and a device: pip install 'graphopt[opencl]'. The differences say that the source computes what it should; speed on
+a GPU was measured nowhere. Where the device has no float16, kernels convert what they load and store.
 """
 
 from __future__ import annotations
