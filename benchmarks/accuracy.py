@@ -44,9 +44,9 @@ CASES: dict[str, tuple[str, Target, float, float | None]] = {  # network, target
 def network(name: str) -> tuple[Any, Tensor, Tensor, list[Tensor], int]:
     """Model, test images, labels, calibration batches, batch size for running in torch."""
     zoo = common.data()
-    if name == "resnet20":
-        x, y = zoo.cifar10("test")
-        return zoo.cifar_resnet(20), x, y, list(zoo.cifar10("train10k")[0][:512].split(32)), 100
+    if name.startswith("resnet"):
+        (x, y), (typical, _) = zoo.cifar10("test"), zoo.cifar10("train10k")
+        return zoo.cifar_resnet(int(name.removeprefix("resnet"))), x, y, list(typical[:512].split(32)), 100
     x, y = zoo.imagenette("val500")
     return zoo.mobilenet_v1(), x, y, list(zoo.imagenette("train256")[0].split(8)), 4
 

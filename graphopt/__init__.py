@@ -20,23 +20,27 @@ if TYPE_CHECKING:
     from graphopt.analysis import Analysis, analyze
     from graphopt.api import Optimized, load, optimize, simulate
     from graphopt.artifact import Artifact
+    from graphopt.auditing import Cured, FileAudit, audit
     from graphopt.compliance import Violation, check
     from graphopt.graph import Graph
     from graphopt.targets import Target
 
 __all__ = [
-    "Analysis", "Artifact", "Graph", "Optimized", "Target", "Violation", "__version__", "analyze", "check", "load", "optimize",
-    "simulate", "targets",
+    "Analysis", "Artifact", "Cured", "FileAudit", "Graph", "Optimized", "Target", "Violation", "__version__", "analyze", "audit",
+    "check", "load", "optimize", "simulate", "targets",
 ]  # fmt: skip
 
 _HOME = {
     "Analysis": "graphopt.analysis",
     "Artifact": "graphopt.artifact",
+    "Cured": "graphopt.auditing",
+    "FileAudit": "graphopt.auditing",
     "Graph": "graphopt.graph",
     "Optimized": "graphopt.api",
     "Target": "graphopt.targets",
     "Violation": "graphopt.compliance",
     "analyze": "graphopt.analysis",
+    "audit": "graphopt.auditing",
     "check": "graphopt.compliance",
     "load": "graphopt.api",
     "optimize": "graphopt.api",

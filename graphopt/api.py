@@ -109,9 +109,10 @@ def optimize(
         tune_database: the file that remembers what tuning measured, so that another call goes on from there.
         measure: measure latency before and after, where the target runs on this machine.
         threads: of the runtime while measuring.
-        device: where to run the artifact while it is measured, for targets of TVM: `rpc://host:port`, where
-            `python -m tvm.exec.rpc_server` runs, or `tracker://host:port/key`. The report then holds the device's latency,
-            agreement and accuracy, and whether it answers what its simulation answers.
+        device: where to run the artifact while it is measured. For targets of TVM `rpc://host:port`, where
+            `python -m tvm.exec.rpc_server` runs, or `tracker://host:port/key`; for `hexagon` Qualcomm's HTP or its emulator,
+            `htp` or `htp:v75`. The report then holds the device's latency, agreement and accuracy, and whether it answers what
+            its simulation answers.
         dynamic_batch: let the batch size stay free where the model and the target allow it.
 
     Returns:
@@ -125,7 +126,7 @@ def optimize(
     chosen = find(target)
     backend = runtimes.backend(chosen.runtime)
     tuning = _tuning(chosen, tune, tune_database)
-    connection = runtimes.connect(chosen.runtime, device) if device is not None else None  # kept: one for all artifacts
+    connection = runtimes.connect(chosen, device) if device is not None else None  # kept: one for all artifacts
     graph, notes = _graph(model, example_inputs, dynamic_batch and not chosen.static_shapes)
     report = Report(model=_name(model), target=chosen.name, notes=[*graph.notes, *notes])
     original = graph.clone()
@@ -181,7 +182,7 @@ def optimize(
     baseline = backend.lower(original, chosen, name=report.model)
     judge(report, backend.audit(artifact), answers, deployed, original, data)
     if connection is not None:
-        confirm(report, placed(artifact), graph, backend.simulate, chosen)
+        confirm(report, placed(artifact), graph, backend.simulate, chosen, data)
     elif artifact.refusal:
         report.notes.append(
             f"the artifact does not run on this machine ({artifact.refusal}); "

@@ -75,6 +75,11 @@ def is_saved_graph(path: Path) -> bool:
         return False  # the reader of exported programs explains what is wrong with it
 
 
+def sizes(shapes: list[str] | None) -> list[tuple[int, ...]] | None:
+    """The shape of every input; None where none was given."""
+    return [tuple(_example(shape).shape) for shape in shapes or []] or None
+
+
 def _example(text: str) -> Tensor:
     """`1,3,224,224` -> random normal float32 of this shape; `1,128:int64` -> zeros and ones of this type."""
     import torch

@@ -12,7 +12,7 @@ import time
 import weakref
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +54,32 @@ class Artifact(ABC):
         """The device it runs on; empty for this machine."""
         return ""
 
+    @property
+    def emulated(self) -> bool:
+        """Whether that device is emulated, so that its time says nothing about the hardware's."""
+        return False
+
+    @property
+    def exact(self) -> bool:
+        """Whether its answers are those of its simulation to the last bit."""
+        return True
+
     def on(self, device: str) -> Artifact:
-        """The same artifact, run on a device over the network.
+        """The same artifact, run on another device.
 
         Raises:
             InputError: its runtime cannot do that, or nothing answers there.
         """
+        raise InputError(f"{self.manifest.runtime} runs on this machine only; copy the folder to {device}")
+
+    def compile(self, folder: str | Path, architectures: Sequence[str] = ()) -> Path:
+        """Write what devices load without compiling, one file for each architecture, and return the folder's absolute path.
+
+        Raises:
+            InputError: it is made for hardware of which there is no such thing; or unknown architecture.
+        """
         raise InputError(
-            f"{self.manifest.runtime} does not run on devices over the network; take a target that TVM compiles for "
-            "(tvm-...), or copy the folder there"
+            f"{self.manifest.model} for {self.manifest.target.get('name')} is ready to run; what compiles is the target hexagon's"
         )
 
     def milliseconds(self, *args: Any, **kwargs: Any) -> float:

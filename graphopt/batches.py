@@ -45,6 +45,14 @@ class Input:
         return f"{text.dtype(self.dtype)}[{', '.join(map(str, sizes))}]"
 
 
+@dataclass(frozen=True)
+class Signature:
+    """What a model that is no graph takes. `dynamic_batch`: any number of samples at once."""
+
+    inputs: tuple[Input, ...]
+    dynamic_batch: bool
+
+
 def nested(example: Example, tensors: Iterable[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Input tensors, one by one, as the arguments of the model with this example."""
     leaves, spec = pytree.tree_flatten((example.args, dict(example.kwargs)))
@@ -53,8 +61,10 @@ def nested(example: Example, tensors: Iterable[Tensor]) -> tuple[tuple[Any, ...]
     return pytree.tree_unflatten(filled, spec)  # type: ignore[no-any-return]
 
 
-def inputs(graph: Graph) -> list[Input]:
+def inputs(graph: Graph | Signature) -> list[Input]:
     """What a graph takes, in order."""
+    if isinstance(graph, Signature):
+        return list(graph.inputs)
     example = (graph.example.args, dict(graph.example.kwargs))
     leaves = [(p, t) for p, t in pytree.tree_leaves_with_path(example) if isinstance(t, Tensor)]
     out = []

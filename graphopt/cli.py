@@ -1,4 +1,4 @@
-"""The command line: `graphopt optimize`, `analyze`, `targets`, `show` and `demo`.
+"""The command line: `graphopt optimize`, `analyze`, `targets`, `check`, `audit`, `compile`, `show` and `demo`.
 
 Exit codes: 0 all is well, 1 something graphopt or the model could not do, 2 a mistake in the command, 130 Ctrl-C.
 Errors are one line on standard error; `--debug` shows where they come from.
@@ -99,7 +99,9 @@ def optimize(
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime while it is measured.")] = 1,
     device: Annotated[
         str | None,
-        typer.Option(help="Where to measure a tvm- target: rpc://host:port (rpc_server) or tracker://host:port/key."),
+        typer.Option(
+            help="Where to measure: rpc://host:port (rpc_server) or tracker://host:port/key for a tvm- target; htp for hexagon."
+        ),
     ] = None,
     compiler: Annotated[
         str | None, typer.Option(help="What links for a tvm- target, e.g. 'zig c++ -target aarch64-linux-gnu'.")
@@ -234,6 +236,22 @@ def targets(name: Annotated[str | None, typer.Argument(help="One of them, in ful
 
 
 @app.command()
+def compile(
+    artifact: Annotated[Path, typer.Argument(help="The folder of a model deployed for hexagon.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the context binaries.")],
+    architecture: Annotated[
+        list[str] | None, typer.Option(help="Of Hexagon, e.g. v73; once per architecture. All known if not given.")
+    ] = None,
+) -> None:
+    """Compile a deployed model to binaries that a Hexagon DSP loads as they are."""
+    with reporting():
+        import graphopt
+
+        written = graphopt.load(artifact).compile(out, architecture or ())
+        print(f"saved to {written}: {', '.join(sorted(file.name for file in written.iterdir()))}")
+
+
+@app.command()
 def check(
     model: Annotated[Path, typer.Argument(help="An ONNX file, or the folder of a deployed model.")],
     target: Annotated[str, typer.Option(help="A target; `graphopt targets` lists them.")] = "arm",
@@ -248,6 +266,46 @@ def check(
         if not found:
             typer.echo(f"{model} obeys the rules of {target}")
     if found:
+        raise typer.Exit(1)
+
+
+@app.command()
+def audit(
+    model: Annotated[Path, typer.Argument(help="An ONNX file, or the folder of a deployed model.")],
+    target: Annotated[str, typer.Option(help="A target; `graphopt targets` lists them.")] = "host",
+    cure: Annotated[
+        Path | None, typer.Option(help="Write a file with the same answers that computes more of them in integer.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="--cure may replace the audited file.")] = False,
+    input_shape: Shapes = None,
+    calibration: Typical = None,
+    samples: Samples = 64,
+    scale: Scale = 1 / 255,
+    mean: Mean = "0.485,0.456,0.406",
+    std: Std = "0.229,0.224,0.225",
+    measure: Annotated[bool, typer.Option(help="Measure the latency before and after the cure.")] = True,
+    json: Annotated[Path | None, typer.Option(help="File for the audit, or the cure, as JSON.")] = None,
+) -> None:
+    """Report what of anyone's ONNX file computes in integer, what in float, and why; exit with 1 if anything does in float."""
+    with reporting():
+        import graphopt
+        from graphopt import files
+
+        if json is not None:
+            files.check_writable(json)
+        if cure is not None:
+            files.check_writable(cure)
+        typical = arguments.calibration(calibration, samples, scale, mean, std)
+        found = graphopt.audit(model, target, shapes=arguments.sizes(input_shape))
+        found.print()
+        cured = None
+        if cure is not None:
+            cured = found.cure(cure, calibration=typical, measure=measure, overwrite=overwrite)
+            cured.print()
+        left = found if cured is None else cured.after
+        if json is not None:
+            (cured or found).save(json)
+    if left.islands:
         raise typer.Exit(1)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from graphopt.batches import BATCH, Input, as_tensor, inputs, misfit, to_tensors
+from graphopt.batches import BATCH, Input, Signature, as_tensor, inputs, misfit, to_tensors
 from graphopt.errors import InputError
 from graphopt.graph import Graph
 from graphopt.loaders import Named
@@ -41,7 +41,7 @@ class Calibration:
         samples: how many samples the last complete pass gave.
     """
 
-    def __init__(self, source: Any, graph: Graph, *, synthetic: bool = False) -> None:
+    def __init__(self, source: Any, graph: Graph | Signature, *, synthetic: bool = False) -> None:
         """Take `source` (see the head of this file) and look at its first batch.
 
         Raises:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from graphopt import imports
-from graphopt.batches import BATCH, Input, inputs
+from graphopt.batches import BATCH, Input, Signature, inputs
 from graphopt.errors import InputError
 from graphopt.graph import Graph
 
@@ -83,7 +83,7 @@ class Named:
         file, _, key = self.name.partition(":")
         return (whole, "") if whole.exists() else (Path(file).expanduser(), key)
 
-    def load(self, graph: Graph) -> Any:
+    def load(self, graph: Graph | Signature) -> Any:
         """The source, ready for `Calibration`.
 
         Raises:

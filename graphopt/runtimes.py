@@ -1,8 +1,8 @@
 """The runtimes graphopt lowers to: one table, read wherever a backend is chosen.
 
 A backend is a module with `deploy(graph)`, the form of a simulated graph that it stores, `lower(graph, target, *, name)`,
-`load(folder, manifest)`, `audit(artifact)` and `simulate(graph, target, machine)`; one that runs artifacts on devices over the
-network also has `connect(device)`. It is imported when first needed, so that what it needs may be missing until then.
+`load(folder, manifest)`, `audit(artifact)` and `simulate(graph, target, machine)`; one that runs artifacts on other devices
+also has `connect(device, target)`. It is imported when first needed, so that what it needs may be missing until then.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphopt.errors import InputError
+from graphopt.targets import Target
 
 
 @dataclass(frozen=True)
@@ -56,15 +57,13 @@ def available(runtime: str) -> bool:
     return importlib.util.find_spec(RUNTIMES[runtime].requires) is not None
 
 
-def connect(runtime: str, device: str) -> Any:
-    """A connection to a device, on which artifacts then run with `.on(device)`.
+def connect(target: Target, device: str) -> Any:
+    """A connection to a device, on which artifacts for the target then run with `.on(device)`.
 
     Raises:
-        InputError: nothing answers there, or the runtime is not for devices over the network.
+        InputError: nothing answers there, or it does not run what is made for the target.
     """
-    module = backend(runtime)
+    module = backend(target.runtime)
     if not hasattr(module, "connect"):
-        raise InputError(
-            f"{runtime} does not run on devices over the network; take a tvm-... target, or leave out {device}"
-        )
-    return module.connect(device)
+        raise InputError(f"{target.runtime} runs on this machine only; leave out {device}")
+    return module.connect(device, target)

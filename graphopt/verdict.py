@@ -6,7 +6,7 @@ Each goes into the report, or the reason why it could not be measured.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from graphopt import batches
 from graphopt import measure as measures
 from graphopt.artifact import Artifact
-from graphopt.audit import Audit
+from graphopt.coverage import Audit
 from graphopt.data import Calibration
 from graphopt.errors import InputError
 from graphopt.graph import Graph
@@ -27,6 +27,8 @@ from graphopt.report import Latency, Report, Step, size, slower
 from graphopt.targets import Target, architecture, machine_here
 
 AGREEMENT_SAMPLES = 512  # calibration samples on which float original and artifact are compared
+COMPARED_SAMPLES = 64  # on which a device is compared with the simulation; and with the original, where it is emulated
+ALIKE = 0.95  # share of equal predictions below which a report warns
 
 
 def score(evaluate: Callable[[Callable[..., Any]], float], model: Callable[..., Any], what: str) -> float:
@@ -90,6 +92,8 @@ def judge(
             "the calibration data is an iterator, which was used up; give a list or a DataLoader"
         )
         return
+    slow = isinstance(answers, Artifact) and answers.emulated
+    enough = COMPARED_SAMPLES if slow else AGREEMENT_SAMPLES
     seen, equal = 0, 0.0
     with torch.no_grad():
         for batch in track(data, "comparing with the original"):
@@ -100,14 +104,14 @@ def judge(
             count = len(ours[0])
             equal += measures.agreement(ours, theirs) * count
             seen += count
-            if seen >= AGREEMENT_SAMPLES:
+            if seen >= enough:
                 break
     report.agreement = equal / seen
     report.notes.append(f"agreement was measured on {seen} calibration samples")
 
 
 def clock(report: Report, target: Target, before: Artifact, after: Artifact, graph: Graph, threads: int) -> None:
-    if not after.device and (reason := _not_here(target, after)):
+    if reason := _untimed(target, after):
         report.missing["latency"] = reason
         return
     args, kwargs = graph.example.args, graph.example.kwargs
@@ -138,8 +142,10 @@ def _arithmetic(report: Report) -> str:
     return "float16" if report.half_macs else "weights in few bits"
 
 
-def _not_here(target: Target, artifact: Artifact) -> str:
-    """Why its latency cannot be measured on this machine; empty where it can."""
+def _untimed(target: Target, artifact: Artifact) -> str:
+    """Why its latency cannot be measured where it runs; empty where it can."""
+    if artifact.device:
+        return f"{artifact.device} takes other times than the hardware" if artifact.emulated else ""
     if architecture() != target.architecture:
         return f"the target is {target.architecture}, this machine is {architecture()}"
     if target.machine not in (None, machine_here()):
@@ -153,10 +159,14 @@ def confirm(
     graph: Graph,
     simulate: Callable[[Graph, Target], Callable[..., Any]],
     target: Target,
+    data: Calibration,
 ) -> None:
-    """Compare what a device answers to the example with what it should: simulated integers to the last bit."""
+    """Compare what a device answers with what it should: simulated integers, to the last bit where it is said to keep them."""
     exact = not all(map(in_blocks, graph.calls(FAKE_QUANTIZE)))
     expected = simulate(graph, target) if exact else graph
+    if not artifact.exact:
+        _compare(report, artifact, expected, [graph.example.tensors()] if data.one_shot else data)
+        return
     args, kwargs = graph.example.args, graph.example.kwargs
     with torch.no_grad():
         answers = [pytree.tree_leaves(model(*args, **kwargs)) for model in (artifact, expected)]
@@ -168,6 +178,27 @@ def confirm(
     reference = "its simulation" if exact else "the graph"
     said = f"{artifact.device} answered the example with {differing} of {total} numbers unlike {reference}"
     (report.warnings if differing else report.notes).append(said)
+
+
+def _compare(report: Report, artifact: Artifact, expected: Callable[..., Any], batches: Iterable[list[Tensor]]) -> None:
+    """How often a device that rounds in its own way predicts the same class, and how far its answers are apart."""
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for batch in track(batches, "comparing with the simulation"):
+        with torch.no_grad():
+            pairs.append((_flat(artifact, batch)[0], _flat(expected, batch)[0]))
+        if sum(len(theirs) for theirs, _ in pairs) >= COMPARED_SAMPLES:
+            break
+    theirs, ours = (
+        torch.cat([t.reshape(len(t) if t.dim() else 1, -1) for t in column]) for column in zip(*pairs, strict=True)
+    )
+    span = float(ours.max() - ours.min())
+    share = float((theirs - ours).abs().max()) / span if span else 0.0
+    said = f"{artifact.device} differs from its simulation by {share:.1%} of the range of answers at most, on {len(ours)} samples"
+    if pairs[0][0].dim() < 2:
+        report.notes.append(said)
+        return
+    alike = sum(measures.agreement(*pair) * len(pair[0]) for pair in pairs) / sum(len(pair[0]) for pair in pairs)
+    (report.notes if alike >= ALIKE else report.warnings).append(f"{said}; {alike:.1%} have the same class")
 
 
 def zeros_note(zeros: float, before: Artifact, after: Artifact) -> str:

@@ -4,6 +4,7 @@
     constant folding    a call that reads only constants becomes a constant, unless that would be larger than what it reads
     global pooling      mean over all spatial dimensions, and average pooling with a window as large as the image,
                         become adaptive average pooling to size 1 (plus flatten where the dimensions go)
+    adaptive pooling    to another size that divides the image's becomes average pooling
     hard_sigmoid        clamp(x + 3, 0, 6) / 6 in any spelling becomes the operator   (Howard et al. 2019, section 5.2)
     scalars             x - c becomes x + (-c), x / c becomes x * (1 / c)
 
@@ -136,6 +137,21 @@ def pool_globally(graph: Graph, node: Node) -> str:
     return "spatial mean written as global average pooling"
 
 
+def pool_in_windows(graph: Graph, node: Node) -> str:
+    """adaptive_avg_pool to sizes that divide the image's -> avg_pool, which has an integer kernel."""
+    if family(node) != "adaptive_average_pool":
+        return ""
+    image, into = shape(node.args[0])[-len(node.args[1]) :], shape(node)[-len(node.args[1]) :]  # type: ignore[arg-type]
+    if not all(isinstance(n, int) and n % m == 0 for n, m in zip(image, into, strict=True)):
+        return ""
+    window = [n // m for n, m in zip(image, into, strict=True)]
+    pool = aten.avg_pool2d.default if len(window) == 2 else aten.avg_pool1d.default
+    pooled = graph.call(pool, node.args[0], window, window, before=node)
+    pooled.meta["val"] = value(node)
+    graph.replace(node, pooled)
+    return f"adaptive average pooling written with windows of {'x'.join(map(str, window))}"
+
+
 def name_hard_sigmoid(graph: Graph, node: Node) -> str:
     """clamp(x + 3, 0, 6) / 6, or times 1/6 -> hard_sigmoid(x)."""
     factor = _scalar_factor(graph, node)
@@ -192,4 +208,4 @@ def turn_scalar(graph: Graph, node: Node) -> str:
     return "subtraction of a scalar written as addition" if kind == "sub" else "division by a scalar written as product"
 
 
-RULES: tuple[Rule, ...] = (drop_identity, fold_constant, name_hard_sigmoid, pool_globally, turn_scalar)
+RULES: tuple[Rule, ...] = (drop_identity, fold_constant, name_hard_sigmoid, pool_globally, pool_in_windows, turn_scalar)

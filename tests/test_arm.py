@@ -13,12 +13,15 @@ import pytest
 import torch
 from blocks import BLOCKS, images, model_of, simulated
 from emulation import arm
+from qdq import File
 from qlinear import TYPES, model, pairs
+from test_audit_files import after_conv, dropped_mean, residual, symmetric_relu
 from torch import Tensor
 
 import graphopt
 from graphopt.backends.onnxruntime import lower
 from graphopt.backends.onnxruntime.artifact import expose
+from graphopt.backends.onnxruntime.audit.reading import Kind, executed, optimized
 from graphopt.deploy import Grid
 from graphopt.graph import Graph
 from graphopt.integers.arithmetic import all_codes
@@ -33,6 +36,31 @@ needs_tvm = pytest.mark.skipif(importlib.util.find_spec("tvm") is None, reason="
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 SIGNED = {"qdqisint8allowed": "1"}  # as artifacts configure their sessions
+
+
+# ---- Files of others ------------------------------------------------------------------------------------------------
+
+OPEN = """
+import sys, onnxruntime as ort
+options = ort.SessionOptions()
+options.optimized_model_filepath, options.log_severity_level = sys.argv[2], 3
+ort.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+"""
+
+
+@pytest.mark.parametrize(
+    "body", [residual, dropped_mean, symmetric_relu, after_conv("HardSwish"), after_conv("Sigmoid")]
+)
+def test_what_an_audit_reads_for_arm_is_what_runs_there(body: Any, tmp_path: Path) -> None:
+    f, script = File(1, 4, 8, 8), tmp_path / "open.py"
+    path = f.save(tmp_path / "model.onnx", body(f, f.on_grid("x")))
+    script.write_text(OPEN)
+    emulator = arm("cortex-a76")
+    emulator.run(emulator.python, script, path, tmp_path / "arm.onnx")
+    there = executed(onnx.load(tmp_path / "arm.onnx"), "there")
+    here = executed(optimized(path, defaults=True, signed=True), "here")
+    for kind in (Kind.INTEGER, Kind.FLOAT):
+        assert sorted(n.op_type for n in here.of(kind)) == sorted(n.op_type for n in there.of(kind))
 
 
 # ---- TVM ------------------------------------------------------------------------------------------------------------

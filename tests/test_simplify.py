@@ -145,6 +145,16 @@ def test_any_other_mean_stays(body: Forward) -> None:
     assert "adaptive" not in " ".join(simplified(body, changes=0))
 
 
+@pytest.mark.parametrize("sizes", [2, (3, 1), (2, 6)])
+def test_adaptive_pooling_to_sizes_that_divide_the_image_has_windows(sizes: int | tuple[int, int]) -> None:
+    assert simplified(lambda m, x: F.adaptive_avg_pool2d(x, sizes), changes=1) == ["avg_pool2d"]
+    assert simplified(lambda m, x: F.adaptive_avg_pool1d(x, 3), 2, 4, 6, changes=1) == ["avg_pool1d"]
+
+
+def test_adaptive_pooling_to_other_sizes_stays() -> None:
+    assert simplified(lambda m, x: F.adaptive_avg_pool2d(x, (3, 4)), changes=0) == ["adaptive_avg_pool2d"]
+
+
 def test_pooling_with_a_divisor_of_its_own_is_no_mean() -> None:
     assert "adaptive" not in " ".join(simplified(lambda m, x: F.avg_pool2d(x, 6, divisor_override=7), changes=0))
 

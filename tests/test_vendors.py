@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 from blocks import BLOCKS, images, model_of
+from torch import Tensor, nn
 
 import graphopt
 from graphopt.api import Optimized
+from graphopt.compliance.model import Model
 from graphopt.numerics import Format
 from graphopt.targets import Target, find
 from graphopt.targets.vendors import VENDORS
@@ -65,3 +67,43 @@ def test_a_format_that_the_hardware_lacks_breaks_its_rules() -> None:
     wide = replace(find("nvidia"), activations=Format(8, signed=False, symmetric=False))
     rules = {v.rule for v in graphopt.check(optimized(wide, "plain").artifact, "nvidia")}
     assert rules == {"value-sign"}
+
+
+# ---- TensorRT -------------------------------------------------------------------------------------------------------
+
+
+def test_tensorrt_gets_the_sum_behind_its_layer_and_biases_in_float() -> None:
+    model = Model.read(optimized(find("nvidia"), "residual").artifact)
+    (add,) = [node for node in model.nodes if node.op_type == "Add"]
+    last = model.summed(add)
+    assert last is not None
+    assert [model.grid(value) is None for value in add.input].count(True) == 1
+    assert [reader.op_type for reader in model.behind(last, sums=True)] == ["QuantizeLinear"]
+    layers = list(model.layers())
+    assert all(model.grid(value) is not None for node in layers for value in node.input[:2])
+    assert {model.constants[node.input[2]].dtype.name for node in layers} == {"float32"}
+
+
+def test_of_two_layers_that_are_added_the_last_one_is_not_rounded() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.first(x) + self.second(x))
+
+    done = graphopt.optimize(Two().eval(), images(2), target="nvidia", calibration=[images(8)], measure=False)
+    model = Model.read(done.artifact)
+    (add,) = [node for node in model.nodes if node.op_type == "Add"]
+    last = model.summed(add)
+    assert last is not None
+    assert list(model.layers()).index(last) == 1
+    assert graphopt.check(done.artifact, "nvidia") == []
+
+
+def test_what_another_runtime_likes_is_named() -> None:
+    rules = {v.rule for v in graphopt.check(optimized(find("sigmastar"), "residual").artifact, "nvidia")}
+    assert rules == {"bias-codes", "split-sum"}
+    rules = {v.rule for v in graphopt.check(optimized(find("nvidia"), "residual").artifact, "sigmastar")}
+    assert rules == {"bias-float", "float-result", "mixed-operands"}

@@ -4,13 +4,29 @@ artifact = lower(graph, target)
 artifact(images)
 simulate(graph, target) # the artifact's answers in torch, integer by integer
 audit(artifact)         # share of the work in integer, operators that stayed float
+audit_file(path, target) # the same of anyone's file, with reasons and cures
+artifact.on("htp")      # on Qualcomm's HTP or its emulator, for the target hexagon
 """
 
-from graphopt.audit import Audit
 from graphopt.backends.onnxruntime.artifact import OnnxRuntimeArtifact, load, lower
-from graphopt.backends.onnxruntime.audit import audit
+from graphopt.backends.onnxruntime.audit import audit, audit_file, cure
+from graphopt.backends.onnxruntime.qnn import connect
 from graphopt.backends.onnxruntime.simulate import simulate
+from graphopt.coverage import Audit
 from graphopt.deploy import deploy
 from graphopt.integers.simulation import Mismatch, Simulation
 
-__all__ = ["Audit", "Mismatch", "OnnxRuntimeArtifact", "Simulation", "audit", "deploy", "load", "lower", "simulate"]
+__all__ = [
+    "Audit",
+    "Mismatch",
+    "OnnxRuntimeArtifact",
+    "Simulation",
+    "audit",
+    "audit_file",
+    "connect",
+    "cure",
+    "deploy",
+    "load",
+    "lower",
+    "simulate",
+]

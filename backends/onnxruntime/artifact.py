@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,39 @@ class OnnxRuntimeArtifact(Artifact):
     def session(self) -> Any:
         """The `onnxruntime.InferenceSession`, made when first needed."""
         if self._session is None:
-            self._session = open_session(self.folder / MODEL, threads=self.threads)
+            if self.refusal:
+                raise ArtifactError(f"{self.manifest.model} cannot run here: {self.refusal}")
+            self._session = self.open(self.folder / MODEL)
         return self._session
+
+    @property
+    def refusal(self) -> str:
+        contexts = ", ".join(self.manifest.options.get("contexts", {}))
+        return f"it is compiled for Hexagon {contexts}; run it .on('htp:...')" if contexts else ""
+
+    def open(self, path: Path) -> Any:
+        """A session of a model where this artifact runs."""
+        return open_session(path, threads=self.threads)
+
+    def on(self, device: str) -> OnnxRuntimeArtifact:
+        """The same on Qualcomm's HTP, for the target hexagon: `htp`, or `htp:v75`; see `graphopt.backends.onnxruntime.qnn`.
+
+        Raises:
+            InputError: the target does not run there, or onnxruntime-qnn is missing. ArtifactError: HTP does not take all of it.
+        """
+        from graphopt.backends.onnxruntime.qnn import HtpArtifact, connect
+
+        return HtpArtifact(self, connect(device))
+
+    def compile(self, folder: str | Path, architectures: Sequence[str] = ()) -> Path:
+        """Context binaries for architectures of Hexagon (`v73`), by default all known; `graphopt.load(folder).on("htp:v73")`.
+
+        Raises:
+            InputError: another target, unknown architecture, no such place; ArtifactError: HTP does not take all of the model.
+        """
+        from graphopt.backends.onnxruntime.qnn import compile_contexts
+
+        return compile_contexts(self, folder, architectures)
 
     def _run(self, inputs: list[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
         feeds = {spec.name: array for spec, array in zip(self.manifest.inputs, inputs, strict=True)}
@@ -60,8 +92,19 @@ class OnnxRuntimeArtifact(Artifact):
         return outputs
 
 
-def open_session(path: Path, *, threads: int = 1, optimized: Path | None = None) -> Any:
-    """A session on the CPU; with `optimized`, the graph as the runtime rewrote it is written there.
+def open_session(
+    path: Path, *, threads: int = 1, optimized: Path | None = None, defaults: bool = False, signed: bool = True,
+    rewriting: bool = True,
+) -> Any:  # fmt: skip
+    """A session on the CPU.
+
+    Args:
+        threads: of the runtime.
+        optimized: where to write the graph as the runtime rewrote it. Changes of layout, which rename weights, are left out but
+            with `defaults`.
+        defaults: as anyone opens any file; without, as our artifacts are meant to be.
+        signed: signed codes as they are, as on ARM; on x86 the runtime turns some into unsigned ones, and some layers to float.
+        rewriting: let the runtime rewrite the graph at all.
 
     Raises:
         ArtifactError: the runtime refuses the model.
@@ -70,20 +113,24 @@ def open_session(path: Path, *, threads: int = 1, optimized: Path | None = None)
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # signed codes as they are, also on x86, where the runtime would turn them into unsigned ones, and some layers to float
-    options.add_session_config_entry("session.qdqisint8allowed", "1")
+    if signed:
+        options.add_session_config_entry("session.qdqisint8allowed", "1")
+    if not rewriting:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if optimized is not None:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        if not defaults:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.optimized_model_filepath = str(optimized)
         options.add_session_config_entry(
             "session.optimized_model_external_initializers_file_name", f"{optimized.name}.data"
         )
         options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+    # it quantizes layers that are meant to stay in float
+    disabled = [] if defaults else ["WeightBiasQuantization"]
     try:
         return ort.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"],
-            disabled_optimizers=["WeightBiasQuantization"],  # it quantizes layers that are meant to stay in float
-        )  # fmt: skip
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+        )
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise ArtifactError(f"ONNX Runtime {ort.__version__} cannot load {path.name}: {reason}") from error
@@ -95,7 +142,7 @@ def intermediate(
     """Values inside an artifact's model by name, computed from its flat inputs; names that it does not have are left out."""
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
         wanted = expose(artifact, names, Path(folder))
-        session = open_session(Path(folder) / MODEL, threads=artifact.threads)
+        session = artifact.open(Path(folder) / MODEL)
     feeds = {spec.name: array for spec, array in zip(artifact.manifest.inputs, inputs, strict=True)}
     read = {i.name for i in session.get_inputs()}
     return dict(zip(wanted, session.run(wanted, {k: v for k, v in feeds.items() if k in read}), strict=True))

@@ -47,7 +47,19 @@ def fold_pads(model: ir.Model) -> None:
             assert source is not None
             for node, index in list(pad.outputs[0].uses()):
                 node.replace_input_with(index, source)
+                _correct_sizes(node, source)
             model.graph.remove(pad, safe=True)
+
+
+def _correct_sizes(node: ir.Node, source: ir.Value) -> None:
+    """Quantizers between a padding that is gone and its convolutions have the sizes of the image without it.
+
+    ONNX Runtime's own kernels do not mind wrong sizes, QNN does not take the convolution.
+    """
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        node.outputs[0].shape = source.shape
+        for reader, _ in node.outputs[0].uses():
+            _correct_sizes(reader, source)
 
 
 def _image_padding(pad: ir.Node) -> list[int] | None:

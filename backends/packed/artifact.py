@@ -18,7 +18,7 @@ from torch import Tensor
 
 from graphopt import batches, packed, storage
 from graphopt.artifact import Artifact, describe, temporary_folder
-from graphopt.audit import Audit
+from graphopt.coverage import Audit
 from graphopt.errors import ArtifactError, InputError
 from graphopt.graph import Graph
 from graphopt.manifest import Manifest

@@ -13,7 +13,6 @@ import tvm
 from tvm import relax
 
 from graphopt.artifact import Artifact, describe, temporary_folder
-from graphopt.audit import Audit
 from graphopt.backends.tvm.build import Code, build, device_source, link, linker, refusal, use_threads
 from graphopt.backends.tvm.emit import Emitted, emit
 from graphopt.backends.tvm.machine import processor
@@ -21,6 +20,7 @@ from graphopt.backends.tvm.schedules import Conv, Tile
 from graphopt.backends.tvm.static import example_batch, fix_batch
 from graphopt.backends.tvm.tune import Budget
 from graphopt.backends.tvm.tune import tune as tune_tiles
+from graphopt.coverage import Audit
 from graphopt.errors import ArtifactError, InputError
 from graphopt.graph import Graph
 from graphopt.manifest import Manifest

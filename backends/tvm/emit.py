@@ -13,7 +13,6 @@ import torch
 from torch.fx.node import Node
 from tvm import relax
 
-from graphopt.audit import Audit
 from graphopt.backends.tvm import chains, codes, floating, integer
 from graphopt.backends.tvm.halves import deploy, half_of, keep_halves
 from graphopt.backends.tvm.layouts import Value, plain
@@ -21,6 +20,7 @@ from graphopt.backends.tvm.machine import Processor
 from graphopt.backends.tvm.program import Program
 from graphopt.backends.tvm.schedules import Conv, Tile
 from graphopt.blocks import DEQUANTIZE_BLOCKS
+from graphopt.coverage import Audit
 from graphopt.errors import GraphoptError, InputError
 from graphopt.graph import Graph
 from graphopt.integers.arithmetic import dequantize, quantize

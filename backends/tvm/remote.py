@@ -24,6 +24,7 @@ from tvm import relax, rpc
 
 from graphopt.backends.tvm.artifact import LIBRARY, Arrays, TvmArtifact
 from graphopt.errors import ArtifactError, InputError
+from graphopt.targets import Target
 
 SECONDS = 5.0  # that a device has to answer the first time
 _connections: weakref.WeakValueDictionary[Device, Connection] = weakref.WeakValueDictionary()
@@ -115,8 +116,8 @@ def _close(session: Any) -> None:
         session._sess["CloseRPCConnection"]()
 
 
-def connect(device: str) -> Connection:
-    """The connection to a device; the one there is, or a new one.
+def connect(device: str, target: Target | None = None) -> Connection:
+    """The connection to a device; the one there is, or a new one. It is asked what it is, whatever the target.
 
     Raises:
         InputError: nothing answers there.

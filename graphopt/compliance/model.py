@@ -135,18 +135,39 @@ class Model:
             self.name(node), dtype, scale, zero, 1 if axis is None else axis, attribute(node, "block_size") or 0, codes
         )
 
-    def behind(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-        """Who reads a layer's result, behind the activation that is fused into it."""
+    def behind(self, node: onnx.NodeProto, *, sums: bool = False) -> list[onnx.NodeProto]:
+        """Who reads a layer's result, behind the activation that is fused into it, and with `sums` the sum, too."""
         found = []
         for reader in self.readers.get(node.output[0], []):
-            found += self.behind(reader) if reader.op_type in ACTIVATIONS else [reader]
+            through = reader.op_type in ACTIVATIONS or (sums and self.summed(reader) is node)
+            found += self.behind(reader, sums=sums) if through else [reader]
         return found
 
-    def between_codes(self, node: onnx.NodeProto) -> bool:
-        """Whether a node reads codes only, and its result, or that of the activation behind it, becomes codes or the answer."""
+    def summed(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
+        """The layer whose unrounded result, which nothing else reads, a sum adds to codes."""
+        if node.op_type != "Add":
+            return None
+        makers = [self.maker(value) for value in node.input if self.grid(value) is None]
+        if len(makers) != 1 or makers[0] is None or makers[0].op_type not in LAYERS:
+            return None
+        return makers[0] if len(self.readers[makers[0].output[0]]) == 1 else None
+
+    def rounded_layer(self, value: str) -> onnx.NodeProto | None:
+        """The layer whose result, read by nothing else, is rounded to what this value is dequantized from."""
+        dequantize = self.maker(value)
+        quantize = self.maker(dequantize.input[0]) if dequantize is not None and self.grid(value) is not None else None
+        if quantize is None or quantize.op_type != "QuantizeLinear":
+            return None
+        layer = self.maker(quantize.input[0])
+        alone = all(len(self.readers[node.output[0]]) == 1 for node in (dequantize, quantize) if node is not None)
+        return layer if layer is not None and layer.op_type in LAYERS and alone else None
+
+    def between_codes(self, node: onnx.NodeProto, *, sums: bool = False) -> bool:
+        """Whether a node reads codes only, and its result, or that of what is fused behind it, becomes codes or the answer."""
         into = [self.grid(value) for value in node.input[:2] if value and value not in self.constants]
-        codes = any(reader.op_type == "QuantizeLinear" for reader in self.behind(node))
-        return bool(into) and all(grid is not None for grid in into) and (codes or self.leaves(node))
+        codes = any(reader.op_type == "QuantizeLinear" for reader in self.behind(node, sums=sums))
+        fused = sums and self.summed(node) is not None
+        return bool(into) and (fused or all(grid is not None for grid in into)) and (codes or self.leaves(node))
 
     def leaves(self, node: onnx.NodeProto) -> bool:
         """Whether a node's result, or that of the activation behind it, is an output of the model."""
@@ -169,5 +190,5 @@ def _load(source: str | Path | Artifact) -> onnx.ModelProto:
         raise InputError(f"there is no ONNX model {path}")
     try:
         return onnx.load(str(path))
-    except (DecodeError, OSError, ValueError) as error:
+    except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
         raise InputError(f"{path} is no ONNX model, or a file beside it is missing: {error}") from error

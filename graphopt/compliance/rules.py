@@ -54,9 +54,13 @@ def values(model: Model, target: Target) -> Iterator[Violation]:
 
 
 def biases(model: Model, target: Target) -> Iterator[Violation]:
-    """Biases are int32 on the grid of the sums: scale of the input times scale of the weight, zero point 0."""
+    """Biases are int32 on the grid of the sums: scale of the input times scale of the weight, zero point 0; or float."""
     for node in model.layers():
         if len(node.input) < 3 or not node.input[2]:
+            continue
+        if target.float_bias:
+            if model.grid(node.input[2]) is not None:
+                yield Violation("bias-codes", model.name(node), "the bias is codes", "store it in float")
             continue
         x, w, b = (model.grid(name) for name in node.input[:3])
         if x is None or w is None or x.scale is None or w.scale is None or x.per_channel:
@@ -91,7 +95,7 @@ def floats(model: Model, target: Target) -> Iterator[Violation]:
                 "put QuantizeLinear and DequantizeLinear in front of it, or it computes in float",
             )  # fmt: skip
             continue
-        readers = model.behind(node)
+        readers = model.behind(node, sums=target.fused_sums)
         if any(reader.op_type != "QuantizeLinear" for reader in readers) and not _may_leave(node, target):
             yield Violation(
                 "float-result", model.name(node), f"the result of {node.op_type} is not quantized",
@@ -108,30 +112,49 @@ def sums(model: Model, target: Target) -> Iterator[Violation]:
     for node in model.nodes:
         if FAMILIES.get(node.op_type) not in {"add", "mul", "concat"} & target.integer:
             continue
+        if target.fused_sums and model.summed(node) is not None:
+            continue
         float_inputs = [value for value in node.input if model.grid(value) is None]
         if float_inputs and len(float_inputs) < len(node.input):
             what = f"{node.op_type} reads codes and float ({', '.join(float_inputs)})"
             yield Violation("mixed-operands", model.name(node), what, "quantize every operand, or none")
 
 
+def split_sums(model: Model, target: Target) -> Iterator[Violation]:
+    """Where a sum is computed behind a layer, nothing rounds the layer's result in between."""
+    for node in model.nodes if target.fused_sums else []:
+        if node.op_type != "Add" or model.summed(node) is not None:
+            continue
+        for value in node.input:
+            layer = model.rounded_layer(value)
+            if layer is not None:
+                what = f"quantized between {model.name(layer)} and {node.op_type}, which are one kernel otherwise"
+                yield Violation(
+                    "split-sum", model.name(node), what, "take QuantizeLinear and DequantizeLinear away there"
+                )
+                break
+
+
 def operators(model: Model, target: Target) -> Iterator[Violation]:
     """What lies between codes has an integer kernel."""
     for node in model.nodes:
         family = FAMILIES.get(node.op_type)
-        if family is None or family in target.integer or not model.between_codes(node):
+        if family is None or family in target.integer or not model.between_codes(node, sums=target.fused_sums):
             continue
         what = f"{target.name} has no integer {node.op_type}"
         yield Violation("operator", model.name(node), what, "leave it in float, without quantizers, or replace it")
 
 
 def moves(model: Model, target: Target) -> Iterator[Violation]:
-    """What only moves codes keeps their grid."""
+    """What only moves codes keeps their grid, and so do kernels that compute on one."""
     for node in model.nodes:
-        if node.op_type not in MOVES or (grid := model.grid(node.input[0])) is None:
+        shares = FAMILIES.get(node.op_type) in target.shares
+        if not (shares or node.op_type in MOVES) or (grid := model.grid(node.input[0])) is None:
             continue
         for reader in model.readers.get(node.output[0], []):
             if reader.op_type == "QuantizeLinear" and not grid.same(model.grid_of(reader)):
-                what = f"{node.op_type} moves codes of {grid.node} to another grid, {model.name(reader)}"
+                verb = "takes" if shares else "moves"
+                what = f"{node.op_type} {verb} codes of {grid.node} to another grid, {model.name(reader)}"
                 yield Violation(
                     "moved-grid", model.name(node), what, "give its input and output the same scale and zero point"
                 )
@@ -202,5 +225,5 @@ def shapes(model: Model, target: Target) -> Iterator[Violation]:
 
 
 RULES: tuple[Rule, ...] = (
-    weights, values, biases, floats, sums, operators, moves, requantized, codes, forms, shapes,
+    weights, values, biases, floats, sums, split_sums, operators, moves, requantized, codes, forms, shapes,
 )  # fmt: skip

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
 from graphopt.errors import InputError
-from graphopt.numerics import NumberFormat, to_json
+from graphopt.numerics import Format, NumberFormat, to_json
 from graphopt.targets.families import ONNXRUNTIME_INTEGER, ONNXRUNTIME_MOVES
 
 
@@ -22,6 +22,8 @@ class Target:
             `avx2` for x86-64 without VNNI. None: the architecture's.
         weights, activations: number formats of the kernels that quantized layers run in.
         weight_formats, activation_formats: what the hardware takes beside those two.
+        fused_sums: a sum is computed behind one of the layers it adds, which hands it over unrounded.
+        float_bias: biases stay float, in place of int32 on the grid of the sums.
         source: where the facts come from.
         vendor_compiler: the artifact is an ONNX file that the vendor's compiler reads, which knows no arithmetic on codes.
         static_shapes: it needs to know the batch size.
@@ -63,6 +65,8 @@ class Target:
     machine: str | None = None
     weight_formats: tuple[NumberFormat, ...] = ()
     activation_formats: tuple[NumberFormat, ...] = ()
+    fused_sums: bool = False
+    float_bias: bool = False
     source: str = "measured on the runtime"
     vendor_compiler: bool = False
     static_shapes: bool = False
@@ -75,6 +79,17 @@ class Target:
     def __post_init__(self) -> None:
         if self.block_products not in ("int8", "float32"):
             raise InputError(f"block_products must be 'int8' or 'float32', got {self.block_products!r}")
+
+    @property
+    def codes(self) -> Format:
+        """The format of values, which must be uniform.
+
+        Raises:
+            InputError: it is not.
+        """
+        if not isinstance(self.activations, Format):
+            raise InputError(f"values of {self.name!r} are {self.activations}, which ONNX has no codes for")
+        return self.activations
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for manifests and reports."""

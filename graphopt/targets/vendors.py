@@ -37,13 +37,16 @@ def _vendor(name: str, description: str, weights: Format, activations: Format, s
 _ALL = [
     _vendor(
         "nvidia", "NVIDIA GPUs through TensorRT: explicit quantization, the rest in float16 where the builder likes",
-        S8_PER_CHANNEL, S8_VALUES, "TensorRT documentation, Working with Quantized Types: symmetric, zero points are 0",
-        weight_formats=(S8,), channel_multiple=32,
+        S8_PER_CHANNEL, S8_VALUES, "TensorRT documentation, Working with Quantized Types and Q/DQ placement: zero points are 0, "
+        "biases float, a layer and the sum behind it one kernel",
+        weight_formats=(S8,), channel_multiple=32, fused_sums=True, float_bias=True,
     ),
     _vendor(
         "hexagon", "Qualcomm Hexagon (HTP v68 and later) through QNN or SNPE",
         S8_PER_CHANNEL, U8, "QNN HTP operator definitions; SNPE: 8 or 16 bits, asymmetric, one grid per layer",
         weight_formats=(U8, S8), activation_formats=_sixteen(U8), channel_multiple=32, static_shapes=True,
+        float_output=frozenset(),  # a layer that hands out floats is left to the CPU
+        shares=frozenset({"average_pool"}),  # 4x4 and 8x8 pools are steps of 2x2 on the grid of the result, which saturate there
     ),
     _vendor(
         "ascend", "Huawei Ascend 310 through ACL",

@@ -30,7 +30,9 @@ from graphopt.passes.learn_rounding.weights import Learned, Rounded
 from graphopt.steps import free_step
 
 HELD_OUT = 1 / 8  # of the samples
-SMALL = 2**23  # bytes of the largest value computed at a time: what is larger is mapped anew by the allocator, page by page
+SMALL = (
+    2**23
+)  # bytes of the largest value computed at a time: what is larger is mapped anew by the allocator, page by page
 
 
 @dataclass(frozen=True)

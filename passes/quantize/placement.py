@@ -5,6 +5,9 @@ convolutions and linear layers; other operators with integer kernels join when o
 integer unit, or the caller, reads the result: a sum between two layer norms, say, stays float. Operators that only move
 values carry codes through.
 
+A sum that the target computes behind one of its layers (`Target.fused_sums`) takes that layer's result as it is: only the other
+operand and the sum are rounded.
+
 Each value that has to be integer gets a *grid*. Values that must have the same grid (in front of and behind a move, around a
 kernel that wants equal scales) share one. A float value that an integer unit reads is quantized on that edge only: its float
 readers keep the exact value.
@@ -96,12 +99,15 @@ class _Placement:
         self.left: dict[Node, str] = {}
         self.ends: dict[Node, Node] = {}  # last node of a unit -> its operator
         self.float_ends: set[Node] = set()
+        self.fused: set[Node] = set()  # layers whose sum is computed behind them
         self.moves: dict[Node, None] = {}  # an ordered set
 
     def plan(self) -> Plan:
         for node in self.graph.nodes:
             self.visit(node)
         self.keep_what_is_read()
+        if self.target.fused_sums:
+            self.fuse_sums()
         return Plan(self.layers, self.grids(), self.left, self.ends)
 
     # ---- Which operators are integer --------------------------------------------------------------------------------
@@ -178,6 +184,17 @@ class _Placement:
             else:
                 del self.moves[move]
 
+    def fuse_sums(self) -> None:
+        """Of the layers that a sum alone reads, the last one computed hands its result over unrounded."""
+        order = {node: position for position, node in enumerate(self.graph.nodes)}
+        for operator in self.ends.values():
+            if family(operator) != "add":
+                continue
+            layers = [v for v in _data(operator) if v in self.layers and self.ends.get(v) is v and len(v.users) == 1]
+            if layers:
+                self.fused.add(max(layers, key=order.__getitem__))
+        self.float_ends |= self.fused
+
     def mostly_integer(self, operator: Node) -> bool:
         """Is the largest of its inputs integer? Else the caller is served sooner in float."""
         sources = [source for source in _data(operator) if not self.graph.is_constant(source)]
@@ -196,6 +213,8 @@ class _Placement:
             ties.add_edge(move, _moved(move))
         for end, operator in self.ends.items():
             for source in _data(operator):
+                if source in self.fused:
+                    continue
                 if source not in integer:
                     entered.setdefault(source, []).append(operator)
                     ties.add_node(("entry", source))

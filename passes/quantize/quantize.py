@@ -6,7 +6,7 @@ computes in float, can be fine-tuned, and answers what the integer artifact will
 
     activations  placement.py decides which values share a grid; ranges.py turns a streamed histogram into a range
     weights      symmetric, per output channel or per tensor
-    bias         int32 (`biases.py`); float where weights or input are not uniform (`values.py`)
+    bias         int32 (`biases.py`); float where the target wants it so, or weights or input are not uniform (`values.py`)
 
 Needs:  batch norm folded (an unfolded one stays float and is paid for in speed).
 Paper:  Jacob et al. 2018, sections 2 and 3; Krishnamoorthi 2018, "Quantizing deep convolutional networks for efficient
@@ -182,7 +182,7 @@ class Quantize:
     def quantize_layer(self, graph: Graph, node: Node, format: NumberFormat, scales: dict[Node, Tensor]) -> Change:
         layer = Layer.of(node)
         assert layer is not None
-        step = scales.get(layer.input)
+        step = None if self.target.float_bias else scales.get(layer.input)
         quantizer = self.fit_weight(graph, layer, format, step)
         arguments = constants(graph, quantizer, str(layer.weight.target), before=node)
         quantized = graph.call(format.operator, layer.weight, *arguments, before=node)

@@ -1,0 +1,60 @@
+"""The audit of our own artifacts: sites and work of layers are noted in their manifests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from graphopt.backends.onnxruntime.artifact import MODEL, OnnxRuntimeArtifact
+from graphopt.backends.onnxruntime.audit.operators import FLOAT_WORK, INTEGER_WORK, NEUTRAL, REASONS
+from graphopt.backends.onnxruntime.audit.reading import Kind, Reading, declared, executed, optimized
+from graphopt.backends.onnxruntime.nbits import OPERATOR as MULTIPLIES_BLOCKS
+from graphopt.backends.onnxruntime.qnn.refusals import left_to_cpu
+from graphopt.compliance.model import Model
+from graphopt.coverage import Audit
+from graphopt.report import FloatOperator
+
+
+def audit(artifact: OnnxRuntimeArtifact) -> Audit:
+    """Read back what the runtime makes of an artifact on this machine; for other hardware, what the model's quantizers say."""
+    target = artifact.manifest.target
+    vendor = target.get("vendor_compiler")
+    refused = left_to_cpu(artifact) if vendor else {}
+    if vendor:
+        reading = declared(Model.read(artifact), target["integer"], fused_sums=bool(target.get("fused_sums")))
+    else:
+        reading = executed(optimized(artifact.folder / MODEL), "the runtime's graph")
+    layers = artifact.manifest.options["layers"]  # weight name -> site and MACs, written by `lower`
+    found = Audit(total_macs=sum(layer["macs"] for layer in layers.values()))
+    for node in reading.nodes:
+        operator, kind = node.op_type, reading.kind(node)
+        found.operators[operator] = found.operators.get(operator, 0) + 1
+        position = {**INTEGER_WORK, **FLOAT_WORK, MULTIPLIES_BLOCKS: 1}.get(operator)
+        layer = layers.get(_weight(node, position, reading)) if position is not None else None
+        site = layer["site"] if layer else str(node.name).removeprefix("node_").partition("_token_")[0]
+        if operator == MULTIPLIES_BLOCKS:
+            bits = next(int(a.i) for a in node.attribute if a.name == "bits")
+            found.weight_only.append(site)
+            found.weight_only_macs[bits] = found.weight_only_macs.get(bits, 0) + (layer["macs"] if layer else 0)
+        elif (why := refused.get(node.name)) is not None:
+            found.floating.append(FloatOperator(site, operator, why, layer["macs"] if layer else 0))
+        elif kind is Kind.INTEGER and position is not None:
+            found.integer.append(site)
+            found.integer_macs += layer["macs"] if layer else 0
+        elif kind is Kind.FLOAT and operator not in NEUTRAL:
+            otherwise = "no integer operator of the target" if vendor else "the operators around it are float"
+            reason = (layer or {}).get("left") or REASONS.get(operator, otherwise)
+            found.floating.append(FloatOperator(site, operator, reason, layer["macs"] if layer else 0))
+    return found
+
+
+def _weight(node: Any, position: int, reading: Reading) -> str:
+    """The name of the initializer a layer reads, through conversions on the way."""
+    name = node.input[position] if position < len(node.input) else ""
+    while name in reading.makers and reading.makers[name].op_type in (
+        "DequantizeLinear",
+        "Transpose",
+        "Reshape",
+        "Identity",
+    ):
+        name = reading.makers[name].input[0]
+    return str(name)

@@ -1,0 +1,54 @@
+"""Rewrites of a quantized ONNX file that let a runtime compute in integer what it computes in float. One file a rewrite.
+
+edit.py       what they share
+readers.py    all readers of a value read its codes
+means.py      ReduceMean -> GlobalAveragePool
+gates.py      HardSigmoid, HardSwish, Swish, Tanh -> operators with integer kernels
+sums.py       MatMul + constant -> Gemm
+splits.py     quantizers between a layer and its activation
+weights.py    float weights of layers that read codes
+ranges.py     quantizers from ranges measured on calibration data
+moves.py      quantizers on grids that follow from others
+ends.py       grids that begin at zero behind activations
+biases.py     int32 on the grid of the sums
+signs.py      signed codes <-> unsigned codes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from graphopt.backends.onnxruntime.audit.cures.biases import store_biases
+from graphopt.backends.onnxruntime.audit.cures.edit import sweep
+from graphopt.backends.onnxruntime.audit.cures.ends import start_at_zero
+from graphopt.backends.onnxruntime.audit.cures.gates import write_gates
+from graphopt.backends.onnxruntime.audit.cures.means import pool_means
+from graphopt.backends.onnxruntime.audit.cures.moves import quantize_around_moves
+from graphopt.backends.onnxruntime.audit.cures.readers import share_codes
+from graphopt.backends.onnxruntime.audit.cures.signs import store_signs
+from graphopt.backends.onnxruntime.audit.cures.splits import join_activations
+from graphopt.backends.onnxruntime.audit.cures.sums import fold_sums
+from graphopt.backends.onnxruntime.audit.cures.weights import quantize_weights
+from graphopt.contract import Change
+from graphopt.targets import Target
+
+Cure = Callable[[ir.Model, Target], list[Change]]
+CURES: dict[str, Cure] = {
+    "readers": share_codes,
+    "means": pool_means,
+    "gates": write_gates,
+    "sums": fold_sums,
+    "splits": join_activations,
+    "weights": quantize_weights,
+    "moves": quantize_around_moves,
+    "ends": start_at_zero,
+    "biases": store_biases,
+    "signs": store_signs,
+}
+# What operators there are and where quantizers stand; then how codes are stored. "ranges" needs data.
+FORMS = ("readers", "means", "gates", "sums", "splits", "weights", "moves", "ends")
+STORAGE = ("biases", "signs")
+
+__all__ = ["CURES", "FORMS", "STORAGE", "Cure", "sweep"]
