@@ -10,6 +10,11 @@ Formats that no integer operator has (logarithms, floats, block floating point, 
     fake_quantize_log(weight)  ->  the rounded weight, in float       (`graphopt.packed` stores its codes)
     fake_quantize_log(value)   ->  the value itself
 
+Only for runtimes that compute in float16 (`half=True`), those numbers are kept:
+
+    fake_quantize_float(weight)   ->  float(weight in float16)
+    fake_quantize_float(value)    ->  float(half(value))
+
 A clip with an upper end per channel (what equalization makes of ReLU6) has no integer kernel, but saturation is one. With e the
 code of a channel's end and m the last code of the grid, both in codes,
 
@@ -33,7 +38,7 @@ from torch.fx.node import Node
 from graphopt.blocks import DEQUANTIZE_BLOCKS, pack_weight
 from graphopt.graph import Graph
 from graphopt.masks import bake
-from graphopt.numerics import in_blocks, quantize
+from graphopt.numerics import HALVES, in_blocks, quantize
 from graphopt.ops import BIAS, Layer, aten, clamp_bounds, family
 from graphopt.quantizers import is_uniform, quantizer_of, quantizers
 from graphopt.units import FUSED
@@ -41,14 +46,20 @@ from graphopt.units import FUSED
 Q: Any = torch.ops.quantized_decomposed
 
 
-def deploy(graph: Graph) -> Graph:
-    """A deployed copy of a simulated graph; a graph without quantizers, such as one deployed before, is copied unchanged."""
+def deploy(graph: Graph, *, half: bool = False) -> Graph:
+    """A deployed copy of a simulated graph; a graph without quantizers, such as one deployed before, is copied unchanged.
+
+    Args:
+        half: the runtime computes in float16. Without subnormal numbers, constants are flushed here, values by the device.
+    """
     deployed = graph.clone().eval()
     baked = bake(deployed)
     found = quantizers(deployed)
     packed: dict[tuple[Any, ...], Node] = {}
     for node in found:
-        if not is_uniform(node):
+        if half and not is_uniform(node) and quantizer_of(deployed, node).format in HALVES:
+            _keep_half(deployed, node)
+        elif not is_uniform(node):
             _leave_in_float(deployed, node)
         elif in_blocks(node):
             _pack(deployed, node, packed)
@@ -77,6 +88,16 @@ def _leave_in_float(graph: Graph, node: Node) -> None:
         graph.replace(node, graph.add_constant(name, quantizer(graph.tensor(source)), before=node))
     else:
         graph.replace(node, source)
+
+
+def _keep_half(graph: Graph, node: Node) -> None:
+    source: Node = node.args[0]  # type: ignore[assignment]
+    if graph.is_constant(source):
+        rounded = quantizer_of(graph, node)(graph.tensor(source)).half()
+        narrow = graph.add_constant(f"{source.target}_half", rounded, before=node)
+    else:
+        narrow = graph.call(aten.to.dtype, source, torch.float16, before=node)
+    graph.replace(node, graph.call(aten.to.dtype, narrow, torch.float32, before=node))
 
 
 def _evaluated(graph: Graph, source: Node) -> Node:

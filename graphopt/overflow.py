@@ -9,11 +9,11 @@ happens: it is gone when its tensor is.
 
 from __future__ import annotations
 
+import mmap
 import tempfile
 import weakref
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,9 +39,11 @@ class Overflow:
             return kept
         with tempfile.TemporaryFile(dir=self.folder) as file:
             file.truncate(size)
-            mapped = np.memmap(file, dtype=np.uint8, mode="r+", shape=(size,))
-        kept = torch.from_numpy(mapped).view(tensor.dtype).reshape(tensor.shape)
+            mapped = mmap.mmap(file.fileno(), size)
+        kept = torch.frombuffer(mapped, dtype=tensor.dtype).reshape(tensor.shape)
         kept.copy_(tensor)
+        if hasattr(mapped, "madvise"):
+            mapped.madvise(mmap.MADV_DONTNEED)  # what was written is in the file, and need not be in memory until it is read
         self.outside += size
         weakref.finalize(kept, self._leave, 0, size)
         return kept

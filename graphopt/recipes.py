@@ -10,7 +10,7 @@ from torch import Tensor
 
 from graphopt.contract import Pass
 from graphopt.errors import InputError
-from graphopt.numerics import Format
+from graphopt.numerics import FloatFormat, Format
 from graphopt.passes.absorb_bias import AbsorbHighBias
 from graphopt.passes.correct_bias import CorrectBias
 from graphopt.passes.decompose_activations import DecomposeActivations
@@ -70,6 +70,8 @@ def integer(
         pinned = weight_bits(target, formats)
         quantize = MixedPrecision(target, calibration, average_bits, estimator=estimator, layers=pinned)
     passes: list[Pass] = [DecomposeActivations(target.decompose), quantize]
+    if isinstance(target.weights, FloatFormat) and rounding in (None, "nearest"):
+        return passes  # errors of single numbers have no mean worth taking out
     if getattr(calibration, "one_shot", False):  # everything else goes through the data once more
         if rounding not in (None, "nearest"):
             raise InputError(f"rounding={rounding!r} goes through the data several times; give a list or a DataLoader")

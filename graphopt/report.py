@@ -107,6 +107,7 @@ class Report:
         agreement: the share of inputs on which float original and result predict the same class.
         sqnr_db: outputs of the deployed result against the float original.
         integer_macs: the share of multiply-accumulates computed in integer.
+        half_macs: the share of multiply-accumulates on values in float16.
         weight_only_macs: the shares of multiply-accumulates whose weights alone are of few bits, by bits.
         float_operators: what stayed in floating point, and why.
         missing: for what was not measured, the reason; keys as in `REASONS`.
@@ -127,6 +128,7 @@ class Report:
     agreement: float | None = None
     sqnr_db: float | None = None
     integer_macs: float | None = None
+    half_macs: float = 0.0
     weight_only_macs: dict[int, float] = field(default_factory=dict)
     float_operators: list[FloatOperator] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
@@ -200,7 +202,10 @@ class Report:
         out["agreement"] = self._or_missing("agreement", self.agreement, lambda a: f"{a:.1%} same prediction as float")
         if self.sqnr_db is not None:
             out["output SQNR"] = decibel(self.sqnr_db)
-        out["integer"] = self._or_missing("integer_macs", self.integer_macs, lambda s: f"{s:.1%} of MACs")
+        if self.half_macs:
+            out["float16"] = f"{self.half_macs:.1%} of MACs"
+        if self.integer_macs or not self.half_macs:
+            out["integer"] = self._or_missing("integer_macs", self.integer_macs, lambda s: f"{s:.1%} of MACs")
         if self.weight_only_macs:
             shares = sorted(self.weight_only_macs.items())
             out["weight-only"] = ", ".join(f"{share:.1%} of MACs with {bits}-bit weights" for bits, share in shares)

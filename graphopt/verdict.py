@@ -83,7 +83,7 @@ def judge(
         )
     )  # fmt: skip
     report.integer_macs, report.weight_only_macs = audit.share, audit.weight_only_shares
-    report.float_operators = audit.floating
+    report.half_macs, report.float_operators = audit.half_share, audit.floating
     if data.synthetic:
         report.missing["agreement"] = "no calibration data was given"
         return
@@ -128,12 +128,18 @@ def clock(report: Report, target: Target, before: Artifact, after: Artifact, gra
         after_ms=taken.median("after"),
         speedup=taken.speedup("before", "after"),
         before=f"{runtime}, float",
-        after=f"{runtime}, {'weights in few bits' if report.weight_only_macs and not report.integer_macs else 'integer'}",
+        after=f"{runtime}, {_arithmetic(report)}",
         threads=threads,
         host=after.device or measures.host_cpu(),
     )
     if report.integer_macs and (warning := slower(report.latency, report.float_operators)):
         report.warnings.append(warning)
+
+
+def _arithmetic(report: Report) -> str:
+    if report.integer_macs or not (report.weight_only_macs or report.half_macs):
+        return "integer"
+    return "float16" if report.half_macs else "weights in few bits"
 
 
 def _untimed(target: Target, artifact: Artifact) -> str:

@@ -84,6 +84,15 @@ def test_integers_compiled_for_arm_answer_what_the_simulation_answers(block: str
 
 
 @needs_tvm
+@pytest.mark.parametrize("cpu", ["cortex-a76", "max"])
+def test_float16_compiled_for_arm_answers_what_the_simulated_graph_answers(cpu: str) -> None:
+    target, x = find("tvm-cortex-a76-fp16"), images(8, seed=3)
+    graph = simulated(model_of("residual"), target)
+    answers, expected = on_arm(backend("tvm").lower(graph, target), cpu, x), graph(x).detach()
+    assert float((answers - expected).abs().max()) < 2e-3 * float(expected.abs().max())  # a value may round the other way
+
+
+@needs_tvm
 @pytest.mark.parametrize("cpu", CPUS)
 def test_floats_compiled_for_arm_differ_from_x86_by_rounding(cpu: str) -> None:
     network, x = model_of("squeeze-excite"), images(4, seed=3)

@@ -1,4 +1,4 @@
-"""TVM: lower a graph to kernels compiled ahead of time for a CPU, true integers included.
+"""TVM: lower a graph to kernels compiled ahead of time for a CPU or GPU, true integers and float16 included.
 
 artifact = lower(graph, target)
 artifact(images)
@@ -8,8 +8,8 @@ artifact.on("rpc://host:port")(images)  # on a device
 """
 
 from graphopt.backends.tvm.artifact import TvmArtifact, audit, load, lower
+from graphopt.backends.tvm.halves import deploy
 from graphopt.backends.tvm.remote import connect
 from graphopt.backends.tvm.simulate import simulate
-from graphopt.deploy import deploy
 
 __all__ = ["TvmArtifact", "audit", "connect", "deploy", "load", "lower", "simulate"]

@@ -13,9 +13,9 @@ import tvm
 from tvm import relax
 
 from graphopt.artifact import Artifact, describe, temporary_folder
-from graphopt.backends.tvm.build import Code, build, link, linker, refusal, use_threads
+from graphopt.backends.tvm.build import Code, build, device_source, link, linker, refusal, use_threads
 from graphopt.backends.tvm.emit import Emitted, emit
-from graphopt.backends.tvm.machine import machine
+from graphopt.backends.tvm.machine import processor
 from graphopt.backends.tvm.schedules import Conv, Tile
 from graphopt.backends.tvm.static import example_batch, fix_batch
 from graphopt.backends.tvm.tune import Budget
@@ -28,6 +28,7 @@ from graphopt.report import FloatOperator
 from graphopt.targets import Target
 
 LIBRARY = "model.so"
+SOURCES = {"cuda": "kernels.cu", "opencl": "kernels.cl"}  # of a GPU, which the library holds as well
 Arrays = list[np.ndarray[Any, Any]]
 
 
@@ -68,6 +69,11 @@ class TvmArtifact(Artifact):
         """
         from graphopt.backends.tvm.remote import RemoteArtifact, connect
 
+        if self.code.get("kernels", "cpu") != "cpu":
+            raise InputError(
+                "artifacts for GPUs run where they are loaded; copy the folder to the device and load it there"
+            )
+
         return RemoteArtifact(self, connect(device))
 
     def _run(self, inputs: Arrays) -> Arrays:
@@ -91,13 +97,18 @@ class TvmArtifact(Artifact):
             if self.refusal:
                 raise ArtifactError(f"{self.manifest.model} cannot run here: {self.refusal}")
             executable = tvm.runtime.load_module(str(self.folder / LIBRARY))
-            self._main = relax.VirtualMachine(executable, tvm.cpu())["main"]
+            self._main = relax.VirtualMachine(executable, self._device)["main"]
         use_threads(self.threads)
-        return call(self._main, inputs)
+        return call(self._main, inputs, self._device)
+
+    @property
+    def _device(self) -> Any:
+        return tvm.device(self.code.get("kernels", "cpu"), 0)
 
 
-def call(main: Any, inputs: Arrays) -> Arrays:
-    return [output.numpy() for output in main(*map(tvm.runtime.tensor, inputs))]
+def call(main: Any, inputs: Arrays, device: Any = None) -> Arrays:
+    device = device or tvm.cpu()
+    return [output.numpy() for output in main(*(tvm.runtime.tensor(array, device) for array in inputs))]
 
 
 def in_slices(compute: Callable[[Arrays], Arrays], inputs: Arrays, free: Sequence[bool], batch: int) -> Arrays:
@@ -140,6 +151,8 @@ def lower(
     batch = (batch or example_batch(graph)) if graph.dynamic_batch else None
     if tune is None and tune_database is not None:
         raise InputError("tune_database remembers what tune=... measures; give both")
+    if tune is not None and code.kernels != "cpu":
+        raise InputError(f"tune measures kernels of CPUs; {target.name!r} computes with {code.kernels}: leave it out")
     budget = None if tune is None else Budget.of(tune)
     fixed = fix_batch(graph, batch) if batch else graph
     emitted = compiled(fixed, code, samples=batch or 1)
@@ -147,7 +160,10 @@ def lower(
         tiles = tune_tiles(emitted.layers, code, budget, tune_database)
         emitted = compiled(fixed, code, samples=batch or 1, tiles=tiles)
     folder = temporary_folder()
-    link(build(emitted.module, code), folder / LIBRARY, command)
+    executable = build(emitted.module, code)
+    link(executable, folder / LIBRARY, command)
+    if code.kernels in SOURCES:
+        (folder / SOURCES[code.kernels]).write_text(device_source(executable))
     manifest = describe(graph, target, folder, model=name)
     if batch is not None:
         for output in manifest.outputs:
@@ -169,7 +185,7 @@ def compiled(
 ) -> Emitted:
     """The module of a graph with a fixed batch."""
     with torch.no_grad():
-        return emit(graph, machine(code.target()), watch, samples, tiles)
+        return emit(graph, processor(code.target()), watch, samples, tiles)
 
 
 def load(folder: Path, manifest: Manifest) -> TvmArtifact:
@@ -193,7 +209,7 @@ def intermediate(artifact: TvmArtifact, names: list[str], inputs: Arrays) -> dic
     count = len(inputs[0])
     graph = fix_batch(artifact.graph, count) if artifact.graph.dynamic_batch else artifact.graph
     code = artifact.code
-    described = Code(code["architecture"], code["triple"], code["cpu"], tuple(code["features"]))
+    described = Code.from_dict(code)
     emitted = compiled(graph, described, names)
     main = relax.VirtualMachine(build(emitted.module, described), tvm.cpu())["main"]
     return dict(zip(emitted.names, call(main, inputs)[len(graph.outputs) :], strict=True))

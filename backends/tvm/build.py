@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -22,8 +23,9 @@ from tvm.support import cc
 from tvm.target import codegen
 
 from graphopt.backends.tvm.functions import LEGALIZED
-from graphopt.backends.tvm.machine import Machine, machine
-from graphopt.backends.tvm.schedules import PASS_CONFIG
+from graphopt.backends.tvm.machine import Gpu, Processor, processor
+from graphopt.backends.tvm.schedules import PASS_CONFIG, written_for
+from graphopt.backends.tvm.schedules.gpu.leftovers import threaded
 from graphopt.backends.tvm.schedules.leftovers import scheduled
 from graphopt.errors import GraphoptError, InputError
 from graphopt.targets import Target, architecture
@@ -42,18 +44,27 @@ class Code:
 
     Attributes:
         architecture: as `Target.architecture`.
-        triple, cpu: LLVM's.
+        triple, cpu: LLVM's; where a GPU computes, `triple` is that of the machine it is part of, and `cpu` CUDA's name of it.
         features: `+dotprod`, `-avx512fp16`, ...: what differs from the CPU's own.
+        kernels: what computes: `cpu`, or a GPU through `cuda` or `opencl`.
     """
 
     architecture: str
     triple: str
     cpu: str
     features: tuple[str, ...] = ()
+    kernels: str = "cpu"
 
     @classmethod
     def of(cls, target: Target) -> Code:
         """Raises InputError where LLVM does not know the CPU, or the target is the machine at hand and this is another."""
+        if target.kernels != "cpu":
+            if target.kernels == "cuda" and not re.fullmatch(r"sm_\d+[af]?", target.cpu):
+                raise InputError(
+                    f"target {target.name!r}: cpu={target.cpu!r} is no GPU of CUDA; give its compute capability, such as "
+                    "dataclasses.replace(target, cpu='sm_87')"
+                )
+            return cls(target.architecture, target.triple, target.cpu, target.features, target.kernels)
         if target.cpu:
             code = cls(target.architecture, target.triple, target.cpu, target.features)
             known = [str(name) for name in codegen.llvm_get_cpu_archlist(_described(code.triple, ""))]
@@ -77,21 +88,31 @@ class Code:
 
     def target(self) -> Any:
         """The `tvm.target.Target`."""
+        if self.kernels != "cpu":
+            gpu = {"kind": self.kernels} | ({"arch": self.cpu} if self.kernels == "cuda" else {})
+            return tvm.target.Target(gpu, host=_described(self.triple, "", self.features))
         return _described(self.triple, self.cpu, self.features)
 
     def required(self) -> list[str]:
-        """Every instruction-set feature that the generated code may use."""
+        """Every instruction-set feature of a CPU that the generated code may use."""
+        if self.kernels != "cpu":
+            return []
         return sorted(str(f) for f in codegen.llvm_get_cpu_features(self.target()))
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "features": list(self.features), "required": self.required()}
 
+    @classmethod
+    def from_dict(cls, described: Mapping[str, Any]) -> Code:
+        architecture, triple, cpu = (str(described[name]) for name in ("architecture", "triple", "cpu"))
+        return cls(architecture, triple, cpu, tuple(described["features"]), described.get("kernels", "cpu"))
+
     def __str__(self) -> str:
-        return " ".join([self.cpu, *self.features, f"({self.triple})"])
+        return " ".join([self.cpu or self.kernels, *self.features, f"({self.triple})"])
 
 
 def _described(triple: str, cpu: str, features: tuple[str, ...] = ()) -> Any:
-    options: dict[str, Any] = {"kind": "llvm", "mtriple": triple}
+    options: dict[str, Any] = {"kind": "llvm", "mtriple": triple or str(codegen.llvm_get_system_triple())}
     return tvm.target.Target(options | ({"mcpu": cpu} if cpu else {}) | ({"mattr": list(features)} if features else {}))
 
 
@@ -108,13 +129,33 @@ def lacking() -> set[str]:
 
 def refusal(code: Mapping[str, Any]) -> str:
     """Why code, described as by `to_dict`, does not run on this machine; empty where it does."""
-    made = f"it was compiled for {code['cpu']} ({code['triple']})"
+    made = f"it was compiled for {code['cpu'] or 'OpenCL'} ({code['triple']})"
+    kernels = code.get("kernels", "cpu")
     if code["architecture"] != architecture():
         here = f"{made}; this machine is {architecture()}"
+        if kernels != "cpu":
+            return f"{here}: copy the folder to a machine with such a GPU, and load it there"
         return f"{here}: copy the folder to such a device and load it there, or run it there from here: .on('rpc://host:port')"
+    if kernels != "cpu" and not has_gpu(kernels):
+        lack = f"{made}, for a GPU; this machine has no {GPU_RUNTIMES[kernels]}"
+        return f"{lack}: copy the folder to one that has, and load it there"
     if missing := sorted(set(code["required"]) & lacking()):
         return f"{made}, which has {', '.join(missing)}; this machine has not: run it on a machine that has, or compile again"
     return ""
+
+
+GPU_RUNTIMES = {
+    "cuda": "NVIDIA GPU that TVM can use",
+    "opencl": "OpenCL device that TVM can use (a build of TVM with USE_OPENCL=ON, which the one of PyPI is not)",
+}
+
+
+def has_gpu(kernels: str) -> bool:
+    """Whether a GPU is at hand and this TVM has the runtime for it."""
+    try:
+        return bool(tvm.device(kernels, 0).exist)
+    except (RuntimeError, ValueError, AttributeError):
+        return False
 
 
 def use_threads(threads: int) -> None:
@@ -156,8 +197,13 @@ def linker(code: Code, given: str) -> list[str]:
     return [name]
 
 
-def passes(machine: Machine) -> Any:
-    """What TVM does with a module of scheduled kernels and operators of its own; sizes change without copies."""
+def passes(machine: Processor) -> Any:
+    """What TVM does with a module of scheduled kernels and operators of its own."""
+    return tvm.transform.Sequential([as_kernels(machine), *_MEMORY_AND_CALLS])
+
+
+def as_kernels(machine: Processor) -> Any:
+    """Operators become scheduled functions; sizes change without copies."""
     legalized = {"relax.reshape": lambda builder, call: call, **LEGALIZED}
     return tvm.transform.Sequential(
         [
@@ -170,22 +216,28 @@ def passes(machine: Machine) -> Any:
             relax.transform.FuseTIR(),
             relax.transform.DeadCodeElimination(["main"]),
             _schedule_leftovers(machine),
-            relax.transform.ToNonDataflow(),
-            relax.transform.RemovePurityChecking(),
-            relax.transform.CallTIRRewrite(),
-            relax.transform.StaticPlanBlockMemory(),
-            relax.transform.LowerAllocTensor(),
-            relax.transform.KillAfterLastUse(),
-            relax.transform.LowerRuntimeBuiltin(),
-            relax.transform.ComputePrimValue(),
-            relax.transform.VMShapeLower(),
-            relax.transform.AttachGlobalSymbol(),
         ]
     )
 
 
-def _schedule_leftovers(machine: Machine) -> Any:
+_MEMORY_AND_CALLS = (
+    relax.transform.ToNonDataflow(),
+    relax.transform.RemovePurityChecking(),
+    relax.transform.CallTIRRewrite(),
+    relax.transform.StaticPlanBlockMemory(),
+    relax.transform.LowerAllocTensor(),
+    relax.transform.KillAfterLastUse(),
+    relax.transform.LowerRuntimeBuiltin(),
+    relax.transform.ComputePrimValue(),
+    relax.transform.VMShapeLower(),
+    relax.transform.AttachGlobalSymbol(),
+)
+
+
+def _schedule_leftovers(machine: Processor) -> Any:
     def schedule(module: Any, context: Any) -> Any:
+        if isinstance(machine, Gpu):
+            return threaded(module)
         for name, function in module.functions_items():
             if isinstance(function, tvm.tirx.PrimFunc):
                 module.update_func(name, scheduled(function, machine))
@@ -196,12 +248,26 @@ def _schedule_leftovers(machine: Machine) -> Any:
 
 def build(module: Any, code: Code) -> Any:
     """Compile a module to an executable in memory."""
+    chosen = processor(code.target())
     try:
-        with tvm.transform.PassContext(config=PASS_CONFIG):
-            return relax.build(module, code.target(), relax_pipeline=passes(machine(code.target())))
+        with tvm.transform.PassContext(config=PASS_CONFIG), written_for(chosen):
+            return relax.build(module, code.target(), relax_pipeline=passes(chosen))
+    except GraphoptError:
+        raise
     except Exception as error:
         reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
         raise GraphoptError(f"TVM cannot compile the model for {code}: {reason.strip()}") from error
+
+
+def device_source(executable: Any) -> str:
+    """The source of a GPU's kernels."""
+    waiting, found = [executable.mod], []
+    while waiting:
+        module = waiting.pop()
+        waiting += list(module.imports)
+        if module.kind in GPU_RUNTIMES:
+            found.append(str(module.inspect_source()))
+    return "\n".join(found)
 
 
 def link(executable: Any, path: Path, command: list[str]) -> None:

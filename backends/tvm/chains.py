@@ -1,6 +1,8 @@
 """Float layers: one kernel for a layer, the sum behind it and the activation behind that.
 
-conv -> [add ->] [relu or clamp]
+    conv -> [add ->] [relu or clamp]
+
+Values in float16 are read and written as such: `half` behind the chain, and between layer and sum, is part of it.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from typing import Any, NamedTuple
 
 from torch.fx.node import Node
 
+from graphopt.backends.tvm.halves import half_of, narrowed
 from graphopt.backends.tvm.images import call_layer, layer_input, layer_spec
 from graphopt.backends.tvm.layouts import Value
 from graphopt.backends.tvm.program import Program
@@ -19,11 +22,19 @@ from graphopt.ops import Layer, clamp_bounds, family, shape
 
 
 class Chain(NamedTuple):
-    """A float layer and what its kernel does besides."""
+    """A float layer and what its kernel does besides.
+
+    Attributes:
+        members: the calls it stands for, the last one left out.
+        half: the result is float16. rounded: so is what the layer gives to the sum.
+    """
 
     layer: Layer
+    members: tuple[Node, ...]
     added: Node | None
     clamp: tuple[float | None, float | None]
+    half: bool
+    rounded: bool
 
 
 def chains(graph: Graph) -> dict[Node, Chain]:
@@ -39,30 +50,37 @@ def chains(graph: Graph) -> dict[Node, Chain]:
             continue
         if layer.bias is not None and not graph.is_constant(layer.bias):
             continue
-        last, added = node, None
+        calls, added = [node], None
         clamp: tuple[float | None, float | None] = (None, None)
-        reader = _only_reader(last)
+        rounding = _rounding(node)
+        own = rounding[-1] if rounding else node
+        reader = _only_reader(own)
         if reader is not None and family(reader) == "add" and all(_fits(a, node) for a in reader.args[:2]):
-            others = [a for a in reader.args[:2] if isinstance(a, Node) and a is not last]
+            others = [a for a in reader.args[:2] if isinstance(a, Node) and a is not own]
             if len(others) == 1 and reader not in summed:
                 summed.add(reader)
-                added, last = others[0], reader
-                reader = _only_reader(last)
+                added = others[0]
+                calls += [*rounding, reader]
+        reader = _only_reader(calls[-1])
         if reader is not None and family(reader) in ("relu", "clamp"):
             low, high = clamp_bounds(reader)
             infinity = float("inf")
             clamp = (None if low == -infinity else low, None if high == infinity else high)
-            last = reader
-        found[last] = Chain(layer, added, clamp)
+            calls.append(reader)
+        reader = _only_reader(calls[-1])
+        half = reader is not None and narrowed(reader)
+        if reader is not None and half:
+            calls.append(reader)
+        *members, last = calls
+        found[last] = Chain(layer, tuple(members), added, clamp, half, bool(rounding) and added is not None)
     return found
 
 
-def members(chain: Chain, last: Node) -> set[Node]:
-    """The nodes of a chain before the last one."""
-    nodes = {chain.layer.node}
-    if last is not chain.layer.node:
-        nodes |= {a for a in last.all_input_nodes if family(a) == "add" and chain.layer.node in a.all_input_nodes}
-    return nodes - {last}
+def _rounding(node: Node) -> list[Node]:
+    """The conversions to float16 and back that alone read this."""
+    narrow = _only_reader(node)
+    wide = _only_reader(narrow) if narrow is not None and narrowed(narrow) else None
+    return [narrow, wide] if narrow is not None and half_of(wide) is narrow else []  # type: ignore[list-item]
 
 
 def _only_reader(node: Node) -> Node | None:
@@ -73,18 +91,31 @@ def _fits(value: Any, like: Node) -> bool:
     return isinstance(value, Node) and shape(value) == shape(like) and value.meta["val"].dtype == like.meta["val"].dtype
 
 
+def _dtype(node: Node) -> str:
+    return str(node.meta["val"].dtype).removeprefix("torch.")
+
+
 def emit_chain(program: Program, chain: Chain, last: Node) -> Value:
     """A convolution or linear layer in float."""
     layer = chain.layer
     graph = program.graph
-    source, weight = layer_input(program, layer.input, graph.tensor(layer.weight).float(), layer.node)
+    source, weight = layer_input(
+        program, half_of(layer.input) or layer.input, graph.tensor(layer.weight).float(), layer.node
+    )
     bias = graph.tensor(layer.bias).float().numpy() if layer.bias is not None else None
     window = Window(layer.stride, layer.padding, layer.dilation, layer.groups)
+    added = [half_of(a) or a for a in (chain.added,) if a is not None]
     epilogue = Epilogue(
-        bias=bias is not None, residual="float32" if chain.added is not None else None, clamp=chain.clamp
+        bias=bias is not None,
+        residual=_dtype(added[0]) if added else None,
+        clamp=chain.clamp,
+        rounded="float16" if chain.rounded else None,
+        dtype="float16" if chain.half else "float32",
     )
-    spec = layer_spec(source, weight.shape, window, "float32", 0, epilogue)
+    spec = layer_spec(source, weight.shape, window, _dtype(half_of(layer.input) or layer.input), 0, epilogue)
     constants = program.kernel(spec).constants(weight.contiguous().numpy(), bias)
-    program.floating(layer.node, macs=spec.macs)
-    added = [chain.added] if chain.added is not None else []
+    if spec.data == "float16":
+        program.half(spec.macs)
+    else:
+        program.floating(layer.node, macs=spec.macs)
     return call_layer(program, spec, source, added, constants, shape(last))

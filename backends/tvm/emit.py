@@ -14,13 +14,13 @@ from torch.fx.node import Node
 from tvm import relax
 
 from graphopt.backends.tvm import chains, codes, floating, integer
+from graphopt.backends.tvm.halves import deploy, half_of, keep_halves
 from graphopt.backends.tvm.layouts import Value, plain
-from graphopt.backends.tvm.machine import Machine
+from graphopt.backends.tvm.machine import Processor
 from graphopt.backends.tvm.program import Program
 from graphopt.backends.tvm.schedules import Conv, Tile
 from graphopt.blocks import DEQUANTIZE_BLOCKS
 from graphopt.coverage import Audit
-from graphopt.deploy import deploy
 from graphopt.errors import GraphoptError, InputError
 from graphopt.graph import Graph
 from graphopt.integers.arithmetic import dequantize, quantize
@@ -57,7 +57,7 @@ def speak(graph: Graph) -> None:
 
 def emit(
     graph: Graph,
-    machine: Machine,
+    machine: Processor,
     watch: Sequence[str] = (),
     samples: int = 1,
     tiles: Mapping[Conv, Tile] | None = None,
@@ -81,6 +81,7 @@ def emit(
     if not watched:
         codes.keep_codes(prepared)
     _fold_constants(prepared)
+    keep_halves(prepared)
     program = Program(prepared, machine, samples, tiles)
     inputs = [relax.Var(name, _type(node)) for name, node in zip(prepared.input_names, prepared.inputs, strict=True)]
     with program.builder.function("main", inputs):
@@ -131,10 +132,10 @@ def _emit_calls(program: Program, watched: set[Node]) -> None:
     chained = chains.chains(graph)
     layers = [node for node in graph.calls() if node not in watched]
     sums = {_sum_behind(node): node for node in layers if _sum_behind(node) is not None}
-    later = set(sums.values()) | {n for last, chain in chained.items() for n in chains.members(chain, last)}
+    later = set(sums.values()) | {n for chain in chained.values() for n in chain.members}
     operators = floating.Operators(program)
     for node in graph.calls():
-        if node in later:
+        if node in later or half_of(node) is not None:  # widened where it is read
             continue
         if node in chained:
             value = chains.emit_chain(program, chained[node], node)

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch.fx.node import Node
 from tvm import relax
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
 from graphopt.backends.tvm.layouts import Value, channels_last, plain
-from graphopt.backends.tvm.pools import emit_max_pool
+from graphopt.backends.tvm.pools import emit_max_pool, emit_mean
 from graphopt.backends.tvm.program import Program
 from graphopt.errors import GraphoptError
 from graphopt.ops import BatchNorm, argument, aten, family, shape
@@ -36,12 +37,12 @@ class Operators:
         self.rules: dict[str, Callable[[Node], Value | None]] = {
             "transpose": self._transpose, "concat": self._concat, "pad": self._pad, "slice": self._slice, "mean": self._mean,
             "max_pool": self._max_pool, "global_average_pool": self._global_pool,
-            "reshape": self._reshape, "batch_norm": self._batch_norm, "shuffle": self._shuffle,
+            "reshape": self._reshape, "convert": self._convert, "batch_norm": self._batch_norm, "shuffle": self._shuffle,
             **dict.fromkeys(PAIRS, self._pair),
         }  # fmt: skip
 
     def emit(self, node: Node) -> Value:
-        kind = family(node) or ""
+        kind = "convert" if node.target is aten.to.dtype else family(node) or ""
         value = self.rules[kind](node) if kind in self.rules else None
         if value is None and kind in ALIKE:
             value = self._alike(node)
@@ -50,6 +51,11 @@ class Operators:
     def _alike(self, node: Node) -> Value:
         source = self.program.value(node.args[0])
         return Value(self._import(node, {node.args[0]: source}), source.shape, source.order)
+
+    def _convert(self, node: Node) -> Value:
+        source = self.program.value(node.args[0])
+        dtype = str(node.args[1]).removeprefix("torch.")
+        return self.program.emit(relax.op.astype(source.expr, dtype), source.shape, source.order)
 
     def _pair(self, node: Node) -> Value | None:
         if not all(isinstance(a, Node) for a in node.args[:2]) or node.kwargs.get("alpha", 1) != 1:
@@ -155,6 +161,8 @@ class Operators:
 
     def _global_pool(self, node: Node) -> Value | None:
         source = self.program.value(node.args[0])
+        if node.meta["val"].dtype == torch.float16 and len(source.shape) in (3, 4):
+            return emit_mean(self.program, node)
         axes = [source.position(d) for d in range(2, len(source.shape))]
         return self.program.emit(relax.op.mean(source.expr, axes, True), shape(node), source.order)
 

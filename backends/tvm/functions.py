@@ -16,6 +16,8 @@ from typing import Any
 
 from tvm import te, tirx, topi
 
+from graphopt.backends.tvm.schedules import exact
+
 Expr = Any
 EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1, 1.0, 1.0)
 LN2 = (0.693359375, -2.12194440e-4)
@@ -32,7 +34,7 @@ ERF = (
 
 
 def number(value: float) -> Expr:
-    return tirx.const(value, "float32")
+    return exact.number(value, "float32")
 
 
 def exp(x: Expr) -> Expr:

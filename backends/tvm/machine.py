@@ -1,6 +1,7 @@
 """What the schedules know about a processor: the width and number of its vectors, its caches, its 8-bit dot product.
 
     machine(tvm.target.Target(PROFILES["cortex-a76"].target()))
+    processor(tvm.target.Target({"kind": "cuda", "arch": "sm_87"}))     the same, or a `Gpu`
     host()
 
 Instruction sets are read from LLVM's table of CPUs and the target's `mattr`; caches from `PROFILES`, for the machine at hand from
@@ -43,6 +44,32 @@ class Machine:
 
 
 @dataclass(frozen=True)
+class Gpu:
+    """A processor of many threads, for which every thread computes elements one by one.
+
+    Attributes:
+        language: that its kernels are written in.
+        threads: of a block (OpenCL: of a work group) at most.
+        shared_bytes: of memory that a block's threads share.
+        multiprocessors: there should be at least so many blocks.
+        dot: `dp4a` adds four 8-bit products; else they are multiplied one by one.
+    """
+
+    language: Literal["cuda", "opencl"]
+    threads: int = 256
+    shared_bytes: int = 32 << 10
+    multiprocessors: int = 4
+    dot: Literal["dp4a", "none"] = "none"
+
+    def lanes(self, dtype: str) -> int:
+        """Elements of a type that a thread computes at once."""
+        return 1
+
+
+Processor = Machine | Gpu
+
+
+@dataclass(frozen=True)
 class Profile:
     """A CPU to compile for: what LLVM calls it, and the caches LLVM does not know."""
 
@@ -71,6 +98,21 @@ PROFILES = {
     "x86-64-v3": Profile("x86_64-linux-gnu", "x86-64-v3"),
     "x86-64-v4": Profile("x86_64-linux-gnu", "x86-64-v4", l2_bytes=1 << 20),
 }
+
+
+GPUS = {
+    "cuda": Gpu("cuda", shared_bytes=48 << 10, multiprocessors=16, dot="dp4a"),  # dp4a: from sm_61 on
+    "opencl": Gpu("opencl"),
+}
+
+
+def processor(target: Any) -> Processor:
+    """For a tvm.target.Target.
+
+    Raises:
+        ValueError: it is neither a CPU nor a GPU with CUDA or OpenCL.
+    """
+    return GPUS[str(target.kind)] if str(target.kind) in GPUS else machine(target)
 
 
 def machine(target: Any) -> Machine:

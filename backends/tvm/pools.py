@@ -36,6 +36,14 @@ def emit_average(
     return pooled(program, spec, image, shape(node))
 
 
+def emit_mean(program: Program, node: Node) -> Value:
+    """Of float images, each as a whole; summed in float32."""
+    image = image_of(program, program.value(node.args[0]))
+    size = (image.shape[2], image.shape[3])
+    spec = Pool("average", image.stored, size, size, data=str(node.meta["val"].dtype).removeprefix("torch."))  # type: ignore[arg-type]
+    return pooled(program, spec, image, shape(node))
+
+
 def emit_max_pool(program: Program, node: Node) -> Value:
     """Of codes or floats."""
     image = image_of(program, program.value(node.args[0]))

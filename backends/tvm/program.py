@@ -14,8 +14,9 @@ from tvm import relax
 from tvm.ir.expr import GenericConst
 
 from graphopt.backends.tvm import schedules
+from graphopt.backends.tvm.halves import half_of
 from graphopt.backends.tvm.layouts import Order, Value, moves_nothing, plain
-from graphopt.backends.tvm.machine import Machine
+from graphopt.backends.tvm.machine import Processor
 from graphopt.backends.tvm.schedules import Conv, Kernel, Pool, Tile
 from graphopt.coverage import Audit
 from graphopt.graph import Graph
@@ -42,7 +43,7 @@ class Program:
     """
 
     def __init__(
-        self, graph: Graph, machine: Machine, samples: int = 1, tiles: Mapping[Conv, Tile] | None = None
+        self, graph: Graph, machine: Processor, samples: int = 1, tiles: Mapping[Conv, Tile] | None = None
     ) -> None:
         """`samples`: to divide multiply-accumulates by; `tiles`: of the layers that were tuned."""
         self.graph, self.machine, self.samples = graph, machine, samples
@@ -59,6 +60,9 @@ class Program:
 
     def value(self, node: Any) -> Value:
         """What was emitted for a node; a constant is written down now."""
+        if node not in self.values and (half := half_of(node)) is not None:
+            value = self.value(half)
+            self.values[node] = self.emit(relax.op.astype(value.expr, "float32"), value.shape, value.order)
         if node not in self.values:
             self.values[node] = self.constant(self.graph.tensor(node))
         return self.values[node]
@@ -115,10 +119,16 @@ class Program:
         self.audit.integer_macs += macs // self.samples
         self.audit.total_macs += macs // self.samples
 
+    def half(self, macs: int) -> None:
+        """Count a layer that reads float16."""
+        self.audit.half_macs += macs // self.samples
+        self.audit.total_macs += macs // self.samples
+
     def floating(self, node: Node, macs: int | None = None) -> None:
-        """Note an operator that computes in float, unless it only moves values."""
+        """Note an operator that computes in float, unless it only moves values or gives float16."""
         kind = family(node)
-        if kind in MOVEMENT | {"transpose", "pad", "concat", "max_pool"}:
+        is_half = node.meta["val"].dtype == torch.float16
+        if is_half or kind in MOVEMENT | {"transpose", "pad", "concat", "max_pool"}:
             return
         macs = (layer_macs(self.graph).get(node, 0) if macs is None else macs) // self.samples
         name = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
@@ -157,7 +167,8 @@ class Program:
     ) -> Any:
         """Call a function of TIR made by `function()`, once for every `key`."""
         if key not in self._kernels:
-            self._add(key, Kernel(function(), tuple(shape), dtype), name)
+            with schedules.written_for(self.machine):
+                self._add(key, Kernel(function(), tuple(shape), dtype), name)
         return self._call(key, inputs, shape, dtype)
 
     def _call(self, key: Any, arguments: Sequence[Any], shape: Sequence[int], dtype: str) -> Any:

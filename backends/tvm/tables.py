@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
+from graphopt.backends.tvm.schedules import exact
 from graphopt.deploy import Grid
 
 
@@ -26,9 +27,9 @@ def product(a_shape: tuple[int, ...], b_shape: tuple[int, ...], out: tuple[int, 
         return x[tuple(0 if n == 1 else i for n, i in zip(sizes, index, strict=True))].astype("int32")
 
     def multiply(*index: Any) -> Any:
-        exact = (at(p, a_shape, index) - a.zero_point) * (at(q, b_shape, index) - b.zero_point)
-        value = exact.astype("float32") * tirx.const(float(ratio), "float32")
-        rounded = tirx.nearbyint(value + tirx.const(float(y.zero_point), "float32"))
+        whole = (at(p, a_shape, index) - a.zero_point) * (at(q, b_shape, index) - b.zero_point)
+        value = exact.product(whole.astype("float32"), exact.number(float(ratio), "float32"))
+        rounded = exact.nearest(value + tirx.const(float(y.zero_point), "float32"))
         return _clamp(rounded, y).astype(_name(y))
 
     return te.create_prim_func([p, q, te.compute(out, multiply, "y")])
@@ -47,9 +48,8 @@ def softmax(rows: tuple[int, int], x: Grid, y: Grid) -> Any:
     inverse = float(np.floor(np.float32(1) / np.float32(y.scale)))
 
     def share(i: Any, c: Any) -> Any:
-        value = tirx.nearbyint(e[i, c] * tirx.const(inverse, "float32") / total[i]) + tirx.const(
-            float(y.zero_point), "float32"
-        )
+        steps = exact.quotient(e[i, c] * exact.number(inverse, "float32"), total[i])
+        value = exact.nearest(steps) + tirx.const(float(y.zero_point), "float32")
         return _clamp(value, y).astype(_name(y))
 
     return te.create_prim_func([codes, table, te.compute(rows, share, "y")])

@@ -17,6 +17,7 @@ from graphopt.numerics.floating import (
     FAKE_QUANTIZE_FLOAT,
     FLOAT16,
     FLOAT16_WITHOUT_SUBNORMALS,
+    HALVES,
     FloatFormat,
 )
 from graphopt.numerics.logarithmic import FAKE_QUANTIZE_LOG, LogFormat
@@ -44,6 +45,7 @@ __all__ = [
     "FAKE_QUANTIZE_TABLE",
     "FLOAT16",
     "FLOAT16_WITHOUT_SUBNORMALS",
+    "HALVES",
     "SMALLEST_SCALE",
     "BlockFloat",
     "Codebook",

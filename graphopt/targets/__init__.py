@@ -6,6 +6,7 @@ A target decides number formats, where quantizers go and how the graph is lowere
     target.py      what there is to say about one
     cpus.py        CPUs through ONNX Runtime
     compiled.py    CPUs through TVM
+    gpus.py        GPUs through TVM
     vendors.py     GPUs, DSPs and accelerators, fed by an ONNX file for their vendor's compiler
     packed.py      accelerators whose formats ONNX cannot express
     machine.py     the machine this runs on

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from graphopt.numerics import Format
+from dataclasses import replace
+
+from graphopt.numerics import FLOAT16, Format
 from graphopt.targets.cpus import SIGNED_WEIGHTS
 from graphopt.targets.families import TVM_INTEGER
 from graphopt.targets.target import Target
@@ -55,4 +57,12 @@ _COMPILED = [
         "+c",
     ),
 ]
-COMPILED = {target.name: target for target in _COMPILED}
+_HALF = replace(
+    next(target for target in _COMPILED if target.cpu == "cortex-a76"),
+    name="tvm-cortex-a76-fp16",
+    description="64-bit ARM cores with float16 (Raspberry Pi 5, phones) through TVM: float16 in memory, sums in float32",
+    weights=FLOAT16,
+    activations=FLOAT16,
+    features=("+fullfp16",),
+)
+COMPILED = {target.name: target for target in (*_COMPILED, _HALF)}

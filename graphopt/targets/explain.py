@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from graphopt.numerics import Format
 from graphopt.targets.target import Target
 
 
@@ -12,12 +13,12 @@ def explain(target: Target) -> Iterator[tuple[str, str]]:
     yield target.name, target.description
     yield "weights", _either(target.weights, *target.weight_formats)
     yield "values", _either(target.activations, *target.activation_formats)
-    yield "integer", ", ".join(sorted(target.integer))
+    yield "integer" if isinstance(target.activations, Format) else "rounds", ", ".join(sorted(target.integer))
     yield "fuses", _fusions(target)
     yield "moves codes", ", ".join(sorted(target.moves))
     yield (
         "else",
-        "float, between DequantizeLinear and QuantizeLinear"
+        ("float32" if target.runtime == "tvm" else "float, between DequantizeLinear and QuantizeLinear")
         if target.float_layers
         else "nothing: every layer is integer",
     )
@@ -40,6 +41,9 @@ def _either(first: object, *others: object) -> str:
 def _artifact(target: Target) -> str:
     if target.vendor_compiler:
         return "ONNX with QuantizeLinear and DequantizeLinear, for the vendor's compiler"
+    if target.kernels != "cpu":
+        source = {"cuda": "CUDA", "opencl": "OpenCL"}[target.kernels]
+        return f"{source} source ({target.cpu or 'any device'}) in a library for {target.triple}, run by TVM"
     if target.runtime == "packed":
         return "packed codes with their formats, and the graph that reads them; run by simulation"
     if target.runtime == "tvm":

@@ -41,6 +41,8 @@ class Target:
         triple, cpu, features: what a compiling runtime generates code for, in LLVM's words ("aarch64-linux-gnu", "cortex-a76",
             ("+dotprod",)); an empty `cpu` is the machine at hand.
         compiler: the command that links it; empty: the system's (cross) compiler.
+        kernels: what a compiling runtime makes compute: the CPU, or a GPU in `cuda` or `opencl`. `triple` then is that of the
+            machine it is part of, and `cpu` the GPU ("sm_87"; nothing for OpenCL).
     """
 
     name: str
@@ -72,6 +74,7 @@ class Target:
     cpu: str = ""
     features: tuple[str, ...] = ()
     compiler: str = ""
+    kernels: Literal["cpu", "cuda", "opencl"] = "cpu"
 
     def __post_init__(self) -> None:
         if self.block_products not in ("int8", "float32"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from graphopt.backends.tvm.machine import Machine
+from graphopt.backends.tvm.machine import Gpu, Processor
 from graphopt.backends.tvm.schedules import constants, emit, rounding
 from graphopt.backends.tvm.schedules.emit import Array, Expr, Flat, Kernel
 from graphopt.backends.tvm.schedules.sliding import UNROLLED, Place, Sliding
@@ -21,13 +21,13 @@ def applies(spec: Conv) -> bool:
     return spec.groups > 1 and spec.groups == spec.channels == spec.shape[3]
 
 
-def candidates(spec: Conv, machine: Machine) -> list[Tile]:
+def candidates(spec: Conv, machine: Processor) -> list[Tile]:
     """The tiles a depthwise convolution may have, the best by rule first."""
     lanes = min(machine.lanes("float32"), spec.channels)
     return Sliding(spec, Staging.of(spec, spec.data), machine, lanes, spec.data).candidates
 
 
-def conv(spec: Conv, machine: Machine, tile: Tile | None = None) -> Kernel:
+def conv(spec: Conv, machine: Processor, tile: Tile | None = None) -> Kernel:
     """Where `applies`. `tile`: one of `candidates`; None: the first."""
     lanes = min(machine.lanes("float32"), spec.channels)
     in_fours = (
@@ -37,8 +37,9 @@ def conv(spec: Conv, machine: Machine, tile: Tile | None = None) -> Kernel:
         and spec.kernel[0] * spec.kernel[1] <= UNROLLED
     )
     group = 4 if in_fours else 1
-    read = "uint8" if in_fours else "int16" if spec.integer else spec.data
-    stored = "int8" if in_fours else read
+    as_they_are = not spec.integer or isinstance(machine, Gpu)
+    read = "uint8" if in_fours else spec.data if as_they_are else "int16"
+    stored = "int8" if in_fours or (spec.integer and as_they_are) else read
     wide = "int32" if spec.integer else "float32"
     staging = Staging.of(spec, read, fill=spec.zero_point)
     loops = Sliding(spec, staging, machine, lanes, wide, group, tile)
@@ -63,7 +64,7 @@ def conv(spec: Conv, machine: Machine, tile: Tile | None = None) -> Kernel:
             at = ((ky * packed[1] + kx) * spec.channels + channel) * group
             w = flat["weight"].load(at, lanes * group)
             if in_fours:
-                name = f"llvm.x86.avx512.vpdpbusd.{8 * machine.vector_bytes}"
+                name = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"
                 return emit.intrinsic(f"int32x{lanes}", name, acc, emit.bits(x, f"int8x{4 * lanes}"), w)
             return acc + emit.cast(x, wide, lanes) * emit.cast(w, wide, lanes)
 

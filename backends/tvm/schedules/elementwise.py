@@ -7,22 +7,27 @@ from math import prod
 
 import numpy as np
 
-from graphopt.backends.tvm.machine import Machine
-from graphopt.backends.tvm.schedules import emit, rounding
+from graphopt.backends.tvm.machine import Gpu, Processor
+from graphopt.backends.tvm.schedules import emit, exact, rounding
 from graphopt.backends.tvm.schedules.emit import Expr, Flat, Kernel
 from graphopt.backends.tvm.schedules.epilogue import INTEGER
+from graphopt.backends.tvm.schedules.gpu import threads
 from graphopt.backends.tvm.schedules.specs import Add, Dequantize, Elementwise, Lookup, Quantize
 
 CHUNK = 4096  # elements of a task
 
 
-def elementwise(spec: Elementwise, machine: Machine) -> Kernel:
+def elementwise(spec: Elementwise, machine: Processor) -> Kernel:
     """The function takes the operands, then the table of a `Lookup` (256 entries, that of the lowest code first)."""
     inputs, result, compute, lanes = _parts(spec, machine.lanes("float32"))
     arguments = inputs | {"y": (spec.shape, result)}
 
     def body(*flats: Flat) -> None:
         count = prod(spec.shape)
+        if isinstance(machine, Gpu):
+            with threads.each(count, machine) as i:
+                flats[-1].store(compute(flats[:-1], i, 1), i)
+            return
 
         def chunk(start: Expr, size: int) -> None:
             emit.in_vectors(size, lanes, lambda i, n: flats[-1].store(compute(flats[:-1], start + i, n), start + i, n))
@@ -57,7 +62,8 @@ def _parts(spec: Elementwise, lanes: int) -> tuple[dict[str, tuple[tuple[int, ..
 
 
 def _quantize(spec: Quantize, x: Flat, i: Expr, lanes: int) -> Expr:
-    steps = emit.cast(x.load(i, lanes), "float32", lanes) / emit.constant(spec.scale, "float32", lanes)
+    value = emit.cast(x.load(i, lanes), "float32", lanes)
+    steps = exact.quotient(value, emit.constant(spec.scale, "float32", lanes))
     return rounding.to_codes(steps, spec.result, lanes, spec.result.zero_point)
 
 

@@ -19,6 +19,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as tir
 
 from graphopt.backends.tvm.machine import Machine
+from graphopt.backends.tvm.schedules import exact
 
 Array = NDArray[Any]
 Expr = Any  # a TIR expression; indices may be Python integers
@@ -73,8 +74,18 @@ def function(arguments: Mapping[str, tuple[Sequence[int], str]], body: Body) -> 
         tir.func_name("main")
         tir.func_attr({"tirx.noalias": True})
         buffers = [tir.arg(name, tir.buffer(tuple(shape), dtype)) for name, (shape, dtype) in arguments.items()]
-        body(*(Flat(tir.decl_buffer((prod(b.shape),), b.dtype, data=b.data)) for b in buffers))
+        body(*(flattened(buffer, name) for buffer, name in zip(buffers, arguments, strict=True)))
     return builder.get()
+
+
+def flattened(buffer: Any, name: str) -> Flat:
+    return Flat(named(tir.decl_buffer((prod(buffer.shape),), buffer.dtype, data=buffer.data), name))
+
+
+def named(value: Any, name: str) -> Any:
+    """The same, by a name in generated source."""
+    IRBuilder.name(name, value)
+    return value
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +98,8 @@ class Registers:
     @classmethod
     def of(cls, count: int, dtype: str, lanes: int) -> Registers:
         on_stack = {"disable_lower_builtin": True}  # counts under PASS_CONFIG; without it, TVM asks its allocator
-        return cls(Flat(tir.alloc_buffer((count * lanes,), dtype, scope="local", annotations=on_stack)), lanes)
+        buffer = tir.alloc_buffer((count * lanes,), dtype, scope="local", annotations=on_stack)
+        return cls(Flat(named(buffer, "registers")), lanes)
 
     def get(self, i: int) -> Expr:
         return self.flat.load(i * self.lanes, self.lanes)
@@ -98,6 +110,11 @@ class Registers:
 
 def workspace(size: int, dtype: str) -> Flat:
     return Flat(tir.alloc_buffer((size,), dtype))
+
+
+def shared(name: str, size: int, dtype: str) -> Flat:
+    """Memory that the threads of a block share."""
+    return Flat(named(tir.alloc_buffer((size,), dtype, scope="shared"), name))
 
 
 def let(value: Expr) -> Expr:
@@ -129,7 +146,7 @@ def splat(value: Expr, lanes: int) -> Expr:
 
 
 def constant(value: float, dtype: str, lanes: int = 1) -> Expr:
-    return splat(tirx.const(value, dtype), lanes)
+    return splat(exact.number(value, dtype), lanes)
 
 
 def cast(value: Expr, dtype: str, lanes: int = 1) -> Expr:
@@ -152,11 +169,6 @@ def vector(dtype: str, lanes: int) -> str:
 
 def intrinsic(dtype: str, name: str, *operands: Expr) -> Expr:
     return tirx.call_llvm_pure_intrin(dtype, name, *operands)
-
-
-def fence(value: Expr, lanes: int) -> Expr:
-    """A float32 value that is rounded as it stands: no compiler fuses the product before with the sum behind."""
-    return intrinsic(vector("float32", lanes), "llvm.arithmetic.fence", value)
 
 
 def minimum(a: Expr, b: Expr) -> Expr:

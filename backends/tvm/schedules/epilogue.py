@@ -80,6 +80,8 @@ class Epilogue:
         sum: how codes are added (`result` gives the layer's own); None adds floats.
         second: whether the layer is the second operand of the sum.
         clamp: ends of a float result, applied last; None where there is none.
+        rounded: dtype that a float layer's own result is rounded to before something is added.
+        dtype: of a float layer's result; None: its data's.
     """
 
     bias: bool = True
@@ -88,6 +90,8 @@ class Epilogue:
     sum: Sum | None = None
     second: bool = False
     clamp: tuple[float | None, float | None] = (None, None)
+    rounded: str | None = None
+    dtype: str | None = None
 
     def __post_init__(self) -> None:
         if self.sum is not None:

@@ -6,8 +6,8 @@ from math import prod
 
 import numpy as np
 
-from graphopt.backends.tvm.machine import Machine
-from graphopt.backends.tvm.schedules import emit, rounding
+from graphopt.backends.tvm.machine import Processor
+from graphopt.backends.tvm.schedules import emit, exact, rounding
 from graphopt.backends.tvm.schedules.emit import Expr, Flat, Kernel
 from graphopt.backends.tvm.schedules.epilogue import INTEGER
 from graphopt.backends.tvm.schedules.sliding import Place, Sliding
@@ -15,31 +15,32 @@ from graphopt.backends.tvm.schedules.specs import Pool
 from graphopt.backends.tvm.schedules.staging import Staging
 
 
-def pool(spec: Pool, machine: Machine) -> Kernel:
+def pool(spec: Pool, machine: Processor) -> Kernel:
     kernel = _maximum if spec.kind == "max" else _mean_of_codes if spec.result and spec.whole else _average
     body = kernel(spec, machine)
     arguments = {"x": (spec.shape, spec.data), "y": (spec.result_shape, spec.result_dtype)}
     return Kernel(emit.function(arguments, body), spec.result_shape, spec.result_dtype)
 
 
-def _maximum(spec: Pool, machine: Machine) -> emit.Body:
+def _maximum(spec: Pool, machine: Processor) -> emit.Body:
     lanes = min(machine.lanes(spec.data), spec.shape[3])
     least = emit.lowest(spec.data)
-    loops = Sliding(spec, Staging.of(spec, spec.data, fill=least), machine, lanes, spec.data)
+    wide = "float32" if spec.data == "float16" else spec.data
+    loops = Sliding(spec, Staging.of(spec, spec.data, fill=least), machine, lanes, wide)
 
     def body(x: Flat, y: Flat) -> None:
         loops.emit(
             x,
             y,
-            start=lambda channel: emit.constant(least, spec.data, lanes),
-            tap=lambda acc, value, ky, kx, channel: emit.maximum(acc, value),
-            finish=lambda acc, place: acc,
+            start=lambda channel: emit.constant(least, wide, lanes),
+            tap=lambda acc, value, ky, kx, channel: emit.maximum(acc, emit.cast(value, wide, lanes)),
+            finish=lambda acc, place: emit.cast(acc, spec.data, lanes),
         )
 
     return body
 
 
-def _mean_of_codes(spec: Pool, machine: Machine) -> emit.Body:
+def _mean_of_codes(spec: Pool, machine: Processor) -> emit.Body:
     """Over the whole image, in integers."""
     lanes, pixels, result = min(machine.lanes("int32"), spec.shape[3]), prod(spec.kernel), spec.result
     assert result is not None
@@ -62,7 +63,7 @@ def _mean_of_codes(spec: Pool, machine: Machine) -> emit.Body:
     return body
 
 
-def _average(spec: Pool, machine: Machine) -> emit.Body:
+def _average(spec: Pool, machine: Processor) -> emit.Body:
     """In float32, elements from the first row to the last."""
     lanes = min(machine.lanes("float32"), spec.shape[3])
     fill = spec.zero_point if spec.data in INTEGER else 0
@@ -72,14 +73,15 @@ def _average(spec: Pool, machine: Machine) -> emit.Body:
         if spec.data not in INTEGER:
             return acc + emit.cast(value, "float32", lanes)
         steps = emit.cast(value, "int32", lanes) - emit.constant(spec.zero_point, "int32", lanes)
-        scaled = emit.cast(steps, "float32", lanes) * emit.constant(spec.scale, "float32", lanes)
-        return acc + emit.fence(scaled, lanes)
+        return acc + exact.product(
+            emit.cast(steps, "float32", lanes), emit.constant(spec.scale, "float32", lanes), lanes
+        )
 
     def finish(acc: Expr, place: Place) -> Expr:
-        mean = acc / emit.splat(_elements(spec, place), lanes)
+        mean = exact.quotient(acc, emit.splat(_elements(spec, place), lanes))
         if spec.result is None:
             return emit.cast(mean, spec.data, lanes)
-        steps = mean / emit.constant(spec.result_scale, "float32", lanes)
+        steps = exact.quotient(mean, emit.constant(spec.result_scale, "float32", lanes))
         shifted = steps + emit.constant(spec.result.zero_point, "float32", lanes)
         return rounding.to_codes(shifted, spec.result, lanes, zero_point=0)
 

@@ -7,7 +7,7 @@ whole numbers, sees to it. (The clamp between a product and this sum also keeps 
 
 from __future__ import annotations
 
-from graphopt.backends.tvm.schedules import emit
+from graphopt.backends.tvm.schedules import emit, exact
 from graphopt.backends.tvm.schedules.emit import Expr
 from graphopt.backends.tvm.schedules.epilogue import Codes, Epilogue, Sum
 
@@ -33,15 +33,13 @@ def to_codes(value: Expr, codes: Codes, lanes: int, zero_point: int) -> Expr:
     return emit.cast(whole(value, codes, lanes, zero_point), codes.dtype, lanes)
 
 
-def fma(a: Expr, b: float, c: Expr, lanes: int) -> Expr:
-    """a * b + c, rounded once."""
-    return emit.intrinsic(emit.vector("float32", lanes), "llvm.fma", a, emit.constant(b, "float32", lanes), c)
-
-
 def add_codes(a: Expr, b: Expr, how: Sum, lanes: int) -> Expr:
     """a, b: codes in float32."""
-    inner = fma(b, how.ratio_b, emit.constant(how.offset, "float32", lanes), lanes)
-    return to_codes(fma(a, how.ratio_a, inner, lanes), how.result, lanes, zero_point=0)
+    ratio_a, ratio_b, offset = (
+        emit.constant(number, "float32", lanes) for number in (how.ratio_a, how.ratio_b, how.offset)
+    )
+    inner = exact.fma(b, ratio_b, offset, lanes)
+    return to_codes(exact.fma(a, ratio_a, inner, lanes), how.result, lanes, zero_point=0)
 
 
 def finish(value: Expr, residual: Expr | None, epilogue: Epilogue, dtype: str, lanes: int) -> Expr:
@@ -55,6 +53,8 @@ def finish(value: Expr, residual: Expr | None, epilogue: Epilogue, dtype: str, l
         return add_codes(first, second, epilogue.sum, lanes)
     if epilogue.result is not None:
         return to_codes(value, epilogue.result, lanes, epilogue.result.zero_point)
+    if epilogue.rounded is not None:
+        value = emit.cast(emit.cast(value, epilogue.rounded, lanes), "float32", lanes)
     if residual is not None:
         value = value + emit.cast(residual, "float32", lanes)
     return emit.cast(clamp(value, *epilogue.clamp, lanes), dtype, lanes)

@@ -2,7 +2,7 @@
 
 A vector holds neighbouring channels of one pixel. The last vector of a pixel is moved back over the one before, so that every
 vector is full; with fewer channels than lanes the vector is shorter. Windows of up to 25 elements are unrolled, so that what
-neighbouring windows share is loaded once.
+neighbouring windows share is loaded once. On a GPU every result has a thread of its own instead.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from functools import cached_property
 from itertools import product
 from math import prod
 
-from graphopt.backends.tvm.machine import Machine
+from graphopt.backends.tvm.machine import Gpu, Machine, Processor
 from graphopt.backends.tvm.schedules import emit, tiles
 from graphopt.backends.tvm.schedules.emit import Expr, Flat, Registers
+from graphopt.backends.tvm.schedules.gpu import threads
 from graphopt.backends.tvm.schedules.specs import Conv, Pool
 from graphopt.backends.tvm.schedules.staging import Staging
 from graphopt.backends.tvm.schedules.tiles import Tile
@@ -46,7 +47,7 @@ class Sliding:
 
     spec: Conv | Pool
     staging: Staging
-    machine: Machine
+    machine: Processor
     lanes: int
     sum: str
     group: int = 1
@@ -59,6 +60,7 @@ class Sliding:
     @property
     def candidates(self) -> list[Tile]:
         """The best by rule first."""
+        assert isinstance(self.machine, Machine)
         _, rows, columns, channels = self.spec.result_shape
         if prod(self.spec.kernel) > UNROLLED:
             return [Tile(1, 1, 1)]
@@ -79,6 +81,13 @@ class Sliding:
         start(channel) -> accumulator; tap(accumulator, operand, ky, tap's group, channel) -> accumulator;
         finish(accumulator, place) -> result.
         """
+        if isinstance(self.machine, Gpu):
+
+            def finished(acc: Expr, *place: Expr) -> Expr:
+                return finish(acc, Place(*place))
+
+            threads.windows(self.spec, self.machine, self.staging.fill, self.sum, x, y, start, tap, finished)
+            return
         n, rows, columns, channels = self.spec.result_shape
         tile, lanes = self.tile, self.lanes
         down, across, blocks = -(-rows // tile.rows), -(-columns // tile.columns), -(-channels // lanes)

@@ -23,7 +23,7 @@ class Conv:
     Attributes:
         shape: of the data, (n, h, w, c). channels: of the result.
         kernel, stride, dilation: (height, width). padding: ((top, bottom), (left, right)).
-        data: dtype of the data; its float results have it too. Weights are int8 for integers.
+        data: dtype of the data; weights have it too, int8 for integers, and float results unless the epilogue says otherwise.
         zero_point: of the data, which is also what padding holds.
     """
 
@@ -59,7 +59,7 @@ class Conv:
     @property
     def result_dtype(self) -> str:
         codes = self.epilogue.sum.result if self.epilogue.sum else self.epilogue.result
-        return codes.dtype if codes else "float32" if self.integer else self.data
+        return codes.dtype if codes else "float32" if self.integer else self.epilogue.dtype or self.data
 
     @property
     def weight_shape(self) -> tuple[int, int, int, int]:

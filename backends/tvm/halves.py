@@ -1,0 +1,81 @@
+"""Keep float16 values in float16: what `deploy` writes as conversions becomes the type of kernels' arguments.
+
+    h = half(x); y = float(h)                  one value, stored in 16 bits
+    half(max_pool(float(h)))               ->  max_pool(h)          likewise mean of an image, reshape, concat, ...
+    half(relu(conv(float(h)) + float(g)))  ->  one kernel that reads and writes float16, and sums in float32
+
+Everything else computes in float32 between conversions, which TVM fuses with it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx.node import Node
+
+from graphopt.backends.tvm.codes import MOVES
+from graphopt.deploy import deploy as deploy_with
+from graphopt.graph import Graph, aten
+from graphopt.ops import argument, family
+
+
+def deploy(graph: Graph) -> Graph:
+    """A deployed copy of a simulated graph; float16 stays float16, and other formats that are not uniform become float."""
+    return deploy_with(graph, half=True)
+
+
+def keep_halves(graph: Graph) -> None:
+    """Rewrite a deployed graph in place: moves and means between two conversions take float16."""
+    for node in graph.calls(aten.to.dtype):
+        if _converts(node, torch.float16):
+            source: Any = node.args[0]
+            moved = _moved(graph, source, before=node)
+            if moved is not None:
+                graph.replace(node, moved)
+    graph.module.graph.eliminate_dead_code()
+
+
+def half_of(node: Any) -> Node | None:
+    """The float16 value that a call only widens."""
+    if isinstance(node, Node) and _converts(node, torch.float32) and node.args[0].meta["val"].dtype == torch.float16:  # type: ignore[union-attr]
+        return node.args[0]  # type: ignore[return-value]
+    return None
+
+
+def narrowed(node: Node) -> bool:
+    """Whether a call rounds to float16."""
+    return _converts(node, torch.float16)
+
+
+def _moved(graph: Graph, node: Node, *, before: Node) -> Node | None:
+    """This value in float16, if it comes from one by an operator that has a kernel for them."""
+    half = half_of(node)
+    if half is not None:
+        return half
+    kind, target = family(node), node.target
+    if len(node.users) != 1:
+        return None
+    options: dict[str, Any] = dict(node.kwargs)
+    if kind == "global_average_pool":  # whose kernel sums in float32
+        if (inner := half_of(node.args[0])) is None:
+            return None
+        moved = graph.call(target, inner, *node.args[1:], before=before, like=node)
+    elif kind == "concat":
+        parts = [half_of(part) for part in node.args[0]]  # type: ignore[union-attr]
+        if any(part is None for part in parts):
+            return None
+        moved = graph.call(target, parts, argument(node, "dim"), before=before, like=node)
+    elif kind in MOVES and len(node.all_input_nodes) == 1:
+        inner = _moved(graph, node.all_input_nodes[0], before=before)
+        if inner is None:
+            return None
+        moved = graph.call(target, inner, *node.args[1:], before=before, like=node, **options)
+    else:
+        return None
+    moved.meta["val"] = node.meta["val"].half()
+    return moved
+
+
+def _converts(node: Node, dtype: torch.dtype) -> bool:
+    return node.target is aten.to.dtype and node.args[1] is dtype
