@@ -153,7 +153,7 @@ def optimize(
     report.steps = run(passes, graph, dump=dump)
 
     def lower(graph: Graph, **options: Any) -> Lowered:
-        deployed = backend.deploy(graph)
+        deployed = backend.deploy(graph, chosen)
         artifact = backend.lower(deployed, chosen, name=report.model, **options)
         return Lowered(deployed, artifact, stand_in(placed(artifact), graph, backend.simulate, chosen))
 

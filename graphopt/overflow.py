@@ -43,7 +43,9 @@ class Overflow:
         kept = torch.frombuffer(mapped, dtype=tensor.dtype).reshape(tensor.shape)
         kept.copy_(tensor)
         if hasattr(mapped, "madvise"):
-            mapped.madvise(mmap.MADV_DONTNEED)  # what was written is in the file, and need not be in memory until it is read
+            mapped.madvise(
+                mmap.MADV_DONTNEED
+            )  # what was written is in the file, and need not be in memory until it is read
         self.outside += size
         weakref.finalize(kept, self._leave, 0, size)
         return kept

@@ -1,6 +1,6 @@
 """The runtimes graphopt lowers to: one table, read wherever a backend is chosen.
 
-A backend is a module with `deploy(graph)`, the form of a simulated graph that it stores, `lower(graph, target, *, name)`,
+A backend is a module with `deploy(graph, target)`, the form of a simulated graph that it stores, `lower(graph, target, *, name)`,
 `load(folder, manifest)`, `audit(artifact)` and `simulate(graph, target, machine)`; one that runs artifacts on other devices
 also has `connect(device, target)`. It is imported when first needed, so that what it needs may be missing until then.
 """

@@ -89,7 +89,9 @@ def test_float16_compiled_for_arm_answers_what_the_simulated_graph_answers(cpu: 
     target, x = find("tvm-cortex-a76-fp16"), images(8, seed=3)
     graph = simulated(model_of("residual"), target)
     answers, expected = on_arm(backend("tvm").lower(graph, target), cpu, x), graph(x).detach()
-    assert float((answers - expected).abs().max()) < 2e-3 * float(expected.abs().max())  # a value may round the other way
+    assert float((answers - expected).abs().max()) < 2e-3 * float(
+        expected.abs().max()
+    )  # a value may round the other way
 
 
 @needs_tvm

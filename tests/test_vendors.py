@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import onnx
 import pytest
 import torch
 from blocks import BLOCKS, images, model_of
@@ -107,3 +108,46 @@ def test_what_another_runtime_likes_is_named() -> None:
     assert rules == {"bias-codes", "split-sum"}
     rules = {v.rule for v in graphopt.check(optimized(find("nvidia"), "residual").artifact, "sigmastar")}
     assert rules == {"bias-float", "float-result", "mixed-operands"}
+
+
+class Tokens(nn.Module):
+    """Linear layers over [N, T, C], and what no target computes in integer between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.LayerNorm(8)
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(torch.relu(self.conv(x)).flatten(2).transpose(1, 2))
+        return torch.softmax(self.down(nn.functional.gelu(self.up(y))).mean(1), -1)
+
+
+@pytest.mark.parametrize("name", ["nvidia", "hexagon", "sigmastar", "ceva", "vitis", "x86"])
+def test_linear_layers_over_tokens_obey_and_count_as_integer(name: str) -> None:
+    done = graphopt.optimize(Tokens().eval(), images(2), target=name, calibration=[images(8)], measure=False)
+    assert graphopt.check(done.artifact, name) == []
+    assert done.report.integer_macs == 1.0
+
+
+def test_tensorrt_gets_what_stays_float_in_float16() -> None:
+    done = graphopt.optimize(Tokens().eval(), images(2), target="nvidia", calibration=[images(8)], measure=False)
+    model = onnx.shape_inference.infer_shapes(onnx.load(str(done.artifact.folder / "model.onnx")))
+    types = {v.name: v.type.tensor_type.elem_type for v in (*model.graph.value_info, *model.graph.output)}
+    for node in model.graph.node:
+        if node.op_type in ("LayerNormalization", "Gelu", "ReduceMean", "Softmax"):
+            assert types[node.output[0]] == onnx.TensorProto.FLOAT16
+    assert types[model.graph.output[0].name] == onnx.TensorProto.FLOAT
+    x = images(4, seed=9)
+    with torch.no_grad():
+        exact, simulated = Tokens().eval()(x), graphopt.simulate(done.graph, "nvidia")(x)
+    torch.testing.assert_close(simulated, done.graph(x))
+    torch.testing.assert_close(done.artifact(x), simulated, rtol=0, atol=2e-3)  # float16 rounds to 2^-11
+    torch.testing.assert_close(simulated, exact, rtol=0, atol=1e-2)
+
+
+def test_the_rest_can_be_left_in_float32() -> None:
+    wide = replace(find("nvidia"), rest=None)
+    done = graphopt.optimize(Tokens().eval(), images(2), target=wide, calibration=[images(8)], measure=False)
+    assert "Cast" not in {node.op_type for node in Model.read(done.artifact).nodes}

@@ -8,12 +8,11 @@ audit_file(path, target) # the same of anyone's file, with reasons and cures
 artifact.on("htp")      # on Qualcomm's HTP or its emulator, for the target hexagon; "tensorrt" or "cuda" for nvidia
 """
 
-from graphopt.backends.onnxruntime.artifact import OnnxRuntimeArtifact, load, lower
+from graphopt.backends.onnxruntime.artifact import OnnxRuntimeArtifact, deploy, load, lower
 from graphopt.backends.onnxruntime.audit import audit, audit_file, cure
 from graphopt.backends.onnxruntime.devices import connect
 from graphopt.backends.onnxruntime.simulate import simulate
 from graphopt.coverage import Audit
-from graphopt.deploy import deploy
 from graphopt.integers.simulation import Mismatch, Simulation
 
 __all__ = [

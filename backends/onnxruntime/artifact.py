@@ -17,7 +17,7 @@ import torch
 from graphopt.artifact import Artifact, describe, temporary_folder
 from graphopt.backends.onnxruntime.export import to_onnx
 from graphopt.backends.onnxruntime.nbits import choose_products
-from graphopt.deploy import deploy
+from graphopt.deploy import deploy as deploy_with
 from graphopt.errors import ArtifactError, GraphoptError
 from graphopt.graph import Graph
 from graphopt.manifest import Manifest
@@ -161,6 +161,11 @@ def expose(artifact: OnnxRuntimeArtifact, names: list[str], folder: Path) -> lis
     return wanted
 
 
+def deploy(graph: Graph, target: Target) -> Graph:
+    """A deployed copy of a simulated graph, with float16 values where the target computes in them."""
+    return deploy_with(graph, half=target.rest is not None)
+
+
 def lower(graph: Graph, target: Target, *, name: str = "model") -> OnnxRuntimeArtifact:
     """Turn a graph into an artifact in a temporary folder.
 
@@ -171,7 +176,7 @@ def lower(graph: Graph, target: Target, *, name: str = "model") -> OnnxRuntimeAr
         GraphoptError: an operator cannot be written as ONNX; names it.
     """
     with torch.no_grad():
-        deployed = deploy(graph)
+        deployed = deploy(graph, target)
         try:
             model = to_onnx(deployed, plain=target.vendor_compiler)
         except GraphoptError:

@@ -55,7 +55,7 @@ def speak(graph: Graph, *, plain: bool = False) -> None:
         elif kind == "linear" and node.args[1].target is DEQUANTIZE_BLOCKS:  # type: ignore[union-attr]
             multiply_packed(graph, node)
         elif kind == "linear" and len(shape(node)) > 2 and is_dequantized(node.args[0]):
-            _flatten_rows(graph, node)
+            _flatten_rows(graph, node, plain=plain)
     for node in {n: None for n in graph.outputs if n.op == "placeholder"}:  # else ONNX would give it the output's name
         copied = graph.call(aten.clone.default, node, before=graph.output)
         graph.output.replace_input_with(node, copied)
@@ -110,19 +110,31 @@ def _flatten_by_numbers(graph: Graph, node: Node) -> None:
     graph.replace(node, graph.call(aten.reshape.default, node.args[0], [-1, *sizes], before=node))
 
 
-def _flatten_rows(graph: Graph, node: Node) -> None:
-    source, weight, *bias = node.args
+def _flatten_rows(graph: Graph, node: Node, *, plain: bool) -> None:
+    """`plain`: with quantizers around each reshape, as compilers want them, in place of reshaped codes."""
+    source: Any = node.args[0]
+    weight, *bias = node.args[1:]
     features, leading = shape(node)[-1], shape(node)[:-1]
     rows = graph.call(aten.flatten.using_ints, source, 0, len(leading) - 1, before=node)
+    if plain:
+        rows = _on_grid(graph, rows, source.args[1:], before=node)
     product = graph.call(aten.linear.default, rows, weight, *bias, before=node)
     readers = list(node.users)
-    if len(readers) == 1 and readers[0].target is Q.quantize_per_tensor.default:
+    quantized = len(readers) == 1 and readers[0].target is Q.quantize_per_tensor.default
+    if quantized and plain:
+        product = _on_grid(graph, product, readers[0].args[1:], before=node)
+    elif quantized:
         quantizer = readers[0]  # keep Gemm next to its quantizer: reshape the codes instead
         codes = graph.call(quantizer.target, product, *quantizer.args[1:], before=quantizer)
-        graph.replace(quantizer, _unflatten(graph, codes, source, leading, features, before=quantizer))  # type: ignore[arg-type]
+        graph.replace(quantizer, _unflatten(graph, codes, source, leading, features, before=quantizer))
         graph.module.graph.erase_node(node)
-    else:
-        graph.replace(node, _unflatten(graph, product, source, leading, features, before=node))  # type: ignore[arg-type]
+        return
+    graph.replace(node, _unflatten(graph, product, source, leading, features, before=node))
+
+
+def _on_grid(graph: Graph, value: Node, grid: tuple[Any, ...], *, before: Node) -> Node:
+    codes = graph.call(Q.quantize_per_tensor.default, value, *grid, before=before)
+    return graph.call(Q.dequantize_per_tensor.default, codes, *grid, before=before)
 
 
 def _unflatten(graph: Graph, rows: Node, like: Node, leading: tuple[Any, ...], features: int, *, before: Node) -> Node:

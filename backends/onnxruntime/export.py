@@ -21,6 +21,7 @@ from onnxscript import opset18, opset20, opset21
 from onnxscript.optimizer import fold_constants
 
 from graphopt.backends.onnxruntime.dialect import speak
+from graphopt.backends.onnxruntime.halves import compute_in_half
 from graphopt.backends.onnxruntime.nbits import MATMUL_BLOCKS, translate
 from graphopt.backends.onnxruntime.surgery import drop_zero_biases, fold_pads
 from graphopt.deploy import Q
@@ -43,6 +44,7 @@ def to_onnx(graph: Graph, *, plain: bool = False) -> ir.Model:
     """
     prepared = graph.clone()
     speak(prepared, plain=plain)
+    compute_in_half(prepared)
     wide = any(torch.int16 in n.args or torch.uint16 in n.args for n in prepared.calls())
     version = 21 if wide else 20 if prepared.calls(aten.gelu.default) else 18
     program = to_exported_program(prepared)

@@ -18,4 +18,5 @@ def simulate(graph: Graph, target: Target, machine: str | None = None) -> Simula
         machine or target.machine or target.architecture,
         partial(speak, plain=target.vendor_compiler),
         intermediate,
+        half=target.rest is not None,
     )

@@ -52,7 +52,7 @@ class PackedArtifact(Artifact):
 
 def lower(graph: Graph, target: Target, *, name: str = "model") -> PackedArtifact:
     """Store a simulated graph, or a float one, in a temporary folder; the graph itself is not changed."""
-    stored, folder = deploy(graph), temporary_folder()
+    stored, folder = deploy(graph, target), temporary_folder()
     stored.example = without_data(stored)
     elsewhere = recoverable(stored)
     if elsewhere:
@@ -61,7 +61,7 @@ def lower(graph: Graph, target: Target, *, name: str = "model") -> PackedArtifac
     return PackedArtifact(folder, describe(graph, target, folder, model=name), temporary=True)
 
 
-def deploy(graph: Graph) -> Graph:
+def deploy(graph: Graph, target: Target | None = None) -> Graph:
     """The form that is stored: the simulated graph, with pruned weights zero."""
     stored = graph.clone().eval()
     if bake(stored):

@@ -18,9 +18,10 @@ from graphopt.backends.tvm.codes import MOVES
 from graphopt.deploy import deploy as deploy_with
 from graphopt.graph import Graph, aten
 from graphopt.ops import argument, family
+from graphopt.targets import Target
 
 
-def deploy(graph: Graph) -> Graph:
+def deploy(graph: Graph, target: Target | None = None) -> Graph:
     """A deployed copy of a simulated graph; float16 stays float16, and other formats that are not uniform become float."""
     return deploy_with(graph, half=True)
 

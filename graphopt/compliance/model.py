@@ -164,10 +164,22 @@ class Model:
 
     def between_codes(self, node: onnx.NodeProto, *, sums: bool = False) -> bool:
         """Whether a node reads codes only, and its result, or that of what is fused behind it, becomes codes or the answer."""
-        into = [self.grid(value) for value in node.input[:2] if value and value not in self.constants]
         codes = any(reader.op_type == "QuantizeLinear" for reader in self.behind(node, sums=sums))
         fused = sums and self.summed(node) is not None
-        return bool(into) and (fused or all(grid is not None for grid in into)) and (codes or self.leaves(node))
+        return (fused or self.reads_codes(node)) and (codes or self.leaves(node))
+
+    def reads_codes(self, node: onnx.NodeProto) -> bool:
+        """Whether both factors of a layer, or both operands, are dequantized."""
+        into = [self.grid(value) for value in node.input[:2] if value and value not in self.constants]
+        return bool(into) and all(grid is not None for grid in into)
+
+    def moved_grid(self, value: str) -> Grid | None:
+        """The grid of a value in front of what only moves it."""
+        maker = self.maker(value)
+        while maker is not None and maker.op_type in ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"):
+            value = maker.input[0]
+            maker = self.maker(value)
+        return self.grid(value)
 
     def leaves(self, node: onnx.NodeProto) -> bool:
         """Whether a node's result, or that of the activation behind it, is an output of the model."""

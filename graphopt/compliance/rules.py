@@ -77,9 +77,8 @@ def biases(model: Model, target: Target) -> Iterator[Violation]:
 def floats(model: Model, target: Target) -> Iterator[Violation]:
     """Convolutions and linear layers read codes, and their results become codes again."""
     for node in model.layers():
-        missing = [
-            what for what, value in zip(("input", "weight"), node.input, strict=False) if model.grid(value) is None
-        ]
+        grid = model.grid if target.vendor_compiler else model.moved_grid  # runtimes move the quantizer themselves
+        missing = [what for what, value in zip(("input", "weight"), node.input, strict=False) if grid(value) is None]
         if len(missing) == 2 and not any(r.op_type == "QuantizeLinear" for r in model.behind(node)):
             if not target.float_layers:
                 yield Violation(

@@ -27,7 +27,7 @@ from graphopt.integers.arithmetic import exact_products
 from graphopt.integers.fusion import fuse
 from graphopt.integers.kernels import LayerKernel
 from graphopt.integers.machines import MACHINES
-from graphopt.numerics import in_blocks
+from graphopt.numerics import HALVES, in_blocks
 from graphopt.quantizers import is_uniform, quantizer_of, quantizers
 from graphopt.targets import machine_here
 from graphopt.twins import unquantized
@@ -96,6 +96,7 @@ class Simulation:
         intermediate: Intermediate,
         *,
         everywhere: bool = False,
+        half: bool = False,
     ) -> None:
         """Args:
             graph: simulated, with fake-quantize nodes; it is not changed.
@@ -103,16 +104,17 @@ class Simulation:
             speak: rewrites the deployed graph in place the way the backend does before it lowers it.
             intermediate: (artifact, names, inputs) -> values inside the artifact by name.
             everywhere: artifacts compute alike on every machine.
+            half: they have float16 values; see `graphopt.deploy`.
 
         Raises:
             InputError: no values are quantized, or the machine is unknown.
         """
         if machine not in MACHINES:
             raise InputError(f"no kernels are known for the machine {machine!r}; known: {', '.join(sorted(MACHINES))}")
-        _check_quantized(graph)
+        _check_quantized(graph, half)
         self.machine, self._intermediate, self._everywhere = machine, intermediate, everywhere
         with exact_products():
-            self._graph = deploy(graph)
+            self._graph = deploy(graph, half=half)
             speak(self._graph)
             self._names = fuse(self._graph, machine)
 
@@ -225,8 +227,8 @@ class _Interpreter(fx.Interpreter):
         return self.watch(n, self.names[n], result) if n in self.names else result
 
 
-def _check_quantized(graph: Graph) -> None:
-    found = quantizers(graph)
+def _check_quantized(graph: Graph, half: bool) -> None:
+    found = [n for n in quantizers(graph) if is_uniform(n) or not (half and quantizer_of(graph, n).format in HALVES)]
     if (other := next((node for node in found if not is_uniform(node)), None)) is not None:
         raise InputError(
             f"{unquantized(other).name} is in {quantizer_of(graph, other).format}, of which there are no integers to simulate; "

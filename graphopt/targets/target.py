@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
 from graphopt.errors import InputError
-from graphopt.numerics import Format, NumberFormat, to_json
+from graphopt.numerics import FloatFormat, Format, NumberFormat, to_json
 from graphopt.targets.families import ONNXRUNTIME_INTEGER, ONNXRUNTIME_MOVES
 
 
@@ -24,6 +24,7 @@ class Target:
         weight_formats, activation_formats: what the hardware takes beside those two.
         fused_sums: a sum is computed behind one of the layers it adds, which hands it over unrounded.
         float_bias: biases stay float, in place of int32 on the grid of the sums.
+        rest: what computes in no integer computes in this format; None: in float32.
         source: where the facts come from.
         vendor_compiler: the artifact is an ONNX file that the vendor's compiler reads, which knows no arithmetic on codes.
         static_shapes: it needs to know the batch size.
@@ -67,6 +68,7 @@ class Target:
     activation_formats: tuple[NumberFormat, ...] = ()
     fused_sums: bool = False
     float_bias: bool = False
+    rest: FloatFormat | None = None
     source: str = "measured on the runtime"
     vendor_compiler: bool = False
     static_shapes: bool = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from graphopt.numerics import Format
+from graphopt.numerics import FLOAT16, Format
 from graphopt.targets.families import ONNXRUNTIME_INTEGER
 from graphopt.targets.target import Target
 
@@ -36,10 +36,10 @@ def _vendor(name: str, description: str, weights: Format, activations: Format, s
 
 _ALL = [
     _vendor(
-        "nvidia", "NVIDIA GPUs through TensorRT: explicit quantization, the rest in float16 where the builder likes",
+        "nvidia", "NVIDIA GPUs through TensorRT: explicit quantization, the rest in float16",
         S8_PER_CHANNEL, S8_VALUES, "TensorRT documentation, Working with Quantized Types and Q/DQ placement: zero points are 0, "
         "biases float, a layer and the sum behind it one kernel",
-        weight_formats=(S8,), channel_multiple=32, fused_sums=True, float_bias=True,
+        weight_formats=(S8,), channel_multiple=32, fused_sums=True, float_bias=True, rest=FLOAT16,
     ),
     _vendor(
         "hexagon", "Qualcomm Hexagon (HTP v68 and later) through QNN or SNPE",

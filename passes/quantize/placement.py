@@ -63,6 +63,7 @@ class Plan:
     grids: list[Grid]
     left: dict[Node, str]  # layers that stay float, and why
     operators: dict[Node, Node]  # the last call of every unit -> its operator, whose name a value's format goes by
+    rest: list[Node]  # calls that compute in float
 
 
 def override(name: str, formats: Mapping[str, LayerFormat | None]) -> tuple[bool, LayerFormat | None]:
@@ -108,7 +109,7 @@ class _Placement:
         self.keep_what_is_read()
         if self.target.fused_sums:
             self.fuse_sums()
-        return Plan(self.layers, self.grids(), self.left, self.ends)
+        return Plan(self.layers, self.grids(), self.left, self.ends, self.rest())
 
     # ---- Which operators are integer --------------------------------------------------------------------------------
 
@@ -200,6 +201,19 @@ class _Placement:
         sources = [source for source in _data(operator) if not self.graph.is_constant(source)]
         most = max(map(_elements, sources))
         return any(source in self.ends or source in self.moves for source in sources if _elements(source) == most)
+
+    def rest(self) -> list[Node]:
+        """Calls of no unit that compute on floats."""
+        inside: set[Node] = set(self.moves)
+        for end, operator in self.ends.items():
+            while end is not operator:
+                inside.add(end)
+                end = _data(end)[0]
+            inside.add(operator)
+        calls = [node for node in self.graph.calls() if is_float(node) and node not in inside]
+        return [
+            node for node in calls if any(is_float(n) and not self.graph.is_constant(n) for n in node.all_input_nodes)
+        ]
 
     # ---- Which values share a grid ----------------------------------------------------------------------------------
 

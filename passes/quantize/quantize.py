@@ -34,6 +34,7 @@ from graphopt.passes.quantize.biases import channel_shift, fit_bias, quantize_bi
 from graphopt.passes.quantize.placement import Grid, LayerFormat, Plan, override, place
 from graphopt.passes.quantize.ranges import ESTIMATORS, WEIGHT_METHODS, percentile, weight_range
 from graphopt.passes.quantize.readers import best_ranges, candidates
+from graphopt.passes.quantize.rest import round_rest
 from graphopt.passes.quantize.values import block_axis, fit_grids, known_range, weight_block_axis
 from graphopt.probe import samples
 from graphopt.quantizers import constants, is_uniform, quantizers
@@ -101,6 +102,8 @@ class Quantize:
             changes.append(self.quantize_layer(graph, node, format, scales))
         for node, why in plan.left.items():
             node.meta["left"] = why
+        if self.target.rest is not None:
+            changes += round_rest(graph, plan.rest, self.target.rest)
         return changes + [Change(graph.site(node), f"stays float: {why}") for node, why in plan.left.items()]
 
     def check_patterns(self, graph: Graph) -> None:

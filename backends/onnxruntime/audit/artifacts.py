@@ -6,7 +6,7 @@ from typing import Any
 
 from graphopt.backends.onnxruntime.artifact import MODEL, OnnxRuntimeArtifact
 from graphopt.backends.onnxruntime.audit.operators import FLOAT_WORK, INTEGER_WORK, NEUTRAL, REASONS
-from graphopt.backends.onnxruntime.audit.reading import Kind, Reading, declared, executed, optimized
+from graphopt.backends.onnxruntime.audit.reading import Hardware, Kind, Reading, declared, executed, optimized
 from graphopt.backends.onnxruntime.nbits import OPERATOR as MULTIPLIES_BLOCKS
 from graphopt.backends.onnxruntime.qnn.refusals import left_to_cpu
 from graphopt.compliance.model import Model
@@ -20,7 +20,7 @@ def audit(artifact: OnnxRuntimeArtifact) -> Audit:
     vendor = target.get("vendor_compiler")
     refused = left_to_cpu(artifact) if vendor else {}
     if vendor:
-        reading = declared(Model.read(artifact), target["integer"], fused_sums=bool(target.get("fused_sums")))
+        reading = declared(Model.read(artifact), Hardware.of(target))
     else:
         reading = executed(optimized(artifact.folder / MODEL), "the runtime's graph")
     layers = artifact.manifest.options["layers"]  # weight name -> site and MACs, written by `lower`

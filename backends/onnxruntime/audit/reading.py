@@ -8,11 +8,11 @@ reads the file, what lies between quantizers and is in the target's table counts
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx
 
@@ -115,23 +115,30 @@ def _kind(node: onnx.NodeProto, read: list[str]) -> tuple[Kind, str]:
     return (Kind.MOVES_CODES, "codes") if "codes" in read else (Kind.OTHER, "other")
 
 
-def declared(model: Model, integer: Collection[str], *, fused_sums: bool = False) -> Reading:
-    """What computes in what by the quantizers of a file and the families of operators that the hardware computes in integer.
+class Hardware(NamedTuple):
+    """What of a `Target` tells integers from floats in a file."""
 
-    Args:
-        fused_sums: see `Target`.
-    """
+    integer: Collection[str]
+    float_output: Collection[str]
+    fused_sums: bool
+
+    @classmethod
+    def of(cls, target: Mapping[str, Any]) -> Hardware:
+        """From `Target.to_dict()`, which manifests hold."""
+        return cls(target["integer"], target["float_output"], bool(target.get("fused_sums")))
+
+
+def declared(model: Model, hardware: Hardware) -> Reading:
+    """What computes in what by the quantizers of a file and the families of operators that the hardware computes in integer."""
     kinds: dict[int, Kind] = {}
     for node in model.nodes:
-        kinds[id(node)] = _declared(model, node, integer, kinds, fused_sums)
+        kinds[id(node)] = _declared(model, node, hardware, kinds)
     return Reading(
         model.nodes, kinds, "what its quantizers declare, and the operators the hardware computes in integer"
     )
 
 
-def _declared(
-    model: Model, node: onnx.NodeProto, integer: Collection[str], kinds: dict[int, Kind], fused_sums: bool
-) -> Kind:
+def _declared(model: Model, node: onnx.NodeProto, hardware: Hardware, kinds: dict[int, Kind]) -> Kind:
     name, source = node.op_type, model.maker(node.input[0]) if node.input else None
     if name in INDICES or name == "Constant" or all(model.is_weight(value) for value in node.input if value):
         return Kind.OTHER
@@ -144,16 +151,18 @@ def _declared(
     if source is not None and kinds.get(id(source)) is Kind.OTHER and not model.is_weight(node.input[0]):
         return Kind.OTHER
     family = ("linear" if name in ("Gemm", "MatMul") else "conv") if name in LAYERS else FAMILIES.get(name)
-    taken = family in integer or name in MOVES or name in ACTIVATIONS
-    if taken and model.between_codes(node, sums=fused_sums):
+    taken = family in hardware.integer or name in MOVES or name in ACTIVATIONS
+    if taken and model.between_codes(node, sums=hardware.fused_sums):
         return Kind.MOVES_CODES if name in MOVES else Kind.INTEGER
+    if name in LAYERS and taken and family in hardware.float_output and model.reads_codes(node):
+        return Kind.INTEGER
     return Kind.FLOAT
 
 
 def read(path: Path, model: Model, target: Target) -> Reading:
     """What of a file runs on a target, as well as it can be known here."""
     if target.vendor_compiler:
-        return declared(model, target.integer, fused_sums=target.fused_sums)
+        return declared(model, Hardware.of(target.to_dict()))
     signed = target.architecture == "aarch64"
     how = "the graph as ONNX Runtime rewrote it for this machine"
     if target.architecture != architecture():

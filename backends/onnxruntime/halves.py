@@ -1,0 +1,47 @@
+"""Operators between conversions, computed in float16.
+
+    half(op(float(a), float(b)))   ->   op(a, b)          a, b: float16 values or constants
+
+What is left converts: in front of quantizers, whose scales are float32, and at the ends of the model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.node import Node
+
+from graphopt.graph import Graph
+from graphopt.ops import aten, is_float
+
+
+def compute_in_half(graph: Graph) -> None:
+    """Rewrite a deployed graph in place."""
+    for node in graph.calls(aten.to.dtype):
+        source: Any = node.args[0]
+        if not converts(node, torch.float16):
+            continue
+        if (narrow := half_of(source)) is not None:
+            graph.replace(node, narrow)
+        elif source.op == "call_function" and len(source.users) == 1 and isinstance(source.meta["val"], Tensor):
+            inputs = [n for n in source.all_input_nodes if is_float(n)]
+            if inputs and all(half_of(n) is not None for n in inputs):
+                args, kwargs = fx.node.map_arg((source.args, source.kwargs), lambda n: half_of(n) or n)
+                call = graph.call(source.target, *args, before=node, like=source, **kwargs)
+                call.meta["val"] = source.meta["val"].half()
+                graph.replace(node, call)
+    graph.module.graph.eliminate_dead_code()
+
+
+def half_of(node: Any) -> Node | None:
+    """The float16 value that a call only widens."""
+    if isinstance(node, Node) and converts(node, torch.float32):
+        source: Any = node.args[0]
+        return source if source.meta["val"].dtype == torch.float16 else None
+    return None
+
+
+def converts(node: Node, dtype: torch.dtype) -> bool:
+    return node.target is aten.to.dtype and node.args[1] is dtype
