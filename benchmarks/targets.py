@@ -20,17 +20,16 @@ from torch import Tensor
 
 import graphopt
 from graphopt.numerics import LogFormat
-from graphopt.runtimes import available
+from graphopt.runtimes import available, backend
 from graphopt.targets import Target, find, machine_here, names
+from graphopt.verdict import stand_in
 
 ALIKE = {"host", "tvm-cortex-a53", "tvm-cortex-a72", "tvm-neoverse-n1", "tvm-apple-m1", "tvm-armv7", "tvm-riscv64"}
 
 
-def variants() -> Iterator[tuple[str, Target]]:
-    """Every target with formats of its own, in its own format of values and the others that it takes."""
-    for name in names():
-        if name in ALIKE or not available(find(name).runtime):
-            continue
+def variants(chosen: list[str]) -> Iterator[tuple[str, Target]]:
+    """Targets in their own format of values and the others that they take; by default those with formats of their own."""
+    for name in chosen or [name for name in names() if name not in ALIKE and available(find(name).runtime)]:
         target = find(name)
         for values in (target.activations, *target.activation_formats):
             sixteen = next((w for w in target.weight_formats if w.bits == values.bits and w.bits > 8), target.weights)
@@ -44,7 +43,7 @@ def answers(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 def row(case: Case, name: str, target: Target, x: Tensor, y: Tensor, exact: Tensor) -> dict[str, Any]:
     done = graphopt.optimize(case.model, x[:250], target=target, calibration=case.batches, measure=False)
-    found = answers(done.artifact if not done.artifact.refusal else graphopt.simulate(done.graph, target), x)
+    found = answers(stand_in(done.artifact, done.graph, backend(target.runtime).simulate, target), x)
     top1, float_top1 = (100 * float((classes == y).double().mean()) for classes in (found, exact))
     return {
         "network": case.name,
@@ -62,14 +61,14 @@ def row(case: Case, name: str, target: Target, x: Tensor, y: Tensor, exact: Tens
 
 
 def main() -> None:
-    chosen = common.arguments(__doc__, networks=["ResNet-20"], images=10_000)
+    chosen = common.arguments(__doc__, networks=["ResNet-20"], targets=[], images=10_000)
     torch.set_num_threads(1)
     rows = []
     for network in chosen.networks:
         case = Case(network)
         x, y = case.x[: chosen.images], case.y[: chosen.images]
         exact = answers(case.graph, x)
-        for name, target in variants():
+        for name, target in variants(chosen.targets):
             rows.append(row(case, name, target, x, y, exact))
             common.log(str(rows[-1]))
     common.finish({f"targets, computed on {machine_here()}": rows}, chosen.json)
