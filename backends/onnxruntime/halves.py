@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, fx
-from torch.fx.node import Node
 
 from graphopt.graph import Graph
+from graphopt.halves import half_of, narrows
 from graphopt.ops import aten, is_float
 
 
@@ -21,7 +20,7 @@ def compute_in_half(graph: Graph) -> None:
     """Rewrite a deployed graph in place."""
     for node in graph.calls(aten.to.dtype):
         source: Any = node.args[0]
-        if not converts(node, torch.float16):
+        if not narrows(node):
             continue
         if (narrow := half_of(source)) is not None:
             graph.replace(node, narrow)
@@ -33,15 +32,3 @@ def compute_in_half(graph: Graph) -> None:
                 call.meta["val"] = source.meta["val"].half()
                 graph.replace(node, call)
     graph.module.graph.eliminate_dead_code()
-
-
-def half_of(node: Any) -> Node | None:
-    """The float16 value that a call only widens."""
-    if isinstance(node, Node) and converts(node, torch.float32):
-        source: Any = node.args[0]
-        return source if source.meta["val"].dtype == torch.float16 else None
-    return None
-
-
-def converts(node: Node, dtype: torch.dtype) -> bool:
-    return node.target is aten.to.dtype and node.args[1] is dtype

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 from torch.fx.node import Node
 
-from graphopt.backends.tvm.halves import half_of, narrowed
 from graphopt.backends.tvm.images import call_layer, layer_input, layer_spec
 from graphopt.backends.tvm.layouts import Value
 from graphopt.backends.tvm.program import Program
 from graphopt.backends.tvm.schedules import Epilogue
 from graphopt.graph import Graph
+from graphopt.halves import half_of, narrows
 from graphopt.integers.kernels import Window
 from graphopt.ops import Layer, clamp_bounds, family, shape
 
@@ -68,7 +68,7 @@ def chains(graph: Graph) -> dict[Node, Chain]:
             clamp = (None if low == -infinity else low, None if high == infinity else high)
             calls.append(reader)
         reader = _only_reader(calls[-1])
-        half = reader is not None and narrowed(reader)
+        half = reader is not None and narrows(reader)
         if reader is not None and half:
             calls.append(reader)
         *members, last = calls
@@ -79,7 +79,7 @@ def chains(graph: Graph) -> dict[Node, Chain]:
 def _rounding(node: Node) -> list[Node]:
     """The conversions to float16 and back that alone read this."""
     narrow = _only_reader(node)
-    wide = _only_reader(narrow) if narrow is not None and narrowed(narrow) else None
+    wide = _only_reader(narrow) if narrow is not None and narrows(narrow) else None
     return [narrow, wide] if narrow is not None and half_of(wide) is narrow else []  # type: ignore[list-item]
 
 

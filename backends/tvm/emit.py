@@ -14,7 +14,7 @@ from torch.fx.node import Node
 from tvm import relax
 
 from graphopt.backends.tvm import chains, codes, floating, integer
-from graphopt.backends.tvm.halves import deploy, half_of, keep_halves
+from graphopt.backends.tvm.halves import deploy, keep_halves
 from graphopt.backends.tvm.layouts import Value, plain
 from graphopt.backends.tvm.machine import Processor
 from graphopt.backends.tvm.program import Program
@@ -23,6 +23,7 @@ from graphopt.blocks import DEQUANTIZE_BLOCKS
 from graphopt.coverage import Audit
 from graphopt.errors import GraphoptError, InputError
 from graphopt.graph import Graph
+from graphopt.halves import half_of
 from graphopt.integers.arithmetic import dequantize, quantize
 from graphopt.integers.dialect import CLIP_CODES, gate_codes, is_dequantized, slice_parts
 from graphopt.integers.fusion import Kernel, fuse

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch.fx.node import Node
 
 from graphopt.backends.tvm.codes import MOVES
 from graphopt.deploy import deploy as deploy_with
 from graphopt.graph import Graph, aten
+from graphopt.halves import half_of, narrows
 from graphopt.ops import argument, family
 from graphopt.targets import Target
 
@@ -29,24 +29,12 @@ def deploy(graph: Graph, target: Target | None = None) -> Graph:
 def keep_halves(graph: Graph) -> None:
     """Rewrite a deployed graph in place: moves and means between two conversions take float16."""
     for node in graph.calls(aten.to.dtype):
-        if _converts(node, torch.float16):
+        if narrows(node):
             source: Any = node.args[0]
             moved = _moved(graph, source, before=node)
             if moved is not None:
                 graph.replace(node, moved)
     graph.module.graph.eliminate_dead_code()
-
-
-def half_of(node: Any) -> Node | None:
-    """The float16 value that a call only widens."""
-    if isinstance(node, Node) and _converts(node, torch.float32) and node.args[0].meta["val"].dtype == torch.float16:  # type: ignore[union-attr]
-        return node.args[0]  # type: ignore[return-value]
-    return None
-
-
-def narrowed(node: Node) -> bool:
-    """Whether a call rounds to float16."""
-    return _converts(node, torch.float16)
 
 
 def _moved(graph: Graph, node: Node, *, before: Node) -> Node | None:
@@ -76,7 +64,3 @@ def _moved(graph: Graph, node: Node, *, before: Node) -> Node | None:
         return None
     moved.meta["val"] = node.meta["val"].half()
     return moved
-
-
-def _converts(node: Node, dtype: torch.dtype) -> bool:
-    return node.target is aten.to.dtype and node.args[1] is dtype

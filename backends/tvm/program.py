@@ -14,12 +14,12 @@ from tvm import relax
 from tvm.ir.expr import GenericConst
 
 from graphopt.backends.tvm import schedules
-from graphopt.backends.tvm.halves import half_of
 from graphopt.backends.tvm.layouts import Order, Value, moves_nothing, plain
 from graphopt.backends.tvm.machine import Processor
 from graphopt.backends.tvm.schedules import Conv, Kernel, Pool, Tile
 from graphopt.coverage import Audit
 from graphopt.graph import Graph
+from graphopt.halves import half_of
 from graphopt.measure import layer_macs
 from graphopt.ops import MOVEMENT, family, shape
 from graphopt.report import FloatOperator
