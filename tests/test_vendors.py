@@ -13,7 +13,9 @@ from torch import Tensor, nn
 import graphopt
 from graphopt.api import Optimized
 from graphopt.compliance.model import Model
+from graphopt.errors import InputError
 from graphopt.numerics import Format
+from graphopt.passes.quantize import LayerFormat
 from graphopt.targets import Target, find
 from graphopt.targets.vendors import VENDORS
 
@@ -68,6 +70,30 @@ def test_a_format_that_the_hardware_lacks_breaks_its_rules() -> None:
     wide = replace(find("nvidia"), activations=Format(8, signed=False, symmetric=False))
     rules = {v.rule for v in graphopt.check(optimized(wide, "plain").artifact, "nvidia")}
     assert rules == {"value-sign"}
+
+
+@pytest.mark.parametrize(
+    "name, layer, says",
+    [
+        ("nvidia", LayerFormat(None, Format(8, signed=False, symmetric=False)), "takes no values in u8 affine"),
+        ("vitis", LayerFormat(Format(8, per_channel=True)), "takes no weights in s8 symmetric per channel"),
+        ("hexagon", LayerFormat(Format(16)), "takes no weights in s16"),
+        ("nnie", LayerFormat(Format(8)), "it takes log8"),
+    ],
+)
+def test_a_format_that_the_hardware_lacks_is_refused(name: str, layer: LayerFormat, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        graphopt.optimize(
+            model_of("plain"), images(2), target=name, calibration=[images(8)], formats={"*": layer}, measure=False
+        )
+
+
+def test_fewer_bits_are_stored_in_those_it_has() -> None:
+    done = graphopt.optimize(
+        model_of("plain"), images(2), target="nvidia", calibration=[images(8)], measure=False,
+        formats={"*": LayerFormat(Format(4, per_channel=True))},
+    )  # fmt: skip
+    assert graphopt.check(done.artifact, "nvidia") == []
 
 
 # ---- TensorRT -------------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def weights(model: Model, target: Target) -> Iterator[Violation]:
         axis = LAYERS[node.op_type]
         if node.op_type == "Gemm" and not attribute(node, "transB"):
             axis = 1
-        yield from _named("weight", grid, misfits(grid, (target.weights, *target.weight_formats), axis))
+        yield from _named("weight", grid, misfits(grid, target.known("weights"), axis))
 
 
 def values(model: Model, target: Target) -> Iterator[Violation]:
@@ -50,7 +50,7 @@ def values(model: Model, target: Target) -> Iterator[Violation]:
     for node in model.nodes:
         if node.op_type == "QuantizeLinear" and not model.is_weight(node.input[0]):
             grid = model.grid_of(node)
-            yield from _named("value", grid, misfits(grid, (target.activations, *target.activation_formats), None))
+            yield from _named("value", grid, misfits(grid, target.known("values"), None))
 
 
 def biases(model: Model, target: Target) -> Iterator[Violation]:

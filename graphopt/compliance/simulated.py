@@ -8,7 +8,7 @@ from torch.fx.node import Node
 
 from graphopt.compliance.violation import Violation
 from graphopt.graph import Graph
-from graphopt.numerics import NumberFormat, in_blocks
+from graphopt.numerics import in_blocks
 from graphopt.ops import Layer, family
 from graphopt.quantizers import is_quantizer, is_uniform, quantizer_of, quantizers
 from graphopt.targets import Target
@@ -38,7 +38,7 @@ def formats(graph: Graph, target: Target) -> Iterator[Violation]:
         if node not in weights and graph.is_constant(source):
             continue  # a bias, in the width of the sums
         kind = "weight" if node in weights else "value"
-        known = _known(target, kind)
+        known = target.known("weights" if kind == "weight" else "values")
         if is_uniform(node) and in_blocks(node):
             found = "a scale per block"
         elif (format := quantizer_of(graph, node).format) in known:
@@ -54,12 +54,6 @@ def norms(graph: Graph, target: Target) -> Iterator[Violation]:
     for node in graph.calls():
         if family(node) == "batch_norm":
             yield Violation("batch-norm", graph.site(node), "a batch norm is left", "fold it: run FoldBatchNorm")
-
-
-def _known(target: Target, kind: str) -> tuple[NumberFormat, ...]:
-    if kind == "weight":
-        return (target.weights, *target.weight_formats)
-    return (target.activations, *target.activation_formats)
 
 
 SIMULATED_RULES: tuple[Rule, ...] = (layers, formats, norms)

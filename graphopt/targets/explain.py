@@ -11,8 +11,8 @@ from graphopt.targets.target import Target
 def explain(target: Target) -> Iterator[tuple[str, str]]:
     """What there is to know of a target: facts and their names."""
     yield target.name, target.description
-    yield "weights", _either(target.weights, *target.weight_formats)
-    yield "values", _either(target.activations, *target.activation_formats)
+    yield "weights", _either(*target.known("weights"))
+    yield "values", _either(*target.known("values"))
     yield "integer" if isinstance(target.activations, Format) else "rounds", ", ".join(sorted(target.integer))
     yield "fuses", _fusions(target)
     yield "moves codes", ", ".join(sorted(target.moves))

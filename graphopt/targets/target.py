@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
 from graphopt.errors import InputError
@@ -82,6 +82,18 @@ class Target:
         if self.block_products not in ("int8", "float32"):
             raise InputError(f"block_products must be 'int8' or 'float32', got {self.block_products!r}")
 
+    def known(self, kind: Literal["weights", "values"]) -> tuple[NumberFormat, ...]:
+        """The formats that the hardware takes, its first choice first."""
+        if kind == "weights":
+            return (self.weights, *self.weight_formats)
+        return (self.activations, *self.activation_formats)
+
+    def takes(self, format: NumberFormat, kind: Literal["weights", "values"]) -> bool:
+        """Whether the hardware takes a format, or one like it with more bits. Kernels of CPUs take all that are uniform."""
+        if not self.vendor_compiler and self.runtime != "packed":
+            return True
+        return any(format == one or _narrower(format, one) for one in self.known(kind))
+
     @property
     def codes(self) -> Format:
         """The format of values, which must be uniform.
@@ -96,6 +108,13 @@ class Target:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for manifests and reports."""
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+
+
+def _narrower(format: NumberFormat, other: NumberFormat) -> bool:
+    """Whether a format is another one with fewer bits."""
+    if not isinstance(format, Format) or not isinstance(other, Format):
+        return False
+    return format.bits < other.bits and replace(format, bits=other.bits) == other
 
 
 def _plain(value: Any) -> Any:

@@ -59,7 +59,8 @@ class Quantize:
         formats: layer-name pattern (`fnmatch`, first match wins) -> `LayerFormat`, or None to keep the layer in float.
 
     Raises:
-        InputError: no layer can be quantized, unknown estimator, a pattern that matches nothing.
+        InputError: no layer can be quantized, unknown estimator, a pattern that matches nothing, a format that a vendor's hardware
+            does not take.
         NonFiniteError: NaN or infinity in a weight or an activation; names the first node.
     """
 
@@ -82,6 +83,7 @@ class Quantize:
         if not all(is_uniform(node) and in_blocks(node) for node in quantizers(graph)):
             return []
         self.check_patterns(graph)
+        self.check_formats()
         changes = bake(graph)
         plan = place(
             graph,
@@ -113,6 +115,15 @@ class Quantize:
                 raise InputError(
                     f"the pattern {pattern!r} matches no layer; layers are named like {', '.join(sorted(names)[:5])}"
                 )
+
+    def check_formats(self) -> None:
+        """Raise where a format was asked for that the hardware does not take."""
+        given = [("every layer", LayerFormat(self.weights, self.activations)), *self.formats.items()]
+        for where, layer in given:
+            for kind, format in (("weights", layer.weights), ("values", layer.activations)) if layer else ():
+                if format is not None and not self.target.takes(format, kind):  # type: ignore[arg-type]
+                    known = ", ".join(map(str, self.target.known(kind)))  # type: ignore[arg-type]
+                    raise InputError(f"{where}: {self.target.name!r} takes no {kind} in {format}; it takes {known}")
 
     # ---- Activations ------------------------------------------------------------------------------------------------
 
