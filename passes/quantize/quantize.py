@@ -59,8 +59,8 @@ class Quantize:
         formats: layer-name pattern (`fnmatch`, first match wins) -> `LayerFormat`, or None to keep the layer in float.
 
     Raises:
-        InputError: no layer can be quantized, unknown estimator, a pattern that matches nothing, a format that a vendor's hardware
-            does not take.
+        InputError: no layer can be quantized, unknown estimator, a pattern that matches nothing, a format that the hardware
+            of a vendor does not take.
         NonFiniteError: NaN or infinity in a weight or an activation; names the first node.
     """
 
