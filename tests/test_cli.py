@@ -15,6 +15,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from graphopt import cli
+from graphopt.commands import reporting
 from graphopt.errors import PassError
 from graphopt.graph import Graph
 from graphopt.loaders import Named
@@ -57,7 +58,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cli_models.py").write_text(MODELS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(cli, "_quieten", lambda: None)  # it would silence the rest of the test run
+    monkeypatch.setattr(reporting, "quieten", lambda: None)  # it would silence the rest of the test run
 
 
 def run(*args: str) -> Result:
@@ -152,7 +153,7 @@ def test_errors_of_passes_are_one_line_too(optimize_call: dict[str, Any]) -> Non
 
 
 def test_debug_shows_the_traceback(optimize_call: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_debug", True)
+    monkeypatch.setattr(reporting, "debug", True)
     assert isinstance(run("optimize", "cli_models:broken").exception, TypeError)
 
 
