@@ -75,7 +75,7 @@ class OnnxRuntimeArtifact(Artifact):
 
         return placed(self, device)
 
-    def compile(self, folder: str | Path, architectures: Sequence[str] = ()) -> Path:
+    def compile(self, folder: str | Path, architectures: Sequence[str] = (), *, name: str = "model") -> Path:
         """Context binaries for architectures of Hexagon (`v73`), by default all known; `graphopt.load(folder).on("htp:v73")`.
 
         Raises:
