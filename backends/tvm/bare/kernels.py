@@ -68,21 +68,27 @@ def compile_kernels(kernels: Any, code: Code, prefix: str, path: Path) -> Scratc
 
 def refuse_runtime_calls(name: str, function: Any) -> None:
     """Raises InputError where a kernel calls what is compiled into TVM's runtime."""
+    called: list[str] = []
 
     def look(call: Any) -> None:
         if str(getattr(call.op, "name", "")) == CALLS_A_RUNTIME:
-            raise InputError(
-                f"the kernel {name} calls {call.args[0].value} of TVM's runtime, which C without it cannot do; leave that "
-                "operator out of the model, or deploy the artifact as it is"
-            )
+            called.append(str(call.args[0].value))
 
     tvm_ffi.structural_walk(function.body, (tvm.ir.Call, look))
+    if called:
+        raise InputError(
+            f"the kernel {name} calls {called[0]} of TVM's runtime, which C without it cannot do; leave that operator out of the "
+            "model, or deploy the artifact as it is"
+        )
 
 
 def on_pointers(function: Any) -> tuple[Any, tuple[int, ...]]:
     """A function on one thread whose parameters are pointers, behind its tensors those to temporaries; and their bytes."""
     pointers = [_pointer(buffer) for buffer in function.params]
-    places = [tirx.DeclBuffer(buffer, data=pointer) for buffer, pointer in zip(function.params, pointers, strict=True)]
+    places = [
+        *(tirx.Bind(b.elem_offset, tirx.const(0, b.elem_offset.ty.dtype)) for b in function.params if _has_offset(b)),
+        *(tirx.DeclBuffer(buffer, data=pointer) for buffer, pointer in zip(function.params, pointers, strict=True)),
+    ]
     scratch: list[int] = []
 
     def given(allocated: Any) -> Any:
@@ -100,6 +106,11 @@ def on_pointers(function: Any) -> tuple[Any, tuple[int, ...]]:
 
     body = tvm_ffi.structural_map(function.body, [(tirx.AllocBuffer, given), (tirx.For, in_turn)])
     return tirx.PrimFunc(pointers, tirx.SeqStmt([*places, body]), function.ret_type, function.attrs), tuple(scratch)
+
+
+def _has_offset(buffer: Any) -> bool:
+    """It could begin behind its pointer, by a variable."""
+    return isinstance(buffer.elem_offset, tirx.Var)
 
 
 def _pointer(buffer: Any) -> Any:
