@@ -90,7 +90,9 @@ def main() -> None:
             model, calibration, x = networks(name)
             real = Graph.capture(model, (x,))
             run(clean(find(TARGET)), real)
-            integer = graphopt.optimize(model, x, target=TARGET, calibration=calibration, estimator="minmax", measure=False)
+            integer = graphopt.optimize(
+                model, x, target=TARGET, calibration=calibration, estimator="minmax", measure=False
+            )
             for kind, graph in (("float", real), ("int8", integer.graph)):
                 rows.append(measured(name, kind, graph, x, options.rounds))
     common.finish({f"C without a runtime, {TARGET}, one image, one thread": rows}, options.json)

@@ -54,23 +54,27 @@ def program(folder: Path, compiler: Sequence[str] = ("gcc",), out: Path | None =
             f"    if (fread({n} + 1, sizeof *{n}, {upper}_{n.upper()}_ELEMENTS, files[{i}]) == 0) return 2;"
             for i, n in enumerate(names["inputs"])
         ],
-        "writes": [f"    fwrite({n} + 1, sizeof *{n}, {upper}_{n.upper()}_ELEMENTS, answers);" for n in names["outputs"]],
+        "writes": [
+            f"    fwrite({n} + 1, sizeof *{n}, {upper}_{n.upper()}_ELEMENTS, answers);" for n in names["outputs"]
+        ],
     }
     arguments = ", ".join([*(f"{n} + 1" for kind in names.values() for n in kind), "workspace"])
     out = out or folder.with_name(folder.name + "_program")
     source = out.with_suffix(".c")
-    source.write_text(
-        MAIN.format(
-            includes=f'#include "{prefix}.h"', memory="\n".join(memory), inputs=len(names["inputs"]),
-            run=f"if ({prefix}_run({arguments})) return 3;", **{k: "\n".join(v) for k, v in lines.items()},
-        )  # fmt: skip
-    )
+    text = {"includes": f'#include "{prefix}.h"', "memory": "\n".join(memory), "inputs": len(names["inputs"])}
+    text |= {
+        "run": f"if ({prefix}_run({arguments})) return 3;",
+        **{key: "\n".join(rows) for key, rows in lines.items()},
+    }
+    source.write_text(MAIN.format(**text))
     objects = [folder / f"{prefix}{end}" for end in (".c", "_kernels.o", "_weights.o")]
     subprocess.run([*compiler, *STRICT, f"-I{folder}", source, *objects, "-o", out, "-lm"], check=True)
     return out
 
 
-def answers(program: Path, folder: Path, inputs: Arrays, batch: int | None = None, emulator: Sequence[str] = ()) -> Arrays:
+def answers(
+    program: Path, folder: Path, inputs: Arrays, batch: int | None = None, emulator: Sequence[str] = ()
+) -> Arrays:
     """What it answers, call by call, to inputs of whole batches."""
     manifest = json.loads((folder / MANIFEST).read_text())
     size = batch or len(inputs[0])

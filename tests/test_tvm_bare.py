@@ -1,13 +1,15 @@
-"""Models as C: programs that gcc compiles answer what artifacts answer, here and on emulated CPUs, with no runtime and little memory."""
+"""Models as C: programs around them answer what artifacts answer, here and on emulated CPUs, without a runtime."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -42,15 +44,35 @@ from graphopt.targets import architecture, find
 
 X86 = find("tvm-x86")
 COPY = f'{sys.executable} "{Path(__file__).parent / "copy_object.py"}"'  # in place of a cross compiler
-CROSS, QEMU = "aarch64-linux-gnu-gcc", "qemu-aarch64"
-TARGETS = {"tvm-cortex-a53": (183, 0), "tvm-armv7": (40, 0x5000000), "tvm-riscv64": (243, 5), "tvm-cortex-m7": (40, 0x5000000)}
+TARGETS = {
+    "tvm-cortex-a53": (183, 0),
+    "tvm-armv7": (40, 0x5000000),
+    "tvm-riscv64": (243, 5),
+    "tvm-cortex-m7": (40, 0x5000000),
+}
 FAST = ("inverted residual", "plain")
 needs_gcc = pytest.mark.skipif(
     shutil.which("gcc") is None or architecture() != "x86_64", reason="runs C on this machine: needs x86-64 and gcc"
 )
-needs_arm = pytest.mark.skipif(
-    None in (shutil.which(CROSS), shutil.which(QEMU)), reason="needs apt-get install gcc-aarch64-linux-gnu qemu-user"
-)
+EMULATED = {  # target -> (compiler, what zig calls the machine, qemu)
+    "tvm-cortex-a53": ("aarch64-linux-gnu-gcc", "aarch64-linux-musl", ("qemu-aarch64", "-cpu", "cortex-a53")),
+    "tvm-cortex-a76": ("aarch64-linux-gnu-gcc", "aarch64-linux-musl", ("qemu-aarch64", "-cpu", "cortex-a76")),
+    "tvm-armv7": ("arm-linux-gnueabihf-gcc", "arm-linux-musleabihf -mcpu=cortex_a7", ("qemu-arm", "-cpu", "cortex-a7")),
+    "tvm-cortex-m7": ("arm-linux-gnueabihf-gcc", "arm-linux-musleabihf -mcpu=cortex_a7", ("qemu-arm", "-cpu", "max")),
+    "tvm-riscv64": ("riscv64-linux-gnu-gcc", "riscv64-linux-musl", ("qemu-riscv64",)),
+}
+
+
+def cross(name: str) -> tuple[list[str], tuple[str, ...]]:
+    """A compiler for programs that stand alone, and the emulator; skips where either is missing."""
+    gcc, triple, emulator = EMULATED[name]
+    if shutil.which(emulator[0]) is None:
+        pytest.skip("needs qemu's user mode: apt-get install qemu-user")
+    if shutil.which(gcc):
+        return [gcc, "-static"], emulator
+    if importlib.util.find_spec("ziglang"):
+        return [sys.executable, "-m", "ziglang", "cc", "-static", "-target", *triple.split()], emulator
+    pytest.skip(f"needs a compiler: apt-get install gcc-{gcc.removesuffix('-gcc')}, or pip install ziglang")
 
 
 @cache
@@ -59,9 +81,15 @@ def lowered(block: str, kind: str, target: Any = X86) -> Any:
     return lower(simulated(model, target) if kind == "int8" else Graph.capture(model, (images(2),)), target)
 
 
+def written(artifact: Any, place: Path) -> Path:
+    """C and objects, which an artifact for a microcontroller is already."""
+    bare = artifact.code["triple"].startswith("thumb")
+    return Path(artifact.save(place) if bare else artifact.compile(place))
+
+
 def in_c(artifact: Any, folder: Path, x: Tensor, **how: Any) -> Tensor:
     """What a program with the model answers."""
-    place = artifact.compile(folder / "bare")
+    place = written(artifact, folder / "bare")
     emulator = how.pop("emulator", ())
     (found,) = answers(program(place, **how), place, [x.numpy()], artifact.manifest.options["batch"], emulator)
     return torch.from_numpy(found)
@@ -104,13 +132,21 @@ def test_resnet20_in_c_answers_what_its_artifact_answers_in_less_than_half_the_m
     assert needed < 0.4 * sum(all_tensors)
 
 
-@needs_arm
-@pytest.mark.parametrize(("block", "cpu"), [("plain", "cortex-a53"), ("residual", "cortex-a76")])
-def test_c_compiled_for_arm_answers_what_the_simulation_answers(block: str, cpu: str, tmp_path: Path) -> None:
-    target, x = replace(find(f"tvm-{cpu}"), compiler=COPY), images(4, seed=3)
+@pytest.mark.parametrize(
+    ("block", "name"),
+    [
+        ("plain", "tvm-cortex-a53"),
+        ("residual", "tvm-cortex-a76"),
+        ("squeeze-excite linear", "tvm-armv7"),
+        ("squeeze-excite linear", "tvm-riscv64"),
+        ("inverted residual", "tvm-cortex-m7"),  # its instructions are among those of larger CPUs
+    ],
+)
+def test_on_emulated_cpus_c_answers_what_the_simulation_answers(block: str, name: str, tmp_path: Path) -> None:
+    compiler, emulator = cross(name)
+    target, x = replace(find(name), compiler=COPY), images(4, seed=3)
     graph = simulated(model_of(block), target)
-    emulator = [QEMU, "-cpu", cpu]
-    found = in_c(lower(graph, target), tmp_path, x, compiler=(CROSS, "-static"), emulator=emulator)
+    found = in_c(lower(graph, target), tmp_path, x, compiler=compiler, emulator=emulator)
     assert torch.equal(found, graphopt.simulate(graph, target)(x))
 
 
@@ -151,9 +187,8 @@ def test_two_models_share_one_program(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_objects_need_the_c_library_at_most(name: str, tmp_path: Path) -> None:
-    target = find(name) if name == "tvm-cortex-m7" else replace(find(name), compiler=COPY)
-    artifact = lower(Graph.capture(model_of("silu residual"), (images(1),)), target)
-    place = artifact.save(tmp_path / "bare") if name == "tvm-cortex-m7" else artifact.compile(tmp_path / "bare")
+    artifact = lower(Graph.capture(model_of("silu residual"), (images(1),)), replace(find(name), compiler=COPY))
+    place = written(artifact, tmp_path / "bare")
     kernels, weights = (Object((place / f"model_{part}.o").read_bytes()) for part in ("kernels", "weights"))
     assert set(kernels.undefined()) <= {"memcpy", "memset", "expf", "floorf"}
     assert weights.undefined() == []
@@ -210,23 +245,23 @@ def test_no_call_overwrites_what_is_still_read(calls: Calls) -> None:
     memory: dict[int, Any] = {}
     for time, call in enumerate(calls.calls):
         for read in call.reads:
-            start = plan.offsets[read.index]
+            start = plan.offsets[read.number]
             assert start is not None
-            assert all(memory[b] == read.index for b in range(start, start + calls.buffers[read.index]))
+            assert all(memory[b] == read.number for b in range(start, start + calls.buffers[read.number]))
         taken = list(zip(plan.scratch[time], scratch.get(call.kernel, ()), strict=True))
-        taken += [(plan.offsets[p.index], calls.buffers[p.index]) for p in {*call.reads, *call.writes}]
+        taken += [(plan.offsets[p.number], calls.buffers[p.number]) for p in {*call.reads, *call.writes}]
         spans = sorted((int(start or 0), int(start or 0) + size) for start, size in taken)
-        assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+        assert all(end <= start for (_, end), (start, _) in pairwise(spans))
         assert all(start % ALIGNMENT == 0 for start, _ in spans)
         assert spans[-1][1] <= plan.bytes
         for start, size in taken:
             memory |= dict.fromkeys(range(int(start or 0), int(start or 0) + size))
         for place in {*call.reads, *call.writes}:
-            start = int(plan.offsets[place.index] or 0)
-            memory |= dict.fromkeys(range(start, start + calls.buffers[place.index]), place.index)
+            start = int(plan.offsets[place.number] or 0)
+            memory |= dict.fromkeys(range(start, start + calls.buffers[place.number]), place.number)
     ((_, last),) = calls.copies
-    start = int(plan.offsets[last.index] or 0)
-    assert all(memory[b] == last.index for b in range(start, start + calls.buffers[last.index]))
+    start = int(plan.offsets[last.number] or 0)
+    assert all(memory[b] == last.number for b in range(start, start + calls.buffers[last.number]))
 
 
 # ---- Artifacts ------------------------------------------------------------------------------------------------------
@@ -262,7 +297,9 @@ def test_constants_are_found_in_the_library_and_kept_where_it_has_none() -> None
 
 def test_a_microcontrollers_artifact_is_c_and_says_so_where_it_cannot_run() -> None:
     target = find("tvm-cortex-m7")
-    result = graphopt.optimize(model_of("residual"), images(2), target=target, calibration=images(8), estimator="minmax")
+    result = graphopt.optimize(
+        model_of("residual"), images(2), target=target, calibration=images(8), estimator="minmax"
+    )
     assert sorted(result.artifact.manifest.files) == ["model.c", "model.h", "model_kernels.o", "model_weights.o"]
     with pytest.raises(ArtifactError, match=r"link model\.c and its objects into a program"):
         result.artifact(images(2))

@@ -102,8 +102,8 @@ class TvmArtifact(Artifact):
             raise InputError(f"{self.manifest.model} cannot be compiled to C: {self.manifest.options[NOT_IN_C]}")
         if HELD not in self.manifest.files:
             raise InputError(
-                f"{self.manifest.model} for {target} holds no kernels to compile to C, which is for CPUs only; take a target such "
-                "as tvm-x86 or tvm-cortex-a53, and lower it with this release"
+                f"{self.manifest.model} for {target} holds no kernels to compile to C, which is for CPUs only; take a target "
+                "such as tvm-x86 or tvm-cortex-a53, and lower it with this release"
             )
         content, library = ((self.folder / file).read_bytes() for file in (HELD, LIBRARY))
         return compile_objects(held(content, library), self.manifest, folder, name)

@@ -119,7 +119,9 @@ class Code:
 
 def _described(triple: str, cpu: str, features: tuple[str, ...] = ()) -> Any:
     options: dict[str, Any] = {"kind": "llvm", "mtriple": triple or str(codegen.llvm_get_system_triple())}
-    if triple.endswith("eabihf"):  # which TVM does not read: without, functions such as floorf get floats in wrong registers
+    if triple.endswith(
+        "eabihf"
+    ):  # which TVM does not read: without, functions such as floorf get floats in wrong registers
         options["mfloat-abi"] = "hard"
     if triple.startswith("thumb"):
         options["vector-width"] = 128  # what TVM assumes with a warning; matters only to CPUs with vectors

@@ -1,8 +1,8 @@
 """What a module does, as data: kernels called in order on inputs, outputs, constants and buffers.
 
-    lv = call_tir(quantize, (x,))             Call("quantize", [input 0], [buffer 0])
-    lv1 = reshape(lv)                         the same place by another name
-    lv2 = call_tir(conv, (lv1, weight))       Call("conv", [buffer 0, constant 0], [output 0])
+lv = call_tir(quantize, (x,))             Call("quantize", [input 0], [buffer 0])
+lv1 = reshape(lv)                         the same place by another name
+lv2 = call_tir(conv, (lv1, weight))       Call("conv", [buffer 0, constant 0], [output 0])
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Array = np.ndarray[Any, Any]
 
 
 class Place(NamedTuple):
-    """Where a tensor lies: the `index`-th of its kind."""
+    """Where a tensor lies: the `number`-th of its kind."""
 
     kind: Literal["input", "output", "constant", "buffer"]
-    index: int
+    number: int
 
 
 class Call(NamedTuple):

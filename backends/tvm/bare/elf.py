@@ -40,7 +40,9 @@ class Object:
 
     def __post_init__(self) -> None:
         if self.data[:4] != b"\x7fELF" or self.data[5] != 1:
-            raise InputError("objects are written for little-endian ELF systems, and LLVM made another kind for this triple")
+            raise InputError(
+                "objects are written for little-endian ELF systems, and LLVM made another kind for this triple"
+            )
 
     @property
     def wide(self) -> bool:
@@ -96,7 +98,9 @@ def data_object(symbol: str, content: bytes, alignment: int, like: Object) -> by
     symbols += struct.pack("<IBBHQQ" if wide else "<IIIBBH", *entry)
     header = IDENTITY + struct.calcsize(_header_format(wide))
     word = 8 if wide else 4
-    placed: list[tuple[str, int, int, bytes, int, int, int, int]] = [  # name, type, flags, ..., link, info, alignment, entry
+    placed: list[
+        tuple[str, int, int, bytes, int, int, int, int]
+    ] = [  # name, type, flags, ..., link, info, alignment, entry
         (f".rodata.{symbol}", PROGBITS, ALLOCATED, content, 0, 0, alignment, 0),
         (".symtab", SYMTAB, 0, symbols, 3, 1, word, entry_bytes),  # names in section 3; the first global is number 1
         (".strtab", STRTAB, 0, strings, 0, 0, 1, 0),

@@ -23,8 +23,8 @@ OBJECTS = "objects"  # in a manifest's options
 MATHEMATICS = frozenset(
     f"{name}{suffix}"
     for name in (
-        "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "ceil", "copysign", "cos", "cosh", "erf", "erfc", "exp",
-        "exp2", "expm1", "fabs", "floor", "fma", "fmax", "fmin", "fmod", "hypot", "ldexp", "log", "log10", "log1p", "log2",
+        "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "ceil", "copysign", "cos", "cosh", "erf", "erfc",
+        "exp", "exp2", "expm1", "fabs", "floor", "fma", "fmax", "fmin", "fmod", "hypot", "ldexp", "log", "log10", "log1p", "log2",
         "nearbyint", "nextafter", "pow", "rint", "round", "roundeven", "sin", "sinh", "sqrt", "tan", "tanh", "trunc",
     )
     for suffix in ("", "f")
@@ -64,8 +64,8 @@ def write_objects(calls: Calls, manifest: Manifest, folder: Path, prefix: str = 
     kernels = Object((folder / f"{prefix}_kernels.o").read_bytes())
     if foreign := [name for name in kernels.undefined() if not _has_c(name)]:
         raise InputError(
-            f"the kernels call {', '.join(foreign)}, which is neither the C library's nor the compiler's; leave the operator that "
-            "needs it out of the model, or deploy the artifact as it is"
+            f"the kernels call {', '.join(foreign)}, which is neither the C library's nor the compiler's; leave the operator "
+            "that needs it out of the model, or deploy the artifact as it is"
         )
     weights, offsets = _packed(calls.constants)
     workspace = arranged(calls, scratch)

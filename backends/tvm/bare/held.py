@@ -9,7 +9,6 @@ import base64
 import json
 import lzma
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np

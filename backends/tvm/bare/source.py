@@ -68,8 +68,8 @@ class Source:
                 f" *     static _Alignas({upper}_WORKSPACE_ALIGNMENT) unsigned char workspace[{upper}_WORKSPACE_BYTES];",
                 f" *     {self.prefix}_run(..., workspace);",
                 " *",
-                " * It needs no heap and keeps nothing between calls; calls at the same time need a workspace each. Tensors are dense,",
-                " * the last dimension first in memory, and must not overlap. */",
+                " * It needs no heap and keeps nothing between calls. Calls at the same time need a workspace each.",
+                " * Tensors are dense, the last dimension innermost, and must not overlap. */",
                 f"#ifndef {upper}_H",
                 f"#define {upper}_H",
                 "",
@@ -132,10 +132,10 @@ class Source:
     def at(self, place: Place) -> str:
         """A C expression for where it is."""
         if place.kind == "constant":
-            return f"{self.prefix}_weights + {self.constants[place.index]}"
+            return f"{self.prefix}_weights + {self.constants[place.number]}"
         if place.kind == "buffer":
-            return f"memory + {self.workspace.offsets[place.index]}"
-        return f"{place.kind}{place.index}"
+            return f"memory + {self.workspace.offsets[place.number]}"
+        return f"{place.kind}{place.number}"
 
 
 def _elements(spec: TensorSpec) -> int:

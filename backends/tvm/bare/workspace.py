@@ -35,15 +35,15 @@ def arranged(calls: Calls, scratch: Mapping[str, Sequence[int]]) -> Workspace:
     for time, call in enumerate(calls.calls):
         for place in (*call.reads, *call.writes):
             if place.kind == "buffer":
-                key = ("buffer", place.index, 0)
+                key = ("buffer", place.number, 0)
                 first = lives[key][1] if key in lives else time
-                lives[key] = calls.buffers[place.index], first, time
+                lives[key] = calls.buffers[place.number], first, time
         for number, size in enumerate(scratch.get(call.kernel, ())):
             lives["scratch", time, number] = size, time, time
     for _, place in calls.copies:
         if place.kind == "buffer":
-            size, first, _ = lives["buffer", place.index, 0]
-            lives["buffer", place.index, 0] = size, first, len(calls.calls)
+            size, first, _ = lives["buffer", place.number, 0]
+            lives["buffer", place.number, 0] = size, first, len(calls.calls)
     at: dict[tuple[str, int, int], int] = {}
     for key, (size, first, last) in sorted(lives.items(), key=lambda item: (-item[1][0], item[0])):
         taken = sorted((at[k], lives[k][0]) for k in at if lives[k][1] <= last and first <= lives[k][2])
