@@ -209,7 +209,7 @@ def linker(code: Code, given: str) -> list[str]:
     return [name]
 
 
-def as_kernels(machine: Processor) -> Any:
+def _as_kernels(machine: Processor) -> Any:
     """Operators become scheduled functions; sizes change without copies."""
     legalized = {"relax.reshape": lambda builder, call: call, **LEGALIZED}
     return tvm.transform.Sequential(
@@ -270,7 +270,7 @@ def kernels_of(module: Any, code: Code) -> Any:
     target = code.target()
     chosen = processor(target)
     with explained(code), tvm.transform.PassContext(config=PASS_CONFIG), written_for(chosen), target:
-        return as_kernels(chosen)(module)
+        return _as_kernels(chosen)(module)
 
 
 def build(kernels: Any, code: Code) -> Any:

@@ -57,7 +57,7 @@ class Calls:
 
 
 def recorded(module: Any) -> Calls:
-    """Read them from a module behind `build.as_kernels`.
+    """Read them from a module behind `build.kernels_of`.
 
     Raises:
         InputError: it calls what only TVM's runtime has; names it.
