@@ -72,14 +72,18 @@ class Artifact(ABC):
         """
         raise InputError(f"{self.manifest.runtime} runs on this machine only; copy the folder to {device}")
 
-    def compile(self, folder: str | Path, architectures: Sequence[str] = ()) -> Path:
-        """Write what devices load without compiling, one file for each architecture, and return the folder's absolute path.
+    def compile(self, folder: str | Path, architectures: Sequence[str] = (), *, name: str = "model") -> Path:
+        """Write another form of it, which devices take as it is, and return the folder's absolute path.
+
+        For `hexagon` that are binaries, one for each of the architectures; for CPUs through TVM, C and objects whose names begin
+        with `name`.
 
         Raises:
             InputError: it is made for hardware of which there is no such thing; or unknown architecture.
         """
         raise InputError(
-            f"{self.manifest.model} for {self.manifest.target.get('name')} is ready to run; what compiles is the target hexagon's"
+            f"{self.manifest.model} for {self.manifest.target.get('name')} is ready to run; what compiles are those for hexagon "
+            "and the CPUs of tvm-..."
         )
 
     def milliseconds(self, *args: Any, **kwargs: Any) -> float:
@@ -134,14 +138,19 @@ class Artifact(ABC):
             raise InputError(f"the model takes {', '.join(map(str, specs))}; {error}") from None
 
     @property
+    def loaded(self) -> list[str]:
+        """Names of the files that a device needs."""
+        return list(self.manifest.files)
+
+    @property
     def size_bytes(self) -> int:
-        """Bytes of all files together, the manifest aside."""
-        return sum(entry.size for entry in self.manifest.files.values())
+        """Bytes of all files that a device needs, the manifest aside."""
+        return sum(self.manifest.files[name].size for name in self.loaded)
 
     @property
     def compressed_bytes(self) -> int:
-        """Bytes of all files together, the manifest aside, each compressed with zlib."""
-        return sum(len(zlib.compress((self.folder / name).read_bytes())) for name in self.manifest.files)
+        """Bytes of all files that a device needs, the manifest aside, each compressed with zlib."""
+        return sum(len(zlib.compress((self.folder / name).read_bytes())) for name in self.loaded)
 
     @property
     def report(self) -> Report | None:

@@ -25,9 +25,8 @@ from torch import Tensor
 from tvm import relax
 
 from graphopt.backends.tvm.artifact import compiled
-from graphopt.backends.tvm.build import Code, as_kernels, build, device_source
-from graphopt.backends.tvm.machine import processor
-from graphopt.backends.tvm.schedules import PASS_CONFIG, Kernel, written_for
+from graphopt.backends.tvm.build import Code, build, device_source, kernels_of
+from graphopt.backends.tvm.schedules import PASS_CONFIG, Kernel
 from graphopt.graph import Graph
 from graphopt.targets import Target
 
@@ -92,11 +91,8 @@ class OpenCL:
 
     def __init__(self, graph: Graph, target: Target) -> None:
         code = Code.of(target)
-        module = compiled(graph, code).module
-        chosen = processor(code.target())
-        with code.target(), written_for(chosen):
-            self.module = as_kernels(chosen)(module)
-        self.program = Program(device_source(build(module, code)))
+        self.module = kernels_of(compiled(graph, code).module, code)
+        self.program = Program(device_source(build(self.module, code)))
 
     def __call__(self, *inputs: Tensor) -> Any:
         main = self.module["main"]

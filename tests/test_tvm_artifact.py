@@ -72,7 +72,7 @@ def test_optimize_deploys_measures_saves_and_loads(tmp_path: Path) -> None:
     assert result.report.latency.after == "tvm, integer"
     assert result.report.agreement is not None
     folder = result.artifact.save(tmp_path / "deployed")
-    assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "model.so"]
+    assert sorted(p.name for p in folder.iterdir()) == ["kernels.json.xz", "manifest.json", "model.so"]
     loaded = graphopt.load(folder)
     loaded.set_threads(2)
     assert torch.equal(loaded(data), result.artifact(data))

@@ -30,9 +30,9 @@ pytest.importorskip("tvm", reason="the TVM backend needs graphopt[tvm]")
 from graphopt.backends import tvm as backends_tvm
 from graphopt.backends.tvm import lower, schedules
 from graphopt.backends.tvm.artifact import compiled
-from graphopt.backends.tvm.build import Code, as_kernels
-from graphopt.backends.tvm.machine import Gpu, processor
-from graphopt.backends.tvm.schedules import Conv, Epilogue, Pool, written_for
+from graphopt.backends.tvm.build import Code, kernels_of
+from graphopt.backends.tvm.machine import Gpu
+from graphopt.backends.tvm.schedules import Conv, Epilogue, Pool
 from graphopt.backends.tvm.schedules.gpu.leftovers import has_threads
 from graphopt.backends.tvm.static import fix_batch
 
@@ -267,10 +267,7 @@ def attention(m: Any, x: Tensor) -> Tensor:
 def test_operators_of_tvm_run_on_threads_as_well(target: Target) -> None:
     model, x = Model(attention, qkv=nn.Linear(3, 12), head=nn.Linear(4, 2)).eval(), torch.randn(2, 3, 4, 4)
     code = Code.of(target)
-    chosen = processor(code.target())
-    module = compiled(Graph.capture(model, (x,), dynamic_batch=False), code).module
-    with code.target(), written_for(chosen):
-        module = as_kernels(chosen)(module)
+    module = kernels_of(compiled(Graph.capture(model, (x,), dynamic_batch=False), code).module, code)
     functions = [f for _, f in module.functions_items() if type(f).__name__ == "PrimFunc"]
     assert len(functions) > 8
     assert all(map(has_threads, functions))

@@ -18,7 +18,7 @@ from graphopt.artifact import Artifact, describe, temporary_folder
 from graphopt.backends.onnxruntime.export import to_onnx
 from graphopt.backends.onnxruntime.nbits import choose_products
 from graphopt.deploy import deploy as deploy_with
-from graphopt.errors import ArtifactError, GraphoptError
+from graphopt.errors import ArtifactError, GraphoptError, InputError
 from graphopt.graph import Graph
 from graphopt.manifest import Manifest
 from graphopt.measure import layer_macs
@@ -75,13 +75,18 @@ class OnnxRuntimeArtifact(Artifact):
 
         return placed(self, device)
 
-    def compile(self, folder: str | Path, architectures: Sequence[str] = ()) -> Path:
+    def compile(self, folder: str | Path, architectures: Sequence[str] = (), *, name: str = "model") -> Path:
         """Context binaries for architectures of Hexagon (`v73`), by default all known; `graphopt.load(folder).on("htp:v73")`.
 
         Raises:
-            InputError: another target, unknown architecture, no such place; ArtifactError: HTP does not take all of the model.
+            InputError: another target, unknown architecture, a name, no such place; ArtifactError: HTP does not take all of it.
         """
         from graphopt.backends.onnxruntime.qnn import compile_contexts
+
+        if name != "model":
+            raise InputError(
+                f"name={name!r} is for C that a CPU's artifact is compiled to; contexts are named by architecture"
+            )
 
         return compile_contexts(self, folder, architectures)
 

@@ -1,4 +1,4 @@
-"""Lower to `model.so`, and run it with TVM's virtual machine."""
+"""Lower to `model.so`, and run it with TVM's virtual machine; or to C, for systems that have none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import tvm
 from tvm import relax
 
 from graphopt.artifact import Artifact, describe, temporary_folder
-from graphopt.backends.tvm.build import Code, build, device_source, link, linker, refusal, use_threads
+from graphopt.backends.tvm.bare import HELD, OBJECTS, compile_objects, held, hold, recorded, write_objects
+from graphopt.backends.tvm.build import Code, build, device_source, kernels_of, link, linker, refusal, use_threads
 from graphopt.backends.tvm.emit import Emitted, emit
 from graphopt.backends.tvm.machine import processor
 from graphopt.backends.tvm.schedules import Conv, Tile
@@ -23,12 +24,13 @@ from graphopt.backends.tvm.tune import tune as tune_tiles
 from graphopt.coverage import Audit
 from graphopt.errors import ArtifactError, InputError
 from graphopt.graph import Graph
-from graphopt.manifest import Manifest
+from graphopt.manifest import Manifest, listing
 from graphopt.report import FloatOperator
 from graphopt.targets import Target
 
 LIBRARY = "model.so"
 SOURCES = {"cuda": "kernels.cu", "opencl": "kernels.cl"}  # of a GPU, which the library holds as well
+NOT_IN_C = "not_in_c"  # in a manifest's options: why
 Arrays = list[np.ndarray[Any, Any]]
 
 
@@ -56,7 +58,14 @@ class TvmArtifact(Artifact):
 
     @property
     def refusal(self) -> str:
+        if OBJECTS in self.manifest.options:
+            prefix = self.manifest.options[OBJECTS]["prefix"]
+            return f"it is C and objects for {self.code['triple']}: link {prefix}.c and its objects into a program"
         return refusal(self.code)
+
+    @property
+    def loaded(self) -> list[str]:
+        return [name for name in self.manifest.files if name != HELD]
 
     def set_threads(self, threads: int) -> None:
         self.threads = threads
@@ -73,8 +82,31 @@ class TvmArtifact(Artifact):
             raise InputError(
                 "artifacts for GPUs run where they are loaded; copy the folder to the device and load it there"
             )
-
+        if OBJECTS in self.manifest.options:
+            raise InputError(f"{self.manifest.model} runs in a program of yours: {self.refusal}")
         return RemoteArtifact(self, connect(device))
+
+    def compile(self, folder: str | Path, architectures: Sequence[str] = (), *, name: str = "model") -> Path:
+        """C and objects that need no runtime; see `graphopt.backends.tvm.bare`. `name` begins the names of files and functions.
+
+        Raises:
+            InputError: it is for a GPU, or C already, or needs TVM's runtime; or an architecture is given.
+            ArtifactError: another release of TVM lowered it.
+        """
+        target = self.manifest.target.get("name")
+        if architectures:
+            raise InputError(f"{self.manifest.model} is compiled for {target}; lower it again for another CPU")
+        if OBJECTS in self.manifest.options:
+            raise InputError(f"{self.manifest.model} for {target} is C and objects already; save() copies them")
+        if NOT_IN_C in self.manifest.options:
+            raise InputError(f"{self.manifest.model} cannot be compiled to C: {self.manifest.options[NOT_IN_C]}")
+        if HELD not in self.manifest.files:
+            raise InputError(
+                f"{self.manifest.model} for {target} holds no kernels to compile to C, which is for CPUs only; take a target "
+                "such as tvm-x86 or tvm-cortex-a53, and lower it with this release"
+            )
+        content, library = ((self.folder / file).read_bytes() for file in (HELD, LIBRARY))
+        return compile_objects(held(content, library), self.manifest, folder, name)
 
     def _run(self, inputs: Arrays) -> Arrays:
         if self._fits(inputs):
@@ -147,7 +179,7 @@ def lower(
         GraphoptError: an operator cannot be lowered; names it.
     """
     code = Code.of(target)
-    command = linker(code, target.compiler)
+    command = [] if code.bare else linker(code, target.compiler)
     batch = (batch or example_batch(graph)) if graph.dynamic_batch else None
     if tune is None and tune_database is not None:
         raise InputError("tune_database remembers what tune=... measures; give both")
@@ -160,11 +192,16 @@ def lower(
         tiles = tune_tiles(emitted.layers, code, budget, tune_database)
         emitted = compiled(fixed, code, samples=batch or 1, tiles=tiles)
     folder = temporary_folder()
-    executable = build(emitted.module, code)
-    link(executable, folder / LIBRARY, command)
-    if code.kernels in SOURCES:
-        (folder / SOURCES[code.kernels]).write_text(device_source(executable))
-    manifest = describe(graph, target, folder, model=name)
+    kernels = kernels_of(emitted.module, code)
+    options: dict[str, Any] = {"batch": batch, "code": code.to_dict(), "audit": asdict(emitted.audit)}
+    if not code.bare:
+        executable = build(kernels, code)
+        link(executable, folder / LIBRARY, command)
+        if code.kernels in SOURCES:
+            (folder / SOURCES[code.kernels]).write_text(device_source(executable))
+        else:
+            options |= _keep_kernels(kernels, folder)
+    manifest = describe(graph, target, folder, model=name, options=options)
     if batch is not None:
         for output in manifest.outputs:
             if output.shape[:1] != (None,):
@@ -172,8 +209,19 @@ def lower(
                     f"output {output.name!r} has no batch dimension, so a free batch cannot be computed in slices; "
                     "capture with dynamic_batch=False"
                 )
-    manifest.options |= {"batch": batch, "code": code.to_dict(), "audit": asdict(emitted.audit)}
+    if code.bare:
+        manifest.options[OBJECTS] = write_objects(recorded(kernels), manifest, folder)
+        manifest.files = listing(folder)
     return TvmArtifact(folder, manifest, temporary=True, graph=graph)
+
+
+def _keep_kernels(kernels: Any, folder: Path) -> dict[str, Any]:
+    """Write what `compile` needs; where it could not, an option says why."""
+    try:
+        (folder / HELD).write_bytes(hold(recorded(kernels), (folder / LIBRARY).read_bytes()))
+    except InputError as reason:
+        return {NOT_IN_C: str(reason)}
+    return {}
 
 
 def compiled(
@@ -211,5 +259,6 @@ def intermediate(artifact: TvmArtifact, names: list[str], inputs: Arrays) -> dic
     code = artifact.code
     described = Code.from_dict(code)
     emitted = compiled(graph, described, names)
-    main = relax.VirtualMachine(build(emitted.module, described), tvm.cpu())["main"]
+    kernels = kernels_of(emitted.module, described)
+    main = relax.VirtualMachine(build(kernels, described), tvm.cpu())["main"]
     return dict(zip(emitted.names, call(main, inputs)[len(graph.outputs) :], strict=True))

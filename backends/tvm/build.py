@@ -12,7 +12,8 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,11 @@ class Code:
         missing = tuple(f"-{f}" for f in sorted(promised & lacking()))
         return cls(target.architecture, triple, cpu, (*missing, *target.features))
 
+    @property
+    def bare(self) -> bool:
+        """There is no operating system, so nothing that could load a library."""
+        return "none" in self.triple.split("-")
+
     def target(self) -> Any:
         """The `tvm.target.Target`."""
         if self.kernels != "cpu":
@@ -113,6 +119,12 @@ class Code:
 
 def _described(triple: str, cpu: str, features: tuple[str, ...] = ()) -> Any:
     options: dict[str, Any] = {"kind": "llvm", "mtriple": triple or str(codegen.llvm_get_system_triple())}
+    if triple.endswith(
+        "eabihf"
+    ):  # which TVM does not read: without, functions such as floorf get floats in wrong registers
+        options["mfloat-abi"] = "hard"
+    if triple.startswith("thumb"):
+        options["vector-width"] = 128  # what TVM assumes with a warning; matters only to CPUs with vectors
     return tvm.target.Target(options | ({"mcpu": cpu} if cpu else {}) | ({"mattr": list(features)} if features else {}))
 
 
@@ -197,12 +209,7 @@ def linker(code: Code, given: str) -> list[str]:
     return [name]
 
 
-def passes(machine: Processor) -> Any:
-    """What TVM does with a module of scheduled kernels and operators of its own."""
-    return tvm.transform.Sequential([as_kernels(machine), *_MEMORY_AND_CALLS])
-
-
-def as_kernels(machine: Processor) -> Any:
+def _as_kernels(machine: Processor) -> Any:
     """Operators become scheduled functions; sizes change without copies."""
     legalized = {"relax.reshape": lambda builder, call: call, **LEGALIZED}
     return tvm.transform.Sequential(
@@ -220,7 +227,7 @@ def as_kernels(machine: Processor) -> Any:
     )
 
 
-_MEMORY_AND_CALLS = (
+_MEMORY_AND_CALLS = [
     relax.transform.ToNonDataflow(),
     relax.transform.RemovePurityChecking(),
     relax.transform.CallTIRRewrite(),
@@ -231,7 +238,7 @@ _MEMORY_AND_CALLS = (
     relax.transform.ComputePrimValue(),
     relax.transform.VMShapeLower(),
     relax.transform.AttachGlobalSymbol(),
-)
+]
 
 
 def _schedule_leftovers(machine: Processor) -> Any:
@@ -246,17 +253,32 @@ def _schedule_leftovers(machine: Processor) -> Any:
     return tvm.transform.module_pass(schedule, opt_level=0)
 
 
-def build(module: Any, code: Code) -> Any:
-    """Compile a module to an executable in memory."""
-    chosen = processor(code.target())
+@contextmanager
+def explained(code: Code) -> Iterator[None]:
+    """Raises GraphoptError in place of what TVM raises inside."""
     try:
-        with tvm.transform.PassContext(config=PASS_CONFIG), written_for(chosen):
-            return relax.build(module, code.target(), relax_pipeline=passes(chosen))
+        yield
     except GraphoptError:
         raise
     except Exception as error:
         reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
         raise GraphoptError(f"TVM cannot compile the model for {code}: {reason.strip()}") from error
+
+
+def kernels_of(module: Any, code: Code) -> Any:
+    """A module that calls scheduled kernels only, which `build` compiles."""
+    target = code.target()
+    chosen = processor(target)
+    with explained(code), tvm.transform.PassContext(config=PASS_CONFIG), written_for(chosen), target:
+        return _as_kernels(chosen)(module)
+
+
+def build(kernels: Any, code: Code) -> Any:
+    """Compile a module of kernels to an executable in memory."""
+    target = code.target()
+    memory_and_calls = tvm.transform.Sequential(_MEMORY_AND_CALLS)
+    with explained(code), tvm.transform.PassContext(config=PASS_CONFIG), written_for(processor(target)):
+        return relax.build(kernels, target, relax_pipeline=memory_and_calls)
 
 
 def device_source(executable: Any) -> str:

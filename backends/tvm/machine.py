@@ -40,7 +40,7 @@ class Machine:
 
     def lanes(self, dtype: str) -> int:
         """Elements of a type in one vector."""
-        return max(1, 8 * self.vector_bytes // int("".join(filter(str.isdigit, dtype))))
+        return max(1, 8 * self.vector_bytes // int("".join(filter(str.isdigit, dtype)) or 8))  # "bool" has 8 bits
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def optimize(
     device: Annotated[
         str | None,
         typer.Option(
-            help="Where to measure: rpc://host:port (rpc_server) or tracker://host:port/key for a tvm- target; htp for hexagon."
+            help="Where to measure: rpc://host:port or tracker://host:port/key (tvm-), htp (hexagon), tensorrt (nvidia)."
         ),
     ] = None,
     compiler: Annotated[
@@ -129,17 +129,20 @@ def optimize(
 
 
 def compile(
-    artifact: Annotated[Path, typer.Argument(help="The folder of a model deployed for hexagon.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the context binaries.")],
+    artifact: Annotated[
+        Path, typer.Argument(help="The folder of a model deployed for hexagon, or for a CPU through TVM (tvm-...).")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the binaries, or for C and objects.")],
     architecture: Annotated[
         list[str] | None, typer.Option(help="Of Hexagon, e.g. v73; once per architecture. All known if not given.")
     ] = None,
+    name: Annotated[str, typer.Option(help="What names of functions and files in C begin with.")] = "model",
 ) -> None:
-    """Compile a deployed model to binaries that a Hexagon DSP loads as they are."""
+    """Compile a deployed model to binaries that a Hexagon DSP loads as they are, or to C and objects that need no runtime."""
     with reporting():
         import graphopt
 
-        written = graphopt.load(artifact).compile(out, architecture or ())
+        written = graphopt.load(artifact).compile(out, architecture or (), name=name)
         print(f"saved to {written}: {', '.join(sorted(file.name for file in written.iterdir()))}")
 
 

@@ -56,6 +56,13 @@ _COMPILED = [
         "+d",
         "+c",
     ),
+    _tvm(
+        "tvm-cortex-m7",
+        "Cortex-M7 microcontrollers, as C and objects without an operating system,",
+        "armv7e-m",
+        "thumbv7em-none-eabihf",
+        "cortex-m7",
+    ),
 ]
 _HALF = replace(
     next(target for target in _COMPILED if target.cpu == "cortex-a76"),

@@ -47,5 +47,7 @@ def _artifact(target: Target) -> str:
     if target.runtime == "packed":
         return "packed codes with their formats, and the graph that reads them; run by simulation"
     if target.runtime == "tvm":
+        if "none" in target.triple.split("-"):
+            return f"C and objects ({target.triple}, {target.cpu}), for a program of yours"
         return f"machine code ({target.triple or 'of this machine'}, {target.cpu or 'its CPU'}), run by TVM"
     return "ONNX with QuantizeLinear and DequantizeLinear, run by ONNX Runtime"

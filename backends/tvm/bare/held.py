@@ -1,0 +1,73 @@
+"""Kernels as TIR in a file beside the library, from which objects are compiled later; devices do not need it.
+
+Constants are in the library already, so the file only says where: (offset, type, shape).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import lzma
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tvm
+
+from graphopt.backends.tvm.bare.calls import Array, Call, Calls, Place
+from graphopt.errors import ArtifactError
+
+HELD = "kernels.json.xz"
+
+
+def hold(calls: Calls, library: bytes) -> bytes:
+    """The file's content."""
+    content = {
+        "tvm": tvm.__version__,
+        "kernels": tvm.ir.save_json(calls.kernels),
+        "calls": calls.calls,
+        "buffers": calls.buffers,
+        "constants": [_described(constant, library) for constant in calls.constants],
+        "copies": calls.copies,
+    }
+    return lzma.compress(json.dumps(content).encode())
+
+
+def held(content: bytes, library: bytes) -> Calls:
+    """What `hold` was given.
+
+    Raises:
+        ArtifactError: another release of TVM wrote it.
+    """
+    found = json.loads(lzma.decompress(content))
+    if found["tvm"] != tvm.__version__:
+        raise ArtifactError(
+            f"the kernels were written by TVM {found['tvm']}, and this is {tvm.__version__}, which may read them differently; "
+            "lower the model again, or install that release"
+        )
+    return Calls(
+        tvm.ir.load_json(found["kernels"]),
+        tuple(Call(name, _places(reads), _places(writes)) for name, reads, writes in found["calls"]),
+        tuple(found["buffers"]),
+        tuple(_constant(described, library) for described in found["constants"]),
+        tuple((number, Place(*place)) for number, place in found["copies"]),
+    )
+
+
+def _described(constant: Array, library: bytes) -> dict[str, Any]:
+    content = constant.tobytes()
+    offset = library.find(content)
+    where = {"offset": offset} if offset >= 0 else {"content": base64.b64encode(content).decode()}
+    return {**where, "dtype": str(constant.dtype), "shape": constant.shape}
+
+
+def _constant(described: Mapping[str, Any], library: bytes) -> Array:
+    dtype, shape = np.dtype(described["dtype"]), tuple(described["shape"])
+    if "offset" in described:
+        count = int(np.prod(shape, dtype=np.int64))
+        return np.frombuffer(library, dtype, count, described["offset"]).reshape(shape)
+    return np.frombuffer(base64.b64decode(described["content"]), dtype).reshape(shape)
+
+
+def _places(described: Any) -> tuple[Place, ...]:
+    return tuple(Place(*place) for place in described)
