@@ -266,3 +266,8 @@ def test_resnet20_is_bit_identical_to_the_simulation_on_2000_images(zoo: ModuleT
     assert torch.equal(answers, torch.cat([simulation(batch) for batch in x.split(100)]))
     assert float((answers.argmax(1) == y).float().mean()) > 0.91
     assert audit(result.artifact).share == 1  # type: ignore[arg-type]
+
+
+def test_a_model_that_computes_nothing_is_told_so() -> None:
+    with pytest.raises(GraphoptError, match="computes nothing"):
+        lower(Graph.capture(nn.Identity().eval(), torch.zeros(2, 3)), find("tvm-x86"))

@@ -266,11 +266,18 @@ def explained(code: Code) -> Iterator[None]:
 
 
 def kernels_of(module: Any, code: Code) -> Any:
-    """A module that calls scheduled kernels only, which `build` compiles."""
+    """A module that calls scheduled kernels only, which `build` compiles.
+
+    Raises:
+        GraphoptError: TVM cannot make them, or there are none.
+    """
     target = code.target()
     chosen = processor(target)
     with explained(code), tvm.transform.PassContext(config=PASS_CONFIG), written_for(chosen), target:
-        return _as_kernels(chosen)(module)
+        kernels = _as_kernels(chosen)(module)
+    if not any(isinstance(function, tvm.tirx.PrimFunc) for _, function in kernels.functions_items()):
+        raise GraphoptError("the model computes nothing, it hands its inputs out: there is nothing to compile")
+    return kernels
 
 
 def build(kernels: Any, code: Code) -> Any:
