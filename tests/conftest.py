@@ -11,6 +11,8 @@ from types import ModuleType
 import pytest
 import torch
 
+from graphopt.commands import reporting
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -26,6 +28,12 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _loud(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command silences warnings and logs for good, as its process ends with it; here others follow."""
+    monkeypatch.setattr(reporting, "quieten", lambda: None)
 
 
 @pytest.fixture(scope="session")

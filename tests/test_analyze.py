@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 import graphopt
 from graphopt import cli, files, measure
 from graphopt.analysis import Analysis, Fidelity
-from graphopt.commands import reporting
 from graphopt.data import Calibration
 from graphopt.errors import InputError, NonFiniteError
 from graphopt.graph import Graph
@@ -444,7 +443,6 @@ def test_the_command_prints_and_keeps_everything(tmp_path: Path, monkeypatch: py
     np.save(tmp_path / "x.npy", images(8).numpy())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(reporting, "quieten", lambda: None)
     args = ["analyze", "analyze_models:net", "--target", "x86", "--input-shape", "1,3,12,12", "--calibration", "x.npy"]
     result = CliRunner().invoke(cli.app, [*args, "--plots", "plots", "--json", "a.json"])
     assert result.exit_code == 0, result.output
@@ -455,7 +453,6 @@ def test_the_command_prints_and_keeps_everything(tmp_path: Path, monkeypatch: py
 
 
 def test_the_command_finds_mistakes_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reporting, "quieten", lambda: None)
     monkeypatch.setitem(sys.modules, "graphopt.api", SimpleNamespace())  # any work would fail differently
     monkeypatch.chdir(tmp_path)
     for args, says in ((["--json", "a/b.json"], "does not exist"), (["--plots", "a/b"], "does not exist")):

@@ -58,7 +58,6 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cli_models.py").write_text(MODELS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(reporting, "quieten", lambda: None)  # it would silence the rest of the test run
 
 
 def run(*args: str) -> Result:
