@@ -6,6 +6,8 @@
     analysis.first_bad(20.0)                the first layer whose cumulative SQNR is below 20 dB
     analysis.plot("plots")                  bar charts and histograms
 
+Weights whose codes were chosen on data are compared with what they were before (which a graph read from a file has forgotten).
+
 A layer is quantized *alone* (its weight, bias and result; everything else in float) and *cumulatively* (everything up to it in
 execution order). Both are compared with float *here*, at the layer's own result, and at the *output* of the network:
 
@@ -44,7 +46,7 @@ from graphopt.options import check_count
 from graphopt.probe import samples as worth
 from graphopt.progress import track
 from graphopt.report import decibel, plain, portable, show
-from graphopt.twins import NONE, Twins
+from graphopt.twins import EXACT, NONE, Twins
 from graphopt.units import Unit, units
 
 VALUES = 10  # shown unless asked otherwise
@@ -268,7 +270,8 @@ class _Meter:
         self.uses = {q: GridUse(graph, q) for unit in self.units for q in (unit.weight, unit.value) if q is not None}
         for unit in self.units:
             if unit.weight is not None:
-                self.uses[unit.weight].update(self._source(unit.weight))
+                stored = self._source(unit.weight)
+                self.uses[unit.weight].update(unit.weight.meta.get(EXACT, stored), stored)
 
     def walk(self, batch: list[Tensor], reaches_output: bool) -> None:
         """One batch through the float twin, the quantized graph, and every layer quantized alone."""

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
+from graphopt.blocks import split_blocks
 from graphopt.graph import Graph
 from graphopt.measure import Match
+from graphopt.numerics import FAKE_QUANTIZE, Format, in_blocks, quantize
 from graphopt.observe import Histogram
-from graphopt.quantizers import quantizer_of
+from graphopt.quantizers import is_uniform, quantizer_of
 from graphopt.report import decibel
 
 
@@ -68,11 +70,53 @@ class ValueDamage:
         return {k: v for k, v in vars(self).items() if not isinstance(v, Tensor)}
 
 
+class WeightInBlocks:
+    """The quantizer of a weight that has a scale per block, as `GridUse` asks it."""
+
+    def __init__(self, graph: Graph, quantizer: Node) -> None:
+        arguments: list[Any] = [graph.tensor(a) if isinstance(a, Node) else a for a in quantizer.args[1:]]
+        self.scale: Tensor = arguments[0]
+        self.zero_point: Tensor = arguments[1]
+        self.first, self.last, self.axis, self.block = map(int, arguments[2:])
+
+    @property
+    def format(self) -> Format:
+        return Format((self.last - self.first).bit_length(), signed=False, symmetric=self.zero_point.dim() == 0)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        outermost = [(end - self.zero_point) * self.scale for end in (self.first, self.last)]
+        return min(float(e.min()) for e in outermost), max(float(e.max()) for e in outermost)
+
+    @property
+    def sets(self) -> int:
+        return self.scale.numel()
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Codes, int32, of x's shape."""
+        points = self.zero_point[..., None] if self.zero_point.dim() else self.zero_point
+        codes = quantize(split_blocks(x, self.block), self.scale[..., None], points, self.first, self.last)
+        return codes.flatten(1)[:, : x.shape[1]].int()
+
+    def clipped(self, x: Tensor) -> Tensor:
+        low, high = ((end - self.zero_point) * self.scale for end in (self.first, self.last))
+        blocks, half = split_blocks(x, self.block), self.scale.abs()[..., None] / 2
+        beyond = (blocks < torch.minimum(low, high)[..., None] - half) | (
+            blocks > torch.maximum(low, high)[..., None] + half
+        )
+        return beyond.flatten(1)[:, : x.shape[1]]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rounded: Tensor = FAKE_QUANTIZE(x, self.scale, self.zero_point, self.first, self.last, self.axis, self.block)
+        return rounded
+
+
 class GridUse:
     """Learns from one tensor after another how a quantizer's grid is used; memory does not grow with their number."""
 
     def __init__(self, graph: Graph, quantizer: Node) -> None:
-        self.quantizer = quantizer_of(graph, quantizer)
+        blocks = is_uniform(quantizer) and in_blocks(quantizer)
+        self.quantizer = WeightInBlocks(graph, quantizer) if blocks else quantizer_of(graph, quantizer)
         self.histogram = Histogram(samples=sys.maxsize)
         self.match = Match()
         self.elements = self.clipped = 0
@@ -80,12 +124,14 @@ class GridUse:
         self.first, last = self.quantizer.format.code_range
         self.used = torch.zeros(last - self.first + 1, dtype=torch.bool)
 
-    def update(self, value: Tensor) -> None:
+    def update(self, value: Tensor, stored: Tensor | None = None) -> None:
+        """`stored`: what is rounded in place of the value, where codes were chosen on data."""
+        stored = value if stored is None else stored
         self.histogram.update(value)
         self.clipped += int(self.quantizer.clipped(value).sum())
         self.elements += value.numel()
-        self.used[(self.quantizer.quantize(value) - self.first).long().flatten()] = True
-        self.match.update(value, self.quantizer(value))
+        self.used[(self.quantizer.quantize(stored) - self.first).long().flatten()] = True
+        self.match.update(value, self.quantizer(stored))
 
     def damage(self, name: str, kind: str) -> ValueDamage:
         reach, bins = self.histogram.reach, len(self.histogram.counts)

@@ -1,7 +1,8 @@
 """A simulated graph and its float twin, run side by side.
 
-The twin is the same graph with its quantizers bypassed: `quantizer(x)` gives x. Any set of quantizers may be active, and a
-run may begin in the middle (`graphopt.flight`).
+The twin is the same graph with its quantizers bypassed: `quantizer(x)` gives x, or where a pass has put other numbers in the
+place of a weight or a bias (codes chosen on data), what was there before. Any set of quantizers may be active, and a run may
+begin in the middle (`graphopt.flight`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from graphopt.quantizers import is_quantizer, quantizers
 from graphopt.units import constants
 
 NONE: frozenset[Node] = frozenset()
+EXACT = "exact"  # in the meta of a quantizer: the constant it rounded at first; it is not saved with the graph
 
 
 class Twins(Flight[Collection[Node]]):
@@ -54,7 +56,7 @@ class Twins(Flight[Collection[Node]]):
             return values[source]
 
         if is_quantizer(node) and node not in how:
-            return read(node.args[0])  # type: ignore[arg-type]
+            return node.meta[EXACT] if EXACT in node.meta else read(node.args[0])  # type: ignore[arg-type]
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), read)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
@@ -83,9 +85,19 @@ def float_twin(graph: Graph) -> Graph:
     """The network before it was quantized: a copy that goes past every quantizer, weights and values alike."""
     twin = graph.clone().eval()
     for node in quantizers(twin):
-        twin.replace(node, node.args[0])  # type: ignore[arg-type]
+        source: Node = node.args[0]  # type: ignore[assignment]
+        if EXACT in node.meta:
+            source = twin.add_constant(f"{source.target}_exact", node.meta[EXACT], before=node)
+        twin.replace(node, source)
     twin.refresh()
     return twin
+
+
+def keep_exact(graph: Graph, quantizer: Node) -> None:
+    """Remember what a constant's quantizer rounds now, before a pass changes that for the first time."""
+    source: Any = quantizer.args[0]
+    if is_quantizer(quantizer) and graph.is_constant(source):
+        quantizer.meta.setdefault(EXACT, graph.tensor(source).clone())
 
 
 def unquantized(value: Node) -> Node:

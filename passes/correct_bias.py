@@ -29,7 +29,7 @@ from graphopt.moments import Distributions
 from graphopt.observe import PositionMean, Statistic, observe
 from graphopt.ops import Layer
 from graphopt.quantizers import is_quantizer, is_uniform
-from graphopt.twins import float_twin, unquantized
+from graphopt.twins import float_twin, keep_exact, unquantized
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ class CorrectBias:
         found = rounded_bias(layer)
         assert found is not None
         reader, bias = found
+        keep_exact(graph, reader)
         graph.set_constant(
             reader, reader.args.index(bias), (graph.tensor(bias).double() + shift).to(graph.tensor(bias).dtype)
         )

@@ -358,3 +358,25 @@ def test_only_this_machines_kernels_can_be_compared() -> None:
 def test_an_artifact_of_another_graph_is_refused() -> None:
     with pytest.raises(InputError, match="the artifact is of another graph"):
         simulation_of(lowered("plain", "x86").graph, "x86").mismatches(lowered("concat", "x86").artifact, images(2))
+
+
+class Padded(nn.Module):
+    """Pads that the exporter moves into the convolutions behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.first, self.second = nn.Conv2d(3, 8, 3, stride=2), nn.Conv2d(8, 8, 3, groups=8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(F.pad(x, (0, 1, 0, 1))))
+        return torch.relu(self.second(F.pad(x, (1, 1, 2, 0))))
+
+
+@pytest.mark.skipif(architecture() != "x86_64", reason="vendors' files are compared in the arithmetic of x86")
+def test_values_in_front_of_a_padding_that_moved_are_compared() -> None:
+    x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    done = graphopt.optimize(Padded().eval(), x, target="hexagon", calibration=[x], measure=False)
+    found = graphopt.simulate(done.graph, "hexagon").mismatches(done.artifact, x)
+    assert found[0].total == x.numel()
+    assert not any(line.differing for line in found)

@@ -18,6 +18,7 @@ from graphopt.ops import Layer, aten
 from graphopt.quadratic import Lattice
 from graphopt.quantizers import is_quantizer, is_uniform, quantizer_of
 from graphopt.steps import power_of_two
+from graphopt.twins import keep_exact
 
 ROOM = 2.0**30  # codes of a bias, at most
 
@@ -90,9 +91,11 @@ class Rounded:
             lattice = replace(lattice, scale=scale.reshape(lattice.scale.shape))
         single = replace(lattice, scale=lattice.scale.float(), zero=lattice.zero.float())
         weight = single.weight(codes.float()).to(old.dtype)
+        keep_exact(graph, self.quantizer)
         graph.set_constant(self.quantizer, 0, self.native(weight, old))
         if bias is not None and self.bias is not None:
             reader, constant = self.bias
+            keep_exact(graph, reader)
             graph.set_constant(reader, reader.args.index(constant), bias.to(graph.tensor(constant).dtype))
 
 
