@@ -31,7 +31,7 @@ def variants(chosen: list[str]) -> Iterator[tuple[str, Target]]:
     """Targets in their own format of values and the others that they take; by default those with formats of their own."""
     for name in chosen or [name for name in names() if name not in ALIKE and available(find(name).runtime)]:
         target = find(name)
-        for values in (target.activations, *target.activation_formats):
+        for values in target.known("values"):
             sixteen = next((w for w in target.weight_formats if w.bits == values.bits and w.bits > 8), target.weights)
             yield name, replace(target, activations=values, weights=sixteen if values.bits > 8 else target.weights)
 

@@ -12,7 +12,8 @@ import time
 import weakref
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from torch import Tensor
 
 from graphopt import batches, structure
 from graphopt.errors import GraphoptError, InputError
-from graphopt.files import MANIFEST, folder_atomically
+from graphopt.files import MANIFEST, check_replaceable, folder_atomically
 from graphopt.graph import Graph
 from graphopt.manifest import Manifest, TensorSpec, listing
 from graphopt.report import Report
 from graphopt.targets import Target
+from graphopt.version import versions
 
 
 class Artifact(ABC):
@@ -178,6 +180,24 @@ class Artifact(ABC):
 def temporary_folder() -> Path:
     """A fresh folder for an artifact that is not saved yet."""
     return Path(tempfile.mkdtemp(prefix="graphopt-"))
+
+
+def write_form(manifest: Manifest, folder: str | Path, option: str, write: Callable[[Path], Any]) -> Path:
+    """Write another form of a deployed model into a folder, whole or not at all, and return its absolute path.
+
+    Args:
+        write: fills the folder.
+        option: of the new form's manifest; what `write` returns.
+
+    Raises:
+        InputError: the place cannot be written, or holds files that graphopt did not write.
+    """
+    target = check_replaceable(folder)
+    with folder_atomically(target) as new:
+        options = {**manifest.options, option: write(new)}
+        described = replace(manifest, files=listing(new), options=options, versions=versions())
+        (new / MANIFEST).write_bytes(described.to_json())
+    return target
 
 
 def describe(

@@ -10,8 +10,8 @@ file's quantizers say.
 
 from __future__ import annotations
 
-import io
 import json
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -27,33 +27,32 @@ from graphopt.contract import Change
 from graphopt.errors import InputError
 from graphopt.files import write_atomically
 from graphopt.islands import Island
+from graphopt.report import WIDTH, plain, show
 from graphopt.runtimes import backend
 from graphopt.targets import Target, find
 
-WIDTH = 120
 
-
-class _Printed:
+class _Printed(ABC):
     """Something with a text as tables."""
 
+    @abstractmethod
     def renderable(self) -> RenderableType:
-        raise NotImplementedError
+        """What is printed of it."""
 
+    @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """What is saved of it."""
 
     def print(self) -> None:
-        console = Console()
-        (console if console.is_terminal else Console(width=WIDTH)).print(self.renderable())
+        """In colour on a terminal, as plain text in a pipe."""
+        show(self.renderable(), WIDTH)
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON, whole or not at all."""
         write_atomically(path, (json.dumps(self.to_dict(), indent=2) + "\n").encode())
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=WIDTH)
-        console.print(self.renderable())
-        return str(console.file.getvalue())  # type: ignore[attr-defined]
+        return plain(self.renderable(), WIDTH)
 
 
 @dataclass

@@ -76,6 +76,12 @@ def _grid(blocks: Tensor, bits: int, *, symmetric: bool) -> tuple[Tensor, Tensor
     return scale, torch.full(scale.shape, half, dtype=torch.int32)
 
 
+def block_codes(weight: Tensor, scale: Tensor, zero_point: Tensor, bits: int, block: int) -> Tensor:
+    """Codes [out, blocks, block] of a weight on the grids of its blocks."""
+    points = zero_point[..., None] if zero_point.dim() else zero_point
+    return quantize(split_blocks(weight, block), scale[..., None], points, 0, 2**bits - 1)
+
+
 def split_blocks(weight: Tensor, block: int) -> Tensor:
     """[out, in] -> [out, blocks, block], with zeros behind the end."""
     count = math.ceil(weight.shape[1] / block)
@@ -107,8 +113,7 @@ def pack_weight(
     weight: Tensor, scale: Tensor, zero_point: Tensor, bits: int, block: int
 ) -> tuple[Tensor, Tensor | None]:
     """Packed codes [out, blocks, block * bits / 8] and zero points [out, ceil(blocks * bits / 8)], None where symmetric."""
-    points = zero_point[..., None] if zero_point.dim() else zero_point
-    codes = quantize(split_blocks(weight, block), scale[..., None], points, 0, 2**bits - 1)
+    codes = block_codes(weight, scale, zero_point, bits, block)
     return pack(codes, bits), pack(zero_point, bits) if zero_point.dim() else None
 
 

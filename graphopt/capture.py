@@ -396,7 +396,7 @@ def _short_reason(error: BaseException) -> str:
 
 
 def _first(error: BaseException | None) -> str:
-    return explain.first_line(error) if error is not None else "it fails"
+    return explain.headline(error) if error is not None else "it fails"
 
 
 def _type(value: Tensor) -> str:

@@ -4,6 +4,10 @@ The caller's mistakes are `ValueError`s with a subclass where code may want to r
 contract raises `PassError`, which is ours to mend.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+
 
 class GraphoptError(Exception):
     """Base of every error graphopt raises on purpose; the command line prints these in one line."""
@@ -27,3 +31,17 @@ class NonFiniteError(GraphoptError, ValueError):
 
 class PassError(GraphoptError, RuntimeError):
     """A pass broke its contract (invalid graph, changed outputs although exact); the message says how to reproduce."""
+
+
+def first_line(error: BaseException, otherwise: str = "") -> str:
+    """Of an error's message; where it has none, this, or the error's type."""
+    return next(_lines(error), otherwise or type(error).__name__)
+
+
+def last_line(error: BaseException) -> str:
+    """Of an error's message, where a library puts a traceback of its own in front; its type where there is none."""
+    return [type(error).__name__, *_lines(error)][-1]
+
+
+def _lines(error: BaseException) -> Iterator[str]:
+    return (line.strip() for line in str(error).splitlines() if line.strip())

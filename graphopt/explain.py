@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from graphopt.errors import CaptureError
+from graphopt.errors import CaptureError, first_line
 
 _OURS = Path(__file__).parent
 _TORCH = Path(torch.__file__).parent
@@ -120,7 +120,7 @@ def capture_error(error: BaseException, model: Any) -> CaptureError:
     code = linecache.getline(place.file, place.line) if place else ""
     if reason is CONTROL_FLOW and re.search(r"\.item\(|\bint\(|\bfloat\(|\.tolist\(|range\(", code):
         reason = ITEM
-    return make_error(model, place, reason, first_line(error))
+    return make_error(model, place, reason, headline(error))
 
 
 def make_error(model: Any, place: Place | None, reason: Reason, detail: str = "") -> CaptureError:
@@ -171,6 +171,5 @@ def _definition(model: Any) -> Place | None:
     return None if _inside(place.file, _TORCH) else place
 
 
-def first_line(error: BaseException) -> str:
-    line = next((part.strip() for part in str(error).splitlines() if part.strip()), type(error).__name__)
-    return f"{type(error).__name__}: {line[:160].rstrip('.')}"
+def headline(error: BaseException) -> str:
+    return f"{type(error).__name__}: {first_line(error)[:160].rstrip('.')}"

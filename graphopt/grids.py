@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
-from graphopt.blocks import split_blocks
+from graphopt.blocks import block_codes, split_blocks
 from graphopt.graph import Graph
 from graphopt.measure import Match
-from graphopt.numerics import FAKE_QUANTIZE, Format, in_blocks, quantize
+from graphopt.numerics import FAKE_QUANTIZE, Format, in_blocks
 from graphopt.observe import Histogram
 from graphopt.quantizers import is_uniform, quantizer_of
 from graphopt.report import decibel
@@ -94,8 +94,7 @@ class WeightInBlocks:
 
     def quantize(self, x: Tensor) -> Tensor:
         """Codes, int32, of x's shape."""
-        points = self.zero_point[..., None] if self.zero_point.dim() else self.zero_point
-        codes = quantize(split_blocks(x, self.block), self.scale[..., None], points, self.first, self.last)
+        codes = block_codes(x, self.scale, self.zero_point, self.format.bits, self.block)
         return codes.flatten(1)[:, : x.shape[1]].int()
 
     def clipped(self, x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from graphopt import measure
 from graphopt.contract import Change, Pass, Shortfall
-from graphopt.errors import GraphoptError, PassError
+from graphopt.errors import GraphoptError, PassError, first_line
 from graphopt.files import write_atomically
 from graphopt.graph import Graph
 from graphopt.progress import track
@@ -84,9 +84,8 @@ def _apply(transform: Pass, graph: Graph, number: int) -> list[Change]:
     except (GraphoptError, ValueError, KeyboardInterrupt):
         raise
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise PassError(
-            f"pass {number} {_shown(transform)} broke the graph: {reason[0]}; reproduce with passes[:{number + 1}]"
+            f"pass {number} {_shown(transform)} broke the graph: {first_line(error)}; reproduce with passes[:{number + 1}]"
         ) from error
     return changes
 

@@ -18,7 +18,7 @@ from graphopt import measure as measures
 from graphopt.artifact import Artifact
 from graphopt.coverage import Audit
 from graphopt.data import Calibration
-from graphopt.errors import InputError
+from graphopt.errors import InputError, first_line
 from graphopt.graph import Graph
 from graphopt.numerics import FAKE_QUANTIZE, in_blocks
 from graphopt.pipeline import outputs
@@ -36,8 +36,8 @@ def score(evaluate: Callable[[Callable[..., Any]], float], model: Callable[..., 
         with torch.no_grad():
             value = evaluate(model)
     except Exception as error:
-        reason = str(error).strip().splitlines() or ["no message"]
-        raise InputError(f"evaluate raised {type(error).__name__} for {what}: {reason[0]}") from error
+        reason = first_line(error, "no message")
+        raise InputError(f"evaluate raised {type(error).__name__} for {what}: {reason}") from error
     try:
         value = float(value)
     except (TypeError, ValueError):

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from graphopt.contract import Change, Pass
 from graphopt.graph import Graph
+from graphopt.numerics import FAKE_QUANTIZE
+from graphopt.ops import Layer
 
 TOLERANCE = 1e-4  # of the largest output
 
@@ -103,3 +105,14 @@ def check(
 def names(graph: Graph) -> list[str]:
     """The operators in order, without their overload: `conv2d`, `relu`, ..."""
     return [str(node.target.__name__).split(".")[0] for node in graph.calls()]
+
+
+def weight_sizes(graph: Graph) -> dict[str, tuple[int, int]]:
+    """Bits and number of the weights of every layer; 32 where they are float."""
+    found = {}
+    for layer in (layer for node in graph.calls() if (layer := Layer.of(node))):
+        source: Any = layer.weight
+        quantized = source.target is FAKE_QUANTIZE
+        bits = int(source.args[4] - source.args[3]).bit_length() if quantized else 32
+        found[graph.site(layer.node)] = bits, graph.tensor(source.args[0] if quantized else source).numel()
+    return found

@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 import torch
 from blocks import images, model_of
+from rewriting import weight_sizes
 from torch import Tensor, nn
 
 from graphopt.api import Optimized, optimize
 from graphopt.errors import InputError
-from graphopt.graph import Graph
 from graphopt.measure import sqnr
-from graphopt.numerics import FAKE_QUANTIZE, Format
-from graphopt.ops import Layer
+from graphopt.numerics import Format
 from graphopt.passes.learn_rounding import LearnRounding
 from graphopt.passes.quantize import LayerFormat
 from graphopt.targets import find
@@ -34,17 +33,6 @@ def quality(done: Optimized) -> float:
     x = images(32, seed=9)
     with torch.no_grad():
         return sqnr(model_of("residual")(x), done.artifact(x))
-
-
-def weight_sizes(graph: Graph) -> dict[str, tuple[int, int]]:
-    """Bits and number of the weights of every layer; 32 where they are float."""
-    found = {}
-    for layer in (layer for node in graph.calls() if (layer := Layer.of(node))):
-        source: Any = layer.weight
-        quantized = source.target is FAKE_QUANTIZE
-        bits = int(source.args[4] - source.args[3]).bit_length() if quantized else 32
-        found[graph.site(layer.node)] = bits, graph.tensor(source.args[0] if quantized else source).numel()
-    return found
 
 
 def test_few_bits_are_rounded_on_data_by_default_and_better_for_it() -> None:

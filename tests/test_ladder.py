@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from blocks import images, model_of
+from rewriting import weight_sizes
 from torch import Tensor
 
 import graphopt
@@ -19,8 +20,7 @@ from graphopt.backends.onnxruntime import OnnxRuntimeArtifact
 from graphopt.errors import InputError
 from graphopt.graph import Graph
 from graphopt.ladder import Ladder, Lowered, Rung
-from graphopt.numerics import FAKE_QUANTIZE, Format
-from graphopt.ops import Layer
+from graphopt.numerics import Format
 from graphopt.pipeline import outputs, run
 from graphopt.recipes import integer, prepare
 from graphopt.report import Report
@@ -51,12 +51,7 @@ def climb(judge: Judge, least: float, bits: int = 8, data: Any = DATA, **options
 
 def weight_bits(graph: Graph) -> dict[str, int]:
     """Bits of every layer's weights; 32 where they are float."""
-    found = {}
-    for layer in (layer for node in graph.calls() if (layer := Layer.of(node))):
-        quantizer = layer.weight
-        codes = int(quantizer.args[4] - quantizer.args[3]) if quantizer.target is FAKE_QUANTIZE else 2**32 - 1  # type: ignore
-        found[graph.site(layer.node)] = codes.bit_length()
-    return found
+    return {site: bits for site, (bits, _) in weight_sizes(graph).items()}
 
 
 def test_the_first_rung_that_is_good_enough_ends_it() -> None:

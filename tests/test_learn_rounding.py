@@ -17,8 +17,8 @@ from graphopt.observe import values
 from graphopt.overflow import Overflow
 from graphopt.passes.correct_bias import CorrectBias
 from graphopt.passes.fold_batchnorm import FoldBatchNorm
-from graphopt.passes.learn_rounding import LearnRounding, bit_split
-from graphopt.passes.learn_rounding.reconstruct import Reconstruction
+from graphopt.passes.learn_rounding import LearnRounding, bit_split, reconstruct
+from graphopt.passes.learn_rounding.reconstruct import Reconstruction, Samples
 from graphopt.passes.learn_rounding.units import block_units, find_cuts, layer_units
 from graphopt.passes.quantize import Quantize
 from graphopt.targets import find
@@ -164,6 +164,27 @@ def test_a_fixed_batch_a_depthwise_convolution_and_a_shared_scale_are_learned_to
     graph.refresh()
     twin, found = bypassed(graph), learned(graph)
     assert error(found, twin) < 0.85 * error(graph, twin)
+
+
+def test_batches_of_a_fixed_size_are_computed_one_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    batches, taken, take = [[part] for (batch,) in BATCHES for part in batch.split(4)], [], Samples.take
+    monkeypatch.setattr(Samples, "take", lambda self, picked: taken.append(len(picked)) or take(self, picked))
+    graph = capture(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)), batches[0][0], dynamic_batch=False
+    )
+    Quantize(find("x86"), batches, weights=Format(bits=4))(graph)
+    graph.refresh()
+    assert LearnRounding(batches, method="adaround", iterations=2, batch=4)(graph)
+    assert set(taken) == {1}
+
+
+def test_large_values_in_small_parts_are_learned_alike(monkeypatch: pytest.MonkeyPatch):
+    graph = simulated()
+    whole = learned(graph, iterations=3)
+    monkeypatch.setattr(reconstruct, "SMALL", 1)
+    parts = learned(graph, iterations=3)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], value, rtol=1e-4, atol=1e-5)
 
 
 def test_a_layer_without_bias_is_fitted_around_zero():

@@ -18,7 +18,7 @@ from graphopt.artifact import Artifact, describe, temporary_folder
 from graphopt.backends.onnxruntime.export import to_onnx
 from graphopt.backends.onnxruntime.nbits import choose_products
 from graphopt.deploy import deploy as deploy_with
-from graphopt.errors import ArtifactError, GraphoptError, InputError
+from graphopt.errors import ArtifactError, GraphoptError, InputError, first_line
 from graphopt.graph import Graph
 from graphopt.manifest import Manifest
 from graphopt.measure import layer_macs
@@ -137,7 +137,7 @@ def open_session(
             str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
         )
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ArtifactError(f"ONNX Runtime {ort.__version__} cannot load {path.name}: {reason}") from error
 
 

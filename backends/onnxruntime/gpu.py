@@ -15,14 +15,15 @@ from typing import Any
 
 import onnxruntime as ort
 
-from graphopt.backends.onnxruntime.artifact import MODEL, OnnxRuntimeArtifact
+from graphopt.backends.onnxruntime.artifact import OnnxRuntimeArtifact
 from graphopt.backends.onnxruntime.assignment import RECORD, not_on
-from graphopt.errors import ArtifactError, InputError
+from graphopt.backends.onnxruntime.placed import NO_FALLBACK, PlacedArtifact, check_hardware, listed, quiet
+from graphopt.errors import ArtifactError, InputError, first_line
 from graphopt.targets import Target
 
+NVIDIA = "nvidia"  # what the target calls the hardware
 CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
 PROVIDERS = {"cuda": (CUDA,), "tensorrt": (TENSORRT, CUDA)}  # in the order in which they may take operators
-SHOWN = 10  # operators that an error lists
 
 
 @dataclass(frozen=True)
@@ -40,21 +41,16 @@ class Gpu:
         """
         first, *_ = PROVIDERS[self.kind]
         try:
-            return self._open(path, {"session.disable_cpu_ep_fallback": "1"})
+            return self._open(path, {NO_FALLBACK: "1"})
         except Exception as error:
             raise self._explained(path, first, error) from error
 
     def _open(self, path: Path, entries: dict[str, str]) -> Any:
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        for key, value in entries.items():
-            options.add_session_config_entry(key, value)
         providers = [(name, self.settings(name)) for name in PROVIDERS[self.kind]]
-        return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+        return ort.InferenceSession(str(path), quiet(entries), providers=providers, enable_fallback=0)
 
     def _explained(self, path: Path, first: str, error: Exception) -> Exception:
         """Why a session that leaves nothing to the CPU could not be had."""
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         try:
             session = self._open(path, {RECORD: "1"})
             able = first in session.get_providers()
@@ -67,10 +63,9 @@ class Gpu:
             )
         left = not_on(PROVIDERS[self.kind], session)
         if not left:
-            return ArtifactError(f"{first} cannot load {path.name}: {reason}")
-        shown = ", ".join(f"{name} ({kind})" for name, kind in left[:SHOWN])
-        more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
-        return ArtifactError(f"{self} does not take {len(left)} operators of {path.name}: {shown}{more}")
+            return ArtifactError(f"{first} cannot load {path.name}: {first_line(error)}")
+        shown = listed([f"{name} ({kind})" for name, kind in left])
+        return ArtifactError(f"{self} does not take {len(left)} operators of {path.name}: {shown}")
 
     def settings(self, provider: str) -> dict[str, str]:
         """Options of a provider; TensorRT computes codes in integer and may compute the rest in float16."""
@@ -81,25 +76,12 @@ class Gpu:
         return f"{self.kind}:{self.number}"
 
 
-class GpuArtifact(OnnxRuntimeArtifact):
-    """An artifact on a GPU, the whole of it. Raises as `Gpu.session`."""
+class GpuArtifact(PlacedArtifact):
+    """An artifact on a GPU, the whole of it. Raises as `Gpu.session`, and InputError where it was made for other hardware."""
 
     def __init__(self, artifact: OnnxRuntimeArtifact, place: Gpu) -> None:
-        super().__init__(artifact.folder, artifact.manifest)
-        check_target(str(artifact.manifest.target.get("name")), str(artifact.manifest.target.get("architecture")))
-        self._artifact, self.place = artifact, place  # the first owns the folder
-        self._session = self.open(self.folder / MODEL)
-
-    @property
-    def device(self) -> str:
-        return str(self.place)
-
-    @property
-    def exact(self) -> bool:
-        return False
-
-    def set_threads(self, threads: int) -> None:
-        """A GPU has its own."""
+        check_hardware(NVIDIA, artifact.manifest.target)
+        super().__init__(artifact, place)
 
     def open(self, path: Path) -> Any:
         return self.place.session(path)
@@ -115,18 +97,10 @@ def connect(device: str, target: Target | None = None) -> Gpu:
     if number and not number.isdecimal():
         raise InputError(f"{device!r} names no GPU; write {kind} or {kind}:1")
     if target is not None:
-        check_target(target.name, target.architecture)
+        check_hardware(NVIDIA, target.to_dict())
     if PROVIDERS[kind][0] not in ort.get_available_providers():
         raise InputError(
             f"this ONNX Runtime has no {PROVIDERS[kind][0]}; install it with: pip uninstall onnxruntime; "
             "pip install onnxruntime-gpu"
         )
     return Gpu(kind, int(number or 0))
-
-
-def check_target(target: str, architecture: str) -> None:
-    """Raises InputError where a target is not for NVIDIA's GPUs."""
-    if architecture != "nvidia":
-        raise InputError(
-            f"GPUs run what is made for the target nvidia, not for {target}; optimize with target='nvidia'"
-        )

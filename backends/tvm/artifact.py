@@ -45,10 +45,17 @@ class TvmArtifact(Artifact):
     """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, *, temporary: bool = False, graph: Graph | None = None
+        self,
+        folder: Path,
+        manifest: Manifest,
+        *,
+        temporary: bool = False,
+        graph: Graph | None = None,
+        kernels: Any = None,
     ) -> None:
         super().__init__(folder, manifest, temporary=temporary)
         self.threads, self.graph = 1, graph
+        self._kernels = kernels  # what `compile` needs, until it is in a file
         self._main: Any = None
 
     @property
@@ -98,6 +105,7 @@ class TvmArtifact(Artifact):
             raise InputError(f"{self.manifest.model} is compiled for {target}; lower it again for another CPU")
         if OBJECTS in self.manifest.options:
             raise InputError(f"{self.manifest.model} for {target} is C and objects already; save() copies them")
+        self._keep_kernels()
         if NOT_IN_C in self.manifest.options:
             raise InputError(f"{self.manifest.model} cannot be compiled to C: {self.manifest.options[NOT_IN_C]}")
         if HELD not in self.manifest.files:
@@ -107,6 +115,25 @@ class TvmArtifact(Artifact):
             )
         content, library = ((self.folder / file).read_bytes() for file in (HELD, LIBRARY))
         return compile_objects(held(content, library), self.manifest, folder, name)
+
+    def save(self, folder: str | Path) -> Path:
+        """See `Artifact.save`; with what `compile` needs."""
+        self._keep_kernels()
+        return super().save(folder)
+
+    def _keep_kernels(self) -> None:
+        """Write what `compile` needs beside the library, once; where it could not, an option says why.
+
+        That takes a quarter of the time that lowering does, and most artifacts are only measured.
+        """
+        kernels, self._kernels = self._kernels, None
+        if kernels is None:
+            return
+        try:
+            (self.folder / HELD).write_bytes(hold(recorded(kernels), (self.folder / LIBRARY).read_bytes()))
+            self.manifest.files = listing(self.folder)
+        except InputError as reason:
+            self.manifest.options[NOT_IN_C] = str(reason)
 
     def _run(self, inputs: Arrays) -> Arrays:
         if self._fits(inputs):
@@ -199,8 +226,6 @@ def lower(
         link(executable, folder / LIBRARY, command)
         if code.kernels in SOURCES:
             (folder / SOURCES[code.kernels]).write_text(device_source(executable))
-        else:
-            options |= _keep_kernels(kernels, folder)
     manifest = describe(graph, target, folder, model=name, options=options)
     if batch is not None:
         for output in manifest.outputs:
@@ -212,16 +237,8 @@ def lower(
     if code.bare:
         manifest.options[OBJECTS] = write_objects(recorded(kernels), manifest, folder)
         manifest.files = listing(folder)
-    return TvmArtifact(folder, manifest, temporary=True, graph=graph)
-
-
-def _keep_kernels(kernels: Any, folder: Path) -> dict[str, Any]:
-    """Write what `compile` needs; where it could not, an option says why."""
-    try:
-        (folder / HELD).write_bytes(hold(recorded(kernels), (folder / LIBRARY).read_bytes()))
-    except InputError as reason:
-        return {NOT_IN_C: str(reason)}
-    return {}
+    keeps = not code.bare and code.kernels == "cpu"
+    return TvmArtifact(folder, manifest, temporary=True, graph=graph, kernels=kernels if keeps else None)
 
 
 def compiled(

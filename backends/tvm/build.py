@@ -28,7 +28,7 @@ from graphopt.backends.tvm.machine import Gpu, Processor, processor
 from graphopt.backends.tvm.schedules import PASS_CONFIG, written_for
 from graphopt.backends.tvm.schedules.gpu.leftovers import threaded
 from graphopt.backends.tvm.schedules.leftovers import scheduled
-from graphopt.errors import GraphoptError, InputError
+from graphopt.errors import GraphoptError, InputError, last_line
 from graphopt.targets import Target, architecture
 
 LINKERS = {  # architecture -> (compiler, Debian package)
@@ -261,8 +261,7 @@ def explained(code: Code) -> Iterator[None]:
     except GraphoptError:
         raise
     except Exception as error:
-        reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
-        raise GraphoptError(f"TVM cannot compile the model for {code}: {reason.strip()}") from error
+        raise GraphoptError(f"TVM cannot compile the model for {code}: {last_line(error)}") from error
 
 
 def kernels_of(module: Any, code: Code) -> Any:

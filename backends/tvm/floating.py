@@ -17,7 +17,7 @@ from tvm.relax.frontend.torch.exported_program_translator import ExportedProgram
 from graphopt.backends.tvm.layouts import Value, channels_last, plain
 from graphopt.backends.tvm.pools import emit_max_pool, emit_mean
 from graphopt.backends.tvm.program import Program
-from graphopt.errors import GraphoptError
+from graphopt.errors import GraphoptError, last_line
 from graphopt.ops import BatchNorm, argument, aten, family, shape
 
 ALIKE = {
@@ -183,7 +183,6 @@ class Operators:
         try:
             return convert(node)
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             raise GraphoptError(
-                f"{site}: TVM cannot import {node.target} (node {node.name}): {reason}; {advice}"
+                f"{site}: TVM cannot import {node.target} (node {node.name}): {last_line(error)}; {advice}"
             ) from error

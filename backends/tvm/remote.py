@@ -23,7 +23,7 @@ import tvm
 from tvm import relax, rpc
 
 from graphopt.backends.tvm.artifact import LIBRARY, Arrays, TvmArtifact
-from graphopt.errors import ArtifactError, InputError
+from graphopt.errors import ArtifactError, InputError, last_line
 from graphopt.targets import Target
 
 SECONDS = 5.0  # that a device has to answer the first time
@@ -80,7 +80,7 @@ class Device:
                 )
             return tracker.request(self.key)
         except (RuntimeError, OSError) as error:  # what TVM raises
-            raise InputError(f"{self} is no {program} of TVM {tvm.__version__}: {_reason(error)}") from error
+            raise InputError(f"{self} is no {program} of TVM {tvm.__version__}: {last_line(error)}") from error
 
 
 class Connection:
@@ -137,7 +137,7 @@ class RemoteArtifact(TvmArtifact):
     """
 
     def __init__(self, artifact: TvmArtifact, connection: Connection) -> None:
-        super().__init__(artifact.folder, artifact.manifest, graph=artifact.graph)
+        super().__init__(artifact.folder, artifact.manifest, graph=artifact.graph, kernels=artifact._kernels)
         self._artifact, self._connection = artifact, connection  # the first owns the folder
         self._tensors: list[Any] = []
         made_for = f"{self.manifest.model} was compiled for {self.code['cpu']} ({self.code['triple']})"
@@ -153,7 +153,7 @@ class RemoteArtifact(TvmArtifact):
             self._machine = relax.VirtualMachine(session.load_module(name), session.cpu())
         except RuntimeError as error:
             connection.close()
-            raise ArtifactError(f"{made_for}; {connection} cannot load it: {_reason(error)}") from error
+            raise ArtifactError(f"{made_for}; {connection} cannot load it: {last_line(error)}") from error
 
     @property
     def device(self) -> str:
@@ -192,12 +192,6 @@ class RemoteArtifact(TvmArtifact):
     def _lost(self, error: Exception) -> ArtifactError:
         self._connection.close()  # a new artifact connects again
         return ArtifactError(
-            f"{self.manifest.model}, compiled for {self.code['cpu']}, failed on {self.device}: {_reason(error)}. Where the "
+            f"{self.manifest.model}, compiled for {self.code['cpu']}, failed on {self.device}: {last_line(error)}. Where the "
             f"connection was lost, the CPU there may lack instructions of {self.code['cpu']}"
         )
-
-
-def _reason(error: Exception) -> str:
-    """The last line of TVM's message that is one."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -60,10 +60,10 @@ def targets(name: Annotated[str | None, typer.Argument(help="One of them, in ful
     """List the targets, or explain one."""
     with reporting():
         from rich.box import SIMPLE
-        from rich.console import Console
         from rich.table import Table
 
         from graphopt import targets
+        from graphopt.report import show
 
         if name is not None:
             for fact, text in targets.explain(targets.find(name)):
@@ -75,9 +75,7 @@ def targets(name: Annotated[str | None, typer.Argument(help="One of them, in ful
         for known in targets.names():
             t = targets.find(known)
             table.add_row(known, t.runtime, str(t.weights), str(t.activations), t.description)
-        console = Console()
-        console = console if console.is_terminal else Console(width=140)
-        console.print(table)
+        show(table, 140)
 
 
 def show(path: Annotated[Path, typer.Argument(help="A .pt2 file, or the folder of a deployed model.")]) -> None:

@@ -27,6 +27,13 @@ PER_CHANNEL = 13
 Rule = Callable[[Model, Target], Iterator[Violation]]
 
 
+def family_of(operator: str) -> str | None:
+    """What a target's tables call an operator; None for those that they do not know."""
+    if operator in LAYERS:
+        return "linear" if operator in ("Gemm", "MatMul") else "conv"
+    return FAMILIES.get(operator)
+
+
 def _named(subject: str, grid: Grid, found: list[Misfit]) -> Iterator[Violation]:
     for misfit in found:
         yield Violation(f"{subject}-{misfit.rule}", grid.node, misfit.what, misfit.remedy)
@@ -103,7 +110,7 @@ def floats(model: Model, target: Target) -> Iterator[Violation]:
 
 
 def _may_leave(node: onnx.NodeProto, target: Target) -> bool:
-    return ("linear" if node.op_type in ("Gemm", "MatMul") else "conv") in target.float_output
+    return family_of(node.op_type) in target.float_output
 
 
 def sums(model: Model, target: Target) -> Iterator[Violation]:

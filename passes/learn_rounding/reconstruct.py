@@ -54,14 +54,10 @@ class Samples:
     def __init__(self, parts: Sequence[Tensor], *, fixed: bool) -> None:
         self.parts, self.fixed = parts, fixed
         self.places = [(b, i) for b, part in enumerate(parts) for i in range(len(part))]
+        self.bytes = max(part.nbytes // max(len(part), 1) for part in parts) or 1  # of the largest sample
 
     def __len__(self) -> int:
         return len(self.parts) if self.fixed else len(self.places)
-
-    @property
-    def bytes(self) -> int:
-        """Of the largest that is taken for one index."""
-        return max(p.nbytes // (1 if self.fixed else max(len(p), 1)) for p in self.parts) or 1
 
     def take(self, picked: Sequence[int]) -> Tensor:
         if self.fixed:
@@ -157,7 +153,7 @@ class Reconstruction:
 
     def _small(self, data: Sequence[Samples], picked: list[int]) -> list[list[int]]:
         """What is computed at a time."""
-        return _cut(picked, max(1, SMALL // max(samples.bytes for samples in data)))
+        return _cut(picked, 1 if self.fixed else max(1, SMALL // max(samples.bytes for samples in data)))
 
     def _error(self, data: Sequence[Samples], picked: list[int], result: Callable[[list[Tensor]], Tensor]) -> Tensor:
         """Mean square, by importance where that is known."""

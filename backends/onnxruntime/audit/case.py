@@ -9,7 +9,7 @@ import onnx
 
 from graphopt.backends.onnxruntime.audit.work import Shapes
 from graphopt.compliance.model import LAYERS, Grid, Model, attribute
-from graphopt.compliance.rules import FAMILIES, MOVES
+from graphopt.compliance.rules import MOVES, family_of
 from graphopt.targets import Target
 
 
@@ -43,8 +43,7 @@ class Case:
 
     @property
     def family(self) -> str | None:
-        name = self.node.op_type
-        return ("linear" if name in ("Gemm", "MatMul") else "conv") if name in LAYERS else FAMILIES.get(name)
+        return family_of(self.node.op_type)
 
 
 def axes(case: Case) -> list[int] | None:

@@ -19,7 +19,7 @@ import onnx
 from graphopt.backends.onnxruntime.artifact import ONE_FILE, open_session
 from graphopt.backends.onnxruntime.audit.operators import CONVERSIONS, INDICES, INTEGER_WORK, TO_FLOAT
 from graphopt.compliance.model import ACTIVATIONS, LAYERS, Model
-from graphopt.compliance.rules import FAMILIES, MOVES
+from graphopt.compliance.rules import MOVES, family_of
 from graphopt.targets import Target
 from graphopt.targets.machine import architecture
 
@@ -150,7 +150,7 @@ def _declared(model: Model, node: onnx.NodeProto, hardware: Hardware, kinds: dic
         return Kind.INTEGER  # fused into the layer or sum before it
     if source is not None and kinds.get(id(source)) is Kind.OTHER and not model.is_weight(node.input[0]):
         return Kind.OTHER
-    family = ("linear" if name in ("Gemm", "MatMul") else "conv") if name in LAYERS else FAMILIES.get(name)
+    family = family_of(name)
     taken = family in hardware.integer or name in MOVES or name in ACTIVATIONS
     if taken and model.between_codes(node, sums=hardware.fused_sums):
         return Kind.MOVES_CODES if name in MOVES else Kind.INTEGER

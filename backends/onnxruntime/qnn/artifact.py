@@ -1,4 +1,4 @@
-"""An artifact of the target hexagon on HTP, called like any other."""
+"""An artifact of the target hexagon on HTP."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from graphopt.backends.onnxruntime.artifact import MODEL, OnnxRuntimeArtifact
-from graphopt.backends.onnxruntime.qnn.provider import Htp, check_architecture, contexts_of
+from graphopt.backends.onnxruntime.placed import PlacedArtifact, check_hardware
+from graphopt.backends.onnxruntime.qnn.provider import HEXAGON, Htp, contexts_of
 from graphopt.backends.onnxruntime.qnn.refusals import open_on
 from graphopt.errors import InputError
 
 
-class HtpArtifact(OnnxRuntimeArtifact):
+class HtpArtifact(PlacedArtifact):
     """An artifact on HTP, the whole of it.
 
     Raises:
@@ -20,36 +21,18 @@ class HtpArtifact(OnnxRuntimeArtifact):
     """
 
     def __init__(self, artifact: OnnxRuntimeArtifact, place: Htp) -> None:
-        super().__init__(artifact.folder, artifact.manifest)
-        target = artifact.manifest.target
-        check_architecture(str(target.get("name")), str(target.get("architecture")))
-        self._artifact, self.place = artifact, place  # the first owns the folder
+        check_hardware(HEXAGON, artifact.manifest.target)
         contexts = contexts_of(artifact.manifest)
         if contexts and place.architecture not in contexts:
             raise InputError(
                 f"{artifact.folder} holds contexts for {', '.join(contexts)}, none for {place.architecture}; "
                 "take one of these, or compile it from the artifact they were made of"
             )
-        self._session = self.open(self.folder / contexts.get(place.architecture, MODEL))
-
-    @property
-    def refusal(self) -> str:
-        return ""
-
-    @property
-    def device(self) -> str:
-        return str(self.place)
+        super().__init__(artifact, place, contexts.get(place.architecture, MODEL))
 
     @property
     def emulated(self) -> bool:
-        return self.place.emulated
-
-    @property
-    def exact(self) -> bool:
-        return False
-
-    def set_threads(self, threads: int) -> None:
-        """HTP has its own."""
+        return bool(self.place.emulated)
 
     def open(self, path: Path) -> Any:
         return open_on(self.place, path, self.manifest.model)

@@ -7,18 +7,15 @@ context itself, and a manifest.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from graphopt.artifact import Artifact
-from graphopt.backends.onnxruntime.qnn.provider import ARCHITECTURES, Htp, check_architecture, contexts_of
+from graphopt.artifact import Artifact, write_form
+from graphopt.backends.onnxruntime.placed import check_hardware
+from graphopt.backends.onnxruntime.qnn.provider import ARCHITECTURES, CONTEXTS, HEXAGON, Htp, contexts_of
 from graphopt.backends.onnxruntime.qnn.refusals import open_on
 from graphopt.compliance.model import FILE
 from graphopt.errors import InputError
-from graphopt.files import MANIFEST, check_replaceable, folder_atomically
-from graphopt.manifest import listing
 from graphopt.progress import track
-from graphopt.version import versions
 
 
 def compile_contexts(artifact: Artifact, folder: str | Path, architectures: Sequence[str] = ()) -> Path:
@@ -29,13 +26,12 @@ def compile_contexts(artifact: Artifact, folder: str | Path, architectures: Sequ
         ArtifactError: HTP does not take all operators.
     """
     manifest = artifact.manifest
-    check_architecture(str(manifest.target.get("name")), str(manifest.target.get("architecture")))
+    check_hardware(HEXAGON, manifest.target)
     if contexts_of(manifest):
         raise InputError(f"{artifact.folder} holds contexts already; compile the artifact that they were made of")
-    architectures = architectures or ARCHITECTURES
-    places = [Htp(architecture) for architecture in dict.fromkeys(architectures)]
-    target = check_replaceable(folder)
-    with folder_atomically(target) as new:
+    places = [Htp(architecture) for architecture in dict.fromkeys(architectures or ARCHITECTURES)]
+
+    def write(new: Path) -> dict[str, str]:
         for place in track(places, "compiling contexts"):
             entries = {
                 "ep.context_enable": "1",
@@ -43,8 +39,6 @@ def compile_contexts(artifact: Artifact, folder: str | Path, architectures: Sequ
                 "ep.context_embed_mode": "0",
             }
             open_on(place, artifact.folder / FILE, manifest.model, entries)
-        contexts = {place.architecture: f"{place.architecture}.onnx" for place in places}
-        options = {**manifest.options, "contexts": contexts}
-        described = replace(manifest, files=listing(new), options=options, versions=versions())
-        (new / MANIFEST).write_bytes(described.to_json())
-    return target
+        return {place.architecture: f"{place.architecture}.onnx" for place in places}
+
+    return write_form(manifest, folder, CONTEXTS, write)

@@ -20,7 +20,8 @@ from typing import Any
 import onnxruntime as ort
 
 from graphopt.backends.onnxruntime.assignment import RECORD, not_on
-from graphopt.errors import InputError
+from graphopt.backends.onnxruntime.placed import NO_FALLBACK, check_hardware, quiet
+from graphopt.errors import InputError, first_line
 from graphopt.manifest import Manifest
 from graphopt.targets import Target
 
@@ -28,6 +29,8 @@ PACKAGE = "onnxruntime_qnn"
 NAME = "QNNExecutionProvider"
 ARCHITECTURES = ("v68", "v69", "v73", "v75", "v79", "v81")
 DEFAULT = "v73"
+CONTEXTS = "contexts"  # in a manifest's options: architecture -> file
+HEXAGON = "hexagon"  # what the target calls the hardware
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,7 @@ class Htp:
             InputError: onnxruntime-qnn is missing, or does not fit this ONNX Runtime. Whatever ONNX Runtime raises.
         """
         device = _device()
-        options = ort.SessionOptions()
-        options.log_severity_level = 4  # what is refused is found out below
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1" if alone else "0")
-        for key, value in (entries or {}).items():
-            options.add_session_config_entry(key, value)
+        options = quiet({NO_FALLBACK: "1" if alone else "0", **(entries or {})})
         settings = {
             "backend_path": importlib.import_module(PACKAGE).get_qnn_htp_path(),
             "offload_graph_io_quantization": "0",
@@ -87,22 +86,14 @@ def connect(device: str, target: Target | None = None) -> Htp:
     architecture = device.partition(":")[2]
     place = Htp(architecture or DEFAULT)
     if target is not None:
-        check_architecture(target.name, target.architecture)
+        check_hardware(HEXAGON, target.to_dict())
         _device()
     return place
 
 
-def check_architecture(target: str, architecture: str) -> None:
-    """Raises InputError where a target is not for HTP."""
-    if architecture != "hexagon":
-        raise InputError(
-            f"HTP runs what is made for the target hexagon, not for {target}; optimize with target='hexagon'"
-        )
-
-
 def contexts_of(manifest: Manifest) -> dict[str, str]:
     """Architecture -> file, in a folder of contexts; empty for other artifacts."""
-    return dict(manifest.options.get("contexts", {}))
+    return dict(manifest.options.get(CONTEXTS, {}))
 
 
 def missing() -> str:
@@ -129,7 +120,3 @@ def _device() -> Any:
     if not Path(package.get_qnn_htp_path()).exists() or not devices:
         raise InputError(f"onnxruntime-qnn {package.__version__} has no HTP backend for this machine")
     return min(devices, key=lambda device: device.device.type != ort.OrtHardwareDeviceType.NPU)
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from graphopt.artifact import Artifact
-from graphopt.backends.onnxruntime.qnn.provider import Htp, contexts_of, first_line, missing
+from graphopt.backends.onnxruntime.placed import listed
+from graphopt.backends.onnxruntime.qnn.provider import HEXAGON, Htp, contexts_of, missing
 from graphopt.compliance.model import FILE, Model
-from graphopt.errors import ArtifactError, InputError
+from graphopt.errors import ArtifactError, InputError, first_line
 
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
-SHOWN = 10  # operators that an error lists
 
 
 def open_on(place: Htp, path: Path, name: str, entries: Mapping[str, str] | None = None) -> Any:
@@ -39,7 +39,7 @@ def left_to_cpu(artifact: Artifact) -> dict[str, str]:
 
     Empty for targets other than hexagon, and for contexts, which HTP has taken whole.
     """
-    if artifact.manifest.target.get("architecture") != "hexagon" or missing() or contexts_of(artifact.manifest):
+    if artifact.manifest.target.get("architecture") != HEXAGON or missing() or contexts_of(artifact.manifest):
         return {}
     path = artifact.folder / FILE
     try:
@@ -65,10 +65,9 @@ def _refusal(place: Htp, path: Path, name: str) -> str:
     model = Model.read(path)
     nodes = {model.name(node): node for node in model.nodes}
     operators = [(node, kind) for node, kind in left if kind not in QUANTIZERS] or left
-    shown = [f"{node} ({kind}{_why(model, nodes.get(node))})" for node, kind in operators[:SHOWN]]
-    more = f" and {len(operators) - SHOWN} more" if len(operators) > SHOWN else ""
+    shown = listed([f"{node} ({kind}{_why(model, nodes.get(node))})" for node, kind in operators])
     return (
-        f"HTP does not take {len(operators)} of {len(nodes)} operators of {name}: {', '.join(shown)}{more}; quantize what is "
+        f"HTP does not take {len(operators)} of {len(nodes)} operators of {name}: {shown}; quantize what is "
         "float, write the others in operators that HTP has, or leave out the device to compute on this CPU"
     )
 

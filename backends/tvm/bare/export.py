@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from graphopt.artifact import write_form
 from graphopt.backends.tvm.bare.calls import Array, Calls
 from graphopt.backends.tvm.bare.elf import Object, data_object
 from graphopt.backends.tvm.bare.kernels import compile_kernels
@@ -15,9 +16,8 @@ from graphopt.backends.tvm.bare.source import TYPES, Source
 from graphopt.backends.tvm.bare.workspace import ALIGNMENT, arranged
 from graphopt.backends.tvm.build import Code
 from graphopt.errors import InputError
-from graphopt.files import MANIFEST, check_replaceable, folder_atomically
-from graphopt.manifest import Manifest, TensorSpec, listing
-from graphopt.version import __version__, versions
+from graphopt.manifest import Manifest, TensorSpec
+from graphopt.version import __version__
 
 OBJECTS = "objects"  # in a manifest's options
 MATHEMATICS = frozenset(
@@ -38,13 +38,7 @@ def compile_objects(calls: Calls, manifest: Manifest, folder: str | Path, prefix
     Raises:
         InputError: the place cannot be written, `prefix` cannot begin names of C, or the model needs TVM's runtime.
     """
-    target = check_replaceable(folder)
-    with folder_atomically(target) as new:
-        facts = write_objects(calls, manifest, new, prefix)
-        options = {**manifest.options, OBJECTS: facts}
-        described = replace(manifest, files=listing(new), options=options, versions=versions())
-        (new / MANIFEST).write_bytes(described.to_json())
-    return target
+    return write_form(manifest, folder, OBJECTS, lambda new: write_objects(calls, manifest, new, prefix))
 
 
 def write_objects(calls: Calls, manifest: Manifest, folder: Path, prefix: str = "model") -> dict[str, Any]:
