@@ -1,6 +1,7 @@
 """Networks through TVM on this machine, untuned: time beside ONNX Runtime, taken in turn, and equality with `simulate`.
 
 python benchmarks/tvm_networks.py [--speed torchvision/resnet18 ...] [--accuracy ResNet-20 MobileNetV1] [--tune 60s]
+                                  [--tuner metaschedule]
 
 Time: published architectures at 224 pixels, one image, random weights, which do not change it; the tenth percentile and the
 median of rounds in which every way had its turn. On a shared machine, medians of long calls have other processes in them, and a
@@ -35,7 +36,7 @@ ACCURACY = ["ResNet-20", "MobileNetV1"]
 IMAGES = {"ResNet-20": 2000, "MobileNetV1": 500}
 
 
-def timed(name: str, rounds: int, tune: str) -> common.Rows:
+def timed(name: str, rounds: int, tune: str, tuner: Any) -> common.Rows:
     model, (example,), _ = zoo.make(name)
     common.randomise(model)
     calibration = list(common.images(4))
@@ -51,7 +52,9 @@ def timed(name: str, rounds: int, tune: str) -> common.Rows:
         start = time.perf_counter()
         ours[kind] = tvm.lower(graph, find("tvm-x86"))
         seconds[kind] = time.perf_counter() - start
-    tuned = {k: tvm.lower(g, find("tvm-x86"), tune=tune) for k, g in graphs.items()} if tune else {}
+    tuned = {k: tvm.lower(g, find("tvm-x86"), tune=tune, tuner=tuner) for k, g in graphs.items()} if tune else {}
+    for kind, artifact in tuned.items():
+        print(f"{name} {kind}: {artifact.manifest.options['tuned']}")
     theirs = {"float": onnxruntime.lower(real, find("x86")), "int8": integers["x86"].artifact}
     ways = {(kind, way, 1): artifacts[kind] for kind in ours for way, artifacts in (("ours", ours), ("theirs", theirs))}
     ways |= {(kind, "ours", 2): ours[kind] for kind in ours}
@@ -111,14 +114,14 @@ def percent(holds: torch.Tensor) -> float:
 
 
 def main() -> None:
-    options = common.arguments(__doc__, speed=SPEED, accuracy=ACCURACY, rounds=60, tune="")
+    options = common.arguments(__doc__, speed=SPEED, accuracy=ACCURACY, rounds=60, tune="", tuner="tiles")
     torch.set_num_threads(1)
     tables: dict[str, common.Rows] = {"Milliseconds of one image of 224x224": [], "Top-1, %": []}
     speed, right = tables.values()
     with torch.no_grad():
         for name in options.speed:
             common.log(name)
-            speed += timed(name, options.rounds, options.tune)
+            speed += timed(name, options.rounds, options.tune, options.tuner)
         for name in options.accuracy:
             common.log(name)
             right.append(accuracy(name))

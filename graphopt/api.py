@@ -71,6 +71,7 @@ def optimize(
     estimator: str = "mse",
     tune: int | str | None = None,
     tune_database: str | Path | None = None,
+    tuner: str | None = None,
     measure: bool = True,
     threads: int = 1,
     device: str | None = None,
@@ -104,9 +105,11 @@ def optimize(
         checkpoint: a folder that remembers which layers were rounded on data; an interrupted call then goes on where it was.
         dump: a folder for the text of the graph after every pass.
         estimator: how ranges are chosen: `minmax`, `percentile`, `mse`, `entropy`, `aciq` or `output_mse`.
-        tune: on targets of TVM, measure other kernels for the artifact's layers on this machine: trials, or seconds as "60s". The
-            original it is compared with is not tuned.
-        tune_database: the file that remembers what tuning measured, so that another call goes on from there.
+        tune: on targets of TVM, measure other kernels for the artifact's layers: trials, or seconds as "60s"; on `device` where
+            one is given, else on this machine. The original it is compared with is not tuned.
+        tune_database: the file that remembers what tuning measured, so that another call goes on from there. Without `tune`, what
+            it knows is used, and nothing is measured.
+        tuner: what is tried: `tiles` of registers, or whole schedules by TVM's `metaschedule`. None: `tiles`.
         measure: measure latency before and after, where the target runs on this machine.
         threads: of the runtime while measuring.
         device: where to run the artifact while it is measured. For targets of TVM `rpc://host:port`, where
@@ -125,8 +128,8 @@ def optimize(
     _check_options(passes, evaluate, max_drop, rounding, average_bits, weight_only, (keep_macs, max_latency))
     chosen = find(target)
     backend = runtimes.backend(chosen.runtime)
-    tuning = _tuning(chosen, tune, tune_database)
     connection = runtimes.connect(chosen, device) if device is not None else None  # kept: one for all artifacts
+    tuning = _tuning(chosen, tune, tune_database, tuner, device)
     graph, notes = _graph(model, example_inputs, dynamic_batch and not chosen.static_shapes)
     report = Report(model=_name(model), target=chosen.name, notes=[*graph.notes, *notes])
     original = graph.clone()
@@ -177,6 +180,8 @@ def optimize(
         )
         rung = ladder.climb(report)
         graph, (deployed, artifact, answers) = rung.graph, lower(rung.graph, **tuning) if tuning else rung.lowered
+    if tuning:
+        report.notes.append(artifact.manifest.options["tuned"])
     report.warnings += [f"{step.name}: {what}" for step in report.steps for what in step.short]
     report.notes += [note for note in data.notes if note not in report.notes]
     baseline = backend.lower(original, chosen, name=report.model)
@@ -235,13 +240,17 @@ def load(folder: str | Path) -> Artifact:
     return artifact
 
 
-def _tuning(target: Target, tune: int | str | None, database: str | Path | None) -> dict[str, Any]:
-    """Options of `lower`."""
-    if tune is None and database is None:
+def _tuning(
+    target: Target, tune: int | str | None, database: str | Path | None, tuner: str | None, device: str | None
+) -> dict[str, Any]:
+    """Options of `lower`. Raises InputError where it could not tune so."""
+    if tune is None and database is None and tuner is None:
         return {}
-    if target.runtime != "tvm":
+    backend = runtimes.backend(target.runtime)
+    if not hasattr(backend, "check_tuning"):
         raise InputError(f"tune is for targets of TVM, such as tvm-x86; the kernels of {target.name!r} cannot be tuned")
-    return {"tune": tune, "tune_database": database}
+    backend.check_tuning(target, tune, database, tuner or "tiles", device)
+    return {"tune": tune, "tune_database": database, "tuner": tuner or "tiles", "device": device}
 
 
 def _check_options(

@@ -84,6 +84,18 @@ def test_integers_compiled_for_arm_answer_what_the_simulation_answers(block: str
 
 
 @needs_tvm
+@pytest.mark.parametrize("cpu", ["cortex-a53", "cortex-a76"])
+def test_sampled_schedules_answer_on_arm_what_the_simulation_answers(cpu: str, tmp_path: Path) -> None:
+    from test_tvm_metaschedule import network, remember_samples
+
+    target, x = find(f"tvm-{cpu}"), images(4, seed=3)
+    graph = simulated(network(), target)
+    assert remember_samples(graph, target, tmp_path / "tuned.jsonl") >= 2
+    artifact = backend("tvm").lower(graph, target, tune_database=tmp_path / "tuned.jsonl")
+    assert torch.equal(on_arm(artifact, cpu, x), graphopt.simulate(graph, target)(x))
+
+
+@needs_tvm
 @pytest.mark.parametrize("cpu", ["cortex-a76", "max"])
 def test_float16_compiled_for_arm_answers_what_the_simulated_graph_answers(cpu: str) -> None:
     target, x = find("tvm-cortex-a76-fp16"), images(8, seed=3)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import emulation
 import pytest
 import rpc_server
 import torch
-from blocks import images, model_of
+from blocks import conv, images, model_of
+from torch import nn
 from typer.testing import CliRunner
 
 import graphopt
@@ -67,6 +70,28 @@ def test_optimize_measures_on_the_device_and_says_whether_it_answers_as_simulate
     )
     assert result.artifact.device == ""
     assert torch.equal(result.artifact.on(server)(data), result.artifact(data))
+
+
+@needs_x86
+@pytest.mark.parametrize("tuner", ["tiles", "metaschedule"])
+def test_kernels_are_tuned_on_the_device(server: str, tuner: str, tmp_path: Path) -> None:
+    if tuner == "metaschedule":
+        pytest.importorskip("xgboost", reason="the search needs graphopt[metaschedule]")
+    path, x = tmp_path / "tuned.jsonl", images(3)
+    how: dict[str, Any] = {"tune": 12, "tuner": tuner, "tune_database": path, "device": server}
+    network = nn.Sequential(conv(3, 32), nn.ReLU(), conv(32, 32)).eval()
+    result = graphopt.optimize(network, images(1), target=X86, calibration=images(4), **how)
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(found) == 12
+    assert all(0.01 < entry["speedup"] < 100 for entry in found)
+    assert torch.equal(result.artifact.on(server)(x), graphopt.simulate(result.graph, X86)(x))
+
+
+@needs_x86
+def test_tuning_for_a_device_of_another_architecture_is_refused_before_any_work(server: str) -> None:
+    target = replace(find("tvm-cortex-a76"), compiler=COPY)
+    with pytest.raises(ArtifactError, match=r"what is tuned was compiled for cortex-a76 .*is another architecture"):
+        graphopt.optimize(nn.Identity(), images(1), target=target, tune=5, device=server)
 
 
 @needs_x86

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,16 @@ from graphopt.targets import architecture, find
 pytest.importorskip("tvm", reason="the TVM backend needs graphopt[tvm]")
 pytestmark = pytest.mark.skipif(architecture() != "x86_64", reason="tunes for the x86-64 machine at hand")
 
-from graphopt.backends.tvm import lower, schedules, tune
+from graphopt.backends.tvm import lower, schedules, tuning
+from graphopt.backends.tvm.artifact import compiled
 from graphopt.backends.tvm.build import Code
 from graphopt.backends.tvm.machine import machine
-from graphopt.backends.tvm.schedules import Codes, Conv, Epilogue, Tile
-from graphopt.backends.tvm.tune import Bench, Budget, Database
+from graphopt.backends.tvm.schedules import Codes, Conv, Epilogue, Tile, Variant
+from graphopt.backends.tvm.static import fix_batch
+from graphopt.backends.tvm.tuning import Bench, Budget, Database, Here
 
 TARGET = find("tvm-x86")
+COPY = f'{sys.executable} "{Path(__file__).parent / "copy_object.py"}"'  # in place of a cross compiler
 LAYER = Conv((1, 6, 6, 16), 32, (3, 3), padding=((1, 1), (1, 1)))
 SMALLER = replace(LAYER, channels=16)
 DEPTHWISE = replace(SMALLER, groups=16, data="uint8", epilogue=Epilogue(result=Codes()))
@@ -55,14 +59,14 @@ def timed_as(monkeypatch: pytest.MonkeyPatch, speedups: dict[Tile, float]) -> li
 def test_the_fastest_tile_is_taken_and_none_where_the_rule_is_best(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second, third = candidates(LAYER)[1:4]
     timed_as(monkeypatch, {first: 1.01, second: 1.5, third: 1.2})
-    assert tune.tune([LAYER], code(), Budget.of(3)) == {LAYER: second}
+    assert tuning.tune([LAYER], Here(code()), Budget.of(3)).variants == {LAYER: second}
     timed_as(monkeypatch, {first: 1.02})
-    assert tune.tune([LAYER], code(), Budget.of(3)) == {}
+    assert tuning.tune([LAYER], Here(code()), Budget.of(3)).variants == {}
 
 
 def test_layers_take_turns_the_larger_first_and_trials_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = timed_as(monkeypatch, {})
-    tune.tune([SMALLER, LAYER, LAYER], code(), Budget.of(3))
+    tuning.tune([SMALLER, LAYER, LAYER], Here(code()), Budget.of(3))
     large, small = candidates(LAYER), candidates(SMALLER)
     assert asked == [(LAYER, large[1]), (SMALLER, small[1]), (LAYER, large[2])]
 
@@ -72,9 +76,9 @@ def test_the_database_goes_on_where_it_was_and_knows_its_machine(
 ) -> None:
     path, tiles = tmp_path / "tiles.jsonl", candidates(LAYER)
     asked = timed_as(monkeypatch, {tiles[2]: 1.4})
-    tune.tune([LAYER], code(), Budget.of(2), path)
+    tuning.tune([LAYER], Here(code()), Budget.of(2), path)
     path.write_text(path.read_text() + '{"code": "cut sh')  # an interruption
-    assert tune.tune([LAYER], code(), Budget.of(1), path) == {LAYER: tiles[2]}
+    assert tuning.tune([LAYER], Here(code()), Budget.of(1), path).variants == {LAYER: tiles[2]}
     assert [tile for _, tile in asked] == tiles[1:4]
     assert Database(path, code()).of(LAYER) == {tiles[1]: 0.9, tiles[2]: 1.4, tiles[3]: 0.9}
     assert Database(path, replace(code(), cpu="x86-64-v3", features=())).of(LAYER) == {}
@@ -83,7 +87,7 @@ def test_the_database_goes_on_where_it_was_and_knows_its_machine(
 def test_a_file_that_is_no_database_is_refused_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("hello\nworld\n")
-    with pytest.raises(InputError, match=r"line 1 of .*notes.txt is no measured tile"):
+    with pytest.raises(InputError, match=r"line 1 of .*notes.txt is no measured kernel"):
         Database(path, code())
     path.write_text(json.dumps({"code": "another"}) + "\n")
     assert Database(path, code()).known == {}
@@ -91,7 +95,7 @@ def test_a_file_that_is_no_database_is_refused_with_its_line(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("layer", [LAYER, DEPTHWISE], ids=["dense", "depthwise"])
 def test_a_tile_is_timed_against_the_rule_on_this_machine(layer: Conv) -> None:
-    bench = Bench(code(), machine(code().target()))
+    bench = Bench(Here(code()))
     assert 0.01 < bench.speedup(layer, candidates(layer)[1]) < 100
 
 
@@ -105,14 +109,15 @@ def network() -> nn.Module:
 
 def test_any_tile_answers_what_the_simulation_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Bench, "speedup", lambda self, layer, tile: 2.0 + tile.rows - tile.vectors / 10)
-    chosen: dict[Conv, Tile] = {}
-    measured = tune.tune
+    chosen: dict[Conv, Variant] = {}
+    measured = tuning.tune
 
-    def remember(*arguments: Any) -> dict[Conv, Tile]:
-        chosen.update(measured(*arguments))
-        return chosen
+    def remember(*arguments: Any) -> tuning.Tuned:
+        tuned = measured(*arguments)
+        chosen.update(tuned.variants)
+        return tuned
 
-    monkeypatch.setattr("graphopt.backends.tvm.artifact.tune_tiles", remember)
+    monkeypatch.setattr("graphopt.backends.tvm.tuning.tune", remember)
     graph, x = simulated(network(), TARGET), images(4, seed=3)
     artifact = lower(graph, TARGET, tune=1000)
     assert len(chosen) == 3
@@ -131,10 +136,29 @@ def test_tuning_for_another_machine_or_runtime_is_refused(tmp_path: Path) -> Non
     graph = simulated(network(), TARGET)
     with pytest.raises(InputError, match=r"tuning measures on this machine, but the code is for cortex-a76"):
         lower(graph, replace(find("tvm-cortex-a76"), compiler="g++"), tune=5)
-    with pytest.raises(InputError, match="give both"):
+    with pytest.raises(InputError, match=r"there is no database .*tiles.jsonl; tune=\.\.\. writes one"):
         lower(graph, TARGET, tune_database=tmp_path / "tiles.jsonl")
     with pytest.raises(InputError, match="tune is for targets of TVM"):
         graphopt.optimize(network().eval(), images(1), target="x86", tune=5)
+
+
+def test_what_a_database_knows_is_used_without_measuring(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As where a device tuned itself, and other machines compile for it."""
+    path, target = tmp_path / "device.jsonl", replace(find("tvm-cortex-a76"), compiler=COPY)
+    graph, there = simulated(network(), target), Code.of(target)
+    plain = lower(graph, target)
+    layer = next(s for s in emitted_layers(graph, there) if s.kernel == (3, 3) and s.groups == 1 and s.shape[3] == 32)
+    tile = schedules.tiles_of(layer, machine(there.target()))[5]
+    Database(path, there).add(layer, tile, 1.5)
+    monkeypatch.setattr(Bench, "speedup", None)
+    used = lower(graph, target, tune_database=path)
+    assert (used.folder / "model.so").read_bytes() != (plain.folder / "model.so").read_bytes()
+    Database(path, there).add(layer, tile, 1.01)  # measured again: no gain
+    assert tuning.known([layer], there, path).variants == {}
+
+
+def emitted_layers(graph: graphopt.Graph, there: Code) -> tuple[Conv, ...]:
+    return compiled(fix_batch(graph, 2), there).layers
 
 
 def test_optimize_tunes_and_remembers(tmp_path: Path) -> None:
@@ -143,4 +167,5 @@ def test_optimize_tunes_and_remembers(tmp_path: Path) -> None:
         network().eval(), images(1), target="tvm-x86", calibration=images(4), tune=4, tune_database=path, measure=False
     )
     assert len(path.read_text().splitlines()) == 4
+    assert any(note.startswith("tuning: ") and "measured layers" in note for note in result.report.notes)
     assert torch.equal(result.artifact(x), graphopt.simulate(result.graph, "tvm-x86")(x))

@@ -7,9 +7,9 @@ audit(artifact)         # share of the work in integer, operators that stayed fl
 artifact.on("rpc://host:port")(images)  # on a device
 """
 
-from graphopt.backends.tvm.artifact import TvmArtifact, audit, load, lower
+from graphopt.backends.tvm.artifact import TvmArtifact, audit, check_tuning, load, lower
+from graphopt.backends.tvm.connection import connect
 from graphopt.backends.tvm.halves import deploy
-from graphopt.backends.tvm.remote import connect
 from graphopt.backends.tvm.simulate import simulate
 
-__all__ = ["TvmArtifact", "audit", "connect", "deploy", "load", "lower", "simulate"]
+__all__ = ["TvmArtifact", "audit", "check_tuning", "connect", "deploy", "load", "lower", "simulate"]

@@ -13,14 +13,15 @@ import tvm
 from tvm import relax
 
 from graphopt.artifact import Artifact, describe, temporary_folder
+from graphopt.backends.tvm import tuning
 from graphopt.backends.tvm.bare import HELD, OBJECTS, compile_objects, held, hold, recorded, write_objects
 from graphopt.backends.tvm.build import Code, build, device_source, kernels_of, link, linker, refusal, use_threads
+from graphopt.backends.tvm.connection import connect
 from graphopt.backends.tvm.emit import Emitted, emit
 from graphopt.backends.tvm.machine import processor
-from graphopt.backends.tvm.schedules import Conv, Tile
+from graphopt.backends.tvm.schedules import Conv, Variant
 from graphopt.backends.tvm.static import example_batch, fix_batch
-from graphopt.backends.tvm.tune import Budget
-from graphopt.backends.tvm.tune import tune as tune_tiles
+from graphopt.backends.tvm.tuning import Budget, Here, There, Tuner
 from graphopt.coverage import Audit
 from graphopt.errors import ArtifactError, InputError
 from graphopt.graph import Graph
@@ -83,7 +84,7 @@ class TvmArtifact(Artifact):
         Raises:
             InputError: nothing answers there. ArtifactError: the device cannot run its code.
         """
-        from graphopt.backends.tvm.remote import RemoteArtifact, connect
+        from graphopt.backends.tvm.remote import RemoteArtifact
 
         if self.code.get("kernels", "cpu") != "cpu":
             raise InputError(
@@ -191,6 +192,8 @@ def lower(
     batch: int | None = None,
     tune: int | str | None = None,
     tune_database: str | Path | None = None,
+    tuner: Tuner = "tiles",
+    device: str | None = None,
 ) -> TvmArtifact:
     """Compile a graph into an artifact in a temporary folder.
 
@@ -198,8 +201,11 @@ def lower(
 
     Args:
         batch: samples that one call of the kernels computes, where the graph's batch is free. None: that of its example.
-        tune: measure other register tiles for the layers, on one thread of this machine: trials, or seconds as "60s".
-        tune_database: the file that remembers what was measured; another call reads it, and goes on from there.
+        tune: measure other kernels for the layers, on one thread: trials, or seconds as "60s".
+        tune_database: the file that remembers what was measured; another call reads it, and goes on from there. Without `tune`,
+            what it knows is used, and nothing is measured.
+        tuner: what is tried: `tiles`, other register tiles; or `metaschedule`, a search over whole schedules, for longer budgets.
+        device: where to measure, as `TvmArtifact.on` takes it; None: on this machine.
 
     Raises:
         InputError: unknown CPU, missing compiler; an output without the free batch; tuning for what does not run here.
@@ -208,19 +214,22 @@ def lower(
     code = Code.of(target)
     command = [] if code.bare else linker(code, target.compiler)
     batch = (batch or example_batch(graph)) if graph.dynamic_batch else None
-    if tune is None and tune_database is not None:
-        raise InputError("tune_database remembers what tune=... measures; give both")
-    if tune is not None and code.kernels != "cpu":
-        raise InputError(f"tune measures kernels of CPUs; {target.name!r} computes with {code.kernels}: leave it out")
-    budget = None if tune is None else Budget.of(tune)
+    budget = check_tuning(target, tune, tune_database, tuner, device)
     fixed = fix_batch(graph, batch) if batch else graph
     emitted = compiled(fixed, code, samples=batch or 1)
+    tuned = None
     if budget is not None:
-        tiles = tune_tiles(emitted.layers, code, budget, tune_database)
-        emitted = compiled(fixed, code, samples=batch or 1, tiles=tiles)
+        place = Here(code) if device is None else There(code, connect(device), command)
+        tuned = tuning.tune(emitted.layers, place, budget, tune_database, tuner)
+    elif tune_database is not None:
+        tuned = tuning.known(emitted.layers, code, tune_database)
+    if tuned is not None and tuned.variants:
+        emitted = compiled(fixed, code, samples=batch or 1, variants=tuned.variants)
     folder = temporary_folder()
     kernels = kernels_of(emitted.module, code)
     options: dict[str, Any] = {"batch": batch, "code": code.to_dict(), "audit": asdict(emitted.audit)}
+    if tuned is not None:
+        options["tuned"] = str(tuned)
     if not code.bare:
         executable = build(kernels, code)
         link(executable, folder / LIBRARY, command)
@@ -241,16 +250,43 @@ def lower(
     return TvmArtifact(folder, manifest, temporary=True, graph=graph, kernels=kernels if keeps else None)
 
 
+def check_tuning(
+    target: Target,
+    tune: int | str | None,
+    database: str | Path | None = None,
+    tuner: Tuner = "tiles",
+    device: str | None = None,
+) -> Budget | None:
+    """How long `lower` will tune with these options; None: not at all.
+
+    Raises:
+        InputError: it cannot. ArtifactError: the device is of another architecture. Either before any work is done.
+    """
+    code = Code.of(target)
+    if tune is None and tuner != "tiles":
+        raise InputError(f"tuner={tuner!r} says how tune=... measures; give that, too")
+    if code.kernels != "cpu" and (tune is not None or database is not None):
+        raise InputError(f"tune measures kernels of CPUs; {target.name!r} computes with {code.kernels}: leave it out")
+    if database is not None:
+        tuning.known((), code, database) if tune is None else tuning.Database(database, code)
+    if tune is None:
+        return None
+    budget = Budget.of(tune)
+    tuning.check_tuner(tuner)
+    Here(code) if device is None else connect(device).check(code.to_dict(), "what is tuned")
+    return budget
+
+
 def compiled(
     graph: Graph,
     code: Code,
     watch: Sequence[str] = (),
     samples: int = 1,
-    tiles: Mapping[Conv, Tile] | None = None,
+    variants: Mapping[Conv, Variant] | None = None,
 ) -> Emitted:
     """The module of a graph with a fixed batch."""
     with torch.no_grad():
-        return emit(graph, processor(code.target()), watch, samples, tiles)
+        return emit(graph, processor(code.target()), watch, samples, variants)
 
 
 def load(folder: Path, manifest: Manifest) -> TvmArtifact:

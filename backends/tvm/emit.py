@@ -18,7 +18,7 @@ from graphopt.backends.tvm.halves import deploy, keep_halves
 from graphopt.backends.tvm.layouts import Value, plain
 from graphopt.backends.tvm.machine import Processor
 from graphopt.backends.tvm.program import Program
-from graphopt.backends.tvm.schedules import Conv, Tile
+from graphopt.backends.tvm.schedules import Conv, Variant
 from graphopt.blocks import DEQUANTIZE_BLOCKS
 from graphopt.coverage import Audit
 from graphopt.errors import GraphoptError, InputError
@@ -61,7 +61,7 @@ def emit(
     machine: Processor,
     watch: Sequence[str] = (),
     samples: int = 1,
-    tiles: Mapping[Conv, Tile] | None = None,
+    variants: Mapping[Conv, Variant] | None = None,
 ) -> Emitted:
     """Emit a graph with a fixed batch. Simulated graphs are deployed first; the graph is not changed.
 
@@ -69,7 +69,7 @@ def emit(
         machine: whose kernels are chosen.
         watch: names of codes to return as well, as `Simulation.codes` has them.
         samples: in the batch, if the audit is to count one of them.
-        tiles: of the layers that were tuned.
+        variants: of the layers that were tuned.
 
     Raises:
         GraphoptError: an operator cannot be emitted; names it.
@@ -83,7 +83,7 @@ def emit(
         codes.keep_codes(prepared)
     _fold_constants(prepared)
     keep_halves(prepared)
-    program = Program(prepared, machine, samples, tiles)
+    program = Program(prepared, machine, samples, variants)
     inputs = [relax.Var(name, _type(node)) for name, node in zip(prepared.input_names, prepared.inputs, strict=True)]
     with program.builder.function("main", inputs):
         with program.builder.dataflow():

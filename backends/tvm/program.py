@@ -16,7 +16,7 @@ from tvm.ir.expr import GenericConst
 from graphopt.backends.tvm import schedules
 from graphopt.backends.tvm.layouts import Order, Value, moves_nothing, plain
 from graphopt.backends.tvm.machine import Processor
-from graphopt.backends.tvm.schedules import Conv, Kernel, Pool, Tile
+from graphopt.backends.tvm.schedules import Conv, Kernel, Pool, Variant
 from graphopt.coverage import Audit
 from graphopt.graph import Graph
 from graphopt.halves import half_of
@@ -43,14 +43,14 @@ class Program:
     """
 
     def __init__(
-        self, graph: Graph, machine: Processor, samples: int = 1, tiles: Mapping[Conv, Tile] | None = None
+        self, graph: Graph, machine: Processor, samples: int = 1, variants: Mapping[Conv, Variant] | None = None
     ) -> None:
-        """`samples`: to divide multiply-accumulates by; `tiles`: of the layers that were tuned."""
+        """`samples`: to divide multiply-accumulates by; `variants`: of the layers that were tuned."""
         self.graph, self.machine, self.samples = graph, machine, samples
         self.builder = relax.BlockBuilder()
         self.values: dict[Node, Value] = {}
         self.audit = Audit()
-        self._tiles = tiles or {}
+        self._variants = variants or {}
         self._kernels: dict[Any, tuple[Any, Kernel]] = {}
 
     def emit(self, expr: Any, shape: Sequence[int], order: Order | None = None) -> Value:
@@ -140,7 +140,7 @@ class Program:
         """The kernel of a spec; equal specs share one function."""
         if spec not in self._kernels:
             if isinstance(spec, Conv):
-                kernel = schedules.conv(spec, self.machine, self._tiles.get(spec))
+                kernel = schedules.conv(spec, self.machine, self._variants.get(spec))
             else:
                 kernel = (schedules.pool if isinstance(spec, Pool) else schedules.elementwise)(spec, self.machine)
             self._add(spec, kernel, type(spec).__name__.lower())

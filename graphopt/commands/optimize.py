@@ -69,10 +69,15 @@ def optimize(
         str | None, typer.Option(help="What links for a tvm- target, e.g. 'zig c++ -target aarch64-linux-gnu'.")
     ] = None,
     tune: Annotated[
-        str | None, typer.Option(help="Measure kernels for a tvm- target on this machine: trials, or seconds as 60s.")
+        str | None,
+        typer.Option(help="Measure kernels for a tvm- target, on --device where named: trials, or seconds as 60s."),
     ] = None,
     tune_database: Annotated[
-        Path | None, typer.Option(help="File that remembers what tuning measured, to go on from.")
+        Path | None,
+        typer.Option(help="File that remembers what tuning measured: to go on from, or, without --tune, to use."),
+    ] = None,
+    tuner: Annotated[
+        str | None, typer.Option(help="What --tune tries: tiles of registers, or whole schedules by metaschedule.")
     ] = None,
     measure: Annotated[bool, typer.Option(help="Measure the latency before and after.")] = True,
     dump: Annotated[Path | None, typer.Option(help="Folder for the text of the graph after every pass.")] = None,
@@ -115,6 +120,7 @@ def optimize(
             max_drop=max_drop,
             tune=tune,
             tune_database=tune_database,
+            tuner=tuner,
             measure=measure,
             threads=threads,
             device=device,

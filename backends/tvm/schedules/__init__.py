@@ -11,28 +11,37 @@ threads, in `gpu`.
 """
 
 from graphopt.backends.tvm.machine import Gpu, Machine, Processor
-from graphopt.backends.tvm.schedules import depthwise, direct, pooling
+from graphopt.backends.tvm.schedules import depthwise, direct, pooling, sampled
 from graphopt.backends.tvm.schedules import elementwise as elements
 from graphopt.backends.tvm.schedules.emit import PASS_CONFIG, Kernel
 from graphopt.backends.tvm.schedules.epilogue import Codes, Epilogue, Sum
 from graphopt.backends.tvm.schedules.exact import written_for
 from graphopt.backends.tvm.schedules.gpu import gemm
+from graphopt.backends.tvm.schedules.sampled import Sample
 from graphopt.backends.tvm.schedules.specs import Add, Conv, Dequantize, Elementwise, Lookup, Pool, Quantize
 from graphopt.backends.tvm.schedules.tiles import Tile
 
 __all__ = [
     "PASS_CONFIG",
-    "Add", "Codes", "Conv", "Dequantize", "Epilogue", "Kernel", "Lookup", "Pool", "Quantize", "Sum", "Tile",
+    "Add", "Codes", "Conv", "Dequantize", "Epilogue", "Kernel", "Lookup", "Pool", "Quantize", "Sample", "Sum", "Tile", "Variant",
     "conv", "elementwise", "pool", "tiles_of", "written_for",
 ]  # fmt: skip
 
+Variant = Tile | Sample
 
-def conv(spec: Conv, machine: Processor, tile: Tile | None = None) -> Kernel:
-    """A convolution or linear layer with everything behind it. `tile`: one of `tiles_of`; None: the rule's, their first."""
+
+def conv(spec: Conv, machine: Processor, variant: Variant | None = None) -> Kernel:
+    """A convolution or linear layer with everything behind it.
+
+    `variant`, on a CPU: one of `tiles_of`, or a sample of the layer's schedules; None: the rule's, the first tile.
+    """
     with written_for(machine):
+        if isinstance(variant, Sample):
+            assert not isinstance(machine, Gpu)
+            return sampled.conv(spec, machine, variant)
         if depthwise.applies(spec):
-            return depthwise.conv(spec, machine, tile)
-        return gemm.conv(spec, machine) if isinstance(machine, Gpu) else direct.conv(spec, machine, tile)
+            return depthwise.conv(spec, machine, variant)
+        return gemm.conv(spec, machine) if isinstance(machine, Gpu) else direct.conv(spec, machine, variant)
 
 
 def pool(spec: Pool, machine: Processor) -> Kernel:

@@ -26,16 +26,16 @@ from graphopt.backends.tvm.schedules.tiles import Tile
 
 def conv(spec: Conv, machine: Machine, tile: Tile | None = None) -> Kernel:
     """Any convolution; depthwise ones have a better kernel. `tile`: one of `candidates`; None: the first."""
-    plan = Plan(spec, _as_rows(spec), machine, tile)
+    plan = Plan(spec, as_rows(spec), machine, tile)
     return Kernel(plan.function(), spec.result_shape, spec.result_dtype, plan.pack)
 
 
 def candidates(spec: Conv, machine: Machine) -> list[Tile]:
     """The tiles a convolution may have, the best by rule first."""
-    return Plan(spec, _as_rows(spec), machine).candidates
+    return Plan(spec, as_rows(spec), machine).candidates
 
 
-def _as_rows(spec: Conv) -> Conv:
+def as_rows(spec: Conv) -> Conv:
     """A 1x1 convolution with its pixels in one row."""
     n, h, w, c = spec.shape
     plain = spec.kernel == (1, 1) and spec.stride == (1, 1) and spec.padding == ((0, 0), (0, 0))
@@ -181,7 +181,9 @@ class Plan:
                     for v in range(tile.vectors):
                         channel = weights + ((k + s) * self.block + v * dot.lanes) * dot.depth
                         one = p * tile.vectors + v
-                        sums.set(one, dot.step(sums.get(one), operand, flat["weight"], channel))
+                        sums.set(
+                            one, dot.step(sums.get(one), operand, flat["weight"].load(channel, dot.depth * dot.lanes))
+                        )
 
             emit.in_vectors(self.steps, dot.together(self.machine), some)
         return sums

@@ -57,9 +57,8 @@ class Dot:
             return emit.cast(one, self.sum, self.lanes)
         return emit.bits(one, f"{'int16' if self.kind == 'madd' else 'int8'}x{self.depth * self.lanes}")
 
-    def step(self, acc: Expr, operand: Expr, w: Flat, index: Expr) -> Expr:
-        """acc + operand * weights; these lie [lanes, depth]."""
-        weights = w.load(index, self.depth * self.lanes)
+    def step(self, acc: Expr, operand: Expr, weights: Expr) -> Expr:
+        """acc + operand * weights, a vector that lies [lanes, depth]."""
         dtype, bits = emit.vector("int32", self.lanes), 32 * self.lanes
         if self.kind == "vnni":
             return emit.intrinsic(dtype, f"llvm.x86.avx512.vpdpbusd.{bits}", acc, operand, weights)

@@ -27,6 +27,8 @@ Body = Callable[..., None]
 WORTH_WAKING = 1 << 17
 PASS_CONFIG = {"tirx.disable_storage_rewrite": True}
 """For tvm.transform.PassContext: keeps TVM from moving local buffers off the stack, which costs an allocation for each tile."""
+ON_STACK = {"disable_lower_builtin": tirx.IntImm("bool", 1)}
+"""Annotation of a buffer that stays there, under PASS_CONFIG; without it, TVM asks its allocator."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,8 +99,7 @@ class Registers:
 
     @classmethod
     def of(cls, count: int, dtype: str, lanes: int) -> Registers:
-        on_stack = {"disable_lower_builtin": True}  # counts under PASS_CONFIG; without it, TVM asks its allocator
-        buffer = tir.alloc_buffer((count * lanes,), dtype, scope="local", annotations=on_stack)
+        buffer = tir.alloc_buffer((count * lanes,), dtype, scope="local", annotations=ON_STACK)
         return cls(Flat(named(buffer, "registers")), lanes)
 
     def get(self, i: int) -> Expr:

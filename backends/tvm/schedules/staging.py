@@ -78,7 +78,7 @@ class Staging:
                     source = (image * h + row) * w * c
 
                     def copy(i: Expr, count: int) -> None:
-                        staged.store(self._converted(x.load(source + i, count), count), start + left * c + i, count)
+                        staged.store(self.converted(x.load(source + i, count), count), start + left * c + i, count)
 
                     emit.in_vectors(copied * c, lanes, copy)
                     blank(start + (left + copied) * c, (self.columns - left - copied) * c)
@@ -86,7 +86,8 @@ class Staging:
                     blank(start, width)
         return staged
 
-    def _converted(self, value: Expr, lanes: int) -> Expr:
+    def converted(self, value: Expr, lanes: int) -> Expr:
+        """Data as the copy holds it."""
         if self.shift:
             flipped = emit.bits(value, emit.vector("uint8", lanes)) ^ emit.constant(128, "uint8", lanes)
             return emit.bits(flipped, emit.vector(self.dtype, lanes))

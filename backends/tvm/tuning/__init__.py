@@ -1,0 +1,122 @@
+"""Tune: measure other kernels for every layer, and keep those that are faster than the rule's.
+
+    tune(layers, Here(code), Budget.of("60s"), "tuned.jsonl").variants             {layer: variant}, of the layers that gained
+    tune(layers, There(code, connection, command), Budget.of(500), "tuned.jsonl", tuner="metaschedule")
+    known(layers, code, "tuned.jsonl")                                             the same, of what was measured before
+
+`tiles` tries other register tiles in the kernels written by hand; `metaschedule` searches a space of whole schedules. A variant
+is timed in turn with the rule's kernel, so that other work on the machine hits both; one that seems faster is timed again, for
+longer, and the lesser gain counts. What was measured is written down at once, and is neither measured nor counted again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from graphopt.backends.tvm.build import Code
+from graphopt.backends.tvm.machine import machine
+from graphopt.backends.tvm.schedules import Conv, Variant
+from graphopt.backends.tvm.tuning import metaschedule, tiles
+from graphopt.backends.tvm.tuning.bench import GAIN, Bench
+from graphopt.backends.tvm.tuning.budget import Budget
+from graphopt.backends.tvm.tuning.database import Database
+from graphopt.backends.tvm.tuning.places import Here, Place, There
+from graphopt.errors import InputError
+from graphopt.progress import progress
+
+__all__ = [
+    "TUNERS",
+    "Bench",
+    "Budget",
+    "Database",
+    "Here",
+    "Place",
+    "There",
+    "Tuned",
+    "Tuner",
+    "check_tuner",
+    "known",
+    "tune",
+]
+
+Tuner = Literal["tiles", "metaschedule"]
+TUNERS: tuple[Tuner, ...] = get_args(Tuner)
+
+
+def check_tuner(tuner: Tuner) -> None:
+    """Raises InputError where there is no such tuner, or a library that it needs is missing."""
+    if tuner not in TUNERS:
+        raise InputError(f"tuner is one of {', '.join(TUNERS)}, got {tuner!r}")
+    if tuner == "metaschedule":
+        metaschedule.check_installed()
+
+
+def tune(
+    layers: Sequence[Conv],
+    place: Place,
+    budget: Budget,
+    path: str | Path | None = None,
+    tuner: Tuner = "tiles",
+) -> Tuned:
+    """Measure until the budget is used up; the best variant of each layer that has one faster than the rule's.
+
+    Args:
+        path: of the database. Whatever it knows of these layers for this code counts, by whichever tuner.
+
+    Raises:
+        InputError: the database cannot be read or written; a library is missing. ArtifactError: a device was lost.
+    """
+    check_tuner(tuner)
+    database, target = Database(path, place.code), place.code.target()
+    processor, bench = machine(target), Bench(place)
+    by_work = sorted(dict.fromkeys(layers), key=lambda layer: -layer.macs)
+    waiting = (
+        tiles.waiting(by_work, processor, database)
+        if tuner == "tiles"
+        else metaschedule.waiting(by_work, processor, database, target)
+    )
+    end = time.monotonic() + (budget.seconds or float("inf"))
+    with progress("tuning", budget.trials) as advance:
+        for done, (layer, variant) in enumerate(waiting):
+            if done == budget.trials or time.monotonic() > end:
+                break
+            database.add(layer, variant, bench.speedup(layer, variant))
+            advance()
+    return _best(layers, database)
+
+
+def known(layers: Sequence[Conv], code: Code, path: str | Path) -> Tuned:
+    """What a database knows of these layers. Raises InputError where there is none, or it cannot be read."""
+    if not Path(path).exists():
+        raise InputError(f"there is no database {path}; tune=... writes one")
+    return _best(layers, Database(path, code))
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Attributes:
+    variants: of the layers that gained. speedups: theirs, over the rule's kernels.
+    measured: how many different layers have measurements.
+    """
+
+    variants: dict[Conv, Variant]
+    speedups: list[float]
+    measured: int
+
+    def __str__(self) -> str:
+        if not self.variants:
+            return f"tuning: none of {self.measured} measured layers has a faster kernel than the rule's"
+        gains = f"{min(self.speedups):.2f} to {max(self.speedups):.2f} times"
+        return f"tuning: {len(self.variants)} of {self.measured} measured layers have kernels faster than the rule's, {gains}"
+
+
+def _best(layers: Sequence[Conv], database: Database) -> Tuned:
+    different = list(dict.fromkeys(layers))
+    best = {layer: found for layer in different if (found := database.best(layer)) is not None}
+    gained = {layer: found for layer, found in best.items() if found[1] > GAIN}
+    variants = {layer: variant for layer, (variant, _) in gained.items()}
+    return Tuned(variants, [speedup for _, speedup in gained.values()], len(best))
