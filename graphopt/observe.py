@@ -70,7 +70,8 @@ class Histogram(Range):
                 [torch.zeros(BINS // 4).double(), self.counts.view(-1, 2).sum(1), torch.zeros(BINS // 4).double()]
             )
             self.reach *= 2
-        self.counts += torch.histc(flat[::stride], BINS, -self.reach, self.reach).double() * stride
+        taken = flat[::stride] if self.reach < 2.0**127 else flat[::stride].double()  # whose ends would not fit float32
+        self.counts += torch.histc(taken, BINS, -self.reach, self.reach).double() * stride
 
     @property
     def width(self) -> float:

@@ -24,8 +24,8 @@ import tvm
 from torch import Tensor
 from tvm import relax
 
-from graphopt.backends.tvm.artifact import compiled
 from graphopt.backends.tvm.build import Code, build, device_source, kernels_of
+from graphopt.backends.tvm.lowering import compiled
 from graphopt.backends.tvm.schedules import PASS_CONFIG, Kernel
 from graphopt.graph import Graph
 from graphopt.targets import Target

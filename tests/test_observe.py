@@ -60,6 +60,15 @@ def test_the_order_of_batches_does_not_matter() -> None:
     assert torch.equal(one.counts, other.counts)
 
 
+def test_numbers_next_to_the_largest_are_counted() -> None:
+    histogram = Histogram()
+    for value in (1.0, -3.0e38, 3.0e38):
+        histogram.update(torch.full((8,), value))
+    assert (histogram.low, histogram.high) == pytest.approx((-3.0e38, 3.0e38))
+    assert float(histogram.counts.sum()) == 24
+    assert int(histogram.counts.count_nonzero()) == 3
+
+
 def test_a_histogram_of_zeros_is_a_spike() -> None:
     found = histogram([torch.zeros(10), torch.tensor([2.0])])
     assert found.counts.sum() == 11

@@ -28,12 +28,13 @@ from c_program import answers, program
 
 import graphopt
 from graphopt.backends.tvm import lower
-from graphopt.backends.tvm.artifact import LIBRARY, compiled
+from graphopt.backends.tvm.artifact import LIBRARY
 from graphopt.backends.tvm.bare import HELD, Calls, held, hold
 from graphopt.backends.tvm.bare.calls import Call, Place
 from graphopt.backends.tvm.bare.elf import Object
 from graphopt.backends.tvm.bare.workspace import ALIGNMENT, arranged
 from graphopt.backends.tvm.build import Code, build, kernels_of
+from graphopt.backends.tvm.lowering import compiled
 from graphopt.backends.tvm.static import fix_batch
 from graphopt.cli import app
 from graphopt.errors import ArtifactError, InputError

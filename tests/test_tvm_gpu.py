@@ -29,8 +29,8 @@ pytest.importorskip("tvm", reason="the TVM backend needs graphopt[tvm]")
 
 from graphopt.backends import tvm as backends_tvm
 from graphopt.backends.tvm import lower, schedules
-from graphopt.backends.tvm.artifact import compiled
 from graphopt.backends.tvm.build import Code, kernels_of
+from graphopt.backends.tvm.lowering import compiled
 from graphopt.backends.tvm.machine import Gpu
 from graphopt.backends.tvm.schedules import Conv, Epilogue, Pool
 from graphopt.backends.tvm.schedules.gpu.leftovers import has_threads

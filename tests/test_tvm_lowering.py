@@ -29,8 +29,8 @@ pytest.importorskip("tvm", reason="the TVM backend needs graphopt[tvm]")
 pytestmark = pytest.mark.skipif(architecture() != "x86_64", reason="compiles for the x86-64 machine at hand")
 
 from graphopt.backends.tvm import TvmArtifact, audit, lower
-from graphopt.backends.tvm.artifact import compiled
 from graphopt.backends.tvm.build import Code
+from graphopt.backends.tvm.lowering import compiled
 from graphopt.backends.tvm.static import fix_batch
 
 UNSIGNED = find("tvm-x86")

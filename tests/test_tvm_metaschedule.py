@@ -27,8 +27,8 @@ from test_tvm_bare import in_c, needs_gcc
 from tvm import s_tir
 
 from graphopt.backends.tvm import lower, tuning
-from graphopt.backends.tvm.artifact import compiled
 from graphopt.backends.tvm.build import Code, refusal
+from graphopt.backends.tvm.lowering import compiled
 from graphopt.backends.tvm.machine import machine
 from graphopt.backends.tvm.schedules import PASS_CONFIG, Codes, Conv, Epilogue, Sample, Sum, sampled
 from graphopt.backends.tvm.schedules import conv as kernel_of
@@ -178,6 +178,7 @@ def test_the_database_goes_on_where_it_was_and_remembers_samples(
 
 @needs_xgboost
 def test_layers_take_turns_and_those_that_gain_nothing_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metaschedule, "BATCH", 8)
     monkeypatch.setattr(metaschedule, "PATIENCE", 16)
     asked = timed_as(monkeypatch, lambda sample: 0.9)
     skipped = replace(LAYER, channels=62)
@@ -264,6 +265,7 @@ def test_samples_compiled_to_c_answer_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["int8", "float"])
 def test_an_artifact_of_samples_answers_what_it_should(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     timed_as(monkeypatch, lambda sample: 1.5 + sample.rows[-1] / 100)
+    monkeypatch.setattr("graphopt.measure.Timings.speedup", lambda self, before, after: 1.2)
     x = images(4, seed=3)
     graph = simulated(network(), TARGET) if kind == "int8" else graphopt.Graph.capture(network().eval(), (images(2),))
     artifact, plain = lower(graph, TARGET, tune=24, tuner="metaschedule"), lower(graph, TARGET)

@@ -22,8 +22,8 @@ pytest.importorskip("tvm", reason="the TVM backend needs graphopt[tvm]")
 pytestmark = pytest.mark.skipif(architecture() != "x86_64", reason="tunes for the x86-64 machine at hand")
 
 from graphopt.backends.tvm import lower, schedules, tuning
-from graphopt.backends.tvm.artifact import compiled
 from graphopt.backends.tvm.build import Code
+from graphopt.backends.tvm.lowering import compiled
 from graphopt.backends.tvm.machine import machine
 from graphopt.backends.tvm.schedules import Codes, Conv, Epilogue, Tile, Variant
 from graphopt.backends.tvm.static import fix_batch
@@ -118,10 +118,28 @@ def test_any_tile_answers_what_the_simulation_answers(monkeypatch: pytest.Monkey
         return tuned
 
     monkeypatch.setattr("graphopt.backends.tvm.tuning.tune", remember)
+    monkeypatch.setattr("graphopt.measure.Timings.speedup", lambda self, before, after: 1.2)
     graph, x = simulated(network(), TARGET), images(4, seed=3)
     artifact = lower(graph, TARGET, tune=1000)
     assert len(chosen) == 3
     assert torch.equal(artifact(x), graphopt.simulate(graph, TARGET)(x))
+
+
+@pytest.mark.parametrize(
+    ("gain", "said"), [(1.25, "the whole is 1.25 times faster with them"), (0.99, "they stay out")]
+)
+def test_kernels_that_are_faster_alone_are_taken_if_the_whole_is_faster(
+    gain: float, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed_as(monkeypatch, dict.fromkeys(candidates(LAYER), 1.5))
+    monkeypatch.setattr("graphopt.measure.Timings.speedup", lambda self, before, after: gain)
+    graph = graphopt.Graph.capture(nn.Conv2d(16, 32, 3, padding=1).eval(), (torch.zeros(1, 16, 6, 6),))
+    plain, tuned = lower(graph, TARGET), lower(graph, TARGET, tune=2)
+    same = (tuned.folder / "model.so").read_bytes() == (plain.folder / "model.so").read_bytes()
+    assert same == (gain < 1)
+    start = "tuning: 1 of 1 measured layers have kernels faster than the rule's, 1.50 to 1.50 times; "
+    assert tuned.manifest.options["tuned"].startswith(start)
+    assert said in tuned.manifest.options["tuned"]
 
 
 def test_a_budget_is_trials_or_seconds() -> None:

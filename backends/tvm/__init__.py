@@ -7,9 +7,10 @@ audit(artifact)         # share of the work in integer, operators that stayed fl
 artifact.on("rpc://host:port")(images)  # on a device
 """
 
-from graphopt.backends.tvm.artifact import TvmArtifact, audit, check_tuning, load, lower
+from graphopt.backends.tvm.artifact import TvmArtifact, audit, load
 from graphopt.backends.tvm.connection import connect
 from graphopt.backends.tvm.halves import deploy
+from graphopt.backends.tvm.lowering import check_tuning, lower
 from graphopt.backends.tvm.simulate import simulate
 
 __all__ = ["TvmArtifact", "audit", "check_tuning", "connect", "deploy", "load", "lower", "simulate"]

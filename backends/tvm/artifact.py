@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import tvm
 from tvm import relax
 
-from graphopt.artifact import Artifact, describe, temporary_folder
-from graphopt.backends.tvm import tuning
-from graphopt.backends.tvm.bare import HELD, OBJECTS, compile_objects, held, hold, recorded, write_objects
-from graphopt.backends.tvm.build import Code, build, device_source, kernels_of, link, linker, refusal, use_threads
+from graphopt.artifact import Artifact
+from graphopt.backends.tvm.bare import HELD, OBJECTS, compile_objects, held, hold, recorded
+from graphopt.backends.tvm.build import refusal, use_threads
 from graphopt.backends.tvm.connection import connect
-from graphopt.backends.tvm.emit import Emitted, emit
-from graphopt.backends.tvm.machine import processor
-from graphopt.backends.tvm.schedules import Conv, Variant
-from graphopt.backends.tvm.static import example_batch, fix_batch
-from graphopt.backends.tvm.tuning import Budget, Here, There, Tuner
 from graphopt.coverage import Audit
 from graphopt.errors import ArtifactError, InputError
 from graphopt.graph import Graph
 from graphopt.manifest import Manifest, listing
 from graphopt.report import FloatOperator
-from graphopt.targets import Target
 
 LIBRARY = "model.so"
 SOURCES = {"cuda": "kernels.cu", "opencl": "kernels.cl"}  # of a GPU, which the library holds as well
@@ -184,111 +176,6 @@ def in_slices(compute: Callable[[Arrays], Arrays], inputs: Arrays, free: Sequenc
     return [np.concatenate(outputs)[:count] for outputs in zip(*parts, strict=True)]
 
 
-def lower(
-    graph: Graph,
-    target: Target,
-    *,
-    name: str = "model",
-    batch: int | None = None,
-    tune: int | str | None = None,
-    tune_database: str | Path | None = None,
-    tuner: Tuner = "tiles",
-    device: str | None = None,
-) -> TvmArtifact:
-    """Compile a graph into an artifact in a temporary folder.
-
-    A simulated graph is deployed to integers first; a float graph stays float. The graph itself is not changed.
-
-    Args:
-        batch: samples that one call of the kernels computes, where the graph's batch is free. None: that of its example.
-        tune: measure other kernels for the layers, on one thread: trials, or seconds as "60s".
-        tune_database: the file that remembers what was measured; another call reads it, and goes on from there. Without `tune`,
-            what it knows is used, and nothing is measured.
-        tuner: what is tried: `tiles`, other register tiles; or `metaschedule`, a search over whole schedules, for longer budgets.
-        device: where to measure, as `TvmArtifact.on` takes it; None: on this machine.
-
-    Raises:
-        InputError: unknown CPU, missing compiler; an output without the free batch; tuning for what does not run here.
-        GraphoptError: an operator cannot be lowered; names it.
-    """
-    code = Code.of(target)
-    command = [] if code.bare else linker(code, target.compiler)
-    batch = (batch or example_batch(graph)) if graph.dynamic_batch else None
-    budget = check_tuning(target, tune, tune_database, tuner, device)
-    fixed = fix_batch(graph, batch) if batch else graph
-    emitted = compiled(fixed, code, samples=batch or 1)
-    tuned = None
-    if budget is not None:
-        place = Here(code) if device is None else There(code, connect(device), command)
-        tuned = tuning.tune(emitted.layers, place, budget, tune_database, tuner)
-    elif tune_database is not None:
-        tuned = tuning.known(emitted.layers, code, tune_database)
-    if tuned is not None and tuned.variants:
-        emitted = compiled(fixed, code, samples=batch or 1, variants=tuned.variants)
-    folder = temporary_folder()
-    kernels = kernels_of(emitted.module, code)
-    options: dict[str, Any] = {"batch": batch, "code": code.to_dict(), "audit": asdict(emitted.audit)}
-    if tuned is not None:
-        options["tuned"] = str(tuned)
-    if not code.bare:
-        executable = build(kernels, code)
-        link(executable, folder / LIBRARY, command)
-        if code.kernels in SOURCES:
-            (folder / SOURCES[code.kernels]).write_text(device_source(executable))
-    manifest = describe(graph, target, folder, model=name, options=options)
-    if batch is not None:
-        for output in manifest.outputs:
-            if output.shape[:1] != (None,):
-                raise InputError(
-                    f"output {output.name!r} has no batch dimension, so a free batch cannot be computed in slices; "
-                    "capture with dynamic_batch=False"
-                )
-    if code.bare:
-        manifest.options[OBJECTS] = write_objects(recorded(kernels), manifest, folder)
-        manifest.files = listing(folder)
-    keeps = not code.bare and code.kernels == "cpu"
-    return TvmArtifact(folder, manifest, temporary=True, graph=graph, kernels=kernels if keeps else None)
-
-
-def check_tuning(
-    target: Target,
-    tune: int | str | None,
-    database: str | Path | None = None,
-    tuner: Tuner = "tiles",
-    device: str | None = None,
-) -> Budget | None:
-    """How long `lower` will tune with these options; None: not at all.
-
-    Raises:
-        InputError: it cannot. ArtifactError: the device is of another architecture. Either before any work is done.
-    """
-    code = Code.of(target)
-    if tune is None and tuner != "tiles":
-        raise InputError(f"tuner={tuner!r} says how tune=... measures; give that, too")
-    if code.kernels != "cpu" and (tune is not None or database is not None):
-        raise InputError(f"tune measures kernels of CPUs; {target.name!r} computes with {code.kernels}: leave it out")
-    if database is not None:
-        tuning.known((), code, database) if tune is None else tuning.Database(database, code)
-    if tune is None:
-        return None
-    budget = Budget.of(tune)
-    tuning.check_tuner(tuner)
-    Here(code) if device is None else connect(device).check(code.to_dict(), "what is tuned")
-    return budget
-
-
-def compiled(
-    graph: Graph,
-    code: Code,
-    watch: Sequence[str] = (),
-    samples: int = 1,
-    variants: Mapping[Conv, Variant] | None = None,
-) -> Emitted:
-    """The module of a graph with a fixed batch."""
-    with torch.no_grad():
-        return emit(graph, processor(code.target()), watch, samples, variants)
-
-
 def load(folder: Path, manifest: Manifest) -> TvmArtifact:
     """Open a saved artifact whose manifest has been verified. It need not run on this machine."""
     return TvmArtifact(folder, manifest)
@@ -299,19 +186,3 @@ def audit(artifact: TvmArtifact) -> Audit:
     noted = artifact.manifest.options["audit"]
     floating = [FloatOperator(**operator) for operator in noted["floating"]]
     return replace(Audit(**noted), floating=floating)
-
-
-def intermediate(artifact: TvmArtifact, names: list[str], inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
-    """Codes inside a model by their name in the simulation, from a build that returns them as well."""
-    if artifact.graph is None:
-        raise InputError(
-            "the artifact was loaded from a folder, which does not hold its graph; compare one that lower(...) returned"
-        )
-    count = len(inputs[0])
-    graph = fix_batch(artifact.graph, count) if artifact.graph.dynamic_batch else artifact.graph
-    code = artifact.code
-    described = Code.from_dict(code)
-    emitted = compiled(graph, described, names)
-    kernels = kernels_of(emitted.module, described)
-    main = relax.VirtualMachine(build(kernels, described), tvm.cpu())["main"]
-    return dict(zip(emitted.names, call(main, inputs)[len(graph.outputs) :], strict=True))

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from graphopt.backends.tvm.artifact import intermediate
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from graphopt.backends.tvm.artifact import Arrays, TvmArtifact, call
+from graphopt.backends.tvm.build import Code, build, kernels_of
 from graphopt.backends.tvm.emit import ARITHMETIC, speak
+from graphopt.backends.tvm.lowering import compiled
+from graphopt.backends.tvm.static import fix_batch
 from graphopt.errors import InputError
 from graphopt.graph import Graph
 from graphopt.integers.simulation import Simulation
@@ -15,3 +24,19 @@ def simulate(graph: Graph, target: Target, machine: str | None = None) -> Simula
     if machine not in (None, target.architecture):
         raise InputError(f"TVM kernels compute the same integers on every CPU; leave out machine={machine!r}")
     return Simulation(graph, ARITHMETIC, speak, intermediate, everywhere=True)
+
+
+def intermediate(artifact: TvmArtifact, names: list[str], inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+    """Codes inside a model by their name in the simulation, from a build that returns them as well."""
+    if artifact.graph is None:
+        raise InputError(
+            "the artifact was loaded from a folder, which does not hold its graph; compare one that lower(...) returned"
+        )
+    count = len(inputs[0])
+    graph = fix_batch(artifact.graph, count) if artifact.graph.dynamic_batch else artifact.graph
+    code = artifact.code
+    described = Code.from_dict(code)
+    emitted = compiled(graph, described, names)
+    kernels = kernels_of(emitted.module, described)
+    main = relax.VirtualMachine(build(kernels, described), tvm.cpu())["main"]
+    return dict(zip(emitted.names, call(main, inputs)[len(graph.outputs) :], strict=True))

@@ -13,7 +13,7 @@ from graphopt.backends.tvm import schedules
 from graphopt.backends.tvm.machine import machine
 from graphopt.backends.tvm.schedules import Conv, Variant
 from graphopt.backends.tvm.tuning.places import Place
-from graphopt.errors import last_line
+from graphopt.errors import GraphoptError, last_line
 
 GAIN = 1.03  # times faster that a variant must be to be taken
 ROUNDS, MORE_ROUNDS = 10, 40
@@ -37,6 +37,8 @@ class Bench:
         rule = self._rules[layer]
         try:
             run = Run(layer, self.place, variant)
+        except GraphoptError:
+            raise
         except (RuntimeError, ValueError) as error:  # whatever TVM's compiler raises
             return _useless(layer, variant, f"does not compile: {last_line(error)}")
         calls = {"rule": rule, "variant": run}
@@ -48,7 +50,7 @@ class Bench:
         return round(found, 4)
 
     def _timed(self, calls: Mapping[str, Callable[[], Any]], rounds: int, seconds: float) -> float:
-        taken = measure.timings(calls, rounds, 2, seconds, clocked=self.place.clocked)
+        taken = measure.timings(calls, rounds, 2, seconds, clocked=True)
         return taken.speedup("rule", "variant")
 
 

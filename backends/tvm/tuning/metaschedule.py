@@ -23,7 +23,7 @@ from graphopt.backends.tvm.schedules.sampled import Workload
 from graphopt.backends.tvm.tuning.database import Database
 from graphopt.errors import InputError
 
-BATCH = 8  # samples that are measured before the search learns from them
+BATCH = 16  # samples that are measured before the search learns from them
 PATIENCE = 48  # samples without a gain until a layer is left alone
 POPULATION, GENERATIONS = 64, 2
 LEARNED = 32  # measurements from which on the cost model is asked

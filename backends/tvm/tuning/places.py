@@ -1,4 +1,8 @@
-"""Where kernels are timed: on this machine, or on a device over the network."""
+"""Where kernels are timed: on this machine, or on a device over the network.
+
+Each call is timed by itself, by the clock of the place, with weights out of the caches and data in them, as in a network whose
+other layers have used the caches in between.
+"""
 
 from __future__ import annotations
 
@@ -17,26 +21,33 @@ from graphopt.backends.tvm.connection import Connection
 from graphopt.backends.tvm.schedules import PASS_CONFIG
 from graphopt.errors import ArtifactError, InputError, last_line
 
-Call = Callable[[], Any]
-AT_ONCE = 3  # calls that a device makes for one time of its clock
+OUT_OF_CACHE = "cache_flush_cpu_non_first_arg"  # of TVM's runtime
 
 
 class Place(ABC):
     """Attributes:
-    code: what kernels are compiled to.
-    clocked: calls return the milliseconds they took, by a clock of its own.
+    code: what kernels are compiled to. device: of tensors.
     """
 
     code: Code
-    clocked = False
+    device: Any
+
+    def load(self, function: Any, arrays: Sequence[np.ndarray[Any, Any]]) -> tuple[Callable[[], float], Any]:
+        """A call of a function of TIR on these arrays, the last being its result, which returns the milliseconds it took; and the
+        tensor of the result."""
+        with tvm.transform.PassContext(config=PASS_CONFIG):
+            module = self._loaded(tvm.compile(function, self.code.target()))
+        tensors = [tvm.runtime.tensor(a, self.device) for a in arrays]
+        timer = module.time_evaluator("main", self.device, number=1, f_preproc=OUT_OF_CACHE)
+        return lambda: 1e3 * float(self._timed(timer, tensors)), tensors[-1]
 
     @abstractmethod
-    def load(self, function: Any, arrays: Sequence[np.ndarray[Any, Any]]) -> tuple[Call, Any]:
-        """A call of a compiled function of TIR on these arrays, the last being its result; and the tensor of that."""
+    def _loaded(self, executable: Any) -> Any:
+        """The module there."""
 
-    def compiled(self, function: Any) -> Any:
-        with tvm.transform.PassContext(config=PASS_CONFIG):
-            return tvm.compile(function, self.code.target())
+    def _timed(self, timer: Any, tensors: list[Any]) -> float:
+        """Seconds."""
+        return float(timer(*tensors).results[0])
 
 
 class Here(Place):
@@ -48,13 +59,11 @@ class Here(Place):
                 f"tuning measures on this machine, but the code is for {code} and does not run here; name the device that has "
                 "such a CPU, or leave out tune"
             )
-        self.code = code
+        self.code, self.device = code, tvm.cpu()
         use_threads(1)
 
-    def load(self, function: Any, arrays: Sequence[np.ndarray[Any, Any]]) -> tuple[Call, Any]:
-        run = self.compiled(function)["main"]
-        tensors = [tvm.runtime.tensor(a) for a in arrays]
-        return lambda: run(*tensors), tensors[-1]
+    def _loaded(self, executable: Any) -> Any:
+        return executable.jit()
 
 
 class There(Place):
@@ -67,36 +76,31 @@ class There(Place):
         ArtifactError: it is of another architecture; or, while kernels run, the connection is lost.
     """
 
-    clocked = True
-
     def __init__(self, code: Code, connection: Connection, command: list[str]) -> None:
         connection.check(code.to_dict(), "what is tuned")
-        self.code, self._connection, self._command = code, connection, command
+        self.code, self.device = code, connection.session.cpu()
+        self._connection, self._command = connection, command
         self._numbers = itertools.count()
         connection.use_threads(1)
 
-    def load(self, function: Any, arrays: Sequence[np.ndarray[Any, Any]]) -> tuple[Call, Any]:
-        executable, session = self.compiled(function), self._connection.session
-        name = f"kernel{id(self)}-{next(self._numbers)}.so"
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder, name)
-                link(executable, path, self._command)
-                session.upload(str(path), name)
-            module = session.load_module(name)
-            session.remove(name)
-            tensors = [tvm.runtime.tensor(a, session.cpu()) for a in arrays]
-            timer = module.time_evaluator("main", session.cpu(), number=AT_ONCE)
-        except RuntimeError as error:
-            raise self._lost(error) from error
-
-        def call() -> float:
+    def _loaded(self, executable: Any) -> Any:
+        session, name = self._connection.session, f"kernel{id(self)}-{next(self._numbers)}.so"
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, name)
+            link(executable, path, self._command)
             try:
-                return 1e3 * float(timer(*tensors).results[0])
+                session.upload(str(path), name)
+                module = session.load_module(name)
+                session.remove(name)
             except RuntimeError as error:
                 raise self._lost(error) from error
+        return module
 
-        return call, tensors[-1]
+    def _timed(self, timer: Any, tensors: list[Any]) -> float:
+        try:
+            return super()._timed(timer, tensors)
+        except RuntimeError as error:
+            raise self._lost(error) from error
 
     def _lost(self, error: Exception) -> ArtifactError:
         self._connection.close()

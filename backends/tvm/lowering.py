@@ -1,0 +1,175 @@
+"""From a graph to an artifact: kernels, tuned where that is asked for, in a library; or as C where no runtime could load one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from graphopt import measure
+from graphopt.artifact import describe, temporary_folder
+from graphopt.backends.tvm import tuning
+from graphopt.backends.tvm.artifact import LIBRARY, SOURCES, TvmArtifact
+from graphopt.backends.tvm.bare import OBJECTS, recorded, write_objects
+from graphopt.backends.tvm.build import Code, build, device_source, kernels_of, link, linker
+from graphopt.backends.tvm.connection import connect
+from graphopt.backends.tvm.emit import Emitted, emit
+from graphopt.backends.tvm.machine import processor
+from graphopt.backends.tvm.schedules import Conv, Variant
+from graphopt.backends.tvm.static import example_batch, fix_batch
+from graphopt.backends.tvm.tuning import Budget, Here, There, Tuned, Tuner
+from graphopt.errors import InputError
+from graphopt.graph import Graph
+from graphopt.manifest import listing
+from graphopt.targets import Target
+
+
+def lower(
+    graph: Graph,
+    target: Target,
+    *,
+    name: str = "model",
+    batch: int | None = None,
+    tune: int | str | None = None,
+    tune_database: str | Path | None = None,
+    tuner: Tuner = "tiles",
+    device: str | None = None,
+) -> TvmArtifact:
+    """Compile a graph into an artifact in a temporary folder.
+
+    A simulated graph is deployed to integers first; a float graph stays float. The graph itself is not changed.
+
+    Args:
+        batch: samples that one call of the kernels computes, where the graph's batch is free. None: that of its example.
+        tune: measure other kernels for the layers, on one thread: trials, or seconds as "60s". Those that are faster are taken if
+            the whole is.
+        tune_database: the file that remembers what was measured; another call reads it, and goes on from there. Without `tune`,
+            what it knows is used, and nothing is measured.
+        tuner: what is tried: `tiles`, other register tiles; or `metaschedule`, a search over whole schedules, for longer budgets.
+        device: where to measure, as `TvmArtifact.on` takes it; None: on this machine.
+
+    Raises:
+        InputError: unknown CPU, missing compiler; an output without the free batch; tuning for what does not run here.
+        GraphoptError: an operator cannot be lowered; names it.
+    """
+    code = Code.of(target)
+    batch = (batch or example_batch(graph)) if graph.dynamic_batch else None
+    budget = check_tuning(target, tune, tune_database, tuner, device)
+    lowering = _Lowering(graph, target, code, name, batch)
+    if budget is None and tune_database is None:
+        return lowering.artifact()
+    if budget is None:
+        assert tune_database is not None
+        return lowering.artifact(tuning.known(lowering.layers, code, tune_database))
+    plain = lowering.artifact()  # first: what it refuses is refused before any time is spent
+    place = Here(code) if device is None else There(code, connect(device), lowering.command)
+    tuned = tuning.tune(lowering.layers, place, budget, tune_database, tuner)
+    return _faster(plain, lowering.artifact(tuned), tuned, device)
+
+
+def check_tuning(
+    target: Target,
+    tune: int | str | None,
+    database: str | Path | None = None,
+    tuner: Tuner = "tiles",
+    device: str | None = None,
+) -> Budget | None:
+    """How long `lower` will tune with these options; None: not at all.
+
+    Raises:
+        InputError: it cannot. ArtifactError: the device is of another architecture. Either before any work is done.
+    """
+    code = Code.of(target)
+    if tune is None and tuner != "tiles":
+        raise InputError(f"tuner={tuner!r} says how tune=... measures; give that, too")
+    if code.kernels != "cpu" and (tune is not None or database is not None):
+        raise InputError(f"tune measures kernels of CPUs; {target.name!r} computes with {code.kernels}: leave it out")
+    if database is not None:
+        tuning.known((), code, database) if tune is None else tuning.Database(database, code)
+    if tune is None:
+        return None
+    budget = Budget.of(tune)
+    tuning.check_tuner(tuner)
+    if device is None or code.bare:  # which no server can load
+        Here(code)
+    else:
+        connect(device).check(code.to_dict(), "what is tuned")
+    return budget
+
+
+class _Lowering:
+    """One graph to be lowered, with the rule's kernels or others.
+
+    Attributes:
+        batch: samples of one call; None where the graph says. command: that links. layers: every kind of layer there is.
+    """
+
+    def __init__(self, graph: Graph, target: Target, code: Code, name: str, batch: int | None) -> None:
+        self.graph, self.target, self.code, self.name, self.batch = graph, target, code, name, batch
+        self.command = [] if code.bare else linker(code, target.compiler)
+        self._fixed = fix_batch(graph, batch) if batch else graph
+        self._emitted = compiled(self._fixed, code, samples=batch or 1)
+        self.layers = self._emitted.layers
+
+    def artifact(self, tuned: Tuned | None = None) -> TvmArtifact:
+        code, folder, emitted = self.code, temporary_folder(), self._emitted
+        if tuned is not None and tuned.variants:
+            emitted = compiled(self._fixed, code, samples=self.batch or 1, variants=tuned.variants)
+        kernels = kernels_of(emitted.module, code)
+        options: dict[str, Any] = {"batch": self.batch, "code": code.to_dict(), "audit": asdict(emitted.audit)}
+        if tuned is not None:
+            options["tuned"] = str(tuned)
+        if not code.bare:
+            executable = build(kernels, code)
+            link(executable, folder / LIBRARY, self.command)
+            if code.kernels in SOURCES:
+                (folder / SOURCES[code.kernels]).write_text(device_source(executable))
+        manifest = describe(self.graph, self.target, folder, model=self.name, options=options)
+        if self.batch is not None:
+            for output in manifest.outputs:
+                if output.shape[:1] != (None,):
+                    raise InputError(
+                        f"output {output.name!r} has no batch dimension, so a free batch cannot be computed in slices; "
+                        "capture with dynamic_batch=False"
+                    )
+        if code.bare:
+            manifest.options[OBJECTS] = write_objects(recorded(kernels), manifest, folder)
+            manifest.files = listing(folder)
+        keeps = not code.bare and code.kernels == "cpu"
+        return TvmArtifact(folder, manifest, temporary=True, graph=self.graph, kernels=kernels if keeps else None)
+
+
+def _faster(plain: TvmArtifact, other: TvmArtifact, tuned: Tuned, device: str | None) -> TvmArtifact:
+    """The tuned artifact if the whole is faster with its kernels, which were measured one by one; it says so."""
+    if not tuned.variants:
+        return other
+    ours, theirs = (artifact if device is None else artifact.on(device) for artifact in (plain, other))
+    batch = plain.manifest.options["batch"] or 1
+    inputs = [
+        torch.zeros([batch if n is None else n for n in spec.shape], dtype=getattr(torch, spec.dtype))
+        for spec in plain.manifest.inputs
+    ]
+    calls = {"rule": lambda: ours.milliseconds(*inputs), "tuned": lambda: theirs.milliseconds(*inputs)}
+    gain = measure.timings(calls, clocked=True).speedup("rule", "tuned")
+    taken, outcome = (
+        (other, f"the whole is {gain:.2f} times faster with them")
+        if gain > 1
+        else (plain, "the whole is not faster with them: they stay out")
+    )
+    taken.manifest.options["tuned"] = f"{tuned}; {outcome}"
+    return taken
+
+
+def compiled(
+    graph: Graph,
+    code: Code,
+    watch: Sequence[str] = (),
+    samples: int = 1,
+    variants: Mapping[Conv, Variant] | None = None,
+) -> Emitted:
+    """The module of a graph with a fixed batch."""
+    with torch.no_grad():
+        return emit(graph, processor(code.target()), watch, samples, variants)
