@@ -91,32 +91,35 @@ def tune(
 
 def known(layers: Sequence[Conv], code: Code, path: str | Path) -> Tuned:
     """What a database knows of these layers. Raises InputError where there is none, or it cannot be read."""
-    if not Path(path).exists():
+    if not Path(path).is_file():
         raise InputError(f"there is no database {path}; tune=... writes one")
-    return _best(layers, Database(path, code))
+    return _best(layers, Database(path, code, read_only=True))
 
 
 @dataclass(frozen=True)
 class Tuned:
     """Attributes:
     variants: of the layers that gained. speedups: theirs, over the rule's kernels.
-    measured: how many different layers have measurements.
+    kernels, layers: how many kernels have been measured, of how many different layers.
     """
 
     variants: dict[Conv, Variant]
     speedups: list[float]
-    measured: int
+    kernels: int
+    layers: int
 
     def __str__(self) -> str:
+        measured = f"tuning: of {self.kernels} kernels measured for {self.layers} layers"
         if not self.variants:
-            return f"tuning: none of {self.measured} measured layers has a faster kernel than the rule's"
-        gains = f"{min(self.speedups):.2f} to {max(self.speedups):.2f} times"
-        return f"tuning: {len(self.variants)} of {self.measured} measured layers have kernels faster than the rule's, {gains}"
+            return f"{measured}, none is faster than the rule's"
+        low, high = min(self.speedups), max(self.speedups)
+        return f"{measured}, those of {len(self.variants)} are faster than the rule's, {low:.2f} to {high:.2f} times"
 
 
 def _best(layers: Sequence[Conv], database: Database) -> Tuned:
     different = list(dict.fromkeys(layers))
+    kernels = [len(database.of(layer)) for layer in different]
     best = {layer: found for layer in different if (found := database.best(layer)) is not None}
     gained = {layer: found for layer, found in best.items() if found[1] > GAIN}
     variants = {layer: variant for layer, (variant, _) in gained.items()}
-    return Tuned(variants, [speedup for _, speedup in gained.values()], len(best))
+    return Tuned(variants, [speedup for _, speedup in gained.values()], sum(kernels), len(best))

@@ -28,8 +28,8 @@ KINDS: dict[str, Callable[..., Variant]] = {"tile": Tile, "sample": Sample}
 class Database:
     """Known speedups; without a path, in memory. Only what was measured for the same code by the same TVM counts."""
 
-    def __init__(self, path: str | Path | None, code: Code) -> None:
-        self.path = None if path is None else check_writable(path)
+    def __init__(self, path: str | Path | None, code: Code, *, read_only: bool = False) -> None:
+        self.path = None if path is None else Path(path) if read_only else check_writable(path)
         self.code = f"{code}, tvm {versions().get('apache-tvm', tvm.__version__)}"
         self.known: dict[str, dict[Variant, float]] = {}
         lines = self.path.read_text().splitlines() if self.path is not None and self.path.exists() else []
