@@ -27,6 +27,7 @@ class Machine:
         l1_bytes, l2_bytes: of data cache, per core.
         cores: that a kernel may use; 1 makes kernels that need no threads.
         by_element: instructions multiply by one element of a vector, so that data is best loaded by the vector (NEON).
+        memory_operands: instructions multiply by what they read from memory (x86), so that reading costs little.
         dot: the instruction for sums of 8-bit products: `vpdpbusd` (u8 x s8), `sdot` (s8 x s8), `pmaddwd` (s16 x s16), or none.
     """
 
@@ -37,6 +38,7 @@ class Machine:
     cores: int = 1
     dot: Dot = "none"
     by_element: bool = False
+    memory_operands: bool = False
 
     def lanes(self, dtype: str) -> int:
         """Elements of a type in one vector."""
@@ -137,7 +139,7 @@ def machine(target: Any) -> Machine:
         caches = (32 << 10, 256 << 10, 4)
     architecture = _architecture(triple)
     vector_bytes, registers, dot = _vectors(architecture, features)
-    return Machine(vector_bytes, registers, *caches, dot, by_element=architecture == "aarch64")
+    return Machine(vector_bytes, registers, *caches, dot, architecture == "aarch64", architecture == "x86_64")
 
 
 def host() -> Any:

@@ -24,19 +24,21 @@ def applies(spec: Conv) -> bool:
 def candidates(spec: Conv, machine: Processor) -> list[Tile]:
     """The tiles a depthwise convolution may have, the best by rule first."""
     lanes = min(machine.lanes("float32"), spec.channels)
-    return Sliding(spec, Staging.of(spec, spec.data), machine, lanes, spec.data).candidates
+    return Sliding(spec, Staging.of(spec, spec.data), machine, lanes, spec.data, _group(spec, machine)).candidates
+
+
+def _group(spec: Conv, machine: Processor) -> int:
+    """Taps of a row that are one operand."""
+    whole = spec.channels >= machine.lanes("float32")
+    in_fours = spec.integer and machine.dot == "vnni" and whole and spec.kernel[0] * spec.kernel[1] <= UNROLLED
+    return 4 if in_fours else 1
 
 
 def conv(spec: Conv, machine: Processor, tile: Tile | None = None) -> Kernel:
     """Where `applies`. `tile`: one of `candidates`; None: the first."""
     lanes = min(machine.lanes("float32"), spec.channels)
-    in_fours = (
-        spec.integer
-        and machine.dot == "vnni"
-        and lanes == machine.lanes("float32")
-        and spec.kernel[0] * spec.kernel[1] <= UNROLLED
-    )
-    group = 4 if in_fours else 1
+    group = _group(spec, machine)
+    in_fours = group == 4
     as_they_are = not spec.integer or isinstance(machine, Gpu)
     read = "uint8" if in_fours else spec.data if as_they_are else "int16"
     stored = "int8" if in_fours or (spec.integer and as_they_are) else read

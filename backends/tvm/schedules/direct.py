@@ -53,7 +53,7 @@ class Plan:
 
     @cached_property
     def dot(self) -> Dot:
-        return dots.choose(self.spec.data, self.machine)
+        return dots.fitting(self.spec.data, self.group_channels, self.machine)
 
     @cached_property
     def staging(self) -> Staging:

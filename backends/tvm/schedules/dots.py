@@ -11,7 +11,7 @@ Data of the other sign is moved by 128 on the way in (and its zero point with it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -21,6 +21,8 @@ from graphopt.backends.tvm.schedules import emit
 from graphopt.backends.tvm.schedules.emit import Expr, Flat
 from graphopt.backends.tvm.schedules.epilogue import INTEGER
 
+HALF = 8  # lanes; no machine multiplies narrower vectors faster
+WASTEFUL = 1.25  # times the channels that there are
 MADD = {64: "llvm.x86.avx512.pmaddw.d.512", 32: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.sse2.pmadd.wd"}
 
 
@@ -73,7 +75,17 @@ class Dot:
         return 16 // (self.depth * np.dtype(self.data).itemsize) if machine.by_element else 1
 
 
+def fitting(data: str, channels: int, machine: Machine) -> Dot:
+    """The same, with half of the widest vectors where these would be padding for a good part, and half ones are full."""
+    dot = choose(data, machine)
+    padded = -(-channels // dot.lanes) * dot.lanes
+    if dot.lanes > HALF and channels % HALF == 0 and padded >= WASTEFUL * channels:
+        return replace(dot, lanes=HALF)
+    return dot
+
+
 def choose(data: str, machine: Machine) -> Dot:
+    """What a machine has for data of a type, in its widest vectors."""
     lanes = machine.lanes("float32")
     if data not in INTEGER:
         return Dot("float", 1, "float32", data, "float32", lanes)

@@ -64,9 +64,8 @@ class Sliding:
         _, rows, columns, channels = self.spec.result_shape
         if prod(self.spec.kernel) > UNROLLED:
             return [Tile(1, 1, 1)]
-        return tiles.for_windows(
-            rows, columns, -(-channels // self.lanes), self.spec.kernel, self.spec.stride, self.machine
-        )
+        vectors = -(-channels // self.lanes)
+        return tiles.for_windows(rows, columns, vectors, self.spec.kernel, self.spec.stride, self.machine, self.group)
 
     def emit(
         self,
@@ -93,9 +92,9 @@ class Sliding:
         down, across, blocks = -(-rows // tile.rows), -(-columns // tile.columns), -(-channels // lanes)
         source = self.staging.emit(x, self.machine)
         work = n * rows * columns * channels * prod(self.spec.kernel)
-        with emit.tasks(n * down * blocks, work, self.machine) as task, emit.serial(across) as step:
-            image, block = task // (down * blocks), task % blocks
-            row = emit.minimum(task // blocks % down * tile.rows, rows - tile.rows)
+        with emit.tasks(n * down * across, work, self.machine) as task, emit.serial(blocks) as block:
+            image, step = task // (down * across), task % across
+            row = emit.minimum(task // across % down * tile.rows, rows - tile.rows)
             column = emit.minimum(step * tile.columns, columns - tile.columns)
             channel = emit.minimum(block * lanes, channels - lanes)
             sums = Registers.of(len(tile.pixels), self.sum, lanes)

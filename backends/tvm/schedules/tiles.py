@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 from graphopt.backends.tvm.machine import Machine
 
@@ -57,15 +58,33 @@ def for_sums(rows: int, columns: int, vectors: int, weights: int, machine: Machi
 
 
 def for_windows(
-    rows: int, columns: int, vectors: int, kernel: tuple[int, int], stride: tuple[int, int], machine: Machine
+    rows: int,
+    columns: int,
+    vectors: int,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    machine: Machine,
+    group: int = 1,
 ) -> list[Tile]:
-    """The same for kernels that treat each channel by itself: neighbouring windows share what they load."""
+    """The same for kernels that treat each channel by itself: neighbouring windows share what they load.
 
-    def cycles(tile: Tile) -> float:
+    Each pixel of a tile's windows is a stream of its own through memory, along the channels. Where reading costs little, tiles of
+    one column and few rows are fastest, which have few streams; else what is read stays in registers until it is used up.
+
+    Args:
+        group: taps of a row that are one operand.
+    """
+
+    def cycles(tile: Tile) -> tuple[bool, float]:
         height, width = ((n - 1) * s + k for n, s, k in zip((tile.rows, tile.columns), stride, kernel, strict=True))
         operations = tile.rows * tile.columns * kernel[0] * kernel[1]
         step = max(operations, LATENCY) + (height * width + kernel[0] * kernel[1]) / 2
-        return step * tile.vectors * tile.count(rows, columns, vectors)
+        held = tile.rows * (tile.columns + -(-width // group))  # sums, and the operands of one row of taps
+        if machine.memory_operands:
+            slow = tile.columns > 1 or tile.rows > LATENCY or held > machine.vector_registers - 4
+        else:
+            slow = held >= machine.vector_registers
+        return slow, step * tile.vectors * tile.count(rows, columns, vectors)
 
     return _ranked(cycles, rows, columns, vectors, lambda p, v: v == 1 and p <= machine.vector_registers // 2)
 
@@ -77,7 +96,7 @@ def _bandwidth(working_set: int, machine: Machine) -> int:
 
 
 def _ranked(
-    cycles: Callable[[Tile], float], rows: int, columns: int, vectors: int, fits: Callable[[int, int], bool]
+    cycles: Callable[[Tile], Any], rows: int, columns: int, vectors: int, fits: Callable[[int, int], bool]
 ) -> list[Tile]:
     def fitting() -> Iterator[Tile]:
         for v in range(1, min(vectors, 8) + 1):
