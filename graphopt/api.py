@@ -129,7 +129,7 @@ def optimize(
     chosen = find(target)
     backend = runtimes.backend(chosen.runtime)
     connection = runtimes.connect(chosen, device) if device is not None else None  # kept: one for all artifacts
-    tuning = _tuning(chosen, tune, tune_database, tuner, device)
+    tuning = _tuning(chosen, tune=tune, tune_database=tune_database, tuner=tuner, device=device)
     graph, notes = _graph(model, example_inputs, dynamic_batch and not chosen.static_shapes)
     report = Report(model=_name(model), target=chosen.name, notes=[*graph.notes, *notes])
     original = graph.clone()
@@ -240,17 +240,16 @@ def load(folder: str | Path) -> Artifact:
     return artifact
 
 
-def _tuning(
-    target: Target, tune: int | str | None, database: str | Path | None, tuner: str | None, device: str | None
-) -> dict[str, Any]:
-    """Options of `lower`. Raises InputError where it could not tune so."""
-    if tune is None and database is None and tuner is None:
+def _tuning(target: Target, **options: Any) -> dict[str, Any]:
+    """Options of `lower`, those that were given. Raises InputError where it could not tune so."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if not given.keys() - {"device"}:
         return {}
     backend = runtimes.backend(target.runtime)
     if not hasattr(backend, "check_tuning"):
         raise InputError(f"tune is for targets of TVM, such as tvm-x86; the kernels of {target.name!r} cannot be tuned")
-    backend.check_tuning(target, tune, database, tuner or "tiles", device)
-    return {"tune": tune, "tune_database": database, "tuner": tuner or "tiles", "device": device}
+    backend.check_tuning(target, **given)
+    return given
 
 
 def _check_options(

@@ -2,8 +2,8 @@
 
 A backend is a module with `deploy(graph, target)`, the form of a simulated graph that it stores, `lower(graph, target, *, name)`,
 `load(folder, manifest)`, `audit(artifact)` and `simulate(graph, target, machine)`. One that runs artifacts on other devices also
-has `connect(device, target)`; one that tunes kernels `check_tuning(target, tune, database, tuner, device)`, whose arguments
-`lower` takes as well. It is imported when first needed, so that what it needs may be missing until then.
+has `connect(device, target)`; one that tunes kernels `check_tuning(target, *, tune, tune_database, tuner, device)`, of which
+`lower` takes the options as well. It is imported when first needed, so that what it needs may be missing until then.
 """
 
 from __future__ import annotations

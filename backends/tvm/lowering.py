@@ -20,7 +20,7 @@ from graphopt.backends.tvm.emit import Emitted, emit
 from graphopt.backends.tvm.machine import processor
 from graphopt.backends.tvm.schedules import Conv, Variant
 from graphopt.backends.tvm.static import example_batch, fix_batch
-from graphopt.backends.tvm.tuning import Budget, Here, There, Tuned, Tuner
+from graphopt.backends.tvm.tuning import Budget, Here, Place, There, Tuned, Tuner
 from graphopt.errors import InputError
 from graphopt.graph import Graph
 from graphopt.manifest import listing
@@ -65,15 +65,16 @@ def lower(
         assert tune_database is not None
         return lowering.artifact(tuning.known(lowering.layers, code, tune_database))
     plain = lowering.artifact()  # first: what it refuses is refused before any time is spent
-    place = Here(code) if device is None else There(code, connect(device), lowering.command)
-    tuned = tuning.tune(lowering.layers, place, budget, tune_database, tuner)
-    return _faster(plain, lowering.artifact(tuned), tuned, device)
+    tuned = tuning.tune(lowering.layers, _place(code, target, device), budget, tune_database, tuner)
+    taken, outcome = _faster(plain, lowering.artifact(tuned), device) if tuned.variants else (plain, "")
+    taken.manifest.options["tuned"] = str(tuned) + outcome
+    return taken
 
 
 def check_tuning(
     target: Target,
-    tune: int | str | None,
-    database: str | Path | None = None,
+    tune: int | str | None = None,
+    tune_database: str | Path | None = None,
     tuner: Tuner = "tiles",
     device: str | None = None,
 ) -> Budget | None:
@@ -85,19 +86,23 @@ def check_tuning(
     code = Code.of(target)
     if tune is None and tuner != "tiles":
         raise InputError(f"tuner={tuner!r} says how tune=... measures; give that, too")
-    if code.kernels != "cpu" and (tune is not None or database is not None):
+    if code.kernels != "cpu" and (tune is not None or tune_database is not None):
         raise InputError(f"tune measures kernels of CPUs; {target.name!r} computes with {code.kernels}: leave it out")
-    if database is not None:
-        tuning.known((), code, database) if tune is None else tuning.Database(database, code)
+    if tune_database is not None:
+        tuning.Database(tune_database, code, read_only=tune is None)
     if tune is None:
         return None
     budget = Budget.of(tune)
     tuning.check_tuner(tuner)
-    if device is None or code.bare:  # which no server can load
-        Here(code)
-    else:
-        connect(device).check(code.to_dict(), "what is tuned")
+    _place(code, target, device)
     return budget
+
+
+def _place(code: Code, target: Target, device: str | None) -> Place:
+    """Where kernels are measured. C without a runtime, which no server can load, is measured nowhere but here."""
+    if device is None or code.bare:
+        return Here(code)
+    return There(code, connect(device), linker(code, target.compiler))
 
 
 class _Lowering:
@@ -142,10 +147,8 @@ class _Lowering:
         return TvmArtifact(folder, manifest, temporary=True, graph=self.graph, kernels=kernels if keeps else None)
 
 
-def _faster(plain: TvmArtifact, other: TvmArtifact, tuned: Tuned, device: str | None) -> TvmArtifact:
-    """The tuned artifact if the whole is faster with its kernels, which were measured one by one; it says so."""
-    if not tuned.variants:
-        return other
+def _faster(plain: TvmArtifact, other: TvmArtifact, device: str | None) -> tuple[TvmArtifact, str]:
+    """The tuned artifact if the whole is faster with its kernels, which were measured one by one; and what came of it."""
     ours, theirs = (artifact if device is None else artifact.on(device) for artifact in (plain, other))
     batch = plain.manifest.options["batch"] or 1
     inputs = [
@@ -154,13 +157,9 @@ def _faster(plain: TvmArtifact, other: TvmArtifact, tuned: Tuned, device: str | 
     ]
     calls = {"rule": lambda: ours.milliseconds(*inputs), "tuned": lambda: theirs.milliseconds(*inputs)}
     gain = measure.timings(calls, clocked=True).speedup("rule", "tuned")
-    taken, outcome = (
-        (other, f"the whole is {gain:.2f} times faster with them")
-        if gain > 1
-        else (plain, "the whole is not faster with them: they stay out")
-    )
-    taken.manifest.options["tuned"] = f"{tuned}; {outcome}"
-    return taken
+    if gain > 1:
+        return other, f"; the whole is {gain:.2f} times faster with them"
+    return plain, "; the whole is not faster with them: they stay out"
 
 
 def compiled(

@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from graphopt.backends.tvm.machine import Gpu, Processor
-from graphopt.backends.tvm.schedules import constants, emit, rounding
+from graphopt.backends.tvm.schedules import constants, dots, emit, rounding
+from graphopt.backends.tvm.schedules.dots import Dot
 from graphopt.backends.tvm.schedules.emit import Array, Expr, Flat, Kernel
 from graphopt.backends.tvm.schedules.sliding import UNROLLED, Place, Sliding
 from graphopt.backends.tvm.schedules.specs import Conv
@@ -24,24 +25,27 @@ def applies(spec: Conv) -> bool:
 def candidates(spec: Conv, machine: Processor) -> list[Tile]:
     """The tiles a depthwise convolution may have, the best by rule first."""
     lanes = min(machine.lanes("float32"), spec.channels)
-    return Sliding(spec, Staging.of(spec, spec.data), machine, lanes, spec.data, _group(spec, machine)).candidates
+    fours = _fours(spec, machine)
+    group = fours.depth if fours else 1
+    return Sliding(spec, Staging.of(spec, spec.data), machine, lanes, spec.data, group).candidates
 
 
-def _group(spec: Conv, machine: Processor) -> int:
-    """Taps of a row that are one operand."""
-    whole = spec.channels >= machine.lanes("float32")
-    in_fours = spec.integer and machine.dot == "vnni" and whole and spec.kernel[0] * spec.kernel[1] <= UNROLLED
-    return 4 if in_fours else 1
+def _fours(spec: Conv, machine: Processor) -> Dot | None:
+    """What multiplies four taps of a row at a time, if the machine has it for this layer."""
+    if isinstance(machine, Gpu) or spec.kernel[0] * spec.kernel[1] > UNROLLED:
+        return None
+    dot = dots.choose(spec.data, machine)
+    return dot if dot.kind == "vnni" and spec.channels >= dot.lanes else None
 
 
 def conv(spec: Conv, machine: Processor, tile: Tile | None = None) -> Kernel:
     """Where `applies`. `tile`: one of `candidates`; None: the first."""
     lanes = min(machine.lanes("float32"), spec.channels)
-    group = _group(spec, machine)
-    in_fours = group == 4
+    fours = _fours(spec, machine)
+    group = fours.depth if fours else 1
     as_they_are = not spec.integer or isinstance(machine, Gpu)
-    read = "uint8" if in_fours else spec.data if as_they_are else "int16"
-    stored = "int8" if in_fours or (spec.integer and as_they_are) else read
+    read = fours.data if fours else spec.data if as_they_are else "int16"
+    stored = fours.weight if fours else "int8" if spec.integer and as_they_are else read
     wide = "int32" if spec.integer else "float32"
     staging = Staging.of(spec, read, fill=spec.zero_point)
     loops = Sliding(spec, staging, machine, lanes, wide, group, tile)
@@ -65,9 +69,8 @@ def conv(spec: Conv, machine: Processor, tile: Tile | None = None) -> Kernel:
         def tap(acc: Expr, x: Expr, ky: Expr, kx: Expr, channel: Expr) -> Expr:
             at = ((ky * packed[1] + kx) * spec.channels + channel) * group
             w = flat["weight"].load(at, lanes * group)
-            if in_fours:
-                name = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"
-                return emit.intrinsic(f"int32x{lanes}", name, acc, emit.bits(x, f"int8x{4 * lanes}"), w)
+            if fours:
+                return fours.step(acc, emit.bits(x, f"int8x{4 * lanes}"), w)
             return acc + emit.cast(x, wide, lanes) * emit.cast(w, wide, lanes)
 
         def finish(acc: Expr, place: Place) -> Expr:

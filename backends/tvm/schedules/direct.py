@@ -26,13 +26,13 @@ from graphopt.backends.tvm.schedules.tiles import Tile
 
 def conv(spec: Conv, machine: Machine, tile: Tile | None = None) -> Kernel:
     """Any convolution; depthwise ones have a better kernel. `tile`: one of `candidates`; None: the first."""
-    plan = Plan(spec, as_rows(spec), machine, tile)
+    plan = Plan(spec, machine, tile)
     return Kernel(plan.function(), spec.result_shape, spec.result_dtype, plan.pack)
 
 
 def candidates(spec: Conv, machine: Machine) -> list[Tile]:
     """The tiles a convolution may have, the best by rule first."""
-    return Plan(spec, as_rows(spec), machine).candidates
+    return Plan(spec, machine).candidates
 
 
 def as_rows(spec: Conv) -> Conv:
@@ -44,12 +44,16 @@ def as_rows(spec: Conv) -> Conv:
 
 @dataclass(frozen=True)
 class Plan:
-    """How one layer is computed. `outer` is the spec as given, `spec` as computed; `chosen` replaces the rule's tile."""
+    """How one layer is computed. `outer` is its spec as given; `chosen` replaces the rule's tile."""
 
     outer: Conv
-    spec: Conv
     machine: Machine
     chosen: Tile | None = None
+
+    @cached_property
+    def spec(self) -> Conv:
+        """As computed."""
+        return as_rows(self.outer)
 
     @cached_property
     def dot(self) -> Dot:

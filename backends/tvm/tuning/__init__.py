@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from graphopt.backends.tvm.build import Code
-from graphopt.backends.tvm.machine import machine
 from graphopt.backends.tvm.schedules import Conv, Variant
 from graphopt.backends.tvm.tuning import metaschedule, tiles
 from graphopt.backends.tvm.tuning.bench import GAIN, Bench
@@ -71,14 +70,9 @@ def tune(
         InputError: the database cannot be read or written; a library is missing. ArtifactError: a device was lost.
     """
     check_tuner(tuner)
-    database, target = Database(path, place.code), place.code.target()
-    processor, bench = machine(target), Bench(place)
+    database, bench = Database(path, place.code), Bench(place)
     by_work = sorted(dict.fromkeys(layers), key=lambda layer: -layer.macs)
-    waiting = (
-        tiles.waiting(by_work, processor, database)
-        if tuner == "tiles"
-        else metaschedule.waiting(by_work, processor, database, target)
-    )
+    waiting = {"tiles": tiles.waiting, "metaschedule": metaschedule.waiting}[tuner](by_work, place, database)
     end = time.monotonic() + (budget.seconds or float("inf"))
     with progress("tuning", budget.trials) as advance:
         for done, (layer, variant) in enumerate(waiting):
@@ -91,8 +85,6 @@ def tune(
 
 def known(layers: Sequence[Conv], code: Code, path: str | Path) -> Tuned:
     """What a database knows of these layers. Raises InputError where there is none, or it cannot be read."""
-    if not Path(path).is_file():
-        raise InputError(f"there is no database {path}; tune=... writes one")
     return _best(layers, Database(path, code, read_only=True))
 
 

@@ -10,7 +10,6 @@ import numpy as np
 
 from graphopt import measure
 from graphopt.backends.tvm import schedules
-from graphopt.backends.tvm.machine import machine
 from graphopt.backends.tvm.schedules import Conv, Variant
 from graphopt.backends.tvm.tuning.places import Place
 from graphopt.errors import GraphoptError, last_line
@@ -58,7 +57,7 @@ class Run:
     """A kernel on random data, which are the same for all variants of a layer."""
 
     def __init__(self, layer: Conv, place: Place, variant: Variant | None = None) -> None:
-        kernel = schedules.conv(layer, machine(place.code.target()), variant)
+        kernel = schedules.conv(layer, place.machine, variant)
         rng = np.random.default_rng(0)
         arrays = [_random(rng, layer.shape, layer.data)]
         if layer.epilogue.residual:

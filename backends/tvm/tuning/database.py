@@ -9,10 +9,11 @@ with the fields of `Conv`, `Tile` and `Sample` in their order.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, astuple
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import tvm
 
@@ -26,10 +27,16 @@ KINDS: dict[str, Callable[..., Variant]] = {"tile": Tile, "sample": Sample}
 
 
 class Database:
-    """Known speedups; without a path, in memory. Only what was measured for the same code by the same TVM counts."""
+    """Known speedups; without a path, in memory. Only what was measured for the same code by the same TVM counts.
+
+    Raises:
+        InputError: a line is something else; the file cannot be written, or, where it is only read, is not there.
+    """
 
     def __init__(self, path: str | Path | None, code: Code, *, read_only: bool = False) -> None:
-        self.path = None if path is None else Path(path) if read_only else check_writable(path)
+        self.path = None if path is None else Path(path).expanduser() if read_only else check_writable(path)
+        if read_only and (self.path is None or not self.path.is_file()):
+            raise InputError(f"there is no database {path}; tune=... writes one")
         self.code = f"{code}, tvm {versions().get('apache-tvm', tvm.__version__)}"
         self.known: dict[str, dict[Variant, float]] = {}
         lines = self.path.read_text().splitlines() if self.path is not None and self.path.exists() else []
@@ -58,14 +65,17 @@ class Database:
         if self.path is not None:
             kind = "tile" if isinstance(variant, Tile) else "sample"
             entry = {"code": self.code, "layer": _name(layer), kind: astuple(variant), "speedup": speedup}
-            with self.path.open("a") as file:
-                file.write(("" if self._ends() else "\n") + json.dumps(entry) + "\n")
+            with self.path.open("ab+") as file:
+                file.write(b"" if _ends(file) else b"\n")  # behind what an interruption left
+                file.write(json.dumps(entry).encode() + b"\n")
 
-    def _ends(self) -> bool:
-        """Whether the file ends with a whole line."""
-        assert self.path is not None
-        text = self.path.read_bytes()
-        return not text or text.endswith(b"\n")
+
+def _ends(file: BinaryIO) -> bool:
+    """Whether a file ends with a whole line."""
+    if file.seek(0, os.SEEK_END) == 0:
+        return True
+    file.seek(-1, os.SEEK_END)
+    return file.read() == b"\n"
 
 
 def _name(layer: Conv) -> str:

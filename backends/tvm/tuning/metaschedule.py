@@ -17,10 +17,10 @@ from typing import Any
 
 import tvm
 
-from graphopt.backends.tvm.machine import Machine
 from graphopt.backends.tvm.schedules import Conv, Sample, Variant, sampled
 from graphopt.backends.tvm.schedules.sampled import Workload
 from graphopt.backends.tvm.tuning.database import Database
+from graphopt.backends.tvm.tuning.places import Place
 from graphopt.errors import InputError
 
 BATCH = 16  # samples that are measured before the search learns from them
@@ -43,16 +43,18 @@ def check_installed() -> None:
         ) from error
 
 
-def waiting(layers: Sequence[Conv], here: Machine, database: Database, target: Any) -> Iterator[tuple[Conv, Variant]]:
+def waiting(layers: Sequence[Conv], place: Place, database: Database) -> Iterator[tuple[Conv, Variant]]:
     """Samples to be measured; before the next is asked for, its speedup is in the database."""
     from tvm.s_tir.meta_schedule.cost_model import XGBModel
 
     model = XGBModel(num_warmup_samples=LEARNED, num_tuning_cores=os.cpu_count() or 1)
-    active = [layer for layer in layers if sampled.applies(layer, here)]
+    active = [layer for layer in layers if sampled.applies(layer, place.machine)]
     searches: dict[Conv, Search] = {}
     while active:
         for layer in list(active):
-            search = searches.get(layer) or searches.setdefault(layer, Search(layer, here, target, model, database))
+            if layer not in searches:
+                searches[layer] = Search(layer, place, model, database)
+            search = searches[layer]
             samples = search.propose()
             for sample in samples:
                 if sample not in database.of(layer):
@@ -69,13 +71,13 @@ class Search:
         idle: samples since the last gain.
     """
 
-    def __init__(self, layer: Conv, here: Machine, target: Any, model: Any, database: Database) -> None:
+    def __init__(self, layer: Conv, place: Place, model: Any, database: Database) -> None:
         from tvm.s_tir import meta_schedule as ms
 
-        self.layer, self.work, self.idle = layer, Workload(layer, here), 0
+        self.layer, self.work, self.idle = layer, Workload(layer, place.machine), 0
         self._speedups: Mapping[Variant, float] = database.of(layer)
         self._best = 1.0
-        self._target, self._model, self._records = target, model, ms.database.MemoryDatabase()
+        self._target, self._model, self._records = place.target, model, ms.database.MemoryDatabase()
         self._module = tvm.IRModule({"main": self.work.function()})
         self._arguments = ms.arg_info.ArgInfo.from_prim_func(self._module["main"])
         generator = ms.space_generator.ScheduleFn(
@@ -90,7 +92,7 @@ class Search:
         with _without_intrinsics():
             self._context = ms.TuneContext(
                 self._module,
-                target=target,
+                target=place.target,
                 space_generator=generator,
                 search_strategy=strategy,
                 rand_state=SEED,

@@ -18,6 +18,7 @@ import tvm
 
 from graphopt.backends.tvm.build import Code, link, refusal, use_threads
 from graphopt.backends.tvm.connection import Connection
+from graphopt.backends.tvm.machine import machine
 from graphopt.backends.tvm.schedules import PASS_CONFIG
 from graphopt.errors import ArtifactError, InputError, last_line
 
@@ -26,20 +27,22 @@ OUT_OF_CACHE = "cache_flush_cpu_non_first_arg"  # of TVM's runtime
 
 class Place(ABC):
     """Attributes:
-    code: what kernels are compiled to. device: of tensors.
+    code: what kernels are compiled to. target, machine: the same for TVM, and for schedules.
+    device: of tensors.
     """
 
-    code: Code
-    device: Any
+    def __init__(self, code: Code, device: Any) -> None:
+        self.code, self.device = code, device
+        self.target = code.target()
+        self.machine = machine(self.target)
 
     def load(self, function: Any, arrays: Sequence[np.ndarray[Any, Any]]) -> tuple[Callable[[], float], Any]:
-        """A call of a function of TIR on these arrays, the last being its result, which returns the milliseconds it took; and the
-        tensor of the result."""
+        """(call, tensor): a call of a function of TIR on these arrays, in milliseconds; the last of them, its result."""
         with tvm.transform.PassContext(config=PASS_CONFIG):
-            module = self._loaded(tvm.compile(function, self.code.target()))
+            module = self._loaded(tvm.compile(function, self.target))
         tensors = [tvm.runtime.tensor(a, self.device) for a in arrays]
         timer = module.time_evaluator("main", self.device, number=1, f_preproc=OUT_OF_CACHE)
-        return lambda: 1e3 * float(self._timed(timer, tensors)), tensors[-1]
+        return lambda: 1e3 * self._timed(timer, tensors), tensors[-1]
 
     @abstractmethod
     def _loaded(self, executable: Any) -> Any:
@@ -59,7 +62,7 @@ class Here(Place):
                 f"tuning measures on this machine, but the code is for {code} and does not run here; name the device that has "
                 "such a CPU, or leave out tune"
             )
-        self.code, self.device = code, tvm.cpu()
+        super().__init__(code, tvm.cpu())
         use_threads(1)
 
     def _loaded(self, executable: Any) -> Any:
@@ -78,7 +81,7 @@ class There(Place):
 
     def __init__(self, code: Code, connection: Connection, command: list[str]) -> None:
         connection.check(code.to_dict(), "what is tuned")
-        self.code, self.device = code, connection.session.cpu()
+        super().__init__(code, connection.session.cpu())
         self._connection, self._command = connection, command
         self._numbers = itertools.count()
         connection.use_threads(1)

@@ -29,11 +29,8 @@ def lowered(work: Workload, plan: Any) -> Any:
     """The function of a schedule, with tensors of the shapes of the layer as it was given."""
     function = _TO_LOOPS(plan.mod)["main"]
     body = tvm_ffi.structural_map(function.body, [(tirx.AllocBuffer, _in_registers)])
-    outer = {
-        **dict.fromkeys(("x",), work.outer.shape),
-        "residual": work.outer.result_shape,
-        "result": work.outer.result_shape,
-    }
+    result = work.outer.result_shape
+    outer = {"x": work.outer.shape, "residual": result, "result": result}
     given = [_as(buffer, outer.get(str(buffer.name), buffer.shape)) for buffer in function.params]
     seen = [tirx.DeclBuffer(old, data=new.data) for old, new in zip(function.params, given, strict=True)]
     return tirx.PrimFunc(given, tirx.SeqStmt([*seen, body]), function.ret_type, function.attrs)
