@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 import graphopt
-from graphopt.numerics import Format
-from graphopt.passes.quantize.ranges import ESTIMATORS
+from graphopt.formats import Format
+from graphopt.passes.quantization.ranges import ESTIMATORS
 from graphopt.targets import Target, find, machine_here
 
 PER_TENSOR = dataclasses.replace(find("x86"), weights=Format(8, True, True, False))

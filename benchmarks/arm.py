@@ -4,7 +4,7 @@ python benchmarks/arm.py [--cpu cortex-a76] [--networks ResNet-20]
 
 Counted by a plugin of qemu, with one thread: the difference between twice as many inferences and as many, so that starting does
 not count. Instructions are not time: they say nothing of caches, memory and how many execute at once. What is needed is set up by
-`python tests/arm/make_root.py`.
+`python tests/helpers/arm/make_root.py`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from emulation import Emulator, arm
 from torch import Tensor
 
 import graphopt
-from graphopt import measure
 from graphopt.backends import onnxruntime, tvm
-from graphopt.graph import Graph
-from graphopt.pipeline import run
-from graphopt.recipes import clean
+from graphopt.compiler.recipes import clean
+from graphopt.ir import cost
+from graphopt.ir.graph import Graph
+from graphopt.passmanager.runner import run
 from graphopt.targets import Target, find
 
 CALIBRATION = 128
@@ -61,7 +61,7 @@ def by_default(model: Any, x: Tensor, target: Target, folder: Path) -> None:
 def table(name: str, model: Any, calibration: Tensor, x: Tensor, cpu: Emulator) -> common.Rows:
     ours, theirs = find(f"tvm-{cpu.cpu}"), find("arm")
     floating = Graph.capture(model, (x,))
-    work = measure.macs(floating)
+    work = cost.macs(floating)
     run(clean(ours), floating)
     options: dict[str, Any] = {"calibration": calibration, "estimator": "minmax", "measure": False}
     artifact = tvm.lower(floating, ours)

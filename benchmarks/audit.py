@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # before the tests, which have b
 import blocks
 
 import graphopt
-from graphopt import measure
+from graphopt.ir import cost
 
 NETWORKS = {"resnet18": 224, "mobilenet_v2": 224, "mobilenet_v3_large": 224}
 
@@ -57,12 +57,12 @@ def row(name: str, model: nn.Module, channels: int, size: int, folder: Path, rou
     cured = found.cure(folder / "cured.onnx", example=example, measure=False)
     paths = {"float": original, "static": static, "cured": cured.path}
     feed = example.numpy()
-    taken = measure.timings(
+    taken = cost.timings(
         {k: common.runner(p, feed) for k, p in paths.items()}, repeats=rounds, warmup=10, budget_seconds=20
     )
     ((largest, unit),) = cured.difference.values()
     truth = common.answers(original, torch.cat(batches))
-    fidelity = {k: measure.sqnr(truth, common.answers(paths[k], torch.cat(batches))) for k in ("static", "cured")}
+    fidelity = {k: cost.sqnr(truth, common.answers(paths[k], torch.cat(batches))) for k in ("static", "cured")}
     reasons = Counter(reason.rule for island in found.islands for reason in island.reasons)
     return {
         "model": name,

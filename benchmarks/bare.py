@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 import graphopt
-from graphopt import measure
 from graphopt.backends import tvm
 from graphopt.backends.tvm.bare import HELD, held
-from graphopt.graph import Graph
-from graphopt.pipeline import run
-from graphopt.recipes import clean
+from graphopt.compiler.recipes import clean
+from graphopt.ir import cost
+from graphopt.ir.graph import Graph
+from graphopt.passmanager.runner import run
 from graphopt.targets import find
 
 TARGET = "tvm-x86"
@@ -58,7 +58,7 @@ def measured(name: str, kind: str, graph: Graph, x: Tensor, rounds: int) -> dict
         answer = torch.empty_like(expected)
         ours = in_c(folder, x.contiguous(), answer, facts["workspace_bytes"])
         ours()
-        taken = measure.timings({"C": ours, "VM": lambda: artifact(x)}, rounds, budget_seconds=30)
+        taken = cost.timings({"C": ours, "VM": lambda: artifact(x)}, rounds, budget_seconds=30)
         return {
             "network": name, "": kind,
             "kB of code": facts["code_bytes"] / 1e3,

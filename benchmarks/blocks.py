@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import graphopt
-from graphopt import measure
 from graphopt.backends.onnxruntime.artifact import MODEL
+from graphopt.ir import cost
 
 WANTED = 2.0
 
@@ -105,13 +105,11 @@ def row(name: str, model: nn.Module, channels: int, size: int, folder: Path, rou
     ours = graphopt.optimize(model, example, target="x86", calibration=batches, measure=False).artifact
     feed = example.numpy()
     paths = {"float": original, "ours": ours.folder / MODEL, "reference": reference}
-    taken = measure.timings(
+    taken = cost.timings(
         {k: common.runner(p, feed) for k, p in paths.items()}, repeats=rounds, warmup=20, budget_seconds=15
     )
     truth = common.answers(original, torch.cat(batches)[:16])
-    fidelity = {
-        k: measure.sqnr(truth, common.answers(paths[k], torch.cat(batches)[:16])) for k in ("ours", "reference")
-    }
+    fidelity = {k: cost.sqnr(truth, common.answers(paths[k], torch.cat(batches)[:16])) for k in ("ours", "reference")}
     return {
         "block": name,
         "input": f"{channels}x{size}x{size}",

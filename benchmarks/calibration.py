@@ -42,11 +42,11 @@ def one(way: str, estimator: str, count: int) -> dict[str, object]:
     common.randomise(model)
     if way == "ours":
         from graphopt.backends.onnxruntime import lower
-        from graphopt.data import Calibration
-        from graphopt.graph import Graph
-        from graphopt.passes.quantize import Quantize
-        from graphopt.pipeline import run
-        from graphopt.recipes import recipe
+        from graphopt.compiler.recipes import recipe
+        from graphopt.data.calibration import Calibration
+        from graphopt.ir.graph import Graph
+        from graphopt.passes.quantization import Quantize
+        from graphopt.passmanager.runner import run
         from graphopt.targets import find
     else:
         import onnxruntime.quantization  # noqa: F401

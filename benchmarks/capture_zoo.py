@@ -17,7 +17,7 @@ import torch.utils._pytree as pytree
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import zoo
 
-from graphopt.graph import Graph
+from graphopt.ir.graph import Graph
 
 
 def difference(a: object, b: object) -> float:

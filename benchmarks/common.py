@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from graphopt import measure
+from graphopt.ir import cost
 
 DATA = Path(os.environ.get("GRAPHOPT_DATA", Path(__file__).parents[1] / "../shared/data")).resolve()
 Rows = list[dict[str, Any]]
@@ -83,7 +83,7 @@ def finish(tables: Mapping[str, Rows], path: Path | None) -> None:
 
 
 def machine() -> str:
-    return f"{measure.host_cpu()}; torch {torch.__version__}, onnxruntime {ort.__version__}"
+    return f"{cost.host_cpu()}; torch {torch.__version__}, onnxruntime {ort.__version__}"
 
 
 def log(message: str) -> None:

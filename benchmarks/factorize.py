@@ -22,11 +22,11 @@ import torch
 from pruning import Case
 
 import graphopt
-from graphopt import measure
-from graphopt.graph import Graph
-from graphopt.ops import Layer
-from graphopt.passes.factorize import SVD, ChannelWise, Factorize, Separable, Tucker
-from graphopt.passes.factorize.chain import Chain
+from graphopt.ir import cost
+from graphopt.ir.graph import Graph
+from graphopt.ir.ops import Layer
+from graphopt.passes.factorization import SVD, ChannelWise, Factorize, Separable, Tucker
+from graphopt.passes.factorization.chain import Chain
 
 WANTED = {"ResNet-20": 86.0, "ResNet-32": 88.0, "MobileNetV1": 91.0}
 
@@ -87,8 +87,8 @@ def rows(name: str, int8: bool) -> common.Rows:
             "method": label,
             "ranks": scope,
             "from": data,
-            "MACs kept": measure.macs(graph) / case.macs,
-            "parameters kept": measure.parameters(graph) / case.parameters,
+            "MACs kept": cost.macs(graph) / case.macs,
+            "parameters kept": cost.parameters(graph) / case.parameters,
             "top-1": case.top1(graph),
             "wanted": WANTED[name] if (scope, data) == ("chosen", "data") else None,
             "seconds": seconds,

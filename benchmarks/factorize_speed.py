@@ -23,15 +23,15 @@ import common
 import torch
 import zoo
 
-from graphopt import measure
 from graphopt.backends.onnxruntime import lower
 from graphopt.backends.onnxruntime.artifact import MODEL
-from graphopt.data import synthetic
-from graphopt.graph import Graph
-from graphopt.passes.factorize import SVD, ChannelWise, Factorize, Separable, Tucker
-from graphopt.pipeline import run
-from graphopt.recipes import clean, recipe
-from graphopt.stopwatch import Stopwatch
+from graphopt.compiler.latency import Stopwatch
+from graphopt.compiler.recipes import clean, recipe
+from graphopt.data.calibration import synthetic
+from graphopt.ir import cost
+from graphopt.ir.graph import Graph
+from graphopt.passes.factorization import SVD, ChannelWise, Factorize, Separable, Tucker
+from graphopt.passmanager.runner import run
 from graphopt.targets import find
 
 WANTED = {"resnet18": 0.7, "vgg16": 0.7}
@@ -68,7 +68,7 @@ def rows(name: str, latency: float, rounds: int) -> common.Rows:
                 graph = whole.clone()
                 run(passes, graph, verify=False)
                 made[label] = graph
-        taken = measure.timings(
+        taken = cost.timings(
             {label: runner(graph, integer) for label, graph in made.items()}, rounds, budget_seconds=120
         )
         for label, graph in made.items():
@@ -77,7 +77,7 @@ def rows(name: str, latency: float, rounds: int) -> common.Rows:
                     "network": name,
                     "kind": "int8" if integer else "float",
                     "factorized": label,
-                    "MACs kept": measure.macs(graph) / measure.macs(whole),
+                    "MACs kept": cost.macs(graph) / cost.macs(whole),
                     "ms": taken.median(label),
                     "time kept": 1 / taken.speedup("whole", label),
                     "wanted": WANTED.get(name) if label == "half" else None,

@@ -25,10 +25,10 @@ from common import Rows
 from tensorly.decomposition import parafac, partial_tucker
 from torch import Tensor, nn
 
-from graphopt.graph import Graph
-from graphopt.ops import Layer
-from graphopt.passes.factorize import CP, Tucker
-from graphopt.passes.factorize.method import Method, Ranks
+from graphopt.ir.graph import Graph
+from graphopt.ir.ops import Layer
+from graphopt.passes.factorization import CP, Tucker
+from graphopt.passes.factorization.method import Method, Ranks
 
 tensorly.set_backend("pytorch")
 SHAPES = [(16, 16, 3, 3), (32, 16, 3, 3), (64, 64, 3, 3), (32, 32, 5, 5), (24, 48, 3, 3), (64, 32, 1, 7), (8, 8, 3, 3)]

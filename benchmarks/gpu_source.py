@@ -16,7 +16,7 @@ from opencl_running import OpenCL
 
 import graphopt
 from graphopt.backends.tvm.static import fix_batch
-from graphopt.numerics import HALVES
+from graphopt.formats import HALVES
 from graphopt.targets import find
 
 IMAGES = {"ResNet-20": (1000, 16), "MobileNetV1": (100, 4)}  # simulated, and run

@@ -26,10 +26,10 @@ from accuracy import agreement, logits, network, top1
 from torch import Tensor
 
 import graphopt
-from graphopt.artifact import Artifact
-from graphopt.integers.simulation import Simulation
-from graphopt.progress import track
+from graphopt.artifacts.artifact import Artifact
+from graphopt.lowering.integers.simulation import Simulation
 from graphopt.targets import Target, find
+from graphopt.utils.progress import track
 
 CODES = 4  # images on which codes inside are compared
 U8 = find("hexagon")

@@ -28,15 +28,15 @@ import torch
 from pruning import Case
 from torch import Tensor
 
-from graphopt.api import optimize
-from graphopt.distill import without_data
-from graphopt.graph import Graph
-from graphopt.numerics import Format
-from graphopt.ops import Layer, family
-from graphopt.passes.correct_bias import CorrectBias
-from graphopt.passes.learn_rounding import LearnRounding
-from graphopt.passes.quantize import LayerFormat, Quantize
-from graphopt.recipes import FEW_BITS, integer, prepare
+from graphopt.compiler.optimize import optimize
+from graphopt.compiler.recipes import FEW_BITS, integer, prepare
+from graphopt.data.synthesize import without_data
+from graphopt.formats import Format
+from graphopt.ir.graph import Graph
+from graphopt.ir.ops import Layer, family
+from graphopt.passes.quantization import LayerFormat, Quantize
+from graphopt.passes.rounding import LearnRounding
+from graphopt.passes.rounding.correct_bias import CorrectBias
 from graphopt.targets import Target, find
 
 GRADIENTS: dict[str, dict[str, Any]] = {

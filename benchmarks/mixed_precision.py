@@ -19,13 +19,13 @@ import torch
 from pruning import Case
 from torch import Tensor
 
-from graphopt import measure
-from graphopt.graph import Graph
-from graphopt.numerics import Format
-from graphopt.ops import Layer
-from graphopt.passes.learn_rounding import LearnRounding
-from graphopt.passes.quantize import LayerFormat, MixedPrecision, Quantize
-from graphopt.recipes import clean
+from graphopt.compiler.recipes import clean
+from graphopt.formats import Format
+from graphopt.ir import cost as measure
+from graphopt.ir.graph import Graph
+from graphopt.ir.ops import Layer
+from graphopt.passes.quantization import LayerFormat, MixedPrecision, Quantize
+from graphopt.passes.rounding import LearnRounding
 from graphopt.targets import find
 
 TARGET = find("x86")

@@ -2,7 +2,7 @@
 
 ResNet-20 on CIFAR-10, calibrated on 512 training images: weights and values in one format each, biases corrected, everything else
 as in the target's recipe. Simulated graphs; agreement is the share of images with the same class as in float. The file is what
-`graphopt.packed.write` stores: codes and parameters of all weights (float32: 4 bytes each).
+`graphopt.artifacts.packing.write` stores: codes and parameters of all weights (float32: 4 bytes each).
 
 Targets: log 8 and block floating point 8 within 1 point of float, powers of two within 0.5, 16 bits within 0.1.
 """
@@ -16,10 +16,10 @@ import common
 import torch
 from torch import Tensor
 
-from graphopt import measure, packed
-from graphopt.data import Calibration
-from graphopt.graph import Graph
-from graphopt.numerics import (
+from graphopt.artifacts import packing
+from graphopt.compiler.recipes import prepare
+from graphopt.data.calibration import Calibration
+from graphopt.formats import (
     BFLOAT16,
     FLOAT16,
     FLOAT16_WITHOUT_SUBNORMALS,
@@ -29,10 +29,11 @@ from graphopt.numerics import (
     LogFormat,
     NumberFormat,
 )
-from graphopt.passes.correct_bias import CorrectBias
-from graphopt.passes.quantize import Quantize
-from graphopt.pipeline import run
-from graphopt.recipes import prepare
+from graphopt.ir import cost
+from graphopt.ir.graph import Graph
+from graphopt.passes.quantization import Quantize
+from graphopt.passes.rounding.correct_bias import CorrectBias
+from graphopt.passmanager.runner import run
 from graphopt.targets import find
 
 EIGHT, VALUES = Format(8, per_channel=True), Format(8, signed=False, symmetric=False)
@@ -80,7 +81,7 @@ def measured(graph: Graph, row: Row, calibration: Tensor, x: Tensor, wanted: Ten
     answers = torch.cat([graph(part) for part in x.split(250)])
     with common.workplace() as folder:
         path = folder / "weights.packed"
-        packed.write(graph, path)
+        packing.write(graph, path)
         size = path.stat().st_size
     classes = answers.argmax(1)
     lost = 100 * float((wanted.argmax(1) == y).double().mean() - (classes == y).double().mean())
@@ -91,7 +92,7 @@ def measured(graph: Graph, row: Row, calibration: Tensor, x: Tensor, wanted: Ten
         "lost": round(lost, 2),
         "may lose": row.wanted,
         "agreement %": 100 * float((classes == wanted.argmax(1)).double().mean()),
-        "output SQNR dB": round(measure.sqnr(wanted, answers), 1),
+        "output SQNR dB": round(cost.sqnr(wanted, answers), 1),
         "file, bytes": size,
     }
 

@@ -28,12 +28,12 @@ from zoo_prune import FIXED_SIZE, TIMM_FAMILIES, classifiers  # isort: skip
 
 import graphopt
 from graphopt import targets
+from graphopt.analysis.channels.groups import Group, groups
+from graphopt.analysis.channels.removal import remove
+from graphopt.analysis.channels.shuffles import gather_shuffles
+from graphopt.analysis.channels.trace import Trace
 from graphopt.backends.onnxruntime import lower
-from graphopt.channels.groups import Group, groups
-from graphopt.channels.removal import remove
-from graphopt.channels.shuffles import gather_shuffles
-from graphopt.channels.trace import Trace
-from graphopt.graph import Graph
+from graphopt.ir.graph import Graph
 
 ONNX = 1e-4  # of the largest output
 DRAWS = 5  # of the units to remove, where a draw leaves a layer without any

@@ -20,9 +20,9 @@ import common
 import torch
 from torch import Tensor, nn
 
-from graphopt import measure
-from graphopt.graph import Graph
-from graphopt.passes.prune import (
+from graphopt.ir import cost
+from graphopt.ir.graph import Graph
+from graphopt.passes.pruning import (
     Activation,
     Fisher,
     Lasso,
@@ -60,7 +60,7 @@ class Case:
             self.model, (self.x, self.y) = data.cifar_resnet(int(name.partition("-")[2])), data.cifar10("test")
         self.name, self.batches = name, [[part] for part in train.split(BATCH)]
         self.graph = Graph.capture(self.model, (self.x[:2],))
-        self.macs, self.parameters = measure.macs(self.graph), measure.parameters(self.graph)
+        self.macs, self.parameters = cost.macs(self.graph), cost.parameters(self.graph)
 
     def top1(self, model: Callable[[Tensor], Tensor]) -> float:
         with torch.no_grad():
@@ -74,8 +74,8 @@ class Case:
         return {
             "network": self.name,
             "pruned by": label,
-            "MACs kept": measure.macs(graph) / self.macs,
-            "parameters kept": measure.parameters(graph) / self.parameters,
+            "MACs kept": cost.macs(graph) / self.macs,
+            "parameters kept": cost.parameters(graph) / self.parameters,
             "top-1": self.top1(graph),
             "wanted": WANTED.get((self.name, ratio, scope)) if label == scope else None,
             "seconds": seconds,
@@ -134,7 +134,7 @@ def torch_pruning(case: Case, ratio: float) -> dict[str, Any]:
                 pruning_ratio=share,
                 ignored_layers=ignored,
             ).step()
-            macs = measure.macs(Graph.capture(model.eval(), (case.x[:2],)))
+            macs = cost.macs(Graph.capture(model.eval(), (case.x[:2],)))
         low, high = (share, high) if macs > ratio * case.macs else (low, share)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

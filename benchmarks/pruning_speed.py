@@ -18,12 +18,12 @@ import zoo
 from torch import Tensor, nn
 
 import graphopt
-from graphopt import measure
-from graphopt.artifact import Artifact
+from graphopt.artifacts.artifact import Artifact
 from graphopt.backends.onnxruntime import lower
 from graphopt.backends.onnxruntime.artifact import MODEL
-from graphopt.graph import Graph
-from graphopt.passes.prune import Prune
+from graphopt.ir import cost
+from graphopt.ir.graph import Graph
+from graphopt.passes.pruning import Prune
 from graphopt.targets import find
 
 WANTED = 0.65
@@ -65,13 +65,13 @@ def rows(name: str, rounds: int) -> common.Rows:
         for label, (_, found) in made.items()
         for kind, artifact in found.items()
     }
-    taken = measure.timings(calls, repeats=rounds, budget_seconds=90)
+    taken = cost.timings(calls, repeats=rounds, budget_seconds=90)
     return [
         {
             "network": name,
             "channels": label,
             "kind": kind,
-            "MACs kept": measure.macs(graph) / measure.macs(whole),
+            "MACs kept": cost.macs(graph) / cost.macs(whole),
             "ms": taken.median(f"{label} {kind}"),
             "time kept": 1 / taken.speedup(f"whole {kind}", f"{label} {kind}"),
             "wanted": WANTED if name in TARGETED and label == f"multiples of {target.channel_multiple}" else None,

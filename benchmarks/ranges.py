@@ -19,13 +19,13 @@ import torch
 from ladder import answers, formats
 from pruning import BATCH, Case
 
-from graphopt.graph import Graph
-from graphopt.numerics import Format
-from graphopt.passes.correct_bias import CorrectBias
-from graphopt.passes.learn_rounding import LearnRounding
-from graphopt.passes.quantize import Quantize
-from graphopt.passes.refine_ranges import RefineRanges
-from graphopt.recipes import clean
+from graphopt.compiler.recipes import clean
+from graphopt.formats import Format
+from graphopt.ir.graph import Graph
+from graphopt.passes.quantization import Quantize
+from graphopt.passes.quantization.refine_ranges import RefineRanges
+from graphopt.passes.rounding import LearnRounding
+from graphopt.passes.rounding.correct_bias import CorrectBias
 from graphopt.targets import find
 
 ROWS = {

@@ -21,9 +21,9 @@ from torch import Tensor
 import graphopt
 from graphopt.backends.onnxruntime import OnnxRuntimeArtifact, Simulation
 from graphopt.backends.onnxruntime.artifact import expose
-from graphopt.numerics import Format
-from graphopt.progress import track
+from graphopt.formats import Format
 from graphopt.targets import find
+from graphopt.utils.progress import track
 
 BATCH = 100
 

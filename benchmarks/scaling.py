@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from graphopt.backends.onnxruntime import lower
-from graphopt.data import Calibration
-from graphopt.graph import Graph
-from graphopt.numerics import Format
-from graphopt.pipeline import run
-from graphopt.recipes import recipe
+from graphopt.compiler.recipes import recipe
+from graphopt.data.calibration import Calibration
+from graphopt.formats import Format
+from graphopt.ir.graph import Graph
+from graphopt.passmanager.runner import run
 from graphopt.targets import find
 
 DEPTHS = [20, 32, 56, 110]

@@ -18,9 +18,9 @@ from torch import Tensor
 
 import graphopt
 from graphopt.backends.onnxruntime import lower
-from graphopt.graph import Graph
-from graphopt.masks import zero_share
-from graphopt.passes.sparsify import Sparsify, own_labels, own_outputs
+from graphopt.ir.graph import Graph
+from graphopt.ir.masks import zero_share
+from graphopt.passes.sparsity import Sparsify, own_labels, own_outputs
 from graphopt.targets import find
 
 TARGET = find("x86")

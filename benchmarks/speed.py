@@ -17,9 +17,9 @@ import torch
 import zoo
 
 import graphopt
-from graphopt import measure
 from graphopt.backends.onnxruntime import audit
 from graphopt.backends.onnxruntime.artifact import MODEL
+from graphopt.ir import cost
 
 WANTED = {"resnet18": 3.4, "mobilenet_v2": 2.0}
 MODELS = ["resnet18", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0"]
@@ -38,7 +38,7 @@ def rows(name: str, folder: Path, rounds: int) -> common.Rows:
     }
     calls = {"float": common.runner(original, feed), "quantize_static": common.runner(reference, feed)}
     calls |= {t: common.runner(artifact.folder / MODEL, feed) for t, artifact in ours.items()}
-    taken = measure.timings(calls, repeats=rounds, budget_seconds=60)
+    taken = cost.timings(calls, repeats=rounds, budget_seconds=60)
     found: common.Rows = []
     for way in ("x86", "arm", "quantize_static"):
         row = {

@@ -19,10 +19,10 @@ from pruning import Case
 from torch import Tensor
 
 import graphopt
-from graphopt.numerics import LogFormat
-from graphopt.runtimes import available, backend
+from graphopt.artifacts.registry import available, backend
+from graphopt.evaluation.evaluate import stand_in
+from graphopt.formats import LogFormat
 from graphopt.targets import Target, find, machine_here, names
-from graphopt.verdict import stand_in
 
 ALIKE = {"host", "tvm-cortex-a53", "tvm-cortex-a72", "tvm-neoverse-n1", "tvm-apple-m1", "tvm-armv7", "tvm-riscv64"}
 

@@ -20,9 +20,9 @@ import onnxruntime as ort
 import tvm
 from onnx import TensorProto, helper, numpy_helper
 
-from graphopt import measure
 from graphopt.backends.tvm.machine import host, machine
 from graphopt.backends.tvm.schedules import PASS_CONFIG, Codes, Conv, Epilogue, conv
+from graphopt.ir import cost
 
 Array = Any
 QUANTILE = 0.1
@@ -102,7 +102,7 @@ def row(name: str, layer: tuple[int, ...], options: Any) -> dict[str, Any]:
     expected = calls["float, ORT"]().numpy().transpose(0, 2, 3, 1)
     np.testing.assert_allclose(calls["float"]().numpy(), expected, rtol=1e-4, atol=1e-3)
     np.testing.assert_array_equal(calls["int8"]().numpy(), calls["int8, ORT"]().numpy())
-    taken = measure.timings(calls, options.repeats).ms
+    taken = cost.timings(calls, options.repeats).ms
     ms = {call: float(np.quantile(times, QUANTILE)) for call, times in taken.items()}
     return {
         "layer": name,

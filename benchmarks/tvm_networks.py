@@ -19,11 +19,11 @@ import torch
 import zoo
 
 import graphopt
-from graphopt import measure
 from graphopt.backends import onnxruntime, tvm
-from graphopt.graph import Graph
-from graphopt.pipeline import run
-from graphopt.recipes import clean
+from graphopt.compiler.recipes import clean
+from graphopt.ir import cost
+from graphopt.ir.graph import Graph
+from graphopt.passmanager.runner import run
 from graphopt.targets import find
 
 SPEED = [
@@ -59,7 +59,7 @@ def timed(name: str, rounds: int, tune: str, tuner: Any) -> common.Rows:
     ways = {(kind, way, 1): artifacts[kind] for kind in ours for way, artifacts in (("ours", ours), ("theirs", theirs))}
     ways |= {(kind, "ours", 2): ours[kind] for kind in ours}
     ways |= {(kind, "tuned", 1): artifact for kind, artifact in tuned.items()}
-    taken = measure.timings(
+    taken = cost.timings(
         {str(way): lambda w=way, a=artifact: with_threads(a, w[2], example) for way, artifact in ways.items()},
         rounds,
         budget_seconds=60,

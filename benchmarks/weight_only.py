@@ -20,12 +20,12 @@ import torch
 import zoo
 from torch import Tensor, nn
 
-from graphopt import measure
 from graphopt.backends.onnxruntime import lower
 from graphopt.backends.onnxruntime.artifact import MODEL
-from graphopt.graph import Graph
-from graphopt.pipeline import outputs, run
-from graphopt.recipes import clean, weight_only
+from graphopt.compiler.recipes import clean, weight_only
+from graphopt.ir import cost
+from graphopt.ir.graph import Graph
+from graphopt.passmanager.runner import outputs, run
 from graphopt.targets import find
 
 HOST = find("x86")
@@ -92,7 +92,7 @@ def rows(name: str, lengths: list[int], layers: int, rounds: int, folder: Path) 
             artifacts[way] = lower(graph, replace(HOST, block_products=products))
         paths = {way: artifact.folder / MODEL for way, artifact in artifacts.items()}
         paths["ONNX Runtime's own int4"] = their_quantizer(paths["float"], folder / "theirs.onnx")
-        taken = measure.timings(
+        taken = cost.timings(
             {way: common.runner(path, x.numpy()) for way, path in paths.items()}, repeats=rounds, budget_seconds=30
         )
         for way, path in paths.items():
@@ -101,7 +101,7 @@ def rows(name: str, lengths: list[int], layers: int, rounds: int, folder: Path) 
                 {
                     "model": name, "rows": length, "weights": way, "ms": taken.median(way),
                     "times faster": taken.speedup("float", way), "MB": path.stat().st_size / 1e6,
-                    "SQNR dB": None if way == "float" else measure.sqnr(reference[:1], [answer]),
+                    "SQNR dB": None if way == "float" else cost.sqnr(reference[:1], [answer]),
                 }
             )  # fmt: skip
     return found
@@ -132,7 +132,7 @@ def rounding(layers: int) -> common.Rows:
             graph = Graph.capture(model, tokens[:2])
             steps = run(weight_only(HOST, bits, data=data), graph)
             with torch.no_grad():
-                quality = measure.sqnr(reference, graph(tokens[64:]))
+                quality = cost.sqnr(reference, graph(tokens[64:]))
             found.append({"bits": bits, "codes": way, "SQNR dB": quality, "seconds": sum(s.seconds for s in steps)})
     return found
 

@@ -15,8 +15,8 @@ import common
 import torch
 
 import graphopt
-from graphopt.numerics import Format
-from graphopt.passes.quantize import LayerFormat
+from graphopt.formats import Format
+from graphopt.passes.quantization import LayerFormat
 from graphopt.targets import find
 
 

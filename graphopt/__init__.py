@@ -13,16 +13,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from graphopt.version import __version__
+from graphopt.utils.version import __version__
 
 if TYPE_CHECKING:
     from graphopt import targets
-    from graphopt.analysis import Analysis, analyze
-    from graphopt.api import Optimized, load, optimize, simulate
-    from graphopt.artifact import Artifact
-    from graphopt.auditing import Cured, FileAudit, audit
-    from graphopt.compliance import Violation, check
-    from graphopt.graph import Graph
+    from graphopt.artifacts.artifact import Artifact
+    from graphopt.compiler.optimize import Optimized, load, optimize, simulate
+    from graphopt.evaluation.compliance import Violation, check
+    from graphopt.evaluation.file_audit import Cured, FileAudit, audit
+    from graphopt.evaluation.sensitivity import Analysis, analyze
+    from graphopt.ir.graph import Graph
     from graphopt.targets import Target
 
 __all__ = [
@@ -31,20 +31,20 @@ __all__ = [
 ]  # fmt: skip
 
 _HOME = {
-    "Analysis": "graphopt.analysis",
-    "Artifact": "graphopt.artifact",
-    "Cured": "graphopt.auditing",
-    "FileAudit": "graphopt.auditing",
-    "Graph": "graphopt.graph",
-    "Optimized": "graphopt.api",
+    "Analysis": "graphopt.evaluation.sensitivity",
+    "Artifact": "graphopt.artifacts.artifact",
+    "Cured": "graphopt.evaluation.file_audit",
+    "FileAudit": "graphopt.evaluation.file_audit",
+    "Graph": "graphopt.ir.graph",
+    "Optimized": "graphopt.compiler.optimize",
     "Target": "graphopt.targets",
-    "Violation": "graphopt.compliance",
-    "analyze": "graphopt.analysis",
-    "audit": "graphopt.auditing",
-    "check": "graphopt.compliance",
-    "load": "graphopt.api",
-    "optimize": "graphopt.api",
-    "simulate": "graphopt.api",
+    "Violation": "graphopt.evaluation.compliance",
+    "analyze": "graphopt.evaluation.sensitivity",
+    "audit": "graphopt.evaluation.file_audit",
+    "check": "graphopt.evaluation.compliance",
+    "load": "graphopt.compiler.optimize",
+    "optimize": "graphopt.compiler.optimize",
+    "simulate": "graphopt.compiler.optimize",
 }
 
 

@@ -1,5 +1,5 @@
 """`python -m graphopt`."""
 
-from graphopt.cli import main
+from graphopt.cli.main import main
 
 main()

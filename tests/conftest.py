@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from graphopt.commands import reporting
+from graphopt.cli import reporting
 
 ROOT = Path(__file__).parent.parent
 

@@ -14,20 +14,20 @@ from blocks import BLOCKS, conv, images, model_of
 from rewriting import Model, apply, assert_close, randomised
 from torch import Tensor, nn
 
-from graphopt.graph import Graph
-from graphopt.numerics import BlockFloat, LogFormat
-from graphopt.passes.absorb_bias import AbsorbHighBias
-from graphopt.passes.correct_bias import CorrectBias
-from graphopt.passes.decompose_activations import DecomposeActivations
-from graphopt.passes.equalize_channels import EqualizeChannels
-from graphopt.passes.fold_batchnorm import FoldBatchNorm
-from graphopt.passes.fold_constant_channels import FoldConstantChannels
-from graphopt.passes.quantize import MixedPrecision, Quantize
-from graphopt.passes.quantize_weights import QuantizeWeights
-from graphopt.passes.reestimate_batchnorm import ReestimateBatchNorm
-from graphopt.passes.refine_ranges import RefineRanges
-from graphopt.passes.simplify import Simplify
-from graphopt.passes.sparsify import BakeMasks, Sparsify
+from graphopt.formats import BlockFloat, LogFormat
+from graphopt.ir.graph import Graph
+from graphopt.passes.cleanup.decompose_activations import DecomposeActivations
+from graphopt.passes.cleanup.fold_batchnorm import FoldBatchNorm
+from graphopt.passes.cleanup.fold_constant_channels import FoldConstantChannels
+from graphopt.passes.cleanup.reestimate_batchnorm import ReestimateBatchNorm
+from graphopt.passes.cleanup.simplify import Simplify
+from graphopt.passes.equalization.absorb_bias import AbsorbHighBias
+from graphopt.passes.equalization.equalize_channels import EqualizeChannels
+from graphopt.passes.quantization import MixedPrecision, Quantize
+from graphopt.passes.quantization.quantize_weights import QuantizeWeights
+from graphopt.passes.quantization.refine_ranges import RefineRanges
+from graphopt.passes.rounding.correct_bias import CorrectBias
+from graphopt.passes.sparsity import BakeMasks, Sparsify
 from graphopt.targets import find
 
 

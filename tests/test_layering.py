@@ -49,7 +49,7 @@ def test_the_core_knows_no_pass_and_no_backend() -> None:
 
 
 def test_a_pass_knows_no_other_pass_and_no_backend() -> None:
-    """A package of passes (`passes/quantize/`) is one: its files may share helpers."""
+    """A package of passes (`passes/quantization/`) is one: its files may share helpers."""
     wrong = []
     for path in files("passes"):
         own = ".".join(module_name(path).split(".")[:3])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from graphopt.cli import app
+from graphopt.cli.main import app
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -33,6 +33,6 @@ def test_every_command_and_option_it_shows_exists() -> None:
 
 def test_the_map_shows_what_is_there() -> None:
     named = re.findall(r"(?:graphopt|passes|backends|tests)/\w+\.py", README)
-    assert "graphopt/graph.py" in named
+    assert "graphopt/ir/graph.py" in named
     missing = [name for name in named if not (ROOT / name).is_file()]
     assert missing == []

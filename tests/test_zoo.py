@@ -10,8 +10,8 @@ import torch
 import torch.utils._pytree as pytree
 import zoo
 
-from graphopt.capture import to_exported_program
-from graphopt.graph import Graph
+from graphopt.frontend.capture import to_exported_program
+from graphopt.ir.graph import Graph
 
 
 @pytest.mark.slow

@@ -8,12 +8,12 @@ audit_file(path, target) # the same of anyone's file, with reasons and cures
 artifact.on("htp")      # on Qualcomm's HTP or its emulator, for the target hexagon; "tensorrt" or "cuda" for nvidia
 """
 
+from graphopt.artifacts.audit import Audit
 from graphopt.backends.onnxruntime.artifact import OnnxRuntimeArtifact, deploy, load, lower
 from graphopt.backends.onnxruntime.audit import audit, audit_file, cure
 from graphopt.backends.onnxruntime.devices import connect
 from graphopt.backends.onnxruntime.simulate import simulate
-from graphopt.coverage import Audit
-from graphopt.integers.simulation import Mismatch, Simulation
+from graphopt.lowering.integers.simulation import Mismatch, Simulation
 
 __all__ = [
     "Audit",

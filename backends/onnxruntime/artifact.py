@@ -14,16 +14,16 @@ import onnx_ir as ir
 import onnxruntime as ort
 import torch
 
-from graphopt.artifact import Artifact, describe, temporary_folder
+from graphopt.artifacts.artifact import Artifact, describe, temporary_folder
+from graphopt.artifacts.manifest import Manifest
 from graphopt.backends.onnxruntime.export import to_onnx
 from graphopt.backends.onnxruntime.nbits import choose_products
-from graphopt.deploy import deploy as deploy_with
-from graphopt.errors import ArtifactError, GraphoptError, InputError, first_line
-from graphopt.graph import Graph
-from graphopt.manifest import Manifest
-from graphopt.measure import layer_macs
-from graphopt.ops import Layer
+from graphopt.ir.cost import layer_macs
+from graphopt.ir.graph import Graph
+from graphopt.ir.ops import Layer
+from graphopt.lowering.qdq import deploy as deploy_with
 from graphopt.targets import Target
+from graphopt.utils.errors import ArtifactError, GraphoptError, InputError, first_line
 
 MODEL = "model.onnx"
 WEIGHTS = "model.onnx.data"

@@ -6,8 +6,8 @@ from typing import Any
 
 from graphopt.backends.onnxruntime import gpu, qnn
 from graphopt.backends.onnxruntime.artifact import OnnxRuntimeArtifact
-from graphopt.errors import InputError
 from graphopt.targets import Target
+from graphopt.utils.errors import InputError
 
 CONNECT: dict[str, Any] = {"htp": qnn.connect} | dict.fromkeys(gpu.PROVIDERS, gpu.connect)
 

@@ -3,7 +3,7 @@
     the first convolution       reads whole words; see `graphopt.backends.onnxruntime.stem`
     global average pooling      GlobalAveragePool has an integer kernel, and in float one that reads what convolutions leave in
                                 blocks of channels; of any other value ReduceMean is the faster, which needs no such blocks
-    hard_sigmoid, pad, slice    between codes, parts of a split: see `graphopt.integers.dialect`
+    hard_sigmoid, pad, slice    between codes, parts of a split: see `graphopt.lowering.integers.dialect`
     linear of packed weights    becomes one call; see `graphopt.backends.onnxruntime.nbits`
     linear on [N, T, C]         becomes Gemm on [N T, C] between two reshapes; MatMul with a bias has no integer kernel
     flatten behind the batch    with its sizes as numbers, so that no shape is computed at run time
@@ -20,11 +20,11 @@ from torch.fx.node import Node
 
 from graphopt.backends.onnxruntime.nbits import multiply_packed
 from graphopt.backends.onnxruntime.stem import read_whole_words
-from graphopt.blocks import DEQUANTIZE_BLOCKS
-from graphopt.deploy import Q
-from graphopt.graph import Graph
-from graphopt.integers.dialect import GLOBAL_AVERAGE_POOL, gate_codes, is_dequantized, move_codes, slice_parts
-from graphopt.ops import argument, aten, family, shape
+from graphopt.formats.blocks import DEQUANTIZE_BLOCKS
+from graphopt.ir.graph import Graph
+from graphopt.ir.ops import argument, aten, family, shape
+from graphopt.lowering.integers.dialect import GLOBAL_AVERAGE_POOL, gate_codes, is_dequantized, move_codes, slice_parts
+from graphopt.lowering.qdq import Q
 
 KEEP_BLOCKS = {
     "relu", "clamp", "leaky_relu", "sigmoid", "hard_sigmoid", "hard_swish", "silu", "tanh", "mul", "add", "batch_norm",

@@ -24,11 +24,11 @@ from graphopt.backends.onnxruntime.dialect import speak
 from graphopt.backends.onnxruntime.halves import compute_in_half
 from graphopt.backends.onnxruntime.nbits import MATMUL_BLOCKS, translate
 from graphopt.backends.onnxruntime.surgery import drop_zero_biases, fold_pads
-from graphopt.deploy import Q
-from graphopt.graph import Graph
-from graphopt.integers.dialect import CLIP_CODES, GLOBAL_AVERAGE_POOL
-from graphopt.ops import aten
-from graphopt.program import to_exported_program
+from graphopt.ir.graph import Graph
+from graphopt.ir.ops import aten
+from graphopt.ir.program import to_exported_program
+from graphopt.lowering.integers.dialect import CLIP_CODES, GLOBAL_AVERAGE_POOL
+from graphopt.lowering.qdq import Q
 
 KEPT = ("QuantizeLinear", "DequantizeLinear")
 _NUMPY = {

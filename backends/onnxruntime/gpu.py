@@ -18,8 +18,8 @@ import onnxruntime as ort
 from graphopt.backends.onnxruntime.artifact import OnnxRuntimeArtifact
 from graphopt.backends.onnxruntime.assignment import RECORD, not_on
 from graphopt.backends.onnxruntime.placed import NO_FALLBACK, PlacedArtifact, check_hardware, listed, quiet
-from graphopt.errors import ArtifactError, InputError, first_line
 from graphopt.targets import Target
+from graphopt.utils.errors import ArtifactError, InputError, first_line
 
 NVIDIA = "nvidia"  # what the target calls the hardware
 CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from graphopt.graph import Graph
-from graphopt.halves import half_of, narrows
-from graphopt.ops import aten, is_float
+from graphopt.ir.float16 import half_of, narrows
+from graphopt.ir.graph import Graph
+from graphopt.ir.ops import aten, is_float
 
 
 def compute_in_half(graph: Graph) -> None:

@@ -17,9 +17,9 @@ from onnxscript import values
 from torch import Tensor
 from torch.fx.node import Node
 
-from graphopt.blocks import DEQUANTIZE_BLOCKS, dequantize_blocks
-from graphopt.graph import Graph
-from graphopt.ops import Layer
+from graphopt.formats.blocks import DEQUANTIZE_BLOCKS, dequantize_blocks
+from graphopt.ir.graph import Graph
+from graphopt.ir.ops import Layer
 
 OPERATOR = "MatMulNBits"
 ACCURACY_LEVELS = {"float32": 1, "int8": 4}

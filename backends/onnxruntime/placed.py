@@ -8,7 +8,7 @@ from typing import Any
 import onnxruntime as ort
 
 from graphopt.backends.onnxruntime.artifact import MODEL, OnnxRuntimeArtifact
-from graphopt.errors import InputError
+from graphopt.utils.errors import InputError
 
 RUNS = {"hexagon": "HTP runs", "nvidia": "GPUs run"}  # by what a target calls its hardware
 NO_FALLBACK = (

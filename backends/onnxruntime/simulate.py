@@ -1,4 +1,4 @@
-"""The integers of ONNX Runtime's kernels in torch: see `graphopt.integers.simulation`."""
+"""The integers of ONNX Runtime's kernels in torch: see `graphopt.lowering.integers.simulation`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from functools import partial
 
 from graphopt.backends.onnxruntime.artifact import intermediate
 from graphopt.backends.onnxruntime.dialect import speak
-from graphopt.graph import Graph
-from graphopt.integers.simulation import Simulation
+from graphopt.ir.graph import Graph
+from graphopt.lowering.integers.simulation import Simulation
 from graphopt.targets import Target
 
 

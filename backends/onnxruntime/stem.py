@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx.node import Node
 
-from graphopt.deploy import Q
-from graphopt.graph import Graph
-from graphopt.ops import BIAS, Layer, aten, shape
+from graphopt.ir.graph import Graph
+from graphopt.ir.ops import BIAS, Layer, aten, shape
+from graphopt.lowering.qdq import Q
 
 WORD = 4  # bytes
 WIDE = 7  # kernels from which gathering pairs pays

@@ -2,7 +2,7 @@
 
 artifact = lower(graph, target)
 artifact(images)                   what the simulated graph answers, bit for bit
-artifact.folder / "weights.packed" the codes for the device; see `graphopt.packed`
+artifact.folder / "weights.packed" the codes for the device; see `graphopt.artifacts.packing`
 """
 
 from graphopt.backends.packed.artifact import PackedArtifact, audit, deploy, load, lower, simulate

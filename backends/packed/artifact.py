@@ -1,7 +1,7 @@
 """A deployed model in formats that no runtime computes in: a file of packed codes, and the graph that says what to do with them.
 
-    weights.packed   codes and parameters of every quantized weight, for the device (`graphopt.packed`)
-    network.graph    everything else: operators, formats of the values, biases (`graphopt.storage`); no pickled code
+    weights.packed   codes and parameters of every quantized weight, for the device (`graphopt.artifacts.packing`)
+    network.graph    everything else: operators, formats of the values, biases (`graphopt.ir.storage`); no pickled code
 
 Here it is run by simulation: the graph computes in float32 on the numbers that the codes stand for.
 """
@@ -16,19 +16,21 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from graphopt import batches, packed, storage
-from graphopt.artifact import Artifact, describe, temporary_folder
-from graphopt.coverage import Audit
-from graphopt.errors import ArtifactError, InputError
-from graphopt.graph import Example, Graph
-from graphopt.manifest import Manifest
-from graphopt.masks import bake
-from graphopt.measure import layer_macs
-from graphopt.ops import Layer
-from graphopt.packed import PackedWeight
-from graphopt.quantizers import is_quantizer, quantizer_of
-from graphopt.report import FloatOperator
+from graphopt.artifacts import packing
+from graphopt.artifacts.artifact import Artifact, describe, temporary_folder
+from graphopt.artifacts.audit import Audit
+from graphopt.artifacts.manifest import Manifest
+from graphopt.artifacts.packing import PackedWeight
+from graphopt.artifacts.report import FloatOperator
+from graphopt.data import batches
+from graphopt.ir import storage
+from graphopt.ir.cost import layer_macs
+from graphopt.ir.graph import Example, Graph
+from graphopt.ir.masks import bake
+from graphopt.ir.ops import Layer
+from graphopt.ir.quantizers import is_quantizer, quantizer_of
 from graphopt.targets import Target
+from graphopt.utils.errors import ArtifactError, InputError
 
 WEIGHTS, NETWORK = "weights.packed", "network.graph"
 
@@ -56,7 +58,7 @@ def lower(graph: Graph, target: Target, *, name: str = "model") -> PackedArtifac
     stored.example = without_data(stored)
     elsewhere = recoverable(stored)
     if elsewhere:
-        packed.write(stored, folder / WEIGHTS)
+        packing.write(stored, folder / WEIGHTS)
     storage.save(stored, folder / NETWORK, without=elsewhere)
     return PackedArtifact(folder, describe(graph, target, folder, model=name), temporary=True)
 
@@ -82,7 +84,7 @@ def recoverable(graph: Graph) -> dict[str, Tensor]:
     """The constants that every reader rounds to what the packed codes of the same name stand for."""
     constants = {str(node.target): node for node in graph.nodes if graph.is_constant(node)}
     found = {}
-    for name, weight in packed.packed_weights(graph).items():
+    for name, weight in packing.packed_weights(graph).items():
         if (node := constants.get(name)) is not None and _recovers(graph, node, weight):
             found[name] = weight.values
     return found
@@ -104,7 +106,7 @@ def read(folder: Path) -> Graph:
     """
     path = folder / WEIGHTS
     try:
-        weights = packed.read(path) if path.exists() else {}
+        weights = packing.read(path) if path.exists() else {}
         return storage.load(folder / NETWORK, {name: weight.values for name, weight in weights.items()})
     except InputError as error:
         raise ArtifactError(str(error)) from error

@@ -11,15 +11,15 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from graphopt.artifact import Artifact
+from graphopt.artifacts.artifact import Artifact
+from graphopt.artifacts.audit import Audit
+from graphopt.artifacts.manifest import Manifest, listing
+from graphopt.artifacts.report import FloatOperator
 from graphopt.backends.tvm.bare import HELD, OBJECTS, compile_objects, held, hold, recorded
 from graphopt.backends.tvm.build import refusal, use_threads
 from graphopt.backends.tvm.connection import connect
-from graphopt.coverage import Audit
-from graphopt.errors import ArtifactError, InputError
-from graphopt.graph import Graph
-from graphopt.manifest import Manifest, listing
-from graphopt.report import FloatOperator
+from graphopt.ir.graph import Graph
+from graphopt.utils.errors import ArtifactError, InputError
 
 LIBRARY = "model.so"
 SOURCES = {"cuda": "kernels.cu", "opencl": "kernels.cl"}  # of a GPU, which the library holds as well

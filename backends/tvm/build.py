@@ -28,8 +28,8 @@ from graphopt.backends.tvm.machine import Gpu, Processor, processor
 from graphopt.backends.tvm.schedules import PASS_CONFIG, written_for
 from graphopt.backends.tvm.schedules.gpu.leftovers import threaded
 from graphopt.backends.tvm.schedules.leftovers import scheduled
-from graphopt.errors import GraphoptError, InputError, last_line
 from graphopt.targets import Target, architecture
+from graphopt.utils.errors import GraphoptError, InputError, last_line
 
 LINKERS = {  # architecture -> (compiler, Debian package)
     "x86_64": ("x86_64-linux-gnu-g++", "g++-x86-64-linux-gnu"),

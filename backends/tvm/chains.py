@@ -15,10 +15,10 @@ from graphopt.backends.tvm.images import call_layer, layer_input, layer_spec
 from graphopt.backends.tvm.layouts import Value
 from graphopt.backends.tvm.program import Program
 from graphopt.backends.tvm.schedules import Epilogue
-from graphopt.graph import Graph
-from graphopt.halves import half_of, narrows
-from graphopt.integers.kernels import Window
-from graphopt.ops import Layer, clamp_bounds, family, shape
+from graphopt.ir.float16 import half_of, narrows
+from graphopt.ir.graph import Graph
+from graphopt.ir.ops import Layer, clamp_bounds, family, shape
+from graphopt.lowering.integers.kernels import Window
 
 
 class Chain(NamedTuple):

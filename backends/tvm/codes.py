@@ -6,7 +6,7 @@
     pad(dequantize(q))                           ->   padded with the code of zero
 
 Tables are filled by running torch's own operators, so a table answers what `graphopt.simulate` answers. Works on the graph of
-kernels that `graphopt.integers.fusion` makes.
+kernels that `graphopt.lowering.integers.fusion` makes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
-from graphopt.deploy import Grid
-from graphopt.graph import Graph
-from graphopt.integers.arithmetic import Table, dequantize, quantize
-from graphopt.integers.fusion import BYTES, Kernel
-from graphopt.ops import argument, aten, family
+from graphopt.ir.graph import Graph
+from graphopt.ir.ops import argument, aten, family
+from graphopt.lowering.integers.arithmetic import Table, dequantize, quantize
+from graphopt.lowering.integers.fusion import BYTES, Kernel
+from graphopt.lowering.qdq import Grid
 
 ONE_BY_ONE = {
     "relu", "clamp", "leaky_relu", "sigmoid", "hard_sigmoid", "hard_swish", "silu", "gelu", "tanh",

@@ -16,8 +16,8 @@ from typing import Any
 import tvm
 from tvm import rpc
 
-from graphopt.errors import ArtifactError, InputError, last_line
 from graphopt.targets import Target
+from graphopt.utils.errors import ArtifactError, InputError, last_line
 
 SECONDS = 5.0  # that a device has to answer the first time
 _connections: weakref.WeakValueDictionary[Device, Connection] = weakref.WeakValueDictionary()

@@ -1,6 +1,6 @@
 """From a deployed graph to a Relax module: recognise integer kernels, keep codes as codes, emit node by node.
 
-deployed graph -> kernels on codes (graphopt.integers) -> no float between codes (codes.py) -> constants folded -> Relax
+deployed graph -> kernels on codes (graphopt.lowering.integers) -> no float between codes (codes.py) -> constants folded -> Relax
 """
 
 from __future__ import annotations
@@ -13,23 +13,25 @@ import torch
 from torch.fx.node import Node
 from tvm import relax
 
+from graphopt.artifacts.audit import Audit
 from graphopt.backends.tvm import chains, codes, floating, integer
 from graphopt.backends.tvm.halves import deploy, keep_halves
 from graphopt.backends.tvm.layouts import Value, plain
 from graphopt.backends.tvm.machine import Processor
 from graphopt.backends.tvm.program import Program
 from graphopt.backends.tvm.schedules import Conv, Variant
-from graphopt.blocks import DEQUANTIZE_BLOCKS
-from graphopt.coverage import Audit
-from graphopt.errors import GraphoptError, InputError
-from graphopt.graph import Graph
-from graphopt.halves import half_of
-from graphopt.integers.arithmetic import dequantize, quantize
-from graphopt.integers.dialect import CLIP_CODES, gate_codes, is_dequantized, slice_parts
-from graphopt.integers.fusion import Kernel, fuse
-from graphopt.ops import family, shape
+from graphopt.formats.blocks import DEQUANTIZE_BLOCKS
+from graphopt.ir.float16 import half_of
+from graphopt.ir.graph import Graph
+from graphopt.ir.ops import family, shape
+from graphopt.lowering.integers.arithmetic import dequantize, quantize
+from graphopt.lowering.integers.dialect import CLIP_CODES, gate_codes, is_dequantized, slice_parts
+from graphopt.lowering.integers.fusion import Kernel, fuse
+from graphopt.utils.errors import GraphoptError, InputError
 
-ARITHMETIC = "x86_64"  # float32 multipliers with fused multiply-add, on every CPU: see graphopt.integers.machines
+ARITHMETIC = (
+    "x86_64"  # float32 multipliers with fused multiply-add, on every CPU: see graphopt.lowering.integers.machines
+)
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from tvm.relax.frontend.torch.exported_program_translator import ExportedProgram
 from graphopt.backends.tvm.layouts import Value, channels_last, plain
 from graphopt.backends.tvm.pools import emit_max_pool, emit_mean
 from graphopt.backends.tvm.program import Program
-from graphopt.errors import GraphoptError, last_line
-from graphopt.ops import BatchNorm, argument, aten, family, shape
+from graphopt.ir.ops import BatchNorm, argument, aten, family, shape
+from graphopt.utils.errors import GraphoptError, last_line
 
 ALIKE = {
     "relu", "clamp", "leaky_relu", "sigmoid", "hard_sigmoid", "hard_swish", "silu", "gelu", "tanh", "identity",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from graphopt.backends.tvm.schedules import Codes
-from graphopt.deploy import Grid
+from graphopt.lowering.qdq import Grid
 
 
 def codes_of(grid: Grid) -> Codes:

@@ -14,10 +14,10 @@ from typing import Any
 from torch.fx.node import Node
 
 from graphopt.backends.tvm.codes import MOVES
-from graphopt.deploy import deploy as deploy_with
-from graphopt.graph import Graph, aten
-from graphopt.halves import half_of, narrows
-from graphopt.ops import argument, family
+from graphopt.ir.float16 import half_of, narrows
+from graphopt.ir.graph import Graph, aten
+from graphopt.ir.ops import argument, family
+from graphopt.lowering.qdq import deploy as deploy_with
 from graphopt.targets import Target
 
 

@@ -17,12 +17,12 @@ from graphopt.backends.tvm.layouts import Value
 from graphopt.backends.tvm.pools import emit_average
 from graphopt.backends.tvm.program import Program
 from graphopt.backends.tvm.schedules import Add, Dequantize, Epilogue, Lookup, Quantize, Sum
-from graphopt.deploy import Grid
-from graphopt.errors import GraphoptError
-from graphopt.integers.arithmetic import Table, f32
-from graphopt.integers.fusion import Kernel
-from graphopt.integers.kernels import AveragePool, LayerKernel, Softmax
-from graphopt.ops import shape
+from graphopt.ir.ops import shape
+from graphopt.lowering.integers.arithmetic import Table, f32
+from graphopt.lowering.integers.fusion import Kernel
+from graphopt.lowering.integers.kernels import AveragePool, LayerKernel, Softmax
+from graphopt.lowering.qdq import Grid
+from graphopt.utils.errors import GraphoptError
 
 
 def emit_kernel(program: Program, node: Node) -> Value:

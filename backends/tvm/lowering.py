@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from graphopt import measure
-from graphopt.artifact import describe, temporary_folder
+from graphopt.artifacts.artifact import describe, temporary_folder
+from graphopt.artifacts.manifest import listing
 from graphopt.backends.tvm import tuning
 from graphopt.backends.tvm.artifact import LIBRARY, SOURCES, TvmArtifact
 from graphopt.backends.tvm.bare import OBJECTS, recorded, write_objects
@@ -21,10 +21,10 @@ from graphopt.backends.tvm.machine import processor
 from graphopt.backends.tvm.schedules import Conv, Variant
 from graphopt.backends.tvm.static import example_batch, fix_batch
 from graphopt.backends.tvm.tuning import Budget, Here, Place, There, Tuned, Tuner
-from graphopt.errors import InputError
-from graphopt.graph import Graph
-from graphopt.manifest import listing
+from graphopt.ir import cost
+from graphopt.ir.graph import Graph
 from graphopt.targets import Target
+from graphopt.utils.errors import InputError
 
 
 def lower(
@@ -156,7 +156,7 @@ def _faster(plain: TvmArtifact, other: TvmArtifact, device: str | None) -> tuple
         for spec in plain.manifest.inputs
     ]
     calls = {"rule": lambda: ours.milliseconds(*inputs), "tuned": lambda: theirs.milliseconds(*inputs)}
-    gain = measure.timings(calls, clocked=True).speedup("rule", "tuned")
+    gain = cost.timings(calls, clocked=True).speedup("rule", "tuned")
     if gain > 1:
         return other, f"; the whole is {gain:.2f} times faster with them"
     return plain, "; the whole is not faster with them: they stay out"

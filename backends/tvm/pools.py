@@ -13,8 +13,8 @@ from graphopt.backends.tvm.images import each, image_of, two
 from graphopt.backends.tvm.layouts import Value, channels_last
 from graphopt.backends.tvm.program import Program
 from graphopt.backends.tvm.schedules import Pool
-from graphopt.integers.fusion import Kernel
-from graphopt.ops import argument, shape
+from graphopt.ir.ops import argument, shape
+from graphopt.lowering.integers.fusion import Kernel
 
 
 def emit_average(

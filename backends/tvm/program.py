@@ -13,16 +13,16 @@ from torch.fx.node import Node
 from tvm import relax
 from tvm.ir.expr import GenericConst
 
+from graphopt.artifacts.audit import Audit
+from graphopt.artifacts.report import FloatOperator
 from graphopt.backends.tvm import schedules
 from graphopt.backends.tvm.layouts import Order, Value, moves_nothing, plain
 from graphopt.backends.tvm.machine import Processor
 from graphopt.backends.tvm.schedules import Conv, Kernel, Pool, Variant
-from graphopt.coverage import Audit
-from graphopt.graph import Graph
-from graphopt.halves import half_of
-from graphopt.measure import layer_macs
-from graphopt.ops import MOVEMENT, family, shape
-from graphopt.report import FloatOperator
+from graphopt.ir.cost import layer_macs
+from graphopt.ir.float16 import half_of
+from graphopt.ir.graph import Graph
+from graphopt.ir.ops import MOVEMENT, family, shape
 
 REASONS = {
     "conv_transpose": "there is no integer kernel for transposed convolutions",

@@ -18,7 +18,7 @@ from tvm import relax
 
 from graphopt.backends.tvm.artifact import LIBRARY, Arrays, TvmArtifact
 from graphopt.backends.tvm.connection import Connection
-from graphopt.errors import ArtifactError, InputError, last_line
+from graphopt.utils.errors import ArtifactError, InputError, last_line
 
 
 class RemoteArtifact(TvmArtifact):

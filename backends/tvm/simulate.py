@@ -1,4 +1,4 @@
-"""The integers of TVM's kernels in torch: see `graphopt.integers.simulation`."""
+"""The integers of TVM's kernels in torch: see `graphopt.lowering.integers.simulation`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from graphopt.backends.tvm.build import Code, build, kernels_of
 from graphopt.backends.tvm.emit import ARITHMETIC, speak
 from graphopt.backends.tvm.lowering import compiled
 from graphopt.backends.tvm.static import fix_batch
-from graphopt.errors import InputError
-from graphopt.graph import Graph
-from graphopt.integers.simulation import Simulation
+from graphopt.ir.graph import Graph
+from graphopt.lowering.integers.simulation import Simulation
 from graphopt.targets import Target
+from graphopt.utils.errors import InputError
 
 
 def simulate(graph: Graph, target: Target, machine: str | None = None) -> Simulation:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from graphopt.graph import Graph, aten
-from graphopt.shapes import is_free
+from graphopt.ir.graph import Graph, aten
+from graphopt.ir.shapes import is_free
 
 
 def example_batch(graph: Graph) -> int:

@@ -3,7 +3,7 @@
     product   q = sat(rne(f32((a - z_a)(b - z_b)) * (s_a s_b / s_y) + z_y))        product and sum rounded apart
     softmax   e = table[255 - (largest - x)];  q = sat(rne(e * floor(1 / s_y) / sum e) + z_y)
 
-as `graphopt.integers.kernels` computes them.
+as `graphopt.lowering.integers.kernels` computes them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from tvm import te, tirx
 
 from graphopt.backends.tvm.schedules import exact
-from graphopt.deploy import Grid
+from graphopt.lowering.qdq import Grid
 
 
 def product(a_shape: tuple[int, ...], b_shape: tuple[int, ...], out: tuple[int, ...], a: Grid, b: Grid, y: Grid) -> Any:

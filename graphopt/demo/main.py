@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from graphopt.artifacts.report import Report
 from graphopt.demo.train import Digits, load, train
-from graphopt.report import Report
 
 
 def accuracy(digits: Digits) -> Callable[[Callable[[Tensor], Any]], float]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graphopt.demo.network import DigitNet
-from graphopt.progress import progress
+from graphopt.utils.progress import progress
 
 EPOCHS = 12
 BATCH = 32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from graphopt.numerics import FLOAT16, Format
+from graphopt.formats import FLOAT16, Format
 from graphopt.targets.cpus import SIGNED_WEIGHTS
 from graphopt.targets.families import TVM_INTEGER
 from graphopt.targets.target import Target

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from graphopt.numerics import Format
+from graphopt.formats import Format
 from graphopt.targets.target import Target
 
 SIGNED_WEIGHTS = Format(bits=8, signed=True, symmetric=True, per_channel=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from graphopt.numerics import Format
+from graphopt.formats import Format
 from graphopt.targets.target import Target
 
 

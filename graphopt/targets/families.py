@@ -1,8 +1,8 @@
-"""Families of `graphopt.ops` by what kernels make of them."""
+"""Families of `graphopt.ir.ops` by what kernels make of them."""
 
 from __future__ import annotations
 
-# Families of graphopt.ops that have integer kernels in ONNX Runtime's CPU provider (measured on 1.31, opset 18-21).
+# Families of graphopt.ir.ops that have integer kernels in ONNX Runtime's CPU provider (measured on 1.31, opset 18-21).
 # Convolution and linear layers start an integer region, the others join one.
 ONNXRUNTIME_INTEGER = frozenset(
     {

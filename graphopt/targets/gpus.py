@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from graphopt.numerics import FLOAT16_WITHOUT_SUBNORMALS, Format
+from graphopt.formats import FLOAT16_WITHOUT_SUBNORMALS, Format
 from graphopt.targets.cpus import SIGNED_WEIGHTS
 from graphopt.targets.families import TVM_INTEGER
 from graphopt.targets.target import Target

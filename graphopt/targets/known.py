@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from dataclasses import replace
 
-from graphopt.errors import InputError
 from graphopt.targets.compiled import COMPILED
 from graphopt.targets.cpus import CPUS
 from graphopt.targets.gpus import GPUS
@@ -13,6 +12,7 @@ from graphopt.targets.machine import machine_here
 from graphopt.targets.packed import PACKED
 from graphopt.targets.target import Target
 from graphopt.targets.vendors import VENDORS
+from graphopt.utils.errors import InputError
 
 KNOWN = CPUS | COMPILED | GPUS | VENDORS | PACKED
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graphopt.numerics import LogFormat
+from graphopt.formats import LogFormat
 from graphopt.targets.families import ONNXRUNTIME_INTEGER
 from graphopt.targets.target import Target
 

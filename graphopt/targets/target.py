@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
-from graphopt.errors import InputError
-from graphopt.numerics import FloatFormat, Format, NumberFormat, to_json
+from graphopt.formats import FloatFormat, Format, NumberFormat, to_json
 from graphopt.targets.families import ONNXRUNTIME_INTEGER, ONNXRUNTIME_MOVES
+from graphopt.utils.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Target:
 
     Attributes:
         name, description: how it is called and what it is.
-        runtime: the backend that lowers for it; see `graphopt.runtimes`.
+        runtime: the backend that lowers for it; see `graphopt.artifacts.registry`.
         architecture: `platform.machine()` of the hardware, for telling whether a latency can be measured here.
         machine: whose integer kernels run there, as `graphopt.simulate` names them, where the architecture does not tell:
             `avx2` for x86-64 without VNNI. None: the architecture's.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from graphopt.numerics import FLOAT16, Format
+from graphopt.formats import FLOAT16, Format
 from graphopt.targets.families import ONNXRUNTIME_INTEGER
 from graphopt.targets.target import Target
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from graphopt.artifacts.audit import Audit
+from graphopt.artifacts.report import FloatOperator
 from graphopt.backends.onnxruntime.artifact import MODEL, OnnxRuntimeArtifact
 from graphopt.backends.onnxruntime.audit.operators import FLOAT_WORK, INTEGER_WORK, NEUTRAL, REASONS
 from graphopt.backends.onnxruntime.audit.reading import Hardware, Kind, Reading, declared, executed, optimized
 from graphopt.backends.onnxruntime.nbits import OPERATOR as MULTIPLIES_BLOCKS
 from graphopt.backends.onnxruntime.qnn.refusals import left_to_cpu
-from graphopt.compliance.model import Model
-from graphopt.coverage import Audit
-from graphopt.report import FloatOperator
+from graphopt.evaluation.compliance.model import Model
 
 
 def audit(artifact: OnnxRuntimeArtifact) -> Audit:

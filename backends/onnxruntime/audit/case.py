@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import onnx
 
 from graphopt.backends.onnxruntime.audit.work import Shapes
-from graphopt.compliance.model import LAYERS, Grid, Model, attribute
-from graphopt.compliance.rules import MOVES, family_of
+from graphopt.evaluation.compliance.model import LAYERS, Grid, Model, attribute
+from graphopt.evaluation.compliance.rules import MOVES, family_of
 from graphopt.targets import Target
 
 

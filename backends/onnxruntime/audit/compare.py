@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from graphopt import measure
-from graphopt.auditing import Cured
 from graphopt.backends.onnxruntime.artifact import open_session
 from graphopt.backends.onnxruntime.audit.work import TYPES, Feeds
-from graphopt.batches import Input, Signature, to_tensors
-from graphopt.compliance.model import Model
-from graphopt.data import Calibration
+from graphopt.data.batches import Input, Signature, to_tensors
+from graphopt.data.calibration import Calibration
+from graphopt.evaluation.compliance.model import Model
+from graphopt.evaluation.file_audit import Cured
+from graphopt.ir import cost
 from graphopt.targets import Target
 from graphopt.targets.machine import architecture
 
@@ -73,6 +73,6 @@ def time(cured: Cured, feeds: Feeds, rounds: int = 100) -> None:
         return
     before, after = (open_session(path, defaults=True, signed=False) for path in (cured.before.path, cured.path))
     calls = {"before": lambda: before.run(None, feeds), "after": lambda: after.run(None, feeds)}
-    taken = measure.timings(calls, repeats=rounds, warmup=5, budget_seconds=10)
+    taken = cost.timings(calls, repeats=rounds, warmup=5, budget_seconds=10)
     cured.milliseconds = (taken.median("before"), taken.median("after"))
     cured.speedup = taken.speedup("before", "after")

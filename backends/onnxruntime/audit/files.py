@@ -10,7 +10,6 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from graphopt.auditing import Cured, FileAudit
 from graphopt.backends.onnxruntime.artifact import ONE_FILE, open_session
 from graphopt.backends.onnxruntime.audit import compare
 from graphopt.backends.onnxruntime.audit.case import Case
@@ -20,12 +19,13 @@ from graphopt.backends.onnxruntime.audit.islands import Origins, regions
 from graphopt.backends.onnxruntime.audit.reading import Kind, Reading, read
 from graphopt.backends.onnxruntime.audit.reasons import explain
 from graphopt.backends.onnxruntime.audit.work import Feeds, macs, random_inputs, shapes_inside, values
-from graphopt.compliance.model import FILE, Model
-from graphopt.contract import Change
-from graphopt.errors import InputError
-from graphopt.files import check_writable, write_atomically
-from graphopt.islands import FloatNode, Island, Reason
+from graphopt.evaluation.compliance.model import FILE, Model
+from graphopt.evaluation.file_audit import Cured, FileAudit
+from graphopt.evaluation.float_regions import FloatNode, Island, Reason
+from graphopt.ir.passes import Change
 from graphopt.targets import Target
+from graphopt.utils.errors import InputError
+from graphopt.utils.files import check_writable, write_atomically
 
 LAYOUT = Reason(
     "layout",

@@ -15,7 +15,7 @@ import onnx
 
 from graphopt.backends.onnxruntime.audit.operators import CONVERSIONS
 from graphopt.backends.onnxruntime.audit.reading import Kind, Reading
-from graphopt.compliance.model import Model
+from graphopt.evaluation.compliance.model import Model
 
 TOKEN = re.compile(r"_token_\d+")  # what the runtime appends to make a name its own
 LAYOUT = {

@@ -18,8 +18,8 @@ import onnx
 
 from graphopt.backends.onnxruntime.artifact import ONE_FILE, open_session
 from graphopt.backends.onnxruntime.audit.operators import CONVERSIONS, INDICES, INTEGER_WORK, TO_FLOAT
-from graphopt.compliance.model import ACTIVATIONS, LAYERS, Model
-from graphopt.compliance.rules import MOVES, family_of
+from graphopt.evaluation.compliance.model import ACTIVATIONS, LAYERS, Model
+from graphopt.evaluation.compliance.rules import MOVES, family_of
 from graphopt.targets import Target
 from graphopt.targets.machine import architecture
 

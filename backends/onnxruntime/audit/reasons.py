@@ -20,9 +20,9 @@ from graphopt.backends.onnxruntime.audit.cures.gates import WRITERS
 from graphopt.backends.onnxruntime.audit.cures.moves import AVERAGES, UNIT
 from graphopt.backends.onnxruntime.audit.cures.readers import TAKES_CODES
 from graphopt.backends.onnxruntime.audit.operators import REASONS
-from graphopt.compliance.model import ACTIVATIONS, LAYERS, attribute
-from graphopt.compliance.rules import MOVES
-from graphopt.islands import Reason
+from graphopt.evaluation.compliance.model import ACTIVATIONS, LAYERS, attribute
+from graphopt.evaluation.compliance.rules import MOVES
+from graphopt.evaluation.float_regions import Reason
 
 CALIBRATE = "give --calibration, so that its range can be measured"
 

@@ -17,8 +17,8 @@ import onnx
 
 from graphopt.backends.onnxruntime.artifact import ONE_FILE, open_session
 from graphopt.backends.onnxruntime.audit.operators import FLOAT_WORK, INTEGER_WORK
-from graphopt.compliance.model import Model, attribute
-from graphopt.errors import InputError
+from graphopt.evaluation.compliance.model import Model, attribute
+from graphopt.utils.errors import InputError
 
 Feeds = dict[str, np.ndarray[Any, Any]]
 Shapes = dict[str, tuple[int, ...]]

@@ -9,7 +9,7 @@ from graphopt.backends.onnxruntime.artifact import MODEL, OnnxRuntimeArtifact
 from graphopt.backends.onnxruntime.placed import PlacedArtifact, check_hardware
 from graphopt.backends.onnxruntime.qnn.provider import HEXAGON, Htp, contexts_of
 from graphopt.backends.onnxruntime.qnn.refusals import open_on
-from graphopt.errors import InputError
+from graphopt.utils.errors import InputError
 
 
 class HtpArtifact(PlacedArtifact):

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from graphopt.artifact import Artifact, write_form
+from graphopt.artifacts.artifact import Artifact, write_form
 from graphopt.backends.onnxruntime.placed import check_hardware
 from graphopt.backends.onnxruntime.qnn.provider import ARCHITECTURES, CONTEXTS, HEXAGON, Htp, contexts_of
 from graphopt.backends.onnxruntime.qnn.refusals import open_on
-from graphopt.compliance.model import FILE
-from graphopt.errors import InputError
-from graphopt.progress import track
+from graphopt.evaluation.compliance.model import FILE
+from graphopt.utils.errors import InputError
+from graphopt.utils.progress import track
 
 
 def compile_contexts(artifact: Artifact, folder: str | Path, architectures: Sequence[str] = ()) -> Path:

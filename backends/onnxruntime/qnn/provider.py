@@ -19,11 +19,11 @@ from typing import Any
 
 import onnxruntime as ort
 
+from graphopt.artifacts.manifest import Manifest
 from graphopt.backends.onnxruntime.assignment import RECORD, not_on
 from graphopt.backends.onnxruntime.placed import NO_FALLBACK, check_hardware, quiet
-from graphopt.errors import InputError, first_line
-from graphopt.manifest import Manifest
 from graphopt.targets import Target
+from graphopt.utils.errors import InputError, first_line
 
 PACKAGE = "onnxruntime_qnn"
 NAME = "QNNExecutionProvider"

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from graphopt.artifact import Artifact
+from graphopt.artifacts.artifact import Artifact
 from graphopt.backends.onnxruntime.placed import listed
 from graphopt.backends.onnxruntime.qnn.provider import HEXAGON, Htp, contexts_of, missing
-from graphopt.compliance.model import FILE, Model
-from graphopt.errors import ArtifactError, InputError, first_line
+from graphopt.evaluation.compliance.model import FILE, Model
+from graphopt.utils.errors import ArtifactError, InputError, first_line
 
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 

@@ -17,7 +17,7 @@ import tvm
 from tvm import relax, tirx
 from tvm.ir.expr import GenericConst
 
-from graphopt.errors import InputError
+from graphopt.utils.errors import InputError
 
 Array = np.ndarray[Any, Any]
 

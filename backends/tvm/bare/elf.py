@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from graphopt.errors import InputError
+from graphopt.utils.errors import InputError
 
 PROGBITS, SYMTAB, STRTAB = 1, 2, 3  # types of sections
 ALLOCATED = 2  # flag of sections that are loaded

@@ -8,16 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from graphopt.artifact import write_form
+from graphopt.artifacts.artifact import write_form
+from graphopt.artifacts.manifest import Manifest, TensorSpec
 from graphopt.backends.tvm.bare.calls import Array, Calls
 from graphopt.backends.tvm.bare.elf import Object, data_object
 from graphopt.backends.tvm.bare.kernels import compile_kernels
 from graphopt.backends.tvm.bare.source import TYPES, Source
 from graphopt.backends.tvm.bare.workspace import ALIGNMENT, arranged
 from graphopt.backends.tvm.build import Code
-from graphopt.errors import InputError
-from graphopt.manifest import Manifest, TensorSpec
-from graphopt.version import __version__
+from graphopt.utils.errors import InputError
+from graphopt.utils.version import __version__
 
 OBJECTS = "objects"  # in a manifest's options
 MATHEMATICS = frozenset(

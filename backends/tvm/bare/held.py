@@ -15,7 +15,7 @@ import numpy as np
 import tvm
 
 from graphopt.backends.tvm.bare.calls import Array, Call, Calls, Place
-from graphopt.errors import ArtifactError
+from graphopt.utils.errors import ArtifactError
 
 HELD = "kernels.json.xz"
 

@@ -19,7 +19,7 @@ from tvm.ir.instrument import pass_instrument
 from graphopt.backends.tvm.build import Code, explained
 from graphopt.backends.tvm.machine import processor
 from graphopt.backends.tvm.schedules import PASS_CONFIG, written_for
-from graphopt.errors import InputError
+from graphopt.utils.errors import InputError
 
 STACK_BYTES = 1024  # from which on TVM asks its runtime for a temporary
 AS_IT_IS = 1  # the calling convention of functions whose arguments TVM leaves alone

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
+from graphopt.artifacts.manifest import TensorSpec
 from graphopt.backends.tvm.bare.calls import Calls, Place
 from graphopt.backends.tvm.bare.workspace import ALIGNMENT, Workspace
-from graphopt.manifest import TensorSpec
 
 TYPES = {
     "float64": "double",

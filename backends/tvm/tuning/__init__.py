@@ -24,8 +24,8 @@ from graphopt.backends.tvm.tuning.bench import GAIN, Bench
 from graphopt.backends.tvm.tuning.budget import Budget
 from graphopt.backends.tvm.tuning.database import Database
 from graphopt.backends.tvm.tuning.places import Here, Place, There
-from graphopt.errors import InputError
-from graphopt.progress import progress
+from graphopt.utils.errors import InputError
+from graphopt.utils.progress import progress
 
 __all__ = [
     "TUNERS",

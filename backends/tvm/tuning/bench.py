@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from graphopt import measure
 from graphopt.backends.tvm import schedules
 from graphopt.backends.tvm.schedules import Conv, Variant
 from graphopt.backends.tvm.tuning.places import Place
-from graphopt.errors import GraphoptError, last_line
+from graphopt.ir import cost
+from graphopt.utils.errors import GraphoptError, last_line
 
 GAIN = 1.03  # times faster that a variant must be to be taken
 ROUNDS, MORE_ROUNDS = 10, 40
@@ -49,7 +49,7 @@ class Bench:
         return round(found, 4)
 
     def _timed(self, calls: Mapping[str, Callable[[], Any]], rounds: int, seconds: float) -> float:
-        taken = measure.timings(calls, rounds, 2, seconds, clocked=True)
+        taken = cost.timings(calls, rounds, 2, seconds, clocked=True)
         return taken.speedup("rule", "variant")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from graphopt.errors import InputError
+from graphopt.utils.errors import InputError
 
 
 @dataclass(frozen=True)

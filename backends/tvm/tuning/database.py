@@ -19,9 +19,9 @@ import tvm
 
 from graphopt.backends.tvm.build import Code
 from graphopt.backends.tvm.schedules import Conv, Sample, Tile, Variant
-from graphopt.errors import InputError
-from graphopt.files import check_writable
-from graphopt.version import versions
+from graphopt.utils.errors import InputError
+from graphopt.utils.files import check_writable
+from graphopt.utils.version import versions
 
 KINDS: dict[str, Callable[..., Variant]] = {"tile": Tile, "sample": Sample}
 

@@ -21,7 +21,7 @@ from graphopt.backends.tvm.schedules import Conv, Sample, Variant, sampled
 from graphopt.backends.tvm.schedules.sampled import Workload
 from graphopt.backends.tvm.tuning.database import Database
 from graphopt.backends.tvm.tuning.places import Place
-from graphopt.errors import InputError
+from graphopt.utils.errors import InputError
 
 BATCH = 16  # samples that are measured before the search learns from them
 PATIENCE = 48  # samples without a gain until a layer is left alone

@@ -20,7 +20,7 @@ from graphopt.backends.tvm.build import Code, link, refusal, use_threads
 from graphopt.backends.tvm.connection import Connection
 from graphopt.backends.tvm.machine import machine
 from graphopt.backends.tvm.schedules import PASS_CONFIG
-from graphopt.errors import ArtifactError, InputError, last_line
+from graphopt.utils.errors import ArtifactError, InputError, last_line
 
 OUT_OF_CACHE = "cache_flush_cpu_non_first_arg"  # of TVM's runtime
 

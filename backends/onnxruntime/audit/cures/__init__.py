@@ -31,7 +31,7 @@ from graphopt.backends.onnxruntime.audit.cures.signs import store_signs
 from graphopt.backends.onnxruntime.audit.cures.splits import join_activations
 from graphopt.backends.onnxruntime.audit.cures.sums import fold_sums
 from graphopt.backends.onnxruntime.audit.cures.weights import quantize_weights
-from graphopt.contract import Change
+from graphopt.ir.passes import Change
 from graphopt.targets import Target
 
 Cure = Callable[[ir.Model, Target], list[Change]]

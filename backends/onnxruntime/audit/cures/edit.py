@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.contract import Change
+from graphopt.ir.passes import Change
 
 Array = np.ndarray[Any, Any]
 QUANTIZES, DEQUANTIZES = "QuantizeLinear", "DequantizeLinear"

@@ -21,10 +21,10 @@ import onnx_ir as ir
 
 from graphopt.backends.onnxruntime.audit.cures.edit import DEQUANTIZES, QUANTIZES, Change, Editor, Grid, constant, site
 from graphopt.backends.onnxruntime.audit.work import Feeds, values
-from graphopt.compliance.model import ACTIVATIONS, LAYERS
-from graphopt.compliance.rules import FAMILIES
-from graphopt.progress import track
+from graphopt.evaluation.compliance.model import ACTIVATIONS, LAYERS
+from graphopt.evaluation.compliance.rules import FAMILIES
 from graphopt.targets import Target
+from graphopt.utils.progress import track
 
 
 def measure_ranges(model: ir.Model, target: Target, batches: Iterable[Feeds]) -> list[Change]:

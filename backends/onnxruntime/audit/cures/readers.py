@@ -22,7 +22,7 @@ from graphopt.backends.onnxruntime.audit.cures.edit import (
     is_eight_bits,
     site,
 )
-from graphopt.compliance.rules import FAMILIES
+from graphopt.evaluation.compliance.rules import FAMILIES
 from graphopt.targets import Target
 
 TAKES_CODES = MOVES | LAYERS | set(FAMILIES) | {"ReduceMean", "HardSwish", "Swish", "Tanh"}

@@ -7,7 +7,7 @@ from typing import Any
 from tvm import tirx
 from tvm.s_tir import dlight
 
-from graphopt.errors import GraphoptError
+from graphopt.utils.errors import GraphoptError
 
 
 def threaded(module: Any) -> Any:

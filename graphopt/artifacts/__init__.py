@@ -1,0 +1,9 @@
+"""What is deployed, and what is said about it.
+
+artifact.py   `Artifact`: called like the model, saved as a folder
+manifest.py   the description of a folder
+report.py     steps and measurements
+audit.py      what a lowered model computes in integer
+registry.py   the runtimes there are
+packing.py    weights in packed codes
+"""

@@ -1,0 +1,269 @@
+"""A deployed model: a folder with what the runtime loads and a manifest, callable like the original.
+
+A backend subclasses `Artifact` and implements `_run`. What was just lowered lives in a temporary folder that goes away
+with it; `save` copies it to a place of the user's choice.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+import weakref
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from graphopt.artifacts.manifest import Manifest, TensorSpec, listing
+from graphopt.artifacts.report import Report
+from graphopt.data import batches
+from graphopt.ir import structure
+from graphopt.ir.graph import Graph
+from graphopt.targets import Target
+from graphopt.utils.errors import GraphoptError, InputError
+from graphopt.utils.files import MANIFEST, check_replaceable, folder_atomically
+from graphopt.utils.version import versions
+
+
+class Artifact(ABC):
+    """A lowered model in a folder.
+
+    Attributes:
+        folder: where its files are.
+        manifest: what it is; see `graphopt.artifacts.manifest`.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, *, temporary: bool = False) -> None:
+        """`temporary`: the folder belongs to this object and is removed with it, at the latest at exit."""
+        self.folder = folder
+        self.manifest = manifest
+        self._cleanup = weakref.finalize(self, shutil.rmtree, folder, True) if temporary else None
+
+    @property
+    def refusal(self) -> str:
+        """Why it cannot run on this machine; empty where it can."""
+        return ""
+
+    @property
+    def device(self) -> str:
+        """The device it runs on; empty for this machine."""
+        return ""
+
+    @property
+    def emulated(self) -> bool:
+        """Whether that device is emulated, so that its time says nothing about the hardware's."""
+        return False
+
+    @property
+    def exact(self) -> bool:
+        """Whether its answers are those of its simulation to the last bit."""
+        return True
+
+    def on(self, device: str) -> Artifact:
+        """The same artifact, run on another device.
+
+        Raises:
+            InputError: its runtime cannot do that, or nothing answers there.
+        """
+        raise InputError(f"{self.manifest.runtime} runs on this machine only; copy the folder to {device}")
+
+    def compile(self, folder: str | Path, architectures: Sequence[str] = (), *, name: str = "model") -> Path:
+        """Write another form of it, which devices take as it is, and return the folder's absolute path.
+
+        For `hexagon` that are binaries, one for each of the architectures; for CPUs through TVM, C and objects whose names begin
+        with `name`.
+
+        Raises:
+            InputError: it is made for hardware of which there is no such thing; or unknown architecture.
+        """
+        raise InputError(
+            f"{self.manifest.model} for {self.manifest.target.get('name')} is ready to run; what compiles are those for hexagon "
+            "and the CPUs of tvm-..."
+        )
+
+    def milliseconds(self, *args: Any, **kwargs: Any) -> float:
+        """What one call takes, by the clock of the machine it runs on."""
+        start = time.perf_counter_ns()
+        self(*args, **kwargs)
+        return (time.perf_counter_ns() - start) / 1e6
+
+    @abstractmethod
+    def _run(self, inputs: list[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+        """Compute the outputs, flat and in the manifest's order."""
+
+    @abstractmethod
+    def set_threads(self, threads: int) -> None:
+        """Let the runtime use this many threads from the next call on."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute the model.
+
+        Takes the original's arguments, or the input tensors one by one in order, or by name; tensors or numpy arrays.
+        Returns CPU tensors nested like the original's result.
+
+        Raises:
+            InputError: names the input that does not fit, what was expected and what came.
+        """
+        outputs = self._run(self._arrays(args, kwargs))
+        if len(outputs) != len(self.manifest.outputs):
+            raise GraphoptError(f"the runtime returned {len(outputs)} outputs, expected {len(self.manifest.outputs)}")
+        return structure.decode(self.manifest.output_structure, map(_tensor, outputs))
+
+    def _arrays(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[np.ndarray[Any, Any]]:
+        """The inputs, flat and checked."""
+        inputs = self._inputs(args, kwargs)
+        arrays = [_checked(spec, value) for spec, value in zip(self.manifest.inputs, inputs, strict=True)]
+        sizes = {s.name: a.shape[0] for s, a in zip(self.manifest.inputs, arrays, strict=True) if None in s.shape[:1]}
+        if len(set(sizes.values())) > 1:
+            shown = ", ".join(f"{name}: {size}" for name, size in sizes.items())
+            raise InputError(f"the inputs have different batch sizes ({shown}); they must be equal")
+        return arrays
+
+    def _inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+        specs = self.manifest.inputs
+        try:
+            return structure.leaves(self.manifest.input_structure, (args, dict(kwargs)), "the arguments")
+        except InputError as error:
+            given = [*args, *kwargs.values()]
+            if all(isinstance(v, (Tensor, np.ndarray)) for v in given):
+                if not kwargs and len(args) == len(specs):
+                    return list(args)
+                if not args and set(kwargs) == {s.name for s in specs}:
+                    return [kwargs[s.name] for s in specs]
+            raise InputError(f"the model takes {', '.join(map(str, specs))}; {error}") from None
+
+    @property
+    def loaded(self) -> list[str]:
+        """Names of the files that a device needs."""
+        return list(self.manifest.files)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files that a device needs, the manifest aside."""
+        return sum(self.manifest.files[name].size for name in self.loaded)
+
+    @property
+    def compressed_bytes(self) -> int:
+        """Bytes of all files that a device needs, the manifest aside, each compressed with zlib."""
+        return sum(len(zlib.compress((self.folder / name).read_bytes())) for name in self.loaded)
+
+    @property
+    def report(self) -> Report | None:
+        """The report of the optimization this came from."""
+        return Report.from_dict(self.manifest.report) if self.manifest.report else None
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the artifact to a folder, whole or not at all, and return its absolute path.
+
+        Raises:
+            InputError: the place cannot be written, or holds files that graphopt did not write.
+        """
+        with folder_atomically(folder) as new:
+            for name in self.manifest.files:
+                (new / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(self.folder / name, new / name)
+            (new / MANIFEST).write_bytes(self.manifest.to_json())
+        return Path(folder).expanduser().resolve()
+
+    def __repr__(self) -> str:
+        takes = ", ".join(map(str, self.manifest.inputs))
+        return f"{type(self).__name__}({self.manifest.model} for {self.manifest.target.get('name')}; {takes})"
+
+
+def temporary_folder() -> Path:
+    """A fresh folder for an artifact that is not saved yet."""
+    return Path(tempfile.mkdtemp(prefix="graphopt-"))
+
+
+def write_form(manifest: Manifest, folder: str | Path, option: str, write: Callable[[Path], Any]) -> Path:
+    """Write another form of a deployed model into a folder, whole or not at all, and return its absolute path.
+
+    Args:
+        write: fills the folder.
+        option: of the new form's manifest; what `write` returns.
+
+    Raises:
+        InputError: the place cannot be written, or holds files that graphopt did not write.
+    """
+    target = check_replaceable(folder)
+    with folder_atomically(target) as new:
+        options = {**manifest.options, option: write(new)}
+        described = replace(manifest, files=listing(new), options=options, versions=versions())
+        (new / MANIFEST).write_bytes(described.to_json())
+    return target
+
+
+def describe(
+    graph: Graph,
+    target: Target,
+    folder: Path,
+    *,
+    model: str = "model",
+    options: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """The manifest of `graph` lowered into `folder`, whose files must be complete.
+
+    The float graph, or the graph as it was captured, serves as well as the final one: names, types and shapes of inputs
+    and outputs are all that is read. It is run once on its example.
+
+    Raises:
+        InputError: the model takes or returns something other than tensors and plain values.
+    """
+    with torch.no_grad():
+        result = graph(*graph.example.args, **graph.example.kwargs)
+    tensors = [t for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
+    outputs = [
+        TensorSpec(name, _dtype(tensor), tuple(s if isinstance(s, int) else None for s in node.meta["val"].shape))
+        for name, node, tensor in zip(graph.output_names, graph.outputs, tensors, strict=True)
+    ]
+    inputs = [
+        TensorSpec(
+            i.name,
+            str(i.dtype).removeprefix("torch."),
+            (None, *i.shape[1:]) if graph.dynamic_batch and i.batched else i.shape,
+        )
+        for i in batches.inputs(graph)
+    ]
+    return Manifest(
+        model=model,
+        target=target.to_dict(),
+        inputs=inputs,
+        outputs=outputs,
+        input_structure=structure.encode((tuple(graph.example.args), dict(graph.example.kwargs))),
+        output_structure=structure.encode(result),
+        files=listing(folder),
+        options=dict(options or {}),
+    )
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _checked(spec: TensorSpec, value: Any) -> np.ndarray[Any, Any]:
+    """`value` as a contiguous array, after checking that it is what `spec` says."""
+    if isinstance(value, Tensor):
+        dtype = _dtype(value)
+    elif isinstance(value, np.ndarray):
+        dtype = str(value.dtype)
+    else:
+        raise InputError(f"input {spec.name!r} must be a tensor or numpy array, got {type(value).__name__}")
+    fits = len(value.shape) == len(spec.shape) and all(
+        w is None or w == s for w, s in zip(spec.shape, value.shape, strict=True)
+    )
+    if not fits or dtype != spec.dtype:
+        came = f"{dtype}[{', '.join(map(str, value.shape))}]"
+        raise InputError(f"input {spec.name!r} must be {str(spec).partition(': ')[2]}, got {came}")
+    return np.asarray(value.detach().cpu().numpy() if isinstance(value, Tensor) else value, order="C")
+
+
+def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
+    return torch.from_numpy(np.asarray(array, order="C")) if array.flags.writeable else torch.tensor(array)

@@ -1,0 +1,205 @@
+"""The description that lies beside a deployed model: what it computes, for what, made by what, and which files belong.
+
+One JSON file, `manifest.json`. Reading checks everything it says before anything is run: its own checksum, the format
+version, names that stay inside the folder, and the size and SHA-256 of every file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from graphopt.artifacts.report import Report
+from graphopt.ir import structure
+from graphopt.utils.errors import ArtifactError, InputError
+from graphopt.utils.files import MANIFEST, sha256
+from graphopt.utils.version import __version__, versions
+
+FORMAT = 1  # raised whenever an older graphopt could misread what a newer one writes
+DTYPES = frozenset(
+    {"float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "uint16", "bool"}
+)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output: its name, element type ("float32") and sizes, None where a size is free."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join('N' if s is None else str(s) for s in self.shape)}]"
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and SHA-256 of one file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass
+class Manifest:
+    """See the head of this file.
+
+    Attributes:
+        model: the model's name.
+        target: `Target.to_dict()`; its "runtime" names the backend.
+        inputs, outputs: the tensors, in order.
+        input_structure: the nesting of `(args, kwargs)`; see `graphopt.ir.structure`.
+        output_structure: the nesting of the result.
+        files: by name relative to the folder.
+        report: `Report.to_dict()`, empty where there is none.
+        options: whatever else the backend wants to know when it loads.
+        versions: of graphopt and the libraries it was made with.
+        format: the version of this description.
+    """
+
+    model: str
+    target: dict[str, Any]
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    input_structure: Any
+    output_structure: Any
+    files: dict[str, FileEntry] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=versions)
+    format: int = FORMAT
+
+    @property
+    def runtime(self) -> str:
+        return str(self.target.get("runtime", ""))
+
+    def to_json(self) -> bytes:
+        content = asdict(self)
+        return json.dumps({**content, "checksum": _checksum(content)}, indent=2, allow_nan=False).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, text: bytes, where: str = MANIFEST) -> Manifest:
+        """Parse and check a manifest.
+
+        Raises:
+            ArtifactError: it is damaged, altered, or of a newer format.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise ArtifactError(f"{where} is damaged or cut short ({error}); write the artifact again") from error
+        if not isinstance(data, dict) or not isinstance(data.get("format"), int):
+            raise ArtifactError(f"{where} is not a graphopt manifest; give the folder of an artifact")
+        if data["format"] > FORMAT:
+            raise ArtifactError(
+                f"{where} was written by graphopt {_writer(data)} in format {data['format']}, but graphopt {__version__} "
+                f"reads formats up to {FORMAT}; upgrade graphopt"
+            )
+        checksum = data.pop("checksum", None)
+        if checksum != _checksum(data):
+            raise ArtifactError(f"{where} was altered since it was written (its checksum differs); write it again")
+        try:
+            return cls._checked(data)
+        except (TypeError, ValueError, KeyError, AttributeError, InputError) as error:
+            raise ArtifactError(f"{where} is not a valid manifest: {error}") from error
+
+    @classmethod
+    def _checked(cls, data: dict[str, Any]) -> Manifest:
+        known = {f.name: str(f.type) for f in fields(cls)}
+        if set(data) != set(known):
+            raise ValueError(f"unknown or missing entries {', '.join(sorted(set(data) ^ set(known)))}")
+        for name, kind in known.items():
+            wanted = {"str": str, "int": int, "dict": dict, "list": list}.get(kind.split("[")[0])
+            if wanted and not isinstance(data[name], wanted):
+                raise ValueError(f"{name} is a {type(data[name]).__name__}, not a {kind}")
+        manifest = cls(**data)
+        manifest.inputs = [_spec(s) for s in data["inputs"]]
+        manifest.outputs = [_spec(s) for s in data["outputs"]]
+        manifest.files = {_safe(name): _file(name, entry) for name, entry in data["files"].items()}
+        for tensors, nesting in (
+            (manifest.inputs, data["input_structure"]),
+            (manifest.outputs, data["output_structure"]),
+        ):
+            if structure.check(nesting) != len(tensors):
+                raise ValueError(f"a structure of {structure.check(nesting)} tensors for {len(tensors)}")
+        if manifest.report:
+            Report.from_dict(manifest.report)
+        return manifest
+
+    def verify(self, folder: Path) -> None:
+        """Check that every file is there and is what was written.
+
+        Raises:
+            ArtifactError: names the first file that is missing, cut short or altered.
+        """
+        again = "write or copy the artifact again"
+        for name, entry in self.files.items():
+            path = folder / _safe(name)
+            if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
+                raise ArtifactError(f"the artifact {folder} lacks its file {name}; {again}")
+            if (found := path.stat().st_size) != entry.size:
+                raise ArtifactError(f"{path} is damaged: {found} bytes instead of {entry.size}; {again}")
+            if sha256(path) != entry.sha256:
+                raise ArtifactError(f"{path} was altered after it was written (its SHA-256 differs); {again}")
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """The manifest of an artifact's folder, everything it lists verified.
+
+    Raises:
+        InputError: there is no such folder.
+        ArtifactError: it is no artifact, is damaged, was altered, or comes from a newer graphopt.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"there is no artifact folder {folder}")
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ArtifactError(f"{folder} is no artifact: it has no {MANIFEST}")
+    manifest = Manifest.from_json(path.read_bytes(), str(path))
+    manifest.verify(folder)
+    return manifest
+
+
+def listing(folder: Path) -> dict[str, FileEntry]:
+    """Every file below a folder, the manifest aside, with size and SHA-256."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    return {p.relative_to(folder).as_posix(): FileEntry(p.stat().st_size, sha256(p)) for p in files}
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    plain = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(plain.encode()).hexdigest()
+
+
+def _writer(data: Mapping[str, Any]) -> str:
+    found = data.get("versions")
+    return str(found.get("graphopt", "(unknown)")) if isinstance(found, dict) else "(unknown)"
+
+
+def _spec(data: Mapping[str, Any]) -> TensorSpec:
+    shape = data["shape"]
+    if data["dtype"] not in DTYPES:
+        raise ValueError(f"{data['name']} has the unknown element type {data['dtype']!r}")
+    if not isinstance(shape, list) or not all(s is None or (isinstance(s, int) and s >= 0) for s in shape):
+        raise ValueError(f"{data['name']} has the shape {shape!r}")
+    return TensorSpec(str(data["name"]), data["dtype"], tuple(shape))
+
+
+def _file(name: str, data: Mapping[str, Any]) -> FileEntry:
+    if set(data) != {"size", "sha256"} or not isinstance(data["size"], int) or not isinstance(data["sha256"], str):
+        raise ValueError(f"the entry of {name} is {data!r}")
+    return FileEntry(data["size"], data["sha256"])
+
+
+def _safe(name: str) -> str:
+    """The file name, which must stay inside the artifact's folder."""
+    path = PurePosixPath(name)
+    if not name or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or "\0" in name:
+        raise ValueError(f"the file name {name!r} leads out of the artifact's folder")
+    return name

@@ -1,0 +1,110 @@
+"""`graphopt analyze`, `targets` and `show`: models and targets are explained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from graphopt.cli import arguments
+from graphopt.cli.arguments import Aim, Estimator, Mean, Model, Samples, Scale, Shapes, Std, Typical
+from graphopt.cli.reporting import reporting
+from graphopt.utils.errors import InputError
+
+
+def analyze(
+    model: Model,
+    target: Aim = "arm",
+    calibration: Typical = None,
+    input_shape: Shapes = None,
+    samples: Samples = 512,
+    scale: Scale = 1 / 255,
+    mean: Mean = "0.485,0.456,0.406",
+    std: Std = "0.229,0.224,0.225",
+    estimator: Estimator = "mse",
+    plots: Annotated[
+        Path | None, typer.Option(help="Folder for plots of layers and of every value and weight; needs matplotlib.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="File for the numbers as JSON.")] = None,
+) -> None:
+    """Quantize a model, and report which layers and values lose accuracy."""
+    with reporting():
+        from graphopt import targets
+        from graphopt.utils import files
+
+        found = targets.find(target)
+        if plots is not None:
+            from graphopt.evaluation.plots import check
+
+            check(plots)
+        if json is not None:
+            files.check_writable(json)
+        source = arguments.calibration(calibration, samples, scale, mean, std)
+        example, subject = arguments.examples(input_shape), arguments.model(model)
+
+        import graphopt
+
+        optimized = graphopt.optimize(
+            subject, example, target=found, calibration=source, estimator=estimator, measure=False
+        )
+        analysis = graphopt.analyze(optimized.graph, source)
+        if json is not None:
+            analysis.save(json)
+        written = analysis.plot(plots) if plots is not None else []
+        analysis.print()
+        if plots is not None:
+            print(f"{len(written)} plots in {plots.resolve()}")
+
+
+def targets(name: Annotated[str | None, typer.Argument(help="One of them, in full.")] = None) -> None:
+    """List the targets, or explain one."""
+    with reporting():
+        from rich.box import SIMPLE
+        from rich.table import Table
+
+        from graphopt import targets
+        from graphopt.artifacts.report import show
+
+        if name is not None:
+            for fact, text in targets.explain(targets.find(name)):
+                typer.echo(f"{fact:<16} {text}")
+            return
+        table = Table(box=SIMPLE, pad_edge=False)
+        for column in ("target", "runtime", "weights", "activations", "description"):
+            table.add_column(column)
+        for known in targets.names():
+            t = targets.find(known)
+            table.add_row(known, t.runtime, str(t.weights), str(t.activations), t.description)
+        show(table, 140)
+
+
+def show(path: Annotated[Path, typer.Argument(help="A .pt2 file, or the folder of a deployed model.")]) -> None:
+    """Show the graph of a .pt2 file, or a deployed model."""
+    with reporting():
+        if not path.exists():
+            raise InputError(f"there is no file or folder {path}")
+        if path.is_dir():
+            _show_artifact(path)
+        elif path.suffix == ".pt2":
+            from graphopt.ir.graph import Graph
+
+            print(Graph.load(path) if arguments.is_saved_graph(path) else Graph.capture(path))
+        else:
+            raise InputError(f"cannot show {path}: it is neither a .pt2 file nor the folder of a deployed model")
+
+
+def _show_artifact(folder: Path) -> None:
+    from graphopt.artifacts.manifest import read_manifest
+    from graphopt.artifacts.report import Report, size
+
+    manifest = read_manifest(folder)
+    print(f"{manifest.model} for {manifest.target.get('name')}, to run on {manifest.runtime}")
+    print(f"takes    {', '.join(map(str, manifest.inputs))}")
+    print(f"returns  {', '.join(map(str, manifest.outputs))}")
+    for name, entry in manifest.files.items():
+        print(f"file     {name}, {size(entry.size)}")
+    print(f"made by  {', '.join(f'{name} {version}' for name, version in manifest.versions.items())}")
+    if manifest.report:
+        print()
+        Report.from_dict(manifest.report).print()

@@ -1,0 +1,45 @@
+"""The command line: `graphopt optimize`, `analyze`, `targets`, `check`, `audit`, `compile`, `show` and `demo`.
+
+Exit codes: 0 all is well, 1 something graphopt or the model could not do, 2 a mistake in the command, 130 Ctrl-C.
+Errors are one line on standard error; `--debug` shows where they come from.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from graphopt.cli import evaluate, inspect, optimize, reporting
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+for command in (
+    optimize.optimize, inspect.analyze, inspect.targets, evaluate.check, evaluate.audit, optimize.compile, inspect.show, optimize.demo
+):  # fmt: skip
+    app.command()(command)
+
+
+def main() -> None:
+    """The entry point; `--debug` may stand anywhere."""
+    reporting.debug = "--debug" in sys.argv
+    app(args=[a for a in sys.argv[1:] if a != "--debug"], prog_name="graphopt")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from graphopt.utils.version import versions
+
+        ours, *others = (f"{name} {version}" for name, version in versions().items())
+        print(f"{ours} ({', '.join(others)})")
+        raise typer.Exit
+
+
+@app.callback()
+def graphopt(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show versions.", callback=_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Make trained PyTorch models small and fast on edge hardware."""

@@ -1,0 +1,172 @@
+"""`graphopt optimize`, `compile` and `demo`: deployed models are made."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from graphopt.cli import arguments
+from graphopt.cli.arguments import Aim, Estimator, Mean, Model, Samples, Scale, Shapes, Std, Typical
+from graphopt.cli.reporting import reporting
+from graphopt.utils.errors import InputError
+
+
+def optimize(
+    model: Model,
+    target: Aim = "arm",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the deployed model.")] = None,
+    calibration: Typical = None,
+    evaluate: Annotated[
+        str | None, typer.Option(help="package.module:function that takes a model and returns its accuracy.")
+    ] = None,
+    input_shape: Shapes = None,
+    samples: Samples = 512,
+    scale: Scale = 1 / 255,
+    mean: Mean = "0.485,0.456,0.406",
+    std: Std = "0.229,0.224,0.225",
+    keep_macs: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Shrink the network until this share of the multiply-accumulates is left, e.g. 0.6."
+        ),
+    ] = None,
+    shrink_by: Annotated[str, typer.Option(help="How: prune (channels) or factorize (layers).")] = "prune",
+    max_latency: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Factorize layers until this share of the measured time is left, e.g. 0.8."),
+    ] = None,
+    rounding: Annotated[
+        str | None,
+        typer.Option(help="Codes of weights: nearest, gptq or adaround. By default gptq for less than 7 bits."),
+    ] = None,
+    average_bits: Annotated[
+        float | None, typer.Option(help="Bits per weight on average, e.g. 4; how many each layer has is chosen.")
+    ] = None,
+    weight_only: Annotated[
+        int | None, typer.Option(help="Bits of the weights of linear layers, all else in float (transformers): 4 or 8.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Folder to go on from where the same command was interrupted.")
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="The accuracy that may be lost, in the unit of --evaluate: tries more until it is kept."
+        ),
+    ] = None,
+    estimator: Estimator = "mse",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime while it is measured.")] = 1,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Where to measure: rpc://host:port or tracker://host:port/key (tvm-), htp (hexagon), tensorrt (nvidia)."
+        ),
+    ] = None,
+    compiler: Annotated[
+        str | None, typer.Option(help="What links for a tvm- target, e.g. 'zig c++ -target aarch64-linux-gnu'.")
+    ] = None,
+    tune: Annotated[
+        str | None,
+        typer.Option(help="Measure kernels for a tvm- target, on --device where named: trials, or seconds as 60s."),
+    ] = None,
+    tune_database: Annotated[
+        Path | None,
+        typer.Option(help="File that remembers what tuning measured: to go on from, or, without --tune, to use."),
+    ] = None,
+    tuner: Annotated[
+        str | None, typer.Option(help="What --tune tries: tiles of registers, or whole schedules by metaschedule.")
+    ] = None,
+    measure: Annotated[bool, typer.Option(help="Measure the latency before and after.")] = True,
+    dump: Annotated[Path | None, typer.Option(help="Folder for the text of the graph after every pass.")] = None,
+    report: Annotated[Path | None, typer.Option(help="File for the report as JSON.")] = None,
+) -> None:
+    """Optimize a model, and report what every step bought."""
+    with reporting():
+        from graphopt import targets
+        from graphopt.utils import files, imports
+
+        found = targets.find(target)
+        if compiler is not None:
+            found = replace(found, compiler=compiler)
+        if out is not None:
+            files.check_replaceable(out)
+        if report is not None:
+            files.check_writable(report)
+        source = arguments.calibration(calibration, samples, scale, mean, std)
+        judge = None if evaluate is None else imports.find(evaluate)
+        if judge is not None and not callable(judge):
+            raise InputError(f"--evaluate {evaluate} is a {type(judge).__name__}, not a function that takes a model")
+        example, subject = arguments.examples(input_shape), arguments.model(model)
+
+        import graphopt
+
+        optimized = graphopt.optimize(
+            subject,
+            example,
+            target=found,
+            calibration=source,
+            evaluate=judge,
+            dump=dump,
+            estimator=estimator,
+            keep_macs=keep_macs,
+            shrink_by=shrink_by,
+            max_latency=max_latency,
+            rounding=cast("Any", rounding),  # checked there
+            average_bits=average_bits,
+            weight_only=weight_only,
+            checkpoint=checkpoint,
+            max_drop=max_drop,
+            tune=tune,
+            tune_database=tune_database,
+            tuner=tuner,
+            measure=measure,
+            threads=threads,
+            device=device,
+        )
+        if out is not None:
+            out = optimized.artifact.save(out)
+        if report is not None:
+            optimized.report.save(report)
+        optimized.report.print()
+        if out is not None:
+            print(f"saved to {out}")
+
+
+def compile(
+    artifact: Annotated[
+        Path, typer.Argument(help="The folder of a model deployed for hexagon, or for a CPU through TVM (tvm-...).")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the binaries, or for C and objects.")],
+    architecture: Annotated[
+        list[str] | None, typer.Option(help="Of Hexagon, e.g. v73; once per architecture. All known if not given.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="What names of functions and files in C begin with.")] = "model",
+) -> None:
+    """Compile a deployed model to binaries that a Hexagon DSP loads as they are, or to C and objects that need no runtime."""
+    with reporting():
+        import graphopt
+
+        written = graphopt.load(artifact).compile(out, architecture or (), name=name)
+        print(f"saved to {written}: {', '.join(sorted(file.name for file in written.iterdir()))}")
+
+
+def demo(
+    target: Annotated[str, typer.Option(help="What to optimize for.")] = "host",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the deployed model.")] = None,
+) -> None:
+    """Train a small network and optimize it for this machine.
+
+    It learns handwritten digits in seconds; all together takes less than a minute.
+    """
+    with reporting():
+        from graphopt.demo.main import run
+        from graphopt.utils import files
+
+        if out is not None:
+            files.check_replaceable(out)
+        run(target, out).print()
+        if out is not None:
+            print(f"saved to {out.resolve()}")

@@ -1,0 +1,52 @@
+"""Errors as one line on standard error and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from graphopt.utils.errors import GraphoptError
+
+debug = False  # set by `--debug`
+
+
+@contextmanager
+def reporting() -> Iterator[None]:
+    """Turn errors into one line and an exit code."""
+    if not debug:
+        quieten()
+    try:
+        yield
+        sys.stdout.flush()
+    except typer.Exit:
+        raise
+    except KeyboardInterrupt:
+        _say("interrupted; no result was written")
+        raise typer.Exit(130) from None
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
+    except Exception as error:
+        if debug:
+            raise
+        text = " ".join(str(error).split()) or "no message"
+        ours = isinstance(error, GraphoptError)
+        _say(f"error: {text}" if ours else f"unexpected {type(error).__name__}: {text} (--debug shows where)")
+        raise typer.Exit(1) from error
+
+
+def _say(text: str) -> None:
+    print(f"graphopt: {text}", file=sys.stderr)
+
+
+def quieten() -> None:
+    """Warnings of libraries about themselves are nothing the user of a command can act on."""
+    import logging
+    import warnings
+
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)

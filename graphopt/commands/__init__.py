@@ -1,4 +1,0 @@
-"""What the command line does, one file to each kind of work; `graphopt.cli` gathers them.
-
-PyTorch is imported where a command needs it: `graphopt --help` answers at once.
-"""

@@ -1,0 +1,107 @@
+"""How long graphs take on the runtime of a target, measured and remembered.
+
+    timer = Stopwatch("x86")                    integers, as `optimize` would make them
+    timer = Stopwatch("x86", integer=False)     float
+    timer([graph, other])                       milliseconds of each, taken in turn
+
+Each graph is lowered as it would be deployed. What was measured once on a machine is read from a file afterwards (only whole
+lists are: figures of different moments are not compared).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from graphopt.artifacts.registry import RUNTIMES, backend
+from graphopt.compiler.recipes import clean, recipe
+from graphopt.data.calibration import synthetic
+from graphopt.ir import cost
+from graphopt.ir.graph import Graph
+from graphopt.passmanager.runner import run
+from graphopt.targets import Target, architecture, find
+from graphopt.utils.errors import InputError
+from graphopt.utils.files import write_atomically
+
+
+class Stopwatch:
+    """Times graphs on this machine.
+
+    Args:
+        target: a name or a `Target` of this machine's architecture.
+        integer: quantize first (with made-up ranges: they do not matter for time).
+        threads: of the runtime.
+        cache: the file that remembers; None: `~/.cache/graphopt/latency.json` (or below `$XDG_CACHE_HOME`).
+        repeats, seconds: rounds over the list, and when to stop early (after 5).
+
+    Raises:
+        InputError: the target is of another architecture, so nothing can be timed here.
+    """
+
+    def __init__(
+        self,
+        target: str | Target = "host",
+        *,
+        integer: bool = True,
+        threads: int = 1,
+        cache: str | Path | None = None,
+        repeats: int = 30,
+        seconds: float = 6.0,
+    ) -> None:
+        self.target = find(target)
+        if self.target.architecture != architecture():
+            raise InputError(
+                f"target {self.target.name!r} is {self.target.architecture}, this machine is {architecture()}: "
+                "nothing can be timed for it here; use a target of this machine, such as 'host'"
+            )
+        self.integer, self.threads, self.repeats, self.seconds = integer, threads, repeats, seconds
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        self.cache = Path(cache) if cache is not None else base / "graphopt" / "latency.json"
+
+    def __call__(self, graphs: Sequence[Graph]) -> list[float]:
+        known, key = self._read(), self._key(graphs)
+        found = known.get(key)
+        if isinstance(found, list) and len(found) == len(graphs):
+            return [float(ms) for ms in found]
+        times = self.fresh(graphs)
+        self.cache.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.cache, json.dumps(self._read() | {key: times}, indent=0).encode())
+        return times
+
+    def fresh(self, graphs: Sequence[Graph]) -> list[float]:
+        """Measured now, whatever is remembered: the median milliseconds of each."""
+        lowering = backend(self.target.runtime)
+        calls = {}
+        for number, graph in enumerate(graphs):
+            copy = graph.clone()
+            data = synthetic(copy)
+            run(
+                recipe(self.target, data, estimator="minmax", rounding="nearest")
+                if self.integer
+                else clean(self.target),
+                copy,
+                verify=False,
+            )
+            artifact = lowering.lower(copy, self.target)
+            artifact.set_threads(self.threads)
+            args, kwargs = graph.example.args, graph.example.kwargs
+            calls[str(number)] = lambda a=artifact, args=args, kwargs=kwargs: a(*args, **kwargs)
+        taken = cost.timings(calls, self.repeats, 3, self.seconds)
+        return [taken.median(name) for name in calls]
+
+    def _key(self, graphs: Sequence[Graph]) -> str:
+        version = importlib.metadata.version(RUNTIMES[self.target.runtime].distribution)
+        how = [cost.host_cpu(), self.target.runtime, version, self.target.to_dict(), self.integer, self.threads]
+        inputs = [[list(t.shape) for t in graph.example.tensors()] for graph in graphs]
+        return hashlib.sha256(json.dumps([how, inputs, [str(g) for g in graphs]], default=str).encode()).hexdigest()
+
+    def _read(self) -> dict[str, object]:
+        try:
+            found = json.loads(self.cache.read_text())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}

@@ -1,0 +1,170 @@
+"""Recipes: the passes that make a float graph fit a target, as plain lists that users can cut and join."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from graphopt.formats import FloatFormat, Format
+from graphopt.ir.passes import Pass
+from graphopt.passes.cleanup.decompose_activations import DecomposeActivations
+from graphopt.passes.cleanup.fold_batchnorm import FoldBatchNorm
+from graphopt.passes.cleanup.fold_constant_channels import FoldConstantChannels
+from graphopt.passes.cleanup.simplify import Simplify
+from graphopt.passes.equalization.absorb_bias import AbsorbHighBias
+from graphopt.passes.equalization.equalize_channels import EqualizeChannels
+from graphopt.passes.factorization import Factorize
+from graphopt.passes.pruning import Prune
+from graphopt.passes.quantization import LayerFormat, MixedPrecision, Quantize
+from graphopt.passes.quantization.quantize_weights import QuantizeWeights
+from graphopt.passes.rounding import LearnRounding
+from graphopt.passes.rounding.correct_bias import CorrectBias
+from graphopt.targets import Target
+from graphopt.utils.errors import InputError
+
+Rounding = Literal["nearest", "gptq", "adaround"]
+ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)  # in the order of what they cost
+FEW_BITS = 7  # weights with fewer are rounded on data
+
+
+def clean(target: Target) -> list[Pass]:
+    """Exact rewrites: what computes nothing, and batch norm, are gone."""
+    return [Simplify(), FoldBatchNorm(depthwise=target.depthwise_norm)]
+
+
+def equalize(*, clips: bool = True) -> list[Pass]:
+    """Make one scale per tensor fit every channel; pointless where each channel has a scale of its own."""
+    return [FoldConstantChannels(), EqualizeChannels(clips=clips), AbsorbHighBias()]
+
+
+def prepare(target: Target) -> list[Pass]:
+    """Everything before `integer`: a float network that suits the target."""
+    one_scale = isinstance(target.weights, Format) and not target.weights.per_channel
+    return clean(target) + (equalize(clips=not target.vendor_compiler) if one_scale else [])
+
+
+def integer(
+    target: Target,
+    calibration: Iterable[list[Tensor]],
+    rounding: Rounding | None = None,
+    formats: Mapping[str, LayerFormat | None] | None = None,
+    *,
+    estimator: str = "mse",
+    average_bits: float | None = None,
+    checkpoint: str | Path | None = None,
+) -> list[Pass]:
+    """Quantize for the integer kernels of the target, and make up for what rounding the weights does.
+
+    Args:
+        rounding: `nearest`, with the mean error of the weights taken out of the biases; `gptq` and `adaround` choose codes on
+            data. None: `nearest` for weights of 7 bits and more, `gptq` for fewer.
+        average_bits: of the weights, chosen layer by layer; of `formats` only the bits of weights count then.
+        checkpoint: see `LearnRounding`.
+    """
+    formats = formats or {}
+    quantize: Pass = Quantize(target, calibration, estimator=estimator, formats=formats)
+    if average_bits is not None:
+        pinned = weight_bits(target, formats)
+        quantize = MixedPrecision(target, calibration, average_bits, estimator=estimator, layers=pinned)
+    passes: list[Pass] = [DecomposeActivations(target.decompose), quantize]
+    if isinstance(target.weights, FloatFormat) and rounding in (None, "nearest"):
+        return passes  # errors of single numbers have no mean worth taking out
+    if getattr(calibration, "one_shot", False):  # everything else goes through the data once more
+        if rounding not in (None, "nearest"):
+            raise InputError(f"rounding={rounding!r} goes through the data several times; give a list or a DataLoader")
+        return passes
+    if rounding is None:
+        fewest = average_bits or fewest_bits(target, formats)
+        rounding = "gptq" if fewest < FEW_BITS else "nearest"
+    if rounding == "nearest":
+        return [*passes, CorrectBias(calibration)]
+    return [*passes, LearnRounding(calibration, method=rounding, checkpoint=checkpoint)]
+
+
+def fewest_bits(target: Target, formats: Mapping[str, LayerFormat | None]) -> int:
+    """Of any layer's weights, those counted whose codes can be chosen."""
+    chosen = [target.weights, *(layer.weights for layer in formats.values() if layer and layer.weights)]
+    return min((format.bits for format in chosen if isinstance(format, Format)), default=FEW_BITS)
+
+
+def weight_bits(target: Target, formats: Mapping[str, LayerFormat | None]) -> dict[str, int | None]:
+    """What formats say about bits of weights; None: float.
+
+    Raises:
+        InputError: a format that is not uniform, which says more than its bits.
+    """
+    for name, layer in formats.items():
+        if layer and layer.weights and not isinstance(layer.weights, Format):
+            raise InputError(
+                f"average_bits and weight_only choose bits of uniform formats, but {name!r} is to have {layer.weights}; leave "
+                "one of them out"
+            )
+    return {name: None if f is None else (f.weights or target.weights).bits for name, f in formats.items()}
+
+
+def weight_only(
+    target: Target,
+    bits: int = 4,
+    block: int = 32,
+    data: Iterable[list[Tensor]] | None = None,
+    *,
+    layers: Mapping[str, int | None] | None = None,
+    checkpoint: str | Path | None = None,
+) -> list[Pass]:
+    """Weights of linear layers in blocks of few bits, values in float; with `data`, codes chosen on it (GPTQ)."""
+    passes = [*clean(target), QuantizeWeights(bits, block, layers=layers or {})]
+    return passes if data is None else [*passes, LearnRounding(data, checkpoint=checkpoint)]
+
+
+def shrink(
+    target: Target,
+    calibration: Iterable[list[Tensor]],
+    *,
+    keep_macs: float | None = None,
+    by: str = "prune",
+    max_latency: float | None = None,
+    threads: int = 1,
+) -> list[Pass]:
+    """Less work before anything else, in numbers of channels that the target's kernels like.
+
+    Made-up inputs say nothing about what matters: with those, the weights alone decide.
+
+    Args:
+        keep_macs: the share of the multiply-accumulates to keep, `by` pruning channels (`prune`) or low-rank factors
+            (`factorize`).
+        max_latency: the share of the time to keep, measured on this machine, by low-rank factors.
+
+    Raises:
+        InputError: `by` is neither, factors are asked for twice, or the time cannot be measured on this machine.
+    """
+    from graphopt.compiler.latency import Stopwatch
+
+    if by not in ("prune", "factorize"):
+        raise InputError(f"shrink_by must be 'prune' or 'factorize', got {by!r}")
+    if by == "factorize" and keep_macs is not None and max_latency is not None:
+        raise InputError("give keep_macs or max_latency, or prune first (shrink_by='prune') and factorize for the time")
+    data = None if getattr(calibration, "synthetic", False) else calibration
+    passes: list[Pass] = []
+    if keep_macs is not None and by == "prune":
+        passes.append(Prune(keep_macs, data=data, round_to=target.channel_multiple))
+    elif keep_macs is not None:
+        passes.append(Factorize(target_macs=keep_macs, data=data, round_to=target.channel_multiple))
+    if max_latency is not None:
+        timer = Stopwatch(target, threads=threads)
+        passes.append(Factorize(max_latency=max_latency, data=data, round_to=target.channel_multiple, timer=timer))
+    return passes
+
+
+def recipe(
+    target: Target,
+    calibration: Iterable[list[Tensor]],
+    *,
+    estimator: str = "mse",
+    formats: Mapping[str, LayerFormat | None] | None = None,
+    rounding: Rounding | None = None,
+) -> list[Pass]:
+    """What `graphopt.optimize` does when it is given no passes, behind `shrink`."""
+    return prepare(target) + integer(target, calibration, rounding, formats, estimator=estimator)

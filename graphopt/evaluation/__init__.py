@@ -1,0 +1,10 @@
+"""How good a compressed model is, and why.
+
+sensitivity.py     `analyze`: which layer loses accuracy
+value_errors.py    how well a grid fits its values
+evaluate.py        accuracy, fidelity, integer share and time of an artifact
+file_audit.py      `audit`: what of anyone's ONNX file computes in integer
+float_regions.py   what computes in float between integers
+compliance/        `check`: does a file obey the rules of a target?
+plots.py           plots of an analysis
+"""

@@ -1,0 +1,221 @@
+"""What a finished artifact measures: its accuracy, its fidelity to the original, its share in integer, its time.
+
+Each goes into the report, or the reason why it could not be measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from graphopt.artifacts.artifact import Artifact
+from graphopt.artifacts.audit import Audit
+from graphopt.artifacts.report import Latency, Report, Step, size, slower
+from graphopt.data import batches
+from graphopt.data.calibration import Calibration
+from graphopt.formats import FAKE_QUANTIZE, in_blocks
+from graphopt.ir import cost as measures
+from graphopt.ir.graph import Graph
+from graphopt.passmanager.runner import outputs
+from graphopt.targets import Target, architecture, machine_here
+from graphopt.utils.errors import InputError, first_line
+from graphopt.utils.progress import track
+
+AGREEMENT_SAMPLES = 512  # calibration samples on which float original and artifact are compared
+COMPARED_SAMPLES = 64  # on which a device is compared with the simulation; and with the original, where it is emulated
+ALIKE = 0.95  # share of equal predictions below which a report warns
+
+
+def score(evaluate: Callable[[Callable[..., Any]], float], model: Callable[..., Any], what: str) -> float:
+    try:
+        with torch.no_grad():
+            value = evaluate(model)
+    except Exception as error:
+        reason = first_line(error, "no message")
+        raise InputError(f"evaluate raised {type(error).__name__} for {what}: {reason}") from error
+    try:
+        value = float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"evaluate must return a number, got {type(value).__name__} for {what}") from None
+    if math.isnan(value):
+        raise InputError(f"evaluate returned NaN for {what}")
+    return value
+
+
+def stand_in(
+    artifact: Artifact, graph: Graph, simulate: Callable[[Graph, Target], Callable[..., Any]], target: Target
+) -> Callable[..., Any]:
+    """What answers on this machine for an artifact: itself, or where it cannot run, its simulation (float graphs: themselves)."""
+    if not artifact.refusal:
+        return artifact
+    return simulate(graph, target) if graph.calls(FAKE_QUANTIZE) else graph
+
+
+def last_score(
+    evaluate: Callable[[Callable[..., Any]], float], artifact: Callable[..., Any], report: Report
+) -> float | None:
+    """The score of the result; work that is done is not thrown away where it cannot be had."""
+    try:
+        return score(evaluate, artifact, "the artifact")
+    except InputError as error:
+        report.missing["accuracy"] = str(error)
+        report.warnings.append(str(error))
+        return None
+
+
+def judge(
+    report: Report, audit: Audit, answers: Callable[..., Any], deployed: Graph, original: Graph, data: Calibration
+) -> None:
+    """Weights as stored, share in integer, fidelity of the deployed model."""
+    last = report.steps[-1] if report.steps else report.original
+    assert last is not None
+    reference = outputs(original)
+    results = answers(*original.example.args, **original.example.kwargs)
+    report.steps.append(
+        Step(
+            "(lowered)", "", [], 0.0, measures.parameters(deployed), measures.macs(deployed), measures.weight_bytes(deployed),
+            measures.sqnr(reference, results),
+        )
+    )  # fmt: skip
+    report.integer_macs, report.weight_only_macs = audit.share, audit.weight_only_shares
+    report.half_macs, report.float_operators = audit.half_share, audit.floating
+    if data.synthetic:
+        report.missing["agreement"] = "no calibration data was given"
+        return
+    if data.one_shot:
+        report.missing["agreement"] = (
+            "the calibration data is an iterator, which was used up; give a list or a DataLoader"
+        )
+        return
+    slow = isinstance(answers, Artifact) and answers.emulated
+    enough = COMPARED_SAMPLES if slow else AGREEMENT_SAMPLES
+    seen, equal = 0, 0.0
+    with torch.no_grad():
+        for batch in track(data, "comparing with the original"):
+            ours, theirs = _flat(original, batch), _flat(answers, batch)
+            if ours[0].dim() < 2:
+                report.missing["agreement"] = "the model does not return classes"
+                return
+            count = len(ours[0])
+            equal += measures.agreement(ours, theirs) * count
+            seen += count
+            if seen >= enough:
+                break
+    report.agreement = equal / seen
+    report.notes.append(f"agreement was measured on {seen} calibration samples")
+
+
+def clock(report: Report, target: Target, before: Artifact, after: Artifact, graph: Graph, threads: int) -> None:
+    if reason := _untimed(target, after):
+        report.missing["latency"] = reason
+        return
+    args, kwargs = graph.example.args, graph.example.kwargs
+    for artifact in (before, after):
+        artifact.set_threads(threads)
+    calls = {
+        "before": lambda: before.milliseconds(*args, **kwargs),
+        "after": lambda: after.milliseconds(*args, **kwargs),
+    }
+    taken = measures.timings(calls, clocked=True)
+    runtime = after.manifest.runtime
+    report.latency = Latency(
+        before_ms=taken.median("before"),
+        after_ms=taken.median("after"),
+        speedup=taken.speedup("before", "after"),
+        before=f"{runtime}, float",
+        after=f"{runtime}, {_arithmetic(report)}",
+        threads=threads,
+        host=after.device or measures.host_cpu(),
+    )
+    if report.integer_macs and (warning := slower(report.latency, report.float_operators)):
+        report.warnings.append(warning)
+
+
+def _arithmetic(report: Report) -> str:
+    if report.integer_macs or not (report.weight_only_macs or report.half_macs):
+        return "integer"
+    return "float16" if report.half_macs else "weights in few bits"
+
+
+def _untimed(target: Target, artifact: Artifact) -> str:
+    """Why its latency cannot be measured where it runs; empty where it can."""
+    if artifact.device:
+        return f"{artifact.device} takes other times than the hardware" if artifact.emulated else ""
+    if architecture() != target.architecture:
+        return f"the target is {target.architecture}, this machine is {architecture()}"
+    if target.machine not in (None, machine_here()):
+        return f"the target has the kernels of {target.machine}, this machine those of {machine_here()}"
+    return artifact.refusal
+
+
+def confirm(
+    report: Report,
+    artifact: Artifact,
+    graph: Graph,
+    simulate: Callable[[Graph, Target], Callable[..., Any]],
+    target: Target,
+    data: Calibration,
+) -> None:
+    """Compare what a device answers with what it should: simulated integers, to the last bit where it is said to keep them."""
+    exact = not all(map(in_blocks, graph.calls(FAKE_QUANTIZE)))
+    expected = simulate(graph, target) if exact else graph
+    if not artifact.exact:
+        _compare(report, artifact, expected, [graph.example.tensors()] if data.one_shot else data)
+        return
+    args, kwargs = graph.example.args, graph.example.kwargs
+    with torch.no_grad():
+        answers = [pytree.tree_leaves(model(*args, **kwargs)) for model in (artifact, expected)]
+    differing = total = 0
+    for ours, theirs in zip(*answers, strict=True):
+        if isinstance(ours, Tensor):
+            same = ours == theirs if exact else torch.isclose(ours, theirs, rtol=1e-4, atol=1e-5)
+            differing, total = differing + int((~same).sum()), total + ours.numel()
+    reference = "its simulation" if exact else "the graph"
+    said = f"{artifact.device} answered the example with {differing} of {total} numbers unlike {reference}"
+    (report.warnings if differing else report.notes).append(said)
+
+
+def _compare(report: Report, artifact: Artifact, expected: Callable[..., Any], batches: Iterable[list[Tensor]]) -> None:
+    """How often a device that rounds in its own way predicts the same class, and how far its answers are apart."""
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for batch in track(batches, "comparing with the simulation"):
+        with torch.no_grad():
+            pairs.append((_flat(artifact, batch)[0], _flat(expected, batch)[0]))
+        if sum(len(theirs) for theirs, _ in pairs) >= COMPARED_SAMPLES:
+            break
+    theirs, ours = (
+        torch.cat([t.reshape(len(t) if t.dim() else 1, -1) for t in column]) for column in zip(*pairs, strict=True)
+    )
+    span = float(ours.max() - ours.min())
+    share = float((theirs - ours).abs().max()) / span if span else 0.0
+    said = f"{artifact.device} differs from its simulation by {share:.1%} of the range of answers at most, on {len(ours)} samples"
+    if pairs[0][0].dim() < 2:
+        report.notes.append(said)
+        return
+    alike = sum(measures.agreement(*pair) * len(pair[0]) for pair in pairs) / sum(len(pair[0]) for pair in pairs)
+    (report.notes if alike >= ALIKE else report.warnings).append(f"{said}; {alike:.1%} have the same class")
+
+
+def zeros_note(zeros: float, before: Artifact, after: Artifact) -> str:
+    files = " -> ".join(f"{size(a.size_bytes)} ({size(a.compressed_bytes)} compressed)" for a in (before, after))
+    return (
+        f"{zeros:.1%} of the weights are zero: that saves storage where files are compressed, {files} with zlib; "
+        f"it saves no time, the kernels of {after.manifest.runtime} multiply by zeros like by anything else"
+    )
+
+
+def _flat(model: Callable[..., Any], batch: list[Tensor]) -> list[Tensor]:
+    args, kwargs = _nested(model, batch)
+    return [t for t in pytree.tree_leaves(model(*args, **kwargs)) if isinstance(t, Tensor)]
+
+
+def _nested(model: Any, batch: list[Tensor]) -> tuple[Any, Any]:
+    """A flat batch in the structure that graphs and simulations take; artifacts take it flat."""
+    if isinstance(model, Artifact):
+        return batch, {}
+    return batches.nested(model.example, batch)

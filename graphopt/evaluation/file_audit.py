@@ -1,0 +1,217 @@
+"""Audit an ONNX file, whoever made it: what of it computes in integer, what in float and why, and a cure.
+
+found = audit("model.onnx", "x86")
+found.print()
+found.cure("cured.onnx").print()
+
+What is read is what runs: for CPUs, the graph as ONNX Runtime rewrote it; for hardware with a compiler of its own, what the
+file's quantizers say.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from graphopt.artifacts.registry import backend
+from graphopt.artifacts.report import WIDTH, plain, show
+from graphopt.evaluation.float_regions import Island
+from graphopt.ir.passes import Change
+from graphopt.targets import Target, find
+from graphopt.utils.errors import InputError
+from graphopt.utils.files import write_atomically
+
+
+class _Printed(ABC):
+    """Something with a text as tables."""
+
+    @abstractmethod
+    def renderable(self) -> RenderableType:
+        """What is printed of it."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """What is saved of it."""
+
+    def print(self) -> None:
+        """In colour on a terminal, as plain text in a pipe."""
+        show(self.renderable(), WIDTH)
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON, whole or not at all."""
+        write_atomically(path, (json.dumps(self.to_dict(), indent=2) + "\n").encode())
+
+    def __str__(self) -> str:
+        return plain(self.renderable(), WIDTH)
+
+
+@dataclass
+class FileAudit(_Printed):
+    """What a file computes in integer.
+
+    Attributes:
+        path: of the file. target: whose rules. how: what was read.
+        shapes: of its inputs; counts are for these.
+        integer_macs, total_macs: multiply-accumulates of convolutions, linear layers and matrix products.
+        islands: what computes in float, largest first.
+        conversions: between codes and float, of values, all over the model.
+        operators: how often each operator type occurs in what was read.
+    """
+
+    path: Path
+    target: Target
+    how: str
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    integer_macs: int = 0
+    total_macs: int = 0
+    islands: list[Island] = field(default_factory=list)
+    conversions: int = 0
+    operators: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def share(self) -> float:
+        """The share of multiply-accumulates computed in integer, 0 to 1."""
+        return self.integer_macs / self.total_macs if self.total_macs else 0.0
+
+    def cure(
+        self,
+        path: str | Path,
+        *,
+        calibration: Any = None,
+        example: Any = None,
+        measure: bool = True,
+        overwrite: bool = False,
+    ) -> Cured:
+        """Write a file with the same answers that computes more of them in integer, and compare the two.
+
+        Args:
+            path: of the new file. Written under another name and renamed.
+            calibration: typical inputs, as `graphopt.optimize` takes them: where values lack quantizers and no range follows
+                from the others, it is measured on these.
+            example: the input to compare and time on, an array or one for each input; by default random numbers.
+            measure: time both, where the target is the machine at hand.
+            overwrite: the new file may take the place of the audited one.
+
+        Raises:
+            InputError: the place cannot be written, is the audited file, or the data do not fit.
+        """
+        target = Path(path).expanduser().resolve()
+        if target == self.path.resolve() and not overwrite:
+            raise InputError(f"{target} is the audited file itself; choose another name, or ask to overwrite it")
+        made: Cured = backend("onnxruntime").cure(self, target, calibration, example, measure)
+        return made
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "model": str(self.path), "target": self.target.name, "read": self.how,
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+            "integer_macs": self.integer_macs, "total_macs": self.total_macs, "integer_share": self.share,
+            "conversions": self.conversions, "operators": self.operators,
+            "islands": [island.to_dict() for island in self.islands],
+        }  # fmt: skip
+
+    def renderable(self) -> RenderableType:
+        lines = [
+            f"{self.path.name} for {self.target.name}: {self.share:.1%} of {self.total_macs:,} multiply-accumulates in integer, "
+            f"{len(self.islands)} float island{'s' * (len(self.islands) != 1)}, {self.conversions} conversions",
+            f"read from {self.how}",
+        ]
+        if not self.islands:
+            return Text("\n".join(lines))
+        table = Table(box=SIMPLE, pad_edge=False)
+        for column, options in {
+            "#": {"justify": "right"}, "float operators": {"overflow": "fold"}, "MACs": {"justify": "right"},
+            "conversions": {"justify": "right"}, "why, and what to do": {"overflow": "fold"}, "cure": {},
+        }.items():  # fmt: skip
+            table.add_column(column, **options)  # type: ignore[arg-type]
+        for number, island in enumerate(self.islands, 1):
+            names = "\n".join(f"{node.operator} {node.name}" for node in island.nodes[:6])
+            more = len(island.nodes) - 6
+            names += f"\nand {more} more" if more > 0 else ""
+            why = "\n".join(str(reason) for reason in island.reasons)
+            cures = ", ".join(dict.fromkeys(reason.cure for reason in island.reasons if reason.cure)) or "-"
+            table.add_row(str(number), Text(names), f"{island.macs:,}", str(island.conversions), Text(why), cures)
+        return Group(Text("\n".join(lines)), table)
+
+
+@dataclass
+class Cured(_Printed):
+    """What a cure made of a file.
+
+    Attributes:
+        path: of the new file.
+        before, after: audits of both.
+        applied: the rewrites, in order: the cure's name, and what it changed.
+        difference: of the outputs, the largest by name and its unit: steps of the output's grid, or relative to the largest value
+            where an output has none.
+        milliseconds: of one call before and after, medians taken in turn on one thread; None: not measured, `note` says why.
+        speedup: the median over rounds of the ratio within a round.
+    """
+
+    path: Path
+    before: FileAudit
+    after: FileAudit
+    applied: list[tuple[str, Change]]
+    difference: dict[str, tuple[float, str]]
+    milliseconds: tuple[float, float] | None = None
+    speedup: float | None = None
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "model": str(self.path), "before": self.before.to_dict(), "after": self.after.to_dict(),
+            "applied": [{"cure": name, "node": change.site, "what": change.what} for name, change in self.applied],
+            "difference": {name: {"largest": value, "unit": unit} for name, (value, unit) in self.difference.items()},
+            "milliseconds": self.milliseconds, "speedup": self.speedup, "note": self.note,
+        }  # fmt: skip
+
+    def renderable(self) -> RenderableType:
+        table = Table(box=SIMPLE, pad_edge=False)
+        for column in ("", "before", "after"):
+            table.add_column(column, justify="right" if column else "left")
+        table.add_row("MACs in integer", f"{self.before.share:.1%}", f"{self.after.share:.1%}")
+        table.add_row("float islands", str(len(self.before.islands)), str(len(self.after.islands)))
+        table.add_row("conversions", str(self.before.conversions), str(self.after.conversions))
+        if self.milliseconds is not None:
+            table.add_row("ms, median", *(f"{ms:.3f}" for ms in self.milliseconds))
+        counts = Counter(name for name, _ in self.applied)
+        lines = [f"{self.path.name}: {', '.join(f'{n} {name}' for name, n in counts.items()) or 'nothing to cure'}"]
+        end = [f"{name}: differs by {value:.3g} {unit} at most" for name, (value, unit) in self.difference.items()]
+        end += [f"{self.speedup:.2f} times faster"] if self.speedup is not None else []
+        end += [self.note] if self.note else []
+        parts: list[RenderableType] = [Text("\n".join(lines)), table, Text("\n".join(end))]
+        return Group(*parts, *([Text(), self.after.renderable()] if self.after.islands else []))
+
+
+def audit(
+    model: str | Path, target: str | Target = "host", *, shapes: Sequence[Sequence[int]] | None = None
+) -> FileAudit:
+    """What of an ONNX file computes in integer on a target, and why the rest does not.
+
+    Args:
+        model: an ONNX file: quantized (QDQ or integer operators), by anyone, or float; or the folder of a deployed model.
+        target: a name or a `Target`.
+        shapes: of its inputs, in order, where sizes are free; by default a free batch is 1.
+
+    Raises:
+        InputError: the target is unknown, there is no such file or it is no ONNX model, a file with its weights is missing, or
+            sizes are free that are no batch.
+        ArtifactError: ONNX Runtime refuses the model.
+    """
+    chosen = find(target)
+    if chosen.runtime != "onnxruntime":
+        raise InputError(
+            f"{chosen.name} runs no ONNX files; audit for one of: arm, x86, x86-avx2, hexagon, nvidia, ..."
+        )
+    found: FileAudit = backend("onnxruntime").audit_file(Path(model).expanduser(), chosen, shapes)
+    return found

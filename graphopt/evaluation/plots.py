@@ -1,0 +1,139 @@
+"""Pictures of an analysis: layers by damage, and of every value and weight its distribution with the range of its grid.
+
+Needs matplotlib, which comes with `pip install 'graphopt[plots]'`.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from graphopt.artifacts.report import decibel
+from graphopt.evaluation.value_errors import ValueDamage
+from graphopt.utils.checks import check_count
+from graphopt.utils.errors import InputError
+from graphopt.utils.files import check_writable, write_atomically
+from graphopt.utils.progress import track
+
+if TYPE_CHECKING:
+    from graphopt.evaluation.sensitivity import Analysis, LayerDamage
+
+FORMATS = ("png", "svg")
+BARS = 128  # of a histogram
+ALONE, CUMULATIVE, RANGE = "#3b6ea5", "#d98c3f", "#b03030"
+
+
+def check(folder: str | Path, format: str = "png") -> Path:
+    """The absolute path of the folder, after making sure that plots can be drawn and written; cheap, so call it early.
+
+    Raises:
+        InputError: matplotlib is not installed, the format is unknown, or the folder cannot be written.
+    """
+    if format not in FORMATS:
+        raise InputError(f"unknown format {format!r} for plots; known: {', '.join(FORMATS)}")
+    target = check_writable(folder)
+    if target.exists() and not target.is_dir():
+        raise InputError(f"cannot write plots to {target}: it is a file, not a folder; choose another name")
+    _figure(1, 1)
+    return target
+
+
+def draw(analysis: Analysis, folder: str | Path, worst: int | None = None, format: str = "png") -> list[Path]:
+    """Write `layers.<format>` and one file per value or weight; see `Analysis.plot`."""
+    if worst is not None:
+        check_count("worst", worst, least=0)
+    target = check(folder, format)
+    target.mkdir(exist_ok=True)
+    written = [_write(layers(analysis), target / f"layers.{format}")]
+    for value in track(analysis.worst_values()[:worst], "drawing"):
+        number = analysis.values.index(value)
+        name = re.sub(r"[^\w.-]+", "_", f"{number:03}_{value.kind}_{value.name}")[:100]
+        written.append(_write(histogram(value), target / f"{name}.{format}"))
+    return written
+
+
+def layers(analysis: Analysis) -> Any:
+    """A matplotlib figure: what quantizing each layer does to the network's output, alone and with all before it, in dB.
+
+    Noise in relation to the signal, -SQNR, so that the longest bar is the worst layer; float layers are left out.
+    """
+    found = [layer for layer in analysis.ranked() if not layer.is_float][::-1]  # the first bar is drawn at the bottom
+    figure = _figure(8, 1.5 + 0.25 * len(found))
+    axes = figure.subplots()
+    rows = range(len(found))
+    effects = {
+        "alone": (ALONE, 0.2, [_noise(layer, "alone") for layer in found]),
+        "cumulative": (CUMULATIVE, -0.2, [_noise(layer, "cumulative") for layer in found]),
+    }
+    finite = [n for _, _, noises in effects.values() for n in noises if math.isfinite(n)]
+    floor = min(finite, default=-1.0) - 3
+    for label, (colour, shift, noises) in effects.items():
+        ends = [max(n, floor) if math.isfinite(n) else floor for n in noises]
+        axes.barh([r + shift for r in rows], [e - floor for e in ends], 0.4, left=floor, color=colour, label=label)
+    axes.set_yticks(list(rows), [layer.name for layer in found], fontsize=7)
+    axes.set_ylim(-0.6, len(found) - 0.4)
+    axes.set_xlabel("quantization noise at the network's output, dB below the signal")
+    axes.xaxis.set_major_formatter(lambda x, _: f"{-x:.0f}")
+    figure.legend(loc="outside upper right", ncols=2)
+    axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def histogram(value: ValueDamage) -> Any:
+    """A matplotlib figure: how often values occur (logarithmic), and the ends of the grid."""
+    figure = _figure(7, 3.5)
+    axes = figure.subplots()
+    edges, counts = _coarse(value)
+    axes.stairs(counts, edges, fill=True, color=ALONE)
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.5)
+    if math.isfinite(value.high):  # blocks that find their own exponents have no ends
+        axes.axvline(value.low, color=RANGE, linewidth=1.2)
+        label = "range" if value.channels == 1 else f"range, the widest of {value.channels} channels"
+        axes.axvline(value.high, color=RANGE, linewidth=1.2, label=label)
+        axes.legend(loc="upper right", fontsize=8)
+    axes.set_title(
+        f"{value.name}: {value.bits} bits, SQNR {decibel(value.sqnr_db)}, {value.clipped:.3%} clipped, "
+        f"{value.used} of {value.codes} codes used",
+        fontsize=9,
+    )
+    axes.set_ylabel("elements")
+    return figure
+
+
+def _coarse(value: ValueDamage) -> tuple[list[float], list[float]]:
+    """The bins in use, joined to about `BARS`: edges (one more than counts) and counts."""
+    used = torch.nonzero(value.counts).flatten()
+    if not len(used):
+        return [0.0, 1.0], [0.0]
+    first, last = int(used[0]), int(used[-1]) + 1
+    step = max(1, (last - first) // BARS)
+    counts = [float(value.counts[i : min(i + step, last)].sum()) for i in range(first, last, step)]
+    edges = [float(value.edges[min(first + i * step, last)]) for i in range(len(counts) + 1)]
+    return edges, counts
+
+
+def _noise(layer: LayerDamage, kind: str) -> float:
+    return -(layer.alone if kind == "alone" else layer.cumulative).output.sqnr_db
+
+
+def _figure(width: float, height: float) -> Any:
+    """A figure of its own, in inches: matplotlib's global state and windows stay out of it."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InputError("plots need matplotlib, which is not installed; run: pip install 'graphopt[plots]'") from None
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _write(figure: Any, path: Path) -> Path:
+    content = io.BytesIO()
+    format = path.suffix[1:]
+    figure.savefig(content, format=format, dpi=110, metadata={"Date": None} if format == "svg" else None)
+    write_atomically(path, content.getvalue())
+    return path

@@ -1,0 +1,381 @@
+"""Which layers lose accuracy to quantization: every layer and every value of a simulated graph against its float twin.
+
+    analysis = graphopt.analyze(result.graph, calibration)
+    analysis.print()                        worst layers first
+    analysis.layers, analysis.values        the numbers
+    analysis.first_bad(20.0)                the first layer whose cumulative SQNR is below 20 dB
+    analysis.plot("plots")                  bar charts and histograms
+
+Weights whose codes were chosen on data are compared with what they were before (which a graph read from a file has forgotten).
+
+A layer is quantized *alone* (its weight, bias and result; everything else in float) and *cumulatively* (everything up to it in
+execution order). Both are compared with float *here*, at the layer's own result, and at the *output* of the network:
+
+                 here                                   output
+    alone        the layer's own error                  what it costs the network: the ranking
+    cumulative   what has piled up until this layer     the network quantized up to this layer, float behind it
+
+All four need one walk over the data, batch by batch, with both twins side by side and nothing kept but sums. What reaches the
+output is measured on fewer samples, because each layer costs two runs of the network behind it: half a run each on average.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.box import SIMPLE
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+from torch.fx.node import Node
+
+from graphopt.analysis.output_error import samples as worth
+from graphopt.artifacts.report import decibel, plain, portable, show
+from graphopt.data.calibration import Calibration, synthetic
+from graphopt.evaluation.value_errors import GridUse, ValueDamage
+from graphopt.execution.reference import EXACT, NONE, Twins
+from graphopt.ir.cost import Match
+from graphopt.ir.graph import Graph
+from graphopt.ir.quantized_units import Unit, units
+from graphopt.utils.checks import check_count
+from graphopt.utils.errors import InputError
+from graphopt.utils.files import write_atomically
+from graphopt.utils.progress import track
+
+VALUES = 10  # shown unless asked otherwise
+WIDTH = 130  # of the tables as plain text
+
+
+class Fidelity(NamedTuple):
+    """How close to float: signal-to-quantization-noise ratio in decibels (infinite where equal), cosine similarity."""
+
+    sqnr_db: float
+    cosine: float
+
+    def __str__(self) -> str:
+        return "equal" if self.sqnr_db == math.inf else f"{decibel(self.sqnr_db)} {self.cosine:.4f}"
+
+
+class Effect(NamedTuple):
+    """What quantizing does at the layer's own result, and at the network's output (the worst one where there are several)."""
+
+    here: Fidelity
+    output: Fidelity
+
+
+@dataclass(frozen=True)
+class LayerDamage:
+    """One layer, or another operator or input whose value is quantized.
+
+    Attributes:
+        name: the module's path.
+        operator: `conv`, `linear`, `add`, `input`, ...
+        weight_bits, value_bits: of its codes; None where weights or result are float.
+        alone: only this layer quantized.
+        cumulative: everything up to it in execution order quantized.
+        reason: why a layer is float, where the quantizer left word.
+    """
+
+    name: str
+    operator: str
+    weight_bits: int | None
+    value_bits: int | None
+    alone: Effect
+    cumulative: Effect
+    reason: str = ""
+
+    @property
+    def is_float(self) -> bool:
+        return self.weight_bits is None and self.value_bits is None
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What `analyze` found.
+
+    Attributes:
+        layers: in execution order.
+        values: every quantized value and weight, in execution order.
+        samples: on which layers and values were compared.
+        output_samples: on which the network's output was compared.
+        notes: remarks, for instance that the inputs were made up.
+    """
+
+    layers: list[LayerDamage]
+    values: list[ValueDamage]
+    samples: int
+    output_samples: int
+    notes: list[str] = field(default_factory=list)
+
+    def ranked(self) -> list[LayerDamage]:
+        """Layers by what quantizing each alone does to the network's output, worst first; float layers last."""
+        return sorted(self.layers, key=lambda layer: (layer.is_float, _ascending(layer.alone.output.sqnr_db)))
+
+    def worst_values(self) -> list[ValueDamage]:
+        """Values and weights by SQNR, worst first."""
+        return sorted(self.values, key=lambda value: _ascending(value.sqnr_db))
+
+    def first_bad(self, sqnr_db: float) -> LayerDamage | None:
+        """The first layer in execution order whose cumulative SQNR, at its own result, is below this; None where all hold."""
+        return next((layer for layer in self.layers if not layer.cumulative.here.sqnr_db >= sqnr_db), None)
+
+    # ---- Showing and keeping ----------------------------------------------------------------------------------------
+
+    def __str__(self) -> str:
+        return plain(self._render(None, VALUES), WIDTH)
+
+    def print(self, layers: int | None = None, values: int | None = VALUES) -> None:
+        """Show so many layers and values, worst first (None: all). In colour on a terminal, as plain text in a pipe."""
+        for name, count in (("layers", layers), ("values", values)):
+            if count is not None:
+                check_count(name, count, least=0)
+        show(self._render(layers, values), WIDTH)
+
+    def plot(self, folder: str | Path, worst: int | None = None, format: str = "png") -> list[Path]:
+        """Draw the layers by damage, and of every value and weight the histogram with its range.
+
+        Args:
+            folder: made where it does not exist; files of the same names are replaced, each whole or not at all.
+            worst: draw only so many histograms, by SQNR.
+            format: `png` or `svg`.
+
+        Returns:
+            The files.
+
+        Raises:
+            InputError: matplotlib is not installed, the format is unknown, or the folder cannot be written.
+        """
+        from graphopt.evaluation import plots
+
+        return plots.draw(self, folder, worst, format)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, without histograms; infinities and NaN as strings."""
+        plain: dict[str, Any] = portable(
+            {
+                "samples": self.samples,
+                "output_samples": self.output_samples,
+                "notes": self.notes,
+                "layers": [_layer_dict(layer) for layer in self.layers],
+                "values": [value.to_dict() for value in self.values],
+            }
+        )
+        return plain
+
+    def save(self, path: str | Path) -> None:
+        """Write the numbers as JSON, atomically. Raises `InputError` where `path` cannot be written."""
+        write_atomically(path, json.dumps(self.to_dict(), indent=2, allow_nan=False).encode() + b"\n")
+
+    def _render(self, layers: int | None, values: int | None) -> Group:
+        quantized = [layer for layer in self.ranked() if not layer.is_float]
+        floating = [layer for layer in self.layers if layer.is_float]
+        parts = _table("layer", "bits", "alone: here", "at the output", "cumulative: here", "at the output")
+        for layer in [*quantized[:layers], *floating]:
+            effects = [layer.alone.here, layer.alone.output, layer.cumulative.here, layer.cumulative.output]
+            parts.add_row(layer.name, _bits(layer), *map(str, effects))
+        grids = _table("value or weight", "bits", "range", "seen", "clipped", "codes used", "SQNR")
+        for value in self.worst_values()[:values]:
+            grids.add_row(*value.cells())
+        title = (
+            f"{len(quantized)} quantized layers, worst first: SQNR and cosine against float on {self.samples} samples, "
+            f"at the output on {self.output_samples}"
+        )
+        reasons = [f"{layer.name} stays float: {layer.reason}" for layer in floating if layer.reason]
+        shown: list[RenderableType] = [Text(title, style="bold"), parts]
+        if values is None or values > 0:
+            shown += [Text("values and weights, worst first", style="bold"), grids]
+        return Group(*shown, *(Text(f"note: {n}") for n in [*self.notes, *reasons]))
+
+
+def analyze(graph: Graph, calibration: Any = None, *, output_samples: int | None = None) -> Analysis:
+    """Measure what quantization costs, layer by layer and value by value.
+
+    Args:
+        graph: quantized, as `Optimized.graph`; it is not changed.
+        calibration: typical inputs; see `graphopt.data.calibration.Calibration`. They are gone through once, so an iterator will do, and
+            memory does not grow with their number. None: made-up inputs, and the analysis notes it.
+        output_samples: on how many samples the network's output is compared, by default 16 (large networks) to 128 (small ones).
+            Each costs about as many runs of the network as it has layers.
+
+    Returns:
+        The analysis; `print()` shows it.
+
+    Raises:
+        InputError: the graph has no quantizers, or the data are empty or do not fit it.
+        NonFiniteError: NaN or infinity on the data; names the first node that produced one.
+    """
+    if not isinstance(graph, Graph):
+        raise InputError(f"analyze takes a quantized Graph such as optimize(...).graph, got {type(graph).__name__}")
+    if output_samples is not None:
+        check_count("output_samples", output_samples)
+    graph = graph.clone().eval() if graph.training else graph
+    meter = _Meter(graph)
+    data = calibration
+    if not isinstance(data, Calibration):
+        data = Calibration(calibration, graph) if calibration is not None else synthetic(graph)
+    left = worth(graph) if output_samples is None else output_samples
+    compared = 0
+    with torch.no_grad():
+        for batch in track(data, "analyzing"):
+            for part, count, reaches_output in _split(graph, data, batch, left - compared):
+                meter.walk(part, reaches_output)
+                compared += count * reaches_output
+    notes = ["the inputs are made up; pass calibration=... for the true ranges"] if data.synthetic else []
+    return Analysis(meter.layers(), meter.values(), data.samples, compared, [*notes, *data.notes])
+
+
+def _split(graph: Graph, data: Calibration, batch: list[Tensor], left: int) -> Iterator[tuple[list[Tensor], int, bool]]:
+    """A batch in up to two parts, with their samples: what is followed to the output, and the rest."""
+    size = next((len(t) for i, t in zip(data.inputs, batch, strict=True) if i.batched), 1)
+    if left <= 0 or left >= size or not graph.dynamic_batch:
+        yield batch, size, left > 0
+        return
+    for part, reaches_output in ((slice(None, left), True), (slice(left, None), False)):
+        cut = [t[part] if i.batched else t for i, t in zip(data.inputs, batch, strict=True)]
+        yield cut, left if reaches_output else size - left, reaches_output
+
+
+class _Meter:
+    """The sums behind an analysis, and the walk that feeds them."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph, self.units, self.twins = graph, units(graph), Twins(graph)
+        if not self.twins.all:
+            raise InputError(
+                "the graph has no quantizers, so nothing can be compared with float; give optimize(...).graph, or run Quantize "
+                "on it first (a deployed graph holds integers instead)"
+            )
+        position = self.twins.position
+        self.starts: dict[int, list[Unit]] = {}
+        self.ends: dict[Node, list[Unit]] = {}
+        self.on_path: dict[Node, list[Unit]] = {}
+        for unit in self.units:
+            self.ends.setdefault(unit.end, []).append(unit)
+            if unit.path:
+                self.starts.setdefault(position[unit.path[0]], []).append(unit)
+            for node in unit.path:
+                self.on_path.setdefault(node, []).append(unit)
+        self.alone = {unit: Match() for unit in self.units}
+        self.cumulative = {unit: Match() for unit in self.units}
+        outputs = len(graph.outputs)
+        self.alone_output = {unit: [Match() for _ in range(outputs)] for unit in self.units}
+        self.cumulative_output = {unit: [Match() for _ in range(outputs)] for unit in self.units}
+        self.uses = {q: GridUse(graph, q) for unit in self.units for q in (unit.weight, unit.value) if q is not None}
+        for unit in self.units:
+            if unit.weight is not None:
+                stored = self._source(unit.weight)
+                self.uses[unit.weight].update(unit.weight.meta.get(EXACT, stored), stored)
+
+    def walk(self, batch: list[Tensor], reaches_output: bool) -> None:
+        """One batch through the float twin, the quantized graph, and every layer quantized alone."""
+        twins = self.twins
+        plain, rounded = twins.start(batch), twins.start(batch)
+        outputs = twins.finish(plain, 0, NONE) if reaches_output else []
+        if not all(bool(torch.isfinite(z).all()) for z in outputs):
+            raise self.twins.blame(batch)
+        alone: dict[Unit, dict[Node, Any]] = {}
+        for position, node in enumerate(twins.nodes):
+            if reaches_output:
+                for unit in self.starts.get(position, ()):
+                    _update(self.alone_output[unit], outputs, twins.finish(plain, position, unit.quantizers))
+            for unit in self.on_path.get(node, ()):
+                own = alone.setdefault(unit, {})
+                own[node] = twins.call(node, {**plain, **own}, unit.quantizers)
+            plain[node] = twins.call(node, plain, NONE)
+            rounded[node] = twins.call(node, rounded, twins.all)
+            for unit in self.ends.get(node, ()):
+                self._compare(unit, plain[node], alone.pop(unit, {}).get(node, plain[node]), rounded[node], batch)
+                if reaches_output:
+                    _update(self.cumulative_output[unit], outputs, twins.finish(rounded, position + 1, NONE))
+                    if unit.is_float:
+                        _update(self.alone_output[unit], outputs, outputs)
+            twins.drop(position, plain)
+            twins.drop(position, rounded)
+
+    def _compare(self, unit: Unit, plain: Tensor, alone: Tensor, rounded: Tensor, batch: list[Tensor]) -> None:
+        self.alone[unit].update(plain, alone)
+        self.cumulative[unit].update(plain, rounded)
+        if not math.isfinite(self.alone[unit].signal):
+            raise self.twins.blame(batch)
+        if unit.value is not None:
+            self.uses[unit.value].update(plain)  # the twin's quantizer passes on what it reads
+
+    def _source(self, quantizer: Node) -> Tensor:
+        return self.graph.tensor(quantizer.args[0])  # type: ignore[arg-type]
+
+    def layers(self) -> list[LayerDamage]:
+        return [
+            LayerDamage(
+                unit.name,
+                unit.operator,
+                self._bits(unit.weight),
+                self._bits(unit.value),
+                Effect(_worst([self.alone[unit]]), _worst(self.alone_output[unit])),
+                Effect(_worst([self.cumulative[unit]]), _worst(self.cumulative_output[unit])),
+                str(unit.node.meta.get("left", "")) if unit.is_float else "",
+            )
+            for unit in self.units
+        ]
+
+    def _bits(self, quantizer: Node | None) -> int | None:
+        return self.uses[quantizer].quantizer.format.bits if quantizer is not None else None
+
+    def values(self) -> list[ValueDamage]:
+        found = []
+        for unit in self.units:
+            if unit.weight is not None:
+                found.append(self.uses[unit.weight].damage(str(unit.weight.args[0].target), "weight"))  # type: ignore[union-attr]
+            if unit.value is not None:
+                found.append(self.uses[unit.value].damage(unit.name, "value"))
+        return found
+
+
+def _update(matches: list[Match], reference: list[Tensor], values: list[Tensor]) -> None:
+    for match, r, v in zip(matches, reference, values, strict=False):
+        match.update(r, v)
+
+
+def _worst(matches: list[Match]) -> Fidelity:
+    return min((Fidelity(m.sqnr_db, m.cosine) for m in matches), key=lambda f: _ascending(f.sqnr_db))
+
+
+def _ascending(sqnr_db: float) -> float:
+    return -math.inf if math.isnan(sqnr_db) else sqnr_db
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=SIMPLE, pad_edge=False)
+    table.add_column(first, overflow="fold")
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _bits(layer: LayerDamage) -> str:
+    """Of weights and result, as "4 / 8"; a dash where there are no weights, as in sums."""
+    if layer.is_float:
+        return "float"
+    weights = "-" if layer.weight_bits is None else str(layer.weight_bits)
+    return f"{weights} / {'float' if layer.value_bits is None else layer.value_bits}"
+
+
+def _layer_dict(layer: LayerDamage) -> Mapping[str, Any]:
+    def effect(found: Effect) -> dict[str, Any]:
+        return {"here": found.here._asdict(), "output": found.output._asdict()}
+
+    return {
+        "name": layer.name,
+        "operator": layer.operator,
+        "weight_bits": layer.weight_bits,
+        "value_bits": layer.value_bits,
+        "alone": effect(layer.alone),
+        "cumulative": effect(layer.cumulative),
+        "reason": layer.reason,
+    }

@@ -1,0 +1,204 @@
+"""Watch the values of a graph over many batches, in constant memory.
+
+Observing is interpreting: the graph runs node by node, each watched value updates its statistic and is dropped as soon as its
+last reader has run. No observer nodes, no stored activations; memory does not grow with the number of batches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx
+from torch.fx.node import Node
+
+from graphopt.ir.graph import Graph
+from graphopt.utils.errors import NonFiniteError
+
+BINS = 4096
+SAMPLES = 2**20  # of one value per batch that enter its histogram; the range sees every element
+
+
+class Statistic(Protocol):
+    """Something that learns from one tensor after another."""
+
+    def update(self, value: Tensor) -> None: ...
+
+
+class Range:
+    """Smallest and largest element seen."""
+
+    def __init__(self) -> None:
+        self.low, self.high = float("inf"), float("-inf")
+
+    def update(self, value: Tensor) -> None:
+        if value.numel() == 0:
+            return
+        low, high = (float(v) for v in torch.aminmax(value.detach()))
+        if not (torch.isfinite(torch.tensor([low, high])).all()):
+            raise _NonFinite
+        self.low, self.high = min(self.low, low), max(self.high, high)
+
+
+class Histogram(Range):
+    """Range and distribution: equal bins over [-reach, reach], where reach doubles when the data outgrow it.
+
+    Doubling merges neighbouring bins in pairs, which is exact, so the order of the batches does not matter beyond the first
+    bin width. At least half of the bins on the side of the largest element are in use.
+
+    Of a large value only about `samples` elements enter per update, weighted so that counts add up; the range sees all.
+    """
+
+    def __init__(self, samples: int = SAMPLES) -> None:
+        super().__init__()
+        self.samples = samples
+        self.reach = 0.0
+        self.counts = torch.zeros(BINS, dtype=torch.float64)
+
+    def update(self, value: Tensor) -> None:
+        super().update(value)
+        flat = value.detach().flatten().float()
+        stride = max(1, flat.numel() // self.samples) | 1  # odd: not in step with the power-of-two sizes of images
+        largest = max(-self.low, self.high, 1e-30)
+        if self.reach == 0.0:
+            self.reach = 2.0 ** torch.tensor(largest).log2().ceil().item()
+        while self.reach < largest:
+            self.counts = torch.cat(
+                [torch.zeros(BINS // 4).double(), self.counts.view(-1, 2).sum(1), torch.zeros(BINS // 4).double()]
+            )
+            self.reach *= 2
+        taken = flat[::stride] if self.reach < 2.0**127 else flat[::stride].double()  # whose ends would not fit float32
+        self.counts += torch.histc(taken, BINS, -self.reach, self.reach).double() * stride
+
+    @property
+    def width(self) -> float:
+        return 2 * self.reach / BINS
+
+    @property
+    def centers(self) -> Tensor:
+        """Middle of each bin, float64 [BINS]."""
+        return (torch.arange(BINS, dtype=torch.float64) + 0.5) * self.width - self.reach
+
+
+class PositionMean:
+    """Mean over all leading dimensions but the last `dims`: of images [N, C, H, W] with 3, over the samples alone."""
+
+    def __init__(self, dims: int) -> None:
+        self.dims = dims
+        self.total: Tensor | float = 0.0
+        self.count = 0
+
+    def update(self, value: Tensor) -> None:
+        samples = value.detach().reshape(-1, *value.shape[value.dim() - self.dims :])
+        total = samples.double().sum(0)
+        if not bool(torch.isfinite(total).all()):
+            raise _NonFinite
+        self.total = self.total + total
+        self.count += len(samples)
+
+    @property
+    def mean(self) -> Tensor:
+        """Of the shape of the last dimensions, float64."""
+        return torch.as_tensor(self.total) / max(self.count, 1)
+
+
+class _NonFinite(Exception):
+    pass
+
+
+class _Watcher(fx.Interpreter):
+    def __init__(self, graph: Graph, watched: Mapping[Node, list[Statistic]], *, strict: bool = False) -> None:
+        super().__init__(graph.module)
+        self.graph_ir, self.watched, self.strict = graph, watched, strict
+        self.extra_traceback = False  # would append the torch.fx node and its source to our own message
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        if self.strict and n.op in ("placeholder", "call_function"):
+            for leaf in pytree.tree_leaves(value):
+                if isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
+                    raise NonFiniteError(blame(self.graph_ir, n, leaf))
+        for statistic in self.watched.get(n, ()):
+            statistic.update(value)
+        return value
+
+
+def blame(graph: Graph, node: Node, value: Tensor) -> str:
+    """What to say of the first node that produces NaN or infinity."""
+    bad = "NaN" if bool(torch.isnan(value).any()) else "infinity"
+    if node.op == "placeholder":
+        return f"input {node.name!r} contains {bad} in a calibration batch; clean the data"
+    name = str(getattr(node.target, "__name__", node.target)).split(".")[0]
+    return (
+        f"{name} at {graph.site(node)!r} is the first operator to produce {bad} on the calibration data, from finite inputs; "
+        "check its weights and the scale of its inputs"
+    )
+
+
+def observe(graph: Graph, watched: Mapping[Node, Statistic | list[Statistic]], batches: Iterable[list[Tensor]]) -> int:
+    """Feed every batch through the graph and update the statistics of the watched values.
+
+    Args:
+        graph: any graph, unchanged afterwards.
+        watched: value -> statistic, or several.
+        batches: lists of input tensors in `graph.input_names` order.
+
+    Returns:
+        The number of batches seen.
+
+    Raises:
+        NonFiniteError: a watched value holds NaN or infinity; names the first node that produced one.
+    """
+    lists: dict[Node, list[Statistic]] = {n: s if isinstance(s, list) else [s] for n, s in watched.items()}
+    watcher, seen = _Watcher(graph, lists), 0
+    with torch.no_grad():
+        for batch in batches:
+            try:
+                watcher.run(*batch, enable_io_processing=False)
+            except _NonFinite:
+                _Watcher(graph, {}, strict=True).run(*batch, enable_io_processing=False)
+                raise NonFiniteError("a watched value is not finite on the calibration data") from None
+            seen += 1
+    return seen
+
+
+class _Enough(Exception):
+    pass
+
+
+class _Collector(fx.Interpreter):
+    def __init__(self, graph: Graph, wanted: Iterable[Node]) -> None:
+        super().__init__(graph.module)
+        self.wanted, self.found = set(wanted), dict[Node, Any]()
+        self.extra_traceback = False
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        if n in self.wanted:
+            self.found[n] = value
+            if len(self.found) == len(self.wanted):
+                raise _Enough
+        return value
+
+
+def values(graph: Graph, wanted: Iterable[Node], batch: list[Tensor]) -> dict[Node, Any]:
+    """What these calls compute for one batch; the graph runs only as far as the last of them."""
+    collector = _Collector(graph, wanted)
+    with torch.no_grad(), contextlib.suppress(_Enough):
+        if collector.wanted:
+            collector.run(*batch, enable_io_processing=False)
+    return collector.found
+
+
+class Swapped(fx.Interpreter):
+    """Runs a graph with some of its constants, by name, exchanged for other tensors."""
+
+    def __init__(self, graph: Graph, constants: Mapping[str, Tensor]) -> None:
+        super().__init__(graph.module)
+        self.constants = constants
+
+    def fetch_attr(self, target: str) -> Any:
+        return self.constants[target] if target in self.constants else super().fetch_attr(target)

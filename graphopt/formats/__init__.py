@@ -1,0 +1,69 @@
+"""Number formats: which numbers values are rounded to, and how.
+
+uniform.py          whole numbers times a scale, 2-16 bits      Format(8), Format(16), Format(8, power_of_two=True)
+logarithmic.py      powers of a root of two, with a sign        LogFormat(8)
+floating.py         float16, bfloat16 and smaller               FLOAT16, FLOAT16_WITHOUT_SUBNORMALS, BFLOAT16
+block_floating.py   one exponent to a block of whole numbers    BlockFloat(8, block=16)
+codebook.py         a table found by k-means                    Codebook(4)
+
+protocol.py         what they have in common: `NumberFormat`, and `Quantizer`, a format fitted to a tensor
+names.py            formats as text and as JSON, and back
+"""
+
+from graphopt.formats.block_floating import FAKE_QUANTIZE_BLOCK_FLOAT, BlockFloat
+from graphopt.formats.codebook import FAKE_QUANTIZE_TABLE, Codebook
+from graphopt.formats.floating import (
+    BFLOAT16,
+    FAKE_QUANTIZE_FLOAT,
+    FLOAT16,
+    FLOAT16_WITHOUT_SUBNORMALS,
+    HALVES,
+    FloatFormat,
+)
+from graphopt.formats.logarithmic import FAKE_QUANTIZE_LOG, LogFormat
+from graphopt.formats.names import from_json, parse, to_json
+from graphopt.formats.protocol import Method, NumberFormat, Quantizer, blocks_of
+from graphopt.formats.uniform import (
+    FAKE_QUANTIZE,
+    SMALLEST_SCALE,
+    Format,
+    dequantize,
+    fake_quantize,
+    in_blocks,
+    least_error_range,
+    quantize,
+    scale_and_zero_point,
+    with_bits,
+)
+
+__all__ = [
+    "BFLOAT16",
+    "FAKE_QUANTIZE",
+    "FAKE_QUANTIZE_BLOCK_FLOAT",
+    "FAKE_QUANTIZE_FLOAT",
+    "FAKE_QUANTIZE_LOG",
+    "FAKE_QUANTIZE_TABLE",
+    "FLOAT16",
+    "FLOAT16_WITHOUT_SUBNORMALS",
+    "HALVES",
+    "SMALLEST_SCALE",
+    "BlockFloat",
+    "Codebook",
+    "FloatFormat",
+    "Format",
+    "LogFormat",
+    "Method",
+    "NumberFormat",
+    "Quantizer",
+    "blocks_of",
+    "dequantize",
+    "fake_quantize",
+    "from_json",
+    "in_blocks",
+    "least_error_range",
+    "parse",
+    "quantize",
+    "scale_and_zero_point",
+    "to_json",
+    "with_bits",
+]

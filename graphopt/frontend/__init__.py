@@ -1,0 +1,11 @@
+"""From a PyTorch model to a graph.
+
+capture.py         `torch.export` and what follows it
+preconditions.py   what must hold before a model is captured
+infer_inputs.py    example inputs guessed from the model
+copies.py          modules copied for capture
+functionalize.py   in-place operators removed
+normalize.py       several spellings of one operator made one
+signature.py       names of inputs and outputs
+diagnose.py        why a model cannot be captured
+"""

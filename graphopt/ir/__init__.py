@@ -1,0 +1,18 @@
+"""The intermediate representation: the graph, what is known about its operators, and how it is kept.
+
+graph.py            `Graph`: nodes, constants, example inputs, edits
+ops.py              what is known about each operator
+shapes.py           shapes and free batch sizes
+passes.py           the contract of a pass: `Pass`, `Change`
+quantizers.py       reading quantizers of a simulated graph
+quantized_units.py  which quantizers belong to which layer
+scales.py           which scales may change and what follows
+masks.py            sparsity masks
+float16.py          values in 16-bit floats
+linears.py          linear layers and what they multiply
+cost.py             multiply-accumulates, parameters, bytes, measured time
+structure.py        nested inputs and outputs as JSON
+storage.py          graphs in files
+encoding.py         arguments, operators and structures as JSON
+program.py          a graph as `torch.export.ExportedProgram`
+"""

@@ -1,0 +1,301 @@
+"""Numbers about a graph and its outputs: work, size, fidelity, speed. Everything a report says comes from here.
+
+Counts are per sample: a free batch size counts as one. A graph captured for a fixed batch is counted at that batch.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+from torch.fx.node import Node
+
+from graphopt.ir.graph import Graph
+from graphopt.ir.quantizers import is_quantizer, is_uniform, quantizer_of
+from graphopt.targets import cpu_features
+
+# ---- Work and size --------------------------------------------------------------------------------------------------
+
+
+def macs(graph: Graph) -> int:
+    """Multiply-accumulate operations of one forward pass; see `layer_macs` for what counts."""
+    return sum(layer_macs(graph).values())
+
+
+def layer_macs(graph: Graph) -> dict[Node, int]:
+    """Multiply-accumulates of every convolution, linear layer, matrix product, attention and recurrent layer."""
+    counts = ((node, sum(math.prod(length(*dim) for dim in p) for p in products(node))) for node in graph.calls())
+    return {node: count for node, count in counts if count}
+
+
+def parameters(graph: Graph) -> int:
+    """Elements of the trainable weights, and of weights stored as integer codes; a shared weight counts once."""
+    return sum(_weights(graph).values())
+
+
+def weight_bytes(graph: Graph) -> int:
+    """Bytes of every constant the graph reads (weights, statistics, scales); a shared one counts once.
+
+    What the graph itself still rounds counts with the bits of its codes.
+    """
+    tensors: dict[int, float] = {}
+    for node in graph.nodes:
+        if graph.is_constant(node):
+            tensor = graph.parameter(node)
+            bits = [_code_bits(graph, reader) for reader in node.users]
+            size = tensor.element_size() if not all(bits) else max(bits, default=0) / 8
+            tensors[id(tensor)] = max(tensor.numel() * size, tensors.get(id(tensor), 0))
+    return math.ceil(sum(tensors.values()))
+
+
+def _code_bits(graph: Graph, reader: Node) -> int:
+    """Of the codes that a quantizer makes of a constant; 0 where a reader is none."""
+    if not is_quantizer(reader):
+        return 0
+    if is_uniform(reader):  # biases, and weights in blocks, too
+        low, high = reader.args[3:5]
+        return (int(high) - int(low)).bit_length()  # type: ignore[arg-type]
+    return quantizer_of(graph, reader).format.bits
+
+
+def _weights(graph: Graph) -> dict[int, int]:
+    """The elements of each."""
+    found = {}
+    for node in graph.nodes:
+        if graph.is_constant(node):
+            tensor = graph.parameter(node)
+            readers = [u for u in node.users if _name(u).startswith("dequantize_") and u.args[0] is node]
+            if isinstance(tensor, nn.Parameter) or readers:  # codes in blocks are packed: what they decode to counts
+                found[id(tensor)] = max(math.prod(_sizes(reader)) for reader in readers) if readers else tensor.numel()
+    return found
+
+
+def products(node: Node) -> list[list[tuple[Node, int]]]:
+    """The multiply-accumulates of a call as a sum of products of lengths: of each factor the value and its dimension."""
+    name = _name(node)
+    if name in ("conv1d", "conv2d", "conv3d"):
+        return [_dims(node) + _dims(node.args[1])[1:]]
+    if name in ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"):
+        return [_dims(node.args[0]) + _dims(node.args[1])[1:]]
+    if name in ("linear", "matmul", "mm", "bmm", "mv", "dot"):
+        return [_dims(node) + _dims(node.args[0])[-1:]]
+    if name in ("addmm", "baddbmm"):
+        return [_dims(node) + _dims(node.args[1])[-1:]]
+    if name == "scaled_dot_product_attention":
+        query, key, value = (_dims(a) for a in node.args[:3])
+        return [[*query[:-1], key[-2], last] for last in (query[-1], value[-1])]
+    if name == "einsum":
+        return _einsum(node)
+    if name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+        lists = [a for a in node.args if isinstance(a, (list, tuple)) and a and isinstance(a[0], Node)]
+        matrices = [_dims(w) for w in lists[-1] if len(_sizes(w)) == 2]  # states come first, weights last
+        return [_dims(node.args[0])[:-1] + matrix for matrix in matrices]
+    return []
+
+
+def _dims(node: Any) -> list[tuple[Node, int]]:
+    return [(node, dim) for dim in range(len(_sizes(node)))]
+
+
+def _einsum(node: Node) -> list[list[tuple[Node, int]]]:
+    equation, operands = node.args[0], node.args[1]
+    assert isinstance(equation, str)
+    assert isinstance(operands, (list, tuple))
+    longest: dict[str, tuple[Node, int]] = {}
+    for term, operand in zip(equation.replace(" ", "").split("->")[0].split(","), operands, strict=True):
+        head, dots, tail = term.partition("...")
+        dims = _dims(operand)
+        between = len(dims) - len(head) - len(tail) if dots else 0
+        letters = [*head, *(f"...{between - i}" for i in range(between)), *tail]
+        for letter, dim in zip(letters, dims, strict=True):
+            if letter not in longest or length(*dim) > length(*longest[letter]):
+                longest[letter] = dim
+    return [list(longest.values())] if len(operands) > 1 else []
+
+
+def length(node: Node, dim: int) -> int:
+    """The length of a dimension; a free batch counts as one sample."""
+    return _sizes(node)[dim]
+
+
+def _name(node: Node) -> str:
+    schema = getattr(node.target, "_schema", None)
+    return str(schema.name).split("::")[-1] if schema is not None else ""
+
+
+def _sizes(node: Any) -> list[int]:
+    """The shape of a value, with every free size counted as one."""
+    value = node.meta["val"]
+    return [_concrete(s) for s in value.shape] if isinstance(value, Tensor) else []
+
+
+def _concrete(size: Any) -> int:
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, 1)))
+
+
+# ---- Fidelity -------------------------------------------------------------------------------------------------------
+
+
+def sqnr(reference: Any, value: Any) -> float:
+    """Signal-to-quantization-noise ratio in decibels, of the worst floating-point output where there are several.
+
+        10 log10(sum(reference^2) / sum((reference - value)^2))
+
+    Infinite where nothing differs, NaN where `value` is not finite.
+    """
+    pairs = zip(_tensors(reference), _tensors(value), strict=True)
+    return min((_sqnr(r, v) for r, v in pairs if r.is_floating_point()), default=math.inf, key=_nan_first)
+
+
+def _sqnr(reference: Tensor, value: Tensor) -> float:
+    signal = reference.detach().cpu().double()
+    noise = float((signal - value.detach().cpu().double()).square().sum())
+    return _decibel(float(signal.square().sum()), noise)
+
+
+class Match:
+    """How close one tensor after another comes to its reference, as one ratio over all of them; only sums are kept.
+
+    sqnr_db = 10 log10(sum r^2 / sum (r - v)^2)         as `sqnr`
+    cosine  = sum r v / sqrt(sum r^2 sum v^2)
+    """
+
+    def __init__(self) -> None:
+        self.signal = self.power = self.noise = 0.0
+
+    def update(self, reference: Tensor, value: Tensor) -> None:
+        self.signal += _square(reference)
+        self.power += _square(value)
+        self.noise += _square(reference - value)
+
+    @property
+    def sqnr_db(self) -> float:
+        return _decibel(self.signal, self.noise)
+
+    @property
+    def cosine(self) -> float:
+        """1 where nothing differs, 0 where one of the two is zero throughout; NaN where a value is not finite."""
+        if self.noise == 0:
+            return 1.0
+        lengths = math.sqrt(self.signal * self.power)
+        return (self.signal + self.power - self.noise) / 2 / lengths if lengths else 0.0
+
+
+def _square(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64)) ** 2
+
+
+def _decibel(power: float, noise: float) -> float:
+    if not math.isfinite(noise) or not math.isfinite(power):
+        return math.nan
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(power / noise) if power else -math.inf
+
+
+def _nan_first(value: float) -> float:
+    return -math.inf if math.isnan(value) else value
+
+
+def agreement(reference: Any, value: Any) -> float:
+    """The share of predictions, 0 to 1, for which both have the same largest class, by the first output.
+
+    Classes lie along dimension 1 of images ([N, C], [N, C, H, W]) and along the last one of sequences ([N, T, C]).
+    """
+    ours, theirs = _tensors(reference)[0], _tensors(value)[0]
+    dim = 1 if ours.ndim in (2, 4, 5) else -1
+    return float((ours.argmax(dim) == theirs.argmax(dim)).double().mean())
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [t for t in pytree.tree_leaves(value) if isinstance(t, Tensor)]
+
+
+# ---- Speed ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Wall-clock milliseconds of each call, by name; the n-th values of all names were taken one after the other."""
+
+    ms: Mapping[str, list[float]]
+
+    def median(self, name: str) -> float:
+        return statistics.median(self.ms[name])
+
+    def speedup(self, before: str, after: str) -> float:
+        """How many times faster `after` is: the median over rounds of the ratio within a round."""
+        return statistics.median(b / a for b, a in zip(self.ms[before], self.ms[after], strict=True))
+
+
+def timings(
+    calls: Mapping[str, Callable[[], Any]],
+    repeats: int = 30,
+    warmup: int = 5,
+    budget_seconds: float = 20.0,
+    clocked: bool = False,
+) -> Timings:
+    """Time several functions in one process, in turn (A B A B ...), so that drift of the machine hits all alike.
+
+    Args:
+        calls: what to time, by name.
+        repeats: rounds; fewer (but at least 5) once `budget_seconds` are used up.
+        warmup: rounds that are not counted.
+        clocked: each function returns the milliseconds it took, by a clock of its own.
+    """
+    for _ in range(warmup):
+        for call in calls.values():
+            call()
+    ms: dict[str, list[float]] = {name: [] for name in calls}
+    end = time.perf_counter() + budget_seconds
+    collecting = gc.isenabled()
+    gc.disable()  # a collection in the middle of one call would be charged to it
+    try:
+        for done in range(repeats):
+            if done >= 5 and time.perf_counter() > end:
+                break
+            for name, call in calls.items():
+                start = time.perf_counter_ns()
+                returned = call()
+                ms[name].append(returned if clocked else (time.perf_counter_ns() - start) / 1e6)
+    finally:
+        if collecting:
+            gc.enable()
+    return Timings(ms)
+
+
+def latency(calls: Mapping[str, Callable[[], Any]], repeats: int = 30, warmup: int = 5) -> dict[str, float]:
+    """Median milliseconds of each function; see `timings`."""
+    taken = timings(calls, repeats, warmup)
+    return {name: taken.median(name) for name in calls}
+
+
+# What decides the speed of integer kernels.
+_FEATURES = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimd", "asimddp", "i8mm", "sve")
+
+
+def host_cpu() -> str:
+    """This machine in words: processor, cores in use, and the instruction sets that matter for int8."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    model = next((s.partition(":")[2].strip() for s in lines if s.startswith(("model name", "Model"))), "")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    name = model or platform.processor() or platform.machine() or "unknown processor"
+    features = [f for f in _FEATURES if f in cpu_features()]
+    return ", ".join([f"{name} ({platform.machine()})", f"{cores} core{'s' * (cores != 1)}", *features])

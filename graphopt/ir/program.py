@@ -1,0 +1,70 @@
+"""A graph as a `torch.export.ExportedProgram` again, for tools that read those (the ONNX exporter, other compilers).
+
+The program is flat: it takes the graph's input tensors one by one, in order and under `graph.input_names`, and returns
+a tuple of the output tensors in the order of `graph.output_names`. Weights keep their names. A dynamic batch stays
+dynamic.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+
+from graphopt.ir.shapes import batched
+from graphopt.utils.errors import GraphoptError, InputError
+
+if TYPE_CHECKING:
+    from graphopt.ir.graph import Graph
+
+
+def to_exported_program(graph: Graph) -> ExportedProgram:
+    """Export the graph as it is now: edited nodes and constants included, the graph itself untouched.
+
+    Raises:
+        InputError: the graph is in training mode.
+        GraphoptError: an operator of the graph fixes a batch size that the graph promises to be free.
+    """
+    if graph.training:
+        raise InputError("the graph is in training mode; call graph.eval() before deploying it")
+    module = flat_module(graph)
+    free = batched([n.meta["val"] for n in graph.inputs])
+    example = tuple(_at_least_two(t) if f else t for t, f in zip(graph.example.tensors(), free, strict=True))
+    shapes = tuple({0: Dim.AUTO} if f else None for f in free) if any(free) else None
+    with torch.no_grad():
+        program = torch.export.export(module, example, dynamic_shapes=shapes, strict=False)
+    inputs = [n for n in program.graph.nodes if n.op == "placeholder"][-len(free) :]
+    if (kept := batched([n.meta["val"] for n in inputs])) != free:
+        fixed = next(name for name, f, k in zip(graph.input_names, free, kept, strict=True) if f != k)
+        raise GraphoptError(
+            f"the batch of input {fixed!r} became fixed when the graph was exported again; "
+            "capture with dynamic_batch=False to deploy for one batch size"
+        )
+    return program
+
+
+def flat_module(graph: Graph) -> fx.GraphModule:
+    """The same computation with tensors in and a tuple of tensors out; it shares the graph's weights."""
+    flat, values = fx.Graph(), {}
+    names = iter(graph.input_names)
+    for node in graph.nodes:
+        if node.op == "placeholder" and not isinstance(node.meta.get("val"), Tensor):
+            continue  # a number, a flag or None: the graph has its value built in
+        if node.op == "placeholder":
+            values[node] = flat.placeholder(next(names))
+        elif node.op == "output":
+            flat.output(tuple(values[leaf] for leaf in graph.outputs))
+        else:
+            values[node] = flat.node_copy(node, values.__getitem__)
+        if node in values:
+            values[node].meta = dict(node.meta)
+    module = fx.GraphModule(graph.module, flat)
+    nn.Module.train(module, False)
+    return module
+
+
+def _at_least_two(value: Tensor) -> Tensor:
+    """Export takes a size of one for a fixed size."""
+    return torch.cat([value, value]) if value.shape[0] == 1 else value

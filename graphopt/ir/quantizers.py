@@ -1,0 +1,91 @@
+"""The quantizers of a graph: calls that round a value or a constant to a number format, whatever its family.
+
+    is_quantizer(node)                 one of the operators of `graphopt.formats`
+    quantizers(graph)                  all of them, in execution order
+    quantizer_of(graph, node)          format and parameters, as a `Quantizer`
+    constants(graph, quantizer, ...)   what a new one takes
+
+Only uniform formats become integers of a runtime (`graphopt.lowering.qdq`); code that needs their scales looks for `FAKE_QUANTIZE`
+itself. Whatever holds for rounding in general asks here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.fx.node import Node
+
+from graphopt.formats import (
+    FAKE_QUANTIZE,
+    FAKE_QUANTIZE_BLOCK_FLOAT,
+    FAKE_QUANTIZE_FLOAT,
+    FAKE_QUANTIZE_LOG,
+    FAKE_QUANTIZE_TABLE,
+    Quantizer,
+    block_floating,
+    codebook,
+    floating,
+    in_blocks,
+    logarithmic,
+    uniform,
+)
+from graphopt.ir.graph import Graph
+from graphopt.utils.errors import InputError
+
+_READ: dict[Any, Callable[..., Quantizer]] = {
+    FAKE_QUANTIZE: uniform.from_arguments,
+    FAKE_QUANTIZE_LOG: logarithmic.from_arguments,
+    FAKE_QUANTIZE_FLOAT: floating.from_arguments,
+    FAKE_QUANTIZE_BLOCK_FLOAT: block_floating.from_arguments,
+    FAKE_QUANTIZE_TABLE: codebook.from_arguments,
+}
+OPERATORS = frozenset(_READ)
+
+
+def is_quantizer(node: Any) -> bool:
+    return isinstance(node, Node) and node.target in OPERATORS
+
+
+def is_uniform(node: Any) -> bool:
+    """Whether a call rounds to whole numbers times a scale, one per tensor or channel or block."""
+    return isinstance(node, Node) and node.target is FAKE_QUANTIZE
+
+
+def quantizers(graph: Graph) -> list[Node]:
+    """Every quantizer, in execution order."""
+    return graph.calls(*OPERATORS)
+
+
+def quantizer_of(graph: Graph, node: Node) -> Quantizer:
+    """What a quantizer rounds to, with its parameters as the graph has them now.
+
+    Raises:
+        InputError: it has a scale per block, or more than 16 bits (a bias).
+    """
+    if is_uniform(node) and in_blocks(node):
+        raise InputError(f"{node.name} has a scale per block; see graphopt.formats.blocks")
+    arguments = [graph.tensor(a) if isinstance(a, Node) else a for a in node.args[1:]]
+    try:
+        return _READ[node.target](*arguments)
+    except ValueError as error:
+        raise InputError(f"{node.name} has no number format of 2 to 16 bits: {error}") from error
+
+
+def constants(graph: Graph, quantizer: Quantizer, name: str, *, before: Node) -> list[Any]:
+    """What a quantizer's operator takes behind the value, with tensors as constants `name_...` of the graph."""
+    names = iter(_NAMES[quantizer.format.operator])
+    return [
+        graph.add_constant(f"{name}_{next(names)}", a, before=before) if isinstance(a, Tensor) else a
+        for a in quantizer.arguments
+    ]
+
+
+_NAMES: dict[Any, tuple[str, ...]] = {
+    FAKE_QUANTIZE: ("scale", "zero_point"),
+    FAKE_QUANTIZE_LOG: ("last",),
+    FAKE_QUANTIZE_FLOAT: (),
+    FAKE_QUANTIZE_BLOCK_FLOAT: ("exponent",),
+    FAKE_QUANTIZE_TABLE: ("table",),
+}

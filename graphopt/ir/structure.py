@@ -1,0 +1,147 @@
+"""The nesting of a model's inputs and outputs as plain JSON, so that an artifact can rebuild it without running code.
+
+    (x, {"mask": m})     <->  {"tuple": [null, {"dict": {"mask": null}}]}
+    tensor               <->  null
+    True, 3, "a", None   <->  {"value": true}, ...     part of the model, not an input
+    Point(x=x, y=y)      <->  {"named": {"type": "Point", "fields": {"x": null, "y": null}}}
+
+A named tuple comes back as a named tuple of the same fields; any other class with named fields as `Fields`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, namedtuple
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from graphopt.utils.errors import InputError
+
+
+class Fields(dict[str, Any]):
+    """Stands for an output class of the model's own: read as `out.logits`, `out["logits"]` or `out[0]`."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        raise AttributeError(f"the model's output has no field {name!r}; it has {', '.join(self)}")
+
+    def __getitem__(self, key: Any) -> Any:
+        return list(self.values())[key] if isinstance(key, (int, slice)) else super().__getitem__(key)
+
+
+def encode(value: Any) -> Any:
+    """The JSON form of a nested value; tensors become null.
+
+    Raises:
+        InputError: something in it is neither a tensor, a plain value nor a container PyTorch knows.
+    """
+    leaves, spec = pytree.tree_flatten(value)
+    return _encode(spec, iter(leaves))
+
+
+def _encode(spec: Any, leaves: Iterator[Any]) -> Any:
+    if spec.is_leaf():
+        leaf = next(leaves)
+        if isinstance(leaf, Tensor):
+            return None
+        if leaf is None or isinstance(leaf, (bool, int, float, str)):
+            return {"value": leaf}
+        raise InputError(
+            f"the model takes or returns a {type(leaf).__name__}, which an artifact cannot hold; use tensors"
+        )
+    children = [_encode(child, leaves) for child in (spec.child(i) for i in range(spec.num_children))]
+    if spec.type in (list, tuple):
+        return {spec.type.__name__: children}
+    kind = spec.context if pytree.is_namedtuple_class(spec.context) else spec.type
+    if issubclass(kind, dict) and kind.__module__ in ("builtins", "collections"):
+        keys = spec.context[1] if issubclass(kind, defaultdict) else spec.context
+        if not all(isinstance(key, str) for key in keys):
+            raise InputError(f"the model takes or returns a dictionary with keys {keys}; an artifact needs strings")
+        return {"dict": dict(zip(keys, children, strict=True))}
+    names = getattr(kind, "_fields", None) or _field_names(spec.context)
+    if names is None:
+        return {"list": children}
+    fields = dict(zip(names, children, strict=True))
+    return {"named": {"type": kind.__name__, "tuple": issubclass(kind, tuple), "fields": fields}}
+
+
+def _field_names(context: Any) -> list[str] | None:
+    """The names of a registered class's fields, which stand somewhere in what it told PyTorch about itself."""
+    candidates = [context, *context] if isinstance(context, (list, tuple)) else [context]
+    for found in candidates:
+        if isinstance(found, (list, tuple)) and found and all(isinstance(k, str) for k in found):
+            return list(found)
+    return None
+
+
+def decode(structure: Any, tensors: Iterator[Any]) -> Any:
+    """The nested value again, its tensors taken in order from `tensors`."""
+    if structure is None:
+        return next(tensors)
+    (form, content), *_ = structure.items()
+    if form == "value":
+        return content
+    if form == "list":
+        return [decode(c, tensors) for c in content]
+    if form == "tuple":
+        return tuple(decode(c, tensors) for c in content)
+    if form == "dict":
+        return {k: decode(c, tensors) for k, c in content.items()}
+    fields = {k: decode(c, tensors) for k, c in content["fields"].items()}
+    if content["tuple"]:
+        return namedtuple(content["type"], list(fields))(**fields)
+    return Fields(fields)
+
+
+def leaves(structure: Any, value: Any, where: str = "the input") -> list[Any]:
+    """What stands in `value` at the tensors of `structure`, in order.
+
+    Raises:
+        InputError: `value` is nested in another way, or a plain value in it is not the one the model was captured with.
+    """
+    if structure is None:
+        return [value]
+    (form, content), *_ = structure.items()
+    if form == "value":
+        if value != content:
+            raise InputError(f"{where} must be {content!r}, as when the model was captured, got {value!r}")
+        return []
+    if form in ("list", "tuple"):
+        if not isinstance(value, (list, tuple)) or len(value) != len(content):
+            raise InputError(f"{where} must be a {form} of {len(content)}, got {_shown(value)}")
+        parts = [(f"{where}[{i}]", c, v) for i, (c, v) in enumerate(zip(content, value, strict=True))]
+    else:
+        entries = content if form == "dict" else content["fields"]
+        found = value if isinstance(value, Mapping) else getattr(value, "_asdict", lambda: vars(value))()
+        if set(found) != set(entries):
+            raise InputError(
+                f"{where} must have the entries {', '.join(entries)}, got {', '.join(map(str, found)) or 'none'}"
+            )
+        parts = [(f"{where}[{k!r}]", c, found[k]) for k, c in entries.items()]
+    return [leaf for inner, c, v in parts for leaf in leaves(c, v, inner)]
+
+
+def check(structure: Any) -> int:
+    """The number of tensors in a structure read from a file. Raises `ValueError` where it is malformed."""
+    if structure is None:
+        return 1
+    if not isinstance(structure, dict) or len(structure) != 1:
+        raise ValueError(f"not a structure: {structure!r}")
+    ((form, content),) = structure.items()
+    if form == "value":
+        return 0
+    if form in ("list", "tuple") and isinstance(content, list):
+        return sum(map(check, content))
+    entries = content.get("fields") if form == "named" and isinstance(content, dict) else content
+    if form not in ("dict", "named") or not isinstance(entries, dict):
+        raise ValueError(f"not a structure: {structure!r}")
+    if form == "named" and not (str(content.get("type")).isidentifier() and isinstance(content.get("tuple"), bool)):
+        raise ValueError(f"not a structure: {structure!r}")
+    return sum(map(check, entries.values()))
+
+
+def _shown(value: Any) -> str:
+    return f"{type(value).__name__} of {len(value)}" if isinstance(value, (list, tuple, dict)) else type(value).__name__

@@ -1,0 +1,222 @@
+"""What a runtime makes of quantizers around an operator: one integer kernel.
+
+    dequantize(x), dequantize(w) -> conv -> quantize          ->   LayerKernel(x)
+    dequantize(a), dequantize(b) -> add  -> quantize          ->   table(a, b)
+
+The runtime does so where every operand is dequantized from 8 bits, the one reader of the operator quantizes to the same type,
+and a layer's bias is int32; a linear layer may also answer in float. Whatever does not qualify stays float, here as there,
+between `quantize` and `dequantize`.
+
+Learned from the graphs that ONNX Runtime 1.31 writes back after optimizing; TVM is given the same kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx.node import Node
+
+from graphopt.ir.graph import Graph
+from graphopt.ir.ops import Layer, argument, family, shape
+from graphopt.lowering.integers.arithmetic import dequantize, f32, quantize
+from graphopt.lowering.integers.dialect import CLIP_CODES, GLOBAL_AVERAGE_POOL, is_dequantized
+from graphopt.lowering.integers.kernels import (
+    AveragePool,
+    LayerKernel,
+    Softmax,
+    Window,
+    centred,
+    global_mean,
+    multiply,
+    sigmoid,
+)
+from graphopt.lowering.integers.machines import MACHINES, Machine
+from graphopt.lowering.integers.pairs import Pairs
+from graphopt.lowering.qdq import Grid, Q
+
+QUANTIZE, DEQUANTIZE = Q.quantize_per_tensor.default, Q.dequantize_per_tensor.default
+BYTES = {torch.int8, torch.uint8}
+
+
+class Kernel:
+    """A function of codes as a graph's target, which must have a name.
+
+    Attributes:
+        function: what it computes; a `LayerKernel`, a `Table`, ...
+        grids: of the operands, in order.
+        grid: of the result; None where that is float.
+    """
+
+    def __init__(self, name: str, function: Callable[..., Tensor], grids: Sequence[Grid], grid: Grid | None) -> None:
+        self.__name__, self.function, self.grids, self.grid = name, function, tuple(grids), grid
+
+    def __call__(self, *codes: Tensor) -> Tensor:
+        return self.function(*codes)
+
+
+class Operand(NamedTuple):
+    """Codes and what they stand for."""
+
+    codes: Node
+    grid: Grid
+
+
+def fuse(graph: Graph, machine: str) -> dict[Node, str]:
+    """Rewrite a deployed graph in the backend's dialect in place: fused kernels in place of float operators.
+
+    Returns:
+        Every node that computes codes, in order -> the name of the same value in the exported model.
+    """
+    names = _names(graph)
+    for node in graph.calls():
+        _dequantize_later(graph, node)
+        function, operands = _kernel(graph, node, MACHINES[machine])
+        if function is None:
+            continue
+        reader = quantizer(node)
+        result = Grid(*reader.args[1:]) if reader is not None else None  # type: ignore[arg-type]
+        kernel = Kernel(_kind(node), function, [o.grid for o in operands], result)
+        call = graph.call(kernel, *(o.codes for o in operands), before=reader or node, like=node)
+        call.meta["val"] = (reader or node).meta["val"]
+        if reader is not None:
+            names[call] = names.pop(reader)
+            graph.replace(reader, call)
+        else:
+            graph.replace(node, call)
+    graph.module.graph.eliminate_dead_code()
+    for node in graph.calls(QUANTIZE, DEQUANTIZE):
+        node.target = quantize if node.target is QUANTIZE else dequantize
+    return {node: names[node] for node in graph.nodes if node in names}
+
+
+def _names(graph: Graph) -> dict[Node, str]:
+    """The exporter numbers the values of one operator in order."""
+    names = {}
+    for target, name in ((QUANTIZE, "quantize_per_tensor"), (CLIP_CODES, "clip_codes")):
+        for number, node in enumerate(graph.calls(target)):
+            names[node] = f"{name}_{number}" if number else name
+    return names
+
+
+def _kind(node: Node) -> str:
+    return "global_average_pool" if node.target is GLOBAL_AVERAGE_POOL else family(node) or ""
+
+
+def _dequantize_later(graph: Graph, node: Node) -> None:
+    """dequantize -> reshape  =>  reshape -> dequantize, as the runtime does to bring it next to the reader's kernel."""
+    source: Any = node.args[0] if node.args else None
+    if family(node) not in ("reshape", "transpose") or operand(source) is None or quantizer(node) is not None:
+        return
+    codes, *grid = source.args
+    target: Any = node.target
+    options: Any = node.kwargs
+    moved = graph.call(target, codes, *node.args[1:], before=node, **options)
+    moved.meta["val"] = node.meta["val"]
+    graph.replace(node, graph.call(DEQUANTIZE, moved, *grid, before=node))
+
+
+def quantizer(node: Node) -> Node | None:
+    """The quantizer that alone reads a call."""
+    reader = next(iter(node.users), None)
+    return reader if len(node.users) == 1 and reader is not None and reader.target is QUANTIZE else None
+
+
+def operand(value: Any) -> Operand | None:
+    """The 8-bit codes that a value is dequantized from."""
+    if not isinstance(value, Node) or value.target is not DEQUANTIZE or value.args[5] not in BYTES:
+        return None
+    codes, *grid = value.args
+    return Operand(codes, Grid(*grid))  # type: ignore[arg-type]
+
+
+def _kernel(graph: Graph, node: Node, machine: Machine) -> tuple[Callable[..., Tensor] | None, list[Operand]]:
+    """The integer kernel that computes a call, and what it reads; None where the call stays float."""
+    kind = _kind(node)
+    if kind in ("conv", "linear"):
+        return _layer(graph, node, machine)
+    make = _MAKERS.get(kind)
+    reader = quantizer(node)
+    if make is None or reader is None:
+        return None, []
+    operands = [operand(a) for a in node.args[: 2 if kind in ("add", "mul") else 1]]
+    y = Grid(*reader.args[1:])  # type: ignore[arg-type]
+    found = [o for o in operands if o is not None and o.grid.dtype == y.dtype]
+    if len(found) < len(operands):
+        return None, []
+    if kind in ("add", "mul") and _spreads(found[0].codes, node):
+        found.reverse()  # the runtime hands the operand that repeats over as the second
+    return make(node, machine, *(o.grid for o in found), y), found
+
+
+def _spreads(codes: Node, node: Node) -> bool:
+    """Is the last dimension of this operand broadcast?"""
+    own, out = codes.meta["val"].shape, shape(node)
+    return bool(out) and (not own or (own[-1] == 1 and out[-1] != 1))
+
+
+def _layer(graph: Graph, node: Node, machine: Machine) -> tuple[LayerKernel | None, list[Operand]]:
+    layer, x = Layer.of(node), operand(node.args[0])
+    assert layer is not None
+    reader = quantizer(node)
+    y = Grid(*reader.args[1:]) if reader is not None else None  # type: ignore[arg-type]
+    stays_float = y is None and (layer.kind == "conv" or any(r.target is QUANTIZE for r in node.users))
+    if x is None or stays_float or (y is not None and y.dtype != x.grid.dtype) or not is_dequantized(layer.weight):
+        return None, []
+    stored: Any = layer.weight.args
+    bias: Any = layer.bias.args if is_dequantized(layer.bias) else None  # type: ignore[union-attr]
+    if not graph.is_constant(stored[0]) or stored[-1] not in BYTES or (layer.bias is not None and bias is None):
+        return None, []
+    scale, zero_point = (graph.tensor(a) if isinstance(a, Node) else torch.tensor(a) for a in stored[1:3])
+    codes = graph.tensor(stored[0])
+    kernel = LayerKernel(
+        operator=partial(_without_tensors, node),
+        weight=centred(codes, zero_point, x.grid),
+        bias=graph.tensor(bias[0]) if bias is not None else None,
+        scale=f32(x.grid.scale) * scale.float(),
+        zero_point=x.grid.zero_point,
+        channel_dim=layer.channel_dim,
+        grid=y,
+        pairs=Pairs.of(layer, codes, x.grid) if machine.in_pairs else None,
+        window=Window(layer.stride, layer.padding, layer.dilation, layer.groups),
+    )
+    return kernel, [x]
+
+
+def _without_tensors(node: Node, x: Tensor, weight: Tensor) -> Tensor:
+    options = node.args[3:]
+    target: Any = node.target
+    return target(x, weight, None, *options, **{k: v for k, v in node.kwargs.items() if k != "bias"})  # type: ignore[no-any-return]
+
+
+def _average_pool(node: Node, machine: Machine, x: Grid, y: Grid) -> AveragePool:
+    target: Any = node.target
+    dims = len(shape(node)) - 2
+
+    def each(name: str) -> tuple[int, ...]:
+        value = argument(node, name)
+        values = list(value) if isinstance(value, (list, tuple)) else [value]
+        return tuple(values * dims if len(values) == 1 else values)
+
+    return AveragePool(
+        x=x,
+        y=y,
+        kernel=each("kernel_size"),
+        stride=each("stride") or each("kernel_size"),
+        padding=each("padding"),
+        shape_of=lambda image: target(image, *node.args[1:], **node.kwargs),
+        include_padding=bool(argument(node, "count_include_pad")),
+    )
+
+
+_MAKERS: dict[str, Callable[..., Callable[..., Tensor]]] = {
+    "add": lambda node, machine, a, b, y: machine.add(a, b, y),
+    "mul": lambda node, machine, a, b, y: multiply(a, b, y),
+    "sigmoid": lambda node, machine, x, y: sigmoid(x, y),
+    "softmax": lambda node, machine, x, y: Softmax(x, y, int(argument(node, "dim"))),
+    "average_pool": _average_pool,
+    "global_average_pool": lambda node, machine, x, y: partial(global_mean, grid=x, y=y),
+}

@@ -1,0 +1,235 @@
+"""From the simulated to the deployed form: fake-quantize nodes become integer constants and quantize/dequantize pairs.
+
+    fake_quantize(weight)   ->  dequantize(codes)                 codes stored as int8 (int32 for biases)
+                            ->  dequantize_blocks(codes)          where each block has a scale: packed, see `graphopt.formats.blocks`
+    fake_quantize(value)    ->  dequantize(quantize(value))
+    fake_quantize(relu(v))  ->  dequantize(quantize(v))           where the grid's own ends clip as the activation does
+
+Formats that no integer operator has (logarithms, floats, block floating point, codebooks) become float; their layers say why:
+
+    fake_quantize_log(weight)  ->  the rounded weight, in float       (`graphopt.artifacts.packing` stores its codes)
+    fake_quantize_log(value)   ->  the value itself
+
+Only for runtimes that compute in float16 (`half=True`), those numbers are kept:
+
+    fake_quantize_float(weight)   ->  float(weight in float16)
+    fake_quantize_float(value)    ->  float(half(value))
+
+A clip with an upper end per channel (what equalization makes of ReLU6) has no integer kernel, but saturation is one. With e the
+code of a channel's end and m the last code of the grid, both in codes,
+
+    min(q, e) = sat(q + (m - e)) - (m - e)
+
+so two saturating additions do it. Where the value comes straight from a layer, `Quantize` has put the first addition into the
+layer's bias (`bias = fake_quantize(b + shift) - shift`), and one addition remains, which also clips at zero.
+
+But for values in such formats, both forms compute the same. Backends call this first; the simulated graph is left as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.ao.quantization.fx._decomposed
+from torch import Tensor
+from torch.fx.node import Node
+
+from graphopt.formats import HALVES, in_blocks, quantize
+from graphopt.formats.blocks import DEQUANTIZE_BLOCKS, pack_weight
+from graphopt.ir.graph import Graph
+from graphopt.ir.masks import bake
+from graphopt.ir.ops import BIAS, Layer, aten, clamp_bounds, family
+from graphopt.ir.quantized_units import FUSED
+from graphopt.ir.quantizers import is_uniform, quantizer_of, quantizers
+
+Q: Any = torch.ops.quantized_decomposed
+
+
+def deploy(graph: Graph, *, half: bool = False) -> Graph:
+    """A deployed copy of a simulated graph; a graph without quantizers, such as one deployed before, is copied unchanged.
+
+    Args:
+        half: the runtime computes in float16. Without subnormal numbers, constants are flushed here, values by the device.
+    """
+    deployed = graph.clone().eval()
+    baked = bake(deployed)
+    found = quantizers(deployed)
+    packed: dict[tuple[Any, ...], Node] = {}
+    for node in found:
+        if half and not is_uniform(node) and quantizer_of(deployed, node).format in HALVES:
+            _keep_half(deployed, node)
+        elif not is_uniform(node):
+            _leave_in_float(deployed, node)
+        elif in_blocks(node):
+            _pack(deployed, node, packed)
+        elif deployed.is_constant(_evaluated(deployed, node.args[0])):  # type: ignore[arg-type]
+            _store_codes(deployed, node)
+        else:
+            _quantize_value(deployed, node)
+    if found or baked:
+        deployed.refresh()
+    return deployed
+
+
+def _leave_in_float(graph: Graph, node: Node) -> None:
+    """Round a constant for good, or go past a value's quantizer; layers around it learn why they are float."""
+    source: Node = node.args[0]  # type: ignore[assignment]
+    quantizer, constant = quantizer_of(graph, node), graph.is_constant(source)
+    what = "its weights are" if constant else "a value beside it is"
+    producer = source
+    while family(producer) in FUSED:
+        producer = producer.args[0]  # type: ignore[assignment]
+    for layer in [producer, *node.users]:
+        if Layer.of(layer) is not None:
+            layer.meta.setdefault("left", f"{what} in {quantizer.format}, which has no integer operator")
+    if constant:
+        name = f"{source.target}_rounded"
+        graph.replace(node, graph.add_constant(name, quantizer(graph.tensor(source)), before=node))
+    else:
+        graph.replace(node, source)
+
+
+def _keep_half(graph: Graph, node: Node) -> None:
+    source: Node = node.args[0]  # type: ignore[assignment]
+    if graph.is_constant(source):
+        rounded = quantizer_of(graph, node)(graph.tensor(source)).half()
+        narrow = graph.add_constant(f"{source.target}_half", rounded, before=node)
+    else:
+        narrow = graph.call(aten.to.dtype, source, torch.float16, before=node)
+    graph.replace(node, graph.call(aten.to.dtype, narrow, torch.float32, before=node))
+
+
+def _evaluated(graph: Graph, source: Node) -> Node:
+    """A call that reads only constants, as a constant (a layer's shifted bias)."""
+    if (
+        source.op != "call_function"
+        or not source.all_input_nodes
+        or not all(map(graph.is_constant, source.all_input_nodes))
+    ):
+        return source
+    args = [graph.tensor(a) if isinstance(a, Node) else a for a in source.args]
+    constant = graph.add_constant(source.name, source.target(*args), before=source)  # type: ignore[operator]
+    graph.replace(source, constant)
+    return constant
+
+
+class Grid(NamedTuple):
+    """The arguments of quantize_per_tensor and dequantize_per_tensor."""
+
+    scale: float
+    zero_point: int
+    quant_min: int
+    quant_max: int
+    dtype: torch.dtype
+
+
+def storage(quant_min: int, quant_max: int) -> torch.dtype:
+    """The smallest integer type that holds these codes."""
+    for dtype in (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32):
+        info = torch.iinfo(dtype)
+        if info.min <= quant_min and quant_max <= info.max:
+            return dtype
+    raise ValueError(f"no integer type holds [{quant_min}, {quant_max}]")
+
+
+def _parameters(graph: Graph, node: Node) -> tuple[Tensor, Tensor, int, int, int]:
+    _, scale, zero_point, quant_min, quant_max, axis = node.args
+    return graph.tensor(scale), graph.tensor(zero_point), quant_min, quant_max, axis  # type: ignore[arg-type, return-value]
+
+
+def _store_codes(graph: Graph, node: Node) -> None:
+    scale, zero_point, quant_min, quant_max, axis = _parameters(graph, node)
+    source: Node = node.args[0]  # type: ignore[assignment]
+    dtype = storage(quant_min, quant_max)
+    codes = quantize(graph.tensor(source), scale, zero_point, quant_min, quant_max, axis).to(dtype)
+    constant = graph.add_constant(f"{source.target}_codes", codes, before=node)
+    if scale.dim():
+        s = graph.add_constant(f"{source.target}_codes_scale", scale, before=node)
+        z = graph.add_constant(
+            f"{source.target}_codes_zero_point", zero_point.int(), before=node
+        )  # bytes would wrap around
+        call: tuple[Any, ...] = (Q.dequantize_per_channel.default, constant, s, z, axis)
+    else:
+        call = (Q.dequantize_per_tensor.default, constant, float(scale), int(zero_point))
+    graph.replace(node, graph.call(*call, quant_min, quant_max, dtype, before=node))
+
+
+def _pack(graph: Graph, node: Node, packed: dict[tuple[Any, ...], Node]) -> None:
+    """Store the codes of a weight in blocks, once for all layers that read it on this grid."""
+    source, scale, zero_point, _, quant_max, _, block = arguments = node.args
+    if arguments not in packed:
+        bits = quant_max.bit_length()  # type: ignore[union-attr]
+        weight, s, z = (graph.tensor(a) for a in (source, scale, zero_point))  # type: ignore[arg-type]
+        codes, points = pack_weight(weight, s, z, bits, block)  # type: ignore[arg-type]
+        name = f"{source.target}_codes"  # type: ignore[union-attr]
+        constants = [graph.add_constant(name, codes, before=node), graph.add_constant(f"{name}_scale", s, before=node)]
+        z_node = graph.add_constant(f"{name}_zero_point", points, before=node) if points is not None else None
+        packed[arguments] = graph.call(DEQUANTIZE_BLOCKS, *constants, z_node, bits, weight.shape[1], before=node)
+    graph.replace(node, packed[arguments])
+
+
+def _quantize_value(graph: Graph, node: Node) -> None:
+    scale, zero_point, quant_min, quant_max, _ = _parameters(graph, node)
+    grid = Grid(float(scale), int(zero_point), quant_min, quant_max, storage(quant_min, quant_max))
+    source: Node = node.args[0]  # type: ignore[assignment]
+    if family(source) == "channel_clamp" and len(source.users) == 1:
+        inner = _without_implied_clip(source.args[0], grid)  # type: ignore[arg-type]
+        if inner is not source.args[0]:
+            graph.replace(
+                node,
+                _clip_channels(
+                    graph, node, inner, end_codes(graph, source, scale, zero_point, quant_min, quant_max), grid
+                ),
+            )
+            return
+    graph.replace(node, _round_trip(graph, _without_implied_clip(source, grid), grid, before=node))
+
+
+def _round_trip(graph: Graph, value: Node, grid: Grid, *, before: Node) -> Node:
+    codes = graph.call(Q.quantize_per_tensor.default, value, *grid, before=before)
+    return graph.call(Q.dequantize_per_tensor.default, codes, *grid, before=before)
+
+
+def end_codes(graph: Graph, clip: Node, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:
+    """The code of each channel's upper end, shaped as the ends are."""
+    return quantize(graph.tensor(clip.args[2]), scale, zero_point, quant_min, quant_max)  # type: ignore[arg-type]
+
+
+def _clip_channels(graph: Graph, node: Node, value: Node, ends: Tensor, grid: Grid) -> Node:
+    """Quantize a value with an end per channel, by saturating additions."""
+    if bool((ends == grid.quant_max).all()):
+        return _round_trip(graph, value, grid, before=node)
+    if (layer := Layer.of(value)) is not None and _is_shifted(layer.bias):
+        value.update_arg(BIAS, layer.bias.args[0])  # type: ignore[union-attr]
+        raised = _round_trip(graph, value, grid, before=node)
+    else:
+        up = _constant(graph, node, grid.quant_max - ends + grid.quant_min, grid._replace(zero_point=grid.quant_min))
+        first = _round_trip(graph, value, grid, before=node)
+        raised = _round_trip(graph, graph.call(aten.add.Tensor, first, up, before=node), grid, before=node)
+    down = _constant(graph, node, ends, grid._replace(zero_point=grid.quant_max))
+    return _round_trip(graph, graph.call(aten.add.Tensor, raised, down, before=node), grid, before=node)
+
+
+def _constant(graph: Graph, node: Node, codes: Tensor, grid: Grid) -> Node:
+    constant = graph.add_constant(f"{node.name}_ends", codes.to(grid.dtype), before=node)
+    return graph.call(Q.dequantize_per_tensor.default, constant, *grid, before=node)
+
+
+def _is_shifted(bias: Node | None) -> bool:
+    return bias is not None and bias.target is aten.sub.Tensor
+
+
+def _without_implied_clip(source: Node, grid: Grid) -> Node:
+    """Skip a relu or clamp whose ends the grid's own clipping reproduces: the end's code is the grid's last, or beyond."""
+    if family(source) not in ("relu", "clamp") or len(source.users) != 1:
+        return source
+    low, high = clamp_bounds(source)
+    scale = torch.tensor(grid.scale)
+
+    def code(end: float) -> int:
+        return round(float(torch.tensor(end) / scale)) + grid.zero_point
+
+    below = low == -float("inf") or code(low) <= grid.quant_min
+    above = high == float("inf") or code(high) >= grid.quant_max
+    return source.args[0] if below and above else source  # type: ignore[return-value]

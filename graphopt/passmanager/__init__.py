@@ -1,0 +1,4 @@
+"""Running passes: verified, dumped, bisected.
+
+runner.py   `run`, `first_bad`
+"""

@@ -1,0 +1,160 @@
+"""The loop that runs passes.
+
+A pipeline is a plain list of passes. After every pass `run` sweeps dead code, checks the graph and its shapes, and
+for passes that promise it compares the outputs with those before, so that a pass that lies is named on the spot.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from graphopt.artifacts.report import Step
+from graphopt.ir import cost
+from graphopt.ir.graph import Graph
+from graphopt.ir.passes import Change, Pass, Shortfall
+from graphopt.utils.errors import GraphoptError, PassError, first_line
+from graphopt.utils.files import write_atomically
+from graphopt.utils.progress import track
+
+TOLERANCE = 1e-4  # relative to the largest output
+
+
+def run(
+    passes: Sequence[Pass],
+    graph: Graph,
+    *,
+    verify: bool = True,
+    dump: str | Path | None = None,
+    on_step: Callable[[Step], None] | None = None,
+    reference: list[Tensor] | None = None,
+) -> list[Step]:
+    """Apply passes in order, in place, checking after each.
+
+    Args:
+        passes: a plain list; lists join with `+`.
+        graph: edited in place.
+        verify: run the graph on its example after each pass; compare where the pass says it is exact.
+        dump: a folder for `00_FoldBatchNorm.txt`, ...: the canonical text after each pass (`capture.txt` before the first).
+        on_step: called with each finished step.
+        reference: the outputs that SQNR compares with, for a pipeline that goes on from another; those at the start if not given.
+
+    Returns:
+        One `Step` per pass: changes, seconds, parameters, MACs, weight bytes, SQNR against `reference`.
+
+    Raises:
+        PassError: a pass broke the graph, or moved the outputs although it says it is exact; names the pass and how to
+            reproduce it.
+    """
+    folder = Path(dump) if dump is not None else None
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "capture.txt", str(graph).encode() + b"\n")
+    before = outputs(graph) if verify else []
+    reference = before if reference is None else reference
+    steps = []
+    for number, transform in enumerate(track(passes, "passes")):
+        name = type(transform).__name__
+        start = time.perf_counter()
+        changes = _apply(transform, graph, number)
+        seconds = time.perf_counter() - start
+        after = outputs(graph) if verify and changes else before
+        if verify and transform.exact and changes:
+            _compare(transform, number, before, after)
+        before = after
+        steps.append(_step(name, transform, changes, seconds, graph, reference, after))
+        if folder is not None:
+            write_atomically(folder / f"{number:02}_{name}.txt", str(graph).encode() + b"\n")
+        if on_step is not None:
+            on_step(steps[-1])
+    return steps
+
+
+def _apply(transform: Pass, graph: Graph, number: int) -> list[Change]:
+    try:
+        changes = transform(graph)
+        if changes:
+            graph.refresh()
+    except (GraphoptError, ValueError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        raise PassError(
+            f"pass {number} {_shown(transform)} broke the graph: {first_line(error)}; reproduce with passes[:{number + 1}]"
+        ) from error
+    return changes
+
+
+def _step(
+    name: str,
+    transform: Pass,
+    changes: list[Change],
+    seconds: float,
+    graph: Graph,
+    reference: list[Tensor],
+    now: list[Tensor],
+) -> Step:
+    return Step(
+        name=name,
+        options=_shown(transform),
+        changes=[(change.site, change.what) for change in changes],
+        short=[change.what for change in changes if isinstance(change, Shortfall)],
+        seconds=seconds,
+        parameters=cost.parameters(graph),
+        macs=cost.macs(graph),
+        weight_bytes=cost.weight_bytes(graph),
+        sqnr_db=cost.sqnr(reference, now) if reference else None,
+    )
+
+
+def outputs(graph: Graph) -> list[Tensor]:
+    """The float outputs on the graph's own example, flat."""
+    with torch.no_grad():
+        result = graph(*graph.example.args, **graph.example.kwargs)
+    return [t for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
+
+
+def _compare(transform: Pass, number: int, before: list[Tensor], after: list[Tensor]) -> None:
+    for old, new in zip(before, after, strict=True):
+        if old.shape != new.shape:
+            raise PassError(
+                f"pass {number} {_shown(transform)} changed an output's shape from {tuple(old.shape)} to {tuple(new.shape)}"
+            )
+        reach = max(float(old.abs().max()) if old.numel() else 0.0, 1e-12)
+        moved = float((old.double() - new.double()).abs().max()) if old.numel() else 0.0
+        if not moved <= TOLERANCE * reach:
+            raise PassError(
+                f"pass {number} {_shown(transform)} says it is exact but moved the output by {moved:.2e} "
+                f"(of {reach:.2e}); reproduce with passes[:{number + 1}]"
+            )
+
+
+def _shown(transform: Any) -> str:
+    """The pass with its options, long values shortened."""
+    shown = repr(transform)
+    return shown if len(shown) <= 120 else shown[:117] + "..."
+
+
+def first_bad(passes: Sequence[Pass], graph: Graph, good: Callable[[Graph], bool]) -> int | None:
+    """The index of the first pass after which `good(graph)` is false; None where all is well to the end.
+
+    Works on copies; the graph stays as it is. By bisection, so `good` runs about log2(len(passes)) times.
+    """
+
+    def holds(count: int) -> bool:
+        copy = graph.clone()
+        run(passes[:count], copy, verify=False)
+        return good(copy)
+
+    if holds(len(passes)):
+        return None
+    low, high = 0, len(passes)  # holds(low), not holds(high)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return high - 1

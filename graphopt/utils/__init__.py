@@ -1,0 +1,10 @@
+"""What everything stands on and nothing of the compiler is in: errors, files, progress, checks of options.
+
+errors.py      the exceptions that users meet
+files.py       files and folders that appear whole or not at all
+progress.py    progress of long work
+checks.py      checks that the options of several passes share
+imports.py     objects named on the command line: `package.module:name`
+version.py     versions of graphopt and of what it stands on
+printing.py    the canonical text of a graph
+"""

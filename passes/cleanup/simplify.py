@@ -1,0 +1,211 @@
+"""Remove what computes nothing, compute what never changes, and write the rest the way integer kernels match it.
+
+    identities          dropout in eval mode, clone, contiguous, casts, views, slices, pads and permutations that change nothing
+    constant folding    a call that reads only constants becomes a constant, unless that would be larger than what it reads
+    global pooling      mean over all spatial dimensions, and average pooling with a window as large as the image,
+                        become adaptive average pooling to size 1 (plus flatten where the dimensions go)
+    adaptive pooling    to another size that divides the image's becomes average pooling
+    hard_sigmoid        clamp(x + 3, 0, 6) / 6 in any spelling becomes the operator   (Howard et al. 2019, section 5.2)
+    scalars             x - c becomes x + (-c), x / c becomes x * (1 / c)
+
+Keeps:  outputs, up to float rounding; a constant folded from trainable weights is trainable.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+from torch.fx.node import Node
+
+from graphopt.ir.graph import Graph
+from graphopt.ir.masks import mask_of
+from graphopt.ir.ops import MOVEMENT, argument, aten, clamp_bounds, family, is_float, shape, value
+from graphopt.ir.passes import Change
+from graphopt.ir.quantizers import is_quantizer
+
+KEEPS_SHAPE_ONLY = MOVEMENT | {"pad"}
+CASTS = (aten.to.dtype, aten._to_copy.default, aten.to.dtype_layout, aten.to.device)
+NUMBERS = (int, float)
+
+
+@dataclass(frozen=True)
+class Simplify:
+    exact: ClassVar[bool] = True
+
+    def __call__(self, graph: Graph) -> list[Change]:
+        changes: list[Change] = []
+        for node in graph.calls():
+            site = graph.site(node)
+            for rule in RULES:
+                if what := rule(graph, node):
+                    changes.append(Change(site, what))
+                    break
+        return changes
+
+
+Rule = Callable[[Graph, Node], str]
+
+
+def drop_identity(graph: Graph, node: Node) -> str:
+    if not isinstance(value(node), Tensor) or not node.args or not isinstance(node.args[0], Node):
+        return ""
+    source = node.args[0]
+    if not isinstance(value(source), Tensor) or value(source).dtype != value(node).dtype:
+        return ""
+    if not (_is_identity(node) or node.target in CASTS):
+        return ""
+    name = node.target.__name__.split(".")[0]  # type: ignore[union-attr]
+    graph.replace(node, source)
+    return f"{name} removed: it changes nothing"
+
+
+def _is_identity(node: Node) -> bool:
+    kind = family(node)
+    if kind == "identity":
+        return "dropout" not in str(node.target) or not argument(node, "train")
+    if kind not in KEEPS_SHAPE_ONLY or shape(node) != shape(node.args[0]):  # type: ignore[arg-type]
+        return False
+    if kind in ("reshape", "expand", "slice"):
+        return (
+            node.target is not aten.index_select.default
+        )  # the same sizes in the same order; an index may have another
+    if kind == "transpose" and node.target is aten.permute.default:
+        return list(argument(node, "dims")) == list(range(len(shape(node))))
+    if kind == "pad":
+        return not any(argument(node, "pad"))
+    return False
+
+
+def fold_constant(graph: Graph, node: Node) -> str:
+    """Compute a call that reads only constants."""
+    inputs = node.all_input_nodes
+    if not inputs or not all(graph.is_constant(n) for n in inputs) or is_quantizer(node):
+        return ""
+    if mask_of(graph, node):
+        return ""  # lives until a pass needs the weight as a constant
+    if torch.Tag.nondeterministic_seeded in node.target.tags or not isinstance(value(node), Tensor):  # type: ignore[union-attr]
+        return ""
+    sizes = shape(node)
+    if not all(isinstance(size, int) for size in sizes):
+        return ""
+    if math.prod(sizes) > max(sum(graph.tensor(n).numel() for n in inputs), 1024):
+        return ""
+    args, kwargs = pytree.tree_map_only(Node, graph.tensor, (node.args, node.kwargs))
+    with torch.no_grad():
+        result = node.target(*args, **kwargs).clone()  # type: ignore[operator]
+    trainable = any(isinstance(graph.parameter(n), nn.Parameter) for n in inputs) and result.is_floating_point()
+    name = f"{inputs[0].target}_{node.name}"
+    graph.replace(node, graph.add_constant(name, result, before=node, trainable=trainable))
+    return f"{name} computed once"
+
+
+def pool_globally(graph: Graph, node: Node) -> str:
+    """mean over the image -> adaptive_avg_pool(1), which has an integer kernel."""
+    kind = family(node)
+    if kind not in ("mean", "average_pool") or not is_float(node):
+        return ""
+    source: Node = node.args[0]  # type: ignore[assignment]
+    dims = len(shape(source))
+    if kind == "mean":
+        reduced = {d % dims for d in argument(node, "dim") or []}
+        if reduced != set(range(2, dims)) or argument(node, "dtype") is not None:
+            return ""
+        keep = bool(argument(node, "keepdim"))
+    else:
+        window, padding = argument(node, "kernel_size"), argument(node, "padding")
+        image = list(shape(source)[2:])
+        if [*window] != image or any(padding) or argument(node, "ceil_mode") or shape(node)[2:] != (1,) * (dims - 2):
+            return ""
+        if argument_or_none(node, "divisor_override") is not None:
+            return ""
+        keep = True
+    if dims not in (3, 4):
+        return ""
+    pool = aten.adaptive_avg_pool2d.default if dims == 4 else aten.adaptive_avg_pool1d.default
+    pooled = graph.call(pool, source, [1] * (dims - 2), before=node)
+    pooled.meta["val"] = value(source).new_empty([*shape(source)[:2], *[1] * (dims - 2)])
+    if not keep:
+        pooled = graph.call(aten.flatten.using_ints, pooled, 1, before=node)
+        pooled.meta["val"] = value(node)
+    graph.replace(node, pooled)
+    return "spatial mean written as global average pooling"
+
+
+def pool_in_windows(graph: Graph, node: Node) -> str:
+    """adaptive_avg_pool to sizes that divide the image's -> avg_pool, which has an integer kernel."""
+    if family(node) != "adaptive_average_pool":
+        return ""
+    image, into = shape(node.args[0])[-len(node.args[1]) :], shape(node)[-len(node.args[1]) :]  # type: ignore[arg-type]
+    if not all(isinstance(n, int) and n % m == 0 for n, m in zip(image, into, strict=True)):
+        return ""
+    window = [n // m for n, m in zip(image, into, strict=True)]
+    pool = aten.avg_pool2d.default if len(window) == 2 else aten.avg_pool1d.default
+    pooled = graph.call(pool, node.args[0], window, window, before=node)
+    pooled.meta["val"] = value(node)
+    graph.replace(node, pooled)
+    return f"adaptive average pooling written with windows of {'x'.join(map(str, window))}"
+
+
+def name_hard_sigmoid(graph: Graph, node: Node) -> str:
+    """clamp(x + 3, 0, 6) / 6, or times 1/6 -> hard_sigmoid(x)."""
+    factor = _scalar_factor(graph, node)
+    if factor is None or abs(factor - 1 / 6) > 1e-6:
+        return ""
+    clip: Node = node.args[0]  # type: ignore[assignment]
+    if family(clip) != "clamp" or clamp_bounds(clip) != (0.0, 6.0):
+        return ""
+    total: Any = clip.args[0]
+    if family(total) != "add" or not isinstance(total.args[1], NUMBERS) or total.args[1] != 3:
+        return ""
+    gate = graph.call(aten.hardsigmoid.default, total.args[0], before=node)
+    gate.meta["val"] = value(node)
+    graph.replace(node, gate)
+    return "clamp(x + 3, 0, 6) / 6 written as hard_sigmoid"
+
+
+def _scalar_factor(graph: Graph, node: Node) -> float | None:
+    if (
+        family(node) not in ("mul", "div")
+        or not isinstance(node.args[0], Node)
+        or not isinstance(node.args[1], NUMBERS)
+    ):
+        return None
+    factor = float(node.args[1])
+    if family(node) == "mul":
+        return factor
+    return 1 / factor if factor and argument_or_none(node, "rounding_mode") is None else None
+
+
+def argument_or_none(node: Node, name: str) -> Any:
+    try:
+        return argument(node, name)
+    except KeyError:
+        return None
+
+
+def turn_scalar(graph: Graph, node: Node) -> str:
+    """x - c -> x + (-c);  x / c -> x * (1 / c): additions and products have integer kernels."""
+    kind = family(node)
+    if kind not in ("sub", "div") or not is_float(node) or not is_float(node.args[0]):
+        return ""
+    scalar = node.args[1]
+    if not isinstance(scalar, NUMBERS) or isinstance(scalar, bool):
+        return ""
+    if kind == "sub" and argument(node, "alpha") == 1:
+        new = graph.call(aten.add.Tensor, node.args[0], -scalar, before=node)
+    elif kind == "div" and scalar:
+        new = graph.call(aten.mul.Tensor, node.args[0], 1 / scalar, before=node)
+    else:
+        return ""
+    new.meta["val"] = value(node)
+    graph.replace(node, new)
+    return "subtraction of a scalar written as addition" if kind == "sub" else "division by a scalar written as product"
+
+
+RULES: tuple[Rule, ...] = (drop_identity, fold_constant, name_hard_sigmoid, pool_globally, pool_in_windows, turn_scalar)

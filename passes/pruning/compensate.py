@@ -1,0 +1,86 @@
+"""What can be done for the layers behind removed channels without data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx.node import Node
+
+from graphopt.analysis.channels.groups import Group
+from graphopt.analysis.im2col import from_matrix, weight_matrix
+from graphopt.fitting.least_squares import shift_output
+from graphopt.ir.graph import Graph
+from graphopt.ir.ops import BatchNorm, Layer, family
+from graphopt.passes.pruning.criteria import filters_of
+from graphopt.passes.pruning.readers import Reader, readers
+
+NODES = 64  # of the quadrature
+Removed = Iterable[tuple[Group, list[int]]]
+
+
+def absorb_means(graph: Graph, removed: Removed) -> None:
+    """Move the mean of what is about to be removed into its readers' biases: b + W_u E[x_u].
+
+    The mean comes from the batch norm in front: its output is taken as normal with mean beta and deviation |gamma|, and followed
+    through the functions behind by Gauss-Hermite quadrature, as in Nagel et al. 2019, section 4.2.1. A reader with anything else
+    in front is left alone. (At zero-padded borders the mean is not reached; that is accepted.)
+    """
+    for group, units in removed:
+        for reader in readers(graph, group):
+            mean = expected_input(graph, reader.layer.input)
+            if mean is not None and units:
+                gone = torch.from_numpy(np.isin(reader.units, units))
+                weight = weight_matrix(reader.layer, graph.tensor(reader.layer.weight))
+                per_column = mean.repeat_interleave(weight.shape[1] // len(mean)).to(weight.dtype)
+                shift_output(graph, reader.layer, weight[:, gone] @ per_column[gone])
+
+
+def expected_input(graph: Graph, value: Node) -> Tensor | None:
+    """The mean of each channel of a value behind a batch norm: [channels]; None where it does not follow from one."""
+    chain: list[Node] = []
+    while (norm := BatchNorm.of(value)) is None:
+        pointwise = torch.Tag.pointwise in getattr(value.target, "tags", ()) or family(value) == "hard_swish"
+        if len(value.all_input_nodes) != 1 or not (pointwise or family(value) in _NEUTRAL):
+            return None
+        if pointwise:
+            chain.append(value)
+        value = value.args[0]  # type: ignore[assignment]
+        if not isinstance(value, Node):
+            return None
+    gamma, beta = (graph.tensor(a).double() if graph.is_constant(a) else None for a in norm.node.args[1:3])  # type: ignore[arg-type]
+    count = len(graph.tensor(norm.node.args[3]))  # type: ignore[arg-type]
+    gamma = torch.ones(count).double() if gamma is None else gamma
+    beta = torch.zeros(count).double() if beta is None else beta
+    points, weights = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(NODES))
+    grid = beta + gamma.abs() * points[:, None]  # [nodes, channels]
+    for node in reversed(chain):
+        grid = node.target(grid, *node.args[1:], **node.kwargs)  # type: ignore[operator]
+    return (weights[:, None] * grid).sum(0) / weights.sum()
+
+
+_NEUTRAL = frozenset({"identity", "global_average_pool", "average_pool", "adaptive_average_pool"})
+
+
+def merge_twins(graph: Graph, removed: Removed) -> None:
+    """Add the weights that read a unit about to be removed to those that read its twin: the kept unit most like it.
+
+    Srinivas & Babu 2015, "Data-free Parameter Pruning for Deep Neural Networks", section 3.
+    """
+    for group, units in removed:
+        left = [u for u in range(len(group)) if u not in set(units)]
+        filters = filters_of(graph, group)
+        twins = torch.cdist(filters[units], filters[left]).argmin(1).tolist() if units else []
+        for reader in readers(graph, group):
+            _merge(graph, reader, [(unit, left[twin]) for unit, twin in zip(units, twins, strict=True)])
+
+
+def _merge(graph: Graph, reader: Reader, pairs: list[tuple[int, int]]) -> None:
+    layer: Layer = reader.layer
+    old = graph.tensor(layer.weight)
+    weight = weight_matrix(layer, old).clone()
+    for unit, twin in pairs:
+        weight[:, np.flatnonzero(reader.units == twin)] += weight[:, np.flatnonzero(reader.units == unit)]
+    graph.put_constant(layer.weight, from_matrix(layer, weight, old))

@@ -1,0 +1,153 @@
+"""Remove channels: whole units of coupled channels, out of every tensor they run through.
+
+    Prune(keep_ratio=0.6, data=images)                  60 % of the multiply-accumulates, least damage to the output
+    Prune(keep_ratio=0.75, of="channels", scope="uniform", criterion=l1_norm)     every layer a quarter narrower
+    Prune(keep_ratio=0.5, criterion=Taylor(batches), scope="global", layers={"head*": None, "stem*": 0.9})
+
+1. Groups of channels that can only go together are found from the graph (`graphopt.analysis.channels`).
+2. A criterion puts the units of each group in order; an allocation decides how many each group loses (`scope`).
+3. They are removed: tensors become smaller, names stay, the graph still trains.
+4. The layers behind are re-fitted on data to give what they gave before (`compensate`), so that the network is usable as it is.
+
+Needs:  a float graph; batch norm may be there or folded. Masks of single weights are baked in first.
+Papers: with each criterion and step; for coupled channels, Fang et al. 2023, "DepGraph: Towards Any Structural Pruning".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, get_args
+
+from torch import Tensor
+
+from graphopt.analysis.channels.removal import remove
+from graphopt.analysis.channels.shuffles import gather_shuffles
+from graphopt.analysis.channels.trace import Trace
+from graphopt.ir.graph import Graph
+from graphopt.ir.masks import bake
+from graphopt.ir.ops import Layer
+from graphopt.ir.passes import Change
+from graphopt.passes.pruning.compensate import absorb_means, merge_twins
+from graphopt.passes.pruning.criteria import Criterion, Prepared
+from graphopt.passes.pruning.plan import Plan
+from graphopt.passes.pruning.readers import readers
+from graphopt.passes.pruning.reconstruct import reconstruct
+from graphopt.utils.checks import check_count, check_repeatable, check_share
+
+Of = Literal["macs", "parameters", "channels"]
+Scope = Literal["sensitivity", "global", "uniform"]
+Normalize = Literal["mean", "max", "sum", "none"]
+Kind = Literal["channels", "rows", "columns"]
+Compensate = Literal["all", "readers", "means", "merge", "none"]
+
+
+@dataclass(frozen=True)
+class Prune:
+    """Remove channels until `keep_ratio` of the network's cost is left.
+
+    Attributes:
+        keep_ratio: what is kept, over 0 and under 1, of `of`.
+        of: `macs` (multiply-accumulates), `parameters`, or `channels` (units of all groups).
+        data: batches of inputs (see `graphopt.data.calibration.Calibration`) for scope, criterion and compensation. None: weights decide.
+        scope: how the loss is shared. `sensitivity`: by the measured damage to the output (needs data); `global`: all units
+            in one ranking; `uniform`: every group the same share. None: `sensitivity` with data and no criterion, else `uniform`.
+        criterion: a function or a criterion with data from this package. None: least-squares reconstruction with data, else
+            the L2 norm. `sensitivity` has an order of its own.
+        normalize: what scores of a group are divided by before a global ranking.
+        layers: name pattern -> the share of the group's units to keep, or None to leave the group alone. The first match
+            counts; patterns are compared with the layers that make the channels.
+        streams: whether channels that several layers write into (residual streams) are pruned, too.
+        kinds: which groups are pruned: `channels`, `rows` (attention heads, groups of grouped convolutions) and `columns` (the
+            same position in every row). None: all.
+        round_to: keep multiples of this many channels, as the kernels of a target like (`Target.channel_multiple`): vector
+            units process that many at once, and a rest costs as much as a full step. Groups narrower than twice that use the
+            largest power of two up to half of their width.
+        least: channels kept in each group at least.
+        compensate: `all` layers are re-fitted on data, or only the `readers` of removed channels; without data, `means` moves
+            what removed channels give on average (from batch norm) into the readers' biases, and `merge` adds their outgoing
+            weights to those of their most similar twin. None: `all` with data, else `means`.
+        steps: go to the target in this many steps, the whole procedure at each.
+        fine_tune: called with the graph between steps and at the end: train it there, in place.
+
+    Raises:
+        ValueError: an option does not fit, a criterion returned scores of a wrong length or NaN, a pattern matches nothing, or
+            nothing can be pruned.
+    """
+
+    exact: ClassVar[bool] = False
+
+    keep_ratio: float
+    of: Of = "macs"
+    data: Iterable[list[Tensor]] | None = field(default=None, repr=False)
+    scope: Scope | None = None
+    criterion: Criterion | Prepared | None = None
+    normalize: Normalize = "mean"
+    layers: Mapping[str, float | None] = field(default_factory=dict)
+    streams: bool = True
+    kinds: Collection[Kind] | None = None
+    round_to: int = 1
+    least: int = 1
+    compensate: Compensate | None = None
+    steps: int = 1
+    fine_tune: Callable[[Graph], object] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        check_share("keep_ratio", self.keep_ratio)
+        for pattern, share in self.layers.items():
+            if share is not None:
+                check_share(f"layers[{pattern!r}]", share)
+        for name, choices in (("of", Of), ("scope", Scope), ("normalize", Normalize), ("compensate", Compensate)):
+            chosen = getattr(self, name)
+            if chosen not in get_args(choices) and not (chosen is None and name in ("scope", "compensate")):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {chosen!r}")
+        if not set(self.kinds or ()) <= set(get_args(Kind)):
+            raise ValueError(f"kinds must be among {', '.join(get_args(Kind))}, got {self.kinds!r}")
+        for name in ("round_to", "least", "steps"):
+            check_count(name, getattr(self, name))
+        for name, needing in (("scope", ("sensitivity",)), ("compensate", ("all", "readers"))):
+            if getattr(self, name) in needing and self.data is None:
+                raise ValueError(f"{name}={getattr(self, name)!r} needs data; pass data=Calibration(images, graph)")
+        check_repeatable(self.data)
+
+    def __call__(self, graph: Graph) -> list[Change]:
+        bake(graph)
+        gather_shuffles(graph)
+        start = {str(n.target): tuple(graph.tensor(n).shape) for n in graph.nodes if graph.is_constant(n)}
+        full = None
+        for step in range(1, self.steps + 1):
+            full = self._step(graph, self.keep_ratio ** (step / self.steps), full)
+            if self.fine_tune is not None:
+                self.fine_tune(graph)
+        return _changes(graph, start)
+
+    def _step(self, graph: Graph, ratio: float, full: float | None) -> float:
+        """Prune to `ratio` of the full cost; returns that cost."""
+        trace = Trace(graph)
+        plan = Plan.of(self, graph, trace)
+        full = plan.full if full is None else full
+        units = plan.units(ratio * full)
+        how = self.compensate or ("means" if self.data is None else "all")
+        original = graph.clone() if how in ("all", "readers") else graph
+        if how == "means":
+            absorb_means(graph, units)
+        elif how == "merge":
+            merge_twins(graph, units)
+        only = None
+        if how == "readers":
+            only = {r.layer.node.name for group, gone in units if gone for r in readers(graph, group)}
+        kept = remove(graph, trace, units)
+        if how in ("all", "readers"):
+            assert self.data is not None
+            reconstruct(original, graph, kept, self.data, only)
+        return full
+
+
+def _changes(graph: Graph, start: Mapping[str, tuple[int, ...]]) -> list[Change]:
+    """Every layer whose weight has another shape than at the start."""
+    changes = []
+    for layer in (layer for node in graph.calls() if (layer := Layer.of(node)) and graph.is_constant(layer.weight)):
+        before, now = start.get(str(layer.weight.target)), tuple(graph.tensor(layer.weight).shape)
+        if before is not None and before != now:
+            changes.append(Change(graph.site(layer.node), f"{list(before)} -> {list(now)}"))
+    return changes

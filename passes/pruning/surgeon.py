@@ -1,0 +1,119 @@
+"""In which order units hurt least, when the layers that read them are re-fitted after every removal.
+
+A reader computes y = W x. Without the columns I of a unit, the best other columns (least squares over the data) leave an error
+of
+
+    cost(I) = tr( W_I  (H^-1_II)^-1  W_I^T )            H = E[x x^T], centred, plus a ridge
+
+and become W - W_I (H^-1_II)^-1 H^-1_I,: ; the inverse without I follows by the same elimination. Greedy: remove the cheapest
+unit, update, repeat. With several readers the costs, each relative to its output's power, add up.
+
+Papers: Hassibi & Stork 1993, "Second Order Derivatives for Network Pruning: Optimal Brain Surgeon"; for structures, Kurtić et
+al. 2023, "ZipLM", section 3. The problem itself is that of ThiNet (Luo et al. 2017) and of He et al. 2017, "Channel Pruning for
+Accelerating Very Deep Neural Networks", here solved with the reconstruction inside the selection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from graphopt.analysis.channels.labels import Array
+
+RIDGE = 1e-2  # of the mean second moment
+
+
+class Order(NamedTuple):
+    """Units from the first to go to the last, and the relative error of the readers' outputs once each has gone."""
+
+    units: list[int]
+    error: list[float]
+
+
+class _Problem:
+    """One reader: weight [out, d] and the inverse second moments [d, d] of what is left."""
+
+    def __init__(self, weight: Tensor, moments: Tensor, units: Array, count: int) -> None:
+        self.weight = weight.double().clone()
+        self.power = float(((self.weight @ moments) * self.weight).sum().clamp(min=1e-30))
+        ridge = RIDGE * moments.diagonal().mean().clamp(min=1e-12)
+        self.inverse = torch.linalg.inv(moments + ridge * torch.eye(len(moments), dtype=moments.dtype))
+        owner = torch.from_numpy(units)
+        self.columns = [torch.nonzero(owner == unit).flatten() for unit in range(count)]
+        self.index = _stacked(self.columns)
+
+    def costs(self, alive: Tensor) -> Tensor:
+        """The error that each of these units would add, relative to the output's power: [len(alive)], float64."""
+        if self.index is None:
+            return torch.stack([self._cost(self.columns[u][None])[0] for u in alive.tolist()])
+        return self._cost(self.index[alive])
+
+    def _cost(self, index: Tensor) -> Tensor:
+        block = self.inverse[index[:, :, None], index[:, None, :]]  # [units, k, k]
+        weight = self.weight[:, index].permute(1, 2, 0)  # [units, k, out]
+        costs: Tensor = (torch.linalg.solve(block, weight) * weight).sum((1, 2)) / self.power
+        return costs
+
+    def remove(self, unit: int) -> None:
+        index = self.columns[unit]
+        if not len(index):
+            return
+        share = torch.linalg.solve(self.inverse[index][:, index], self.inverse[index])  # [k, d]
+        self.weight -= self.weight[:, index] @ share
+        self.inverse -= self.inverse[:, index] @ share
+        self.weight[:, index] = 0
+        self.inverse[index] = 0
+        self.inverse[:, index] = 0
+        self.inverse[index, index] = 1
+
+
+def _stacked(columns: list[Tensor]) -> Tensor | None:
+    """[units, k] where all units have as many columns."""
+    return torch.stack(columns) if len({len(c) for c in columns}) == 1 else None
+
+
+def removal_order(
+    problems: list[tuple[Tensor, Tensor, Array]],
+    count: int,
+    fixed: npt.NDArray[np.bool_],
+    worth: npt.NDArray[np.float64] | None = None,
+    levels: Collection[int] = (),
+) -> tuple[Order, dict[int, list[Tensor]]]:
+    """The greedy order of a group's free units (all but one of them, where none is fixed).
+
+    Args:
+        problems: of each reader the weight matrix [out, d], the centred second moments of its input rows [d, d] (float64),
+            and the unit of each of the d columns (-1: none).
+        count: units of the group.
+        fixed: [count], which must stay.
+        worth: [count], what removing a unit is good for: the error is weighed by it. None: all the same.
+        levels: numbers of removed units at which the fitted weights are wanted.
+
+    Returns:
+        The order, and the fitted weight matrices of the readers at each level reached.
+    """
+    work = [_Problem(*problem, count) for problem in problems]
+    alive = torch.nonzero(~torch.from_numpy(fixed)).flatten()
+    value = torch.ones(count).double() if worth is None else torch.from_numpy(worth).double().clamp(min=1e-30)
+    units: list[int] = []
+    error: list[float] = []
+    fitted = {}
+    total = 0.0
+    while len(alive) > (0 if fixed.any() else 1):
+        costs = torch.stack([problem.costs(alive) for problem in work]).sum(0)
+        best = int((costs / value[alive]).argmin())
+        unit = int(alive[best])
+        total += float(costs[best])
+        for problem in work:
+            problem.remove(unit)
+        units.append(unit)
+        error.append(total)
+        alive = torch.cat([alive[:best], alive[best + 1 :]])
+        if len(units) in levels:
+            fitted[len(units)] = [problem.weight.clone() for problem in work]
+    return Order(units, error), fitted

@@ -1,0 +1,69 @@
+"""Biases of quantized layers: on the grid of the accumulator, s_bias = s_input * s_weight, where both are uniform.
+
+A channel whose weights are (nearly) zero gets a scale that still represents its bias. A layer whose input or weight is on another
+kind of grid has no common step to add its bias in: that stays float.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from graphopt.formats import FAKE_QUANTIZE
+from graphopt.ir.graph import Graph
+from graphopt.ir.ops import BIAS, Layer, aten, family
+from graphopt.lowering.qdq import end_codes
+
+BIAS_MIN, BIAS_MAX = -(2**31), 2**31 - 1
+
+
+def quantize_bias(graph: Graph, layer: Layer, scale: Tensor, shift: Tensor | None) -> None:
+    """Put the bias on the accumulator's grid; with `shift`, put b + shift on it and take shift off again."""
+    if layer.bias is None and shift is None:
+        return
+    node = layer.node
+    if layer.bias is None:
+        graph.set_bias(node, torch.zeros(layer.out_channels))
+    bias = layer.bias
+    assert bias is not None
+    s = graph.add_constant(f"{bias.target}_scale", scale, before=node)
+    z = graph.add_constant(f"{bias.target}_zero_point", torch.zeros_like(scale, dtype=torch.int32), before=node)
+    axis = 0 if scale.dim() else -1
+    if shift is None:
+        node.update_arg(BIAS, graph.call(FAKE_QUANTIZE, bias, s, z, BIAS_MIN, BIAS_MAX, axis, before=node))
+        return
+    constant = graph.add_constant(f"{bias.target}_shift", shift, before=node)
+    raised = graph.call(aten.add.Tensor, bias, constant, before=node)
+    quantized = graph.call(FAKE_QUANTIZE, raised, s, z, BIAS_MIN, BIAS_MAX, axis, before=node)
+    node.update_arg(BIAS, graph.call(aten.sub.Tensor, quantized, constant, before=node))
+
+
+def channel_shift(graph: Graph, layer: Layer) -> Tensor | None:
+    """Where the layer's activation clips each channel at its own end: how far below the grid's end that is, [out].
+
+    See `graphopt.lowering.qdq` for what the shift is for. None where all channels share the grid's end.
+    """
+    chain = [layer.node]
+    while len(chain[-1].users) == 1 and family(reader := next(iter(chain[-1].users))) in ("relu", "channel_clamp"):
+        chain.append(reader)
+    quantizers = [user for user in chain[-1].users if user.target is FAKE_QUANTIZE]
+    if family(chain[-1]) != "channel_clamp" or len(quantizers) != 1:
+        return None
+    _, scale, zero_point, low, high, _ = quantizers[0].args
+    s, z = graph.tensor(scale), graph.tensor(zero_point)  # type: ignore[arg-type]
+    if int(z) != low:
+        return None
+    codes = end_codes(graph, chain[-1], s, z, low, high)  # type: ignore[arg-type]
+    shift = ((high - codes) * s).flatten()  # type: ignore[operator]
+    return shift if bool((shift != 0).any()) and len(shift) == layer.out_channels else None
+
+
+def fit_bias(scale: Tensor, reach: Tensor, input_scale: Tensor, bias: Tensor | None) -> Tensor:
+    """Weight scales under which the bias still fits 32 bits with room for the sum, and dead channels keep a sensible one."""
+    if scale.dim() and bool((reach == 0).any()):
+        alive = scale[reach > 0]
+        scale = torch.where(reach > 0, scale, alive.max() if alive.numel() else torch.ones(()))
+    if bias is None:
+        return scale
+    need = bias.abs() / (2.0**30 * input_scale)
+    return torch.maximum(scale, need if scale.dim() else need.max())

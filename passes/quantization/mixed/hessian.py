@@ -1,0 +1,128 @@
+"""How much the network minds errors, from the curvature of its loss and the size of the rounding errors.
+
+    s = 1/2  tr(H) / n  |W^ - W|^2           H: Hessian by the n elements of a weight, or of a value for one sample
+
+The loss is the KL divergence to the network's own classes, whose Hessian needs no labels and is the Fisher information. Traces
+are estimated with random signs (Hutchinson), drawn anew for every few samples:
+
+    tr(H) = E[v' H v],  v in {-1, 1}^n       H v: the gradient of (gradient . v)
+
+Papers: Dong et al. 2020, "HAWQ-V2", section 3; Hutchinson 1990.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx
+from torch.fx.node import Node
+
+from graphopt.ir.graph import Graph
+from graphopt.ir.ops import Layer
+from graphopt.passes.quantization.mixed.cost import Numbers
+from graphopt.passes.quantization.mixed.roundings import Roundings
+from graphopt.passes.quantization.mixed.sensitivity import Divergence, log_classes
+from graphopt.passes.quantization.mixed.space import Space
+from graphopt.passes.quantization.mixed.trials import Trial
+from graphopt.utils.progress import track
+
+PART = 8  # samples whose second derivatives are held, and that share their signs
+
+
+class _Leaves(fx.Interpreter):
+    """Runs a graph with gradients for some constants and some values."""
+
+    def __init__(self, graph: Graph, constants: dict[str, Tensor], watched: Sequence[Node]) -> None:
+        super().__init__(graph.module)
+        self.constants, self.watched, self.values = constants, set(watched), dict[Node, Tensor]()
+
+    def fetch_attr(self, target: str) -> Any:
+        return self.constants[target] if target in self.constants else super().fetch_attr(target).detach()
+
+    def run_node(self, n: Node) -> Any:
+        found = super().run_node(n)
+        if n in self.watched:
+            found = self.values[n] = found if found.requires_grad else found.detach().requires_grad_()
+        return found
+
+
+def traces(
+    graph: Graph, layers: Sequence[Node], values: Sequence[Node], batches: Sequence[list[Tensor]], seed: int
+) -> dict[Node, float]:
+    """tr(H) / n of the loss per sample, by layer (for its weight) and by value."""
+    names = {node: str(layer.weight.target) for node in layers if (layer := Layer.of(node))}
+    constants = {name: _constant(graph, name).detach().clone().requires_grad_() for name in names.values()}
+    parts = [part for batch in batches for part in _parts(graph, batch)]
+    samples = sum(len(part[0]) for part in parts)
+    total = dict.fromkeys([*layers, *values], 0.0)
+    generator = torch.Generator().manual_seed(seed)
+    for part in track(parts, "curvature"):
+        leaves = _Leaves(graph, constants, values)
+        with torch.enable_grad():
+            own = log_classes(_first(leaves.run(*part, enable_io_processing=False)))
+            loss = -(own.detach().exp() * own).sum()
+            inputs = [*(constants[names[node]] for node in layers), *(leaves.values[node] for node in values)]
+            slopes = torch.autograd.grad(loss, inputs, create_graph=True, allow_unused=True)
+        for node, x, slope in zip(total, inputs, slopes, strict=True):
+            elements = x.numel() / (len(part[0]) if node in leaves.values and graph.dynamic_batch else 1)
+            total[node] += _curvature(slope, x, generator) / elements
+    return {node: trace / samples for node, trace in total.items()}
+
+
+def _curvature(slope: Tensor | None, x: Tensor, generator: torch.Generator) -> float:
+    """v' H v by x alone, for random signs v; the Hessian of this loss has no negative curvature."""
+    if slope is None or not slope.requires_grad:
+        return 0.0
+    signs = torch.randint(0, 2, x.shape, generator=generator).to(x) * 2 - 1
+    (curved,) = torch.autograd.grad((slope * signs).sum(), x, retain_graph=True, allow_unused=True)
+    return 0.0 if curved is None else max(0.0, float((curved * signs).sum()))
+
+
+def estimated(space: Space, divergence: Divergence, roundings: Roundings, seed: int) -> list[Numbers]:
+    """Of every decision, what each of its choices costs by the quadratic."""
+    layers = [n for d in space.decisions if d.kind == "weights" and len(d.choices) > 1 for n in d.nodes]
+    values = [n for d in space.decisions if d.kind == "values" and len(d.choices) > 1 for n in d.nodes]
+    curvature = traces(space.graph, layers, values, divergence.batches, seed)
+    found = [np.zeros(len(trials)) for trials in roundings.trials]
+    for number, trials in enumerate(roundings.trials):
+        for index, trial in enumerate(trials if len(trials) > 1 else ()):
+            for node, own in trial.weights.items():
+                weight = space.graph.tensor(node.args[1])  # type: ignore[arg-type]
+                found[number][index] += curvature[node] / 2 * float((own.weight - weight).double().square().sum())
+    hooks = {
+        node: partial(_errors, roundings.trials[number], node, curvature[node] / 2 / divergence.samples, found[number])
+        for number, decision in enumerate(space.decisions)
+        if decision.kind == "values" and len(decision.choices) > 1
+        for node in decision.nodes
+    }
+    for batch in divergence.batches if hooks else ():
+        divergence.network.outputs(batch, Trial({}, hooks))
+    return found
+
+
+def _errors(trials: Sequence[Trial], node: Node, factor: float, found: Numbers, x: Tensor) -> Tensor:
+    """Add the squared error of each choice for a value; the value itself stays."""
+    for index, trial in enumerate(trials):
+        found[index] += factor * float((trial.values[node](x) - x).double().square().sum())
+    return x
+
+
+def _constant(graph: Graph, name: str) -> Tensor:
+    owner, _, leaf = name.rpartition(".")
+    found: Tensor = getattr(graph.module.get_submodule(owner), leaf)
+    return found
+
+
+def _parts(graph: Graph, batch: list[Tensor]) -> list[list[Tensor]]:
+    if not graph.dynamic_batch:
+        return [batch]
+    return [list(part) for part in zip(*(torch.split(tensor, PART) for tensor in batch), strict=True)]
+
+
+def _first(outputs: Any) -> Tensor:
+    return next(leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point())

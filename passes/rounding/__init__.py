@@ -1,0 +1,6 @@
+"""Errors of rounding made smaller: codes chosen on data instead of each weight's nearest, and biases that take out mean errors."""
+
+from graphopt.passes.rounding.correct_bias import CorrectBias
+from graphopt.passes.rounding.learn_rounding import LearnRounding
+
+__all__ = ["CorrectBias", "LearnRounding"]

@@ -1,0 +1,68 @@
+"""Remember what was learned piece by piece, so that work that was interrupted goes on where it stopped.
+
+    journal = Journal(folder, task)          task: what decides the result: graph, data, options
+    if (found := journal.get("layer 3")) is None:
+        journal.put("layer 3", found := {...})
+
+Every task has a folder of its own inside of `folder`, named by its hash, so that one folder serves any number of tasks. Every
+piece is a file, written whole or not at all, and read without unpickling anything but tensors, numbers and text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphopt.ir.graph import Graph
+from graphopt.utils.errors import InputError
+from graphopt.utils.files import write_atomically
+
+
+class Journal:
+    """Pieces of one task by name; remembers nothing where `folder` is None."""
+
+    def __init__(self, folder: Path | None, task: str) -> None:
+        self.folder = None if folder is None else Path(folder) / task
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, name: str) -> dict[str, Any] | None:
+        """A piece that was put before; None where there is none.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        if self.folder is None or not (path := self._path(self.folder, name)).is_file():
+            return None
+        try:
+            found: dict[str, Any] = torch.load(path, weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise InputError(f"the checkpoint {path} is damaged; remove it to compute that part again") from error
+        return found
+
+    def put(self, name: str, piece: dict[str, Any]) -> None:
+        if self.folder is not None:
+            write_atomically(self._path(self.folder, name), lambda path: torch.save(piece, path))
+
+    @staticmethod
+    def _path(folder: Path, name: str) -> Path:
+        return folder / f"{name.replace(' ', '_')}.pt"
+
+
+def fingerprint(graph: Graph, batches: Iterable[list[Tensor]], options: str) -> str:
+    """A name for a task: the same graph, weights, data and options give the same one."""
+    digest = hashlib.sha256(f"{options}\n{graph}".encode())
+    for name, tensor in sorted(graph.module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for batch in batches:
+        for tensor in batch:
+            digest.update(f"{tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

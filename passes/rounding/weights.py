@@ -1,0 +1,136 @@
+"""The quantized layers of a simulated graph: what is learned about them, and how it is written back.
+
+A learned weight is stored as (code - zero) * scale, a point of its grid, so that rounding it to the nearest code gives that code:
+the simulated graph, its deployed form and its artifact agree on the weights without knowing that they were learned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.fx.node import Node
+
+from graphopt.execution.reference import keep_exact
+from graphopt.fitting.rounding import Lattice
+from graphopt.formats import FAKE_QUANTIZE, SMALLEST_SCALE, in_blocks
+from graphopt.ir.graph import Graph
+from graphopt.ir.ops import Layer, aten
+from graphopt.ir.quantizers import is_quantizer, is_uniform, quantizer_of
+from graphopt.ir.scales import power_of_two
+
+ROOM = 2.0**30  # codes of a bias, at most
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A layer whose weight is rounded: `quantizer` is the call that does it, `bias` reads and holds the constant at its root."""
+
+    layer: Layer
+    quantizer: Node
+    bias: tuple[Node, Node] | None
+
+    @classmethod
+    def of(cls, graph: Graph, node: Node) -> Rounded | None:
+        layer = Layer.of(node)
+        if layer is None or layer.weight.target is not FAKE_QUANTIZE or not graph.is_constant(layer.weight.args[0]):
+            return None
+        return cls(layer, layer.weight, layer.stored_bias)
+
+    # ---- Weights as [groups, out / groups, d] -----------------------------------------------------------------------
+
+    def grouped(self, weight: Tensor) -> Tensor:
+        """From the operator's own layout."""
+        return self.layer.canonical(weight).reshape(self.layer.groups, self.layer.out_channels // self.layer.groups, -1)
+
+    def native(self, grouped: Tensor, like: Tensor) -> Tensor:
+        return self.layer.native(grouped.reshape(self.layer.canonical(like).shape)).contiguous()
+
+    def weight(self, graph: Graph) -> Tensor:
+        """The stored constant in the operator's own layout."""
+        return graph.tensor(self.quantizer.args[0])  # type: ignore[arg-type]
+
+    def lattice(self, graph: Graph) -> Lattice:
+        _, scale, zero, low, high, _, *block = self.quantizer.args
+        full = (self.layer.groups, self.layer.out_channels // self.layer.groups, 1)
+        s, z = graph.tensor(scale).double(), graph.tensor(zero).double()  # type: ignore[arg-type]
+        if block:
+            return Lattice(s[None], z.expand_as(s)[None], low, high, *block)  # type: ignore[arg-type]
+        if s.dim() and self.layer.kind == "conv_transpose":  # one scale per channel inside a group
+            s, z = (p.repeat(self.layer.groups) for p in (s, z))
+        s, z = (p.reshape(full) if p.dim() else p.expand(full) for p in (s, z))
+        return Lattice(s, z, low, high)  # type: ignore[arg-type]
+
+    def scales_fixed(self, graph: Graph) -> bool:
+        """Whether the scales have to stay: one for all channels, powers of two, or a bias that is shifted in their units."""
+        if in_blocks(self.quantizer):
+            return False
+        scale = graph.tensor(self.quantizer.args[1])  # type: ignore[arg-type]
+        shifted = self.layer.bias is not None and self.layer.bias.target is aten.sub.Tensor
+        return not scale.dim() or self.layer.kind == "conv_transpose" or power_of_two(scale) or shifted
+
+    def least_scale(self, graph: Graph) -> Tensor:
+        """The smallest scales [out] with which the bias fits into 32 bits."""
+        if self.bias is None or not is_uniform(self.layer.input):  # a float bias, or none
+            return torch.full((self.layer.out_channels,), SMALLEST_SCALE)
+        step = graph.tensor(self.layer.input.args[1])  # type: ignore[arg-type]
+        return (graph.tensor(self.bias[1]).abs() / (ROOM * step)).clamp(min=SMALLEST_SCALE)
+
+    # ---- Writing back -----------------------------------------------------------------------------------------------
+
+    def store(self, graph: Graph, codes: Tensor, lattice: Lattice, bias: Tensor | None) -> None:
+        """Let the layer have these codes [g, out, d], scales, and bias [out]."""
+        old = self.weight(graph)
+        if not self.scales_fixed(graph):
+            if in_blocks(self.quantizer):  # the bias is float: no accumulator whose grid has to hold it
+                scale = lattice.scale[0].float()
+            else:
+                scale = torch.maximum(lattice.scale.flatten().float(), self.least_scale(graph))
+            graph.set_constant(self.quantizer, 1, scale)
+            lattice = replace(lattice, scale=scale.reshape(lattice.scale.shape))
+        single = replace(lattice, scale=lattice.scale.float(), zero=lattice.zero.float())
+        weight = single.weight(codes.float()).to(old.dtype)
+        keep_exact(graph, self.quantizer)
+        graph.set_constant(self.quantizer, 0, self.native(weight, old))
+        if bias is not None and self.bias is not None:
+            reader, constant = self.bias
+            keep_exact(graph, reader)
+            graph.set_constant(reader, reader.args.index(constant), bias.to(graph.tensor(constant).dtype))
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What was found for some layers and values of a graph.
+
+    Attributes:
+        layers: by the name of the layer's call its codes [g, out, d], scales [g, out, 1], and bias [out] where that changes.
+        steps: by the name of a constant its value.
+    """
+
+    layers: dict[str, tuple[Tensor, Tensor, Tensor | None]]
+    steps: dict[str, Tensor] = field(default_factory=dict)
+
+    def store(self, graph: Graph) -> None:
+        constants = {str(node.target): node for node in graph.nodes if node.op == "get_attr"} if self.steps else {}
+        for name, value in self.steps.items():
+            graph.put_constant(constants[name], value)
+        for rounded in rounded_layers(graph):
+            if rounded.layer.node.name in self.layers:
+                codes, scale, bias = self.layers[rounded.layer.node.name]
+                rounded.store(graph, codes.double(), replace(rounded.lattice(graph), scale=scale), bias)
+
+
+def rounded_layers(graph: Graph) -> list[Rounded]:
+    """All of them, in execution order."""
+    return [found for node in graph.calls() if (found := Rounded.of(graph, node)) is not None]
+
+
+def other_layers(graph: Graph) -> dict[Node, str]:
+    """The layers whose weights are rounded to another format than a uniform one, and its name."""
+    layers = [layer for node in graph.calls() if (layer := Layer.of(node))]
+    return {
+        layer.node: str(quantizer_of(graph, layer.weight).format)
+        for layer in layers
+        if is_quantizer(layer.weight) and not is_uniform(layer.weight)
+    }

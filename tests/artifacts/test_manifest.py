@@ -1,0 +1,134 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from graphopt.artifacts.manifest import FORMAT, Manifest, TensorSpec, _checksum, listing, read_manifest
+from graphopt.artifacts.report import Report
+from graphopt.utils.errors import ArtifactError, InputError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "model.onnx").write_bytes(b"weights" * 100)
+    manifest = Manifest(
+        model="Net",
+        target={"name": "host", "runtime": "onnxruntime"},
+        inputs=[TensorSpec("x", "float32", (None, 3, 8, 8))],
+        outputs=[TensorSpec("output", "float32", (None, 10))],
+        input_structure={"tuple": [{"tuple": [None]}, {"dict": {}}]},
+        output_structure=None,
+        files=listing(tmp_path),
+        report=Report("Net", "host", sqnr_db=float("inf")).to_dict(),
+    )
+    (tmp_path / "manifest.json").write_bytes(manifest.to_json())
+    return tmp_path
+
+
+def alter(folder: Path, **changes: Any) -> None:
+    """Change entries of a manifest and sign it again, as a bug or an attacker would."""
+    path = folder / "manifest.json"
+    data = {**json.loads(path.read_text()), **changes}
+    data.pop("checksum")
+    path.write_text(json.dumps({**data, "checksum": _checksum(data)}))
+
+
+def test_a_manifest_comes_back_as_it_was(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    assert manifest.inputs == [TensorSpec("x", "float32", (None, 3, 8, 8))]
+    assert manifest.runtime == "onnxruntime"
+    assert manifest.versions["graphopt"]
+    assert manifest.to_json() == (folder / "manifest.json").read_bytes()
+    assert str(manifest.inputs[0]) == "x: float32[N, 3, 8, 8]"
+
+
+def test_a_missing_file_is_named(folder: Path) -> None:
+    (folder / "model.onnx").unlink()
+    with pytest.raises(ArtifactError, match=r"lacks its file model\.onnx"):
+        read_manifest(folder)
+
+
+def test_a_truncated_file_is_named(folder: Path) -> None:
+    (folder / "model.onnx").write_bytes(b"weights")
+    with pytest.raises(ArtifactError, match=r"model\.onnx is damaged: 7 bytes instead of 700"):
+        read_manifest(folder)
+
+
+def test_a_tampered_file_is_named(folder: Path) -> None:
+    (folder / "model.onnx").write_bytes(b"Weights" * 100)
+    with pytest.raises(ArtifactError, match=r"model\.onnx was altered .*SHA-256"):
+        read_manifest(folder)
+
+
+def test_a_link_out_of_the_folder_is_refused(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    outside = tmp_path_factory.mktemp("outside") / "model.onnx"
+    (folder / "model.onnx").rename(outside)
+    (folder / "model.onnx").symlink_to(outside)
+    with pytest.raises(ArtifactError, match=r"lacks its file model\.onnx"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 10, 400])
+def test_a_truncated_manifest_is_named(folder: Path, keep: int) -> None:
+    path = folder / "manifest.json"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ArtifactError, match=r"manifest\.json is damaged or cut short"):
+        read_manifest(folder)
+
+
+def test_binary_rubbish_is_no_manifest(folder: Path) -> None:
+    (folder / "manifest.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ArtifactError, match="damaged or cut short"):
+        read_manifest(folder)
+
+
+def test_an_edited_manifest_is_noticed(folder: Path) -> None:
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace("float32", "float16", 1))
+    with pytest.raises(ArtifactError, match="its checksum differs"):
+        read_manifest(folder)
+
+
+def test_a_newer_format_says_who_wrote_it_and_to_upgrade(folder: Path) -> None:
+    alter(folder, format=FORMAT + 1, versions={"graphopt": "9.1"}, invention=3)
+    with pytest.raises(ArtifactError, match=r"written by graphopt 9\.1 in format 2, .*upgrade graphopt"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize("name", ["../model.onnx", "/etc/passwd", "a/../../b", "a\\..\\b", "C:/x", "", "a\0b"])
+def test_file_names_cannot_leave_the_folder(folder: Path, name: str) -> None:
+    alter(folder, files={name: {"size": 700, "sha256": "0"}})
+    with pytest.raises(ArtifactError, match="leads out of the artifact's folder"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"surprise": 1}, "unknown or missing entries surprise"),
+        ({"inputs": [{"name": "x", "dtype": "float31", "shape": []}]}, "unknown element type 'float31'"),
+        ({"inputs": [{"name": "x", "dtype": "float32", "shape": [-1]}]}, r"shape \[-1\]"),
+        ({"inputs": [{"name": "x", "dtype": "float32", "shape": [3, "N"]}]}, "has the shape"),
+        ({"inputs": {}}, "inputs is a dict, not a list"),
+        ({"inputs": []}, "a structure of 1 tensors for 0"),
+        ({"output_structure": {"exec": "x"}}, "not a structure"),
+        ({"files": {"a": {"size": "7", "sha256": ""}}}, "the entry of a is"),
+        ({"report": {"nonsense": 1}}, "cannot hold nonsense"),
+        ({"target": "arm"}, "target is a str"),
+    ],
+)
+def test_entries_of_an_unknown_kind_are_refused(folder: Path, changes: dict[str, Any], says: str) -> None:
+    alter(folder, **changes)
+    with pytest.raises(ArtifactError, match=says):
+        read_manifest(folder)
+
+
+def test_other_folders_are_no_artifacts(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no artifact folder"):
+        read_manifest(tmp_path / "missing")
+    with pytest.raises(ArtifactError, match="is no artifact: it has no manifest"):
+        read_manifest(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"name": "an extension"}')
+    with pytest.raises(ArtifactError, match="not a graphopt manifest"):
+        read_manifest(tmp_path)

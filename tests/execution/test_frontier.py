@@ -1,0 +1,58 @@
+"""Walking a graph over many batches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from blocks import conv, images
+from rewriting import Model, capture
+from test_every_pass import MODELS
+
+from graphopt.execution.observers import values
+from graphopt.execution.streaming import Frontier, in_flight
+from graphopt.ir.ops import Layer
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_walk_sees_what_running_up_to_each_layer_sees(name: str) -> None:
+    graph = capture(MODELS[name](), images(2))
+    batches = [[images(2)], [images(3, seed=1)]]
+    walk = Frontier(graph, batches)
+    layers = [layer for node in graph.calls() if (layer := Layer.of(node))]
+    assert layers
+    for layer in layers:
+        inputs = walk.before(layer.node, [layer.input])
+        for batch, (x,), y in zip(batches, inputs, walk.results(layer.node), strict=True):
+            found = values(graph, [layer.input, layer.node], batch)
+            assert torch.equal(x, found[layer.input])
+            assert torch.equal(y, found[layer.node])
+
+
+def test_a_weight_changed_on_the_way_counts_from_there_on() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(4, 2, 1))
+    graph = capture(model, images(2))
+    first, second = (layer for node in graph.calls() if (layer := Layer.of(node)))
+    walk = Frontier(graph, [[images(2)]])
+    walk.before(first.node, [])
+    graph.put_constant(first.weight, torch.zeros(4, 3, 1, 1))
+    ((x,),) = walk.before(second.node, [second.input])
+    assert torch.equal(x, model[0].bias.detach()[:, None, None].expand_as(x))
+
+
+def test_only_what_is_in_flight_is_kept() -> None:
+    graph = capture(torch.nn.Sequential(*(torch.nn.Conv2d(3, 3, 1) for _ in range(6))), images(2))
+    layers = [node for node in graph.calls() if Layer.of(node)]
+    walk = Frontier(graph, [[images(2)]])
+    walk.before(layers[4], [])
+    assert list(walk._values[0]) == [layers[3]]
+    assert in_flight(graph, layers[4]) == 3 * 8 * 8 * 4
+
+
+def test_a_branch_in_flight_counts_until_it_is_read() -> None:
+    def body(m: Model, x: torch.Tensor) -> object:
+        return m.last(x + m.second(m.first(x)))
+
+    graph = capture(Model(body, first=conv(3, 5), second=conv(5, 3), last=conv(3, 1)), images(2))
+    first, second, last = (node for node in graph.calls() if Layer.of(node))
+    channels = [in_flight(graph, node) // (8 * 8 * 4) for node in (first, second, last)]
+    assert channels == [3, 3 + 5, 3]

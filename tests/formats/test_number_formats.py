@@ -1,0 +1,389 @@
+"""Every number format against a slow reference that is obviously right: exact fractions, one element at a time."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.cluster.vq import kmeans2
+from torch import Tensor
+
+from graphopt.formats import (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT16_WITHOUT_SUBNORMALS,
+    BlockFloat,
+    Codebook,
+    FloatFormat,
+    Format,
+    LogFormat,
+    Method,
+    NumberFormat,
+    Quantizer,
+    from_json,
+    parse,
+    to_json,
+)
+from graphopt.utils.errors import InputError
+
+FORMATS: list[NumberFormat] = [
+    Format(8), Format(4, per_channel=True), Format(16), Format(16, signed=False, symmetric=False), Format(8, power_of_two=True),
+    LogFormat(8), LogFormat(4), LogFormat(4, per_channel=True, steps=2), LogFormat(8, steps=1), LogFormat(16), LogFormat(2),
+    FLOAT16, FLOAT16_WITHOUT_SUBNORMALS, BFLOAT16, FloatFormat(5, 2), FloatFormat(4, 3, subnormals=False),
+    BlockFloat(8), BlockFloat(4, block=3), BlockFloat(2, block=5), BlockFloat(16, block=4),
+    Codebook(4), Codebook(2, per_channel=True), Codebook(8),
+]  # fmt: skip
+TENSORS = 10_000
+ALL = pytest.mark.parametrize("format", FORMATS, ids=str)
+
+
+def tensors(count: int, seed: int) -> Iterator[Tensor]:
+    """Small tensors [3, 7] of many sizes and shapes of distribution, with zeros and repeated elements, all under 100."""
+    random = torch.Generator().manual_seed(seed)
+    for number in range(count):
+        x = torch.randn(3, 7, generator=random)
+        kind = number % 5
+        if kind == 1:
+            x = x**3
+        elif kind == 2:
+            x = x.abs() + 0.5
+        elif kind == 3:
+            x = torch.round(x * 2) / 2
+        elif kind == 4:
+            x[torch.rand(3, 7, generator=random) < 0.5] = 0.0
+        scale = 2.0 ** float(torch.randint(-12, 12, (), generator=random))
+        yield x * min(scale, 100.0 / max(float(x.abs().max()), 1e-30))
+
+
+def fitted(format: NumberFormat, x: Tensor, number: int) -> Quantizer:
+    return format.fit(x, 1 if format.block else 0, "mse" if number % 40 == 1 else "minmax")
+
+
+# ---- The reference: all numbers of a grid, listed -------------------------------------------------------------------
+
+
+def f32(value: Any) -> Fraction:
+    return Fraction(float(np.float32(float(value))))
+
+
+def grid_of(quantizer: Quantizer, index: tuple[int, int]) -> list[Fraction] | None:
+    """Every number that one element of a tensor may become, ascending; None where there are too many to list."""
+    format = quantizer.format
+    channel = index[quantizer.axis] if format.per_channel else None
+    parameters = [p if channel is None else p[channel] for p in quantizer.parameters]
+    if format.bits > 8:
+        return None
+    if isinstance(format, Format):
+        scale, zero = Fraction(float(parameters[0])), int(parameters[1])
+        return [(code - zero) * scale for code in range(format.quant_min, format.quant_max + 1)]
+    if isinstance(format, LogFormat):
+        last, steps = int(parameters[0]), format.steps
+        assert steps is not None
+        levels = [f32(2.0 ** ((last - down) / steps)) for down in range(2 ** (format.bits - 1) - 1)]
+        return sorted([-level for level in levels] + [Fraction(0)] + levels)
+    if isinstance(format, FloatFormat):
+        bias, field = 2 ** (format.exponent_bits - 1) - 1, 2**format.mantissa_bits
+        numbers = {Fraction(0)}
+        for exponent, mantissa in itertools.product(range(2**format.exponent_bits - 1), range(field)):
+            if exponent:
+                numbers.add(Fraction(field + mantissa, field) * Fraction(2) ** (exponent - bias))
+            elif format.subnormals:
+                numbers.add(Fraction(mantissa, field) * Fraction(2) ** (1 - bias))
+        return sorted(numbers | {-n for n in numbers})
+    if isinstance(format, BlockFloat):
+        exponent = int(parameters[0][index[0], index[1] // format.block])
+        top = 2 ** (format.bits - 1) - 1
+        return [code * Fraction(2) ** exponent for code in range(-top, top + 1)]
+    return sorted({Fraction(float(entry)) for entry in parameters[0]})
+
+
+def check_element(quantizer: Quantizer, x: float, rounded: float, grid: list[Fraction]) -> None:
+    """On the grid, and no other number of the grid is nearer (in logarithms, where the grid is logarithmic)."""
+    value, found = Fraction(x), Fraction(rounded)
+    slack = Fraction(1, 2**20) * max(abs(value), abs(found))  # of float32's own rounding of scales and products
+    near = min(grid, key=lambda number: abs(number - found))
+    assert abs(near - found) <= slack
+    if isinstance(quantizer.format, LogFormat):
+        least = min(number for number in grid if number > 0)
+        if abs(value) >= least:
+            inside = min(abs(value), grid[-1])
+            ratio = math.log2(inside / abs(near)) * quantizer.format.steps  # type: ignore[operator]
+            assert abs(ratio) <= 0.5 + 1e-3
+            return
+    flushes = isinstance(quantizer.format, FloatFormat) and not quantizer.format.subnormals
+    if flushes and abs(value) < min(number for number in grid if number > 0):
+        return  # checked by itself below
+    best = min(abs(number - value) for number in grid)
+    assert abs(found - value) <= best + 2 * slack
+
+
+@ALL
+def test_ten_thousand_tensors_lie_on_their_grids_as_near_as_can_be(format: NumberFormat) -> None:
+    """Values on the grid, idempotent, zero exact, monotone, at most half a step of error, and codes that stand for the values."""
+    count = TENSORS // len(FORMATS) + 1
+    least, greatest = format.code_range
+    for number, x in enumerate(tensors(count, seed=format.bits)):
+        quantizer = fitted(format, x, number)
+        rounded, codes = quantizer(x), quantizer.quantize(x)
+        assert torch.equal(quantizer.dequantize(codes), rounded)
+        assert torch.equal(quantizer(rounded), rounded)
+        assert torch.equal(quantizer.quantize(rounded), codes) or isinstance(
+            format, Codebook
+        )  # equal entries share a number
+        assert least <= int(codes.min())
+        assert int(codes.max()) <= greatest
+        assert bool((rounded[x == 0] == 0).all())
+        if not format.block and not format.per_channel:
+            assert bool((rounded.flatten()[x.flatten().argsort()].diff() >= 0).all())
+        low, high = quantizer.ends
+        assert low <= float(rounded.min()) and float(rounded.max()) <= high * (1 + 1e-6)  # noqa: PT018
+        if number % 40 < 2:
+            assert not bool(quantizer(torch.zeros_like(x)).any())
+            for index in itertools.product(range(3), range(7)):
+                if (grid := grid_of(quantizer, index)) is not None:
+                    check_element(quantizer, float(x[index]), float(rounded[index]), grid)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_16_bit_codes_are_those_of_exact_integers(signed: bool) -> None:
+    format = Format(16, signed=signed, symmetric=signed)
+    for x in tensors(60, seed=3):
+        quantizer = format.fit(x)
+        scale, zero = quantizer.parameters
+        for value, code in zip(x.flatten().tolist(), quantizer.quantize(x).flatten().tolist(), strict=True):
+            quotient = np.float32(value) / np.float32(float(scale))  # ONNX divides in float32, too
+            wanted = round(Fraction(float(quotient))) + int(zero)
+            assert code == min(max(wanted, format.quant_min), format.quant_max)
+
+
+def test_log_8_is_the_format_of_nnie() -> None:
+    """The formula as its documentation gives it: z = round(16 log2 c) - 127, clamp(round(16 log2 |x|) - z, 1, 127)."""
+    for x in tensors(200, seed=5):
+        if not bool(x.any()):
+            continue
+        wide = x.double().numpy()
+        z = np.round(16 * np.log2(np.abs(wide).max())) - 127
+        with np.errstate(divide="ignore"):
+            level = 2.0 ** ((np.clip(np.round(16 * np.log2(np.abs(wide))) - z, 1, 127) + z) / 16)
+        wanted = np.where(np.abs(wide) > 2.0 ** ((z + 1) / 16 - 1), np.sign(wide) * level, 0.0)
+        torch.testing.assert_close(LogFormat(8).fit(x)(x), torch.from_numpy(wanted).float(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("format", "native"),
+    [(FLOAT16, torch.float16), (BFLOAT16, torch.bfloat16), (FloatFormat(5, 2), torch.float8_e5m2)],
+    ids=str,
+)
+def test_floats_are_torchs_own_bit_for_bit(format: FloatFormat, native: torch.dtype) -> None:
+    bits = torch.randint(-(2**31), 2**31, (200_000,), generator=torch.Generator().manual_seed(1))
+    x = bits.to(torch.int32).view(torch.float32)  # every kind of float: subnormal, huge, infinite, NaN
+    usual = torch.cat([tensor.flatten() for tensor in tensors(500, seed=2)]) * 2.0**-10
+    for values in (x, usual):
+        rounded, wanted = Quantizer(format)(values), values.to(native).float()
+        assert torch.equal(torch.isnan(rounded), torch.isnan(values))
+        clean = ~torch.isnan(values)
+        assert torch.equal(rounded[clean], wanted[clean])
+        assert torch.equal(
+            Quantizer(format)(values.double())[clean].float(), wanted[clean]
+        )  # the arithmetic, not a cast
+        codes = Quantizer(format).quantize(values)[clean]
+        patterns = values.to(native).view(torch.uint8 if format.bits == 8 else torch.int16)[clean].int()
+        assert torch.equal(codes, patterns & (2**format.bits - 1))
+        assert torch.equal(Quantizer(format).dequantize(codes), wanted[clean])
+
+
+def test_without_subnormals_what_torch_makes_subnormal_is_zero() -> None:
+    x = torch.cat([tensor.flatten() for tensor in tensors(500, seed=4)]) * 2.0**-14
+    wanted = x.half()
+    wanted[wanted.abs() < torch.finfo(torch.float16).tiny] = 0
+    assert bool((wanted != x.half()).any())
+    assert torch.equal(Quantizer(FLOAT16_WITHOUT_SUBNORMALS)(x), wanted.float())
+
+
+def test_beyond_the_largest_number_floats_become_infinite_and_fitting_refuses() -> None:
+    x = torch.tensor([65519.0, 65520.0, -1e6])
+    assert Quantizer(FLOAT16)(x).tolist() == [65504.0, math.inf, -math.inf]
+    with pytest.raises(
+        InputError, match=r"1e\+06 is beyond the largest float16 number, 65504; rescale, or take .* bfloat16"
+    ):
+        FLOAT16.fit(x)
+
+
+def test_a_block_has_the_least_exponent_that_clips_nothing() -> None:
+    for x in tensors(40, seed=6):
+        for format in (BlockFloat(4, block=3), BlockFloat(8, block=7), BlockFloat(3, block=20)):
+            (exponents,) = format.fit(x, 1).parameters
+            for row, block in itertools.product(range(3), range(exponents.shape[1])):
+                elements = [Fraction(v) for v in x[row, block * format.block : (block + 1) * format.block].tolist()]
+                exponent = -126
+                largest = max(map(abs, elements))
+                while round(largest / Fraction(2) ** exponent) > 2 ** (format.bits - 1) - 1:
+                    exponent += 1
+                assert int(exponents[row, block]) == exponent
+
+
+def test_blocks_without_stored_exponents_find_the_same() -> None:
+    for x in tensors(50, seed=7):
+        stored = BlockFloat(6, block=3).fit(x, 1)
+        assert torch.equal(Quantizer(stored.format, (), 1)(x), stored(x))
+
+
+@pytest.mark.parametrize("bits", [3, 4, 6, 8])
+@pytest.mark.parametrize("power", [1, 3])
+def test_codebooks_lose_no_more_than_scipys_k_means(bits: int, power: int) -> None:
+    """Ours holds an entry at zero, which costs most where there are few."""
+    x = torch.randn(6000) ** power
+    centres, labels = kmeans2(x.double().numpy(), 2**bits, iter=60, minit="++", seed=1)
+    theirs = float(((x.double().numpy() - centres[labels]) ** 2).sum())
+    ours = float((Codebook(bits).fit(x)(x) - x).double().square().sum())
+    assert ours <= theirs * (1.2 if bits == 3 else 1.1)
+
+
+def test_a_codebook_is_a_fixed_point_of_lloyds_iteration() -> None:
+    x = torch.randn(500)
+    quantizer = Codebook(3).fit(x)
+    codes, table = quantizer.quantize(x), quantizer.parameters[0]
+    for code, entry in enumerate(table.tolist()):
+        if entry != 0.0:
+            assert float(x[codes == code].double().mean()) == pytest.approx(entry, rel=1e-5)
+    assert 0.0 in table.tolist()
+
+
+@pytest.mark.parametrize("format", [LogFormat(3), BlockFloat(4, block=8), Codebook(2), Format(4)], ids=str)
+def test_importance_moves_the_error_to_where_it_counts_less(format: NumberFormat) -> None:
+    x = torch.cat([torch.rand(400) * 0.2 + 0.05, torch.rand(8) + 2])[torch.randperm(408)]
+    axis = 0 if format.block else -1
+    importance = torch.where(x < 1, 1.0, 1e-4)
+    plain, weighted = format.fit(x, axis, "mse"), format.fit(x, axis, "mse", importance)
+
+    def cost(quantizer: Quantizer) -> float:
+        return float(((quantizer(x) - x).square() * importance).sum())
+
+    assert cost(weighted) < 0.9 * cost(plain)
+
+
+@ALL
+def test_the_least_squared_error_is_never_more_than_that_of_the_range(format: NumberFormat) -> None:
+    for x in tensors(40, seed=8):
+        axis = 1 if format.block else 0
+        errors = [float((format.fit(x, axis, method)(x) - x).double().square().sum()) for method in ("mse", "minmax")]
+        assert errors[0] <= errors[1] * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("method", ["minmax", "mse"])
+@pytest.mark.parametrize("format", [f for f in FORMATS if not f.block and not f.per_channel], ids=str)
+def test_values_are_fitted_to_a_distribution_as_to_the_elements_themselves(
+    format: NumberFormat, method: Method
+) -> None:
+    x = torch.randn(20_000, generator=torch.Generator().manual_seed(2)).round(decimals=2)
+    seen, counts = x.double().unique(return_counts=True)
+    found = format.fit_values(float(x.min()), float(x.max()), seen, counts.double(), -1, method)
+    error, wanted = (float((q(x) - x).square().mean()) for q in (found, format.fit(x, -1, method)))
+    if isinstance(format, Codebook):  # begins elsewhere, and is no worse
+        assert error <= wanted * 1.02
+    else:
+        assert error == pytest.approx(wanted, rel=1e-5)
+
+
+# ---- Gradients ------------------------------------------------------------------------------------------------------
+
+
+@ALL
+def test_the_gradient_passes_straight_through_inside_and_stops_outside(format: NumberFormat) -> None:
+    x = torch.randn(3, 7)
+    quantizer = format.fit(x, 1 if format.block else 0)
+    probe, gradient = (x * 0.9).requires_grad_(), torch.randn(3, 7)
+    quantizer(probe).backward(gradient)
+    assert torch.equal(probe.grad, gradient)  # type: ignore[arg-type]
+    far = (torch.sign(x) * 1e30).requires_grad_()
+    quantizer(far).backward(gradient)
+    stops = not isinstance(format, Codebook) and format != BFLOAT16  # a table clips nothing, bfloat16 reaches as far
+    assert torch.equal(far.grad, torch.zeros(3, 7) if stops else gradient)  # type: ignore[arg-type]
+    assert torch.equal(quantizer.clipped(far), torch.full((3, 7), stops))
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_an_entry_of_a_table_gets_the_gradients_of_its_members(per_channel: bool) -> None:
+    x, gradient = torch.randn(4, 9), torch.randn(4, 9)
+    quantizer = Codebook(2, per_channel).fit(x, 0)
+    table = quantizer.parameters[0].clone().requires_grad_()
+    Quantizer(quantizer.format, (table,), quantizer.axis)(x).backward(gradient)
+    codes, wanted = quantizer.quantize(x), torch.zeros_like(table)
+    for row, column in itertools.product(range(4), range(9)):
+        place = (row, int(codes[row, column])) if per_channel else (int(codes[row, column]),)
+        with torch.no_grad():
+            wanted[place] += gradient[row, column]
+    torch.testing.assert_close(table.grad, wanted)
+
+
+@ALL
+def test_the_operators_pass_torchs_own_checks(format: NumberFormat) -> None:
+    x = torch.randn(3, 7)
+    quantizer = format.fit(x, 1 if format.block else 0)
+    torch.library.opcheck(
+        format.operator,
+        (x.requires_grad_(), *quantizer.arguments),
+        test_utils=["test_schema", "test_faketensor", "test_autograd_registration"],
+    )
+
+
+@ALL
+def test_not_a_number_stays_one(format: NumberFormat) -> None:
+    x = torch.randn(3, 7)
+    quantizer = format.fit(x, 1 if format.block else 0)
+    x[1, 2] = torch.nan
+    assert bool(torch.isnan(quantizer(x)[1, 2]))
+    assert not bool(torch.isnan(quantizer(x)[0]).any())
+
+
+# ---- Names ----------------------------------------------------------------------------------------------------------
+
+
+@ALL
+def test_a_format_is_what_its_name_and_its_json_say(format: NumberFormat) -> None:
+    assert parse(str(format)) == format
+    assert from_json(to_json(format)) == format
+
+
+def test_what_a_name_leaves_out_has_its_default() -> None:
+    assert parse("log8") == LogFormat(8) == parse("log8 16 to an octave per tensor")
+    assert parse("s8") == Format(8)
+    assert parse("block float 4") == BlockFloat(4, block=16)
+    assert parse("codebook4 per channel") == Codebook(4, per_channel=True)
+    assert parse("float16 without subnormals") == FLOAT16_WITHOUT_SUBNORMALS
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("log 8", "did you mean 'log8'"), ("bflot16", "did you mean 'bfloat16'"), ("s17", "from 2 to 16, got 17"),
+        ("codebook9", "from 2 to 8, got 9"), ("log16 1 to an octave", "take at least 256 steps"), ("", "Examples: "),
+    ],
+)  # fmt: skip
+def test_unknown_names_say_what_there_is(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: LogFormat(1), lambda: LogFormat(8, steps=0), lambda: LogFormat(True), lambda: FloatFormat(9, 4),
+        lambda: FloatFormat(8, 8), lambda: BlockFloat(17), lambda: BlockFloat(8, block=0), lambda: Codebook(1),
+    ],
+)  # fmt: skip
+def test_formats_that_cannot_be_are_refused(make: Any) -> None:
+    with pytest.raises(ValueError, match=r"must be|more than 16"):
+        make()
+
+
+@pytest.mark.parametrize("data", [{}, {"kind": "posit"}, {"kind": "log", "bits": 99}, {"kind": "log", "size": 8}, None])
+def test_json_that_describes_no_format_is_refused(data: Any) -> None:
+    with pytest.raises(InputError, match="describes no number format"):
+        from_json(data)

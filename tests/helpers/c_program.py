@@ -1,0 +1,93 @@
+"""A program in C around a model compiled to objects: inputs from files, outputs to one, on this machine or under an emulator."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphopt.backends.tvm.bare.source import TYPES
+from graphopt.utils.files import MANIFEST
+
+Arrays = list[np.ndarray[Any, Any]]
+STRICT = ["-std=c11", "-O1", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
+MAIN = """
+#include <stdio.h>
+#include <stdlib.h>
+{includes}
+{memory}
+
+int main(int count, char **arguments) {{
+  FILE *files[{inputs}], *answers = fopen(arguments[1], "wb");
+  (void)count;
+{opens}
+  for (long call = strtol(arguments[2], 0, 10); call > 0; --call) {{
+{reads}
+    {run}
+{writes}
+  }}
+  return fclose(answers);
+}}
+"""
+
+
+def program(folder: Path, compiler: Sequence[str] = ("gcc",), out: Path | None = None) -> Path:
+    """Compile and link one for the model in a folder. It is given inputs one element behind an aligned address, which must do."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    prefix = manifest["options"]["objects"]["prefix"]
+    upper = prefix.upper()
+    memory = [f"static _Alignas({upper}_WORKSPACE_ALIGNMENT) unsigned char workspace[{upper}_WORKSPACE_BYTES];"]
+    names: dict[str, list[str]] = {"inputs": [], "outputs": []}
+    for kind in names:
+        for number, spec in enumerate(manifest[kind]):
+            name = f"{kind[:-1]}{number}"
+            memory.append(f"static _Alignas(64) {TYPES[spec['dtype']]} {name}[{upper}_{name.upper()}_ELEMENTS + 1];")
+            names[kind].append(name)
+    lines = {
+        "opens": [f'  files[{i}] = fopen(arguments[{i + 3}], "rb");' for i in range(len(names["inputs"]))],
+        "reads": [
+            f"    if (fread({n} + 1, sizeof *{n}, {upper}_{n.upper()}_ELEMENTS, files[{i}]) == 0) return 2;"
+            for i, n in enumerate(names["inputs"])
+        ],
+        "writes": [
+            f"    fwrite({n} + 1, sizeof *{n}, {upper}_{n.upper()}_ELEMENTS, answers);" for n in names["outputs"]
+        ],
+    }
+    arguments = ", ".join([*(f"{n} + 1" for kind in names.values() for n in kind), "workspace"])
+    out = out or folder.with_name(folder.name + "_program")
+    source = out.with_suffix(".c")
+    text = {"includes": f'#include "{prefix}.h"', "memory": "\n".join(memory), "inputs": len(names["inputs"])}
+    text |= {
+        "run": f"if ({prefix}_run({arguments})) return 3;",
+        **{key: "\n".join(rows) for key, rows in lines.items()},
+    }
+    source.write_text(MAIN.format(**text))
+    objects = [folder / f"{prefix}{end}" for end in (".c", "_kernels.o", "_weights.o")]
+    subprocess.run([*compiler, *STRICT, f"-I{folder}", source, *objects, "-o", out, "-lm"], check=True)
+    return out
+
+
+def answers(
+    program: Path, folder: Path, inputs: Arrays, batch: int | None = None, emulator: Sequence[str] = ()
+) -> Arrays:
+    """What it answers, call by call, to inputs of whole batches."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    size = batch or len(inputs[0])
+    files = [program.with_name(f"input{i}") for i in range(len(inputs))]
+    for file, array in zip(files, inputs, strict=True):
+        array.tofile(file)
+    output, calls = program.with_name("answers"), len(inputs[0]) // size
+    subprocess.run([*emulator, program, output, str(calls), *files], check=True)
+    shapes = [tuple(size if s is None else s for s in spec["shape"]) for spec in manifest["outputs"]]
+    bytes_of = [prod(s) * np.dtype(o["dtype"]).itemsize for s, o in zip(shapes, manifest["outputs"], strict=True)]
+    row = np.fromfile(output, np.uint8).reshape(calls, sum(bytes_of))
+    parts = np.split(row, np.cumsum(bytes_of)[:-1], axis=1)
+    return [
+        np.ascontiguousarray(part).view(spec["dtype"]).reshape(calls * shape[0], *shape[1:])
+        for part, spec, shape in zip(parts, manifest["outputs"], shapes, strict=True)
+    ]

@@ -1,0 +1,399 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from rewriting import Model, capture, randomised
+from torch import Tensor, nn
+
+import graphopt
+from graphopt.backends.onnxruntime import lower
+from graphopt.data.calibration import Calibration
+from graphopt.execution.observers import values
+from graphopt.execution.spill import Overflow
+from graphopt.execution.streaming import Frontier
+from graphopt.fitting import rounding as q
+from graphopt.formats import FAKE_QUANTIZE, Format, quantize
+from graphopt.ir.graph import Graph
+from graphopt.passes.cleanup.fold_batchnorm import FoldBatchNorm
+from graphopt.passes.quantization import Quantize
+from graphopt.passes.rounding import LearnRounding, bit_split, reconstruct
+from graphopt.passes.rounding.correct_bias import CorrectBias
+from graphopt.passes.rounding.reconstruct import Reconstruction, Samples
+from graphopt.passes.rounding.units import block_units, find_cuts, layer_units
+from graphopt.targets import find
+from graphopt.utils.errors import InputError
+
+FOUR = Format(bits=4, per_channel=True)
+BATCHES = [[part] for part in torch.randn(64, 3, 10, 10, generator=torch.Generator().manual_seed(1)).split(16)]
+
+
+def residual() -> nn.Module:
+    def body(m: Model, x: Tensor) -> Tensor:
+        x = torch.relu(m.stem_bn(m.stem(x)))
+        for first, second in ((m.a, m.b), (m.c, m.d)):
+            x = torch.relu(x + second(torch.relu(first(x))))
+        return m.head(x.mean((2, 3)))
+
+    conv = lambda: nn.Conv2d(8, 8, 3, padding=1)  # noqa: E731
+    torch.manual_seed(0)
+    return Model(
+        body,
+        stem=nn.Conv2d(3, 8, 3),
+        stem_bn=nn.BatchNorm2d(8),
+        a=conv(),
+        b=conv(),
+        c=conv(),
+        d=conv(),
+        head=nn.Linear(8, 5),
+    )
+
+
+def simulated(model: nn.Module | None = None, weights: Format = FOUR) -> Graph:
+    torch.manual_seed(0)
+    graph = capture(randomised(model or residual()), BATCHES[0][0][:2])
+    for transform in (FoldBatchNorm(), Quantize(find("x86"), BATCHES, weights=weights)):
+        transform(graph)
+        graph.refresh()
+    return graph
+
+
+def bypassed(graph: Graph) -> Graph:
+    twin = graph.clone()
+    for node in twin.calls(FAKE_QUANTIZE):
+        twin.replace(node, node.args[0])  # type: ignore[arg-type]
+    twin.refresh()
+    return twin
+
+
+def error(graph: Graph, twin: Graph, data: list[list[Tensor]] = BATCHES) -> float:
+    with torch.no_grad():
+        return sum(float((graph(*b) - twin(*b)).square().sum()) for b in data)
+
+
+def learned(graph: Graph, **options: object) -> Graph:
+    found = graph.clone()
+    assert LearnRounding(BATCHES, **({"method": "adaround", "iterations": 20, "batch": 16} | options))(found)  # type: ignore[arg-type]
+    found.refresh()
+    return found
+
+
+OPTIONS = [
+    {"method": "gptq"}, {"method": "bit_split"}, {"unit": "layer"}, {"unit": "block"}, {"importance": True},
+    {"learn_steps": False}, {"method": "adaquant", "unit": "layer"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_the_output_comes_nearer_to_float_and_weights_lie_on_their_grid(options):
+    graph = simulated()
+    twin, found = bypassed(graph), learned(graph, **options)
+    assert error(found, twin) < 0.5 * error(graph, twin)
+    for node in found.calls(FAKE_QUANTIZE):
+        if found.is_constant(node.args[0]) and found.tensor(node.args[0]).dim() > 1:
+            weight, scale, zero = (found.tensor(a) for a in node.args[:3])
+            codes = quantize(weight, scale, zero, *node.args[3:])
+            back = codes * scale.reshape(-1, *[1] * (weight.dim() - 1))
+            assert torch.equal(back, weight)
+            assert codes.min() >= -7
+            assert codes.max() <= 7
+
+
+def test_without_learned_steps_no_scale_changes():
+    graph = simulated()
+    found = learned(graph, learn_steps=False)
+    scales = [[g.tensor(n.args[1]) for n in g.calls(FAKE_QUANTIZE)] for g in (graph, found)]
+    assert all(torch.equal(one, other) for one, other in zip(*scales, strict=True))
+
+
+def test_every_layer_is_nearer_to_float_than_by_nearest_rounding():
+    graph = simulated()
+    twin, found = bypassed(graph), learned(graph, method="gptq", learn_steps=False)
+    for name in ("stem", "a", "b", "c", "d"):
+        lost = []
+        for g in (graph, found):
+            node, source = (
+                next(n for n in h.calls(torch.ops.aten.conv2d.default) if h.site(n) == name) for h in (g, twin)
+            )
+            lost.append(
+                sum(
+                    float((values(g, [node], b)[node] - values(twin, [source], b)[source]).square().sum())
+                    for b in BATCHES
+                )
+            )
+        assert lost[1] < lost[0], name
+
+
+def test_biases_stay_on_the_accumulators_grid():
+    found = learned(simulated())
+    for node in found.calls(torch.ops.aten.conv2d.default):
+        steps = [found.tensor(a.args[1]) for a in node.args[:3]]
+        assert torch.equal(steps[2], steps[0] * steps[1])
+
+
+@pytest.mark.parametrize("options", [{"method": "gptq"}, {"unit": "block"}], ids=str)
+def test_simulation_and_artifact_agree(options):
+    found = learned(simulated(), **options)
+    x = BATCHES[0][0]
+    artifact, integers = lower(found, find("x86")), graphopt.simulate(found, target="x86")
+    with torch.no_grad():
+        wanted = found(x)
+    for answer in (artifact(x), integers(x)):
+        assert (torch.as_tensor(answer) - wanted).abs().max() < 0.05 * wanted.abs().max()
+
+
+def test_the_same_seed_gives_the_same_graph_from_memory_and_from_files(tmp_path):
+    graph = simulated()
+    plain, spilled = learned(graph), learned(graph, memory=0, folder=tmp_path)
+    assert plain.state_dict().keys() == spilled.state_dict().keys()
+    assert all(torch.equal(v, spilled.state_dict()[k]) for k, v in plain.state_dict().items())
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_stay_and_a_second_run_does_nothing():
+    graph = simulated()
+    found = learned(graph)
+    assert found.state_dict().keys() == graph.state_dict().keys()
+    assert str(found) == str(graph)
+    assert LearnRounding(BATCHES, batch=16)(found) == []
+
+
+def test_a_fixed_batch_a_depthwise_convolution_and_a_shared_scale_are_learned_too():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU6(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU6(), nn.Conv2d(8, 4, 1))
+    graph = capture(model, BATCHES[0][0], dynamic_batch=False)
+    Quantize(find("x86"), BATCHES, weights=Format(bits=4))(graph)
+    graph.refresh()
+    twin, found = bypassed(graph), learned(graph)
+    assert error(found, twin) < 0.85 * error(graph, twin)
+
+
+def test_batches_of_a_fixed_size_are_computed_one_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    batches, taken, take = [[part] for (batch,) in BATCHES for part in batch.split(4)], [], Samples.take
+    monkeypatch.setattr(Samples, "take", lambda self, picked: taken.append(len(picked)) or take(self, picked))
+    graph = capture(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)), batches[0][0], dynamic_batch=False
+    )
+    Quantize(find("x86"), batches, weights=Format(bits=4))(graph)
+    graph.refresh()
+    assert LearnRounding(batches, method="adaround", iterations=2, batch=4)(graph)
+    assert set(taken) == {1}
+
+
+def test_large_values_in_small_parts_are_learned_alike(monkeypatch: pytest.MonkeyPatch):
+    graph = simulated()
+    whole = learned(graph, iterations=3)
+    monkeypatch.setattr(reconstruct, "SMALL", 1)
+    parts = learned(graph, iterations=3)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_without_bias_is_fitted_around_zero():
+    graph = simulated(nn.Sequential(nn.Conv2d(3, 6, 3, bias=False), nn.ReLU(), nn.Conv2d(6, 4, 3, bias=False)))
+    assert error(learned(graph, method="gptq"), bypassed(graph)) < 0.75 * error(graph, bypassed(graph))
+
+
+# ---- Units ----------------------------------------------------------------------------------------------------------
+
+
+def layers(graph: Graph) -> list[list[str]]:
+    return [[graph.site(n) for n in unit.layers] for unit in block_units(graph)]
+
+
+def test_blocks_of_a_residual_network():
+    assert layers(simulated()) == [["stem"], ["a", "b"], ["c", "d"], ["head"]]
+
+
+def test_a_plain_chain_is_joined_in_pairs():
+    model = nn.Sequential(*[nn.Conv2d(3, 3, 1) for _ in range(5)])
+    assert layers(simulated(model)) == [["0", "1"], ["2", "3"], ["4"]]
+
+
+def test_branches_that_are_concatenated_are_one_block():
+    body = lambda m, x: m.d(torch.relu(torch.cat([m.b(m.a(x)), m.c(m.a(x))], 1)))  # noqa: E731
+    conv = lambda i, o: nn.Conv2d(i, o, 1)  # noqa: E731
+    model = Model(body, a=conv(3, 4), b=conv(4, 4), c=conv(4, 4), d=conv(8, 2))
+    found = layers(simulated(model))
+    assert ["b", "c"] in found or ["a", "b", "a", "c"] in found
+    assert found[-1] == ["d"]
+
+
+def test_where_something_leads_around_everything_layers_stand_alone():
+    def body(m: Model, x: Tensor) -> Tensor:
+        y = x
+        for i in range(14):
+            y = torch.relu(getattr(m, f"c{i}")(y))
+        return x + y
+
+    graph = simulated(Model(body, **{f"c{i}": nn.Conv2d(3, 3, 1) for i in range(14)}))
+    assert [len(unit.layers) for unit in block_units(graph)] == [1] * 14
+    assert len(layer_units(graph)) == 14
+
+
+def test_two_inputs_have_no_value_in_common():
+    model = Model(lambda m, x, y: (m.a(x), m.b(y)), a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(3, 4, 1))
+    graph = capture(model, torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8))
+    data = [[torch.randn(16, 3, 8, 8), torch.randn(16, 3, 8, 8)]]
+    Quantize(find("x86"), data, weights=FOUR)(graph)
+    assert find_cuts(graph) == []
+    assert layers(graph) == [["a"], ["b"]]
+    assert len(LearnRounding(data, method="adaround", batch=8, iterations=3)(graph)) == 2
+
+
+# ---- The quadratic --------------------------------------------------------------------------------------------------
+
+
+def test_descent_is_as_good_as_trying_all_codes():
+    torch.manual_seed(0)
+    d = 4
+    weight, half = torch.randn(1, 3, d).double(), torch.randn(1, d, d).double()
+    metric = half @ half.transpose(1, 2) + 0.3 * torch.eye(d).double()
+    lattice = q.Lattice(torch.full((1, 3, 1), 0.7).double(), torch.zeros(1, 3, 1).double(), -1, 1)
+    every = torch.cartesian_prod(*[torch.arange(-1.0, 2)] * d).double()
+    lost = every[:, None] * 0.7 - weight[0]
+    best = torch.einsum("krd,de,kre->kr", lost, metric[0], lost).min(0).values
+    codes, _ = q.fit(weight, metric, lattice, scales=False)
+    found = q.cost(weight, metric, lattice.weight(codes))[0]
+    assert (found <= 1.3 * best + 1e-9).all()
+    nearest = q.cost(weight, metric, lattice.weight(lattice.codes(weight)))[0]
+    assert found.sum() < nearest.sum()
+
+
+def test_the_best_scale_is_a_minimum():
+    torch.manual_seed(0)
+    weight, half = torch.randn(2, 3, 5).double(), torch.randn(2, 5, 5).double()
+    metric = half @ half.transpose(1, 2)
+    lattice = q.Lattice(torch.full((2, 3, 1), 0.4).double(), torch.zeros(2, 3, 1).double(), -7, 7)
+    codes = lattice.codes(weight)
+    scaled = q.rescale(weight, metric, lattice, codes)
+    for factor in (0.99, 1.01):
+        other = q.Lattice(scaled.scale * factor, lattice.zero, -7, 7)
+        assert (q.cost(weight, metric, scaled.weight(codes)) <= q.cost(weight, metric, other.weight(codes))).all()
+
+
+def test_digits_add_up_to_codes_and_stay_so_when_they_are_optimized():
+    torch.manual_seed(0)
+    weight, half = torch.randn(2, 3, 9).double(), torch.randn(2, 9, 12).double()
+    metric = half @ half.transpose(1, 2) + 0.1 * torch.eye(9).double()
+    lattice = q.Lattice(weight.abs().amax(-1, keepdim=True) / 7, torch.zeros(2, 3, 1).double(), -7, 7)
+    codes = lattice.codes(weight)
+    parts = bit_split.digits(codes, 7)
+    assert [place for _, place in parts] == [4, 2, 1]
+    assert torch.equal(sum(digit * place for digit, place in parts), codes)
+    costs = [q.cost(weight, metric, lattice.weight(codes))]
+    for digit, place in parts:
+        better = bit_split.optimize_digit(weight, metric, lattice, codes, digit, place)
+        costs.append(q.cost(weight, metric, lattice.weight(better)))
+        assert (better - codes).abs().max() <= 2 * place
+        assert better.abs().max() <= 7
+    assert all((cost <= costs[0] + 1e-12).all() for cost in costs)
+    assert costs[-1].sum() < costs[0].sum()
+
+
+def test_splitting_into_digits_finds_about_what_descent_finds():
+    torch.manual_seed(0)
+    weight, half = torch.randn(1, 8, 24).double(), torch.randn(1, 24, 60).double()
+    metric = half @ half.transpose(1, 2) / 60
+    lattice = q.Lattice(weight.abs().amax(-1, keepdim=True) / 3, torch.zeros(1, 8, 1).double(), -3, 3)
+    shrunk = q.shrink(weight, metric, lattice)
+    nearest = float(q.cost(weight, metric, shrunk.weight(shrunk.codes(weight))).sum())
+    costs = {}
+    for way in (q.fit, bit_split.fit):
+        codes, scaled = way(weight, metric, lattice, scales=True)
+        costs[way] = float(q.cost(weight, metric, scaled.weight(codes)).sum())
+    assert costs[q.fit] <= costs[bit_split.fit] * 1.05
+    assert costs[bit_split.fit] < nearest
+
+
+# ---- Going on after an interruption ---------------------------------------------------------------------------------
+
+
+def test_interrupted_work_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    graph, calls, stop = simulated(), [], 9
+    whole, learn, fit = learned(graph, unit="layer"), Reconstruction.learn, LearnRounding.fit
+
+    def counted_learn(self, *args):
+        calls.append("unit")
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        return learn(self, *args)
+
+    def counted_fit(self, *args):
+        calls.append("layer")
+        return fit(self, *args)
+
+    monkeypatch.setattr(Reconstruction, "learn", counted_learn)
+    monkeypatch.setattr(LearnRounding, "fit", counted_fit)
+    with pytest.raises(KeyboardInterrupt):
+        learned(graph, unit="layer", checkpoint=tmp_path)
+    assert calls == ["layer"] * 6 + ["unit"] * 3
+
+    calls, stop = [], None
+    again = learned(graph, unit="layer", checkpoint=tmp_path)
+    assert calls == ["unit"] * 4  # six layers and two units were written down
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in whole.state_dict().items())
+
+    calls = []
+    learned(graph, unit="layer", checkpoint=tmp_path, seed=1)
+    assert calls == ["layer"] * 6 + ["unit"] * 6  # another task in the same folder
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    graph = simulated()
+    learned(graph, method="gptq", checkpoint=tmp_path)
+    piece = next(tmp_path.glob("*/layer_2.pt"))
+    piece.write_bytes(b"cut short")
+    with pytest.raises(InputError, match=r"layer_2\.pt is damaged; remove it"):
+        learned(graph, method="gptq", checkpoint=tmp_path)
+
+
+# ---- Memory ---------------------------------------------------------------------------------------------------------
+
+
+def test_overflow_counts_what_it_keeps_and_lets_go(tmp_path):
+    overflow = Overflow(100, tmp_path)
+    x, y = torch.arange(20.0), torch.arange(30.0).reshape(5, 6)
+    first, second = overflow.keep(x), overflow.keep(y)
+    assert torch.equal(first, x)
+    assert torch.equal(second, y)
+    assert (overflow.inside, overflow.outside) == (80, 120)
+    del first, second
+    assert (overflow.inside, overflow.outside) == (0, 0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_walk_reads_a_changed_weight_behind_its_quantizer():
+    graph = simulated()
+    node = graph.calls(torch.ops.aten.conv2d.default)[0]
+    walk = Frontier(graph, BATCHES[:1])
+    walk.before(node, [node.args[0]])
+    quantizer = node.args[1]
+    graph.set_constant(quantizer, 0, torch.zeros_like(graph.tensor(quantizer.args[0])))
+    (result,) = walk.results(node)
+    assert result.std((0, 2, 3)).max() < 1e-5
+
+
+# ---- Mistakes -------------------------------------------------------------------------------------------------------
+
+
+def test_mistakes_are_named():
+    graph = simulated()
+    for options, words in (
+        ({"iterations": 0}, "iterations must be a whole number of at least 1"),
+        ({"method": "best"}, "method must be one of gptq, bit_split, adaround, adaquant"),
+        ({"unit": "network"}, "unit must be one of layer, block"),
+        ({"warmup": 1.0}, "warmup must be at least 0 and under 1"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            LearnRounding(BATCHES, **options)
+    with pytest.raises(ValueError, match="give a list"):
+        LearnRounding(Calibration(iter(BATCHES), graph))
+    with pytest.raises(InputError, match="64 samples, fewer than a batch of 100"):
+        LearnRounding(BATCHES, method="adaround", batch=100)(graph)
+    affine = Format(bits=4, symmetric=False, per_channel=True)
+    with pytest.raises(InputError, match="bit_split needs symmetric weights, those of 'stem' have a zero point"):
+        LearnRounding(BATCHES, method="bit_split")(simulated(weights=affine))
+    with pytest.raises(InputError, match="run Quantize before"):
+        LearnRounding(BATCHES)(capture(residual(), BATCHES[0][0][:2]))
+    CorrectBias(BATCHES)(graph)
+    with pytest.raises(InputError, match="leave CorrectBias out"):
+        LearnRounding(BATCHES)(graph)
