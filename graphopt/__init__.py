@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from graphopt.utils import terminal
 from graphopt.utils.version import __version__
 
 if TYPE_CHECKING:
@@ -55,3 +56,12 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'graphopt' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def _terminal() -> terminal.Terminal:
+    from graphopt.cli.terminal import RichTerminal  # imports rich, which takes a while
+
+    return RichTerminal()
+
+
+terminal.install(_terminal)

@@ -2,8 +2,8 @@
 
     xx = E[x x^T] - E[x] E[x]^T    [g, d, d]        xt = E[x t^T] - E[x] E[t]^T    [g, d, out / g]
 
-x are the rows that the layer multiplies its weight with (`graphopt.analysis.im2col`): d counts the input channels of a group times the
-kernel.
+x are the rows that the layer multiplies its weight with (`graphopt.analysis.im2col`): d counts the input channels of a group
+times the kernel.
 """
 
 from __future__ import annotations

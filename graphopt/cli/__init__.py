@@ -1,4 +1,12 @@
-"""What the command line does, one file to each kind of work; `graphopt.cli.main` gathers them.
+"""The command line, one file to each kind of work.
+
+main.py        the program: its commands, `--version`, `--debug`
+optimize.py    `optimize`, `compile`, `demo`
+inspect.py     `analyze`, `targets`, `show`
+evaluate.py    `check`, `audit`
+arguments.py   what several commands read in the same way
+reporting.py   errors as one line and an exit code
+terminal.py    bars and tables, drawn with rich
 
 PyTorch is imported where a command needs it: `graphopt --help` answers at once.
 """

@@ -60,23 +60,18 @@ def analyze(
 def targets(name: Annotated[str | None, typer.Argument(help="One of them, in full.")] = None) -> None:
     """List the targets, or explain one."""
     with reporting():
-        from rich.box import SIMPLE
-        from rich.table import Table
-
         from graphopt import targets
-        from graphopt.artifacts.report import show
+        from graphopt.utils import terminal
+        from graphopt.utils.tables import Column, Table
 
         if name is not None:
             for fact, text in targets.explain(targets.find(name)):
                 typer.echo(f"{fact:<16} {text}")
             return
-        table = Table(box=SIMPLE, pad_edge=False)
-        for column in ("target", "runtime", "weights", "activations", "description"):
-            table.add_column(column)
-        for known in targets.names():
-            t = targets.find(known)
-            table.add_row(known, t.runtime, str(t.weights), str(t.activations), t.description)
-        show(table, 140)
+        columns = [Column(name) for name in ("target", "runtime", "weights", "activations", "description")]
+        found = [(known, targets.find(known)) for known in targets.names()]
+        rows = [[known, t.runtime, str(t.weights), str(t.activations), t.description] for known, t in found]
+        terminal.show([Table(columns, rows)], 140)
 
 
 def show(path: Annotated[Path, typer.Argument(help="A .pt2 file, or the folder of a deployed model.")]) -> None:
@@ -96,7 +91,8 @@ def show(path: Annotated[Path, typer.Argument(help="A .pt2 file, or the folder o
 
 def _show_artifact(folder: Path) -> None:
     from graphopt.artifacts.manifest import read_manifest
-    from graphopt.artifacts.report import Report, size
+    from graphopt.artifacts.report import Report
+    from graphopt.utils.quantities import size
 
     manifest = read_manifest(folder)
     print(f"{manifest.model} for {manifest.target.get('name')}, to run on {manifest.runtime}")

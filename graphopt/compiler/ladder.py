@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from graphopt.artifacts.artifact import Artifact
-from graphopt.artifacts.report import Attempt, Report, Step
+from graphopt.artifacts.report import Attempt, Report
 from graphopt.compiler.recipes import FEW_BITS, ROUNDINGS, Rounding
 from graphopt.evaluation.sensitivity import LayerDamage, analyze
 from graphopt.formats import Format, with_bits
@@ -29,6 +29,7 @@ from graphopt.ir.graph import Graph
 from graphopt.ir.passes import Pass
 from graphopt.passes.quantization import LayerFormat
 from graphopt.passmanager.runner import run
+from graphopt.passmanager.step import Step
 from graphopt.targets import Target
 from graphopt.utils.errors import GraphoptError
 

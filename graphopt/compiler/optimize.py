@@ -13,7 +13,7 @@ from torch import nn
 from graphopt.artifacts import registry
 from graphopt.artifacts.artifact import Artifact
 from graphopt.artifacts.manifest import read_manifest
-from graphopt.artifacts.report import Report, Step
+from graphopt.artifacts.report import Report
 from graphopt.compiler import recipes
 from graphopt.compiler.ladder import Ladder, Lowered
 from graphopt.compiler.recipes import ROUNDINGS, Rounding, integer, prepare, shrink
@@ -27,6 +27,7 @@ from graphopt.ir.masks import zero_share
 from graphopt.ir.passes import Pass
 from graphopt.passes.quantization import LayerFormat
 from graphopt.passmanager.runner import outputs, run
+from graphopt.passmanager.step import Step
 from graphopt.targets import Target, find
 from graphopt.utils.errors import InputError
 
@@ -85,7 +86,7 @@ def optimize(
             left untouched.
         example_inputs: a tensor or a tuple of positional inputs. None: inferred from the model, and the report says how.
         target: a name (`graphopt.targets.names()`) or a `Target`.
-        calibration: typical inputs; see `graphopt.data.calibration.Calibration`. None: inputs distilled from the batch norms'
+        calibration: typical inputs; see `graphopt.data.Calibration`. None: inputs distilled from the batch norms'
             statistics, random ones where there are none, and the report warns.
         evaluate: takes a callable that behaves like the model and returns its accuracy; run on the original and the artifact.
         passes: in place of the target's recipe: a list, or a function of the target and the calibration batches.

@@ -5,3 +5,7 @@ batches.py       batches of nested inputs
 loaders.py       folders of images, NumPy files, iterables
 synthesize.py    inputs that match batch-norm statistics
 """
+
+from graphopt.data.calibration import Calibration
+
+__all__ = ["Calibration"]

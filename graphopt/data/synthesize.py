@@ -59,7 +59,8 @@ def distil(graph: Graph, batches: Iterable[list[Tensor]], steps: int = STEPS, ra
 
     Args:
         graph: in eval mode, with batch norms.
-        batches: where to begin, e.g. `graphopt.data.calibration.synthetic(graph)`; inputs that are not floating-point stay as they are.
+        batches: where to begin, e.g. `graphopt.data.calibration.synthetic(graph)`; inputs that are not floating-point stay
+            as they are.
         steps: of gradient descent on each batch.
         rate: its learning rate.
 

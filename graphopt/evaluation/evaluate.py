@@ -15,16 +15,19 @@ from torch import Tensor
 
 from graphopt.artifacts.artifact import Artifact
 from graphopt.artifacts.audit import Audit
-from graphopt.artifacts.report import Latency, Report, Step, size, slower
+from graphopt.artifacts.report import Latency, Report
+from graphopt.artifacts.report_text import slower
 from graphopt.data import batches
 from graphopt.data.calibration import Calibration
 from graphopt.formats import FAKE_QUANTIZE, in_blocks
 from graphopt.ir import cost as measures
 from graphopt.ir.graph import Graph
 from graphopt.passmanager.runner import outputs
+from graphopt.passmanager.step import Step
 from graphopt.targets import Target, architecture, machine_here
 from graphopt.utils.errors import InputError, first_line
 from graphopt.utils.progress import track
+from graphopt.utils.quantities import size
 
 AGREEMENT_SAMPLES = 512  # calibration samples on which float original and artifact are compared
 COMPARED_SAMPLES = 64  # on which a device is compared with the simulation; and with the original, where it is emulated

@@ -10,53 +10,23 @@ file's quantizers say.
 
 from __future__ import annotations
 
-import json
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
 from graphopt.artifacts.registry import backend
-from graphopt.artifacts.report import WIDTH, plain, show
 from graphopt.evaluation.float_regions import Island
 from graphopt.ir.passes import Change
 from graphopt.targets import Target, find
 from graphopt.utils.errors import InputError
-from graphopt.utils.files import write_atomically
-
-
-class _Printed(ABC):
-    """Something with a text as tables."""
-
-    @abstractmethod
-    def renderable(self) -> RenderableType:
-        """What is printed of it."""
-
-    @abstractmethod
-    def to_dict(self) -> dict[str, Any]:
-        """What is saved of it."""
-
-    def print(self) -> None:
-        """In colour on a terminal, as plain text in a pipe."""
-        show(self.renderable(), WIDTH)
-
-    def save(self, path: str | Path) -> None:
-        """Write it as JSON, whole or not at all."""
-        write_atomically(path, (json.dumps(self.to_dict(), indent=2) + "\n").encode())
-
-    def __str__(self) -> str:
-        return plain(self.renderable(), WIDTH)
+from graphopt.utils.printed import Printed
+from graphopt.utils.tables import Block, Column, Line, Table, numbers
 
 
 @dataclass
-class FileAudit(_Printed):
+class FileAudit(Printed):
     """What a file computes in integer.
 
     Attributes:
@@ -120,32 +90,33 @@ class FileAudit(_Printed):
             "islands": [island.to_dict() for island in self.islands],
         }  # fmt: skip
 
-    def renderable(self) -> RenderableType:
+    def blocks(self) -> list[Block]:
         lines = [
             f"{self.path.name} for {self.target.name}: {self.share:.1%} of {self.total_macs:,} multiply-accumulates in integer, "
             f"{len(self.islands)} float island{'s' * (len(self.islands) != 1)}, {self.conversions} conversions",
             f"read from {self.how}",
         ]
-        if not self.islands:
-            return Text("\n".join(lines))
-        table = Table(box=SIMPLE, pad_edge=False)
-        for column, options in {
-            "#": {"justify": "right"}, "float operators": {"overflow": "fold"}, "MACs": {"justify": "right"},
-            "conversions": {"justify": "right"}, "why, and what to do": {"overflow": "fold"}, "cure": {},
-        }.items():  # fmt: skip
-            table.add_column(column, **options)  # type: ignore[arg-type]
+        shown: list[Block] = [Line(line) for line in lines]
+        return [*shown, self._table()] if self.islands else shown
+
+    def _table(self) -> Table:
+        columns = [
+            *numbers("#"), Column("float operators"), *numbers("MACs", "conversions"), Column("why, and what to do"),
+            Column("cure"),
+        ]  # fmt: skip
+        rows = []
         for number, island in enumerate(self.islands, 1):
             names = "\n".join(f"{node.operator} {node.name}" for node in island.nodes[:6])
             more = len(island.nodes) - 6
             names += f"\nand {more} more" if more > 0 else ""
             why = "\n".join(str(reason) for reason in island.reasons)
             cures = ", ".join(dict.fromkeys(reason.cure for reason in island.reasons if reason.cure)) or "-"
-            table.add_row(str(number), Text(names), f"{island.macs:,}", str(island.conversions), Text(why), cures)
-        return Group(Text("\n".join(lines)), table)
+            rows.append([str(number), names, f"{island.macs:,}", str(island.conversions), why, cures])
+        return Table(columns, rows)
 
 
 @dataclass
-class Cured(_Printed):
+class Cured(Printed):
     """What a cure made of a file.
 
     Attributes:
@@ -175,22 +146,22 @@ class Cured(_Printed):
             "milliseconds": self.milliseconds, "speedup": self.speedup, "note": self.note,
         }  # fmt: skip
 
-    def renderable(self) -> RenderableType:
-        table = Table(box=SIMPLE, pad_edge=False)
-        for column in ("", "before", "after"):
-            table.add_column(column, justify="right" if column else "left")
-        table.add_row("MACs in integer", f"{self.before.share:.1%}", f"{self.after.share:.1%}")
-        table.add_row("float islands", str(len(self.before.islands)), str(len(self.after.islands)))
-        table.add_row("conversions", str(self.before.conversions), str(self.after.conversions))
+    def blocks(self) -> list[Block]:
+        rows = [
+            ["MACs in integer", f"{self.before.share:.1%}", f"{self.after.share:.1%}"],
+            ["float islands", str(len(self.before.islands)), str(len(self.after.islands))],
+            ["conversions", str(self.before.conversions), str(self.after.conversions)],
+        ]
         if self.milliseconds is not None:
-            table.add_row("ms, median", *(f"{ms:.3f}" for ms in self.milliseconds))
+            rows.append(["ms, median", *(f"{ms:.3f}" for ms in self.milliseconds)])
         counts = Counter(name for name, _ in self.applied)
-        lines = [f"{self.path.name}: {', '.join(f'{n} {name}' for name, n in counts.items()) or 'nothing to cure'}"]
+        made = ", ".join(f"{n} {name}" for name, n in counts.items()) or "nothing to cure"
         end = [f"{name}: differs by {value:.3g} {unit} at most" for name, (value, unit) in self.difference.items()]
         end += [f"{self.speedup:.2f} times faster"] if self.speedup is not None else []
         end += [self.note] if self.note else []
-        parts: list[RenderableType] = [Text("\n".join(lines)), table, Text("\n".join(end))]
-        return Group(*parts, *([Text(), self.after.renderable()] if self.after.islands else []))
+        rest = [Line(""), *self.after.blocks()] if self.after.islands else []
+        table = Table([Column(""), *numbers("before", "after")], rows)
+        return [Line(f"{self.path.name}: {made}"), table, *map(Line, end), *rest]
 
 
 def audit(

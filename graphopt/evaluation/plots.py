@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from graphopt.artifacts.report import decibel
 from graphopt.evaluation.value_errors import ValueDamage
 from graphopt.utils.checks import check_count
 from graphopt.utils.errors import InputError
 from graphopt.utils.files import check_writable, write_atomically
 from graphopt.utils.progress import track
+from graphopt.utils.quantities import decibel
 
 if TYPE_CHECKING:
     from graphopt.evaluation.sensitivity import Analysis, LayerDamage

@@ -21,36 +21,33 @@ output is measured on fewer samples, because each layer costs two runs of the ne
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from rich.box import SIMPLE
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.analysis.output_error import samples as worth
-from graphopt.artifacts.report import decibel, plain, portable, show
+from graphopt.artifacts.report import portable
 from graphopt.data.calibration import Calibration, synthetic
 from graphopt.evaluation.value_errors import GridUse, ValueDamage
 from graphopt.execution.reference import EXACT, NONE, Twins
 from graphopt.ir.cost import Match
 from graphopt.ir.graph import Graph
 from graphopt.ir.quantized_units import Unit, units
+from graphopt.utils import terminal
 from graphopt.utils.checks import check_count
 from graphopt.utils.errors import InputError
-from graphopt.utils.files import write_atomically
+from graphopt.utils.printed import Printed
 from graphopt.utils.progress import track
+from graphopt.utils.quantities import decibel
+from graphopt.utils.tables import Block, Column, Line, Table, numbers
 
 VALUES = 10  # shown unless asked otherwise
-WIDTH = 130  # of the tables as plain text
 
 
 class Fidelity(NamedTuple):
@@ -97,7 +94,7 @@ class LayerDamage:
 
 
 @dataclass(frozen=True)
-class Analysis:
+class Analysis(Printed):
     """What `analyze` found.
 
     Attributes:
@@ -108,6 +105,7 @@ class Analysis:
         notes: remarks, for instance that the inputs were made up.
     """
 
+    width: ClassVar[int] = 130
     layers: list[LayerDamage]
     values: list[ValueDamage]
     samples: int
@@ -128,15 +126,15 @@ class Analysis:
 
     # ---- Showing and keeping ----------------------------------------------------------------------------------------
 
-    def __str__(self) -> str:
-        return plain(self._render(None, VALUES), WIDTH)
+    def blocks(self) -> list[Block]:
+        return self._blocks(None, VALUES)
 
     def print(self, layers: int | None = None, values: int | None = VALUES) -> None:
         """Show so many layers and values, worst first (None: all). In colour on a terminal, as plain text in a pipe."""
         for name, count in (("layers", layers), ("values", values)):
             if count is not None:
                 check_count(name, count, least=0)
-        show(self._render(layers, values), WIDTH)
+        terminal.show(self._blocks(layers, values), self.width)
 
     def plot(self, folder: str | Path, worst: int | None = None, format: str = "png") -> list[Path]:
         """Draw the layers by damage, and of every value and weight the histogram with its range.
@@ -169,29 +167,24 @@ class Analysis:
         )
         return plain
 
-    def save(self, path: str | Path) -> None:
-        """Write the numbers as JSON, atomically. Raises `InputError` where `path` cannot be written."""
-        write_atomically(path, json.dumps(self.to_dict(), indent=2, allow_nan=False).encode() + b"\n")
-
-    def _render(self, layers: int | None, values: int | None) -> Group:
+    def _blocks(self, layers: int | None, values: int | None) -> list[Block]:
         quantized = [layer for layer in self.ranked() if not layer.is_float]
         floating = [layer for layer in self.layers if layer.is_float]
-        parts = _table("layer", "bits", "alone: here", "at the output", "cumulative: here", "at the output")
-        for layer in [*quantized[:layers], *floating]:
-            effects = [layer.alone.here, layer.alone.output, layer.cumulative.here, layer.cumulative.output]
-            parts.add_row(layer.name, _bits(layer), *map(str, effects))
-        grids = _table("value or weight", "bits", "range", "seen", "clipped", "codes used", "SQNR")
-        for value in self.worst_values()[:values]:
-            grids.add_row(*value.cells())
-        title = (
-            f"{len(quantized)} quantized layers, worst first: SQNR and cosine against float on {self.samples} samples, "
-            f"at the output on {self.output_samples}"
-        )
         reasons = [f"{layer.name} stays float: {layer.reason}" for layer in floating if layer.reason]
-        shown: list[RenderableType] = [Text(title, style="bold"), parts]
+        columns = numbers("bits", "alone: here", "at the output", "cumulative: here", "at the output")
+        parts: list[Block] = [
+            Line(
+                f"{len(quantized)} quantized layers, worst first: SQNR and cosine against float on {self.samples} samples, "
+                f"at the output on {self.output_samples}",
+                "title",
+            ),
+            Table([Column("layer"), *columns], [_row(layer) for layer in [*quantized[:layers], *floating]]),
+        ]
         if values is None or values > 0:
-            shown += [Text("values and weights, worst first", style="bold"), grids]
-        return Group(*shown, *(Text(f"note: {n}") for n in [*self.notes, *reasons]))
+            columns = numbers("bits", "range", "seen", "clipped", "codes used", "SQNR")
+            grids = Table([Column("value or weight"), *columns], [v.cells() for v in self.worst_values()[:values]])
+            parts += [Line("values and weights, worst first", "title"), grids]
+        return parts + [Line(f"note: {note}") for note in [*self.notes, *reasons]]
 
 
 def analyze(graph: Graph, calibration: Any = None, *, output_samples: int | None = None) -> Analysis:
@@ -199,7 +192,7 @@ def analyze(graph: Graph, calibration: Any = None, *, output_samples: int | None
 
     Args:
         graph: quantized, as `Optimized.graph`; it is not changed.
-        calibration: typical inputs; see `graphopt.data.calibration.Calibration`. They are gone through once, so an iterator will do, and
+        calibration: typical inputs; see `graphopt.data.Calibration`. They are gone through once, so an iterator will do, and
             memory does not grow with their number. None: made-up inputs, and the analysis notes it.
         output_samples: on how many samples the network's output is compared, by default 16 (large networks) to 128 (small ones).
             Each costs about as many runs of the network as it has layers.
@@ -350,12 +343,9 @@ def _ascending(sqnr_db: float) -> float:
     return -math.inf if math.isnan(sqnr_db) else sqnr_db
 
 
-def _table(first: str, *others: str) -> Table:
-    table = Table(box=SIMPLE, pad_edge=False)
-    table.add_column(first, overflow="fold")
-    for name in others:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
+def _row(layer: LayerDamage) -> list[str]:
+    effects = [layer.alone.here, layer.alone.output, layer.cumulative.here, layer.cumulative.output]
+    return [layer.name, _bits(layer), *map(str, effects)]
 
 
 def _bits(layer: LayerDamage) -> str:

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
-from graphopt.artifacts.report import decibel
 from graphopt.execution.observers import Histogram
 from graphopt.formats import FAKE_QUANTIZE, Format, in_blocks
 from graphopt.formats.blocks import block_codes, split_blocks
 from graphopt.ir.cost import Match
 from graphopt.ir.graph import Graph
 from graphopt.ir.quantizers import is_uniform, quantizer_of
+from graphopt.utils.quantities import decibel
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no equality that is a bool

@@ -5,6 +5,7 @@ logarithmic.py      powers of a root of two, with a sign        LogFormat(8)
 floating.py         float16, bfloat16 and smaller               FLOAT16, FLOAT16_WITHOUT_SUBNORMALS, BFLOAT16
 block_floating.py   one exponent to a block of whole numbers    BlockFloat(8, block=16)
 codebook.py         a table found by k-means                    Codebook(4)
+blocks.py           packed codes with a scale to each block of a row, for weights alone
 
 protocol.py         what they have in common: `NumberFormat`, and `Quantizer`, a format fitted to a tensor
 names.py            formats as text and as JSON, and back

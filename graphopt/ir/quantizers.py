@@ -5,8 +5,8 @@
     quantizer_of(graph, node)          format and parameters, as a `Quantizer`
     constants(graph, quantizer, ...)   what a new one takes
 
-Only uniform formats become integers of a runtime (`graphopt.lowering.qdq`); code that needs their scales looks for `FAKE_QUANTIZE`
-itself. Whatever holds for rounding in general asks here.
+Only uniform formats become integers of a runtime (`graphopt.lowering.qdq`); code that needs their scales looks for
+`FAKE_QUANTIZE` itself. Whatever holds for rounding in general asks here.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
-from graphopt.formats import FAKE_QUANTIZE
+from graphopt.formats import FAKE_QUANTIZE, quantize
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import Layer, clamp_bounds, family
 
@@ -50,3 +50,8 @@ def free_step(graph: Graph, quantizer: Node) -> float | None:
 
 
 _TIED = frozenset({"sigmoid", "hard_sigmoid", "softmax", "mul", "channel_clamp"})
+
+
+def end_codes(graph: Graph, clip: Node, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:
+    """The code of each channel's upper end, shaped as the ends are."""
+    return quantize(graph.tensor(clip.args[2]), scale, zero_point, quant_min, quant_max)  # type: ignore[arg-type]

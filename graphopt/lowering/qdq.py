@@ -1,7 +1,7 @@
 """From the simulated to the deployed form: fake-quantize nodes become integer constants and quantize/dequantize pairs.
 
     fake_quantize(weight)   ->  dequantize(codes)                 codes stored as int8 (int32 for biases)
-                            ->  dequantize_blocks(codes)          where each block has a scale: packed, see `graphopt.formats.blocks`
+                            ->  dequantize_blocks(codes)          each block has a scale: packed, see `graphopt.formats.blocks`
     fake_quantize(value)    ->  dequantize(quantize(value))
     fake_quantize(relu(v))  ->  dequantize(quantize(v))           where the grid's own ends clip as the activation does
 
@@ -42,6 +42,7 @@ from graphopt.ir.masks import bake
 from graphopt.ir.ops import BIAS, Layer, aten, clamp_bounds, family
 from graphopt.ir.quantized_units import FUSED
 from graphopt.ir.quantizers import is_uniform, quantizer_of, quantizers
+from graphopt.ir.scales import end_codes
 
 Q: Any = torch.ops.quantized_decomposed
 
@@ -189,11 +190,6 @@ def _quantize_value(graph: Graph, node: Node) -> None:
 def _round_trip(graph: Graph, value: Node, grid: Grid, *, before: Node) -> Node:
     codes = graph.call(Q.quantize_per_tensor.default, value, *grid, before=before)
     return graph.call(Q.dequantize_per_tensor.default, codes, *grid, before=before)
-
-
-def end_codes(graph: Graph, clip: Node, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:
-    """The code of each channel's upper end, shaped as the ends are."""
-    return quantize(graph.tensor(clip.args[2]), scale, zero_point, quant_min, quant_max)  # type: ignore[arg-type]
 
 
 def _clip_channels(graph: Graph, node: Node, value: Node, ends: Tensor, grid: Grid) -> Node:

@@ -1,4 +1,9 @@
 """Running passes: verified, dumped, bisected.
 
 runner.py   `run`, `first_bad`
+step.py     `Step`: what one pass changed and cost
 """
+
+from graphopt.passmanager.runner import first_bad, run
+
+__all__ = ["first_bad", "run"]

@@ -15,10 +15,10 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from graphopt.artifacts.report import Step
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
 from graphopt.ir.passes import Change, Pass, Shortfall
+from graphopt.passmanager.step import Step
 from graphopt.utils.errors import GraphoptError, PassError, first_line
 from graphopt.utils.files import write_atomically
 from graphopt.utils.progress import track

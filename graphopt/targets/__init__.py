@@ -9,6 +9,8 @@ A target decides number formats, where quantizers go and how the graph is lowere
     gpus.py        GPUs through TVM
     vendors.py     GPUs, DSPs and accelerators, fed by an ONNX file for their vendor's compiler
     packed.py      accelerators whose formats ONNX cannot express
+    families.py    families of operators by what kernels make of them
+    known.py       all of them, by name
     machine.py     the machine this runs on
     explain.py     a target in words
 """

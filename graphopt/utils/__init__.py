@@ -7,4 +7,8 @@ checks.py      checks that the options of several passes share
 imports.py     objects named on the command line: `package.module:name`
 version.py     versions of graphopt and of what it stands on
 printing.py    the canonical text of a graph
+tables.py      lines, tables and facts as data, and as plain text
+printed.py     results that print and are kept as JSON
+quantities.py  counts, bytes and ratios as people read them
+terminal.py    what is drawn while a person watches
 """

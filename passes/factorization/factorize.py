@@ -62,7 +62,7 @@ class Factorize:
         target_macs, target_parameters, max_latency: the share to keep, over 0 and under 1, of the multiply-accumulates, the
             parameters, or the time; exactly one of them. Time needs a `timer`.
         methods: those to choose from, each with its own options (their ranks are not used here).
-        data: batches of inputs (see `graphopt.data.calibration.Calibration`). None: the weights decide, and nothing is repaired.
+        data: batches of inputs (see `graphopt.data.Calibration`). None: the weights decide, and nothing is repaired.
         layers: name pattern -> None to leave a layer alone, or a method with the rank to use there. The first match counts.
         round_to: multiples of ranks that the target's kernels like (`Target.channel_multiple`).
         timer: measures graphs on the runtime (`graphopt.compiler.latency.Stopwatch`).

@@ -43,7 +43,7 @@ class Method(ABC):
     Attributes:
         rank: what is kept; see `graphopt.passes.factorization.ranks`. Where groups are factorized, that of each group.
         layers: name pattern -> a rank of its own, or None to leave the layer alone. The first match counts.
-        data: batches of inputs (see `graphopt.data.calibration.Calibration`) to fit the factors to what the layers answer, instead of to
+        data: batches of inputs (see `graphopt.data.Calibration`) to fit the factors to what the layers answer, instead of to
             their weights alone.
         round_to: ranks are multiples of this where `rank` does not name them, as the kernels of a target like
             (`Target.channel_multiple`).

@@ -7,10 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE
-from rich.table import Table
-
-from graphopt.artifacts.report import count, plain
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
 from graphopt.passes.factorization.allocate import Option, allocate
@@ -25,6 +21,8 @@ from graphopt.passes.factorization.candidates import (
 )
 from graphopt.passes.factorization.damage import weigh
 from graphopt.passes.factorization.site import check_named, put, sites
+from graphopt.utils.quantities import count
+from graphopt.utils.tables import Column, Table, numbers, plain
 
 if TYPE_CHECKING:
     from graphopt.passes.factorization.factorize import Factorize
@@ -121,18 +119,17 @@ class Plan:
         return copy
 
     def __str__(self) -> str:
-        return plain(self._table(), WIDTH)
+        return plain([self._table()], WIDTH)
 
     def _table(self) -> Table:
         timed = any(not math.isnan(choice.ms) for choice in self.choices)
-        table = Table(box=SIMPLE, pad_edge=False)
-        for name in ("layer", "method", "channels"):
-            table.add_column(name, overflow="fold")
-        for name in ("error", "MACs", *(["ms"] if timed else [])):
-            table.add_column(name, justify="right", no_wrap=True)
-        for choice in self.choices:
-            table.add_row(*_row(choice, timed))
-        return table
+        columns = [
+            Column("layer"),
+            Column("method"),
+            Column("channels"),
+            *numbers("error", "MACs", *(["ms"] if timed else [])),
+        ]
+        return Table(columns, [_row(choice, timed) for choice in self.choices])
 
 
 _WORDS = {"macs": "multiply-accumulates", "parameters": "parameters", "ms": "time"}

@@ -1,4 +1,5 @@
-"""Fit factors, and every layer behind them, to what the original network gives on data; in the order of `graphopt.fitting.least_squares`.
+"""Fit factors, and every layer behind them, to what the original network gives on data, as
+`graphopt.fitting.least_squares` orders them.
 
 For each chain: the least-squares weight W of the layer it stands for, on the inputs it gets now; then the factors nearest to
 W in the metric of those inputs (`graphopt.passes.factorization.fitting`); then the mean error into the bias.

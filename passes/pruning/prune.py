@@ -49,7 +49,7 @@ class Prune:
     Attributes:
         keep_ratio: what is kept, over 0 and under 1, of `of`.
         of: `macs` (multiply-accumulates), `parameters`, or `channels` (units of all groups).
-        data: batches of inputs (see `graphopt.data.calibration.Calibration`) for scope, criterion and compensation. None: weights decide.
+        data: batches of inputs (see `graphopt.data.Calibration`) for scope, criterion and compensation. None: weights decide.
         scope: how the loss is shared. `sensitivity`: by the measured damage to the output (needs data); `global`: all units
             in one ranking; `uniform`: every group the same share. None: `sensitivity` with data and no criterion, else `uniform`.
         criterion: a function or a criterion with data from this package. None: least-squares reconstruction with data, else

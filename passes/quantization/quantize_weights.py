@@ -3,7 +3,8 @@
     y = W^ x + b        W^ = (codes - z) * scale        one scale (and zero point) to every `block` weights of a row
 
 A layer that reads few rows at a time is as slow as its weights are large: those are what shrinks, 4 bits and a scale to every 32
-weights to a seventh. `graphopt.formats.blocks` has the grids, which are ONNX Runtime's own (`matmul_nbits_quantizer`), code by code.
+weights to a seventh. `graphopt.formats.blocks` has the grids, which are ONNX Runtime's own
+(`matmul_nbits_quantizer`), code by code.
 
     [*clean(target), QuantizeWeights(bits=4)]                          each weight to its nearest code
     [*clean(target), QuantizeWeights(bits=4), LearnRounding(data)]     codes chosen on data (GPTQ)

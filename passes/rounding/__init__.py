@@ -1,4 +1,4 @@
-"""Errors of rounding made smaller: codes chosen on data instead of each weight's nearest, and biases that take out mean errors."""
+"""Errors of rounding made smaller: codes of weights chosen on data, biases that take out mean errors."""
 
 from graphopt.passes.rounding.correct_bias import CorrectBias
 from graphopt.passes.rounding.learn_rounding import LearnRounding

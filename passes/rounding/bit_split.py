@@ -6,8 +6,8 @@ With the other digits and the scale s fixed, the best t_m of column j, while all
 
     t_mj  =  clamp(round((k*_j - k_j) / 2^m + t_mj), -1, 1)       k* = k - [(W^ - W) H]_j / (H_jj s)        k = code - zero
 
-where W, H and the objective are those of `graphopt.fitting.rounding`. Digits are taken from the most significant down; then the scale is
-fitted, and so on until nothing changes.
+where W, H and the objective are those of `graphopt.fitting.rounding`. Digits are taken from the most significant down; then
+the scale is fitted, and so on until nothing changes.
 
 Needs:  a symmetric lattice: zero 0, codes from -(2^(bits-1) - 1).
 Paper:  Wang et al. 2020, "Towards Accurate Post-training Network Quantization via Bit-Split and Stitching", section 3.

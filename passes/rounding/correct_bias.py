@@ -6,8 +6,8 @@ Rounding W to W^ shifts the mean of a layer's output by (W^ - W) E[x], channel b
 
 What E[x] is, calibration data tell (section 4.2.2): the means are those of the float network, to which the layers before will
 have come back once they are corrected, too. Without data, batch norms tell (section 4.2.1): their mean and deviation are pushed
-through the activations, sums and pools that follow (`graphopt.analysis.distributions`). Layers whose input no batch norm says anything about
-stay as they are: the first one, usually. E[x] has a value for every position, so borders of zeros count as such.
+through the activations, sums and pools that follow (`graphopt.analysis.distributions`). Layers whose input no batch norm says
+anything about stay as they are: the first one, usually. E[x] has a value for every position, so borders of zeros count as such.
 
 Needs:  a simulated graph (fake-quantize nodes on weights); calibration data, or batch norms folded by `FoldBatchNorm`.
 Paper:  Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.2.

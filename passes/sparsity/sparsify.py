@@ -6,9 +6,9 @@
     Sparsify(0.9, steps=5, schedule="cubic", fine_tune=train)            little by little, trained in between
     Sparsify(pattern=(2, 4))                                             2 of every 4 weights along the input channels
 
-Each layer's weight W becomes W * M (see `graphopt.ir.masks`): training leaves what is masked at zero, a further Sparsify only adds
-to the masks, `release` takes them away, and lowering multiplies them in. Zeros save storage (the files compress), not time: no
-kernel of the runtimes lowered to skips them.
+Each layer's weight W becomes W * M (see `graphopt.ir.masks`): training leaves what is masked at zero, a further Sparsify only
+adds to the masks, `release` takes them away, and lowering multiplies them in. Zeros save storage (the files compress), not time:
+no kernel of the runtimes lowered to skips them.
 
 Needs:  a float graph. A weight that something else than layers reads (an embedding, say) stays dense.
 Papers: Han et al. 2015, "Learning both Weights and Connections for Efficient Neural Networks"; Zhu & Gupta 2017, "To prune, or

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from graphopt.artifacts.report import FloatOperator, Latency, Report, Step, count, size, slower
+from graphopt.artifacts.report import FloatOperator, Latency, Report
+from graphopt.artifacts.report_text import slower
+from graphopt.passmanager.step import Step
 from graphopt.utils.errors import InputError
+from graphopt.utils.quantities import count, size
 
 ORIGINAL = Step("captured", "", [], 0.2, 11_700_000, 1_810_000_000, 46_800_000)
 FOLDED = Step("FoldBatchNorm", "FoldBatchNorm()", [("conv1", "bn1")], 0.1, 11_690_000, 1_810_000_000, 46_760_000, 120.5)

@@ -13,9 +13,8 @@ import pytest
 import torch
 from blocks import BLOCKS, images, model_of, simulated
 from emulation import arm
-from qdq import File
+from qdq import File, after_conv, dropped_mean, residual, symmetric_relu
 from qlinear import TYPES, model, pairs
-from test_audit_files import after_conv, dropped_mean, residual, symmetric_relu
 from torch import Tensor
 
 import graphopt

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from blocks import BLOCKS, conv, images, lowered, model_of, simulated, target_of
 from onnx import numpy_helper
 from rewriting import Model, apply, assert_close, capture
-from test_deploy import PER_TENSOR, uneven
 from torch import nn
+from uneven import PER_TENSOR, uneven
 
 from graphopt.backends.onnxruntime import Audit, OnnxRuntimeArtifact, audit, lower
 from graphopt.compiler.optimize import load

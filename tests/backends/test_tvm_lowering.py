@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from blocks import BLOCKS, conv, images, model_of, simulated
+from kernel_cases import CASES
 from rewriting import Model, assert_close, capture, randomised
-from test_simulate import CASES
 from torch import Tensor, nn
 
 import graphopt

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 import graphopt
 from graphopt.artifacts.artifact import Artifact
-from graphopt.artifacts.report import Report, slower
+from graphopt.artifacts.report import Report
+from graphopt.artifacts.report_text import slower
 from graphopt.backends import onnxruntime
 from graphopt.compiler import optimize as api
 from graphopt.compiler.optimize import Optimized, optimize

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from blocks import images, lowered
-from qdq import File
+from qdq import Body, File, after_conv, dropped_mean, residual, symmetric_relu
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
@@ -25,7 +24,6 @@ from graphopt.evaluation.float_regions import Island
 from graphopt.utils.errors import ArtifactError, InputError
 
 IMAGE = (1, 4, 8, 8)
-Body = Callable[[File, str], str]
 
 
 def rules(found: graphopt.FileAudit) -> list[str]:
@@ -48,23 +46,9 @@ def example(*shape: int, seed: int = 1) -> Any:
 # ---- Reasons, and their cures -----------------------------------------------------------------------------------------
 
 
-def residual(f: File, x: str) -> str:
-    y = f.on_grid(f.conv(x))
-    return f.on_grid(f.op("Add", y, f.on_grid(f.conv(y))), 0.06)
-
-
 def spatial_mean(f: File, x: str) -> str:
     mean = f.op("ReduceMean", f.on_grid(f.conv(x)), f.constant([2, 3], np.int64), keepdims=1)
     return f.on_grid(f.op("Conv", f.on_grid(mean, 0.01), f.weight(4, 4, 1, 1)))
-
-
-def dropped_mean(f: File, x: str) -> str:
-    mean = f.op("ReduceMean", f.on_grid(f.conv(x)), f.constant([-1, -2], np.int64), keepdims=0)
-    return f.on_grid(f.op("Gemm", f.on_grid(mean, 0.01), f.weight(4, 5), f.bias(5, 1e-4)))
-
-
-def after_conv(kind: str, scale: float = 0.02, **attributes: Any) -> Body:
-    return lambda f, x: f.on_grid(f.conv(f.on_grid(f.op(kind, f.on_grid(f.conv(x)), **attributes), scale)))
 
 
 def moves_in_float(f: File, x: str) -> str:
@@ -100,11 +84,6 @@ def constant_behind_matmul(f: File, x: str) -> str:
 
 def split_activation(f: File, x: str) -> str:
     return f.on_grid(f.conv(f.on_grid(f.op("Relu", f.on_grid(f.conv(x))), 0.01, -128)))
-
-
-def symmetric_relu(f: File, x: str) -> str:
-    relu = f.on_grid(f.op("Relu", f.conv(x)))
-    return f.on_grid(f.conv(f.on_grid(f.op("MaxPool", relu, kernel_shape=[2, 2]))), 0.06)
 
 
 def read_both_ways(f: File, x: str) -> str:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from blocks import conv, images
 from rewriting import Model, capture
-from test_every_pass import MODELS
+from small_models import MODELS
 
 from graphopt.execution.observers import values
 from graphopt.execution.streaming import Frontier, in_flight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +81,27 @@ class File:
         dtype = dtype or self.dtype
         middle = 0 if np.iinfo(dtype).min < 0 else (np.iinfo(dtype).max + 1) // 2
         return self.constant(scale), self.constant(middle if zero is None else zero, dtype)
+
+
+# ---- Bodies: what is between input and output of a file, as functions of the value they begin with ----------------
+
+Body = Callable[[File, str], str]
+
+
+def residual(f: File, x: str) -> str:
+    y = f.on_grid(f.conv(x))
+    return f.on_grid(f.op("Add", y, f.on_grid(f.conv(y))), 0.06)
+
+
+def dropped_mean(f: File, x: str) -> str:
+    mean = f.op("ReduceMean", f.on_grid(f.conv(x)), f.constant([-1, -2], np.int64), keepdims=0)
+    return f.on_grid(f.op("Gemm", f.on_grid(mean, 0.01), f.weight(4, 5), f.bias(5, 1e-4)))
+
+
+def after_conv(kind: str, scale: float = 0.02, **attributes: Any) -> Body:
+    return lambda f, x: f.on_grid(f.conv(f.on_grid(f.op(kind, f.on_grid(f.conv(x)), **attributes), scale)))
+
+
+def symmetric_relu(f: File, x: str) -> str:
+    relu = f.on_grid(f.op("Relu", f.conv(x)))
+    return f.on_grid(f.conv(f.on_grid(f.op("MaxPool", relu, kernel_shape=[2, 2]))), 0.06)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from blocks import conv, images, lowered, model_of
 from rewriting import Model, apply, capture, names
 from torch import Tensor, nn
+from uneven import PER_TENSOR, uneven
 
 from graphopt.formats import Format, fake_quantize
 from graphopt.ir.graph import Graph
@@ -130,16 +131,6 @@ def test_a_clip_with_a_second_reader_stays() -> None:
 # ---- An end per channel ---------------------------------------------------------------------------------------------
 
 
-def uneven(groups: int = 1, width: int = 8) -> nn.Module:
-    model = nn.Sequential(
-        conv(3, width), nn.ReLU6(), conv(width, width, groups=groups), nn.ReLU6(), conv(width, 4, 1)
-    ).eval()
-    with torch.no_grad():
-        model[0].weight.mul_(torch.logspace(-1, 1, width).reshape(-1, 1, 1, 1))
-        model[2].weight.mul_(torch.logspace(1, -1, width).reshape(-1, 1, 1, 1))
-    return model
-
-
 def assert_close_but_for_ties(deployed: Graph, graph: Graph) -> None:
     """Sums in another order may fall to the other side of a tie: one step, hardly ever."""
     x = images(32, seed=3) * 6
@@ -148,9 +139,6 @@ def assert_close_but_for_ties(deployed: Graph, graph: Graph) -> None:
         moved = (deployed(x) - graph(x)).abs()
     assert float(moved.max()) <= 1.001 * step
     assert float((moved > step / 2).double().mean()) < 1e-3
-
-
-PER_TENSOR = Format(8, symmetric=True)
 
 
 @pytest.mark.parametrize("groups", [1, 8])

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from blocks import conv, images
 from rewriting import Model, apply, assert_close, capture, randomised
-from test_every_pass import MODELS
+from small_models import MODELS
 from torch import Tensor, nn
 
 import graphopt

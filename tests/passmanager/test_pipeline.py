@@ -11,13 +11,13 @@ import torch
 from rewriting import capture
 from torch import nn
 
-from graphopt.artifacts.report import Step
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import aten
 from graphopt.ir.passes import Change
 from graphopt.passes.cleanup.fold_batchnorm import FoldBatchNorm
 from graphopt.passes.cleanup.simplify import Simplify
 from graphopt.passmanager.runner import first_bad, outputs, run
+from graphopt.passmanager.step import Step
 from graphopt.utils.errors import InputError, PassError
 
 

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import Node
 
-from graphopt.artifacts.artifact import Artifact
 from graphopt.execution.reference import unquantized
 from graphopt.formats import HALVES, in_blocks
 from graphopt.ir.graph import Example, Graph
@@ -143,8 +142,9 @@ class Simulation:
         self._run(args, kwargs, keep)
         return found
 
-    def mismatches(self, artifact: Artifact, *args: Any, free_running: bool = False, **kwargs: Any) -> list[Mismatch]:
-        """Compare codes with those that an artifact of the same graph computes on this machine, in the order of execution.
+    def mismatches(self, artifact: Any, *args: Any, free_running: bool = False, **kwargs: Any) -> list[Mismatch]:
+        """Compare codes with those that an artifact (`graphopt.Artifact`) of the same graph computes on this machine, in the
+        order of execution.
 
         Each kernel is given the artifact's own codes to compute with, so that a line tells what that kernel alone does;
         with `free_running`, those the simulation computed, so that a difference spreads to what follows.

@@ -70,7 +70,7 @@ class MixedPrecision:
 
     Attributes:
         target: decides which bits there are (`weight_bits`, `activation_bits`), placement, and formats but for their bits.
-        data: batches of inputs, gone through several times (see `graphopt.data.calibration.Calibration`).
+        data: batches of inputs, gone through several times (see `graphopt.data.Calibration`).
         average_bits: of the weights in layers that are not pinned.
         max_bytes: of all stored weights.
         max_bit_operations: multiply-accumulates x bits of weights x bits of the values read. At most 1: the share of what the

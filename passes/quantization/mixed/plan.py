@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rich.box import SIMPLE
-from rich.table import Table
-
-from graphopt.artifacts.report import count, plain
 from graphopt.ir import cost as measure
 from graphopt.passes.quantization.mixed.cost import Numbers
 from graphopt.passes.quantization.mixed.space import Bits, Space, stored
 from graphopt.passes.quantization.placement import LayerFormat
+from graphopt.utils.quantities import count
+from graphopt.utils.tables import Column, Table, numbers, plain
 
 WIDTH = 140  # of the plan as text
 
@@ -68,20 +66,18 @@ class MixedPlan:
         return f"{of}{met}; {word} on {self.samples} samples: {known}; taken: {self.chosen}"
 
     def __str__(self) -> str:
-        return "\n".join([plain(self._table(), WIDTH), self.summary(), *self.notes])
+        return "\n".join([plain([self._table()], WIDTH), self.summary(), *self.notes])
 
     def _table(self) -> Table:
         values = any(row.values is not None for row in self.rows)
-        table = Table(box=SIMPLE, pad_edge=False)
-        table.add_column("layer", overflow="fold")
-        for name in ("weights", *(["values"] if values else []), "parameters", "MACs", "sensitivity"):
-            table.add_column(name, justify="right", no_wrap=True)
+        names = ("weights", *(["values"] if values else []), "parameters", "MACs", "sensitivity")
+        shown = []
         for row in self.rows:
             cells = [row.name, _bits(row.weights, row.parameters)]
             cells += ["" if row.values is None else str(row.values)] if values else []
             work = [count(row.parameters), count(row.macs)] if row.parameters else ["", ""]
-            table.add_row(*cells, *work, "" if row.sensitivity is None else f"{row.sensitivity:.2g}")
-        return table
+            shown.append([*cells, *work, "" if row.sensitivity is None else f"{row.sensitivity:.2g}"])
+        return Table([Column("layer"), *numbers(*names)], shown)
 
 
 def rows(space: Space, assignment: Sequence[int], sensitivities: Sequence[Numbers]) -> list[Row]:

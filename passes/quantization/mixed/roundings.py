@@ -1,8 +1,9 @@
 """What every choice of bits makes of weights and values, worked out once.
 
 Weights are rounded as `LearnRounding(method="gptq")` would begin: the scale of each row that is best under the second moments of
-the layer's float inputs, rounding with feedback (`graphopt.fitting.rounding`), and what that does to the mean taken out of the bias.
-What remains is what a choice costs in the end; rounding to the nearest code overstates it, at 2 bits ten to a hundred times.
+the layer's float inputs, rounding with feedback (`graphopt.fitting.rounding`), and what that does to the mean taken out of the
+bias. What remains is what a choice costs in the end; rounding to the nearest code overstates it, at 2 bits ten to a hundred
+times.
 """
 
 from __future__ import annotations
