@@ -102,9 +102,7 @@ def _widths(table: Table, width: int) -> list[int]:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    lines = [
-        piece
-        for line in text.split("\n")
-        for piece in (textwrap.wrap(line, width, break_on_hyphens=False, replace_whitespace=False) or [""])
-    ]
-    return lines or [""]
+    lines = []
+    for line in text.split("\n"):
+        lines += textwrap.wrap(line, width, break_on_hyphens=False, replace_whitespace=False) or [""]
+    return lines
