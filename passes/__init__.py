@@ -1,0 +1,70 @@
+"""All passes, by name.
+
+from graphopt.passes import FoldBatchNorm, Quantize     imported when they are first named
+graphopt.passes.find("fold-batch-norm")                 by the name a text or a command line has for them
+graphopt.passes.names()                                 ours, and those of installed packages (entry points `graphopt.passes`)
+
+A package of someone else adds a pass by an entry point whose value is the class:
+
+    [project.entry-points."graphopt.passes"]
+    my-pass = "mypackage.passes:MyPass"
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+from typing import Any
+
+from graphopt.utils import plugins
+from graphopt.utils.errors import InputError
+
+GROUP = "graphopt.passes"
+_ROOMS = {
+    "cleanup": ("DecomposeActivations", "FoldBatchNorm", "FoldConstantChannels", "ReestimateBatchNorm", "Simplify"),
+    "equalization": ("AbsorbHighBias", "EqualizeChannels"),
+    "factorization": (
+        "CP", "SVD", "BlockTerm", "ChannelWise", "DepthwiseSeparable", "Factorize", "Separable", "StackedKernels", "TensorTrain",
+        "Tucker",
+    ),
+    "pruning": ("Prune", "RemoveBlocks"),
+    "quantization": ("MixedPrecision", "Quantize", "QuantizeWeights", "RefineRanges"),
+    "rounding": ("CorrectBias", "LearnRounding"),
+    "sparsity": ("BakeMasks", "Sparsify"),
+}  # fmt: skip
+_HOME = {name: room for room, passes in _ROOMS.items() for name in passes}
+
+__all__ = ["find", "names", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    """A pass is imported when it is first named."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def names() -> list[str]:
+    """The names that `find` knows, sorted."""
+    return sorted({*map(text_name, _HOME), *plugins.names(GROUP)})
+
+
+def find(name: str) -> type:
+    """The pass of this name.
+
+    Raises:
+        InputError: there is none (the message suggests the nearest), or that of a package cannot be imported.
+    """
+    own: type | None = next((__getattr__(known) for known in _HOME if text_name(known) == name), None)
+    found: type | None = own or plugins.find(GROUP, name, type)
+    if found is None:
+        near = difflib.get_close_matches(name, names(), 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise InputError(f"unknown pass {name!r}; {hint}Known passes: {', '.join(names())}")
+    return found
+
+
+def text_name(name: str) -> str:
+    """FoldBatchNorm -> fold-batch-norm, CP -> cp."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name).lower()

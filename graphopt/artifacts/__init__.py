@@ -6,5 +6,6 @@ report.py     steps and measurements
 report_text.py   a report in words and tables
 audit.py      what a lowered model computes in integer
 registry.py   the runtimes there are
+backend.py    what a backend is
 packing.py    weights in packed codes
 """

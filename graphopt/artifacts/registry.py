@@ -1,28 +1,26 @@
-"""The runtimes graphopt lowers to: one table, read wherever a backend is chosen.
-
-A backend is a module with `deploy(graph, target)`, the form of a simulated graph that it stores, `lower(graph, target, *, name)`,
-`load(folder, manifest)`, `audit(artifact)` and `simulate(graph, target, machine)`. One that runs artifacts on other devices also
-has `connect(device, target)`; one that tunes kernels `check_tuning(target, *, tune, tune_database, tuner, device)`, of which
-`lower` takes the options as well. It is imported when first needed, so that what it needs may be missing until then.
-"""
+"""The runtimes that graphs are lowered to: our own, and those that packages of others add (`graphopt.backends`)."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 from dataclasses import dataclass
-from typing import Any
 
-from graphopt.targets import Target
+from graphopt.artifacts.backend import Backend
+from graphopt.utils import plugins
 from graphopt.utils.errors import InputError
+
+GROUP = "graphopt.backends"  # of entry points
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Attributes:
-    module: of the backend.
-    requires: the module that must be installed for it. distribution: what that is called by pip.
-    extra: of graphopt that installs it; empty where graphopt always does.
+    """One of our own backends, imported when it is first needed, so that what it needs may be missing until then.
+
+    Attributes:
+        module: which holds it as `BACKEND`.
+        requires: the module that must be installed for it. distribution: what that is called by pip.
+        extra: of graphopt that installs it; empty where graphopt always does.
     """
 
     module: str
@@ -32,39 +30,36 @@ class Runtime:
 
 
 RUNTIMES = {
-    "onnxruntime": Runtime("graphopt.backends.onnxruntime", "onnxruntime", "onnxruntime"),
-    "packed": Runtime("graphopt.backends.packed", "torch", "torch"),
-    "tvm": Runtime("graphopt.backends.tvm", "tvm", "apache-tvm", "tvm"),
+    "onnxruntime": Runtime("graphopt.backends.onnxruntime.backend", "onnxruntime", "onnxruntime"),
+    "packed": Runtime("graphopt.backends.packed.backend", "torch", "torch"),
+    "tvm": Runtime("graphopt.backends.tvm.backend", "tvm", "apache-tvm", "tvm"),
 }
 
 
-def backend(runtime: str) -> Any:
-    """The backend module of a runtime.
+def names() -> list[str]:
+    """The runtimes there are, installed or not."""
+    return [*RUNTIMES, *(name for name in plugins.names(GROUP) if name not in RUNTIMES)]
+
+
+def backend(runtime: str) -> Backend:
+    """The backend of a runtime.
 
     Raises:
         InputError: there is no such runtime, or it is not installed; says how to install it.
     """
-    if runtime not in RUNTIMES:
-        raise InputError(f"this graphopt has no runtime {runtime!r}; it has {', '.join(RUNTIMES)}")
-    entry = RUNTIMES[runtime]
+    entry = RUNTIMES.get(runtime)
+    if entry is None:
+        found: Backend | None = plugins.find(GROUP, runtime, Backend)
+        if found is None:
+            raise InputError(f"this graphopt has no runtime {runtime!r}; it has {', '.join(names())}")
+        return found
     if not available(runtime):
         wanted = f"graphopt[{entry.extra}]" if entry.extra else entry.distribution
         raise InputError(f"the runtime {runtime!r} is not installed; install it with: pip install '{wanted}'")
-    return importlib.import_module(entry.module)
+    own: Backend = importlib.import_module(entry.module).BACKEND
+    return own
 
 
 def available(runtime: str) -> bool:
-    """Whether what a runtime needs is installed."""
+    """Whether what one of our own runtimes needs is installed."""
     return importlib.util.find_spec(RUNTIMES[runtime].requires) is not None
-
-
-def connect(target: Target, device: str) -> Any:
-    """A connection to a device, on which artifacts for the target then run with `.on(device)`.
-
-    Raises:
-        InputError: nothing answers there, or it does not run what is made for the target.
-    """
-    module = backend(target.runtime)
-    if not hasattr(module, "connect"):
-        raise InputError(f"{target.runtime} runs on this machine only; leave out {device}")
-    return module.connect(device, target)

@@ -12,6 +12,7 @@ from torch import nn
 
 from graphopt.artifacts import registry
 from graphopt.artifacts.artifact import Artifact
+from graphopt.artifacts.backend import Tuning
 from graphopt.artifacts.manifest import read_manifest
 from graphopt.artifacts.report import Report
 from graphopt.compiler import recipes
@@ -130,8 +131,11 @@ def optimize(
     _check_options(passes, evaluate, max_drop, rounding, average_bits, weight_only, (keep_macs, max_latency))
     chosen = find(target)
     backend = registry.backend(chosen.runtime)
-    connection = registry.connect(chosen, device) if device is not None else None  # kept: one for all artifacts
-    tuning = _tuning(chosen, tune=tune, tune_database=tune_database, tuner=tuner, device=device)
+    connection = backend.connect(device, chosen) if device is not None else None  # kept: one for all artifacts
+    tuning = None
+    if (tune, tune_database, tuner) != (None, None, None):
+        tuning = Tuning(tune, tune_database, tuner, device)
+        backend.check_tuning(chosen, tuning)
     graph, notes = _graph(model, example_inputs, dynamic_batch and not chosen.static_shapes)
     report = Report(model=_name(model), target=chosen.name, notes=[*graph.notes, *notes])
     original = graph.clone()
@@ -157,16 +161,16 @@ def optimize(
         passes = passes(chosen, data)
     report.steps = run(passes, graph, dump=dump)
 
-    def lower(graph: Graph, **options: Any) -> Lowered:
+    def lower(graph: Graph, tuning: Tuning | None = None) -> Lowered:
         deployed = backend.deploy(graph, chosen)
-        artifact = backend.lower(deployed, chosen, name=report.model, **options)
+        artifact = backend.lower(deployed, chosen, name=report.model, tuning=tuning)
         return Lowered(deployed, artifact, stand_in(placed(artifact), graph, backend.simulate, chosen))
 
     def placed(artifact: Artifact) -> Artifact:
         return artifact if device is None else artifact.on(device)
 
     if max_drop is None:
-        deployed, artifact, answers = lower(graph, **tuning)
+        deployed, artifact, answers = lower(graph, tuning)
         if evaluate is not None:
             report.accuracy_after = last_score(evaluate, answers, report)
     else:
@@ -181,8 +185,8 @@ def optimize(
             graph, chosen, data, quantized, lower_and_score, accuracy - max_drop, outputs(original), dump, formats or {}
         )
         rung = ladder.climb(report)
-        graph, (deployed, artifact, answers) = rung.graph, lower(rung.graph, **tuning) if tuning else rung.lowered
-    if tuning:
+        graph, (deployed, artifact, answers) = rung.graph, lower(rung.graph, tuning) if tuning else rung.lowered
+    if tuning is not None and "tuned" in artifact.manifest.options:
         report.notes.append(artifact.manifest.options["tuned"])
     report.warnings += [f"{step.name}: {what}" for step in report.steps for what in step.short]
     report.notes += [note for note in data.notes if note not in report.notes]
@@ -226,8 +230,7 @@ def simulate(graph: Graph, target: str | Target = "arm", *, machine: str | None 
     """
     chosen = find(target)
     backend = registry.backend(chosen.runtime)
-    simulation: Simulation = backend.simulate(graph, chosen, machine)
-    return simulation
+    return backend.simulate(graph, chosen, machine)
 
 
 def load(folder: str | Path) -> Artifact:
@@ -238,20 +241,7 @@ def load(folder: str | Path) -> Artifact:
         InputError: there is none.
     """
     manifest = read_manifest(folder)
-    artifact: Artifact = registry.backend(manifest.runtime).load(Path(folder), manifest)
-    return artifact
-
-
-def _tuning(target: Target, **options: Any) -> dict[str, Any]:
-    """Options of `lower`, those that were given. Raises InputError where it could not tune so."""
-    given = {name: value for name, value in options.items() if value is not None}
-    if not given.keys() - {"device"}:
-        return {}
-    backend = registry.backend(target.runtime)
-    if not hasattr(backend, "check_tuning"):
-        raise InputError(f"tune is for targets of TVM, such as tvm-x86; the kernels of {target.name!r} cannot be tuned")
-    backend.check_tuning(target, **given)
-    return given
+    return registry.backend(manifest.runtime).load(Path(folder), manifest)
 
 
 def _check_options(

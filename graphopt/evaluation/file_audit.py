@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from graphopt.artifacts.registry import backend
 from graphopt.evaluation.float_regions import Island
@@ -78,8 +78,7 @@ class FileAudit(Printed):
         target = Path(path).expanduser().resolve()
         if target == self.path.resolve() and not overwrite:
             raise InputError(f"{target} is the audited file itself; choose another name, or ask to overwrite it")
-        made: Cured = backend("onnxruntime").cure(self, target, calibration, example, measure)
-        return made
+        return _auditor().cure(self, target, calibration, example, measure)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -184,5 +183,23 @@ def audit(
         raise InputError(
             f"{chosen.name} runs no ONNX files; audit for one of: arm, x86, x86-avx2, hexagon, nvidia, ..."
         )
-    found: FileAudit = backend("onnxruntime").audit_file(Path(model).expanduser(), chosen, shapes)
+    found = _auditor().audit_file(Path(model).expanduser(), chosen, shapes)
+    return found
+
+
+@runtime_checkable
+class FileAuditor(Protocol):
+    """A backend that reads ONNX files, whoever made them."""
+
+    def audit_file(self, path: Path, target: Target, shapes: Sequence[Sequence[int]] | None = None) -> FileAudit:
+        """See `audit`."""
+
+    def cure(self, found: FileAudit, path: Path, calibration: Any, example: Any, measure: bool) -> Cured:
+        """See `FileAudit.cure`."""
+
+
+def _auditor() -> FileAuditor:
+    """ONNX Runtime reads ONNX files of every target."""
+    found = backend("onnxruntime")
+    assert isinstance(found, FileAuditor)
     return found

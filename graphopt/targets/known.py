@@ -12,27 +12,34 @@ from graphopt.targets.machine import machine_here
 from graphopt.targets.packed import PACKED
 from graphopt.targets.target import Target
 from graphopt.targets.vendors import VENDORS
+from graphopt.utils import plugins
 from graphopt.utils.errors import InputError
 
+GROUP = "graphopt.targets"  # entry points of packages that add one
 KNOWN = CPUS | COMPILED | GPUS | VENDORS | PACKED
 
 
 def names() -> list[str]:
-    """The names `find` knows."""
-    return [*sorted(KNOWN), "host"]
+    """The names `find` knows: our own, and those of installed packages (entry points in `graphopt.targets`)."""
+    added = [name for name in plugins.names(GROUP) if name not in KNOWN]
+    return [*sorted([*KNOWN, *added]), "host"]
 
 
 def find(target: str | Target) -> Target:
     """The target of this name; a `Target` is returned as it is.
 
     Raises:
-        InputError: the name is unknown; the message suggests the nearest and lists all.
+        InputError: the name is unknown (the message suggests the nearest and lists all), or the target of another package cannot
+            be imported.
     """
     if isinstance(target, Target):
         return target
     if target == "host":
         return host()
     if target not in KNOWN:
+        added: Target | None = plugins.find(GROUP, target, Target)
+        if added is not None:
+            return added
         near = difflib.get_close_matches(str(target), names(), 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise InputError(f"unknown target {target!r}; {hint}Known targets: {', '.join(names())}")

@@ -5,6 +5,7 @@ files.py       files and folders that appear whole or not at all
 progress.py    progress of long work
 checks.py      checks that the options of several passes share
 imports.py     objects named on the command line: `package.module:name`
+plugins.py     what packages of others add by entry points
 version.py     versions of graphopt and of what it stands on
 printing.py    the canonical text of a graph
 tables.py      lines, tables and facts as data, and as plain text

@@ -16,9 +16,9 @@ from emulation import arm
 from qdq import File, after_conv, dropped_mean, residual, symmetric_relu
 from qlinear import TYPES, model, pairs
 from torch import Tensor
+from tvm_lowering import lower_through_tvm
 
 import graphopt
-from graphopt.artifacts.registry import backend
 from graphopt.backends.onnxruntime import lower
 from graphopt.backends.onnxruntime.artifact import expose
 from graphopt.backends.onnxruntime.audit.reading import Kind, executed, optimized
@@ -76,7 +76,7 @@ def on_arm(artifact: Any, cpu: str, x: Tensor) -> Tensor:
 def test_integers_compiled_for_arm_answer_what_the_simulation_answers(block: str, cpu: str) -> None:
     target, x = find(f"tvm-{cpu}"), images(8, seed=3)
     graph = simulated(model_of(block), target)
-    artifact = backend("tvm").lower(graph, target)
+    artifact = lower_through_tvm(graph, target)
     expected = graphopt.simulate(graph, target)(x)
     assert torch.equal(on_arm(artifact, cpu, x), expected)
     assert torch.equal(on_arm(artifact, "max", x), expected)
@@ -90,7 +90,7 @@ def test_sampled_schedules_answer_on_arm_what_the_simulation_answers(cpu: str, t
     target, x = find(f"tvm-{cpu}"), images(4, seed=3)
     graph = simulated(network(), target)
     assert remember_samples(graph, target, tmp_path / "tuned.jsonl") >= 2
-    artifact = backend("tvm").lower(graph, target, tune_database=tmp_path / "tuned.jsonl")
+    artifact = lower_through_tvm(graph, target, tune_database=tmp_path / "tuned.jsonl")
     assert torch.equal(on_arm(artifact, cpu, x), graphopt.simulate(graph, target)(x))
 
 
@@ -99,7 +99,7 @@ def test_sampled_schedules_answer_on_arm_what_the_simulation_answers(cpu: str, t
 def test_float16_compiled_for_arm_answers_what_the_simulated_graph_answers(cpu: str) -> None:
     target, x = find("tvm-cortex-a76-fp16"), images(8, seed=3)
     graph = simulated(model_of("residual"), target)
-    answers, expected = on_arm(backend("tvm").lower(graph, target), cpu, x), graph(x).detach()
+    answers, expected = on_arm(lower_through_tvm(graph, target), cpu, x), graph(x).detach()
     assert float((answers - expected).abs().max()) < 2e-3 * float(
         expected.abs().max()
     )  # a value may round the other way
@@ -110,7 +110,7 @@ def test_float16_compiled_for_arm_answers_what_the_simulated_graph_answers(cpu: 
 def test_floats_compiled_for_arm_differ_from_x86_by_rounding(cpu: str) -> None:
     network, x = model_of("squeeze-excite"), images(4, seed=3)
     target = find("tvm-arm64" if cpu == "max" else f"tvm-{cpu}")
-    found = on_arm(backend("tvm").lower(Graph.capture(network, (x[:2],)), target), cpu, x)
+    found = on_arm(lower_through_tvm(Graph.capture(network, (x[:2],)), target), cpu, x)
     with torch.no_grad():
         torch.testing.assert_close(found, network(x), rtol=1e-5, atol=1e-5)
 

@@ -16,9 +16,9 @@ import pytest
 import torch
 from blocks import conv, images, model_of
 from torch import Tensor, nn
+from tvm_lowering import lower_through_tvm
 
 import graphopt
-from graphopt.artifacts.registry import backend
 from graphopt.ir.graph import Graph
 from graphopt.targets import architecture, find
 from graphopt.utils.errors import ArtifactError, GraphoptError, InputError
@@ -41,7 +41,7 @@ def small() -> nn.Module:
 
 
 def lowered(model: nn.Module, *inputs: Tensor, **options: Any) -> Any:
-    return backend("tvm").lower(Graph.capture(model, inputs), options.pop("target", X86), **options)
+    return lower_through_tvm(Graph.capture(model, inputs), options.pop("target", X86), **options)
 
 
 # ---- Without TVM ----------------------------------------------------------------------------------------------------

@@ -16,10 +16,10 @@ import rpc_server
 import torch
 from blocks import conv, images, model_of
 from torch import nn
+from tvm_lowering import lower_through_tvm
 from typer.testing import CliRunner
 
 import graphopt
-from graphopt.artifacts.registry import backend
 from graphopt.cli.main import app
 from graphopt.ir.graph import Graph
 from graphopt.targets import architecture, find
@@ -40,7 +40,7 @@ def server() -> Iterator[str]:
 @needs_x86
 def test_an_artifact_answers_on_a_device_what_it_answers_here(server: str) -> None:
     network, x = model_of("residual"), images(5)
-    artifact = backend("tvm").lower(Graph.capture(network, (x[:2],)), X86)
+    artifact = lower_through_tvm(Graph.capture(network, (x[:2],)), X86)
     there = artifact.on(server)
     assert torch.equal(there(x), artifact(x))
     there.set_threads(2)
@@ -97,7 +97,7 @@ def test_tuning_for_a_device_of_another_architecture_is_refused_before_any_work(
 @needs_x86
 def test_a_device_of_another_architecture_is_refused(server: str) -> None:
     target = find("tvm-cortex-a76")
-    artifact = backend("tvm").lower(Graph.capture(model_of("plain"), (images(1),)), replace(target, compiler=COPY))
+    artifact = lower_through_tvm(Graph.capture(model_of("plain"), (images(1),)), replace(target, compiler=COPY))
     with pytest.raises(
         ArtifactError, match=r"compiled for cortex-a76 .*another architecture: take a target for x86_64"
     ):
@@ -106,7 +106,7 @@ def test_a_device_of_another_architecture_is_refused(server: str) -> None:
 
 @needs_x86
 def test_a_library_the_device_cannot_load_is_refused_with_its_reason(server: str) -> None:
-    artifact = backend("tvm").lower(Graph.capture(model_of("plain"), (images(1),)), replace(X86, compiler=COPY))
+    artifact = lower_through_tvm(Graph.capture(model_of("plain"), (images(1),)), replace(X86, compiler=COPY))
     for _ in range(2):  # the server is free again behind an error
         with pytest.raises(ArtifactError, match=r"cannot load it: .*\.so"):  # an object file, not linked
             artifact.on(server)
@@ -150,7 +150,7 @@ def test_the_command_takes_a_device() -> None:
 def test_a_tracker_lends_the_device_of_a_key() -> None:
     pytest.importorskip("tornado", reason="TVM's tracker needs tornado")
     x = images(2)
-    artifact = backend("tvm").lower(Graph.capture(model_of("plain"), (x,)), X86)
+    artifact = lower_through_tvm(Graph.capture(model_of("plain"), (x,)), X86)
     with rpc_server.serving("tracker") as port, rpc_server.serving(str(port), "board"):
         place = f"tracker://{rpc_server.HOST}:{port}"
         there = artifact.on(f"{place}/board")
@@ -174,7 +174,7 @@ def test_an_emulated_arm_device_answers_as_simulated() -> None:
         assert any("0 of 5 numbers unlike its simulation" in note for note in result.report.notes)
         there = result.artifact.on(device)
         assert torch.equal(there(data), graphopt.simulate(result.graph, target)(data))
-        x86 = backend("tvm").lower(Graph.capture(model_of("plain"), (data[:1],)), X86)
+        x86 = lower_through_tvm(Graph.capture(model_of("plain"), (data[:1],)), X86)
         with pytest.raises(
             ArtifactError, match=r"cannot load it"
         ):  # with the runtime alone it does not tell what it is

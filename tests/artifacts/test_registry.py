@@ -1,0 +1,110 @@
+"""Runtimes and targets: our own, and those that packages of others add."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import graphopt
+from graphopt.artifacts import registry
+from graphopt.artifacts.artifact import Artifact
+from graphopt.artifacts.backend import Backend, Tuning
+from graphopt.targets import find, names
+from graphopt.utils.errors import InputError
+
+PACKAGE = """
+from dataclasses import replace
+
+from graphopt.backends.onnxruntime.backend import OnnxRuntime
+from graphopt.targets import find
+
+
+class Echo(OnnxRuntime):
+    name = "echo"
+    runs_on_devices = False
+
+    def connect(self, device, target):
+        return super(OnnxRuntime, self).connect(device, target)
+
+
+BACKEND = Echo()
+TARGET = replace(find("x86"), name="board", runtime="echo")
+NO_TARGET = "board"
+"""
+ENTRY_POINTS = """
+[graphopt.backends]
+echo = board_support:BACKEND
+[graphopt.targets]
+board = board_support:TARGET
+wrong = board_support:NO_TARGET
+gone = board_support.missing:TARGET
+"""
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A package with entry points, as pip leaves it."""
+    (tmp_path / "board_support.py").write_text(PACKAGE)
+    info = tmp_path / "board_support-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: board-support\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(ENTRY_POINTS)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    yield
+    importlib.invalidate_caches()
+
+
+def test_a_package_adds_a_runtime_and_a_target(installed: None, tmp_path: Path) -> None:
+    assert "board" in names()
+    assert registry.names() == ["onnxruntime", "packed", "tvm", "echo"]
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), torch.randn(16, 4)
+    result = graphopt.optimize(model, x, target="board", calibration=x, measure=False)
+    assert result.artifact.manifest.runtime == "echo" == registry.backend("echo").name
+    result.artifact.save(tmp_path / "deployed")
+    assert torch.equal(graphopt.load(tmp_path / "deployed")(x), result.artifact(x))
+
+
+def test_what_a_package_adds_wrongly_is_refused_by_name(installed: None) -> None:
+    with pytest.raises(InputError, match="board_support:NO_TARGET is a str, not a Target"):
+        find("wrong")
+    with pytest.raises(InputError, match="the Target named 'gone', cannot be imported"):
+        find("gone")
+    with pytest.raises(InputError, match="echo runs on this machine only; leave out rpc://pi:9090"):
+        registry.backend("echo").connect("rpc://pi:9090", find("board"))
+
+
+def test_an_unknown_runtime_is_refused_with_those_there_are() -> None:
+    with pytest.raises(InputError, match="no runtime 'tflite'; it has onnxruntime, packed, tvm"):
+        registry.backend("tflite")
+
+
+@pytest.mark.parametrize("name", [n for n in registry.RUNTIMES if registry.available(n)])
+def test_every_backend_of_ours_says_what_it_can_and_refuses_the_rest(name: str) -> None:
+    backend = registry.backend(name)
+    assert isinstance(backend, Backend)
+    assert backend.name == name
+    target = find({"onnxruntime": "x86", "packed": "nnie", "tvm": "tvm-x86"}[name])
+    if not backend.tunes:
+        with pytest.raises(InputError, match="cannot be tuned"):
+            backend.check_tuning(target, Tuning(5))
+    if not backend.runs_on_devices:
+        with pytest.raises(InputError, match="runs on this machine only"):
+            backend.connect("rpc://pi:9090", target)
+
+
+def test_a_backend_that_lacks_a_part_cannot_be_made() -> None:
+    class Half(Backend):
+        name = "half"
+
+        def load(self, folder: Path, manifest: Any) -> Artifact:
+            raise AssertionError
+
+    with pytest.raises(TypeError, match="abstract"):
+        Half()  # type: ignore[abstract]

@@ -1,0 +1,42 @@
+"""Passes by name."""
+
+import inspect
+import pkgutil
+
+import pytest
+
+import graphopt.passes
+from graphopt import passes
+from graphopt.utils.errors import InputError
+
+
+def test_every_pass_is_found_by_the_name_a_text_has_for_it() -> None:
+    for name in passes.names():
+        found = passes.find(name)
+        assert passes.text_name(found.__name__) == name
+        assert getattr(passes, found.__name__) is found
+
+
+def test_no_pass_is_left_out() -> None:
+    """A pass is a public class that can be called on a graph and says whether it is exact."""
+    found = set()
+    for module in pkgutil.walk_packages(graphopt.passes.__path__, "graphopt.passes."):
+        for name, kind in vars(__import__(module.name, fromlist=["_"])).items():
+            own = inspect.isclass(kind) and kind.__module__ == module.name and not name.startswith("_")
+            if (
+                own
+                and not inspect.isabstract(kind)
+                and hasattr(kind, "exact")
+                and callable(getattr(kind, "__call__", None))
+            ):
+                parameters = list(inspect.signature(kind.__call__).parameters)
+                if parameters[:2] == ["self", "graph"]:
+                    found.add(name)
+    assert found == {passes.find(name).__name__ for name in passes.names()}
+
+
+def test_an_unknown_pass_is_refused_with_the_nearest() -> None:
+    with pytest.raises(InputError, match="unknown pass 'fold-batchnorm'; did you mean 'fold-batch-norm'"):
+        passes.find("fold-batchnorm")
+    with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
+        passes.Nothing  # noqa: B018
