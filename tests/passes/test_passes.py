@@ -29,7 +29,7 @@ def test_no_pass_is_left_out() -> None:
                 and hasattr(kind, "exact")
                 and callable(getattr(kind, "__call__", None))
             ):
-                parameters = list(inspect.signature(kind.__call__).parameters)
+                parameters = list(inspect.signature(vars(kind).get("__call__", bool)).parameters) if "__call__" in vars(kind) else []
                 if parameters[:2] == ["self", "graph"]:
                     found.add(name)
     assert found == {passes.find(name).__name__ for name in passes.names()}
