@@ -32,6 +32,7 @@ from graphopt.formats.uniform import (
     in_blocks,
     least_error_range,
     quantize,
+    reach,
     scale_and_zero_point,
     with_bits,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "least_error_range",
     "parse",
     "quantize",
+    "reach",
     "scale_and_zero_point",
     "to_json",
     "with_bits",

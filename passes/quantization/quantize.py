@@ -25,7 +25,7 @@ from torch.fx.node import Node
 
 from graphopt.analysis.output_error import samples
 from graphopt.execution.observers import Histogram, Range, observe
-from graphopt.formats import Format, NumberFormat, Quantizer, in_blocks, scale_and_zero_point
+from graphopt.formats import Format, NumberFormat, Quantizer, in_blocks, reach, scale_and_zero_point
 from graphopt.ir.graph import Graph
 from graphopt.ir.masks import bake
 from graphopt.ir.ops import WEIGHT, Layer, family, value
@@ -214,7 +214,7 @@ class Quantize:
             low, high = weight_range(weight, format, self.weight_estimator)
             scale, zero_point = scale_and_zero_point(low, high, format)
             bias = graph.tensor(layer.bias) if layer.bias is not None and step is not None else None
-            scale = fit_bias(scale, high - low, torch.ones(()) if step is None else step, bias)
+            scale = fit_bias(scale, reach(low, high), torch.ones(()) if step is None else step, bias)
             return Quantizer(format, (scale, zero_point), layer.weight_axis if format.per_channel else -1)
         axis = weight_block_axis(weight) if format.block else layer.weight_axis
         try:
