@@ -143,14 +143,19 @@ def open_session(
 
 def intermediate(
     artifact: OnnxRuntimeArtifact, names: list[str], inputs: list[np.ndarray[Any, Any]]
-) -> dict[str, np.ndarray[Any, Any]]:
-    """Values inside an artifact's model by name, computed from its flat inputs; names that it does not have are left out."""
+) -> tuple[list[np.ndarray[Any, Any]], dict[str, np.ndarray[Any, Any]]]:
+    """The answers of an artifact, and values inside its model by name, from one run on its flat inputs.
+
+    Names that it does not have are left out.
+    """
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
         wanted = expose(artifact, names, Path(folder))
         session = artifact.open(Path(folder) / MODEL)
     feeds = {spec.name: array for spec, array in zip(artifact.manifest.inputs, inputs, strict=True)}
     read = {i.name for i in session.get_inputs()}
-    return dict(zip(wanted, session.run(wanted, {k: v for k, v in feeds.items() if k in read}), strict=True))
+    answers = [spec.name for spec in artifact.manifest.outputs]
+    found = session.run([*answers, *wanted], {k: v for k, v in feeds.items() if k in read})
+    return found[: len(answers)], dict(zip(wanted, found[len(answers) :], strict=True))
 
 
 def expose(artifact: OnnxRuntimeArtifact, names: list[str], folder: Path) -> list[str]:

@@ -31,6 +31,7 @@ from graphopt.ir.masks import bake
 from graphopt.ir.ops import WEIGHT, Layer, family, value
 from graphopt.ir.passes import Change
 from graphopt.ir.quantizers import constants, is_uniform, quantizers
+from graphopt.passes.quantization.activations import clip_before_moves
 from graphopt.passes.quantization.biases import channel_shift, fit_bias, quantize_bias
 from graphopt.passes.quantization.placement import Grid, LayerFormat, Plan, override, place
 from graphopt.passes.quantization.ranges import ESTIMATORS, WEIGHT_METHODS, percentile, weight_range
@@ -84,7 +85,7 @@ class Quantize:
             return []
         self.check_patterns(graph)
         self.check_formats()
-        changes = bake(graph)
+        changes = bake(graph) + clip_before_moves(graph, self.target)
         plan = place(
             graph,
             self.target,
