@@ -29,10 +29,11 @@ from graphopt.formats import Format, NumberFormat, Quantizer, in_blocks, reach, 
 from graphopt.ir.graph import Graph
 from graphopt.ir.masks import bake
 from graphopt.ir.ops import WEIGHT, Layer, family, value
-from graphopt.ir.passes import Change
+from graphopt.ir.passes import Change, in_eval_mode
 from graphopt.ir.quantizers import constants, is_uniform, quantizers
 from graphopt.passes.quantization.activations import clip_before_moves
 from graphopt.passes.quantization.biases import channel_shift, fit_bias, quantize_bias
+from graphopt.passes.quantization.joins import drowning, last_joins
 from graphopt.passes.quantization.placement import Grid, LayerFormat, Plan, override, place
 from graphopt.passes.quantization.ranges import ESTIMATORS, WEIGHT_METHODS, percentile, weight_range
 from graphopt.passes.quantization.readers import best_ranges, candidates
@@ -80,19 +81,14 @@ class Quantize:
             if name not in known:
                 raise InputError(f"unknown range estimator {name!r}; known: {', '.join(known)}")
 
+    @in_eval_mode
     def __call__(self, graph: Graph) -> list[Change]:
         if not all(is_uniform(node) and in_blocks(node) for node in quantizers(graph)):
             return []
         self.check_patterns(graph)
         self.check_formats()
         changes = bake(graph) + clip_before_moves(graph, self.target)
-        plan = place(
-            graph,
-            self.target,
-            self.weights or self.target.weights,
-            self.activations or self.target.activations,
-            self.formats,
-        )
+        plan = self.place(graph)
         if not plan.layers:
             raise InputError(
                 f"nothing to quantize: the graph has no convolution or linear layer that {self.target.name!r} computes in integer"
@@ -108,6 +104,15 @@ class Quantize:
         if self.target.rest is not None:
             changes += round_rest(graph, plan.rest, self.target.rest)
         return changes + [Change(graph.site(node), f"stays float: {why}") for node, why in plan.left.items()]
+
+    def place(self, graph: Graph) -> Plan:
+        """What is computed in integer; joins of values that one grid cannot hold are not."""
+        weights, activations = self.weights or self.target.weights, self.activations or self.target.activations
+        plan = place(graph, self.target, weights, activations, self.formats)
+        joins = {} if getattr(self.calibration, "one_shot", False) else last_joins(plan)
+        if joins and (floating := drowning(graph, joins, self.calibration)):
+            plan = place(graph, self.target, weights, activations, self.formats, floating)
+        return plan
 
     def check_patterns(self, graph: Graph) -> None:
         names = {graph.site(node) for node in graph.calls() if family(node)}

@@ -183,7 +183,7 @@ class Simulation:
         return found + self._unwatched(artifact, answers, tensors)
 
     def _unwatched(self, artifact: Artifact, watched: list[Any], tensors: list[Tensor]) -> list[Mismatch]:
-        """Answers that the artifact gives only while it is watched: returning a value can keep the runtime from merging kernels."""
+        """What the artifact answers only while it is watched: values that are returned can keep kernels from being merged."""
         found = []
         plain = [t for t in pytree.tree_leaves(artifact(*tensors)) if isinstance(t, Tensor)]
         for name, answer, alone in zip(self._graph.output_names, map(torch.from_numpy, watched), plain, strict=True):
