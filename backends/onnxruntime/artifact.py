@@ -209,16 +209,20 @@ def lower(graph: Graph, target: Target, *, name: str = "model") -> OnnxRuntimeAr
 
 
 def layers(deployed: Graph) -> dict[str, dict[str, Any]]:
-    """Weight name -> site and multiply-accumulates of every convolution and linear layer; the audit reads it."""
+    """Weight name -> site and multiply-accumulates of every convolution and linear layer; the audit reads it.
+
+    A layer that is called several times has those of each call, in order, and their sum.
+    """
     found: dict[str, dict[str, Any]] = {}
     for node, macs in layer_macs(deployed).items():
         layer = Layer.of(node)
         if layer is not None:
             weight = layer.weight if deployed.is_constant(layer.weight) else layer.weight.all_input_nodes[0]
             entry = found.setdefault(
-                str(weight.target), {"site": deployed.site(node), "macs": 0, "left": node.meta.get("left")}
+                str(weight.target), {"site": deployed.site(node), "macs": 0, "calls": [], "left": node.meta.get("left")}
             )
             entry["macs"] += macs
+            entry["calls"].append(macs)
     return found
 
 

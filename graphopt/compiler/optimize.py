@@ -299,7 +299,7 @@ def _weight_only(
 
 def _graph(model: Any, example_inputs: Any, dynamic_batch: bool) -> tuple[Graph, list[str]]:
     if isinstance(model, Graph):
-        return model.clone(), []
+        return model.clone().eval(), []
     if example_inputs is None and isinstance(model, nn.Module):
         guess = infer(model)
         return Graph.capture(model, guess.args, guess.kwargs, dynamic_batch=dynamic_batch), [guess.note]
