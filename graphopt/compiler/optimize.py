@@ -186,7 +186,7 @@ def optimize(
     report.warnings += [f"{step.name}: {what}" for step in report.steps for what in step.short]
     report.notes += [note for note in data.notes if note not in report.notes]
     baseline = backend.lower(original, chosen, name=report.model)
-    judge(report, backend.audit(artifact), answers, deployed, original, data)
+    judge(report, backend.audit(artifact), answers, deployed, original, data, graph)
     if connection is not None:
         confirm(report, placed(artifact), graph, backend.simulate, chosen, data)
     elif artifact.refusal:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import ClassVar, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast
 
 from graphopt.ir.graph import Graph
 
@@ -26,21 +26,21 @@ class Shortfall(Change):
     __slots__ = ()
 
 
-T = TypeVar("T")
+Call = TypeVar("Call", bound=Callable[..., list[Change]])
 
 
-def in_eval_mode(call: Callable[[T, Graph], list[Change]]) -> Callable[[T, Graph], list[Change]]:
+def in_eval_mode(call: Call) -> Call:
     """For the `__call__` of a pass that measures: batch norm uses its statistics, dropout is off.
 
     The graph is handed back in the mode it came in.
     """
 
     @functools.wraps(call)
-    def evaluated(self: T, graph: Graph) -> list[Change]:
+    def evaluated(self: Any, graph: Graph) -> list[Change]:
         with graph.evaluating():
             return call(self, graph)
 
-    return evaluated
+    return cast(Call, evaluated)
 
 
 class Timer(Protocol):

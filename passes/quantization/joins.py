@@ -51,7 +51,7 @@ def drowning(graph: Graph, joins: dict[Node, Format], data: Iterable[list[Tensor
     """The joins that have to stay float, and why: which part keeps how little."""
     parts = {join: [node for node in join.all_input_nodes if not graph.is_constant(node)] for join in joins}
     seen = {node: Histogram() for join in joins for node in (join, *parts[join])}
-    observe(graph, seen, data)  # type: ignore[arg-type]
+    observe(graph, seen, data)
     found = {}
     for join, format in joins.items():
         common = (seen[join].low, seen[join].high)

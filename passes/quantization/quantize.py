@@ -25,7 +25,7 @@ from torch.fx.node import Node
 
 from graphopt.analysis.output_error import samples
 from graphopt.execution.observers import Histogram, Range, observe
-from graphopt.formats import Format, NumberFormat, Quantizer, in_blocks, reach, scale_and_zero_point
+from graphopt.formats import SMALLEST_SCALE, Format, NumberFormat, Quantizer, in_blocks, reach, scale_and_zero_point
 from graphopt.ir.graph import Graph
 from graphopt.ir.masks import bake
 from graphopt.ir.ops import WEIGHT, Layer, family, value
@@ -138,6 +138,8 @@ class Quantize:
         first: list[list[Tensor]] = []
         statistics = self.watch(graph, plan, first)
         ranges = [self.range_of(grid, stat) for grid, stat in zip(plan.grids, statistics, strict=True)]
+        for grid, stat in zip(plan.grids, statistics, strict=True):
+            check_size(f"values of {graph.site(grid.observed[0])!r}", max(-stat.low, stat.high), grid.format)
         if self.by_output:
             options = {
                 index: candidates(stat, grid.format)
@@ -216,6 +218,7 @@ class Quantize:
     def fit_weight(self, graph: Graph, layer: Layer, format: NumberFormat, step: Tensor | None) -> Quantizer:
         """`step`: that of the layer's input, where it has one."""
         weight = layer.canonical(graph.tensor(layer.weight))
+        check_size(f"weights {str(layer.weight.target)!r}", float(weight.abs().max()), format)
         if isinstance(format, Format):
             low, high = weight_range(weight, format, self.weight_estimator)
             scale, zero_point = scale_and_zero_point(low, high, format)
@@ -248,6 +251,15 @@ def keep_first(data: Iterable[list[Tensor]], count: int, kept: list[list[Tensor]
             kept.append(batch)
             seen += len(batch[0])
         yield batch
+
+
+def check_size(what: str, reach: float, format: NumberFormat) -> None:
+    """Raise where values are too small for any scale there is, so that little more than noise would be left of them."""
+    if isinstance(format, Format) and 0 < reach < SMALLEST_SCALE * format.quant_max / 2:
+        raise InputError(
+            f"{what} reach no more than {reach:.3g}, too small for {format.bits}-bit steps of at least {SMALLEST_SCALE:.3g}; "
+            "scale them up, or keep the layers around them in float with formats={pattern: None}"
+        )
 
 
 def check_weights(graph: Graph, plan: Plan) -> None:
