@@ -40,7 +40,7 @@ SINGLE: dict[str, Forward] = {
     "transpose, narrow clamp": lambda n, x: n.c(n.a(x).transpose(2, 3).clamp(-0.1, 0.4)),
     "pad, relu": lambda n, x: n.c(F.pad(n.a(x), [1, 1, 1, 1]).relu()),
     "several moves, relu": lambda n, x: n.e(n.d(rows(n.a(x))).reshape(-1, 8).relu().reshape(-1, 256, 8)),
-    "slice of a sum, relu": lambda n, x: n.c((n.b(n.a(x).relu()) + n.a(x))[:, :, 2:].relu()),
+    "slice of a sum, relu": lambda n, x: n.c((n.b(y := n.a(x).relu()) + y)[:, :, 2:].relu()),
 }
 SEVERAL: dict[str, Forward] = {
     "two readers of a layer": lambda n, x: n.c(n.b((y := n.a(x)).relu()) + y),
