@@ -143,14 +143,19 @@ def open_session(
 
 def intermediate(
     artifact: OnnxRuntimeArtifact, names: list[str], inputs: list[np.ndarray[Any, Any]]
-) -> dict[str, np.ndarray[Any, Any]]:
-    """Values inside an artifact's model by name, computed from its flat inputs; names that it does not have are left out."""
+) -> tuple[list[np.ndarray[Any, Any]], dict[str, np.ndarray[Any, Any]]]:
+    """The answers of an artifact, and values inside its model by name, from one run on its flat inputs.
+
+    Names that it does not have are left out.
+    """
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
         wanted = expose(artifact, names, Path(folder))
         session = artifact.open(Path(folder) / MODEL)
     feeds = {spec.name: array for spec, array in zip(artifact.manifest.inputs, inputs, strict=True)}
     read = {i.name for i in session.get_inputs()}
-    return dict(zip(wanted, session.run(wanted, {k: v for k, v in feeds.items() if k in read}), strict=True))
+    answers = [spec.name for spec in artifact.manifest.outputs]
+    found = session.run([*answers, *wanted], {k: v for k, v in feeds.items() if k in read})
+    return found[: len(answers)], dict(zip(wanted, found[len(answers) :], strict=True))
 
 
 def expose(artifact: OnnxRuntimeArtifact, names: list[str], folder: Path) -> list[str]:
@@ -204,16 +209,20 @@ def lower(graph: Graph, target: Target, *, name: str = "model") -> OnnxRuntimeAr
 
 
 def layers(deployed: Graph) -> dict[str, dict[str, Any]]:
-    """Weight name -> site and multiply-accumulates of every convolution and linear layer; the audit reads it."""
+    """Weight name -> site and multiply-accumulates of every convolution and linear layer; the audit reads it.
+
+    A layer that is called several times has those of each call, in order, and their sum.
+    """
     found: dict[str, dict[str, Any]] = {}
     for node, macs in layer_macs(deployed).items():
         layer = Layer.of(node)
         if layer is not None:
             weight = layer.weight if deployed.is_constant(layer.weight) else layer.weight.all_input_nodes[0]
             entry = found.setdefault(
-                str(weight.target), {"site": deployed.site(node), "macs": 0, "left": node.meta.get("left")}
+                str(weight.target), {"site": deployed.site(node), "macs": 0, "calls": [], "left": node.meta.get("left")}
             )
             entry["macs"] += macs
+            entry["calls"].append(macs)
     return found
 
 

@@ -26,8 +26,10 @@ def simulate(graph: Graph, target: Target, machine: str | None = None) -> Simula
     return Simulation(graph, ARITHMETIC, speak, intermediate, everywhere=True)
 
 
-def intermediate(artifact: TvmArtifact, names: list[str], inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
-    """Codes inside a model by their name in the simulation, from a build that returns them as well."""
+def intermediate(
+    artifact: TvmArtifact, names: list[str], inputs: Arrays
+) -> tuple[Arrays, dict[str, np.ndarray[Any, Any]]]:
+    """What a model answers, and codes inside it by their name in the simulation, from a build that returns them as well."""
     if artifact.graph is None:
         raise InputError(
             "the artifact was loaded from a folder, which does not hold its graph; compare one that lower(...) returned"
@@ -39,4 +41,5 @@ def intermediate(artifact: TvmArtifact, names: list[str], inputs: Arrays) -> dic
     emitted = compiled(graph, described, names)
     kernels = kernels_of(emitted.module, described)
     main = relax.VirtualMachine(build(kernels, described), tvm.cpu())["main"]
-    return dict(zip(emitted.names, call(main, inputs)[len(graph.outputs) :], strict=True))
+    found = call(main, inputs)
+    return found[: len(graph.outputs)], dict(zip(emitted.names, found[len(graph.outputs) :], strict=True))

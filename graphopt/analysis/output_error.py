@@ -1,4 +1,9 @@
-"""The output of a network on some data, to compare changed networks with."""
+"""The output of a network on some data, to compare changed networks with.
+
+    damage = mean over outputs of  sum |z' - z|^2 / sum |z|^2         sums over all samples
+
+Each output counts by its own size: boxes in pixels do not outweigh scores of 0 to 1.
+"""
 
 from __future__ import annotations
 
@@ -33,14 +38,30 @@ class Probe:
             if left <= 0:
                 break
         self.wanted = [_outputs(graph, batch, {}) for batch in self.batches]
-        self.power = max(sum(float((z.double() ** 2).sum()) for z in self.wanted), 1e-30)
+        self.power = add_up(map(squares, self.wanted))
 
     def damage(self, graph: Graph | None = None, changed: Mapping[str, Tensor] | None = None) -> float:
-        """sum |z' - z|^2 / sum |z|^2 for another graph, or for this one with some constants exchanged by name."""
-        lost = 0.0
-        for batch, wanted in zip(self.batches, self.wanted, strict=True):
-            lost += float(((_outputs(graph or self.graph, batch, changed or {}) - wanted).double() ** 2).sum())
-        return lost / self.power
+        """Of another graph, or of this one with some constants exchanged by name; see the head of this file."""
+        pairs = zip(self.batches, self.wanted, strict=True)
+        found = ((_outputs(graph or self.graph, batch, changed or {}), wanted) for batch, wanted in pairs)
+        return relative(add_up(squares(z, wanted) for z, wanted in found), self.power)
+
+
+def squares(values: Sequence[Tensor], reference: Sequence[Tensor] | None = None) -> list[float]:
+    """sum |z|^2 of each output, or sum |z - reference|^2."""
+    pairs = zip(values, reference if reference is not None else [None] * len(values), strict=True)
+    return [float((z.double() if r is None else z.double() - r.double()).square().sum()) for z, r in pairs]
+
+
+def add_up(parts: Iterable[Sequence[float]]) -> list[float]:
+    """The sums of several batches, output by output."""
+    return [sum(column) for column in zip(*parts, strict=True)]
+
+
+def relative(lost: Sequence[float], power: Sequence[float]) -> float:
+    """The mean over outputs of what each lost of its own power; one that is zero throughout has nothing to lose."""
+    shares = [a / b for a, b in zip(lost, power, strict=True) if b > 0]
+    return sum(shares) / max(len(shares), 1)
 
 
 def samples(graph: Graph) -> int:
@@ -48,10 +69,10 @@ def samples(graph: Graph) -> int:
     return int(min(SAMPLES, max(FEWEST, WORK / max(1, cost.macs(graph)))))
 
 
-def _outputs(graph: Graph, batch: list[Tensor], changed: Mapping[str, Tensor]) -> Tensor:
+def _outputs(graph: Graph, batch: list[Tensor], changed: Mapping[str, Tensor]) -> list[Tensor]:
     with torch.no_grad():
         result = Swapped(graph, changed).run(*batch, enable_io_processing=False)
-    return torch.cat([z.flatten().float() for z in pytree.tree_leaves(result) if isinstance(z, Tensor)])
+    return [z for z in pytree.tree_leaves(result) if isinstance(z, Tensor) and z.is_floating_point()]
 
 
 def power_law(points: Sequence[tuple[float, float]], error: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -191,7 +191,7 @@ def optimize(
     report.warnings += [f"{step.name}: {what}" for step in report.steps for what in step.short]
     report.notes += [note for note in data.notes if note not in report.notes]
     baseline = backend.lower(original, chosen, name=report.model)
-    judge(report, backend.audit(artifact), answers, deployed, original, data)
+    judge(report, backend.audit(artifact), answers, deployed, original, data, graph)
     if connection is not None:
         confirm(report, placed(artifact), graph, backend.simulate, chosen, data)
     elif artifact.refusal:
@@ -290,7 +290,7 @@ def _weight_only(
 
 def _graph(model: Any, example_inputs: Any, dynamic_batch: bool) -> tuple[Graph, list[str]]:
     if isinstance(model, Graph):
-        return model.clone(), []
+        return model.clone().eval(), []
     if example_inputs is None and isinstance(model, nn.Module):
         guess = infer(model)
         return Graph.capture(model, guess.args, guess.kwargs, dynamic_batch=dynamic_batch), [guess.note]

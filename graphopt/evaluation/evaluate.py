@@ -6,6 +6,7 @@ Each goes into the report, or the reason why it could not be measured.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,6 +20,8 @@ from graphopt.artifacts.report import Latency, Report
 from graphopt.artifacts.report_text import slower
 from graphopt.data import batches
 from graphopt.data.calibration import Calibration
+from graphopt.evaluation.fidelity import LOW, Fidelity
+from graphopt.evaluation.sensitivity import analyze
 from graphopt.formats import FAKE_QUANTIZE, in_blocks
 from graphopt.ir import cost as measures
 from graphopt.ir.graph import Graph
@@ -31,6 +34,9 @@ from graphopt.utils.quantities import size
 
 AGREEMENT_SAMPLES = 512  # calibration samples on which float original and artifact are compared
 COMPARED_SAMPLES = 64  # on which a device is compared with the simulation; and with the original, where it is emulated
+FAR = 0.8  # share of equal predictions below which the layer to blame is looked for
+BLAMED_ON = 16  # samples that it is looked for on
+FLOAT_SHARE = 0.2  # of the work in float from which a report warns
 ALIKE = 0.95  # share of equal predictions below which a report warns
 
 
@@ -72,9 +78,15 @@ def last_score(
 
 
 def judge(
-    report: Report, audit: Audit, answers: Callable[..., Any], deployed: Graph, original: Graph, data: Calibration
+    report: Report,
+    audit: Audit,
+    answers: Callable[..., Any],
+    deployed: Graph,
+    original: Graph,
+    data: Calibration,
+    graph: Graph,
 ) -> None:
-    """Weights as stored, share in integer, fidelity of the deployed model."""
+    """Weights as stored, share in integer, fidelity of the deployed model. `graph`: the simulated one."""
     last = report.steps[-1] if report.steps else report.original
     assert last is not None
     reference = outputs(original)
@@ -87,30 +99,91 @@ def judge(
     )  # fmt: skip
     report.integer_macs, report.weight_only_macs = audit.share, audit.weight_only_shares
     report.half_macs, report.float_operators = audit.half_share, audit.floating
-    if data.synthetic:
-        report.missing["agreement"] = "no calibration data was given"
-        return
-    if data.one_shot:
+    if (few := few_in_integer(audit)) is not None:
+        report.warnings.append(few)
+    if data.synthetic or data.one_shot:
         report.missing["agreement"] = (
-            "the calibration data is an iterator, which was used up; give a list or a DataLoader"
+            "no calibration data was given"
+            if data.synthetic
+            else "the calibration data is an iterator, which was used up; give a list or a DataLoader"
         )
+        fidelity = Fidelity(_floating_names(original, reference))
+        fidelity.update(_floating(reference), _floating(pytree.tree_leaves(results)))
+        _say(report, fidelity, None, graph, "the example")
         return
     slow = isinstance(answers, Artifact) and answers.emulated
     enough = COMPARED_SAMPLES if slow else AGREEMENT_SAMPLES
-    seen, equal = 0, 0.0
+    seen, equal, classes = 0, 0.0, True
+    fidelity = Fidelity(_floating_names(original, reference))
     with torch.no_grad():
         for batch in track(data, "comparing with the original"):
             ours, theirs = _flat(original, batch), _flat(answers, batch)
-            if ours[0].dim() < 2:
-                report.missing["agreement"] = "the model does not return classes"
-                return
-            count = len(ours[0])
-            equal += measures.agreement(ours, theirs) * count
+            fidelity.update(_floating(ours), _floating(theirs))
+            classes = ours[0].dim() >= 2
+            count = len(ours[0]) if ours[0].dim() else 1
+            equal += measures.agreement(ours, theirs) * count if classes else 0.0
             seen += count
             if seen >= enough:
                 break
-    report.agreement = equal / seen
-    report.notes.append(f"agreement was measured on {seen} calibration samples")
+    if classes:
+        report.agreement = equal / seen
+        report.notes.append(f"agreement was measured on {seen} calibration samples")
+    else:
+        report.missing["agreement"] = "the model does not return classes"
+    _say(report, fidelity, next(iter(data)), graph, f"{seen} calibration samples")
+
+
+def few_in_integer(audit: Audit) -> str | None:
+    """A warning where something was quantized for integer kernels and much of it computes in float, with the reasons."""
+    work = Counter[str]()
+    for operator in audit.floating:
+        work[operator.reason] += operator.macs
+    share = sum(work.values()) / max(audit.total_macs, 1)
+    if not audit.integer_macs or share <= FLOAT_SHARE:
+        return None
+    reasons = "; ".join(f"{macs / audit.total_macs:.1%}: {reason}" for reason, macs in work.most_common(3) if macs)
+    return f"{share:.1%} of the multiply-accumulates stay in float ({reasons})"
+
+
+def _say(report: Report, fidelity: Fidelity, batch: list[Tensor] | None, graph: Graph, where: str) -> None:
+    """SQNR into the report, and warnings where an answer, or a channel of one, is far from the original's."""
+    if not fidelity.names:
+        return
+    name, worst = min(fidelity.outputs.items(), key=lambda item: item[1])
+    report.sqnr_db = worst
+    report.notes.append(f"output SQNR was measured on {where}, which ranges were chosen on, too")
+    if worst < LOW:
+        report.warnings.append(
+            f"the answers are far from the original's: output {name!r} has {worst:.1f} dB on {where}{blame(report, graph, batch)}"
+        )
+    elif report.agreement is not None and report.agreement < FAR:
+        report.warnings.append(
+            f"the predictions are far from the original's: {report.agreement:.1%} agree on {where}{blame(report, graph, batch)}"
+        )
+    report.warnings += fidelity.drowned()
+
+
+def blame(report: Report, graph: Graph, batch: list[Tensor] | None) -> str:
+    """Which layer, quantized alone, costs most; where none is quantized, which step."""
+    if graph.calls(FAKE_QUANTIZE) and batch is not None:
+        layers = analyze(graph, [tuple(batch)], output_samples=BLAMED_ON).layers
+        if layers:
+            worst = min(layers, key=lambda layer: layer.alone.output.sqnr_db)
+            cost = worst.alone.output.sqnr_db
+            return f"; alone, {worst.name!r} costs most ({cost:.1f} dB); try formats={{{worst.name!r}: None}}"
+    known = [
+        (step.name, step.sqnr_db) for step in report.steps if step.sqnr_db is not None and step.name != "(lowered)"
+    ]
+    falls = [(now - before, name) for (_, before), (name, now) in zip([("", 200.0), *known], known, strict=False)]
+    return f"; the step {min(falls)[1]} costs most" if falls else ""
+
+
+def _floating(leaves: Iterable[Any]) -> list[Tensor]:
+    return [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]
+
+
+def _floating_names(graph: Graph, answers: list[Tensor]) -> list[str]:
+    return [name for name, t in zip(graph.output_names, answers, strict=True) if t.is_floating_point()]
 
 
 def clock(report: Report, target: Target, before: Artifact, after: Artifact, graph: Graph, threads: int) -> None:

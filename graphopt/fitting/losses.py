@@ -26,9 +26,12 @@ def own_outputs(output: Any, batch: list[Tensor]) -> Tensor:
     """r z, with random signs r for the elements of all outputs z: the squared distance to what the network itself gives.
 
     The mean over r of the squared gradient is sum over k of (dz_k / dw)^2, the diagonal of that distance's Hessian
-    (Gauss-Newton). It needs no classes, and a network that is sure of its classes hides nothing from it.
+    (Gauss-Newton). It needs no classes, and a network that is sure of its classes hides nothing from it. Of several outputs,
+    each counts by its own size.
     """
     leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    if len(leaves) > 1:
+        leaves = [z / z.detach().norm().clamp(min=1e-30) for z in leaves]
     return torch.stack([(torch.randint_like(z, 2) * 2 - 1).mul(z).sum() for z in leaves]).sum()
 
 
@@ -53,9 +56,11 @@ def divergence(output: Any, original: Any) -> Tensor:
 
 
 def squared_error(output: Any, original: Any) -> Tensor:
-    """Sum over all outputs of the squared distance to the original's."""
-    pairs = zip(pytree.tree_leaves(output), pytree.tree_leaves(original), strict=True)
-    return torch.stack([(a - b).double().square().sum() for a, b in pairs if isinstance(a, Tensor)]).sum()
+    """Sum over all outputs of the squared distance to the original's, in shares of that output's power, times the samples."""
+    leaves = zip(pytree.tree_leaves(output), pytree.tree_leaves(original), strict=True)
+    pairs = [(a.double(), b.double()) for a, b in leaves if isinstance(a, Tensor)]
+    shares = [(a - b).square().sum() / b.square().sum().clamp(min=1e-300) for a, b in pairs]
+    return torch.stack(shares).sum() * max(len(b) if b.dim() else 1 for _, b in pairs)
 
 
 COMPARISONS: dict[str, Comparison] = {

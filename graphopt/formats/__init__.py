@@ -33,6 +33,7 @@ from graphopt.formats.uniform import (
     in_blocks,
     least_error_range,
     quantize,
+    reach,
     scale_and_zero_point,
     with_bits,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "least_error_range",
     "parse",
     "quantize",
+    "reach",
     "scale_and_zero_point",
     "to_json",
     "with_bits",

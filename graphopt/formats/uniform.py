@@ -149,6 +149,11 @@ def from_arguments(scale: Tensor, zero_point: Tensor, quant_min: int, quant_max:
     return Quantizer(Format(bits, signed, symmetric, axis >= 0, power_of_two), (scale, zero_point), axis)
 
 
+def reach(low: Tensor, high: Tensor) -> Tensor:
+    """How far from zero the values of a range lie at most. (Its width does not tell: equal values have none.)"""
+    return torch.maximum(low.abs(), high.abs())
+
+
 def scale_and_zero_point(low: Tensor, high: Tensor, format: Format) -> tuple[Tensor, Tensor]:
     """The grid that covers [low, high] and zero.
 
@@ -161,12 +166,11 @@ def scale_and_zero_point(low: Tensor, high: Tensor, format: Format) -> tuple[Ten
     """
     low, high = low.double().clamp(max=0), high.double().clamp(min=0)
     if format.symmetric:
-        reach = torch.maximum(-low, high)
         middle = 0 if format.signed else 2 ** (format.bits - 1)
-        scale = reach / (format.quant_max - middle)
+        scale = reach(low, high) / (format.quant_max - middle)
         zero_point = torch.full_like(scale, middle)
         if not format.signed and bool((low >= 0).all()):  # nothing negative: spend every code on the positive side
-            scale, zero_point = reach / format.quant_max, torch.zeros_like(scale)
+            scale, zero_point = reach(low, high) / format.quant_max, torch.zeros_like(scale)
     else:
         scale = (high - low) / (format.quant_max - format.quant_min)
         zero_point = torch.zeros_like(scale)

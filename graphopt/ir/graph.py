@@ -10,6 +10,7 @@ and rewire its readers, which keeps shared weights and other copies of the graph
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import operator
@@ -167,6 +168,18 @@ class Graph:
 
     def eval(self) -> Graph:
         return self.train(False)
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[Graph]:
+        """In eval mode inside, and afterwards in the mode it was in."""
+        training = self.training
+        if training:
+            self.eval()
+        try:
+            yield self
+        finally:
+            if training:
+                self.train()
 
     @property
     def training(self) -> bool:

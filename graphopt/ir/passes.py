@@ -6,8 +6,9 @@ does not qualify is skipped; a graph that does not qualify raises and says what 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar, NamedTuple, Protocol
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast
 
 from graphopt.ir.graph import Graph
 
@@ -23,6 +24,23 @@ class Shortfall(Change):
     """A change that is less than what was asked for, because that is out of reach; reports warn of it."""
 
     __slots__ = ()
+
+
+Call = TypeVar("Call", bound=Callable[..., list[Change]])
+
+
+def in_eval_mode(call: Call) -> Call:
+    """For the `__call__` of a pass that measures: batch norm uses its statistics, dropout is off.
+
+    The graph is handed back in the mode it came in.
+    """
+
+    @functools.wraps(call)
+    def evaluated(self: Any, graph: Graph) -> list[Change]:
+        with graph.evaluating():
+            return call(self, graph)
+
+    return cast(Call, evaluated)
 
 
 class Timer(Protocol):

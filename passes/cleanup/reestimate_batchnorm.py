@@ -20,7 +20,7 @@ from torch.fx.node import Node
 from graphopt.execution.observers import observe
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import BatchNorm
-from graphopt.ir.passes import Change
+from graphopt.ir.passes import Change, in_eval_mode
 
 TRAINING = 5  # the argument's position
 
@@ -33,6 +33,7 @@ class ReestimateBatchNorm:
 
     data: Iterable[list[Tensor]] = field(repr=False)
 
+    @in_eval_mode
     def __call__(self, graph: Graph) -> list[Change]:
         norms = [norm for node in graph.calls() if (norm := BatchNorm.of(node)) is not None]
         moments = {norm.input: _Moments() for norm in norms}

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from graphopt.ir.graph import Graph
 from graphopt.ir.masks import bake
-from graphopt.ir.passes import Change, Shortfall, Timer
+from graphopt.ir.passes import Change, Shortfall, Timer, in_eval_mode
 from graphopt.passes.factorization.candidates import FASTER, Candidate
 from graphopt.passes.factorization.channelwise import ChannelWise
 from graphopt.passes.factorization.method import Method
@@ -111,6 +111,7 @@ class Factorize:
             self._until_fast(copy, plan)
         return plan
 
+    @in_eval_mode
     def __call__(self, graph: Graph) -> list[Change]:
         changes = bake(graph)
         plan = Plan.of(self, graph)

@@ -27,7 +27,7 @@ from graphopt.analysis.channels.trace import Trace
 from graphopt.ir.graph import Graph
 from graphopt.ir.masks import bake
 from graphopt.ir.ops import Layer
-from graphopt.ir.passes import Change
+from graphopt.ir.passes import Change, in_eval_mode
 from graphopt.passes.pruning.compensate import absorb_means, merge_twins
 from graphopt.passes.pruning.criteria import Criterion, Prepared
 from graphopt.passes.pruning.plan import Plan
@@ -110,6 +110,7 @@ class Prune:
                 raise ValueError(f"{name}={getattr(self, name)!r} needs data; pass data=Calibration(images, graph)")
         check_repeatable(self.data)
 
+    @in_eval_mode
     def __call__(self, graph: Graph) -> list[Change]:
         bake(graph)
         gather_shuffles(graph)
@@ -119,6 +120,7 @@ class Prune:
             full = self._step(graph, self.keep_ratio ** (step / self.steps), full)
             if self.fine_tune is not None:
                 self.fine_tune(graph)
+                graph.eval()
         return _changes(graph, start)
 
     def _step(self, graph: Graph, ratio: float, full: float | None) -> float:

@@ -24,7 +24,7 @@ from graphopt.analysis.output_error import Probe
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import family, value
-from graphopt.ir.passes import Change
+from graphopt.ir.passes import Change, in_eval_mode
 from graphopt.passes.pruning.reconstruct import reconstruct
 from graphopt.utils.checks import check_repeatable, check_share
 
@@ -60,6 +60,7 @@ class RemoveBlocks:
         check_share("keep_ratio", self.keep_ratio)
         check_repeatable(self.data)
 
+    @in_eval_mode
     def __call__(self, graph: Graph) -> list[Change]:
         original, target = graph.clone(), self.keep_ratio * cost.macs(graph)
         probe = Probe(original, self.data)

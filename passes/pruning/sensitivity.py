@@ -3,7 +3,7 @@
 For each group alone: take units away in the order of least error, re-fit its readers, run the data, and compare the output
 with the original's. Between the measured points, damage follows the readers' error as a power law (a line between logarithms).
 
-    damage = sum |z' - z|^2 / sum |z|^2        z: all outputs on the data
+    damage = mean over outputs of  sum |z' - z|^2 / sum |z|^2        z: one output on the data
 """
 
 from __future__ import annotations

@@ -59,10 +59,23 @@ def channel_shift(graph: Graph, layer: Layer) -> Tensor | None:
 
 
 def fit_bias(scale: Tensor, reach: Tensor, input_scale: Tensor, bias: Tensor | None) -> Tensor:
-    """Weight scales under which the bias still fits 32 bits with room for the sum, and dead channels keep a sensible one."""
-    if scale.dim() and bool((reach == 0).any()):
+    """Weight scales under which the bias still fits 32 bits with room for the sum.
+
+    Weights that all are zero leave their scale to the bias: it is that of the coarsest living channel, or where none lives, such
+    that the largest bias has 16 bits.
+
+    Args:
+        scale: of the weights, [] or [out].
+        reach: the largest |w| that each of them stands for.
+        input_scale: of the layer's input, [].
+        bias: [out].
+    """
+    if bool((reach == 0).any()):
         alive = scale[reach > 0]
-        scale = torch.where(reach > 0, scale, alive.max() if alive.numel() else torch.ones(()))
+        if alive.numel():
+            scale = torch.where(reach > 0, scale, alive.max())
+        elif bias is not None and bool(bias.any()):
+            scale = torch.full_like(scale, float(bias.abs().max() / (2.0**16 * input_scale)))
     if bias is None:
         return scale
     need = bias.abs() / (2.0**30 * input_scale)

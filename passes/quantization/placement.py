@@ -80,9 +80,10 @@ def place(
     weights: NumberFormat,
     activations: NumberFormat,
     formats: Mapping[str, LayerFormat | None],
+    floating: Mapping[Node, str] | None = None,
 ) -> Plan:
-    """Decide what is computed in integer. See the head of this file."""
-    return _Placement(graph, target, weights, activations, formats).plan()
+    """Decide what is computed in integer. See the head of this file. `floating`: calls that stay float, and why."""
+    return _Placement(graph, target, weights, activations, formats, floating or {}).plan()
 
 
 class _Placement:
@@ -93,8 +94,9 @@ class _Placement:
         weights: NumberFormat,
         activations: NumberFormat,
         formats: Mapping[str, LayerFormat | None],
+        floating: Mapping[Node, str],
     ) -> None:
-        self.graph, self.target, self.formats = graph, target, formats
+        self.graph, self.target, self.formats, self.floating = graph, target, formats, floating
         self.weights, self.activations = weights, activations
         self.layers: dict[Node, NumberFormat] = {}
         self.left: dict[Node, str] = {}
@@ -115,6 +117,9 @@ class _Placement:
 
     def visit(self, node: Node) -> None:
         kind = family(node)
+        if node in self.floating:
+            self.left[node] = self.floating[node]
+            return
         excluded, chosen = override(self.graph.site(node), self.formats) if kind else (False, None)
         if kind is None or (excluded and chosen is None):
             if kind in STARTS:

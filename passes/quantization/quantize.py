@@ -25,13 +25,15 @@ from torch.fx.node import Node
 
 from graphopt.analysis.output_error import samples
 from graphopt.execution.observers import Histogram, Range, observe
-from graphopt.formats import Format, NumberFormat, Quantizer, in_blocks, scale_and_zero_point
+from graphopt.formats import SMALLEST_SCALE, Format, NumberFormat, Quantizer, in_blocks, reach, scale_and_zero_point
 from graphopt.ir.graph import Graph
 from graphopt.ir.masks import bake
 from graphopt.ir.ops import WEIGHT, Layer, family, value
-from graphopt.ir.passes import Change
+from graphopt.ir.passes import Change, in_eval_mode
 from graphopt.ir.quantizers import constants, is_uniform, quantizers
+from graphopt.passes.quantization.activations import clip_before_moves
 from graphopt.passes.quantization.biases import channel_shift, fit_bias, quantize_bias
+from graphopt.passes.quantization.joins import drowning, last_joins
 from graphopt.passes.quantization.placement import Grid, LayerFormat, Plan, override, place
 from graphopt.passes.quantization.ranges import ESTIMATORS, WEIGHT_METHODS, percentile, weight_range
 from graphopt.passes.quantization.readers import best_ranges, candidates
@@ -79,19 +81,14 @@ class Quantize:
             if name not in known:
                 raise InputError(f"unknown range estimator {name!r}; known: {', '.join(known)}")
 
+    @in_eval_mode
     def __call__(self, graph: Graph) -> list[Change]:
         if not all(is_uniform(node) and in_blocks(node) for node in quantizers(graph)):
             return []
         self.check_patterns(graph)
         self.check_formats()
-        changes = bake(graph)
-        plan = place(
-            graph,
-            self.target,
-            self.weights or self.target.weights,
-            self.activations or self.target.activations,
-            self.formats,
-        )
+        changes = bake(graph) + clip_before_moves(graph, self.target)
+        plan = self.place(graph)
         if not plan.layers:
             raise InputError(
                 f"nothing to quantize: the graph has no convolution or linear layer that {self.target.name!r} computes in integer"
@@ -107,6 +104,15 @@ class Quantize:
         if self.target.rest is not None:
             changes += round_rest(graph, plan.rest, self.target.rest)
         return changes + [Change(graph.site(node), f"stays float: {why}") for node, why in plan.left.items()]
+
+    def place(self, graph: Graph) -> Plan:
+        """What is computed in integer; joins of values that one grid cannot hold are not."""
+        weights, activations = self.weights or self.target.weights, self.activations or self.target.activations
+        plan = place(graph, self.target, weights, activations, self.formats)
+        joins = {} if getattr(self.calibration, "one_shot", False) else last_joins(plan)
+        if joins and (floating := drowning(graph, joins, self.calibration)):
+            plan = place(graph, self.target, weights, activations, self.formats, floating)
+        return plan
 
     def check_patterns(self, graph: Graph) -> None:
         names = {graph.site(node) for node in graph.calls() if family(node)}
@@ -132,6 +138,8 @@ class Quantize:
         first: list[list[Tensor]] = []
         statistics = self.watch(graph, plan, first)
         ranges = [self.range_of(grid, stat) for grid, stat in zip(plan.grids, statistics, strict=True)]
+        for grid, stat in zip(plan.grids, statistics, strict=True):
+            check_size(f"values of {graph.site(grid.observed[0])!r}", max(-stat.low, stat.high), grid.format)
         if self.by_output:
             options = {
                 index: candidates(stat, grid.format)
@@ -210,11 +218,12 @@ class Quantize:
     def fit_weight(self, graph: Graph, layer: Layer, format: NumberFormat, step: Tensor | None) -> Quantizer:
         """`step`: that of the layer's input, where it has one."""
         weight = layer.canonical(graph.tensor(layer.weight))
+        check_size(f"weights {str(layer.weight.target)!r}", float(weight.abs().max()), format)
         if isinstance(format, Format):
             low, high = weight_range(weight, format, self.weight_estimator)
             scale, zero_point = scale_and_zero_point(low, high, format)
             bias = graph.tensor(layer.bias) if layer.bias is not None and step is not None else None
-            scale = fit_bias(scale, high - low, torch.ones(()) if step is None else step, bias)
+            scale = fit_bias(scale, reach(low, high), torch.ones(()) if step is None else step, bias)
             return Quantizer(format, (scale, zero_point), layer.weight_axis if format.per_channel else -1)
         axis = weight_block_axis(weight) if format.block else layer.weight_axis
         try:
@@ -242,6 +251,15 @@ def keep_first(data: Iterable[list[Tensor]], count: int, kept: list[list[Tensor]
             kept.append(batch)
             seen += len(batch[0])
         yield batch
+
+
+def check_size(what: str, reach: float, format: NumberFormat) -> None:
+    """Raise where values are too small for any scale there is, so that little more than noise would be left of them."""
+    if isinstance(format, Format) and 0 < reach < SMALLEST_SCALE * format.quant_max / 2:
+        raise InputError(
+            f"{what} reach no more than {reach:.3g}, too small for {format.bits}-bit steps of at least {SMALLEST_SCALE:.3g}; "
+            "scale them up, or keep the layers around them in float with formats={pattern: None}"
+        )
 
 
 def check_weights(graph: Graph, plan: Plan) -> None:

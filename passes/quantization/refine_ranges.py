@@ -34,7 +34,7 @@ from graphopt.fitting.losses import COMPARISONS
 from graphopt.formats import FAKE_QUANTIZE, fake_quantize
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import Layer, aten
-from graphopt.ir.passes import Change
+from graphopt.ir.passes import Change, in_eval_mode
 from graphopt.ir.scales import free_step, power_of_two, tie_biases
 from graphopt.utils.checks import check_count
 from graphopt.utils.errors import InputError
@@ -78,6 +78,7 @@ class RefineRanges:
         check_count("samples", self.samples, 2)
         check_count("evaluations", self.evaluations)
 
+    @in_eval_mode
     def __call__(self, graph: Graph) -> list[Change]:
         if not graph.calls(FAKE_QUANTIZE):
             return []

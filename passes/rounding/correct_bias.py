@@ -27,7 +27,7 @@ from graphopt.execution.observers import PositionMean, Statistic, observe
 from graphopt.execution.reference import float_twin, keep_exact, unquantized
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import Layer
-from graphopt.ir.passes import Change
+from graphopt.ir.passes import Change, in_eval_mode
 from graphopt.ir.quantizers import is_quantizer, is_uniform
 from graphopt.utils.errors import InputError
 
@@ -44,6 +44,7 @@ class CorrectBias:
 
     calibration: Iterable[list[Tensor]] | None = field(default=None, repr=False)
 
+    @in_eval_mode
     def __call__(self, graph: Graph) -> list[Change]:
         layers = [
             layer

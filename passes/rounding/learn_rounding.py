@@ -42,7 +42,7 @@ from graphopt.execution.streaming import Frontier, constant_calls
 from graphopt.fitting import rounding
 from graphopt.fitting.least_squares import Pairs
 from graphopt.ir.graph import Graph
-from graphopt.ir.passes import Change
+from graphopt.ir.passes import Change, in_eval_mode
 from graphopt.ir.quantizers import quantizers
 from graphopt.ir.scales import tie_biases
 from graphopt.passes.rounding import bit_split
@@ -121,6 +121,7 @@ class LearnRounding:
         if self.rate <= 0 or self.regularizer < 0:
             raise ValueError(f"rate must be over 0 and regularizer not under 0, got {self.rate} and {self.regularizer}")
 
+    @in_eval_mode
     def __call__(self, graph: Graph) -> list[Change]:
         if all("rounding_learned" in rounded.layer.node.meta for rounded in self.check(graph)):
             return []

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from graphopt.fitting.losses import Loss, own_labels
 from graphopt.ir.graph import Graph
-from graphopt.ir.passes import Change
+from graphopt.ir.passes import Change, in_eval_mode
 from graphopt.passes.sparsity.choose import ramp
 from graphopt.passes.sparsity.plan import Plan
 from graphopt.passes.sparsity.saliency import Criterion, OptimalBrainDamage, Prepared, magnitude
@@ -107,6 +107,7 @@ class Sparsify:
             if share is not None:
                 check_share(f"layers[{name!r}]", share)
 
+    @in_eval_mode
     def __call__(self, graph: Graph) -> list[Change]:
         plan = Plan.of(self, graph)
         before = plan.masked(graph)

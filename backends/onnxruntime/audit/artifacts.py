@@ -25,25 +25,28 @@ def audit(artifact: OnnxRuntimeArtifact) -> Audit:
         reading = executed(optimized(artifact.folder / MODEL), "the runtime's graph")
     layers = artifact.manifest.options["layers"]  # weight name -> site and MACs, written by `lower`
     found = Audit(total_macs=sum(layer["macs"] for layer in layers.values()))
+    left = {name: list(layer.get("calls", [layer["macs"]])) for name, layer in layers.items()}
     for node in reading.nodes:
         operator, kind = node.op_type, reading.kind(node)
         found.operators[operator] = found.operators.get(operator, 0) + 1
         position = {**INTEGER_WORK, **FLOAT_WORK, MULTIPLIES_BLOCKS: 1}.get(operator)
-        layer = layers.get(_weight(node, position, reading)) if position is not None else None
+        weight = _weight(node, position, reading) if position is not None else ""
+        layer = layers.get(weight)
+        macs = left[weight].pop(0) if layer and left[weight] else 0
         site = layer["site"] if layer else str(node.name).removeprefix("node_").partition("_token_")[0]
         if operator == MULTIPLIES_BLOCKS:
             bits = next(int(a.i) for a in node.attribute if a.name == "bits")
             found.weight_only.append(site)
-            found.weight_only_macs[bits] = found.weight_only_macs.get(bits, 0) + (layer["macs"] if layer else 0)
+            found.weight_only_macs[bits] = found.weight_only_macs.get(bits, 0) + macs
         elif (why := refused.get(node.name)) is not None:
-            found.floating.append(FloatOperator(site, operator, why, layer["macs"] if layer else 0))
+            found.floating.append(FloatOperator(site, operator, why, macs))
         elif kind is Kind.INTEGER and position is not None:
             found.integer.append(site)
-            found.integer_macs += layer["macs"] if layer else 0
+            found.integer_macs += macs
         elif kind is Kind.FLOAT and operator not in NEUTRAL:
             otherwise = "no integer operator of the target" if vendor else "the operators around it are float"
             reason = (layer or {}).get("left") or REASONS.get(operator, otherwise)
-            found.floating.append(FloatOperator(site, operator, reason, layer["macs"] if layer else 0))
+            found.floating.append(FloatOperator(site, operator, reason, macs))
     return found
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx
 from torch.fx.node import Node
 
@@ -24,7 +25,7 @@ from graphopt.formats import HALVES, in_blocks
 from graphopt.ir.graph import Example, Graph
 from graphopt.ir.ops import family
 from graphopt.ir.quantizers import is_uniform, quantizer_of, quantizers
-from graphopt.lowering.integers.arithmetic import exact_products
+from graphopt.lowering.integers.arithmetic import dequantize, exact_products
 from graphopt.lowering.integers.fusion import fuse
 from graphopt.lowering.integers.kernels import LayerKernel
 from graphopt.lowering.integers.machines import MACHINES
@@ -32,9 +33,11 @@ from graphopt.lowering.qdq import deploy
 from graphopt.targets import machine_here
 from graphopt.utils.errors import InputError
 
+ROUNDING = 1e-4  # of the largest answer: what float kernels differ by, far less than a step of 8 bits
+
 Watch = Callable[[Node, str, Tensor], Tensor]
 Before = Callable[[Node, tuple[Any, ...]], None]
-Intermediate = Callable[[Any, list[str], list[Any]], dict[str, Any]]
+Intermediate = Callable[[Any, list[str], list[Any]], tuple[list[Any], dict[str, Any]]]
 
 
 class Mismatch(NamedTuple):
@@ -102,7 +105,7 @@ class Simulation:
             graph: simulated, with fake-quantize nodes; it is not changed.
             machine: see above.
             speak: rewrites the deployed graph in place the way the backend does before it lowers it.
-            intermediate: (artifact, names, inputs) -> values inside the artifact by name.
+            intermediate: (artifact, names, inputs) -> answers of the artifact while it is watched, values inside it by name.
             everywhere: artifacts compute alike on every machine.
             half: they have float16 values; see `graphopt.lowering.qdq`.
 
@@ -147,7 +150,9 @@ class Simulation:
         order of execution.
 
         Each kernel is given the artifact's own codes to compute with, so that a line tells what that kernel alone does;
-        with `free_running`, those the simulation computed, so that a difference spreads to what follows.
+        with `free_running`, those the simulation computed, so that a difference spreads to what follows. To read its codes the
+        artifact has to return them; an output that it answers otherwise when it does not has a line at the end
+        (`merged kernels`).
 
         Raises:
             InputError: this machine's kernels are not the simulated ones, or the artifact is of another graph.
@@ -158,7 +163,7 @@ class Simulation:
                 f"simulate(..., machine={here!r}) can be compared here"
             )
         tensors = self._graph.check_inputs(args, kwargs)
-        theirs = self._intermediate(artifact, list(self._names.values()), [t.numpy() for t in tensors])
+        answers, theirs = self._intermediate(artifact, list(self._names.values()), [t.numpy() for t in tensors])
         found: list[Mismatch] = []
 
         def compare(node: Node, name: str, codes: Tensor) -> Tensor:
@@ -175,7 +180,24 @@ class Simulation:
             return codes if free_running or exported is not codes else other
 
         self._run(args, kwargs, compare)
+        return found + self._unwatched(artifact, answers, tensors)
+
+    def _unwatched(self, artifact: Artifact, watched: list[Any], tensors: list[Tensor]) -> list[Mismatch]:
+        """What the artifact answers only while it is watched: values that are returned can keep kernels from being merged."""
+        found = []
+        plain = [t for t in pytree.tree_leaves(artifact(*tensors)) if isinstance(t, Tensor)]
+        for name, answer, alone in zip(self._graph.output_names, map(torch.from_numpy, watched), plain, strict=True):
+            apart = (answer.double() - alone.double()).abs()
+            differing = int((apart > ROUNDING * float(alone.abs().max())).sum()) if apart.numel() else 0
+            if differing:
+                steps = float(apart.max()) / self._step(name)
+                found.append(Mismatch(name, name, "merged kernels", differing, apart.numel(), round(steps)))
         return found
+
+    def _step(self, output: str) -> float:
+        """Of the grid that an output stands on; 1 for a float one."""
+        maker = self._graph.outputs[self._graph.output_names.index(output)]
+        return float(maker.args[1]) if maker.target is dequantize else 1.0  # type: ignore[arg-type]
 
     def saturation(self, *args: Any, **kwargs: Any) -> list[Saturation]:
         """Where products leave 16 bits before they are added up: the layers whose weights make it possible, in order.

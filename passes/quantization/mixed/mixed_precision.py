@@ -34,7 +34,7 @@ from graphopt.execution.observers import Range
 from graphopt.formats import Format
 from graphopt.ir.graph import Graph
 from graphopt.ir.masks import bake
-from graphopt.ir.passes import Change, Shortfall, Timer
+from graphopt.ir.passes import Change, Shortfall, Timer, in_eval_mode
 from graphopt.ir.quantizers import quantizers
 from graphopt.passes.quantization.mixed import ilp
 from graphopt.passes.quantization.mixed.agent import search
@@ -116,6 +116,7 @@ class MixedPrecision:
         check(self)
         self.quantize({})  # checks the estimators
 
+    @in_eval_mode
     def __call__(self, graph: Graph) -> list[Change]:
         if quantizers(graph):
             return []

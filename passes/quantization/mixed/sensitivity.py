@@ -1,7 +1,7 @@
 """How much the network's output minds each choice, measured: one layer, or the values on one grid, rounded, all else in float.
 
     kl      mean over samples of  sum_k p_k log(p_k / q_k)          p, q: softmax of the first output, float and rounded
-    sqnr    sum |z' - z|^2 / sum |z|^2                              z, z': all outputs; 10^(-SQNR / 10)
+    sqnr    mean over outputs of sum |z' - z|^2 / sum |z|^2         each term 10^(-SQNR / 10) of one output; see `graphopt.analysis.output_error`
 
 Classes lie along dimension 1 of images ([N, C], [N, C, H, W]) and along the last one of sequences ([N, T, C]).
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from graphopt.analysis.output_error import add_up, relative, squares
 from graphopt.passes.quantization.mixed.cost import Numbers
 from graphopt.passes.quantization.mixed.roundings import Roundings
 from graphopt.passes.quantization.mixed.trials import NOTHING, Network, Trial
@@ -38,7 +39,8 @@ class Divergence:
         if distance == "kl" and class_dim(self.wanted[0][0]) is None:
             shape = list(self.wanted[0][0].shape)
             raise InputError(f"the first output {shape} has no classes to compare; use sensitivity='sqnr'")
-        self.weight = float(sum(self._weight(outputs) for outputs in self.wanted))
+        self.weight = float(sum(self._weight(outputs) for outputs in self.wanted)) if distance == "kl" else 1.0
+        self.power = add_up(map(squares, self.wanted))
 
     @property
     def samples(self) -> int:
@@ -56,13 +58,11 @@ class Divergence:
             p, q = (log_classes(z[0]) for z in (wanted, outputs))
             lost = float((p.exp() * (p - q)).sum())
         else:
-            lost = sum(float((a.double() - b.double()).square().sum()) for a, b in zip(outputs, wanted, strict=True))
+            lost = relative(squares(outputs, wanted), self.power)
         return (lost if np.isfinite(lost) else 1e12) / max(self.weight, 1e-30)
 
     def _weight(self, wanted: Sequence[Tensor]) -> float:
-        if self.distance == "kl":
-            return wanted[0].numel() / wanted[0].shape[class_dim(wanted[0])]  # type: ignore[index]
-        return sum(float(z.double().square().sum()) for z in wanted)
+        return wanted[0].numel() / wanted[0].shape[class_dim(wanted[0])]  # type: ignore[index]
 
 
 def class_dim(output: Tensor) -> int | None:

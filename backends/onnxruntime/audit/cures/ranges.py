@@ -23,6 +23,7 @@ from graphopt.backends.onnxruntime.audit.cures.edit import DEQUANTIZES, QUANTIZE
 from graphopt.backends.onnxruntime.audit.work import Feeds, values
 from graphopt.evaluation.compliance.model import ACTIVATIONS, LAYERS
 from graphopt.evaluation.compliance.rules import FAMILIES
+from graphopt.formats import SMALLEST_SCALE
 from graphopt.targets import Target
 from graphopt.utils.progress import track
 
@@ -109,7 +110,7 @@ def _grid(low: float, high: float, dtype: np.dtype[np.generic], target: Target) 
     else:
         scale = (high - low) / (info.max - info.min)
         point = 0
-    scale = max(scale, 1e-8)
+    scale = max(scale, SMALLEST_SCALE) if scale else 1.0
     if not target.codes.symmetric:
         point = int(np.clip(np.rint(info.min - low / scale), info.min, info.max))
     return Grid(np.array(scale, np.float32), np.array(point, dtype))
