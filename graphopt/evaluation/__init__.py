@@ -2,6 +2,7 @@
 
 sensitivity.py     `analyze`: which layer loses accuracy
 value_errors.py    how well a grid fits its values
+fidelity.py        how far answers are from the original's, by output and channel
 evaluate.py        accuracy, fidelity, integer share and time of an artifact
 file_audit.py      `audit`: what of anyone's ONNX file computes in integer
 float_regions.py   what computes in float between integers

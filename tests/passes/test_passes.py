@@ -1,5 +1,6 @@
 """Passes by name."""
 
+import importlib
 import inspect
 import pkgutil
 
@@ -21,17 +22,21 @@ def test_no_pass_is_left_out() -> None:
     """A pass is a public class that can be called on a graph and says whether it is exact."""
     found = set()
     for module in pkgutil.walk_packages(graphopt.passes.__path__, "graphopt.passes."):
-        for name, kind in vars(__import__(module.name, fromlist=["_"])).items():
-            own = inspect.isclass(kind) and kind.__module__ == module.name and not name.startswith("_")
+        for name, kind in vars(importlib.import_module(module.name)).items():
             if (
-                own
-                and not inspect.isabstract(kind)
-                and hasattr(kind, "exact")
-                and callable(getattr(kind, "__call__", None))
+                not inspect.isclass(kind)
+                or kind.__module__ != module.name
+                or name.startswith("_")
+                or inspect.isabstract(kind)
             ):
-                parameters = list(inspect.signature(vars(kind).get("__call__", bool)).parameters) if "__call__" in vars(kind) else []
-                if parameters[:2] == ["self", "graph"]:
-                    found.add(name)
+                continue
+            call = inspect.getattr_static(kind, "__call__", None)
+            if (
+                call is not None
+                and hasattr(kind, "exact")
+                and list(inspect.signature(call).parameters)[1:2] == ["graph"]
+            ):
+                found.add(name)
     assert found == {passes.find(name).__name__ for name in passes.names()}
 
 

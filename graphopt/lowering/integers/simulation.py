@@ -182,7 +182,7 @@ class Simulation:
         self._run(args, kwargs, compare)
         return found + self._unwatched(artifact, answers, tensors)
 
-    def _unwatched(self, artifact: Artifact, watched: list[Any], tensors: list[Tensor]) -> list[Mismatch]:
+    def _unwatched(self, artifact: Any, watched: list[Any], tensors: list[Tensor]) -> list[Mismatch]:
         """What the artifact answers only while it is watched: values that are returned can keep kernels from being merged."""
         found = []
         plain = [t for t in pytree.tree_leaves(artifact(*tensors)) if isinstance(t, Tensor)]

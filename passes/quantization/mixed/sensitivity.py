@@ -1,7 +1,7 @@
 """How much the network's output minds each choice, measured: one layer, or the values on one grid, rounded, all else in float.
 
     kl      mean over samples of  sum_k p_k log(p_k / q_k)          p, q: softmax of the first output, float and rounded
-    sqnr    mean over outputs of sum |z' - z|^2 / sum |z|^2         each term 10^(-SQNR / 10) of one output; see `graphopt.analysis.output_error`
+    sqnr    mean over outputs of sum |z' - z|^2 / sum |z|^2         each term is 10^(-SQNR / 10) of one output
 
 Classes lie along dimension 1 of images ([N, C], [N, C, H, W]) and along the last one of sequences ([N, T, C]).
 
