@@ -40,7 +40,7 @@ aten = torch.ops.aten
 def capture(model: Any, args: Any, kwargs: Mapping[str, Any] | None, *, dynamic_batch: bool) -> Graph:
     """See `Graph.capture`."""
     if isinstance(model, (str, Path)):
-        from graphopt.ir.storage import load_program
+        from graphopt.frontend.exported_file import load_program
 
         model = load_program(Path(model))
     who = type(model).__name__
