@@ -71,8 +71,8 @@ def load_program(path: Path) -> ExportedProgram:
         raise
     except Exception as error:
         raise InputError(
-            f"{path} holds what torch.export.save does not write ({first_line(error)[:200]}), and loading it could run code from the "
-            "file; export the model here instead"
+            f"{path} holds what torch.export.save does not write ({first_line(error)[:200]}), and loading it could run code from "
+            "the file; export the model here instead"
         ) from error
     try:
         with warnings.catch_warnings():

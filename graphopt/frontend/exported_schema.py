@@ -30,10 +30,10 @@ REGIONS = {"wrap_with_set_grad_enabled", "wrap_with_autocast", "cond"}
 SYMBOL = re.compile(r"[a-z]{1,4}\d{1,9}")
 # Functions of sympy and torch that sizes are made of. None of them takes text, grows numbers quickly, or loops.
 ARITHMETIC = {
-    "Abs", "Add", "And", "CeilDiv", "CeilToInt", "CleanDiv", "Eq", "Equality", "FloatTrueDiv", "Float", "FloorDiv", "FloorToInt", "Ge",
-    "GreaterThan", "Gt", "Half", "Identity", "IntTrueDiv", "Integer", "Le", "LessThan", "Lt", "Max", "Min", "Mod", "ModularIndexing",
-    "Mul", "Ne", "NegativeOne", "Not", "One", "Or", "Pow", "PowByNatural", "PythonMod", "Rational", "RoundToInt",
-    "StrictGreaterThan", "StrictLessThan", "Symbol", "ToFloat", "TruncToFloat", "TruncToInt", "Unequality", "Where", "Zero",
+    "Abs", "Add", "And", "CeilDiv", "CeilToInt", "CleanDiv", "Eq", "Equality", "FloatTrueDiv", "Float", "FloorDiv", "FloorToInt",
+    "Ge", "GreaterThan", "Gt", "Half", "Identity", "IntTrueDiv", "Integer", "Le", "LessThan", "Lt", "Max", "Min", "Mod",
+    "ModularIndexing", "Mul", "Ne", "NegativeOne", "Not", "One", "Or", "PythonMod", "Rational", "RoundToInt",
+    "StrictGreaterThan", "StrictLessThan", "ToFloat", "TruncToFloat", "TruncToInt", "Unequality", "Where", "Zero",
     "ceiling", "floor",
 }  # fmt: skip
 # The factory of a defaultdict, which torch would import.
@@ -81,7 +81,7 @@ def conform(kind: Any, data: Any, field: str) -> Any:
         return _mapping(typing.get_args(kind)[1], data, field)
     if issubclass(kind, _Union):
         return _union(kind, data, field)
-    if dataclasses.is_dataclass(kind):
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return _record(kind, data, field)
     if issubclass(kind, enum.Enum):
         return kind(_of(int, data, field)).value
@@ -192,33 +192,45 @@ def _size(text: str, field: str) -> None:
     """Arithmetic on sizes, such as Mul(Integer(2), Symbol('s0', integer=True)), and nothing else: torch evaluates it."""
     if len(text) > 10_000:
         raise ValueError(f"{field} has {len(text)} characters")
-    tree = ast.parse(text, mode="eval")
-    named = {id(n.func): n for n in ast.walk(tree) if isinstance(n, ast.Call)}
-    symbols = {
-        id(n.args[0]) for n in named.values() if isinstance(n.func, ast.Name) and n.func.id == "Symbol" and n.args
-    }
-    powers = 0
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant):
-            fits = _is_number(node.value) or (id(node) in symbols and bool(SYMBOL.fullmatch(str(node.value))))
-        elif isinstance(node, ast.Name):
-            fits = node.id in ARITHMETIC if id(node) in named else bool(SYMBOL.fullmatch(node.id))
-            powers += node.id in ("Pow", "PowByNatural")
-        else:
-            fits = isinstance(node, _SYNTAX)
-        powers += isinstance(node, ast.Pow)
-        if not fits or powers > 2:
+    for node in ast.walk(ast.parse(text, mode="eval")):
+        if not _is_arithmetic(node):
             raise ValueError(f"{field} is {text[:100]!r}, an odd expression")
 
 
-def _is_number(value: Any) -> bool:
-    # Two powers of numbers below a thousand stay small; larger numbers are added and multiplied only.
-    return isinstance(value, (int, float)) and abs(value) < 2**64
+def _is_arithmetic(node: ast.AST) -> bool:
+    """Whether a part of an expression may stand there; its own parts are looked at in turn."""
+    if isinstance(node, ast.Call):
+        name = node.func.id if isinstance(node.func, ast.Name) else ""
+        if name in ("Pow", "PowByNatural"):
+            return len(node.args) == 2 and _is_power(*node.args)
+        if name == "Symbol":  # its name is the one text
+            return len(node.args) == 1 and isinstance(node.args[0], ast.Constant) and _is_symbol(node.args[0].value)
+        return name in ARITHMETIC
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
+        return _is_power(node.left, node.right)
+    if isinstance(node, ast.Constant):
+        number = isinstance(node.value, (int, float)) and abs(node.value) < 2**64
+        return number or _is_symbol(node.value)
+    if isinstance(node, ast.Name):
+        return node.id in ARITHMETIC | {"Pow", "PowByNatural", "Symbol", "true", "false"} or _is_symbol(node.id)
+    return isinstance(node, _SYNTAX)
+
+
+def _is_symbol(name: Any) -> bool:
+    return isinstance(name, str) and SYMBOL.fullmatch(name) is not None
+
+
+def _is_power(base: ast.AST, exponent: ast.AST) -> bool:
+    """A symbol to a small number; powers of numbers would be worked out, whatever their length."""
+    symbol = isinstance(base, ast.Name) or (
+        isinstance(base, ast.Call) and isinstance(base.func, ast.Name) and base.func.id == "Symbol"
+    )
+    return symbol and re.fullmatch(r"(Integer\()?-?\d{1,2}\)?", ast.unparse(exponent)) is not None
 
 
 _SYNTAX = (
-    ast.Add, ast.BinOp, ast.Call, ast.Compare, ast.Div, ast.Expression, ast.FloorDiv, ast.Load, ast.Mod, ast.Mult, ast.Pow, ast.Sub,
-    ast.USub, ast.UAdd, ast.UnaryOp, ast.cmpop, ast.keyword,
+    ast.Add, ast.BinOp, ast.Call, ast.Compare, ast.Div, ast.Expression, ast.FloorDiv, ast.Load, ast.Mod, ast.Mult, ast.Pow,
+    ast.Sub, ast.USub, ast.UAdd, ast.UnaryOp, ast.cmpop, ast.keyword,
 )  # fmt: skip
 
 
@@ -251,11 +263,8 @@ def _subtree(tree: Any, field: str) -> None:
 
 def _factory(context: Any, field: str) -> Any:
     named = context.get("default_factory_name") if isinstance(context, dict) else None
-    if (
-        named not in FACTORIES
-        or context.get("default_factory_module") != "builtins"
-        or not _is_plain(context.get("dict_context"))
-    ):
+    builtin = named in FACTORIES and context.get("default_factory_module") == "builtins"
+    if not builtin or not _is_plain(context.get("dict_context")):
         raise ValueError(f"{field} holds a defaultdict of {str(context)[:100]}")
     return context
 
@@ -272,10 +281,6 @@ def _check_call(tree: Any, field: str) -> None:
         raise ValueError(f"{field} is of {kinds}, not (args, kwargs)")
     for key in json_data.parse(tree["children_spec"][1]["context"].encode()):
         identifier(key, field)
-
-
-def _device(text: str, field: str) -> None:
-    _pattern(DEVICE)(text, field)
 
 
 _CLASS = re.compile(r"[\w.<>]+")
@@ -295,7 +300,7 @@ TEXTS: dict[str, Callable[[str, str], Any]] = {
     "Argument.as_string": _free,
     "Argument.as_strings": _free,
     "ConstantValue.as_string": _free,
-    "Device.type": _device,
+    "Device.type": _pattern(DEVICE),
     "ExportedProgram.torch_version": _free,
     "ExportedProgram.guards_code": _free,
     "ExportedProgram.verifiers": _pattern(LABEL),

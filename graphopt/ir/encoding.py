@@ -1,7 +1,7 @@
 """Graph pieces as JSON: arguments, operators, nested structures. Tensors go into a list beside it.
 
-What comes from a file is checked by `schema` before it gets here. What JSON has no form for is an object with one key: `{"node": "relu"}`,
-`{"tuple": [1, 2]}`, `{"float": "inf"}`, `{"dtype": "float32"}`, `{"tensor": 3}`.
+What comes from a file is checked by `schema` before it gets here. What JSON has no form for is an object with one key:
+`{"node": "relu"}`, `{"tuple": [1, 2]}`, `{"float": "inf"}`, `{"dtype": "float32"}`, `{"tensor": 3}`.
 """
 
 from __future__ import annotations
@@ -193,9 +193,9 @@ def _is_plain_namedtuple(kind: type) -> bool:
 
 
 def _is_plain_dataclass(kind: type) -> bool:
-    inherited = kind.__new__ is object.__new__ and type(kind) is type
+    inherited = kind.__new__ is object.__new__ and type(kind) is type  # type: ignore[comparison-overlap]
     frozen = kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    plain = frozen or kind.__setattr__ is object.__setattr__
+    plain = frozen or kind.__setattr__ is object.__setattr__  # type: ignore[comparison-overlap]
     return inherited and plain and not hasattr(kind, "__post_init__") and _is_generated(kind.__init__)  # type: ignore[misc]
 
 

@@ -11,7 +11,7 @@ import importlib
 import math
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -113,8 +113,8 @@ def find(name: str, *, in_place: bool = False) -> Any:
     namespace, packet, overload = parts.groups()
     if namespace not in DEFINED_IN and namespace not in _allowed:
         raise InputError(
-            f"the graph calls {name}, and operators of {namespace!r} are code of another package; import the package that defines "
-            f"it first and allow it: graphopt.allow_operators({namespace!r})"
+            f"the graph calls {name}, and operators of {namespace!r} are code of another package; import the package that "
+            f"defines it first and allow it: graphopt.allow_operators({namespace!r})"
         )
     found = _registered(namespace, packet, overload)
     if found is None:
@@ -124,6 +124,24 @@ def find(name: str, *, in_place: bool = False) -> Any:
     if (wrong := _reaches(found, packet)) is not None or (found._schema.is_mutable and not in_place):
         raise InputError(f"the graph calls {name}, which {wrong or 'writes into its arguments'}; no file may do that")
     return found
+
+
+def check_arithmetic(target: Any, args: Sequence[Any]) -> None:
+    """Refuse plain functions of arguments that would fill the memory: texts or lists times a number, powers of whole numbers.
+
+    Raises:
+        InputError: names the function and its argument.
+    """
+    if target not in _ARITHMETIC:
+        return
+    for value in args:
+        if isinstance(value, (str, list, tuple)) or (type(value) is int and abs(value) >= 2**64):
+            raise InputError(f"{target.__name__} of {str(value)[:100]}; graphs compute with sizes of tensors only")
+    if target is operator.pow and type(args[-1]) is int and abs(args[-1]) > LARGEST_EXPONENT:
+        raise InputError(f"a power of {args[-1]}, more than {LARGEST_EXPONENT}")
+
+
+_ARITHMETIC = set(FUNCTIONS.values()) - {operator.getitem, getattr(torch, "sym_sum", None)}
 
 
 def _registered(namespace: str, packet: str, overload: str) -> Any:

@@ -1,4 +1,4 @@
-"""Tensors as raw bytes, row by row, described by element type and shape; checked against each other before any memory is taken."""
+"""Tensors as raw bytes, row by row, described by element type and shape; checked against each other before memory is taken."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def are_sizes(data: Any) -> bool:
     """Whether this is a list of sizes, no more than torch can multiply."""
     if not isinstance(data, list) or len(data) > 64 or not all(type(s) is int and 0 <= s < LARGEST for s in data):
         return False
-    return math.prod(s for s in data if s) < LARGEST
+    return bool(math.prod(s for s in data if s) < LARGEST)
 
 
 def _dense(shape: Sequence[int], stride: Sequence[int]) -> bool:

@@ -18,8 +18,8 @@ MEMORY_FORMATS = {"contiguous_format", "preserve_format", "channels_last", "chan
 CONTAINERS = {"tuple", "list", "dict", "OrderedDict", "defaultdict", "deque"}
 # What torch keeps in a node's meta. Everything else there belongs to passes and is saved where it is plain data.
 TORCH_META = {
-    "val", "tensor_meta", "from_node", "seq_nr", "torch_fn", "stack_trace", "nn_module_stack", "source_fn_stack", "custom", "desc",
-    "example_value", "unbacked_bindings", "recompute", "ac_graph_id", "is_wrapped", "original_aten", "partitioner_tag",
+    "val", "tensor_meta", "from_node", "seq_nr", "torch_fn", "stack_trace", "nn_module_stack", "source_fn_stack", "custom",
+    "desc", "example_value", "unbacked_bindings", "recompute", "ac_graph_id", "is_wrapped", "original_aten", "partitioner_tag",
     "eager_input_vals",
 }  # fmt: skip
 KEYS = {
