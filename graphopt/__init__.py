@@ -27,23 +27,8 @@ if TYPE_CHECKING:
     from graphopt.targets import Target
 
 __all__ = [
-    "Analysis",
-    "Artifact",
-    "Cured",
-    "FileAudit",
-    "Graph",
-    "Optimized",
-    "Target",
-    "Violation",
-    "__version__",
-    "allow_operators",
-    "analyze",
-    "audit",
-    "check",
-    "load",
-    "optimize",
-    "simulate",
-    "targets",
+    "Analysis", "Artifact", "Cured", "FileAudit", "Graph", "Optimized", "Target", "Violation", "__version__", "allow_operators",
+    "analyze", "audit", "check", "load", "optimize", "simulate", "targets",
 ]  # fmt: skip
 
 _HOME = {

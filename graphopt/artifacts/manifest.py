@@ -141,12 +141,10 @@ class Manifest:
         again = "write or copy the artifact again"
         for name, entry in self.files.items():
             path = folder / _safe(name)
-            if not path.is_file():
-                raise ArtifactError(f"the artifact {folder} lacks its file {name}; {again}")
-            if (link := next((p for p in _inside(folder, path) if p.is_symlink()), None)) is not None:
-                raise ArtifactError(
-                    f"{link} is a link, which could lead anywhere; copy the artifact with its files in it"
-                )
+            linked = any(part.is_symlink() for part in _inside(folder, path))  # it could lead anywhere
+            if linked or not path.is_file():
+                what = "; there is a link in its place" if linked else ""
+                raise ArtifactError(f"the artifact {folder} lacks its file {name}{what}; {again}")
             if (found := path.stat().st_size) != entry.size:
                 raise ArtifactError(f"{path} is damaged: {found} bytes instead of {entry.size}; {again}")
             if sha256(path) != entry.sha256:

@@ -177,13 +177,13 @@ def read(path: str | Path) -> dict[str, PackedWeight]:
         raise InputError(f"{path} is damaged (its checksum does not fit); write it again")
     try:
         described = json_data.parse(rest[:length])
-        if described["kind"] == KIND and described["version"] <= VERSION:
+        kind, version = described["kind"], described["version"]
+        if kind == KIND and version <= VERSION:
             return {name: _weight(tensor, rest[length:]) for name, tensor in described["tensors"].items()}
     except Exception as error:  # of many kinds: formats and parameters meet whatever numbers there are
         raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); write it again") from error
     raise InputError(
-        f"{path} holds {described['kind']} in layout {described['version']}, this graphopt reads {KIND} up to layout {VERSION}; "
-        "upgrade graphopt"
+        f"{path} holds {kind} in layout {version}, this graphopt reads {KIND} up to layout {VERSION}; upgrade graphopt"
     )
 
 

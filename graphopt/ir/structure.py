@@ -145,7 +145,7 @@ def check(structure: Any) -> int:
         names = [content.get("type"), *(entries if content.get("tuple") is True else ())]
         # Python makes the class of a namedtuple from text.
         if not all(isinstance(n, str) and n.isidentifier() and not keyword.iskeyword(n) for n in names):
-            raise ValueError(f"not the names of a class and its fields: {names!r}")
+            raise ValueError(f"not a structure: {names!r} are not the names of a class and its fields")
         if not isinstance(content.get("tuple"), bool) or any(n.startswith("_") for n in names[1:]):
             raise ValueError(f"not a structure: {structure!r}")
     return sum(map(check, entries.values()))
