@@ -108,9 +108,14 @@ def read(folder: Path, manifest: Manifest) -> Graph:
         raise ArtifactError(f"the artifact {folder} lists no {NETWORK}; write it again")
     try:
         weights = packing.read(folder / WEIGHTS) if WEIGHTS in manifest.files else {}
-        return storage.load(folder / NETWORK, {name: weight.values for name, weight in weights.items()})
+        graph = storage.load(folder / NETWORK, {name: weight.values for name, weight in weights.items()})
     except InputError as error:
         raise ArtifactError(str(error)) from error
+    if (len(graph.input_names), len(graph.outputs)) != (len(manifest.inputs), len(manifest.outputs)):
+        raise ArtifactError(
+            f"{folder / NETWORK} has other inputs or outputs than the manifest says; write the artifact again"
+        )
+    return graph
 
 
 def load(folder: Path, manifest: Manifest) -> PackedArtifact:

@@ -62,6 +62,9 @@ def check(data: Any) -> None:
         _is(free, bool, "batched")
     leaves(data["outputs"])
     _example(data["example"], len(data["tensors"]), len(places))
+    inputs = sum(isinstance(leaf, dict) and "tensor" in leaf for leaf in data["example"]["leaves"])
+    if len(data["input_names"]) != inputs:
+        raise ValueError(f"{len(data['input_names'])} names for {inputs} inputs")
 
 
 # ---- Names ----------------------------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ ODD = [
     "..",
     [],
     {},
-    [[[[]]]],
+    [[[]]],
 ]
 
 
@@ -263,14 +263,11 @@ def run(mutations: int, first: int, kinds: tuple[str, ...] = KINDS, *, report: b
                 assert not set_off(), f"seed {seed} of {kind} ran its payload"
                 assert _memory() - before < GROWTH, f"seed {seed} of {kind} took {_memory() - before} bytes"
                 if report and (seed - first) % 1000 == 999:
-                    print(
-                        f"{seed - first + 1} files, slowest {slowest:.1f} s, grown {(_memory() - before) / 2**20:.0f} MiB",
-                        flush=True,
-                    )
+                    grown = (_memory() - before) / 2**20
+                    print(f"{seed - first + 1} files, slowest {slowest:.1f} s, grown {grown:.0f} MiB", flush=True)
         finally:
             signal.signal(signal.SIGALRM, previous)
-        grown = _memory() - before
-    return {"outcomes": {k: dict(c) for k, c in outcomes.items()}, "slowest": slowest, "grown": grown}
+        return {"outcomes": {k: dict(c) for k, c in outcomes.items()}, "slowest": slowest, "grown": _memory() - before}
 
 
 class TooLongError(BaseException):

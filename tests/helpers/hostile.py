@@ -1,4 +1,4 @@
-"""Files made to do harm, for `test_hostile_files.py` and `fuzz_files.py`: good ones, ways to change them, and what a payload sets off."""
+"""Files made to do harm, for `test_hostile_files.py` and `fuzz_files.py`: good ones, ways to change them, payloads, a canary."""
 
 from __future__ import annotations
 
@@ -26,26 +26,27 @@ def set_off() -> bool:
     return hasattr(builtins, FLAG)
 
 
+# Without a dot, a colon, a quote or a blank, at which torch.fx takes names apart.
+RUN = f"exec(bytes({[*f'import builtins;builtins.{FLAG}=1'.encode()]}))".replace(" ", "")
+
+
 def payloads(place: str) -> list[str]:
     """Texts that run where they reach Python's compiler: alone, as an argument, behind a quote, in a new line, as a default."""
-    run = f"__import__('builtins').__setattr__('{FLAG}',1)"
-    plain = run.replace("'", '"')
     return [
-        run,
-        f"a={run}",
-        f"{place}={run}",
-        f"{place}\n{run}",
-        f"{place}\n    {run}\n    ",
-        f"a, b=({run})",
-        f"a):\n  pass\n{run}\ndef f(b",
-        f"')\n    {plain}\n#",
-        f'") or {run} or ("',
-        f"x'+str({plain})+'",
+        RUN,
+        f"{place}={RUN}",
+        f"{place}\n    {RUN}\n    {place}",
+        f"{place}\n{RUN}",
+        f"{place}:{RUN}",
+        f"{place}':{RUN},'b",
+        f'a")or({RUN})or getattr(self,"a',
+        f"**{{}}), {RUN}, dict(a",
+        f"a):\n  pass\n{RUN}\ndef f(b",
+        f"x'+str({RUN})+'",
         f"*{place}",
-        f"{place}:{run}",
+        f"__import__('builtins').__setattr__('{FLAG}',1)",
+        f"torch.ops.aten.{RUN}",
         f"{place}.__class__",
-        f"torch.ops.aten.{run}",
-        f"{{{run}}}",
         "builtins:eval",
         "subprocess:Popen",
         "__import__",
@@ -93,6 +94,37 @@ def exported(path: Path) -> Path:
     shapes = {"x": free, "pair": {"one": free}, "mode": None, "scale": None}
     torch.export.save(torch.export.export(Region().eval(), args, kwargs, dynamic_shapes=shapes), path)
     return path
+
+
+# Changes of a saved graph whose parts agree with each other, each of which runs a payload where nothing checks it.
+def in_the_signature(data: Any) -> None:
+    """A default of an argument of a model that reads none of its inputs."""
+    empty = {"type": "tuple", "context": None, "children": []}
+    whole = {"type": "tuple", "context": None, "children": [empty, {"type": "dict", "context": [], "children": []}]}
+    constant = next(n for n in data["nodes"] if n["op"] == "get_attr")
+    output = {**data["nodes"][-1], "args": [{"tuple": [{"node": constant["name"]}]}]}
+    leaf = {"type": "tuple", "context": None, "children": [None]}
+    data.update(nodes=[constant, output], arguments=[f"a={RUN}"], inputs=whole, outputs=leaf, batched=[])
+    data["example"] = {"structure": whole, "leaves": []}
+
+
+def in_an_input(data: Any) -> None:
+    node = next(n for n in data["nodes"] if n["op"] == "placeholder")
+    node["target"] = f"{node['target']}\n    {RUN}\n    {node['target']}"
+
+
+def in_a_keyword(data: Any) -> None:
+    data["inputs"]["children"][1]["context"] = [f"scale':{RUN},'b"]
+
+
+def in_a_constant(data: Any) -> None:
+    node = next(n for n in data["nodes"] if n["op"] == "get_attr")
+    name = f'a")if({RUN})else getattr(self,"a'
+    data["constants"] = {name if k == node["target"] else k: v for k, v in data["constants"].items()}
+    node["target"] = name
+
+
+INJECTIONS = (in_the_signature, in_an_input, in_a_keyword, in_a_constant)
 
 
 # ---- Archives -------------------------------------------------------------------------------------------------------

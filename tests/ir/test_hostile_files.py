@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import contextlib
 import json
 import os
 import time
@@ -14,6 +16,7 @@ import pytest
 import torch
 from hostile import (
     FLAG,
+    INJECTIONS,
     as_json,
     entries,
     example,
@@ -28,17 +31,19 @@ from hostile import (
     texts,
     write,
     zipped,
-)  # fmt: skip
+)
 from torch import nn
 
 import graphopt
 from graphopt.artifacts.manifest import listing, read_manifest
+from graphopt.frontend import exported_schema
 from graphopt.frontend.exported_file import load_program
-from graphopt.ir import operators
+from graphopt.ir import operators, schema
 from graphopt.ir.graph import Graph
 from graphopt.utils import json_data
 from graphopt.utils.errors import ArtifactError, GraphoptError, InputError
 
+Change = Callable[[Any], Any]
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -82,14 +87,23 @@ def shape_of(path: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple("*" if isinstance(step, int) else step for step in path)
 
 
-def test_the_canary_sings_where_a_payload_does_reach_the_compiler() -> None:
-    """Else the tests below could not fail."""
-    import builtins
-
-    for payload in payloads("a")[:1]:
-        eval(payload)
-        assert set_off()
-        delattr(builtins, FLAG)
+@pytest.mark.parametrize("inject", INJECTIONS)
+def test_injections_that_run_where_nothing_checks_them_are_refused(
+    inject: Change, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = entries(saved)
+    data = json.loads(content["graph.json"])
+    inject(data)
+    bad = write(tmp_path / "bad.pt2", {**content, "graph.json": as_json(data)})
+    with pytest.raises(InputError, match="damaged"):
+        Graph.load(bad)
+    assert not set_off()
+    monkeypatch.setattr(schema, "check", lambda _: None)  # else the tests here could not fail
+    with contextlib.suppress(Exception):
+        loaded = Graph.load(bad)
+        loaded(*loaded.example.args, **loaded.example.kwargs)
+    assert set_off()
+    delattr(builtins, FLAG)
 
 
 def test_no_text_of_a_saved_graph_is_run(saved: Path, tmp_path: Path) -> None:
@@ -130,8 +144,9 @@ def test_payloads_that_agree_with_each_other_are_refused(saved: Path, tmp_path: 
 
 REACHING = [
     "aten::from_file.default", "aten::set_.source_Storage", "aten::_print.default", "aten::relu_.default", "aten::add.out",
-    "aten::fbgemm_pack_gemm_matrix_fp16.default", "aten::max_pool2d_with_indices_backward.default", "aten::segment_reduce.default",
-    "aten::_sparse_coo_tensor_unsafe.default", "aten::relu.__class__", "aten::__class__.default", "aten::relu._schema",
+    "aten::fbgemm_pack_gemm_matrix_fp16.default", "aten::max_pool2d_with_indices_backward.default",
+    "aten::segment_reduce.default", "aten::_sparse_coo_tensor_unsafe.default", "aten::relu.__class__",
+    "aten::__class__.default", "aten::relu._schema",
     "loaded_libraries::add.default", "load_library::x.default", "prim::Print.default", "higher_order::cond.default",
     "c10d::broadcast_.default", "prims::add.default", "os.system", "operator.attrgetter", "operator.methodcaller",
     "torch.load", "math.__loader__", "builtins.eval", "aten::relu", "::.", "aten::relu.default.x", "nowhere::op.default",
@@ -168,9 +183,6 @@ def test_operators_of_other_packages_run_only_where_the_caller_allows_them(tmp_p
     for namespace in ("prim", "higher_order", "a b", "__class__.x"):
         with pytest.raises(InputError):
             graphopt.allow_operators(namespace)
-
-
-Change = Callable[[Any], Any]
 
 
 def put(value: Any, *path: Any) -> Change:
@@ -313,7 +325,8 @@ def test_bombs_are_refused_before_they_unpack(saved: Path, program: Path, tmp_pa
 
 def test_json_is_read_within_bounds() -> None:
     for text in (
-        b"[" * 100_000, b"[" * 101 + b"]" * 101, b'{"a": 1, "a": 2}', b"NaN", b"[1e999]", b"-Infinity", b"9" * 5000, b'"\\ud800"', b"\xff",
+        b"[" * 100_000, b"[" * 101 + b"]" * 101, b'{"a": 1, "a": 2}', b"NaN", b"[1e999]", b"-Infinity", b"9" * 5000, b'"\\ud800"',
+        b"\xff",
         "[1]".encode("utf-16"), b"", b'{"a":' * 5000,
     ):  # fmt: skip
         with pytest.raises(ValueError, match=r""):
@@ -347,10 +360,8 @@ def test_no_text_of_a_program_is_run(program: Path, tmp_path: Path) -> None:
         for number, path in enumerate(kinds.values()):
             payload = payloads("x")[number % len(payloads("x"))]
             changed = replaced(data, path, lambda old, p=payload: p)
-            try:
+            with contextlib.suppress(GraphoptError):
                 Graph.capture(write(tmp_path / "bad.pt2", {**content, table: as_json(changed)}))
-            except GraphoptError:
-                pass
             assert not set_off(), (path, payload)
 
 
@@ -364,8 +375,9 @@ def test_a_program_of_which_torch_makes_nothing_is_refused_in_our_words(program:
 
 
 ENTRIES = [
-    "data/aotinductor/model/model.so", "data/aotinductor/model/wrapper.cpp", "data/aotinductor/model/model.json", "data/weights/a.so",
-    "data/constants/custom_obj_0", "data/constants/opaque_obj_0", "data/executorch/a", "data/mtia/a", "models/other.json",
+    "data/aotinductor/model/model.so", "data/aotinductor/model/wrapper.cpp", "data/aotinductor/model/model.json",
+    "data/weights/a.so", "data/constants/custom_obj_0", "data/constants/opaque_obj_0", "data/executorch/a",
+    "data/mtia/a", "models/other.json",
     "data/sample_inputs/other.pt", "xl_model_weights/a", "code/a.py", "data.pkl", "data/weights/a.pkl", "constants.pkl",
 ]  # fmt: skip
 
@@ -405,7 +417,8 @@ def test_pickles_are_never_opened(program: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "expression",
     [
-        payloads("x")[0], f"Symbol({payloads('x')[0]!r})", "Symbol('s0 or x')", "S('1')", "Lambda(s0, 1)", "sympify('1')", "().__class__",
+        payloads("x")[0], f"Symbol({payloads('x')[0]!r})", "Symbol('s0 or x')", "S('1')", "Lambda(s0, 1)", "sympify('1')",
+        "().__class__",
         "Pow(Integer(9), Pow(Integer(9), Integer(99999999)))", "10**10**10", "s0**(10**9)", "factorial(10**9)", "Integer('1')",
         "[1 for a in s0]", "lambda: 1", "LShift(1, 10**12)", "Symbol('s0', cls=Evil)", "Symbol(*s0)", "1 if s0 else 2",
     ],
@@ -418,6 +431,28 @@ def test_sizes_are_arithmetic_alone(expression: str, program: Path, tmp_path: Pa
     changed = replaced(data, places[0], lambda _: expression)
     with pytest.raises(InputError, match="could run code from the file"):
         Graph.capture(write(tmp_path / "bad.pt2", {**content, name: as_json(changed)}))
+
+
+def test_a_size_that_runs_where_nothing_checks_it_is_refused(
+    program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = entries(program)
+    name = model_of(content)
+    data = json.loads(content[name])
+    data = replaced(
+        data,
+        next(p for p in texts(data) if p[-1] == "expr_str"),
+        lambda _: f"__import__('builtins').__setattr__('{FLAG}',1)",
+    )
+    bad = write(tmp_path / "bad.pt2", {**content, name: as_json(data)})
+    with pytest.raises(InputError, match="could run code from the file"):
+        Graph.capture(bad)
+    assert not set_off()
+    monkeypatch.setattr(exported_schema, "program", lambda data: data)  # else the tests here could not fail
+    with contextlib.suppress(GraphoptError):
+        Graph.capture(bad)
+    assert set_off()
+    delattr(builtins, FLAG)
 
 
 def test_nesting_names_no_module_to_import(program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -503,10 +538,8 @@ def test_no_text_of_an_artifacts_graph_is_run(packed_folder: Path, tmp_path: Pat
         changed = replaced(data, path, lambda old, p=payload: p)
         write(folder / "network.graph", {**content, "graph.json": as_json(changed)})
         relisted(folder)
-        try:
+        with contextlib.suppress(GraphoptError):
             graphopt.load(folder)(torch.randn(2, 4))
-        except GraphoptError:
-            pass
         assert not set_off(), (path, payload)
 
 
