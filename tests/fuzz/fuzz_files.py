@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import copy
 import faulthandler
 import json
 import random
@@ -222,7 +223,7 @@ class Corpus:
             case 1:
                 owner[key] = chance.choice(self.texts)
             case 2:
-                owner[key] = owner[chance.choice(keys)]
+                owner[key] = copy.deepcopy(owner[chance.choice(keys)])
             case 3:
                 del owner[key]
             case 4 if isinstance(owner, dict):
@@ -230,7 +231,7 @@ class Corpus:
             case 5 if isinstance(owner[key], int):
                 owner[key] += chance.choice([-1, 1, 10**6, 2**40])
             case _:
-                owner[key] = [owner[key]] * chance.choice([1, 2, 50])
+                owner[key] = [copy.deepcopy(owner[key]) for _ in range(chance.choice([1, 2, 50]))]
 
 
 def run(mutations: int, first: int, kinds: tuple[str, ...] = KINDS, *, report: bool = False) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def payloads(place: str) -> list[str]:
     return [
         RUN,
         f"{place}={RUN}",
-        f"{place}\n    {RUN}\n    {place}",
+        f"{place};{RUN};{place}",
         f"{place}\n{RUN}",
         f"{place}:{RUN}",
         f"{place}':{RUN},'b",
@@ -110,7 +110,7 @@ def in_the_signature(data: Any) -> None:
 
 def in_an_input(data: Any) -> None:
     node = next(n for n in data["nodes"] if n["op"] == "placeholder")
-    node["target"] = f"{node['target']}\n    {RUN}\n    {node['target']}"
+    node["target"] = f"{node['target']};{RUN};{node['target']}"
 
 
 def in_a_keyword(data: Any) -> None:
