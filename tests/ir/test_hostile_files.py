@@ -349,6 +349,29 @@ def test_a_good_program_is_read(program: Path) -> None:
     Graph.capture(program)(*args, **kwargs)
 
 
+def test_the_layout_of_older_releases_of_torch_is_read_and_checked(tmp_path: Path) -> None:
+    from torch._export.serde.schema import SCHEMA_VERSION
+    from torch._export.serde.serialize import serialize
+
+    x = torch.randn(2, 3)
+    done = serialize(torch.export.export(nn.Linear(3, 2).eval(), (x,)))
+    content = {
+        "version": ".".join(map(str, SCHEMA_VERSION)).encode(),
+        "serialized_exported_program.json": done.exported_program,
+        "serialized_state_dict.pt": done.state_dict,
+        "serialized_constants.pt": done.constants,
+        "serialized_example_inputs.pt": done.example_inputs,
+    }
+    assert Graph.capture(write(tmp_path / "old.pt2", content))(x).shape == (2, 2)
+    torch.save(Evil(), tmp_path / "evil.pt")
+    for name in ("serialized_state_dict.pt", "serialized_constants.pt", "serialized_example_inputs.pt"):
+        with pytest.raises(InputError, match="could run code from the file"):
+            Graph.capture(write(tmp_path / "old.pt2", {**content, name: (tmp_path / "evil.pt").read_bytes()}))
+    for name in ("a.so", "code.py", "data/x"):
+        with pytest.raises(InputError, match="could run code from the file"):
+            Graph.capture(write(tmp_path / "old.pt2", {**content, name: b"x"}))
+
+
 @pytest.mark.slow
 def test_no_text_of_a_program_is_run(program: Path, tmp_path: Path) -> None:
     content = entries(program)
