@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from graphopt.evaluation.file_audit import Cured, FileAudit, audit
     from graphopt.evaluation.sensitivity import Analysis, analyze
     from graphopt.ir.graph import Graph
+    from graphopt.ir.operators import allow_operators
     from graphopt.targets import Target
 
 __all__ = [
-    "Analysis", "Artifact", "Cured", "FileAudit", "Graph", "Optimized", "Target", "Violation", "__version__", "analyze", "audit",
-    "check", "load", "optimize", "simulate", "targets",
+    "Analysis", "Artifact", "Cured", "FileAudit", "Graph", "Optimized", "Target", "Violation", "__version__", "allow_operators",
+    "analyze", "audit", "check", "load", "optimize", "simulate", "targets",
 ]  # fmt: skip
 
 _HOME = {
@@ -40,6 +41,7 @@ _HOME = {
     "Optimized": "graphopt.compiler.optimize",
     "Target": "graphopt.targets",
     "Violation": "graphopt.evaluation.compliance",
+    "allow_operators": "graphopt.ir.operators",
     "analyze": "graphopt.evaluation.sensitivity",
     "audit": "graphopt.evaluation.file_audit",
     "check": "graphopt.evaluation.compliance",

@@ -40,7 +40,7 @@ class PackedArtifact(Artifact):
 
     def __init__(self, folder: Path, manifest: Manifest, *, temporary: bool = False) -> None:
         super().__init__(folder, manifest, temporary=temporary)
-        self.graph = read(folder)
+        self.graph = read(folder, manifest)
 
     def _run(self, inputs: list[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
         args, kwargs = batches.nested(self.graph.example, [torch.from_numpy(array) for array in inputs])
@@ -98,18 +98,24 @@ def _recovers(graph: Graph, node: Any, weight: PackedWeight) -> bool:
     )
 
 
-def read(folder: Path) -> Graph:
-    """The graph of an artifact's files.
+def read(folder: Path, manifest: Manifest) -> Graph:
+    """The graph of those of an artifact's files that its manifest lists.
 
     Raises:
-        ArtifactError: they are damaged.
+        ArtifactError: they are damaged, or missing.
     """
-    path = folder / WEIGHTS
+    if NETWORK not in manifest.files:
+        raise ArtifactError(f"the artifact {folder} lists no {NETWORK}; write it again")
     try:
-        weights = packing.read(path) if path.exists() else {}
-        return storage.load(folder / NETWORK, {name: weight.values for name, weight in weights.items()})
+        weights = packing.read(folder / WEIGHTS) if WEIGHTS in manifest.files else {}
+        graph = storage.load(folder / NETWORK, {name: weight.values for name, weight in weights.items()})
     except InputError as error:
         raise ArtifactError(str(error)) from error
+    if (len(graph.input_names), len(graph.outputs)) != (len(manifest.inputs), len(manifest.outputs)):
+        raise ArtifactError(
+            f"{folder / NETWORK} has other inputs or outputs than the manifest says; write the artifact again"
+        )
+    return graph
 
 
 def load(folder: Path, manifest: Manifest) -> PackedArtifact:

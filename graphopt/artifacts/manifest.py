@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from graphopt.artifacts.report import Report
 from graphopt.ir import structure
+from graphopt.utils import json_data
 from graphopt.utils.errors import ArtifactError, InputError
 from graphopt.utils.files import MANIFEST, sha256
 from graphopt.utils.version import __version__, versions
@@ -90,7 +91,7 @@ class Manifest:
             ArtifactError: it is damaged, altered, or of a newer format.
         """
         try:
-            data = json.loads(text)
+            data = json_data.parse(text)
         except ValueError as error:
             raise ArtifactError(f"{where} is damaged or cut short ({error}); write the artifact again") from error
         if not isinstance(data, dict) or not isinstance(data.get("format"), int):
@@ -105,8 +106,8 @@ class Manifest:
             raise ArtifactError(f"{where} was altered since it was written (its checksum differs); write it again")
         try:
             return cls._checked(data)
-        except (TypeError, ValueError, KeyError, AttributeError, InputError) as error:
-            raise ArtifactError(f"{where} is not a valid manifest: {error}") from error
+        except Exception as error:  # of many kinds: its parts meet whatever data there are
+            raise ArtifactError(f"{where} is not a valid manifest ({type(error).__name__}: {error})") from error
 
     @classmethod
     def _checked(cls, data: dict[str, Any]) -> Manifest:
@@ -140,8 +141,10 @@ class Manifest:
         again = "write or copy the artifact again"
         for name, entry in self.files.items():
             path = folder / _safe(name)
-            if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
-                raise ArtifactError(f"the artifact {folder} lacks its file {name}; {again}")
+            linked = any(part.is_symlink() for part in _inside(folder, path))  # it could lead anywhere
+            if linked or not path.is_file():
+                what = "; there is a link in its place" if linked else ""
+                raise ArtifactError(f"the artifact {folder} lacks its file {name}{what}; {again}")
             if (found := path.stat().st_size) != entry.size:
                 raise ArtifactError(f"{path} is damaged: {found} bytes instead of {entry.size}; {again}")
             if sha256(path) != entry.sha256:
@@ -159,7 +162,7 @@ def read_manifest(folder: str | Path) -> Manifest:
     if not folder.is_dir():
         raise InputError(f"there is no artifact folder {folder}")
     path = folder / MANIFEST
-    if not path.is_file():
+    if path.is_symlink() or not path.is_file():
         raise ArtifactError(f"{folder} is no artifact: it has no {MANIFEST}")
     manifest = Manifest.from_json(path.read_bytes(), str(path))
     manifest.verify(folder)
@@ -195,6 +198,13 @@ def _file(name: str, data: Mapping[str, Any]) -> FileEntry:
     if set(data) != {"size", "sha256"} or not isinstance(data["size"], int) or not isinstance(data["sha256"], str):
         raise ValueError(f"the entry of {name} is {data!r}")
     return FileEntry(data["size"], data["sha256"])
+
+
+def _inside(folder: Path, path: Path) -> Iterator[Path]:
+    """The path, and the folders between it and the artifact's own."""
+    while path != folder:
+        yield path
+        path = path.parent
 
 
 def _safe(name: str) -> str:

@@ -37,10 +37,11 @@ import torch
 from torch import Tensor
 
 from graphopt.formats import Quantizer, from_json, in_blocks, to_json
-from graphopt.ir import encoding
+from graphopt.ir import raw_tensors
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import Layer
 from graphopt.ir.quantizers import is_quantizer, is_uniform, quantizer_of
+from graphopt.utils import json_data
 from graphopt.utils.errors import InputError
 from graphopt.utils.files import write_atomically
 
@@ -113,7 +114,7 @@ def write(graph: Graph, path: str | Path) -> list[str]:
             "shape": list(weight.codes.shape),
             "codes": put(pack_codes(weight.codes, format.bits)),
             "parameters": [
-                {"dtype": str(p.dtype).removeprefix("torch."), "shape": list(p.shape), "bytes": put(_bytes(p))}
+                {**raw_tensors.describe(p.contiguous()), "bytes": put(raw_tensors.content(p))}
                 for p in weight.quantizer.parameters
             ],
         }
@@ -155,10 +156,6 @@ def _same(one: PackedWeight, other: PackedWeight) -> bool:
     )
 
 
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
 # ---- Reading --------------------------------------------------------------------------------------------------------
 
 
@@ -179,36 +176,39 @@ def read(path: str | Path) -> dict[str, PackedWeight]:
     if found != checksum(length, rest):
         raise InputError(f"{path} is damaged (its checksum does not fit); write it again")
     try:
-        described = json.loads(rest[:length])
-        if described["kind"] == KIND and described["version"] <= VERSION:
+        described = json_data.parse(rest[:length])
+        kind, version = described["kind"], described["version"]
+        if kind == KIND and version <= VERSION:
             return {name: _weight(tensor, rest[length:]) for name, tensor in described["tensors"].items()}
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
+    except Exception as error:  # of many kinds: formats and parameters meet whatever numbers there are
         raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); write it again") from error
     raise InputError(
-        f"{path} holds {described['kind']} in layout {described['version']}, this graphopt reads {KIND} up to layout {VERSION}; "
-        "upgrade graphopt"
+        f"{path} holds {kind} in layout {version}, this graphopt reads {KIND} up to layout {VERSION}; upgrade graphopt"
     )
 
 
 def _weight(described: dict[str, Any], body: bytes) -> PackedWeight:
-    format, shape = from_json(described["format"]), [int(size) for size in described["shape"]]
-    begin, end = described["codes"]
+    format, shape = from_json(described["format"]), described["shape"]
+    if not raw_tensors.are_sizes(shape) or not 1 <= format.bits <= 32 or type(described["axis"]) is not int:
+        raise ValueError(f"codes of shape {str(shape)[:80]} and {format.bits} bits")
     count, signed = math.prod(shape), format.code_range[0] < 0
-    if not 0 <= begin <= end <= len(body) or end - begin != -(-count * format.bits // 8):
-        raise ValueError(f"{count} codes of {format.bits} bits do not take the bytes from {begin} to {end}")
-    codes = unpack_codes(body[begin:end], format.bits, count, signed=signed).reshape(shape)
+    content = _part(body, described["codes"])
+    if len(content) != -(-count * format.bits // 8):
+        raise ValueError(f"{count} codes of {format.bits} bits do not take {len(content)} bytes")
+    codes = unpack_codes(content, format.bits, count, signed=signed).reshape(shape)
     parameters = tuple(_parameter(each, body) for each in described["parameters"])
-    weight = PackedWeight(codes, Quantizer(format, parameters, int(described["axis"])))
+    weight = PackedWeight(codes, Quantizer(format, parameters, described["axis"]))
     if weight.values.shape != codes.shape:
         raise ValueError("parameters that do not fit the codes")
     return weight
 
 
 def _parameter(described: dict[str, Any], body: bytes) -> Tensor:
-    begin, end = described["bytes"]
-    dtype = encoding.enum("dtype", described["dtype"])
-    if not 0 <= begin <= end <= len(body) or end - begin != math.prod(described["shape"]) * dtype.itemsize:
-        raise ValueError(f"a parameter of shape {described['shape']} does not take the bytes from {begin} to {end}")
-    if begin == end:
-        return torch.empty(described["shape"], dtype=dtype)
-    return torch.frombuffer(bytearray(body[begin:end]), dtype=dtype).reshape(described["shape"])
+    return raw_tensors.read(_part(body, described["bytes"]), {k: v for k, v in described.items() if k != "bytes"})
+
+
+def _part(body: bytes, place: Any) -> bytes:
+    begin, end = place
+    if type(begin) is not int or type(end) is not int or not 0 <= begin <= end <= len(body):
+        raise ValueError(f"bytes from {begin} to {end} of {len(body)}")
+    return body[begin:end]

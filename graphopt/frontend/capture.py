@@ -40,9 +40,15 @@ aten = torch.ops.aten
 def capture(model: Any, args: Any, kwargs: Mapping[str, Any] | None, *, dynamic_batch: bool) -> Graph:
     """See `Graph.capture`."""
     if isinstance(model, (str, Path)):
-        from graphopt.ir.storage import load_program
+        from graphopt.frontend.exported_file import load_program
 
-        model = load_program(Path(model))
+        program = load_program(Path(model))
+        try:
+            return capture(program, args, kwargs, dynamic_batch=dynamic_batch)
+        except GraphoptError:
+            raise
+        except Exception as error:  # of many kinds: torch builds a module of whatever the file describes
+            raise InputError(f"{model} holds no program that can be captured: {_short_reason(error)}") from error
     who = type(model).__name__
     if isinstance(model, ExportedProgram):
         model, args, kwargs = _of_program(model, args, kwargs)

@@ -13,6 +13,9 @@ linears.py          linear layers and what they multiply
 cost.py             multiply-accumulates, parameters, bytes, measured time
 structure.py        nested inputs and outputs as JSON
 storage.py          graphs in files
+schema.py           what a saved graph must look like before anything is built
+operators.py        which operators a file may name
+raw_tensors.py      tensors as bytes, type and shape
 encoding.py         arguments, operators and structures as JSON
 program.py          a graph as `torch.export.ExportedProgram`
 """

@@ -1,19 +1,16 @@
 """Graph pieces as JSON: arguments, operators, nested structures. Tensors go into a list beside it.
 
-JSON holds no code, so reading it runs none. What JSON has no form for is an object with one key: `{"node": "relu"}`,
-`{"tuple": [1, 2]}`, `{"float": "inf"}`, `{"dtype": "float32"}`, `{"tensor": 3}`.
+What comes from a file is checked by `schema` before it gets here. What JSON has no form for is an object with one key:
+`{"node": "relu"}`, `{"tuple": [1, 2]}`, `{"float": "inf"}`, `{"dtype": "float32"}`, `{"tensor": 3}`.
 """
 
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
-import importlib
 import math
-import operator
 import sys
-from collections.abc import Callable
+import types
 from typing import Any
 
 import torch
@@ -21,20 +18,10 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.fx.node import Node
 
+from graphopt.ir import operators
 from graphopt.utils.errors import InputError
 
-# The only plain functions a graph may call: arithmetic on sizes, and taking one of several results.
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    **{f"operator.{n}": getattr(operator, n) for n in (
-        "getitem", "add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow", "abs",
-        "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "not_",
-    )},
-    **{f"math.{n}": getattr(math, n) for n in ("ceil", "floor", "trunc", "sqrt")},
-    **{f"torch.{n}": getattr(torch, n) for n in ("sym_float", "sym_int", "sym_ite", "sym_max", "sym_min", "sym_not")},
-}  # fmt: skip
-NAMES = {function: name for name, function in FUNCTIONS.items()}
-# Where operators outside torch's core are defined, in case nobody imported that yet.
-DEFINED_IN = {"quantized_decomposed": "torch.ao.quantization.fx._decomposed", "graphopt": "graphopt.formats"}
+NAMES = {function: name for name, function in operators.FUNCTIONS.items()}
 ENUMS = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format}
 CONTAINERS: dict[str, Any] = {
     "tuple": tuple, "list": list, "dict": dict, "OrderedDict": collections.OrderedDict,
@@ -83,7 +70,7 @@ class Encoder:
 
 
 class Decoder:
-    """The way back. `nodes` are those read so far, by name."""
+    """The way back, for values that `schema` has checked. `nodes` are those read so far, by name."""
 
     def __init__(self, tensors: list[Tensor]) -> None:
         self.tensors = tensors
@@ -117,7 +104,7 @@ class Decoder:
 
 
 def enum(kind: str, name: str) -> Any:
-    """A dtype, layout or memory format by name."""
+    """A dtype, layout or memory format by name; the names are checked by then."""
     value = getattr(torch, name)
     if not isinstance(value, ENUMS[kind]):
         raise ValueError(f"{name} is no {kind}")
@@ -135,30 +122,6 @@ def operator_name(target: Any) -> str:
     raise InputError(
         f"a call of {getattr(target, '__name__', target)} cannot be saved: it is no registered torch operator"
     )
-
-
-def operator_of(name: str) -> Any:
-    """The operator of this name.
-
-    Raises:
-        InputError: it is not registered in this process.
-    """
-    if "::" not in name:
-        return FUNCTIONS[name]
-    namespace, rest = name.split("::")
-    packet, overload = rest.rsplit(".", 1)
-    if namespace in DEFINED_IN:
-        with contextlib.suppress(ImportError):
-            importlib.import_module(DEFINED_IN[namespace])
-    try:
-        found = getattr(getattr(getattr(torch.ops, namespace), packet), overload)
-    except AttributeError:
-        raise InputError(
-            f"the graph calls {name}, which is not registered here; import the package that defines it first"
-        ) from None
-    if packet == "from_file":  # the one operator that touches the disk
-        raise ValueError(name)
-    return found
 
 
 # ---- Nested structures ----------------------------------------------------------------------------------------------
@@ -204,13 +167,38 @@ def spec_of(data: Any) -> Any:
 
 
 def _class_of(name: str) -> Any:
-    """A class of a module that is imported already (reading a file imports nothing), known to pytree."""
+    """A class of a module that is imported already, whose constructor does nothing but keep its fields.
+
+    Reading a file imports nothing and runs no constructor that the file may choose: a class counts where its user made it known
+    to pytree, or where it is a namedtuple or dataclass as Python generates them.
+    """
     module, _, path = name.partition(":")
     found: Any = sys.modules.get(module)
     for part in path.split("."):
-        found = getattr(found, part, None)
+        found = vars(found).get(part) if isinstance(found, (types.ModuleType, type)) else None
     if not isinstance(found, type):
         return None
-    if dataclasses.is_dataclass(found) and found not in pytree.SUPPORTED_NODES:
+    if found.__module__.startswith("torch.") and found.__module__ != "torch.return_types":
+        return None  # some of torch's own stand for functions
+    if found in pytree.SUPPORTED_NODES or _is_plain_namedtuple(found):
+        return found
+    if dataclasses.is_dataclass(found) and _is_plain_dataclass(found):
         torch.export.register_dataclass(found)
-    return found if found in pytree.SUPPORTED_NODES or hasattr(found, "_fields") else None
+        return found
+    return None
+
+
+def _is_plain_namedtuple(kind: type) -> bool:
+    return pytree.is_namedtuple_class(kind) and kind.__init__ is object.__init__ and _is_generated(kind.__new__)  # type: ignore[misc]
+
+
+def _is_plain_dataclass(kind: type) -> bool:
+    inherited = kind.__new__ is object.__new__ and type(kind) is type  # type: ignore[comparison-overlap]
+    frozen = kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    plain = frozen or kind.__setattr__ is object.__setattr__  # type: ignore[comparison-overlap]
+    return inherited and plain and not hasattr(kind, "__post_init__") and _is_generated(kind.__init__)  # type: ignore[misc]
+
+
+def _is_generated(function: Any) -> bool:
+    """Whether Python itself wrote a method, for a namedtuple or a dataclass."""
+    return getattr(getattr(function, "__code__", None), "co_filename", "").startswith("<")

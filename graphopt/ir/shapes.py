@@ -17,6 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.fx.node import Node
 
+from graphopt.ir import operators
+
 
 class _Shapes(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, mode: FakeTensorMode) -> None:
@@ -29,6 +31,10 @@ class _Shapes(fx.Interpreter):
         if n.op != "output":
             n.meta["val"] = value
         return value
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        operators.check_arithmetic(target, args)
+        return super().call_function(target, args, kwargs)
 
     def fetch_attr(self, target: str) -> Any:
         if target not in self.constants:

@@ -10,6 +10,7 @@ A named tuple comes back as a named tuple of the same fields; any other class wi
 
 from __future__ import annotations
 
+import keyword
 from collections import defaultdict, namedtuple
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -132,14 +133,21 @@ def check(structure: Any) -> int:
         raise ValueError(f"not a structure: {structure!r}")
     ((form, content),) = structure.items()
     if form == "value":
+        if not (content is None or isinstance(content, (bool, int, float, str))):
+            raise ValueError(f"not a plain value: {content!r}")
         return 0
     if form in ("list", "tuple") and isinstance(content, list):
         return sum(map(check, content))
     entries = content.get("fields") if form == "named" and isinstance(content, dict) else content
     if form not in ("dict", "named") or not isinstance(entries, dict):
         raise ValueError(f"not a structure: {structure!r}")
-    if form == "named" and not (str(content.get("type")).isidentifier() and isinstance(content.get("tuple"), bool)):
-        raise ValueError(f"not a structure: {structure!r}")
+    if form == "named":
+        names = [content.get("type"), *(entries if content.get("tuple") is True else ())]
+        # Python makes the class of a namedtuple from text.
+        if not all(isinstance(n, str) and n.isidentifier() and not keyword.iskeyword(n) for n in names):
+            raise ValueError(f"not a structure: {names!r} are not the names of a class and its fields")
+        if not isinstance(content.get("tuple"), bool) or any(n.startswith("_") for n in names[1:]):
+            raise ValueError(f"not a structure: {structure!r}")
     return sum(map(check, entries.values()))
 
 

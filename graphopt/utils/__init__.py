@@ -2,6 +2,8 @@
 
 errors.py      the exceptions that users meet
 files.py       files and folders that appear whole or not at all
+archive.py     zip archives read within bounds
+json_data.py   JSON read within bounds
 progress.py    progress of long work
 checks.py      checks that the options of several passes share
 imports.py     objects named on the command line: `package.module:name`

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import secrets
 import shutil
@@ -16,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from graphopt.utils import json_data
 from graphopt.utils.errors import InputError
 
 MANIFEST = "manifest.json"  # the file that marks a folder as one of ours and lists the others
@@ -150,7 +150,7 @@ def _foreign(folder: Path) -> list[str]:
     found = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir())
     ours: set[str] = set()
     try:
-        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        manifest = json_data.parse((folder / MANIFEST).read_bytes())
         if "graphopt" in manifest["versions"]:
             ours = {MANIFEST, *manifest["files"]}
     except (OSError, ValueError, KeyError, TypeError):

@@ -15,9 +15,11 @@ import numpy as np
 import tvm
 
 from graphopt.backends.tvm.bare.calls import Array, Call, Calls, Place
-from graphopt.utils.errors import ArtifactError
+from graphopt.utils import json_data
+from graphopt.utils.errors import ArtifactError, first_line
 
 HELD = "kernels.json.xz"
+LARGEST = 2**30  # bytes of JSON
 
 
 def hold(calls: Calls, library: bytes) -> bytes:
@@ -37,9 +39,9 @@ def held(content: bytes, library: bytes) -> Calls:
     """What `hold` was given.
 
     Raises:
-        ArtifactError: another release of TVM wrote it.
+        ArtifactError: another release of TVM wrote it, or it is damaged.
     """
-    found = json.loads(lzma.decompress(content))
+    found = _described_in(content)
     if found["tvm"] != tvm.__version__:
         raise ArtifactError(
             f"the kernels were written by TVM {found['tvm']}, and this is {tvm.__version__}, which may read them differently; "
@@ -52,6 +54,15 @@ def held(content: bytes, library: bytes) -> Calls:
         tuple(_constant(described, library) for described in found["constants"]),
         tuple((number, Place(*place)) for number, place in found["copies"]),
     )
+
+
+def _described_in(content: bytes) -> Any:
+    """The JSON text that is compressed in a file, which is not let grow beyond `LARGEST`."""
+    try:
+        unpacked = lzma.LZMADecompressor(memlimit=2**30).decompress(content, max_length=LARGEST + 1)
+        return json_data.parse(unpacked, limit=LARGEST)
+    except (ValueError, EOFError, lzma.LZMAError) as error:
+        raise ArtifactError(f"the kernels are damaged ({first_line(error)}); lower the model again") from error
 
 
 def _described(constant: Array, library: bytes) -> dict[str, Any]:

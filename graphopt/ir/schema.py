@@ -1,0 +1,308 @@
+"""What the description of a saved graph may look like, checked before anything is built from it.
+
+torch.fx turns a graph into the text of a Python function, and names, paths and keys stand in that text as they are. So
+everything that is text is checked here against a pattern that cannot be more than a name: arguments and nodes, keywords,
+constants, operators, devices. Every other text stays data.
+"""
+
+from __future__ import annotations
+
+import keyword
+import re
+from collections.abc import Callable, Container
+from typing import Any
+
+from graphopt.ir import operators, raw_tensors
+
+MEMORY_FORMATS = {"contiguous_format", "preserve_format", "channels_last", "channels_last_3d"}
+CONTAINERS = {"tuple", "list", "dict", "OrderedDict", "defaultdict", "deque"}
+# What torch keeps in a node's meta. Everything else there belongs to passes and is saved where it is plain data.
+TORCH_META = {
+    "val", "tensor_meta", "from_node", "seq_nr", "torch_fn", "stack_trace", "nn_module_stack", "source_fn_stack", "custom",
+    "desc", "example_value", "unbacked_bindings", "recompute", "ac_graph_id", "is_wrapped", "original_aten", "partitioner_tag",
+    "eager_input_vals",
+}  # fmt: skip
+KEYS = {
+    "format", "version", "input_names", "output_names", "dynamic_batch", "batched", "notes", "training", "arguments", "inputs",
+    "outputs", "example", "constants", "nodes", "tensors",
+}  # fmt: skip
+# A part of a constant's path. Where it is no identifier, torch.fx puts it between double quotes.
+PART = r"[\w+:=@,/ ()<>-]+"
+CONSTANT = re.compile(rf"{PART}(\.{PART})*")
+LABEL = re.compile(r"[\w.:/-]+")
+DEVICE = re.compile(r"(cpu|cuda|meta|mps|xpu|hip)(:\d{1,3})?", re.ASCII)
+CLASS = re.compile(r"[\w.]+:[\w.<>]+")
+LONGEST = 1000  # characters of a name
+
+
+def check(data: Any) -> None:
+    """Check the description of a graph.
+
+    Raises:
+        ValueError, KeyError: names what does not fit.
+        InputError: an operator that a file may not call.
+    """
+    _keys(data, KEYS, "the description")
+    for tensor in _list(data["tensors"], "tensors"):
+        if not isinstance(tensor, dict):
+            raise ValueError("a tensor's description is no object")
+    for name in ("dynamic_batch", "training"):
+        _is(data[name], bool, name)
+    for name in ("input_names", "output_names"):
+        for label in _list(data[name], name):
+            _matches(label, LABEL, f"one of {name}")
+    for note in _list(data["notes"], "notes"):
+        _is(note, str, "a note")
+    _constants(data["constants"], len(data["tensors"]))
+    places = _nodes(data["nodes"], data["constants"])
+    _signature(data["arguments"], data["inputs"])
+    if leaves(data["inputs"]) != len(places) or len(_list(data["batched"], "batched")) != len(places):
+        raise ValueError(f"inputs of {leaves(data['inputs'])} leaves for {len(places)} placeholders")
+    for free in data["batched"]:
+        _is(free, bool, "batched")
+    leaves(data["outputs"])
+    _example(data["example"], len(data["tensors"]), len(places))
+    inputs = sum(isinstance(leaf, dict) and "tensor" in leaf for leaf in data["example"]["leaves"])
+    if len(data["input_names"]) != inputs:
+        raise ValueError(f"{len(data['input_names'])} names for {inputs} inputs")
+
+
+# ---- Names ----------------------------------------------------------------------------------------------------------
+
+
+def identifier(name: Any, what: str) -> str:
+    """A name that stands in generated code by itself."""
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name) or len(name) > LONGEST:
+        raise ValueError(f"{what} is {str(name)[:100]!r}, not a name")
+    return name
+
+
+def constant(name: Any, what: str) -> str:
+    """A dotted path that stands in generated code between quotes where it is no identifier."""
+    _matches(name, CONSTANT, what)
+    for part in name.split("."):
+        if keyword.iskeyword(part) or part.startswith("__"):
+            raise ValueError(f"{what} is {name[:100]!r}, which holds the reserved word {part[:100]!r}")
+    return str(name)
+
+
+def _matches(value: Any, pattern: re.Pattern[str], what: str) -> None:
+    if not isinstance(value, str) or len(value) > LONGEST or not pattern.fullmatch(value):
+        raise ValueError(f"{what} is {str(value)[:100]!r}, not a name")
+
+
+def _is(value: Any, kind: type, what: str) -> None:
+    if type(value) is not kind:
+        raise ValueError(f"{what} is {str(value)[:100]!r}, not a {kind.__name__}")
+
+
+def _list(value: Any, what: str) -> list[Any]:
+    _is(value, list, what)
+    return value  # type: ignore[no-any-return]
+
+
+def _keys(value: Any, wanted: set[str], what: str, optional: set[str] | None = None) -> None:
+    _is(value, dict, what)
+    for key in wanted:
+        value[key]
+    if odd := value.keys() - wanted - (optional or set()):
+        raise ValueError(f"{what} holds {sorted(odd)[0][:100]!r}, which is unknown")
+
+
+# ---- Constants and nodes --------------------------------------------------------------------------------------------
+
+
+def _constants(data: Any, tensors: int) -> None:
+    _is(data, dict, "constants")
+    for name, described in data.items():
+        constant(name, "a constant")
+        _keys(described, {"tensor", "kind", "requires_grad"}, f"constant {name}")
+        if described["tensor"] is not None:
+            _index(described["tensor"], tensors)
+        if described["kind"] not in ("parameter", "buffer"):
+            raise ValueError(f"constant {name} is neither parameter nor buffer")
+        _is(described["requires_grad"], bool, f"requires_grad of {name}")
+
+
+def _nodes(data: Any, constants: Container[str]) -> set[str]:
+    """Check the nodes in order, each of which may read those before it; the targets of the placeholders."""
+    names: set[str] = set()
+    places: set[str] = set()
+    for number, node in enumerate(_list(data, "nodes")):
+        where = f"node {number}"
+        _is(node, dict, where)
+        op, target = node["op"], node["target"]
+        _keys(node, {"op", "name", "target", "args", "kwargs"}, where, {"modules", "meta"})
+        if op == "placeholder":
+            if identifier(target, f"the target of {where}") in places:
+                raise ValueError(f"two inputs are called {target}")
+            places.add(target)
+        elif op == "get_attr":
+            if not isinstance(target, str) or target not in constants:
+                raise ValueError(f"{where} reads {str(target)[:100]!r}, which is no constant")
+        elif op == "call_function":
+            _is(target, str, f"the target of {where}")
+            operators.find(target)
+        elif op != "output" or target != "output" or number != len(data) - 1:
+            raise ValueError(f"{where} is {str(op)[:100]!r} of {str(target)[:100]!r}")
+        _arguments(node, names, where)
+        if identifier(node["name"], f"the name of {where}") in names:
+            raise ValueError(f"two nodes are called {node['name']}")
+        names.add(node["name"])
+        _notes(node, where)
+    if not data or data[-1]["op"] != "output":
+        raise ValueError("the last node is no output")
+    return places
+
+
+def _arguments(node: dict[str, Any], names: Container[str], where: str) -> None:
+    args, kwargs = _list(node["args"], f"args of {where}"), node["kwargs"]
+    _is(kwargs, dict, f"kwargs of {where}")
+    # A default of a placeholder would become text of a signature, which torch.fx takes apart at colons.
+    if (args and node["op"] in ("placeholder", "get_attr")) or (kwargs and node["op"] != "call_function"):
+        raise ValueError(f"{where} is {node['op']} with arguments")
+    if node["op"] == "output" and len(args) != 1:
+        raise ValueError(f"{where} is an output of {len(args)} values")
+    for value in args:
+        _value(value, names, 0)
+    for key, value in kwargs.items():
+        identifier(key, f"a keyword of {where}")
+        _value(value, names, 0)
+
+
+def _notes(node: dict[str, Any], where: str) -> None:
+    for entry in _list(node.get("modules", []), f"modules of {where}"):
+        if len(_list(entry, f"modules of {where}")) != 3 or not all(isinstance(text, str) for text in entry):
+            raise ValueError(f"modules of {where} are not three texts each")
+    meta = node.get("meta", {})
+    _is(meta, dict, f"meta of {where}")
+    for key, value in meta.items():
+        if identifier(key, f"meta of {where}") in TORCH_META or not _plain(value):
+            raise ValueError(f"meta of {where} holds {key}")
+
+
+def _plain(value: Any) -> bool:
+    return all(map(_plain, value)) if isinstance(value, list) else _scalar(value)
+
+
+def _scalar(value: Any) -> bool:
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**64
+    return value is None or isinstance(value, (str, float))
+
+
+# ---- Values ---------------------------------------------------------------------------------------------------------
+
+
+def _value(data: Any, nodes: Container[str], tensors: int) -> None:
+    """Check one encoded value; see `encoding`."""
+    if isinstance(data, list):
+        for each in data:
+            _value(each, nodes, tensors)
+    elif not isinstance(data, dict):
+        if not _scalar(data):
+            raise ValueError(f"the value {str(data)[:100]} is out of range")
+    else:
+        if len(data) != 1:
+            raise ValueError(f"a value with the keys {', '.join(data)[:100] or '(none)'}, not one")
+        ((kind, content),) = data.items()
+        _special(kind, content, nodes, tensors)
+
+
+def _special(kind: str, content: Any, nodes: Container[str], tensors: int) -> None:
+    if kind in ("tuple", "dict"):
+        for each in _list(content, f"a {kind}"):
+            if kind == "dict":
+                if len(_list(each, "an entry of a dict")) != 2 or not isinstance(each[0], str):
+                    raise ValueError("an entry of a dict is not a text and a value")
+                each = each[1]
+            _value(each, nodes, tensors)
+    elif kind in ("slice", "complex"):
+        if len(_list(content, f"a {kind}")) != (3 if kind == "slice" else 2):
+            raise ValueError(f"a {kind} of {len(content)} values")
+        for each in content:
+            if isinstance(each, (list, str)) or (isinstance(each, dict) and not each.keys() <= {"node", "float"}):
+                raise ValueError(f"a {kind} of something other than numbers")
+            _value(each, nodes if kind == "slice" else (), tensors)
+    elif kind == "tensor":
+        _index(content, tensors)
+    elif not (isinstance(content, str) and kind in _TEXTS and _TEXTS[kind](content, nodes)):
+        raise ValueError(f"a value {kind[:100]!r} of {str(content)[:100]!r}")
+
+
+_TEXTS: dict[str, Callable[[str, Container[str]], bool]] = {
+    "node": lambda text, nodes: text in nodes,
+    "float": lambda text, _: text in ("inf", "-inf", "nan"),
+    "device": lambda text, _: DEVICE.fullmatch(text) is not None,
+    "dtype": lambda text, _: text in raw_tensors.DTYPES,
+    "layout": lambda text, _: text == "strided",
+    "memory_format": lambda text, _: text in MEMORY_FORMATS,
+}
+
+
+def _index(value: Any, count: int) -> None:
+    if type(value) is not int or not 0 <= value < count:
+        raise ValueError(f"tensor {str(value)[:100]} of {count}")
+
+
+# ---- Nested structures ----------------------------------------------------------------------------------------------
+
+
+def leaves(data: Any) -> int:
+    """The number of leaves of a structure, checked; see `encoding.spec`."""
+    if data is None:
+        return 1
+    _is(data, dict, "a structure")
+    named = "type" in data
+    _keys(data, {"type" if named else "class", "context", "children"}, "a structure")
+    children, context = _list(data["children"], "children"), data["context"]
+    if not named:
+        _matches(data["class"], CLASS, "a class")
+        if not _plain(context):
+            raise ValueError(f"a structure {data['class']} with {str(context)[:100]}")
+    elif not _fits(data["type"], context, len(children)):
+        raise ValueError(f"a structure {str(data['type'])[:100]!r} of {len(children)} with {str(context)[:100]}")
+    return sum(map(leaves, children))
+
+
+def _fits(kind: Any, context: Any, count: int) -> bool:
+    """What torch knows about a container beside its children: keys, or the largest length."""
+    if kind in ("tuple", "list"):
+        return context is None
+    if kind == "deque":
+        return context is None or (type(context) is int and context >= count)
+    keys = isinstance(context, list) and all(map(_scalar, context)) and len(set(context)) == len(context) == count
+    return kind in CONTAINERS and keys
+
+
+def _signature(arguments: Any, inputs: Any) -> None:
+    """The arguments by name; keywords stand in generated code too."""
+    for name in _list(arguments, "arguments"):
+        if identifier(name, "an argument") == "self":
+            raise ValueError("an argument is called self")
+    positional, keywords = _parts(inputs)
+    if len(set(arguments)) != len(arguments) or len(arguments) != positional + len(keywords):
+        raise ValueError(f"{len(arguments)} arguments for {positional} and {len(keywords)} inputs")
+    for name in keywords:
+        identifier(name, "a keyword argument")
+
+
+def _parts(data: Any) -> tuple[int, list[Any]]:
+    """Of a structure that is (args, kwargs): the number of the former and the keys of the latter."""
+    leaves(data)
+    if data is not None and data.get("type") == "tuple" and len(data["children"]) == 2:
+        args, kwargs = data["children"]
+        if args is not None and kwargs is not None and (args.get("type"), kwargs.get("type")) == ("tuple", "dict"):
+            return len(args["children"]), kwargs["context"]
+    raise ValueError("inputs that are not (args, kwargs)")
+
+
+def _example(data: Any, tensors: int, places: int) -> None:
+    _keys(data, {"structure", "leaves"}, "the example")
+    _, keywords = _parts(data["structure"])
+    for name in keywords:
+        identifier(name, "a keyword of the example")
+    if not leaves(data["structure"]) == len(_list(data["leaves"], "the example's leaves")) == places:
+        raise ValueError(f"an example of {len(data['leaves'])} leaves for {places} placeholders")
+    for value in data["leaves"]:
+        _value(value, (), tensors)
