@@ -19,7 +19,9 @@ from graphopt.utils.version import __version__
 if TYPE_CHECKING:
     from graphopt import targets
     from graphopt.artifacts.artifact import Artifact
+    from graphopt.artifacts.backend import Tuning
     from graphopt.compiler.optimize import Optimized, load, optimize, simulate
+    from graphopt.compiler.options import Measurement, Quantization, Shrinking
     from graphopt.evaluation.compliance import Violation, check
     from graphopt.evaluation.file_audit import Cured, FileAudit, audit
     from graphopt.evaluation.sensitivity import Analysis, analyze
@@ -28,8 +30,9 @@ if TYPE_CHECKING:
     from graphopt.targets import Target
 
 __all__ = [
-    "Analysis", "Artifact", "Cured", "FileAudit", "Graph", "Optimized", "Target", "Violation", "__version__", "allow_operators",
-    "analyze", "audit", "check", "load", "optimize", "simulate", "targets",
+    "Analysis", "Artifact", "Cured", "FileAudit", "Graph", "Measurement", "Optimized", "Quantization", "Shrinking", "Target",
+    "Tuning", "Violation", "__version__", "allow_operators", "analyze", "audit", "check", "load", "optimize", "simulate",
+    "targets",
 ]  # fmt: skip
 
 _HOME = {
@@ -38,8 +41,12 @@ _HOME = {
     "Cured": "graphopt.evaluation.file_audit",
     "FileAudit": "graphopt.evaluation.file_audit",
     "Graph": "graphopt.ir.graph",
+    "Measurement": "graphopt.compiler.options",
     "Optimized": "graphopt.compiler.optimize",
+    "Quantization": "graphopt.compiler.options",
+    "Shrinking": "graphopt.compiler.options",
     "Target": "graphopt.targets",
+    "Tuning": "graphopt.artifacts.backend",
     "Violation": "graphopt.evaluation.compliance",
     "allow_operators": "graphopt.ir.operators",
     "analyze": "graphopt.evaluation.sensitivity",

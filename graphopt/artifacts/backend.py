@@ -40,6 +40,11 @@ class Tuning:
     tuner: str | None = None
     device: str | None = None
 
+    @property
+    def asked_for(self) -> bool:
+        """Whether any of it is set: else nothing is tuned."""
+        return (self.budget, self.database, self.tuner) != (None, None, None)
+
 
 class Backend(ABC):
     """A runtime that graphs are lowered to.

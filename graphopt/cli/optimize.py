@@ -112,7 +112,7 @@ def optimize(
             dump=dump,
             estimator=estimator,
             keep_macs=keep_macs,
-            shrink_by=shrink_by,
+            shrink_by=cast("Any", shrink_by),
             max_latency=max_latency,
             rounding=cast("Any", rounding),  # checked there
             average_bits=average_bits,

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from graphopt.artifacts.artifact import Artifact
 from graphopt.artifacts.report import Attempt, Report
-from graphopt.compiler.recipes import FEW_BITS, ROUNDINGS, Rounding
+from graphopt.compiler.options import ROUNDINGS, Rounding
+from graphopt.compiler.recipes import FEW_BITS
 from graphopt.evaluation.sensitivity import LayerDamage, analyze
 from graphopt.formats import Format, with_bits
 from graphopt.ir.graph import Graph

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal, get_args
 
 from torch import Tensor
 
+from graphopt.compiler.options import Rounding
 from graphopt.formats import FloatFormat, Format
 from graphopt.ir.passes import Pass
 from graphopt.passes.cleanup.decompose_activations import DecomposeActivations
@@ -16,8 +16,6 @@ from graphopt.passes.cleanup.fold_constant_channels import FoldConstantChannels
 from graphopt.passes.cleanup.simplify import Simplify
 from graphopt.passes.equalization.absorb_bias import AbsorbHighBias
 from graphopt.passes.equalization.equalize_channels import EqualizeChannels
-from graphopt.passes.factorization import Factorize
-from graphopt.passes.pruning import Prune
 from graphopt.passes.quantization import LayerFormat, MixedPrecision, Quantize
 from graphopt.passes.quantization.quantize_weights import QuantizeWeights
 from graphopt.passes.rounding import LearnRounding
@@ -25,8 +23,6 @@ from graphopt.passes.rounding.correct_bias import CorrectBias
 from graphopt.targets import Target
 from graphopt.utils.errors import InputError
 
-Rounding = Literal["nearest", "gptq", "adaround"]
-ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)  # in the order of what they cost
 FEW_BITS = 7  # weights with fewer are rounded on data
 
 
@@ -119,45 +115,6 @@ def weight_only(
     return passes if data is None else [*passes, LearnRounding(data, checkpoint=checkpoint)]
 
 
-def shrink(
-    target: Target,
-    calibration: Iterable[list[Tensor]],
-    *,
-    keep_macs: float | None = None,
-    by: str = "prune",
-    max_latency: float | None = None,
-    threads: int = 1,
-) -> list[Pass]:
-    """Less work before anything else, in numbers of channels that the target's kernels like.
-
-    Made-up inputs say nothing about what matters: with those, the weights alone decide.
-
-    Args:
-        keep_macs: the share of the multiply-accumulates to keep, `by` pruning channels (`prune`) or low-rank factors
-            (`factorize`).
-        max_latency: the share of the time to keep, measured on this machine, by low-rank factors.
-
-    Raises:
-        InputError: `by` is neither, factors are asked for twice, or the time cannot be measured on this machine.
-    """
-    from graphopt.compiler.latency import Stopwatch
-
-    if by not in ("prune", "factorize"):
-        raise InputError(f"shrink_by must be 'prune' or 'factorize', got {by!r}")
-    if by == "factorize" and keep_macs is not None and max_latency is not None:
-        raise InputError("give keep_macs or max_latency, or prune first (shrink_by='prune') and factorize for the time")
-    data = None if getattr(calibration, "synthetic", False) else calibration
-    passes: list[Pass] = []
-    if keep_macs is not None and by == "prune":
-        passes.append(Prune(keep_macs, data=data, round_to=target.channel_multiple))
-    elif keep_macs is not None:
-        passes.append(Factorize(target_macs=keep_macs, data=data, round_to=target.channel_multiple))
-    if max_latency is not None:
-        timer = Stopwatch(target, threads=threads)
-        passes.append(Factorize(max_latency=max_latency, data=data, round_to=target.channel_multiple, timer=timer))
-    return passes
-
-
 def recipe(
     target: Target,
     calibration: Iterable[list[Tensor]],
@@ -166,5 +123,5 @@ def recipe(
     formats: Mapping[str, LayerFormat | None] | None = None,
     rounding: Rounding | None = None,
 ) -> list[Pass]:
-    """What `graphopt.optimize` does when it is given no passes, behind `shrink`."""
+    """What `graphopt.optimize` does when it is given no passes and nothing is to be shrunk."""
     return prepare(target) + integer(target, calibration, rounding, formats, estimator=estimator)

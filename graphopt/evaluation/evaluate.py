@@ -277,8 +277,10 @@ def _compare(report: Report, artifact: Artifact, expected: Callable[..., Any], b
     (report.notes if alike >= ALIKE else report.warnings).append(f"{said}; {alike:.1%} have the same class")
 
 
-def zeros_note(zeros: float, before: Artifact, after: Artifact) -> str:
-    files = " -> ".join(f"{size(a.size_bytes)} ({size(a.compressed_bytes)} compressed)" for a in (before, after))
+def zeros_note(zeros: float, before: Artifact | None, after: Artifact) -> str:
+    """What zeros among the weights save; with the sizes of both files where both were measured."""
+    measured = [artifact for artifact in (before, after) if artifact is not None]
+    files = " -> ".join(f"{size(a.size_bytes)} ({size(a.compressed_bytes)} compressed)" for a in measured)
     return (
         f"{zeros:.1%} of the weights are zero: that saves storage where files are compressed, {files} with zlib; "
         f"it saves no time, the kernels of {after.manifest.runtime} multiply by zeros like by anything else"

@@ -1,0 +1,204 @@
+"""The options of `graphopt.optimize`, in groups that Python, the command line and configuration files share.
+
+optimize(model, x, quantization=Quantization(rounding="gptq"), measurement=Measurement(threads=2))
+optimize(model, x, rounding="gptq", threads=2)            the same: every field is a keyword, too
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, TypedDict, get_args
+
+from graphopt.artifacts.backend import Tuning
+from graphopt.passes.quantization import LayerFormat
+from graphopt.utils.errors import InputError
+
+Rounding = Literal["nearest", "gptq", "adaround"]
+ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)  # in the order of what they cost
+ShrinkBy = Literal["prune", "factorize"]
+
+
+@dataclass(frozen=True)
+class Shrinking:
+    """Less work, before anything else.
+
+    Attributes:
+        keep_macs: the share of the multiply-accumulates that is left (over 0, under 1).
+        shrink_by: how: `prune` channels, or `factorize` layers; see `graphopt.passes.pruning.Prune` and
+            `graphopt.passes.factorization.Factorize`, which do more when they are put among the passes.
+        max_latency: factorize layers until this share of the time is left, measured on this machine (over 0, under 1).
+    """
+
+    keep_macs: float | None = None
+    shrink_by: ShrinkBy = "prune"
+    max_latency: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.shrink_by not in get_args(ShrinkBy):
+            raise InputError(f"shrink_by must be 'prune' or 'factorize', got {self.shrink_by!r}")
+        for name in ("keep_macs", "max_latency"):
+            share = getattr(self, name)
+            if share is not None and not 0 < share < 1:
+                raise InputError(f"{name} must be over 0 and under 1, got {share}")
+        if self.shrink_by == "factorize" and self.keep_macs is not None and self.max_latency is not None:
+            raise InputError(
+                "give keep_macs or max_latency, or prune first (shrink_by='prune') and factorize for the time"
+            )
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Number formats, and how they are chosen.
+
+    Attributes:
+        formats: layer-name pattern -> `LayerFormat`, or None to keep the layer in float. With `average_bits` and
+            `weight_only`, bits of weights are what counts of it.
+        estimator: how ranges are chosen: `minmax`, `percentile`, `mse`, `entropy`, `aciq` or `output_mse`.
+        rounding: how codes of weights are chosen: `nearest`; `gptq`, on calibration data in closed form; `adaround`, from there
+            by gradients. None: `nearest`, and `gptq` for weights of less than 7 bits.
+        average_bits: bits per weight, over all layers; how many each has is chosen by what they do to the output on calibration
+            data. See `graphopt.passes.quantization.MixedPrecision`, which knows other budgets.
+        weight_only: bits of the weights of linear layers, in blocks of 32; everything else stays float. For transformers.
+        max_drop: how much accuracy may be lost, in the unit of `evaluate`. What costs least is tried first (`rounding` from
+            `nearest` to `adaround`, then the layers that hurt most in more bits or float) until the artifact is good enough; if
+            nothing is, the best is returned with a warning. The report lists what was tried.
+        checkpoint: a folder that remembers which layers were rounded on data; an interrupted call then goes on where it was.
+    """
+
+    formats: Mapping[str, LayerFormat | None] | None = None
+    estimator: str = "mse"
+    rounding: Rounding | None = None
+    average_bits: float | None = None
+    weight_only: int | None = None
+    max_drop: float | None = None
+    checkpoint: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.rounding not in (None, *ROUNDINGS):
+            raise InputError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {self.rounding!r}")
+        if self.weight_only not in (None, 2, 4, 8):
+            raise InputError(f"weight_only must be 2, 4 or 8 bits, got {self.weight_only!r}")
+        if self.weight_only is not None and any(
+            o is not None for o in (self.max_drop, self.average_bits, self.rounding)
+        ):
+            raise InputError(
+                "weight_only leaves activations in float and chooses codes itself; leave out rounding, average_bits and max_drop"
+            )
+        if self.max_drop is None:
+            return
+        if not 0 <= self.max_drop < math.inf:
+            raise InputError(f"max_drop is the accuracy that may be lost, a number of at least 0, got {self.max_drop}")
+        if self.rounding is not None:
+            raise InputError(f"max_drop chooses the rounding itself; leave out rounding={self.rounding!r}")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is measured of the result, and where.
+
+    Attributes:
+        measure: measure latency and file size before and after, where the target runs on this machine.
+        threads: of the runtime while measuring.
+        device: where to run the artifact while it is measured. For targets of TVM `rpc://host:port`, where
+            `python -m tvm.exec.rpc_server` runs, or `tracker://host:port/key`; for `hexagon` Qualcomm's HTP or its emulator,
+            `htp` or `htp:v75`. The report then holds the device's latency, agreement and accuracy, and whether it answers what
+            its simulation answers.
+    """
+
+    measure: bool = True
+    threads: int = 1
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise InputError(f"threads must be at least 1, got {self.threads}")
+
+
+class Shortcuts(TypedDict, total=False):
+    """Fields of the groups, as keywords of `graphopt.optimize`."""
+
+    keep_macs: float | None
+    shrink_by: ShrinkBy
+    max_latency: float | None
+    formats: Mapping[str, LayerFormat | None] | None
+    estimator: str
+    rounding: Rounding | None
+    average_bits: float | None
+    weight_only: int | None
+    max_drop: float | None
+    checkpoint: str | Path | None
+    tune: int | str | None
+    tune_database: str | Path | None
+    tuner: str | None
+    measure: bool
+    threads: int
+    device: str | None
+
+
+@dataclass(frozen=True)
+class Options:
+    """All groups together. `tuning` counts where any of its fields is set."""
+
+    shrinking: Shrinking = field(default_factory=Shrinking)
+    quantization: Quantization = field(default_factory=Quantization)
+    tuning: Tuning = field(default_factory=Tuning)
+    measurement: Measurement = field(default_factory=Measurement)
+
+    @classmethod
+    def of(
+        cls,
+        shrinking: Shrinking | None,
+        quantization: Quantization | None,
+        tuning: Tuning | None,
+        measurement: Measurement | None,
+        shortcuts: Mapping[str, Any],
+    ) -> Options:
+        """The groups given, with keywords in place of their fields.
+
+        Raises:
+            TypeError: an unknown keyword, with the nearest known one; InputError: a value that does not fit.
+        """
+        groups: dict[str, Any] = {
+            "shrinking": shrinking or Shrinking(), "quantization": quantization or Quantization(),
+            "tuning": tuning or Tuning(), "measurement": measurement or Measurement(),
+        }  # fmt: skip
+        changes: dict[str, dict[str, Any]] = {group: {} for group in groups}
+        for keyword, value in shortcuts.items():
+            if keyword not in KEYWORDS:
+                near = difflib.get_close_matches(keyword, KEYWORDS, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise TypeError(f"optimize() got an unexpected keyword argument {keyword!r}{hint}")
+            group, name = KEYWORDS[keyword]
+            changes[group][name] = value
+        made = {group: replace(groups[group], **changes[group]) for group in groups}
+        made["tuning"] = replace(made["tuning"], device=made["measurement"].device)
+        return cls(**made)
+
+    def check(self, passes: Any, evaluate: Any) -> None:
+        """Raise `InputError` where options contradict `passes` or lack `evaluate`."""
+        quantization = self.quantization
+        recipe = (
+            quantization.max_drop, quantization.rounding, quantization.average_bits, quantization.weight_only,
+            self.shrinking.keep_macs, self.shrinking.max_latency,
+        )  # fmt: skip
+        if passes is not None and any(option is not None for option in recipe):
+            raise InputError(
+                "keep_macs, max_latency, rounding, average_bits, weight_only and max_drop belong to the target's recipe; put "
+                "Prune(keep_ratio=...), Factorize(max_latency=...), MixedPrecision(...) or LearnRounding(...) among your own "
+                "passes instead"
+            )
+        if quantization.max_drop is not None and evaluate is None:
+            raise InputError("max_drop needs evaluate=..., which tells how accurate each attempt is")
+
+
+# keyword of `graphopt.optimize` -> its group and field
+KEYWORDS = {
+    **{f.name: ("shrinking", f.name) for f in fields(Shrinking)},
+    **{f.name: ("quantization", f.name) for f in fields(Quantization)},
+    **{f.name: ("measurement", f.name) for f in fields(Measurement)},
+    "tune": ("tuning", "budget"), "tune_database": ("tuning", "database"), "tuner": ("tuning", "tuner"),
+}  # fmt: skip

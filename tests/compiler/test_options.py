@@ -1,0 +1,78 @@
+"""The options of `optimize`: groups, and the keywords that stand for their fields."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import graphopt
+from graphopt import Measurement, Quantization, Shrinking, Tuning
+from graphopt.compiler.options import KEYWORDS, Options, Shortcuts
+from graphopt.utils.errors import InputError
+
+
+def options(**shortcuts: Any) -> Options:
+    return Options.of(None, None, None, None, shortcuts)
+
+
+def test_every_field_of_a_group_is_a_keyword_and_every_keyword_a_field() -> None:
+    groups = {"shrinking": Shrinking, "quantization": Quantization, "tuning": Tuning, "measurement": Measurement}
+    named = {(group, f.name) for group, kind in groups.items() for f in fields(kind)} - {("tuning", "device")}
+    assert set(KEYWORDS.values()) == named
+    assert set(KEYWORDS) == set(Shortcuts.__annotations__)
+
+
+def test_a_keyword_is_its_field_in_the_group() -> None:
+    short = options(keep_macs=0.5, rounding="gptq", tune=8, threads=2, device="rpc://pi:9090")
+    assert short == Options(
+        Shrinking(keep_macs=0.5), Quantization(rounding="gptq"), Tuning(8, device="rpc://pi:9090"),
+        Measurement(threads=2, device="rpc://pi:9090"),
+    )  # fmt: skip
+
+
+def test_keywords_go_before_the_group() -> None:
+    both = Options.of(None, Quantization(rounding="gptq", estimator="minmax"), None, None, {"rounding": "nearest"})
+    assert both.quantization == Quantization(rounding="nearest", estimator="minmax")
+
+
+def test_an_unknown_keyword_is_refused_with_the_nearest() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'keep_mac'; did you mean 'keep_macs'"):
+        options(keep_mac=0.5)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"keep_macs": 1.5}, "keep_macs must be over 0 and under 1, got 1.5"),
+        ({"max_latency": 0.0}, "max_latency must be over 0"),
+        ({"shrink_by": "magic"}, "shrink_by must be 'prune' or 'factorize', got 'magic'"),
+        ({"shrink_by": "factorize", "keep_macs": 0.5, "max_latency": 0.5}, "give keep_macs or max_latency"),
+        ({"rounding": "up"}, "rounding must be one of nearest, gptq, adaround, got 'up'"),
+        ({"weight_only": 3}, "weight_only must be 2, 4 or 8 bits, got 3"),
+        ({"weight_only": 4, "rounding": "gptq"}, "leave out rounding"),
+        ({"max_drop": -1.0}, "max_drop is the accuracy that may be lost"),
+        ({"max_drop": 1.0, "rounding": "gptq"}, "max_drop chooses the rounding itself"),
+        ({"threads": 0}, "threads must be at least 1, got 0"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_any_work(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        options(**given)
+
+
+def test_the_original_is_lowered_only_to_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    from graphopt.backends.onnxruntime import artifact
+
+    lowered, lower = [], artifact.lower
+    monkeypatch.setattr(artifact, "lower", lambda *args, **kwargs: lowered.append(args) or lower(*args, **kwargs))
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), torch.randn(16, 4)
+    result = graphopt.optimize(model, x, target="host", calibration=x, measure=False)
+    assert len(lowered) == 1
+    assert result.report.size_before is None
+    assert result.report.size_after
+    assert graphopt.optimize(model, x, target="host", calibration=x).report.size_before
+    assert len(lowered) == 3
