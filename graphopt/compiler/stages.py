@@ -54,6 +54,7 @@ class Work:
     Attributes:
         original: the graph as it was captured; no stage changes it.
         graph: the one that passes rewrite.
+        data: what ranges, codes and layers are chosen on. held_out: what the result is judged on, where there is enough for both.
         dump: a folder for the text of the graph after every pass.
         connection: to the device it is measured on, kept for all artifacts.
     """
@@ -64,6 +65,7 @@ class Work:
     original: Graph
     graph: Graph
     data: Calibration
+    held_out: Calibration | None
     report: Report
     evaluate: Evaluate | None = None
     dump: str | Path | None = None
@@ -113,7 +115,8 @@ def begin(
         )
     if options.quantization.max_drop is not None and data.one_shot:
         raise InputError("max_drop goes through the calibration data several times; give a list or a DataLoader")
-    work = Work(target, backend, options, graph.clone(), graph, data, report, evaluate, dump, connection)
+    data, held_out = data.hold_out()
+    work = Work(target, backend, options, graph.clone(), graph, data, held_out, report, evaluate, dump, connection)
     if evaluate is not None:
         report.accuracy_before = score(evaluate, work.original, "the original model")
     return work
@@ -238,7 +241,10 @@ def _climb(work: Work, max_drop: float) -> Any:
 def evaluate(work: Work, lowered: Lowered) -> None:
     """Fidelity and the share in integer, on the device where there is one."""
     artifact, report = lowered.artifact, work.report
-    judge(report, work.backend.audit(artifact), lowered.answers, lowered.deployed, work.original, work.data, work.graph)
+    judge(
+        report, work.backend.audit(artifact), lowered.answers, lowered.deployed, work.original, work.graph, work.data,
+        work.held_out,
+    )  # fmt: skip
     if work.connection is not None:
         confirm(report, work.placed(artifact), work.graph, work.backend.simulate, work.target, work.data)
     elif artifact.refusal:

@@ -13,7 +13,8 @@ Only one batch is held at a time, so memory does not grow with the number of sam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import RandomSampler
 
 from graphopt.data.batches import BATCH, Input, Signature, as_tensor, inputs, misfit, to_tensors
 from graphopt.data.loaders import Named
@@ -28,6 +30,7 @@ from graphopt.ir.graph import Graph
 from graphopt.utils.errors import InputError
 
 _NOTHING = object()
+HELD_OUT = 8  # one batch of so many is held out
 
 
 class Calibration:
@@ -58,6 +61,8 @@ class Calibration:
         self._fixed = None if graph.dynamic_batch else next((i.shape[0] for i in self.inputs if i.batched), None)
         self._open = _opener(source, self.inputs)
         self._once: Iterator[Any] | None = None
+        self._batches_known = _length(source, self.inputs)
+        self._takes: Callable[[int], bool] = _all
         self._passes = 0
         self._look(one_shot=isinstance(source, Iterator))
 
@@ -65,6 +70,17 @@ class Calibration:
     def one_shot(self) -> bool:
         """Whether the data can be gone through only once."""
         return self._once is not None
+
+    def hold_out(self, every: int = HELD_OUT) -> tuple[Calibration, Calibration | None]:
+        """Two parts of the data: what choices are made on, and what they are judged on.
+
+        Every `every`-th batch is held out, where the number of batches is known and at least that; else nothing is.
+        """
+        if self.synthetic or self.one_shot or self._batches_known < every:
+            return self, None
+        parts = copy.copy(self), copy.copy(self)
+        parts[0]._takes, parts[1]._takes = (lambda number: number % every != 0), (lambda number: number % every == 0)
+        return parts
 
     def _look(self, one_shot: bool) -> None:
         """Check the first batch before any work is done with it."""
@@ -90,7 +106,8 @@ class Calibration:
         number = 0
         for batch in self._once or self._open():
             number += 1
-            yield to_tensors(batch, self.inputs, _where(number))
+            if self._takes(number):
+                yield to_tensors(batch, self.inputs, _where(number))
         if number == 0:
             raise InputError(
                 f"the calibration data was empty in pass {self._passes}; "
@@ -187,6 +204,22 @@ def _opener(source: Any, takes: list[Input]) -> Callable[[], Iterator[Any]]:
     if hasattr(source, "__getitem__") and hasattr(source, "__len__"):  # a map-style data set
         return lambda: (source[i] for i in range(len(source)))
     raise _unknown(source)
+
+
+def _length(source: Any, takes: list[Input]) -> int:
+    """How many batches a source has, the same ones in every pass; 0 where it does not say, or shuffles."""
+    if (arrays := _arrays(source, takes)) is not None:
+        return sum(1 for _ in _split(*arrays))
+    if isinstance(source, Iterator) or isinstance(getattr(source, "sampler", None), RandomSampler):
+        return 0
+    try:
+        return len(source) if isinstance(source, Sized) else 0
+    except TypeError:  # a DataLoader of a data set without a length
+        return 0
+
+
+def _all(number: int) -> bool:
+    return True
 
 
 def _unknown(source: Any) -> InputError:

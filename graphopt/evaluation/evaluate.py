@@ -83,10 +83,16 @@ def judge(
     answers: Callable[..., Any],
     deployed: Graph,
     original: Graph,
-    data: Calibration,
     graph: Graph,
+    data: Calibration,
+    held_out: Calibration | None = None,
 ) -> None:
-    """Weights as stored, share in integer, fidelity of the deployed model. `graph`: the simulated one."""
+    """Weights as stored, share in integer, fidelity of the deployed model.
+
+    Args:
+        graph: the simulated one.
+        data: what choices were made on. held_out: samples that they were not made on, which fidelity is measured on if given.
+    """
     last = report.steps[-1] if report.steps else report.original
     assert last is not None
     reference = outputs(original)
@@ -101,20 +107,30 @@ def judge(
     report.half_macs, report.float_operators = audit.half_share, audit.floating
     if (few := few_in_integer(audit)) is not None:
         report.warnings.append(few)
+    fidelity = Fidelity(_floating_names(original, reference))
     if data.synthetic or data.one_shot:
         report.missing["agreement"] = (
             "no calibration data was given"
             if data.synthetic
             else "the calibration data is an iterator, which was used up; give a list or a DataLoader"
         )
-        fidelity = Fidelity(_floating_names(original, reference))
         fidelity.update(_floating(reference), _floating(pytree.tree_leaves(results)))
         _say(report, fidelity, None, graph, "the example")
         return
     slow = isinstance(answers, Artifact) and answers.emulated
     enough = COMPARED_SAMPLES if slow else AGREEMENT_SAMPLES
+    samples = _compare_with_original(report, fidelity, original, answers, held_out or data, enough)
+    where = f"{samples} calibration samples, which choices were {'not ' if held_out else ''}made on"
+    if report.agreement is not None:
+        report.notes.append(f"agreement was measured on {where}")
+    _say(report, fidelity, next(iter(data)), graph, where)
+
+
+def _compare_with_original(
+    report: Report, fidelity: Fidelity, original: Graph, answers: Callable[..., Any], data: Calibration, enough: int
+) -> int:
+    """Learn fidelity, and agreement of the classes, on at most so many samples; the number that it took."""
     seen, equal, classes = 0, 0.0, True
-    fidelity = Fidelity(_floating_names(original, reference))
     with torch.no_grad():
         for batch in track(data, "comparing with the original"):
             ours, theirs = _flat(original, batch), _flat(answers, batch)
@@ -127,10 +143,9 @@ def judge(
                 break
     if classes:
         report.agreement = equal / seen
-        report.notes.append(f"agreement was measured on {seen} calibration samples")
     else:
         report.missing["agreement"] = "the model does not return classes"
-    _say(report, fidelity, next(iter(data)), graph, f"{seen} calibration samples")
+    return seen
 
 
 def few_in_integer(audit: Audit) -> str | None:
@@ -151,7 +166,7 @@ def _say(report: Report, fidelity: Fidelity, batch: list[Tensor] | None, graph: 
         return
     name, worst = min(fidelity.outputs.items(), key=lambda item: item[1])
     report.sqnr_db = worst
-    report.notes.append(f"output SQNR was measured on {where}, which ranges were chosen on, too")
+    report.notes.append(f"output SQNR was measured on {where}")
     if worst < LOW:
         report.warnings.append(
             f"the answers are far from the original's: output {name!r} has {worst:.1f} dB on {where}{blame(report, graph, batch)}"

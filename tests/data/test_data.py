@@ -236,3 +236,39 @@ def test_only_one_batch_is_alive_at_a_time(graph: Graph) -> None:
 
     for _ in Calibration(stream, graph):
         assert sum(r() is not None for r in given) <= 2  # the batch, and the one the generator still names
+
+
+# ---- Holding out ----------------------------------------------------------------------------------------------------
+
+
+def rows(data: Calibration) -> list[float]:
+    return [float(row[0]) for (batch,) in data for row in batch]
+
+
+NUMBERED = torch.arange(320.0).reshape(320, 1).expand(320, 4).contiguous()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [NUMBERED, list(NUMBERED.split(32)), DataLoader(NUMBERED, batch_size=32)],
+    ids=["tensor", "list", "loader"],
+)
+def test_one_batch_in_eight_is_held_out_and_every_sample_is_in_one_part(source: Any) -> None:
+    data = Calibration(source, Graph.capture(nn.Linear(4, 2).eval(), torch.randn(2, 4)))
+    kept, held = data.hold_out()
+    assert held is not None
+    assert rows(held) == [float(n) for n in range(224, 256)]
+    assert sorted(rows(kept) + rows(held)) == [float(n) for n in range(320)]
+    assert rows(kept) == rows(kept)  # as often as it is needed
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        NUMBERED[:200], iter(NUMBERED.split(32)), lambda: iter(NUMBERED.split(32)), DataLoader(NUMBERED, 32, shuffle=True),
+    ],
+    ids=["too few batches", "one pass", "no length", "shuffled"],
+)  # fmt: skip
+def test_nothing_is_held_out_where_the_same_samples_could_not_be_told_again(source: Any) -> None:
+    data = Calibration(source, Graph.capture(nn.Linear(4, 2).eval(), torch.randn(2, 4)))
+    assert data.hold_out() == (data, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from graphopt.utils.tables import Column, Facts, Line, Table, numbers, plain
@@ -29,6 +29,7 @@ def test_facts_of_several_lines_stand_under_each_other() -> None:
     assert plain([Facts([("a", "one\ntwo"), ("longer", "three")])], 80) == "a       one\n        two\nlonger  three"
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines are busy
 @given(st.lists(st.tuples(st.text("ab \n[]", max_size=60), st.text("12", max_size=8)), max_size=4), st.integers(20, 80))
 def test_no_text_is_lost(rows: list[tuple[str, str]], width: int) -> None:
     shown = plain([Table([Column("name"), *numbers("size")], rows), Line("end")], width)
