@@ -1,0 +1,356 @@
+"""Operators that treat every element alike. They keep the order of dimensions they find, and compute in the type torch computes in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.fx.node import Node
+from tvm import relax, te, tirx
+
+from graphopt.backends.tvm.layouts import Value
+from graphopt.backends.tvm.operators.rule import (
+    Rule,
+    aligned,
+    cast,
+    dtype_of,
+    is_integer,
+    name_of,
+    result_type,
+    scalar,
+    te_call,
+)  # fmt: skip
+from graphopt.backends.tvm.program import Program
+from graphopt.cli.arguments import Arguments
+from graphopt.ir.ops import aten, shape
+from graphopt.utils.errors import InputError
+
+op = relax.op
+Function = Callable[[Any], Any]
+
+
+def intrinsic(function: Callable[[Any], Any]) -> Function:
+    """A function of one element, of TVM's tensor expressions, as an operator."""
+
+    def compute(x: Any) -> Any:
+        return te.compute(x.shape, lambda *i: function(x[i]), "element")
+
+    return lambda x: relax.BlockBuilder.current().call_te(compute, x)
+
+
+def log1p(x: Any) -> Any:
+    """ln(1 + x), with what 1 + x loses put back: y = 1 + x; ln y - (y - 1 - x) / y."""
+    one = tirx.const(1, x.dtype)
+    y = one + x
+    loss = tirx.if_then_else(tirx.isinf(y), tirx.const(0, x.dtype), (y - one - x) / y)
+    return tirx.log(y) - loss
+
+
+def expm1(x: Any) -> Any:
+    """e^x - 1; near zero by its series, whose ninth term is below the rounding of float32."""
+    one, term, total = tirx.const(1, x.dtype), x, x
+    for n in range(2, 10):
+        term = term * x / tirx.const(n, x.dtype)
+        total = total + term
+    return tirx.if_then_else(tirx.abs(x) < tirx.const(0.5, x.dtype), total, tirx.exp(x) - one)
+
+
+# in the type of the result
+UNARY: dict[Any, Function] = {
+    aten.abs.default: op.abs, aten.neg.default: op.negative, aten.sign.default: op.sign,
+    aten.relu.default: op.nn.relu, aten.sigmoid.default: op.sigmoid, aten.tanh.default: op.tanh, aten.silu.default: op.nn.silu,
+    aten.exp.default: op.exp, aten.log.default: op.log, aten.log1p.default: intrinsic(log1p), aten.expm1.default: intrinsic(expm1),
+    aten.log2.default: intrinsic(tirx.log2), aten.log10.default: intrinsic(tirx.log10), aten.exp2.default: intrinsic(tirx.exp2),
+    aten.sqrt.default: op.sqrt, aten.rsqrt.default: op.rsqrt, aten.erf.default: op.erf,
+    aten.sin.default: op.sin, aten.cos.default: op.cos, aten.tan.default: op.tan, aten.asin.default: op.asin,
+    aten.acos.default: op.acos, aten.atan.default: op.atan, aten.sinh.default: op.sinh, aten.cosh.default: op.cosh,
+    aten.asinh.default: op.asinh, aten.acosh.default: op.acosh, aten.atanh.default: op.atanh,
+    aten.bitwise_not.default: op.bitwise_not,
+}  # fmt: skip
+ROUND: dict[Any, Function] = {  # integers stay what they are
+    aten.floor.default: op.floor, aten.ceil.default: op.ceil, aten.trunc.default: op.trunc,
+    aten.round.default: intrinsic(tirx.nearbyint),  # halves to even
+}  # fmt: skip
+ASK: dict[Any, Function] = {  # bool of the input's own type
+    aten.isnan.default: op.isnan, aten.isinf.default: op.isinf, aten.isfinite.default: op.isfinite,
+}  # fmt: skip
+
+
+def _unary(function: Function) -> Rule:
+    def rule(program: Program, a: Arguments) -> Value:
+        x = cast(program, program.value(a["self"]), result_type(a.node))
+        if function is op.bitwise_not and dtype_of(x) == "bool":
+            return program.emit(op.logical_not(x.expr), x.shape, x.order)
+        return program.emit(function(x.expr), x.shape, x.order)
+
+    return rule
+
+
+def _round(function: Function) -> Rule:
+    def rule(program: Program, a: Arguments) -> Value:
+        x = program.value(a["self"])
+        return program.emit(function(x.expr), x.shape, x.order) if result_type(a.node).is_floating_point else x
+
+    return rule
+
+
+def _ask(function: Function) -> Rule:
+    def rule(program: Program, a: Arguments) -> Value:
+        x = program.value(a["self"])
+        if not result_type(a["self"]).is_floating_point:
+            x = cast(program, x, torch.float32)
+        return program.emit(function(x.expr), x.shape, x.order)
+
+    return rule
+
+
+def _logical_not(program: Program, a: Arguments) -> Value:
+    x = cast(program, program.value(a["self"]), torch.bool)
+    return program.emit(op.logical_not(x.expr), x.shape, x.order)
+
+
+def _gelu(program: Program, a: Arguments) -> Value:
+    x = program.value(a["self"])
+    function = {"none": op.nn.gelu, "tanh": op.nn.gelu_tanh}[a["approximate"]]
+    return program.emit(function(x.expr), x.shape, x.order)
+
+
+def _leaky_relu(program: Program, a: Arguments) -> Value:
+    x = program.value(a["self"])
+    return program.emit(op.nn.leakyrelu(x.expr, float(a["negative_slope"])), x.shape, x.order)
+
+
+def _clamp(program: Program, a: Arguments) -> Value:
+    """Between numbers, of which each may be missing."""
+    dtype = result_type(a.node)
+    x = cast(program, program.value(a["self"]), dtype)
+    low, high = {
+        aten.relu6.default: lambda: (0, 6),
+        aten.hardtanh.default: lambda: (a["min_val"], a["max_val"]),
+        aten.clamp.default: lambda: (a["min"], a["max"]),
+        aten.clamp_min.default: lambda: (a["min"], None),
+        aten.clamp_max.default: lambda: (None, a["max"]),
+    }[a.node.target]()
+    expr = x.expr
+    if low is not None:
+        expr = op.maximum(expr, scalar(low, dtype))
+    if high is not None:
+        expr = op.minimum(expr, scalar(high, dtype))
+    return program.emit(expr, x.shape, x.order)
+
+
+def _hard(scaled: bool) -> Rule:
+    """relu6(x + 3) / 6, times x where `scaled`."""
+
+    def rule(program: Program, a: Arguments) -> Value:
+        dtype = result_type(a.node)
+        x = program.value(a["self"])
+        shifted = op.add(x.expr, scalar(3, dtype))
+        gate = op.minimum(op.maximum(shifted, scalar(0, dtype)), scalar(6, dtype))
+        product = op.multiply(x.expr, gate) if scaled else gate
+        return program.emit(op.divide(product, scalar(6, dtype)), x.shape, x.order)
+
+    return rule
+
+
+def _identity(program: Program, a: Arguments) -> Value:
+    a.ignore("memory_format", "p", "layout", "device", "pin_memory", "non_blocking")
+    if "train" in a and a["train"]:
+        raise InputError(
+            f"{program.graph.site(a.node)}: dropout is in training mode, which is random; call eval() first"
+        )
+    return program.value(a["input"] if "input" in a else a["self"])
+
+
+def _convert(program: Program, a: Arguments) -> Value:
+    a.ignore("memory_format", "non_blocking", "copy")
+    return cast(program, program.value(a["self" if "self" in a else "a"]), a["dtype"])
+
+
+# ---- Of two values --------------------------------------------------------------------------------------------------
+
+
+def operands(program: Program, given: list[Any], dtype: torch.dtype, out: tuple[int, ...]) -> tuple[list[Any], Any]:
+    """Expressions of values and numbers in one type and order; and that order."""
+    values = [program.value(g) for g in given if isinstance(g, Node)]
+    lined = iter(aligned(program, [cast(program, v, dtype) for v in values], len(out)))
+    found = [next(lined) if isinstance(g, Node) else None for g in given]
+    order = next(v for v in found if v is not None).order
+    return [scalar(g, dtype) if v is None else v.expr for g, v in zip(given, found, strict=True)], order
+
+
+def common_type(*given: Any) -> torch.dtype:
+    """Of values and numbers, as torch promotes them."""
+    fakes = [torch.empty(shape(g), dtype=result_type(g), device="meta") if isinstance(g, Node) else g for g in given]
+    dtype = fakes[0].dtype if isinstance(fakes[0], torch.Tensor) else torch.result_type(fakes[0], fakes[1])
+    for fake in fakes[1:]:
+        dtype = torch.result_type(fakes[0], fake)
+    return dtype
+
+
+def _binary(function: Callable[[Any, Any], Any], *, asks: bool = False, logical: bool = False) -> Rule:
+    """`asks`: the result is bool, of operands in their common type; `logical`: of operands that are bool themselves."""
+
+    def rule(program: Program, a: Arguments) -> Value:
+        left, right = _pair(a)
+        dtype = torch.bool if logical else common_type(left, right) if asks else result_type(a.node)
+        (x, y), order = operands(program, [left, right], dtype, shape(a.node))
+        if "alpha" in a and (factor := a["alpha"]) != 1:
+            x, y = (
+                (op.multiply(x, scalar(factor, dtype)), y)
+                if "rsub" in str(a.node.target)
+                else (x, op.multiply(y, scalar(factor, dtype)))
+            )
+        return program.emit(function(x, y), shape(a.node), order)
+
+    return rule
+
+
+def _pair(a: Arguments) -> tuple[Any, Any]:
+    if "exponent" in a:
+        return a["self"], a["exponent"]
+    return a["self" if "self" in a else "input"], a["other"]
+
+
+def _exact(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """A function of two elements, of TVM's tensor expressions, as an operator that repeats sizes of 1."""
+
+    def compute(x: Any, y: Any) -> Any:
+        rank = max(len(x.shape), len(y.shape))
+        sizes = [_size(x, d, rank) if _size(x, d, rank) != 1 else _size(y, d, rank) for d in range(rank)]
+
+        def at(t: Any, index: tuple[Any, ...]) -> Any:
+            own = index[rank - len(t.shape) :]
+            return t[tuple(0 if int(n) == 1 else i for n, i in zip(t.shape, own, strict=True))]
+
+        return te.compute(sizes, lambda *i: function(at(x, i), at(y, i)), "elements")
+
+    return lambda x, y: relax.BlockBuilder.current().call_te(compute, x, y)
+
+
+def _size(x: Any, dim: int, rank: int) -> int:
+    dim -= rank - len(x.shape)
+    return 1 if dim < 0 else int(x.shape[dim])
+
+
+def _fmod(x: Any, y: Any) -> Any:
+    return tirx.truncmod(x, y) if "int" in str(x.dtype) else tirx.fmod(x, y)
+
+
+def _remainder(x: Any, y: Any) -> Any:
+    if "int" in str(x.dtype):
+        return tirx.floormod(x, y)
+    rest, zero = tirx.fmod(x, y), tirx.const(0, x.dtype)
+    return tirx.if_then_else(tirx.all(rest != zero, (rest < zero) != (y < zero)), rest + y, rest)
+
+
+def _rounded_quotient(mode: str) -> Callable[[Any, Any], Any]:
+    def quotient(x: Any, y: Any) -> Any:
+        if "int" in str(x.dtype):
+            return (tirx.floordiv if mode == "floor" else tirx.truncdiv)(x, y)
+        if mode == "trunc":
+            return tirx.trunc(x / y)
+        return tirx.floor(
+            (x - _remainder(x, y)) / y + tirx.const(0.5, x.dtype)
+        )  # the quotient is whole, up to rounding
+
+    return quotient
+
+
+def _divide(program: Program, a: Arguments) -> Value:
+    mode = a["rounding_mode"] if "rounding_mode" in a else None
+    function = op.divide if mode is None else _exact(_rounded_quotient(mode))
+    return _binary(function)(program, a)  # type: ignore[return-value]
+
+
+def _power(program: Program, a: Arguments) -> Value:
+    base, exponent = _pair(a)
+    dtype = result_type(a.node)
+    whole = isinstance(exponent, (int, float)) and float(exponent).is_integer() and 0 <= exponent <= 8
+    if is_integer(dtype) and not whole:
+        raise InputError(
+            f"{program.graph.site(a.node)}: TVM raises {name_of(dtype)} only to whole numbers from 0 to 8, not to "
+            f"{exponent} (node {a.node.name}); convert to float first"
+        )
+    if whole and isinstance(base, Node):
+        (x,), order = operands(program, [base], dtype, shape(a.node))
+        product = op.ones_like(x) if exponent == 0 else x
+        for _ in range(int(exponent) - 1):
+            product = op.multiply(product, x)
+        return program.emit(product, shape(a.node), order)
+    if exponent in (0.5, -0.5) and isinstance(base, Node):
+        (x,), order = operands(program, [base], dtype, shape(a.node))
+        return program.emit((op.sqrt if exponent > 0 else op.rsqrt)(x), shape(a.node), order)
+    (x, y), order = operands(program, [base, exponent], dtype, shape(a.node))
+    return program.emit(op.power(x, y), shape(a.node), order)
+
+
+def _where(program: Program, a: Arguments) -> Value:
+    dtype, out = result_type(a.node), shape(a.node)
+    tests, *choices = aligned(
+        program,
+        [
+            cast(program, program.value(a["condition"]), torch.bool),
+            *(cast(program, program.value(a[k]), dtype) for k in ("self", "other")),
+        ],
+        len(out),
+    )
+    return program.emit(op.where(tests.expr, *(c.expr for c in choices)), out, tests.order)
+
+
+def _bits(logical: Callable[[Any, Any], Any], bitwise: Callable[[Any, Any], Any]) -> Rule:
+    def rule(program: Program, a: Arguments) -> Value:
+        return _binary(logical if result_type(a.node) == torch.bool else bitwise)(program, a)  # type: ignore[return-value]
+
+    return rule
+
+
+def _both(packet: Any, rule: Rule) -> dict[Any, Rule]:
+    """For a tensor and for a number as the other operand."""
+    return dict.fromkeys([getattr(packet, o) for o in ("Tensor", "Scalar") if hasattr(packet, o)], rule)
+
+
+ELEMENTWISE: dict[Any, Rule] = {
+    **{target: _unary(function) for target, function in UNARY.items()},
+    **{target: _round(function) for target, function in ROUND.items()},
+    **{target: _ask(function) for target, function in ASK.items()},
+    aten.logical_not.default: _logical_not,
+    aten.gelu.default: _gelu,
+    aten.leaky_relu.default: _leaky_relu,
+    **dict.fromkeys(
+        [aten.relu6.default, aten.hardtanh.default, aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default], _clamp
+    ),
+    aten.hardsigmoid.default: _hard(False),
+    aten.hardswish.default: _hard(True),
+    **dict.fromkeys(
+        [aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.clone.default, aten.contiguous.default,
+         aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default], _identity,
+    ),
+    aten.to.dtype: _convert,
+    torch.ops.prims.convert_element_type.default: _convert,
+    **_both(aten.add, _binary(op.add)),
+    **_both(aten.sub, _binary(op.subtract)),
+    **_both(aten.rsub, _binary(lambda x, y: op.subtract(y, x))),
+    **_both(aten.mul, _binary(op.multiply)),
+    **dict.fromkeys([aten.div.Tensor, aten.div.Scalar, aten.div.Tensor_mode, aten.div.Scalar_mode], _divide),
+    **_both(aten.fmod, _binary(_exact(_fmod))),
+    **_both(aten.remainder, _binary(_exact(_remainder))),
+    **dict.fromkeys([aten.pow.Tensor_Tensor, aten.pow.Tensor_Scalar, aten.pow.Scalar], _power),
+    aten.maximum.default: _binary(op.maximum),
+    aten.minimum.default: _binary(op.minimum),
+    aten.atan2.default: _binary(op.atan2),
+    **_both(aten.eq, _binary(op.equal, asks=True)),
+    **_both(aten.ne, _binary(op.not_equal, asks=True)),
+    **_both(aten.lt, _binary(op.less, asks=True)),
+    **_both(aten.le, _binary(op.less_equal, asks=True)),
+    **_both(aten.gt, _binary(op.greater, asks=True)),
+    **_both(aten.ge, _binary(op.greater_equal, asks=True)),
+    aten.logical_and.default: _binary(op.logical_and, logical=True),
+    aten.logical_or.default: _binary(op.logical_or, logical=True),
+    aten.logical_xor.default: _binary(op.logical_xor, logical=True),
+    **_both(aten.bitwise_and, _bits(op.logical_and, op.bitwise_and)),
+    **_both(aten.bitwise_or, _bits(op.logical_or, op.bitwise_or)),
+    **_both(aten.bitwise_xor, _bits(op.logical_xor, op.bitwise_xor)),
+    aten.where.self: _where,
+}  # fmt: skip

@@ -1,0 +1,67 @@
+"""Run samples of operators through a backend, and say which of them answer something else than torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.utils._pytree as pytree
+from operators import Calls, Sample, inputs_of
+from torch import Tensor
+
+from graphopt.artifacts.artifact import Artifact
+from graphopt.ir.graph import Graph
+from graphopt.utils.errors import CaptureError, GraphoptError
+
+Lower = Callable[[Graph], Artifact]
+
+
+def refused(samples: list[Sample], check: Callable[[Graph], object]) -> dict[int, str]:
+    """By the number of a sample: why the backend does not take it. `check` lowers a graph, or does the part of it that refuses."""
+    found: dict[int, str] = {}
+    if not samples or _reason(samples, check) is None:
+        return found
+    if len(samples) == 1:
+        return {0: str(_reason(samples, check))}
+    half = len(samples) // 2
+    found.update(refused(samples[:half], check))
+    found.update({half + n: reason for n, reason in refused(samples[half:], check).items()})
+    return found
+
+
+def _reason(samples: list[Sample], check: Callable[[Graph], object]) -> str | None:
+    try:
+        check(captured(samples))
+    except CaptureError:
+        raise
+    except GraphoptError as error:
+        return str(error)
+    return None
+
+
+def captured(samples: list[Sample]) -> Graph:
+    return Graph.capture(Calls(samples).eval(), inputs_of(samples), dynamic_batch=False)
+
+
+def wrong(samples: list[Sample], lower: Lower, tolerance: float = 2e-5) -> list[str]:
+    """The samples that answer wrongly, all lowered as one model; what is wrong with each."""
+    inputs = inputs_of(samples)
+    with torch.no_grad():
+        answers, expected = lower(captured(samples))(*inputs), Calls(samples).eval()(*inputs)
+    found = []
+    for sample, ours, theirs in zip(samples, answers, expected, strict=True):
+        leaves = zip(pytree.tree_leaves(ours), pytree.tree_leaves(theirs), strict=True)
+        differences = [d for n, (a, b) in enumerate(leaves) if (d := _difference(a, b, tolerance, n))]
+        if differences:
+            found.append(f"{sample}: {'; '.join(differences)}")
+    return found
+
+
+def _difference(ours: Tensor, theirs: Tensor, tolerance: float, number: int) -> str:
+    if ours.dtype != theirs.dtype or ours.shape != theirs.shape:
+        return f"result {number} is {ours.dtype}{list(ours.shape)}, not {theirs.dtype}{list(theirs.shape)}"
+    if not theirs.is_floating_point():
+        count = int((ours != theirs).sum())
+        return f"result {number} has {count} other values" if count else ""
+    close = torch.isclose(ours, theirs, rtol=tolerance, atol=tolerance, equal_nan=True)
+    return "" if bool(close.all()) else f"result {number} moved by {float((ours - theirs).abs().max()):.2e}"
