@@ -2,9 +2,10 @@
 
     mish(x)             ->   mul(x, tanh(log1p(exp(x))))
     lstm(x, ...)        ->   linear, sigmoid, tanh, ... of every step
-    split(x, 2)[1]      ->   slice
+    unbind(x)[1]        ->   select
 
-torch traces the operator on fake tensors, with all its arguments. What stays without a rule is refused when it is emitted, by name.
+torch traces the operator on fake tensors, with all its arguments. What stays without a rule is refused when it is emitted, by
+name.
 """
 
 from __future__ import annotations
@@ -70,7 +71,15 @@ def _parts(node: Node, ruled: Collection[Any]) -> fx.GraphModule:
     values = [leaves[i].meta["val"] for i in places]
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         fakes = [torch.empty(tuple(map(int, v.shape)), dtype=v.dtype) for v in values]
-        return make_fx(call, table)(*fakes)
+        parts = make_fx(call, table)(*fakes)
+        if any(_writes(n) for n in parts.graph.nodes):
+            parts = make_fx(torch.func.functionalize(parts, remove="mutations"))(*fakes)
+    parts.graph.eliminate_dead_code()
+    return parts
+
+
+def _writes(node: Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _put_in(graph: Graph, node: Node, parts: fx.GraphModule) -> None:
@@ -86,13 +95,14 @@ def _put_in(graph: Graph, node: Node, parts: fx.GraphModule) -> None:
             constant = getattr(parts, str(part.target))
             values[part] = graph.add_constant(f"{node.name}_constant", constant, before=node)
         elif part.op == "call_function":
-            arguments, options = map_arg((part.args, part.kwargs), values.__getitem__)  # type: ignore[arg-type]
+            arguments, options = map_arg((part.args, part.kwargs), values.__getitem__)
             values[part] = graph.call(part.target, *arguments, before=node, **options)
             values[part].meta.update({"val": part.meta["val"], PART_OF: origin})
-    results = map_arg(parts.graph.output_node().args[0], values.__getitem__)
+    results: Any = map_arg(parts.graph.output_node().args[0], values.__getitem__)
     for reader in list(node.users):
         if isinstance(results, (list, tuple)) and reader.target is operator.getitem:
-            reader.replace_all_uses_with(results[reader.args[1]], propagate_meta=False)  # type: ignore[index]
+            number: Any = reader.args[1]
+            reader.replace_all_uses_with(results[number], propagate_meta=False)
             graph.module.graph.erase_node(reader)
     if node.users:
         node.replace_all_uses_with(results, propagate_meta=False)
@@ -102,20 +112,12 @@ def _put_in(graph: Graph, node: Node, parts: fx.GraphModule) -> None:
 def _lstm(x: Tensor, hx: Any, params: Any, has_biases: bool, layers: int, dropout: float, train: bool,
           bidirectional: bool, batch_first: bool) -> Any:  # fmt: skip
     """In plain operators; torch's own decomposition chooses a call of oneDNN."""
+    torchs: Any = decompositions  # has no types
     projected = len(hx) == 2 and hx[0].shape[2] != hx[1].shape[2]
-    weights = decompositions.gather_params(params, has_biases, projected)
+    weights = torchs.gather_params(params, has_biases, projected)
     states = list(zip(hx[0], hx[1], strict=True))
-    out, finals = decompositions._rnn_helper(
-        x,
-        states,
-        weights,
-        has_biases,
-        layers,
-        dropout,
-        train,
-        bidirectional,
-        batch_first,
-        decompositions.one_layer_lstm,
+    out, finals = torchs._rnn_helper(
+        x, states, weights, has_biases, layers, dropout, train, bidirectional, batch_first, torchs.one_layer_lstm
     )
     finals = list(zip(*finals, strict=True))
     return out, torch.stack(finals[0], 0), torch.stack(finals[1], 0)

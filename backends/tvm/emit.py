@@ -126,7 +126,7 @@ def _fold_constants(graph: Graph) -> None:
             continue
         if all(map(graph.is_constant, node.all_input_nodes)):
             target: Any = node.target
-            arguments, options = torch.fx.node.map_arg((node.args, node.kwargs), graph.tensor)  # type: ignore[misc]
+            arguments, options = torch.fx.node.map_arg((node.args, node.kwargs), graph.tensor)
             with torch.no_grad():
                 value = target(*arguments, **options)
             if isinstance(value, torch.Tensor):

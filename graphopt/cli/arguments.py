@@ -1,77 +1,105 @@
-"""The arguments of an operator by their names in its schema, with a record of which ones were read.
-
-Code that translates an operator answers wrongly where it overlooks an argument, so `require_all_read` asks behind every rule:
-
-    arguments = Arguments(node)
-    value = rule(arguments)                        # reads arguments["self"], arguments["alpha"], ...
-    arguments.require_all_read(site, "TVM")        # InputError where one that was given was not read
-"""
+"""What commands take and share: the options of models and their data, and how their text is read."""
 
 from __future__ import annotations
 
-from typing import Any
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
-from torch.fx.node import Node
+import typer
 
 from graphopt.utils.errors import InputError
 
+# PyTorch is imported where a command needs it: `graphopt --help` answers at once.
+if TYPE_CHECKING:
+    from torch import Tensor
 
-class Arguments:
-    """What a call is given, defaults filled in.
+    from graphopt.data.loaders import Named
 
-    Attributes:
-        node: the call.
-    """
-
-    def __init__(self, node: Node) -> None:
-        """Raises InputError where the call is of no ATen operator, which alone have a schema."""
-        schema: Any = getattr(node.target, "_schema", None)
-        if schema is None:
-            raise InputError(f"{node.target} (node {node.name}) has no schema, by which arguments have names")
-        self.node = node
-        self._defaults = {spec.name: spec.default_value for spec in schema.arguments}
-        self._values = {**self._defaults, **node.kwargs, **dict(zip(self._defaults, node.args, strict=False))}
-        self._read: set[str] = set()
-
-    def __getitem__(self, name: str) -> Any:
-        """Raises KeyError where the schema has no such argument."""
-        self._read.add(name)
-        return self._values[name]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._values
-
-    def ignore(self, *names: str) -> None:
-        """These, as far as the schema has them, change no value: they matter for gradients or memory alone."""
-        self._read.update(names)
-
-    def ignore_sizes(self) -> None:
-        """Nothing but sizes follows from any argument, and the call's shape is known."""
-        self._read.update(self._values)
-
-    @property
-    def unread(self) -> dict[str, Any]:
-        """Arguments that were not read, with a value that is not the schema's default."""
-        return {
-            name: value
-            for name, value in self._values.items()
-            if name not in self._read and not _equal(value, self._defaults[name])
-        }
-
-    def require_all_read(self, site: str, backend: str) -> None:
-        """Raises InputError where an argument was given but not read; names operator, argument, value and layer."""
-        for name, value in self.unread.items():
-            raise InputError(
-                f"{site}: the {backend} backend does not compute {self.node.target} with {name}={value!r} "
-                f"(node {self.node.name}); leave the argument at its default ({self._defaults[name]!r}), or leave this part "
-                "out of the model"
-            )
+Model = Annotated[str, typer.Argument(help="package.module:factory, or the path of a .pt2 file.")]
+Aim = Annotated[str, typer.Option(help="What to optimize for; see `graphopt targets`.")]
+Typical = Annotated[
+    str | None,
+    typer.Option(help="Typical inputs: .npz[:name], .npy, a folder of images, or package.module:function."),
+]
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option(help="Shape of an example input, e.g. 1,3,224,224 or 1,128:int64; once per input."),
+]
+Samples = Annotated[int, typer.Option(min=1, help="Calibration samples to take at most, evenly spread.")]
+Scale = Annotated[float, typer.Option(help="What raw pixels are multiplied by first.", show_default="1/255")]
+Mean = Annotated[str, typer.Option(help="Then the mean that is subtracted, per channel.")]
+Std = Annotated[str, typer.Option(help="Then the deviation that is divided by.")]
+Estimator = Annotated[str, typer.Option(help="Value ranges by minmax, percentile, mse, entropy, aciq or output_mse.")]
 
 
-def _equal(value: Any, default: Any) -> bool:
-    if isinstance(value, (Node, torch.Tensor)) or isinstance(default, (Node, torch.Tensor)):
-        return value is default
-    if isinstance(value, (list, tuple)) and isinstance(default, (list, tuple)):
-        return list(value) == list(default)
-    return type(value) is type(default) and bool(value == default) or (not isinstance(value, bool) and value == default)
+def calibration(name: str | None, samples: int, scale: float, mean: str, std: str) -> Named | None:
+    """Where typical inputs come from, before anything is loaded; None where none were given."""
+    from graphopt.data.loaders import Named, Pixels
+
+    if name is None:
+        return None
+    return Named(name, Pixels(scale, _numbers("mean", mean), _numbers("std", std)), samples)
+
+
+def examples(shapes: list[str] | None) -> tuple[Tensor, ...] | None:
+    """An example of every input; None where no shape was given."""
+    return tuple(_example(shape) for shape in shapes or []) or None
+
+
+def model(name: str) -> Any:
+    """The model a name stands for; modules are switched to eval mode, as only inference is deployed."""
+    from torch import nn
+
+    from graphopt.ir.graph import Graph
+    from graphopt.utils import imports
+
+    if ":" not in name:
+        path = Path(name).expanduser()
+        if path.suffix == ".pt2" and path.is_file():
+            return Graph.load(path) if is_saved_graph(path) else path
+        if path.suffix in (".pt", ".pth", ".ckpt", ".safetensors"):
+            raise InputError(f"{name} holds weights without the model's code; give package.module:factory instead")
+        raise InputError(f"there is no .pt2 file {name}; give one, or package.module:factory")
+    found = imports.find(name)
+    made = found if isinstance(found, nn.Module) or not callable(found) else found()
+    return made.eval() if isinstance(made, nn.Module) else made
+
+
+def is_saved_graph(path: Path) -> bool:
+    """Whether a .pt2 file was written by `Graph.save` rather than `torch.export.save`; both are zip archives."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "graph.json" in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False  # the reader of exported programs explains what is wrong with it
+
+
+def sizes(shapes: list[str] | None) -> list[tuple[int, ...]] | None:
+    """The shape of every input; None where none was given."""
+    return [tuple(_example(shape).shape) for shape in shapes or []] or None
+
+
+def _example(text: str) -> Tensor:
+    """`1,3,224,224` -> random normal float32 of this shape; `1,128:int64` -> zeros and ones of this type."""
+    import torch
+
+    sizes, _, name = text.partition(":")
+    dtype = getattr(torch, name or "float32", None)
+    try:
+        shape = [int(size) for size in sizes.replace("x", ",").split(",")]
+    except ValueError:
+        shape = []
+    if not shape or min(shape) < 1 or not isinstance(dtype, torch.dtype):
+        raise InputError(f"--input-shape {text!r} is not a shape; write e.g. 1,3,224,224 or 1,128:int64")
+    generator = torch.Generator().manual_seed(0)
+    if dtype.is_floating_point:
+        return torch.randn(shape, generator=generator).to(dtype)
+    return torch.randint(2, shape, generator=generator).to(dtype)
+
+
+def _numbers(name: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--{name} {text!r} is not a list of numbers such as 0.5,0.5,0.5") from None

@@ -17,7 +17,7 @@ Lower = Callable[[Graph], Artifact]
 
 
 def refused(samples: list[Sample], check: Callable[[Graph], object]) -> dict[int, str]:
-    """By the number of a sample: why the backend does not take it. `check` lowers a graph, or does the part of it that refuses."""
+    """By the number of a sample: why the backend does not take it. `check` lowers a graph, or the part of that which refuses."""
     found: dict[int, str] = {}
     if not samples or _reason(samples, check) is None:
         return found

@@ -23,7 +23,7 @@ from graphopt.backends.tvm.operators.reductions import REDUCTIONS
 from graphopt.backends.tvm.operators.rule import Rule, dtype_of, name_of
 from graphopt.backends.tvm.operators.windows import WINDOWS
 from graphopt.backends.tvm.program import Program
-from graphopt.cli.arguments import Arguments
+from graphopt.ir.arguments import Arguments
 from graphopt.ir.ops import BatchNorm, aten
 from graphopt.utils.errors import GraphoptError, last_line
 
@@ -38,7 +38,8 @@ ADVICE = "leave this part out of the model, write it with other operators, or us
 
 
 def has_rule(node: Node) -> bool:
-    return node.target in RULES and ONLY_IF.get(node.target, lambda call: True)(node)
+    condition = ONLY_IF.get(node.target)
+    return node.target in RULES and (condition is None or condition(node))
 
 
 def emit(program: Program, node: Node) -> Values:

@@ -1,4 +1,4 @@
-"""Operators that treat every element alike. They keep the order of dimensions they find, and compute in the type torch computes in."""
+"""Operators that treat every element alike: in the order of dimensions they find, and in the type that torch computes in."""
 
 from __future__ import annotations
 
@@ -19,15 +19,20 @@ from graphopt.backends.tvm.operators.rule import (
     name_of,
     result_type,
     scalar,
-    te_call,
 )  # fmt: skip
 from graphopt.backends.tvm.program import Program
-from graphopt.cli.arguments import Arguments
+from graphopt.ir.arguments import Arguments
 from graphopt.ir.ops import aten, shape
 from graphopt.utils.errors import InputError
 
 op = relax.op
 Function = Callable[[Any], Any]
+
+
+def _builder() -> Any:
+    """That of the function under construction."""
+    builders: Any = relax.BlockBuilder
+    return builders.current()
 
 
 def intrinsic(function: Callable[[Any], Any]) -> Function:
@@ -36,36 +41,30 @@ def intrinsic(function: Callable[[Any], Any]) -> Function:
     def compute(x: Any) -> Any:
         return te.compute(x.shape, lambda *i: function(x[i]), "element")
 
-    return lambda x: relax.BlockBuilder.current().call_te(compute, x)
+    return lambda x: _builder().call_te(compute, x)
 
 
-def log1p(x: Any) -> Any:
-    """ln(1 + x), with what 1 + x loses put back: y = 1 + x; ln y - (y - 1 - x) / y."""
-    one = tirx.const(1, x.dtype)
-    y = one + x
-    loss = tirx.if_then_else(tirx.isinf(y), tirx.const(0, x.dtype), (y - one - x) / y)
-    return tirx.log(y) - loss
+def library(name: str) -> Function:
+    """A function of the C library, for which TVM has no instruction, or one that rounds worse."""
+    return intrinsic(lambda x: library_call(name, x))
 
 
-def expm1(x: Any) -> Any:
-    """e^x - 1; near zero by its series, whose ninth term is below the rounding of float32."""
-    one, term, total = tirx.const(1, x.dtype), x, x
-    for n in range(2, 10):
-        term = term * x / tirx.const(n, x.dtype)
-        total = total + term
-    return tirx.if_then_else(tirx.abs(x) < tirx.const(0.5, x.dtype), total, tirx.exp(x) - one)
+def library_call(name: str, *values: Any) -> Any:
+    dtype = str(values[0].dtype)
+    return tirx.call_pure_extern(dtype, {"float32": f"{name}f", "float64": name}[dtype], *values)
 
 
 # in the type of the result
 UNARY: dict[Any, Function] = {
-    aten.abs.default: op.abs, aten.neg.default: op.negative, aten.sign.default: op.sign,
+    aten.abs.default: op.abs,
+    aten.neg.default: op.negative, aten.sign.default: op.sign,
     aten.relu.default: op.nn.relu, aten.sigmoid.default: op.sigmoid, aten.tanh.default: op.tanh, aten.silu.default: op.nn.silu,
-    aten.exp.default: op.exp, aten.log.default: op.log, aten.log1p.default: intrinsic(log1p), aten.expm1.default: intrinsic(expm1),
+    aten.exp.default: op.exp, aten.log.default: op.log, aten.log1p.default: library("log1p"), aten.expm1.default: library("expm1"),
     aten.log2.default: intrinsic(tirx.log2), aten.log10.default: intrinsic(tirx.log10), aten.exp2.default: intrinsic(tirx.exp2),
     aten.sqrt.default: op.sqrt, aten.rsqrt.default: op.rsqrt, aten.erf.default: op.erf,
-    aten.sin.default: op.sin, aten.cos.default: op.cos, aten.tan.default: op.tan, aten.asin.default: op.asin,
-    aten.acos.default: op.acos, aten.atan.default: op.atan, aten.sinh.default: op.sinh, aten.cosh.default: op.cosh,
-    aten.asinh.default: op.asinh, aten.acosh.default: op.acosh, aten.atanh.default: op.atanh,
+    aten.sin.default: op.sin, aten.cos.default: op.cos, aten.tan.default: library("tan"), aten.asin.default: library("asin"),
+    aten.acos.default: library("acos"), aten.atan.default: library("atan"), aten.sinh.default: library("sinh"), aten.cosh.default: library("cosh"),
+    aten.asinh.default: library("asinh"), aten.acosh.default: library("acosh"), aten.atanh.default: library("atanh"),
     aten.bitwise_not.default: op.bitwise_not,
 }  # fmt: skip
 ROUND: dict[Any, Function] = {  # integers stay what they are
@@ -110,6 +109,11 @@ def _logical_not(program: Program, a: Arguments) -> Value:
     return program.emit(op.logical_not(x.expr), x.shape, x.order)
 
 
+def _reciprocal(program: Program, a: Arguments) -> Value:
+    x = cast(program, program.value(a["self"]), result_type(a.node))
+    return program.emit(op.divide(scalar(1, result_type(a.node)), x.expr), x.shape, x.order)
+
+
 def _gelu(program: Program, a: Arguments) -> Value:
     x = program.value(a["self"])
     function = {"none": op.nn.gelu, "tanh": op.nn.gelu_tanh}[a["approximate"]]
@@ -131,7 +135,7 @@ def _clamp(program: Program, a: Arguments) -> Value:
         aten.clamp.default: lambda: (a["min"], a["max"]),
         aten.clamp_min.default: lambda: (a["min"], None),
         aten.clamp_max.default: lambda: (None, a["max"]),
-    }[a.node.target]()
+    }[a.target]()
     expr = x.expr
     if low is not None:
         expr = op.maximum(expr, scalar(low, dtype))
@@ -156,7 +160,7 @@ def _hard(scaled: bool) -> Rule:
 
 def _identity(program: Program, a: Arguments) -> Value:
     a.ignore("memory_format", "p", "layout", "device", "pin_memory", "non_blocking")
-    if "train" in a and a["train"]:
+    if a.get("train"):
         raise InputError(
             f"{program.graph.site(a.node)}: dropout is in training mode, which is random; call eval() first"
         )
@@ -182,7 +186,9 @@ def operands(program: Program, given: list[Any], dtype: torch.dtype, out: tuple[
 
 def common_type(*given: Any) -> torch.dtype:
     """Of values and numbers, as torch promotes them."""
-    fakes = [torch.empty(shape(g), dtype=result_type(g), device="meta") if isinstance(g, Node) else g for g in given]
+    fakes: list[Any] = [
+        torch.empty(shape(g), dtype=result_type(g), device="meta") if isinstance(g, Node) else g for g in given
+    ]
     dtype = fakes[0].dtype if isinstance(fakes[0], torch.Tensor) else torch.result_type(fakes[0], fakes[1])
     for fake in fakes[1:]:
         dtype = torch.result_type(fakes[0], fake)
@@ -195,11 +201,13 @@ def _binary(function: Callable[[Any, Any], Any], *, asks: bool = False, logical:
     def rule(program: Program, a: Arguments) -> Value:
         left, right = _pair(a)
         dtype = torch.bool if logical else common_type(left, right) if asks else result_type(a.node)
+        if dtype == torch.bool and asks:
+            dtype = torch.int8  # LLVM does not compare bits
         (x, y), order = operands(program, [left, right], dtype, shape(a.node))
         if "alpha" in a and (factor := a["alpha"]) != 1:
             x, y = (
                 (op.multiply(x, scalar(factor, dtype)), y)
-                if "rsub" in str(a.node.target)
+                if "rsub" in str(a.target)
                 else (x, op.multiply(y, scalar(factor, dtype)))
             )
         return program.emit(function(x, y), shape(a.node), order)
@@ -226,7 +234,7 @@ def _exact(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
 
         return te.compute(sizes, lambda *i: function(at(x, i), at(y, i)), "elements")
 
-    return lambda x, y: relax.BlockBuilder.current().call_te(compute, x, y)
+    return lambda x, y: _builder().call_te(compute, x, y)
 
 
 def _size(x: Any, dim: int, rank: int) -> int:
@@ -235,14 +243,17 @@ def _size(x: Any, dim: int, rank: int) -> int:
 
 
 def _fmod(x: Any, y: Any) -> Any:
-    return tirx.truncmod(x, y) if "int" in str(x.dtype) else tirx.fmod(x, y)
+    """By the C library, which is exact where x / y is not."""
+    if "int" in str(x.dtype):
+        return tirx.truncmod(x, y)
+    return library_call("fmod", x, y)
 
 
 def _remainder(x: Any, y: Any) -> Any:
     if "int" in str(x.dtype):
         return tirx.floormod(x, y)
-    rest, zero = tirx.fmod(x, y), tirx.const(0, x.dtype)
-    return tirx.if_then_else(tirx.all(rest != zero, (rest < zero) != (y < zero)), rest + y, rest)
+    rest, zero = _fmod(x, y), tirx.const(0, x.dtype)
+    return tirx.if_then_else(tirx.any(tirx.all(rest < zero, y > zero), tirx.all(rest > zero, y < zero)), rest + y, rest)
 
 
 def _rounded_quotient(mode: str) -> Callable[[Any, Any], Any]:
@@ -259,7 +270,7 @@ def _rounded_quotient(mode: str) -> Callable[[Any, Any], Any]:
 
 
 def _divide(program: Program, a: Arguments) -> Value:
-    mode = a["rounding_mode"] if "rounding_mode" in a else None
+    mode = a.get("rounding_mode")
     function = op.divide if mode is None else _exact(_rounded_quotient(mode))
     return _binary(function)(program, a)  # type: ignore[return-value]
 
@@ -311,11 +322,19 @@ def _both(packet: Any, rule: Rule) -> dict[Any, Rule]:
     return dict.fromkeys([getattr(packet, o) for o in ("Tensor", "Scalar") if hasattr(packet, o)], rule)
 
 
+# What torch's decompositions are written in, where they are not written in ATen: the same operators, on tensors alone.
+PRIMS_OF_ONE = (
+    "abs", "neg", "sign", "exp", "log", "log1p", "expm1", "sqrt", "rsqrt", "reciprocal", "erf", "sin", "cos", "tanh", "floor",
+    "ceil", "round", "trunc", "maximum", "minimum",
+)  # fmt: skip
+PRIMS_OF_TWO = ("add", "sub", "mul", "div", "fmod", "remainder", "eq", "ne", "lt", "le", "gt", "ge")
+
 ELEMENTWISE: dict[Any, Rule] = {
     **{target: _unary(function) for target, function in UNARY.items()},
     **{target: _round(function) for target, function in ROUND.items()},
     **{target: _ask(function) for target, function in ASK.items()},
     aten.logical_not.default: _logical_not,
+    aten.reciprocal.default: _reciprocal,
     aten.gelu.default: _gelu,
     aten.leaky_relu.default: _leaky_relu,
     **dict.fromkeys(
@@ -354,3 +373,10 @@ ELEMENTWISE: dict[Any, Rule] = {
     **_both(aten.bitwise_xor, _bits(op.logical_xor, op.bitwise_xor)),
     aten.where.self: _where,
 }  # fmt: skip
+ELEMENTWISE.update(
+    {
+        getattr(torch.ops.prims, name).default: ELEMENTWISE[getattr(getattr(aten, name), overload)]
+        for overload, names in {"default": PRIMS_OF_ONE, "Tensor": PRIMS_OF_TWO}.items()
+        for name in names
+    }
+)

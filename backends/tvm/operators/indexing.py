@@ -10,7 +10,7 @@ from tvm import relax, te, tirx
 from graphopt.backends.tvm.layouts import Value
 from graphopt.backends.tvm.operators.rule import Rule, cast, result_type, te_call
 from graphopt.backends.tvm.program import Program
-from graphopt.cli.arguments import Arguments
+from graphopt.ir.arguments import Arguments
 from graphopt.ir.ops import aten, shape
 from graphopt.utils.errors import InputError
 
@@ -72,7 +72,7 @@ def _index(program: Program, a: Arguments) -> Value:
             "multiply by the mask, or use torch.where"
         )
     places = [program.plain(program.value(node)) for node in given.values()]
-    common = torch.broadcast_shapes(*(p.shape for p in places))
+    common = torch.broadcast_shapes(*(p.shape for p in places))  # type: ignore[no-untyped-call]
     dims = list(given)
     first = dims[0] if dims == list(range(dims[0], dims[-1] + 1)) else 0
 
@@ -102,12 +102,15 @@ def _scatter(program: Program, a: Arguments) -> Value:
     """x[index[i, j], j] = src[i, j] along dimension 0, for instance."""
     dtype = result_type(a.node)
     source, places = (program.plain(program.value(a[k])) for k in ("self", "index"))
-    updates = program.plain(cast(program, program.value(a["src"]), dtype))
+    if "value" in a:
+        updates = program.constant(torch.full(places.shape, a["value"], dtype=dtype))
+    else:
+        updates = program.plain(cast(program, program.value(a["src"]), dtype))
     if updates.shape != places.shape:
         axes, begin = list(range(len(places.shape))), [0] * len(places.shape)
         part = op.strided_slice(updates.expr, axes, begin, list(places.shape))
         updates = program.emit(part, places.shape)
-    how = "add" if a.node.target is aten.scatter_add.default else "update"
+    how = "add" if a.target is aten.scatter_add.default else "update"
     put = op.scatter_elements(source.expr, places.expr, updates.expr, int(a["dim"]), how)
     return program.emit(put, shape(a.node))
 
@@ -131,6 +134,7 @@ INDEXING: dict[Any, Rule] = {
     aten.index.Tensor: _index,
     aten._unsafe_index.Tensor: _index,
     aten.scatter.src: _scatter,
+    aten.scatter.value: _scatter,
     aten.scatter_add.default: _scatter,
     aten.unfold.default: _unfold,
 }

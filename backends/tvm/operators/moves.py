@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm import relax
+from tvm import relax, te
 
 from graphopt.backends.tvm.layouts import Value, channels_last, plain
-from graphopt.backends.tvm.operators.rule import Rule, cast, name_of, result_type, scalar, spread
+from graphopt.backends.tvm.operators.rule import Rule, cast, name_of, result_type, scalar, spread, te_call
 from graphopt.backends.tvm.program import Program
-from graphopt.cli.arguments import Arguments
+from graphopt.ir.arguments import Arguments
 from graphopt.ir.ops import FAMILY, aten, shape
 from graphopt.utils.errors import InputError
 
@@ -20,9 +20,9 @@ def _permute(program: Program, a: Arguments) -> Value:
     source = program.value(a["self"])
     rank = len(source.shape)
     dims = list(range(rank))
-    if a.node.target is aten.permute.default:
+    if a.target is aten.permute.default:
         dims = list(a["dims"])
-    elif a.node.target is aten.transpose.int:
+    elif a.target is aten.transpose.int:
         i, j = int(a["dim0"]) % rank, int(a["dim1"]) % rank
         dims[i], dims[j] = dims[j], dims[i]
     else:
@@ -104,6 +104,37 @@ def _narrow(program: Program, a: Arguments) -> Value:
     return sliced(program, source, dim, start, start + int(a["length"]))
 
 
+def _split(program: Program, a: Arguments) -> tuple[Value, ...]:
+    """Parts of equal sizes but for the last, of given sizes, or of size 1 without the dimension."""
+    source, dim = program.value(a["self"]), int(a["dim"])
+    a.ignore_sizes()
+    parts, start = [], 0
+    alone = a.target is aten.unbind.int
+    for fake in a.node.meta["val"]:
+        size = 1 if alone else fake.shape[dim]
+        part = sliced(program, source, dim, start, start + size)
+        parts.append(without(program, part, dim) if alone else part)
+        start += size
+    return tuple(parts)
+
+
+def _diagonal(program: Program, a: Arguments) -> Value:
+    """[..., n, ..., m, ...] -> [..., min(n, m)]: the elements at (i, i + offset) of two dimensions."""
+    source = program.plain(program.value(a["self"]))
+    rank, offset = len(source.shape), int(a["offset"])
+    first, second = int(a["dim1"]) % rank, int(a["dim2"]) % rank
+
+    def diagonal(x: Any) -> Any:
+        def at(*i: Any) -> Any:
+            rest = iter(i[:-1])
+            here = {first: i[-1] + max(-offset, 0), second: i[-1] + max(offset, 0)}
+            return x[tuple(here[d] if d in here else next(rest) for d in range(rank))]
+
+        return te.compute(shape(a.node), at, "diagonal")
+
+    return te_call(program, diagonal, [source.expr], a.node)
+
+
 def _flip(program: Program, a: Arguments) -> Value:
     source = program.value(a["self"])
     expr = source.expr
@@ -121,6 +152,12 @@ def _shuffle(program: Program, a: Arguments) -> Value:
     grouped = program.reshaped(source, (*image, groups, channels // groups))
     swapped = program.builder.emit(op.permute_dims(grouped, [*range(rank), rank + 1, rank]))
     return program.emit(op.reshape(swapped, list(source.stored)), source.shape, order)
+
+
+def _copy(program: Program, a: Arguments) -> Value:
+    """The values of `src` in the type and shape of `self`."""
+    a.ignore("self", "non_blocking")
+    return spread(program, cast(program, program.value(a["src"]), result_type(a.node)), shape(a.node))
 
 
 def _full(program: Program, a: Arguments) -> Value:
@@ -141,8 +178,11 @@ MOVES: dict[Any, Rule] = {
     aten.slice.Tensor: _slice,
     aten.select.int: _select,
     aten.narrow.default: _narrow,
+    **dict.fromkeys([aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int], _split),
+    aten.diagonal.default: _diagonal,
     aten.flip.default: _flip,
     aten.channel_shuffle.default: _shuffle,
+    aten.copy.default: _copy,
     aten.full.default: _full,
     aten.full_like.default: _full,
 }

@@ -1,17 +1,16 @@
-"""Matrix products and convolutions in float that are no layers with constant weights, or have three dimensions, or are transposed."""
+"""Matrix products, and convolutions beyond our own kernels: transposed, over three dimensions, with computed weights."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from tvm import relax
 
 from graphopt.backends.tvm.layouts import Value
 from graphopt.backends.tvm.operators.rule import Rule, name_of, result_type
 from graphopt.backends.tvm.program import Program
-from graphopt.cli.arguments import Arguments
+from graphopt.ir.arguments import Arguments
 from graphopt.ir.ops import CONVS, TRANSPOSED, aten, shape
 
 op = relax.op
@@ -67,7 +66,7 @@ def _biased(program: Program, expr: Any, bias: Any, dims: int) -> Any:
 
 
 def _convolution(program: Program, a: Arguments) -> Value:
-    dims = CONVS[a.node.target]
+    dims = CONVS[a.target]
     x, weight = batched(program, program.value(a["input"]), dims), program.plain(program.value(a["weight"]))
     stride, padding, dilation = (_numbers(a[k], dims) for k in ("stride", "padding", "dilation"))
     function = {1: op.nn.conv1d, 2: op.nn.conv2d, 3: op.nn.conv3d}[dims]
@@ -81,7 +80,7 @@ def _convolution(program: Program, a: Arguments) -> Value:
 
 def _transposed_convolution(program: Program, a: Arguments) -> Value:
     """TVM's own where it is; dilated ones and those over three dimensions as convolutions of the input with zeros put between."""
-    dims = TRANSPOSED[a.node.target]
+    dims = TRANSPOSED[a.target]
     x, weight = batched(program, program.value(a["input"]), dims), program.plain(program.value(a["weight"]))
     names = ("stride", "padding", "output_padding", "dilation")
     stride, padding, extra, dilation = (_numbers(a[k], dims) for k in names)

@@ -12,7 +12,7 @@ from graphopt.backends.tvm.layouts import Order, Value
 from graphopt.backends.tvm.operators.moves import sliced
 from graphopt.backends.tvm.operators.rule import Rule, cast, name_of, result_type, scalar
 from graphopt.backends.tvm.program import Program
-from graphopt.cli.arguments import Arguments
+from graphopt.ir.arguments import Arguments
 from graphopt.ir.ops import BatchNorm, aten, shape
 
 op = relax.op
@@ -20,7 +20,7 @@ op = relax.op
 
 def _dims(a: Arguments, rank: int) -> list[int]:
     """Which dimensions go: all where none is named."""
-    given = a["dim"] if "dim" in a else None
+    given = a.get("dim")
     listed = [given] if isinstance(given, int) else list(given or [])
     return sorted({int(d) % rank for d in listed}) or list(range(rank))
 
@@ -44,7 +44,7 @@ def _reduced(function: Callable[..., Any], through: torch.dtype | None = None) -
             source = cast(program, cast(program, source, torch.bool), through)
         else:
             source = cast(program, source, dtype)
-        gone, keep = _dims(a, len(source.shape)), bool("keepdim" in a and a["keepdim"])
+        gone, keep = _dims(a, len(source.shape)), bool(a.get("keepdim"))
         if not gone:
             return cast(program, source, dtype)
         expr = function(source.expr, [source.position(d) for d in gone], keep)
@@ -67,7 +67,7 @@ def _variance(program: Program, a: Arguments) -> Any:
     values = a.node.meta["val"]
     out, order = tuple((values[0] if isinstance(values, (tuple, list)) else values).shape), _left(source, gone, keep)
     variance = program.emit(op.divide(total, divisor), out, order)
-    if a.node.target is aten.var.correction:
+    if a.target is aten.var.correction:
         return variance
     return variance, program.emit(op.mean(source.expr, axes, keep), out, order)
 

@@ -11,7 +11,7 @@ from tvm import relax
 
 from graphopt.backends.tvm.layouts import Value
 from graphopt.backends.tvm.program import Program
-from graphopt.cli.arguments import Arguments
+from graphopt.ir.arguments import Arguments
 from graphopt.ir.ops import shape
 
 Rule = Callable[[Program, Arguments], "Value | tuple[Value, ...]"]

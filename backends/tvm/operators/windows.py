@@ -16,7 +16,7 @@ from graphopt.backends.tvm.operators.products import batched, unbatched
 from graphopt.backends.tvm.operators.rule import Rule, name_of, result_type
 from graphopt.backends.tvm.pools import emit_max_pool, emit_mean
 from graphopt.backends.tvm.program import Program
-from graphopt.cli.arguments import Arguments
+from graphopt.ir.arguments import Arguments
 from graphopt.ir.ops import aten, family, shape
 from graphopt.utils.errors import InputError
 
@@ -36,6 +36,7 @@ RESIZES = {
     aten._upsample_bilinear2d_aa.default: 2, aten._upsample_bicubic2d_aa.default: 2,
 }  # fmt: skip
 SCALES = {1: ("scales",), 2: ("scales_h", "scales_w"), 3: ("scales_d", "scales_h", "scales_w")}
+BESIDE = 2  # size of the dimensions that stay: torch's kernels for antialiasing answer wrongly for images of width 1
 MANY = 8  # elements that take part in one, from which on a matrix product is the shorter program
 
 
@@ -68,7 +69,7 @@ def _widths(rank: int, begin: Sequence[int], end: Sequence[int]) -> list[int]:
 
 def _max_pool(program: Program, a: Arguments) -> Value:
     """By our kernels for signals and images; `ceil_mode` is a matter of sizes alone."""
-    dims = MAX_POOLS[a.node.target]
+    dims = MAX_POOLS[a.target]
     out = shape(a.node)
     kernel, stride, padding, dilation = _window(a, dims)
     a.ignore("ceil_mode")
@@ -96,7 +97,7 @@ def _cut(program: Program, expr: Any, sizes: Sequence[int]) -> Any:
 
 def _max_pool_with_indices(program: Program, a: Arguments) -> tuple[Value, ...]:
     """Maxima, and the place in its image of the first one of each window."""
-    dims = WITH_INDICES[a.node.target]
+    dims = WITH_INDICES[a.target]
     kernel, stride, padding, dilation = _window(a, dims)
     a.ignore("ceil_mode")
     out = tuple(a.node.meta["val"][0].shape)
@@ -143,7 +144,7 @@ def _max_pool_with_indices(program: Program, a: Arguments) -> tuple[Value, ...]:
 
 def _average_pool(program: Program, a: Arguments) -> Value:
     """Mean over whole windows of the padded image, times what torch divides by otherwise: by a divisor, by fewer at the edges."""
-    dims, node = AVERAGES[a.node.target], a.node
+    dims, node = AVERAGES[a.target], a.node
     kernel, stride, padding, dilation = _window(a, dims)
     a.ignore("ceil_mode", "count_include_pad", "divisor_override")  # torch itself minds them, on ones
     out, x = shape(node), batched(program, program.value(a["self"]), dims)
@@ -166,15 +167,15 @@ def average_factor(
     """What an average pool's windows are to be multiplied by where each was divided by its full size: [1, 1, *out]."""
     target: Any = node.target
     ones = torch.ones(1, 1, *sizes, dtype=torch.float64)
-    wanted = target(ones, *node.args[1:], **node.kwargs)
+    wanted: Tensor = target(ones, *node.args[1:], **node.kwargs)
     widths = [w for pair in zip(padding, ends, strict=True) for w in pair]
     padded = torch.nn.functional.pad(ones, [w for d in reversed(range(len(sizes))) for w in widths[2 * d : 2 * d + 2]])
-    plain = target(padded, list(kernel), list(stride))[tuple(slice(n) for n in wanted.shape)]
+    plain: Tensor = target(padded, list(kernel), list(stride))[tuple(slice(n) for n in wanted.shape)]
     return wanted / plain
 
 
 def _adaptive_average(program: Program, a: Arguments) -> Value:
-    node, dims = a.node, ADAPTIVE[a.node.target]
+    node, dims = a.node, ADAPTIVE[a.target]
     wanted = _numbers(a["output_size"], dims)
     x = program.value(a["self"])
     if family(node) == "global_average_pool" and len(x.shape) == dims + 2:
@@ -187,7 +188,7 @@ def _adaptive_average(program: Program, a: Arguments) -> Value:
 
         def resize(image: Tensor, d: int = d, size: int = size) -> Tensor:
             target: Any = node.target
-            return target(image, [size if d == i else 1 for i in range(dims)])  # type: ignore[no-any-return]
+            return target(image, [size if d == i else BESIDE for i in range(dims)])  # type: ignore[no-any-return]
 
         x = _resized(program, node, x, dim, _matrix(resize, x.shape[dim], d, dims, result_type(node)))
     return x
@@ -195,7 +196,7 @@ def _adaptive_average(program: Program, a: Arguments) -> Value:
 
 def _resize(program: Program, a: Arguments) -> Value:
     """Every mode resizes one dimension after another, each by a matrix."""
-    node, dims = a.node, RESIZES[a.node.target]
+    node, dims = a.node, RESIZES[a.target]
     x = program.value(a["self"])
     wanted, scales = _numbers(a["output_size"], dims), [a[name] for name in SCALES[dims]]
     corners = [a["align_corners"]] if "align_corners" in a else []
@@ -204,7 +205,7 @@ def _resize(program: Program, a: Arguments) -> Value:
         dim = 2 + d
 
         def resize(image: Tensor, d: int = d) -> Tensor:
-            sizes = [wanted[d] if d == i else 1 for i in range(dims)]
+            sizes = [wanted[d] if d == i else BESIDE for i in range(dims)]
             target: Any = node.target
             return target(image, sizes, *corners, *(s if d == i else None for i, s in enumerate(scales)))  # type: ignore[no-any-return]
 
@@ -215,8 +216,9 @@ def _resize(program: Program, a: Arguments) -> Value:
 def _matrix(resize: Any, size: int, axis: int, dims: int, dtype: torch.dtype) -> Tensor:
     """What resizing does along one dimension: [out, in], by its answers to the columns of the identity."""
     image = torch.eye(size, dtype=dtype).reshape(size, 1, *[size if d == axis else 1 for d in range(dims)])
-    result: Tensor = resize(image)
-    return result.reshape(size, -1).T
+    beside = [size if d == axis else BESIDE for d in range(dims)]
+    result: Tensor = resize(image.expand(size, 1, *beside).contiguous())
+    return result.movedim(2 + axis, 1).flatten(2)[:, :, 0].T
 
 
 def _resized(program: Program, node: Node, x: Value, dim: int, matrix: Tensor) -> Value:
