@@ -6,37 +6,29 @@ from collections.abc import Callable
 
 import torch
 import torch.utils._pytree as pytree
-from operators import Calls, Sample, inputs_of
+from operators import OPERATORS, Calls, Sample, inputs_of
 from torch import Tensor
 
 from graphopt.artifacts.artifact import Artifact
 from graphopt.ir.graph import Graph
-from graphopt.utils.errors import CaptureError, GraphoptError
 
 Lower = Callable[[Graph], Artifact]
+Refused = dict[str, dict[int, str]]  # kind -> number of a sample -> a word of the refusal
 
 
-def refused(samples: list[Sample], check: Callable[[Graph], object]) -> dict[int, str]:
-    """By the number of a sample: why the backend does not take it. `check` lowers a graph, or the part of that which refuses."""
-    found: dict[int, str] = {}
-    if not samples or _reason(samples, check) is None:
-        return found
-    if len(samples) == 1:
-        return {0: str(_reason(samples, check))}
-    half = len(samples) // 2
-    found.update(refused(samples[:half], check))
-    found.update({half + n: reason for n, reason in refused(samples[half:], check).items()})
-    return found
+def spread(samples: list[Sample], count: int = 5) -> list[Sample]:
+    """About as many, taken evenly."""
+    return samples[:: max(len(samples) // count, 1)]
 
 
-def _reason(samples: list[Sample], check: Callable[[Graph], object]) -> str | None:
-    try:
-        check(captured(samples))
-    except CaptureError:
-        raise
-    except GraphoptError as error:
-        return str(error)
-    return None
+def taken(kind: str, refused: Refused) -> list[Sample]:
+    """The samples of a kind that a backend takes."""
+    return [sample for n, sample in enumerate(OPERATORS[kind]) if n not in refused.get(kind, {})]
+
+
+def refusals(refused: Refused) -> list[tuple[Sample, str]]:
+    """The samples that a backend does not take, with a word of the message."""
+    return [(OPERATORS[kind][n], word) for kind, numbers in refused.items() for n, word in numbers.items()]
 
 
 def captured(samples: list[Sample]) -> Graph:

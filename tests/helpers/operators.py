@@ -6,7 +6,9 @@ function returns one tensor, or several.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +29,7 @@ class Sample(NamedTuple):
         inputs = ", ".join(f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for t in self.inputs)
         code = getattr(self.call, "__code__", None)
         if code is None:
-            return f"{getattr(self.call, '__name__', type(self.call).__name__)}({inputs})"
+            return f"{getattr(self.call, '__name__', self.call)} on ({inputs})"
         names = " ".join(map(str, [*code.co_names, *(c for c in code.co_consts if not callable(c))]))
         return f"{code.co_name} in line {code.co_firstlineno} of operators.py, of {names}, on ({inputs})"
 
@@ -183,39 +185,34 @@ def _pools() -> list[Call]:
 
 
 def _resizes() -> list[Call]:
-    def two(mode: str, **options: Any) -> Call:
-        def resize(x: Tensor) -> list[Tensor]:
-            return [
-                *(F.interpolate(x, size=s, mode=mode, **options) for s in ((6, 6), (13, 20), (14, 18))),
-                *(F.interpolate(x, scale_factor=s, mode=mode, **options) for s in (1.5, 0.5, (2, 0.7))),
-                F.interpolate(x, scale_factor=1.7, mode=mode, recompute_scale_factor=True, **options),
-            ]
-
-        return resize
-
-    found = [two(mode) for mode in ("nearest", "nearest-exact", "area")]
+    modes: list[dict[str, Any]] = [{"mode": mode} for mode in ("nearest", "nearest-exact", "area")]
     for mode in ("bilinear", "bicubic"):
-        found += [two(mode, align_corners=True), two(mode, align_corners=False), two(mode, antialias=True)]
-    found.append(
-        lambda x: [
-            F.interpolate(x[:, 0], size=n, mode=m) for n in (5, 13) for m in ("nearest", "linear", "nearest-exact")
+        modes += [
+            {"mode": mode, **more} for more in ({"align_corners": True}, {"align_corners": False}, {"antialias": True})
         ]
-    )
-    found.append(
-        lambda x: [F.interpolate(x[None], size=(4, 5, 13), mode=m) for m in ("nearest", "trilinear", "nearest-exact")]
-    )
+
+    def to_sizes(x: Tensor, options: dict[str, Any]) -> list[Tensor]:
+        return [F.interpolate(x, size=size, **options) for size in ((6, 6), (13, 20), (14, 18))]
+
+    def by_factors(x: Tensor, options: dict[str, Any]) -> list[Tensor]:
+        found = [F.interpolate(x, scale_factor=factor, **options) for factor in (1.5, 0.5, (2, 0.7))]
+        return [*found, F.interpolate(x, scale_factor=1.7, recompute_scale_factor=True, **options)]
+
+    found: list[Call] = [partial(how, options=options) for options in modes for how in (to_sizes, by_factors)]
+    signals, volumes = ("nearest", "linear", "nearest-exact"), ("nearest", "trilinear", "nearest-exact")
+    found.append(lambda x: [F.interpolate(x[:, 0], size=n, mode=m) for n in (5, 13) for m in signals])
+    found.append(lambda x: [F.interpolate(x[None], size=(4, 5, 13), mode=m) for m in volumes])
     return found
 
 
 def _grids() -> list[Call]:
-    def sample(x: Tensor) -> list[Tensor]:
+    def sample(x: Tensor, mode: str, padding: str, corners: bool) -> Tensor:
         grid = torch.tanh(x[:, :2, :5]).permute(0, 2, 3, 1) * 1.2
-        modes = [
-            (m, p, c) for m in ("bilinear", "nearest") for p in ("zeros", "border", "reflection") for c in (False, True)
-        ]
-        return [F.grid_sample(x, grid, m, p, c) for m, p, c in modes]
+        return F.grid_sample(x, grid, mode, padding, corners)
 
-    return [sample, lambda x: F.affine_grid(x[:, :2, :1, :3].reshape(2, 2, 3), [2, 3, 4, 5], align_corners=False)]
+    ways = itertools.product(("bilinear", "nearest"), ("zeros", "border", "reflection"), (False, True))
+    found: list[Call] = [partial(sample, mode=m, padding=p, corners=c) for m, p, c in ways]
+    return [*found, lambda x: F.affine_grid(x[:, :2, :1, :3].reshape(2, 2, 3), [2, 3, 4, 5], align_corners=False)]
 
 
 def _products() -> list[Sample]:
