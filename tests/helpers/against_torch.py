@@ -16,7 +16,7 @@ Lower = Callable[[Graph], Artifact]
 Refused = dict[str, dict[int, str]]  # kind -> number of a sample -> a word of the refusal
 
 
-def spread(samples: list[Sample], count: int = 5) -> list[Sample]:
+def spread(samples: list[Sample], count: int = 3) -> list[Sample]:
     """About as many, taken evenly."""
     return samples[:: max(len(samples) // count, 1)]
 

@@ -58,12 +58,17 @@ def library_call(name: str, *values: Any) -> Any:
 UNARY: dict[Any, Function] = {
     aten.abs.default: op.abs,
     aten.neg.default: op.negative, aten.sign.default: op.sign,
-    aten.relu.default: op.nn.relu, aten.sigmoid.default: op.sigmoid, aten.tanh.default: op.tanh, aten.silu.default: op.nn.silu,
-    aten.exp.default: op.exp, aten.log.default: op.log, aten.log1p.default: library("log1p"), aten.expm1.default: library("expm1"),
-    aten.log2.default: intrinsic(tirx.log2), aten.log10.default: intrinsic(tirx.log10), aten.exp2.default: intrinsic(tirx.exp2),
+    aten.relu.default: op.nn.relu, aten.sigmoid.default: op.sigmoid, aten.tanh.default: op.tanh,
+    aten.silu.default: op.nn.silu,
+    aten.exp.default: op.exp, aten.log.default: op.log, aten.log1p.default: library("log1p"),
+    aten.expm1.default: library("expm1"),
+    aten.log2.default: intrinsic(tirx.log2), aten.log10.default: intrinsic(tirx.log10),
+    aten.exp2.default: intrinsic(tirx.exp2),
     aten.sqrt.default: op.sqrt, aten.rsqrt.default: op.rsqrt, aten.erf.default: op.erf,
-    aten.sin.default: op.sin, aten.cos.default: op.cos, aten.tan.default: library("tan"), aten.asin.default: library("asin"),
-    aten.acos.default: library("acos"), aten.atan.default: library("atan"), aten.sinh.default: library("sinh"), aten.cosh.default: library("cosh"),
+    aten.sin.default: op.sin, aten.cos.default: op.cos, aten.tan.default: library("tan"),
+    aten.asin.default: library("asin"),
+    aten.acos.default: library("acos"), aten.atan.default: library("atan"), aten.sinh.default: library("sinh"),
+    aten.cosh.default: library("cosh"),
     aten.asinh.default: library("asinh"), aten.acosh.default: library("acosh"), aten.atanh.default: library("atanh"),
     aten.bitwise_not.default: op.bitwise_not,
 }  # fmt: skip
@@ -129,13 +134,10 @@ def _clamp(program: Program, a: Arguments) -> Value:
     """Between numbers, of which each may be missing."""
     dtype = result_type(a.node)
     x = cast(program, program.value(a["self"]), dtype)
-    low, high = {
-        aten.relu6.default: lambda: (0, 6),
-        aten.hardtanh.default: lambda: (a["min_val"], a["max_val"]),
-        aten.clamp.default: lambda: (a["min"], a["max"]),
-        aten.clamp_min.default: lambda: (a["min"], None),
-        aten.clamp_max.default: lambda: (None, a["max"]),
-    }[a.target]()
+    if a.target is aten.relu6.default:
+        low, high = 0, 6
+    else:
+        low, high = (a.get(f"{end}_val", a.get(end)) for end in ("min", "max"))
     expr = x.expr
     if low is not None:
         expr = op.maximum(expr, scalar(low, dtype))
@@ -337,9 +339,8 @@ ELEMENTWISE: dict[Any, Rule] = {
     aten.reciprocal.default: _reciprocal,
     aten.gelu.default: _gelu,
     aten.leaky_relu.default: _leaky_relu,
-    **dict.fromkeys(
-        [aten.relu6.default, aten.hardtanh.default, aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default], _clamp
-    ),
+    **dict.fromkeys([aten.relu6.default, aten.hardtanh.default, aten.clamp.default], _clamp),
+    **dict.fromkeys([aten.clamp_min.default, aten.clamp_max.default], _clamp),
     aten.hardsigmoid.default: _hard(False),
     aten.hardswish.default: _hard(True),
     **dict.fromkeys(
