@@ -11,6 +11,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch.fx.node import Node
 
 from graphopt.backends.tvm.decompose import PART_OF
@@ -18,6 +19,7 @@ from graphopt.backends.tvm.layouts import Value
 from graphopt.backends.tvm.operators.elementwise import ELEMENTWISE
 from graphopt.backends.tvm.operators.indexing import INDEXING
 from graphopt.backends.tvm.operators.moves import MOVES
+from graphopt.backends.tvm.operators.pairs import PAIRS
 from graphopt.backends.tvm.operators.products import PRODUCTS
 from graphopt.backends.tvm.operators.reductions import REDUCTIONS
 from graphopt.backends.tvm.operators.rule import Rule, dtype_of, name_of
@@ -27,7 +29,21 @@ from graphopt.ir.arguments import Arguments
 from graphopt.ir.ops import BatchNorm, aten
 from graphopt.utils.errors import GraphoptError, last_line
 
-RULES: dict[Any, Rule] = {**ELEMENTWISE, **MOVES, **REDUCTIONS, **PRODUCTS, **WINDOWS, **INDEXING}
+ELEMENTS: dict[Any, Rule] = {**ELEMENTWISE, **PAIRS}
+# What torch's decompositions are written in, where they are not written in ATen: the same operators, on tensors alone.
+PRIMS_OF_ONE = (
+    "abs", "neg", "sign", "exp", "log", "log1p", "expm1", "sqrt", "rsqrt", "reciprocal", "erf", "sin", "cos", "tanh", "floor",
+    "ceil", "round", "trunc", "maximum", "minimum",
+)  # fmt: skip
+PRIMS_OF_TWO = ("add", "sub", "mul", "div", "fmod", "remainder", "eq", "ne", "lt", "le", "gt", "ge")
+RULES: dict[Any, Rule] = {**ELEMENTS, **MOVES, **REDUCTIONS, **PRODUCTS, **WINDOWS, **INDEXING}
+RULES.update(
+    {
+        getattr(torch.ops.prims, name).default: ELEMENTS[getattr(getattr(aten, name), overload)]
+        for overload, names in {"default": PRIMS_OF_ONE, "Tensor": PRIMS_OF_TWO}.items()
+        for name in names
+    }
+)
 # Calls of these have a rule on a condition only.
 ONLY_IF: dict[Any, Callable[[Node], bool]] = {
     aten.batch_norm.default: lambda node: BatchNorm.of(node) is not None,
