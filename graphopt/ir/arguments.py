@@ -9,7 +9,8 @@ Code that translates an operator answers wrongly where it overlooks an argument,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -61,6 +62,11 @@ class Arguments:
     def ignore_sizes(self) -> None:
         """Nothing but sizes follows from any argument, and the call's shape is known."""
         self._read.update(self._values)
+
+    @property
+    def given(self) -> Mapping[str, Any]:
+        """All of them, to look at; that reads none."""
+        return MappingProxyType(self._values)
 
     @property
     def unread(self) -> dict[str, Any]:
