@@ -217,7 +217,9 @@ def layers(deployed: Graph) -> dict[str, dict[str, Any]]:
     for node, macs in layer_macs(deployed).items():
         layer = Layer.of(node)
         if layer is not None:
-            weight = layer.weight if deployed.is_constant(layer.weight) else layer.weight.all_input_nodes[0]
+            weight = layer.weight
+            if not deployed.is_constant(weight):
+                weight = next(iter(weight.all_input_nodes), weight)
             entry = found.setdefault(
                 str(weight.target), {"site": deployed.site(node), "macs": 0, "calls": [], "left": node.meta.get("left")}
             )

@@ -20,6 +20,7 @@ import torch
 from onnxscript import opset18, opset20, opset21
 from onnxscript.optimizer import fold_constants
 
+from graphopt.backends.onnxruntime.arguments import write_out_arguments
 from graphopt.backends.onnxruntime.dialect import speak
 from graphopt.backends.onnxruntime.halves import compute_in_half
 from graphopt.backends.onnxruntime.nbits import MATMUL_BLOCKS, translate
@@ -43,6 +44,7 @@ def to_onnx(graph: Graph, *, plain: bool = False) -> ir.Model:
         A model with the graph's own input and output names; a free batch is the symbol `batch`.
     """
     prepared = graph.clone()
+    write_out_arguments(prepared)
     speak(prepared, plain=plain)
     compute_in_half(prepared)
     wide = any(torch.int16 in n.args or torch.uint16 in n.args for n in prepared.calls())

@@ -1,6 +1,7 @@
 """From a deployed graph to a Relax module: recognise integer kernels, keep codes as codes, emit node by node.
 
-deployed graph -> kernels on codes (graphopt.lowering.integers) -> no float between codes (codes.py) -> constants folded -> Relax
+deployed graph -> kernels on codes (graphopt.lowering.integers) -> no float between codes (codes.py) -> operators that have a rule
+(decompose.py) -> constants folded -> Relax
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from torch.fx.node import Node
 from tvm import relax
 
 from graphopt.artifacts.audit import Audit
-from graphopt.backends.tvm import chains, codes, floating, integer
+from graphopt.backends.tvm import chains, codes, integer, operators
+from graphopt.backends.tvm.decompose import decompose
 from graphopt.backends.tvm.halves import deploy, keep_halves
 from graphopt.backends.tvm.layouts import Value, plain
 from graphopt.backends.tvm.machine import Processor
@@ -83,6 +85,7 @@ def emit(
     watched = {name: node for node, name in names.items() if name in watch}
     if not watched:
         codes.keep_codes(prepared)
+    decompose(prepared, operators.RULES, operators.has_rule)
     _fold_constants(prepared)
     keep_halves(prepared)
     program = Program(prepared, machine, samples, variants)
@@ -117,14 +120,15 @@ def _require_static(graph: Graph) -> None:
 
 
 def _fold_constants(graph: Graph) -> None:
-    """Calls that read only constants are computed now."""
+    """Calls that read only constants, or nothing, are computed now."""
     for node in graph.calls():
-        sources = node.all_input_nodes
-        if sources and all(map(graph.is_constant, sources)):
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            continue
+        if all(map(graph.is_constant, node.all_input_nodes)):
             target: Any = node.target
-            arguments = torch.fx.node.map_arg(node.args, graph.tensor)
+            arguments, options = torch.fx.node.map_arg((node.args, node.kwargs), graph.tensor)
             with torch.no_grad():
-                value = target(*arguments, **node.kwargs)
+                value = target(*arguments, **options)
             if isinstance(value, torch.Tensor):
                 graph.replace(node, graph.add_constant(f"{node.name}_value", value, before=node))
     graph.module.graph.eliminate_dead_code()
@@ -136,7 +140,6 @@ def _emit_calls(program: Program, watched: set[Node]) -> None:
     layers = [node for node in graph.calls() if node not in watched]
     sums = {_sum_behind(node): node for node in layers if _sum_behind(node) is not None}
     later = set(sums.values()) | {n for chain in chained.values() for n in chain.members}
-    operators = floating.Operators(program)
     for node in graph.calls():
         if node in later or half_of(node) is not None:  # widened where it is read
             continue
@@ -153,13 +156,12 @@ def _emit_calls(program: Program, watched: set[Node]) -> None:
         elif node.target is CLIP_CODES:
             value = integer.emit_clip_codes(program, node)
         else:
-            if not isinstance(node.meta.get("val"), torch.Tensor):
-                raise GraphoptError(
-                    f"{graph.site(node)}: {node.target} (node {node.name}) does not return one tensor, "
-                    "for which the TVM backend has no rule; leave it out of the model, or use an ONNX Runtime target (arm, x86)"
-                )
-            value = operators.emit(node)
+            emitted = operators.emit(program, node)
             program.floating(node)
+            if isinstance(emitted, tuple):
+                program.results[node] = emitted
+                continue
+            value = emitted
         if value.shape != shape(node):
             raise GraphoptError(f"{graph.site(node)}: emitted {value.shape} for {node.target}, which has {shape(node)}")
         program.values[node] = value

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -16,6 +18,7 @@ from tvm.ir.expr import GenericConst
 from graphopt.artifacts.audit import Audit
 from graphopt.artifacts.report import FloatOperator
 from graphopt.backends.tvm import schedules
+from graphopt.backends.tvm.decompose import PART_OF
 from graphopt.backends.tvm.layouts import Order, Value, moves_nothing, plain
 from graphopt.backends.tvm.machine import Processor
 from graphopt.backends.tvm.schedules import Conv, Kernel, Pool, Variant
@@ -39,6 +42,7 @@ class Program:
         builder: TVM's; inside its function and dataflow block.
         machine: whose kernels are chosen.
         values: what was emitted so far.
+        results: the same of calls that give several tensors.
         audit: what of it computes in integer.
     """
 
@@ -49,7 +53,9 @@ class Program:
         self.graph, self.machine, self.samples = graph, machine, samples
         self.builder = relax.BlockBuilder()
         self.values: dict[Node, Value] = {}
+        self.results: dict[Node, tuple[Value, ...]] = {}
         self.audit = Audit()
+        self._noted: dict[str, int] = {}  # the call it is a part of -> where in the audit
         self._variants = variants or {}
         self._kernels: dict[Any, tuple[Any, Kernel]] = {}
 
@@ -69,8 +75,6 @@ class Program:
 
     def constant(self, tensor: Tensor, order: Order | None = None) -> Value:
         order = plain(tensor.dim()) if order is None else order
-        if tensor.dtype == torch.float64:
-            tensor = tensor.float()
         array = (
             tensor.detach().cpu().permute(order).contiguous().numpy() if tensor.dim() else tensor.detach().cpu().numpy()
         )
@@ -127,13 +131,20 @@ class Program:
     def floating(self, node: Node, macs: int | None = None) -> None:
         """Note an operator that computes in float, unless it only moves values or gives float16."""
         kind = family(node)
-        is_half = node.meta["val"].dtype == torch.float16
-        if is_half or kind in MOVEMENT | {"transpose", "pad", "concat", "max_pool"}:
+        values = node.meta["val"]
+        is_half = isinstance(values, Tensor) and values.dtype == torch.float16
+        if is_half or kind in MOVEMENT | {"transpose", "pad", "concat", "max_pool"} or node.target is operator.getitem:
             return
         macs = (layer_macs(self.graph).get(node, 0) if macs is None else macs) // self.samples
-        name = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
+        own = (node.name, str(getattr(node.target, "__name__", node.target)).partition(".")[0])
+        origin, name = node.meta.get(PART_OF, own)
         reason = node.meta.get("left") or REASONS.get(kind or "", "the operators around it are float")
-        self.audit.floating.append(FloatOperator(self.graph.site(node), name, reason, macs))
+        known = self._noted.setdefault(origin, len(self.audit.floating))
+        if known < len(self.audit.floating):  # another part of it
+            macs_before = self.audit.floating[known].macs
+            self.audit.floating[known] = replace(self.audit.floating[known], macs=macs_before + macs)
+        else:
+            self.audit.floating.append(FloatOperator(self.graph.site(node), name, reason, macs))
         self.audit.total_macs += macs
 
     def kernel(self, spec: Any) -> Kernel:

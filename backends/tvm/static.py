@@ -30,5 +30,14 @@ def fix_batch(graph: Graph, batch: int) -> Graph:
                 node.meta["val"] = torch.empty(sizes, dtype=fake.dtype)
     for node in fixed.calls(aten.sym_size.int):
         node.replace_all_uses_with(batch)  # type: ignore[arg-type]
+    fold_numbers(fixed)
     fixed.refresh()
     return fixed
+
+
+def fold_numbers(graph: Graph) -> None:
+    """Compute what is computed of numbers alone, such as the batch times the number of heads."""
+    for node in graph.calls():
+        if not node.all_input_nodes and not isinstance(node.target, torch._ops.OpOverload):
+            target: Any = node.target
+            node.replace_all_uses_with(target(*node.args, **node.kwargs))

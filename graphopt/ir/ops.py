@@ -127,8 +127,10 @@ def family(node: Any) -> str | None:
         return "global_average_pool"
     if name == "pad" and not _pads_zeros(node):
         return None
-    if name == "add" and argument(node, "alpha") != 1:
+    if name in ("add", "sub") and argument(node, "alpha") != 1:
         return None
+    if node.target is aten.avg_pool2d.default and argument(node, "divisor_override") is not None:
+        return None  # no mean
     return name
 
 

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
+from graphopt.ir.arguments import Arguments
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer, argument, family, shape
+from graphopt.ir.ops import Layer, family, shape
 from graphopt.lowering.integers.arithmetic import dequantize, f32, quantize
 from graphopt.lowering.integers.dialect import CLIP_CODES, GLOBAL_AVERAGE_POOL, is_dequantized
 from graphopt.lowering.integers.kernels import (
@@ -149,7 +150,10 @@ def _kernel(graph: Graph, node: Node, machine: Machine) -> tuple[Callable[..., T
         return None, []
     if kind in ("add", "mul") and _spreads(found[0].codes, node):
         found.reverse()  # the runtime hands the operand that repeats over as the second
-    return make(node, machine, *(o.grid for o in found), y), found
+    arguments = Arguments(node)
+    arguments.ignore(*(name for name in arguments if isinstance(arguments.given[name], Node)))  # the operands
+    function = make(arguments, machine, *(o.grid for o in found), y)
+    return (None, []) if arguments.unread else (function, found)
 
 
 def _spreads(codes: Node, node: Node) -> bool:
@@ -192,12 +196,14 @@ def _without_tensors(node: Node, x: Tensor, weight: Tensor) -> Tensor:
     return target(x, weight, None, *options, **{k: v for k, v in node.kwargs.items() if k != "bias"})  # type: ignore[no-any-return]
 
 
-def _average_pool(node: Node, machine: Machine, x: Grid, y: Grid) -> AveragePool:
+def _average_pool(arguments: Arguments, machine: Machine, x: Grid, y: Grid) -> AveragePool:
+    node = arguments.node
     target: Any = node.target
+    arguments.ignore("ceil_mode")  # a matter of sizes, which `shape_of` tells
     dims = len(shape(node)) - 2
 
     def each(name: str) -> tuple[int, ...]:
-        value = argument(node, name)
+        value = arguments[name]
         values = list(value) if isinstance(value, (list, tuple)) else [value]
         return tuple(values * dims if len(values) == 1 else values)
 
@@ -208,15 +214,21 @@ def _average_pool(node: Node, machine: Machine, x: Grid, y: Grid) -> AveragePool
         stride=each("stride") or each("kernel_size"),
         padding=each("padding"),
         shape_of=lambda image: target(image, *node.args[1:], **node.kwargs),
-        include_padding=bool(argument(node, "count_include_pad")),
+        include_padding=bool(arguments["count_include_pad"]),
     )
 
 
+def _global_average_pool(arguments: Arguments, machine: Machine, x: Grid, y: Grid) -> Callable[..., Tensor]:
+    arguments.ignore("output_size")  # 1, by its family
+    return partial(global_mean, grid=x, y=y)
+
+
+# A kernel that does not read an argument which is off its default is none for that call: it stays float.
 _MAKERS: dict[str, Callable[..., Callable[..., Tensor]]] = {
-    "add": lambda node, machine, a, b, y: machine.add(a, b, y),
-    "mul": lambda node, machine, a, b, y: multiply(a, b, y),
-    "sigmoid": lambda node, machine, x, y: sigmoid(x, y),
-    "softmax": lambda node, machine, x, y: Softmax(x, y, int(argument(node, "dim"))),
+    "add": lambda arguments, machine, a, b, y: machine.add(a, b, y),
+    "mul": lambda arguments, machine, a, b, y: multiply(a, b, y),
+    "sigmoid": lambda arguments, machine, x, y: sigmoid(x, y),
+    "softmax": lambda arguments, machine, x, y: Softmax(x, y, int(arguments["dim"])),
     "average_pool": _average_pool,
-    "global_average_pool": lambda node, machine, x, y: partial(global_mean, grid=x, y=y),
+    "global_average_pool": _global_average_pool,
 }

@@ -1,0 +1,114 @@
+"""Every operator through TVM answers what torch answers, whatever its arguments, or is refused by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from against_torch import Refused, captured, refusals, spread, taken, wrong
+from operators import IMAGE, OPERATORS, Sample
+from rewriting import Model, capture
+from torch import Tensor, nn
+
+import graphopt
+from graphopt.ir.graph import Graph
+from graphopt.targets import architecture, find
+from graphopt.utils.errors import GraphoptError, InputError
+
+pytest.importorskip("tvm", reason="the TVM backend needs graphopt[tvm]")
+pytestmark = pytest.mark.skipif(architecture() != "x86_64", reason="compiles for the x86-64 machine at hand")
+
+from graphopt.backends.tvm import audit, lower, operators
+from graphopt.backends.tvm.build import Code
+from graphopt.backends.tvm.lowering import compiled
+
+TARGET = find("tvm-x86")
+REFUSED: Refused = {"products": {len(OPERATORS["products"]) - 2: "_trilinear"}}
+
+
+def emitted(graph: Graph) -> object:
+    return compiled(graph, Code.of(TARGET))
+
+
+@pytest.mark.parametrize("kind", OPERATORS)
+def test_operators_answer_what_torch_answers(kind: str) -> None:
+    assert wrong(spread(taken(kind, REFUSED)), lambda graph: lower(graph, TARGET)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", OPERATORS)
+def test_operators_answer_what_torch_answers_with_all_their_arguments(kind: str) -> None:
+    assert wrong(taken(kind, REFUSED), lambda graph: lower(graph, TARGET)) == []
+
+
+@pytest.mark.parametrize("sample,word", refusals(REFUSED), ids=str)
+def test_what_has_no_right_rule_is_refused_by_name(sample: Sample, word: str) -> None:
+    with pytest.raises(GraphoptError, match=word):
+        emitted(captured([sample]))
+
+
+def test_an_argument_that_a_rule_does_not_read_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    forgetful = dict(operators.RULES)
+    rule = forgetful[torch.ops.aten.leaky_relu.default]
+
+    def forget(program: object, arguments: object) -> object:
+        value = rule(program, arguments)  # type: ignore[arg-type]
+        arguments._read.discard("negative_slope")  # type: ignore[attr-defined]
+        return value
+
+    forgetful[torch.ops.aten.leaky_relu.default] = forget  # type: ignore[assignment]
+    monkeypatch.setattr(operators, "RULES", forgetful)
+    model = Model(lambda m, x: m.inner(x), inner=nn.LeakyReLU(0.3))
+    with pytest.raises(InputError, match=r"inner: the TVM backend .* aten.leaky_relu.default with negative_slope=0.3"):
+        emitted(capture(model, IMAGE, dynamic_batch=False))
+    emitted(capture(Model(lambda m, x: m.inner(x), inner=nn.LeakyReLU()), IMAGE, dynamic_batch=False))
+
+
+@pytest.mark.parametrize("half", [lambda x: torch.rand_like(x) + x, lambda x: F.dropout(x, 0.5, training=True)])
+def test_what_is_random_is_refused_by_name(half: object) -> None:
+    with pytest.raises(GraphoptError, match=r"rand|dropout|bernoulli"):
+        emitted(capture(Model(lambda m, x: half(x)), IMAGE, dynamic_batch=False))  # type: ignore[operator]
+
+
+def test_the_report_names_a_decomposed_operator_once() -> None:
+    model = Model(lambda m, x: F.mish(m.conv(x)) * 2, conv=nn.Conv2d(3, 4, 3))
+    found = audit(lower(capture(model, IMAGE), TARGET))
+    assert [f.operator for f in found.floating] == ["conv2d", "mish", "mul"]
+
+
+def test_a_transformer_layer_keeps_its_batch_free() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), nn.TransformerEncoderLayer(16, 2, 16, batch_first=True)).eval()
+    x = torch.randn(2, 5, 16)
+    artifact = lower(capture(model, x), TARGET)
+    for batch in (1, 3, 4):
+        y = torch.randn(batch, 5, 16)
+        with torch.no_grad():
+            torch.testing.assert_close(artifact(y), model(y), rtol=1e-4, atol=1e-5)
+
+
+STRUCTURES = {
+    "parts": lambda y: (lambda a: a[0] * a[1])(y.reshape(-1, 2, 2, 12, 12).unbind(1)),
+    "split": lambda y: (lambda a, b: a.sigmoid() * b)(*y.split([2, 2], 1)),
+    "max over a dimension": lambda y: y.max(1)[0],
+    "shuffled pixels": lambda y: F.pixel_shuffle(y, 2),
+    "resized": lambda y: F.interpolate(y, scale_factor=1.5, mode="nearest"),
+    "squeezed": lambda y: y[:, :1].squeeze(1),
+    "a divisor": lambda y: F.avg_pool2d(y, 2, divisor_override=3),
+    "a factor": lambda y: torch.add(y, y.relu(), alpha=0.5),
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_structures_between_quantized_layers_lower(name: str) -> None:
+    torch.manual_seed(0)
+    structure, images = STRUCTURES[name], torch.randn(8, 3, 12, 12)
+
+    def body(m: nn.Module, x: Tensor) -> Tensor:
+        return structure(m.layer(x))  # type: ignore[operator]
+
+    model = Model(body, layer=nn.Conv2d(3, 4, 3, padding=1)).eval()
+    result = graphopt.optimize(model, images, target=TARGET, calibration=images, measure=False)
+    with torch.no_grad():
+        wanted = model(images)
+    assert float((wanted - result.artifact(images)).abs().max()) < 0.05 * float(wanted.abs().max())  # type: ignore[attr-defined]
