@@ -2,6 +2,7 @@
 
 graph.py            `Graph`: nodes, constants, example inputs, edits
 ops.py              what is known about each operator
+arguments.py        the arguments of a call by name, and which were read
 shapes.py           shapes and free batch sizes
 passes.py           the contract of a pass: `Pass`, `Change`
 quantizers.py       reading quantizers of a simulated graph
