@@ -74,11 +74,10 @@ def program(folder: Path, compiler: Sequence[str] = ("gcc",), out: Path | None =
 
 
 def _of_any_profile(code: Path, compiler: Sequence[str], out: Path) -> Path:
-    """An object that GNU's linker for 32-bit ARM takes; without this note it refuses those for microcontrollers beside Linux's."""
-    objcopy = compiler[0].removesuffix("gcc") + "objcopy"
-    if not Path(objcopy).name.startswith("arm-"):
+    """An object that GNU's linker for 32-bit ARM takes: by this note it refuses those for microcontrollers beside Linux's."""
+    if not compiler[0].startswith("arm-linux"):
         return code
-    bare = out.with_name(f"{out.name}_{code.name}")
+    objcopy, bare = compiler[0].removesuffix("gcc") + "objcopy", out.with_name(f"{out.name}_{code.name}")
     subprocess.run([objcopy, "--remove-section=.ARM.attributes", code, bare], check=True)
     return bare
 

@@ -1,7 +1,7 @@
 """Layers whose sums can saturate on a CPU without VNNI; `graphopt.lowering.integers.pairs` says how.
 
-What counts is what runs: a layer in float, or one that reads signed codes, is exact. So a cure that brings a layer into integer, or
-stores what it reads unsigned, can make it saturate.
+What counts is what runs: a layer in float, or one that reads signed codes, is exact. So a cure that brings a layer into integer,
+or stores what it reads unsigned, can make it saturate.
 """
 
 from __future__ import annotations
