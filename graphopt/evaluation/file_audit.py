@@ -36,6 +36,8 @@ class FileAudit(Printed):
         islands: what computes in float, largest first.
         conversions: between codes and float, of values, all over the model.
         operators: how often each operator type occurs in what was read.
+        saturating: layers whose sums can saturate, where the target, or the machine at hand for a target of its architecture, is
+            an x86-64 CPU without VNNI.
     """
 
     path: Path
@@ -47,6 +49,7 @@ class FileAudit(Printed):
     islands: list[Island] = field(default_factory=list)
     conversions: int = 0
     operators: dict[str, int] = field(default_factory=dict)
+    saturating: list[str] = field(default_factory=list)
 
     @property
     def share(self) -> float:
@@ -85,7 +88,7 @@ class FileAudit(Printed):
             "model": str(self.path), "target": self.target.name, "read": self.how,
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "integer_macs": self.integer_macs, "total_macs": self.total_macs, "integer_share": self.share,
-            "conversions": self.conversions, "operators": self.operators,
+            "conversions": self.conversions, "operators": self.operators, "saturating": self.saturating,
             "islands": [island.to_dict() for island in self.islands],
         }  # fmt: skip
 
@@ -94,9 +97,21 @@ class FileAudit(Printed):
             f"{self.path.name} for {self.target.name}: {self.share:.1%} of {self.total_macs:,} multiply-accumulates in integer, "
             f"{len(self.islands)} float island{'s' * (len(self.islands) != 1)}, {self.conversions} conversions",
             f"read from {self.how}",
+            *self.warnings(),
         ]
         shown: list[Block] = [Line(line) for line in lines]
         return [*shown, self._table()] if self.islands else shown
+
+    def warnings(self) -> list[str]:
+        """What the numbers do not show."""
+        if not self.saturating:
+            return []
+        several, shown = len(self.saturating) > 1, ", ".join(self.saturating[:6])
+        more = f" and {len(self.saturating) - 6} more" if len(self.saturating) > 6 else ""
+        return [
+            f"{len(self.saturating)} layer{'s' * several} can saturate on CPUs without VNNI, and then "
+            f"answer{'s' * (not several)} something else than on others: {shown}{more}; quantize weights to 7 bits"
+        ]
 
     def _table(self) -> Table:
         columns = [
@@ -158,6 +173,7 @@ class Cured(Printed):
         end = [f"{name}: differs by {value:.3g} {unit} at most" for name, (value, unit) in self.difference.items()]
         end += [f"{self.speedup:.2f} times faster"] if self.speedup is not None else []
         end += [self.note] if self.note else []
+        end += [] if self.after.islands else self.after.warnings()  # else among what follows
         rest = [Line(""), *self.after.blocks()] if self.after.islands else []
         table = Table([Column(""), *numbers("before", "after")], rows)
         return [Line(f"{self.path.name}: {made}"), table, *map(Line, end), *rest]

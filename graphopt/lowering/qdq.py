@@ -44,6 +44,8 @@ from graphopt.ir.quantized_units import FUSED
 from graphopt.ir.quantizers import is_uniform, quantizer_of, quantizers
 from graphopt.ir.scales import end_codes
 
+# Defined by torch.ao: deprecated, but there in torch 2.14.1, and importing it does not warn. Operators of our own with these
+# names would make torch.ao fail wherever it is imported later, as a process registers an operator once.
 Q: Any = torch.ops.quantized_decomposed
 
 

@@ -309,6 +309,7 @@ class Net(nn.Module):
 PLANS = st.lists(st.sampled_from(["conv", "depthwise", "residual", "concat"]), max_size=5)
 
 
+@pytest.mark.thorough
 @settings(max_examples=8, deadline=None)
 @given(plan=PLANS, width=st.integers(1, 6), seed=st.integers(0, 99))
 def test_scaling_a_free_group_and_undoing_it_in_its_readers_changes_nothing(
@@ -337,6 +338,7 @@ def test_scaling_a_free_group_and_undoing_it_in_its_readers_changes_nothing(
     torch.testing.assert_close(graph(x), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thorough
 @settings(max_examples=5, deadline=None)
 @given(plan=PLANS, width=st.integers(1, 6))
 def test_blocks_partition_the_groups(plan: list[str], width: int) -> None:

@@ -151,6 +151,7 @@ BLOCKS: dict[str, Callable[[int], nn.Module]] = {
 }  # fmt: skip
 
 
+@pytest.mark.thorough
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(
     names=st.lists(st.sampled_from(sorted(BLOCKS)), min_size=1, max_size=5),

@@ -43,6 +43,7 @@ def test_every_block_is_all_codes(block: str) -> None:
     assert graphopt.check(done.artifact, "nnie") == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_loaded_artifact_answers_what_was_simulated_bit_for_bit(kind: str, tmp_path: Path) -> None:
     done = optimized(model_of("inverted residual"), KINDS[kind])
@@ -123,11 +124,13 @@ def test_weights_in_a_narrower_format_are_named() -> None:
     assert "log8" in found.remedy
 
 
+@pytest.mark.thorough
 def test_an_onnx_file_cannot_be_in_logarithms() -> None:
     done = optimized(model_of("plain"), find("sigmastar"))
     assert {v.rule for v in graphopt.check(done.artifact, "nnie")} == {"weight-format", "value-format"}
 
 
+@pytest.mark.thorough
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     folder = optimized(model_of("plain")).artifact.save(tmp_path / "deployed")
     content = bytearray((folder / WEIGHTS).read_bytes())
@@ -148,11 +151,13 @@ def vouched(folder: Path) -> bytes:
     return manifest.to_json()
 
 
+@pytest.mark.thorough
 def test_there_are_no_kernels_to_be_simulated() -> None:
     with pytest.raises(InputError, match="call the simulated graph itself"):
         graphopt.simulate(optimized(model_of("plain")).graph, "nnie")
 
 
+@pytest.mark.thorough
 def test_the_manifest_tells_the_formats_apart(tmp_path: Path) -> None:
     folder = optimized(model_of("plain")).artifact.save(tmp_path / "deployed")
     assert read_manifest(folder).target["weights"] == {"kind": "log", "bits": 8, "per_channel": False, "steps": 16}

@@ -96,6 +96,7 @@ def optimized(name: str, bits: int = 8) -> graphopt.compiler.optimize.Optimized:
 # ---- Without onnxruntime-qnn ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_without_the_extra_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     artifact = optimized("plain").artifact
     find_spec = importlib.util.find_spec
@@ -119,6 +120,7 @@ def test_an_unknown_architecture_is_refused_with_those_there_are(tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.thorough
 def test_what_is_made_for_other_targets_does_not_run_on_htp(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="onnxruntime does not run on devices over the network: take a tvm-"):
         graphopt.optimize(model_of("plain"), images(1), target="hexagon", device="rpc://board:9090")

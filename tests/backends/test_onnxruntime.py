@@ -49,6 +49,7 @@ def quantized(model: nn.Module, *inputs: torch.Tensor, **options: Any) -> Graph:
     return graph
 
 
+@pytest.mark.thorough
 def test_the_file_holds_8_bit_weights_and_32_bit_biases() -> None:
     model = file(lowered("plain", "x86").artifact)
     onnx.checker.check_model(model, full_check=True)
@@ -65,6 +66,7 @@ def test_codes_keep_the_models_own_names() -> None:
     assert {"first.0.weight_codes", "second.0.weight_codes", "head.weight_codes"} <= set(held)
 
 
+@pytest.mark.thorough
 def test_the_batch_stays_free_and_names_stay_the_models_own() -> None:
     artifact = lowered("residual", "x86").artifact
     model = file(artifact)
@@ -79,6 +81,7 @@ def test_the_batch_stays_free_and_names_stay_the_models_own() -> None:
         assert_close(torch.from_numpy(found), artifact(x), 1e-6)
 
 
+@pytest.mark.thorough
 def test_a_fixed_batch_stays_fixed() -> None:
     graph = Graph.capture(nn.Sequential(conv(3, 4)).eval(), images(2), dynamic_batch=False)
     artifact = lower(graph, X86)
@@ -97,6 +100,7 @@ class TwoIn(nn.Module):
         return {"sum": joined, "parts": (joined.mean((2, 3)), [self.left(mask)])}
 
 
+@pytest.mark.thorough
 def test_several_inputs_and_nested_outputs_keep_names_and_structure() -> None:
     model, one, other = TwoIn().eval(), images(2), images(2, seed=2)
     artifact = lower(quantized(model, one, other), X86)
@@ -109,6 +113,7 @@ def test_several_inputs_and_nested_outputs_keep_names_and_structure() -> None:
     assert sqnr(found, artifact(one, other)) == float("inf")
 
 
+@pytest.mark.thorough
 def test_an_output_that_is_the_input_and_a_constant_output() -> None:
     model = Model(lambda m, x: (x, m.a(x), m.a.bias), a=conv(3, 4)).eval()
     x = images(2)
@@ -116,12 +121,14 @@ def test_an_output_that_is_the_input_and_a_constant_output() -> None:
     assert_close(found, model(x), 1e-5)
 
 
+@pytest.mark.thorough
 def test_an_input_that_nobody_reads() -> None:
     model = Model(lambda m, x, y: m.a(x), a=conv(3, 4)).eval()
     x = images(2)
     assert_close(lower(capture(model, x, images(2, seed=2)), X86)(x, x), model(x, x), 1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("block", ["residual", "squeeze-excite linear"])
 def test_a_float_graph_lowers_too(block: str) -> None:
     model = model_of(block)
@@ -135,6 +142,7 @@ def test_a_float_graph_lowers_too(block: str) -> None:
     assert sum(f.macs for f in found.floating) == found.total_macs > 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("bits", [4, 16])
 def test_other_widths(bits: int) -> None:
     model = nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 4)).eval()
@@ -150,12 +158,14 @@ def test_other_widths(bits: int) -> None:
         assert sqnr(graph(x), artifact(x)) > 12 + 6 * bits * 0.5
 
 
+@pytest.mark.thorough
 def test_weights_of_16_bits() -> None:
     model = nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 4)).eval()
     graph = quantized(model, images(8), weights=Format(16), activations=Format(16, signed=False, symmetric=False))
     assert sqnr(model(images(8)), lower(graph, X86)(images(8))) > 70
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("target", ["x86", "arm"])
 def test_ends_per_channel_equal_the_simulation(target: str) -> None:
     chosen = target_of(target)
@@ -177,6 +187,7 @@ def test_ends_per_channel_equal_the_simulation(target: str) -> None:
 # ---- The audit ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("block", BLOCKS)
 def test_every_block_is_integer_from_end_to_end(block: str) -> None:
     found = audit(lowered(block, "x86").artifact)
@@ -185,12 +196,14 @@ def test_every_block_is_integer_from_end_to_end(block: str) -> None:
     assert found.integer_macs == found.total_macs > 0
 
 
+@pytest.mark.thorough
 def test_global_average_pooling_has_its_integer_kernel() -> None:
     assert "GlobalAveragePool" in operators(file(lowered("residual", "x86").artifact))
     assert "ReduceMean" not in operators(file(lowered("squeeze-excite linear", "x86").artifact))
     assert audit(lowered("residual", "x86").artifact).operators["QLinearGlobalAveragePool"] == 1
 
 
+@pytest.mark.thorough
 def test_a_convolution_without_bias_is_integer() -> None:
     layers = [
         conv(3, 8),
@@ -205,6 +218,7 @@ def test_a_convolution_without_bias_is_integer() -> None:
     assert found.integer == ["0", "2", "4", "5"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("body", "kind"),
     [
@@ -220,6 +234,7 @@ def test_a_float_pool_reads_blocks_of_channels_only_where_a_convolution_left_the
     assert_close(artifact(x), model(x), 1e-5)
 
 
+@pytest.mark.thorough
 def test_a_layer_left_in_float_is_named_with_its_work() -> None:
     model = nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 8), nn.ReLU(), conv(8, 4)).eval()
     graph = quantized(model, images(2), formats={"2": None})
@@ -253,6 +268,7 @@ def test_a_file_the_runtime_refuses_is_an_error_in_one_sentence(tmp_path: Path) 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.thorough
 def test_an_operator_without_onnx_form_is_named() -> None:
     model = Model(lambda m, x: torch.special.zeta(m.a(x).abs() + 2, x[:, :1].abs() + 1), a=conv(3, 4))
     with pytest.raises(GraphoptError, match=r"cannot be written as ONNX: .*zeta") as caught:
@@ -260,6 +276,7 @@ def test_an_operator_without_onnx_form_is_named() -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.thorough
 def test_threads_may_be_set_between_calls() -> None:
     artifact = lowered("plain", "x86").artifact
     before = artifact(images(4))
@@ -268,6 +285,7 @@ def test_threads_may_be_set_between_calls() -> None:
     artifact.set_threads(1)
 
 
+@pytest.mark.thorough
 def test_what_is_simulated_is_what_is_lowered_also_with_the_default_estimator() -> None:
     model = model_of("plain")
     graph = simulated(model, X86, estimator="mse")
@@ -276,6 +294,7 @@ def test_what_is_simulated_is_what_is_lowered_also_with_the_default_estimator() 
         assert sqnr(graph(x), lower(graph, X86)(x)) > sqnr(model(x), graph(x))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "shape, mask, causal",
     [

@@ -62,6 +62,7 @@ def test_an_unknown_runtime_is_refused_with_those_there_are() -> None:
 # ---- On this machine ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @needs_tvm
 @needs_x86
 def test_optimize_deploys_measures_saves_and_loads(tmp_path: Path) -> None:
@@ -129,6 +130,7 @@ assert tvm.get_global_func("runtime.NumThreads")() == min(2, os.cpu_count())
 """
 
 
+@pytest.mark.thorough
 @needs_tvm
 @needs_x86
 def test_running_binds_the_process_to_no_core_and_threads_are_those_asked_for(tmp_path: Path) -> None:
@@ -138,6 +140,7 @@ def test_running_binds_the_process_to_no_core_and_threads_are_those_asked_for(tm
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.thorough
 @needs_tvm
 @needs_x86
 def test_a_loaded_artifact_cannot_be_compared_inside_and_says_so(tmp_path: Path) -> None:
@@ -162,6 +165,7 @@ def test_code_for_other_machines_is_generated_and_kept_from_running_here(name: s
         loaded(images(1))
 
 
+@pytest.mark.thorough
 @needs_tvm
 def test_the_report_for_another_machine_is_that_of_the_simulation() -> None:
     def positive(f: Any) -> float:
@@ -175,6 +179,7 @@ def test_the_report_for_another_machine_is_that_of_the_simulation() -> None:
     assert any("are those of its simulation" in note for note in result.report.notes)
 
 
+@pytest.mark.thorough
 @needs_tvm
 def test_a_missing_cross_compiler_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)

@@ -159,6 +159,7 @@ def test_resnet20_runs_as_opencl(opencl: ModuleType, zoo: ModuleType, target: Ta
 HALF = replace(find("tvm-x86"), weights=FLOAT16, activations=FLOAT16)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(architecture() != "x86_64", reason="compiles for the x86-64 machine at hand")
 def test_a_cpu_computes_halves_too() -> None:
     graph, x = simulated(model_of("concat"), HALF), images(4, seed=3) * 1.5
@@ -197,6 +198,7 @@ def halves(graph: Graph) -> list[Tensor]:
     return [t for n in graph.nodes if graph.is_constant(n) and (t := graph.tensor(n)).dtype == torch.float16]
 
 
+@pytest.mark.thorough
 def test_halves_stay_where_the_runtime_has_none() -> None:
     assert halves(deploy(simulated(model_of("plain"), HALF))) == []
 
@@ -232,6 +234,7 @@ def cuda(graph: Graph) -> tuple[Any, str]:
     return artifact, (artifact.folder / "kernels.cu").read_text()
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(architecture() != "x86_64", reason="links for x86-64")
 def test_layers_of_codes_are_cuda_with_dot_products_in_shared_memory(tmp_path: Path) -> None:
     artifact, source = cuda(simulated(model_of("inverted residual"), CUDA))
@@ -244,6 +247,7 @@ def test_layers_of_codes_are_cuda_with_dot_products_in_shared_memory(tmp_path: P
         graphopt.load(folder)(images(1))
 
 
+@pytest.mark.thorough
 @needs_nvcc
 @pytest.mark.skipif(architecture() != "x86_64", reason="links for x86-64")
 @pytest.mark.parametrize("target", [CUDA, replace(CUDA, weights=FLOAT16, activations=FLOAT16)], ids=["int8", "float16"])

@@ -61,6 +61,7 @@ def assert_identical(graph: Graph, target: Target, x: Tensor) -> TvmArtifact:
 SIGNED_TOO = ("residual", "plain", "relu6")  # between them, every kernel
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("block", "format"), [*((b, "u8") for b in BLOCKS), *((b, "s8") for b in SIGNED_TOO)])
 def test_every_block_is_bit_identical_to_the_simulation(block: str, format: str) -> None:
     graph = simulated(model_of(block), FORMATS[format])
@@ -70,6 +71,7 @@ def test_every_block_is_bit_identical_to_the_simulation(block: str, format: str)
     assert found.floating == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", CASES)
 def test_every_kernel_is_bit_identical_to_the_simulation(case: str) -> None:
     make, shape, *_ = CASES[case]
@@ -77,6 +79,7 @@ def test_every_kernel_is_bit_identical_to_the_simulation(case: str) -> None:
     assert_identical(graph, UNSIGNED, torch.randn(8, *shape) * 1.5)
 
 
+@pytest.mark.thorough
 def test_every_code_inside_a_network_is_the_simulated_one() -> None:
     graph = simulated(model_of("concat"), UNSIGNED)
     found = graphopt.simulate(graph, UNSIGNED).mismatches(lower(graph, UNSIGNED), images(4, seed=3))
@@ -84,6 +87,7 @@ def test_every_code_inside_a_network_is_the_simulated_one() -> None:
     assert [str(line) for line in found if line.differing] == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("first", [True, False])
 def test_a_sum_is_added_in_the_layer_that_is_its_either_operand(first: bool) -> None:
     def body(m: Any, x: Tensor) -> Tensor:
@@ -100,11 +104,13 @@ def test_a_sum_is_added_in_the_layer_that_is_its_either_operand(first: bool) -> 
     assert [str(line) for line in found if line.differing] == []
 
 
+@pytest.mark.thorough
 def test_codes_of_fewer_bits_are_clipped_at_their_own_ends() -> None:
     narrow = replace(UNSIGNED, activations=Format(4, signed=False, symmetric=False))
     assert_identical(simulated(model_of("plain"), narrow), narrow, images(8, seed=3) * 2)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("activation", [nn.Hardswish, nn.SiLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.LeakyReLU])
 def test_a_function_of_one_value_becomes_a_table(activation: type[nn.Module]) -> None:
     graph = quantized(nn.Sequential(conv(3, 4), activation(), conv(4, 4)), UNSIGNED, images(8))
@@ -112,6 +118,7 @@ def test_a_function_of_one_value_becomes_a_table(activation: type[nn.Module]) ->
     assert audit(artifact).floating == []
 
 
+@pytest.mark.thorough
 def test_a_layer_left_in_float_is_counted_with_its_reason() -> None:
     model = nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 8), nn.ReLU(), conv(8, 4))
     graph = quantized(model, UNSIGNED, images(8), formats={"2": None})
@@ -125,6 +132,7 @@ def test_a_layer_left_in_float_is_counted_with_its_reason() -> None:
     assert found.share == pytest.approx(7 / 15)
 
 
+@pytest.mark.thorough
 def test_an_operator_without_integer_kernel_computes_in_float_between_codes() -> None:
     def body(m: Any, x: Tensor) -> Tensor:
         y = m.a(x)
@@ -147,6 +155,7 @@ def cleaned(model: nn.Module, *inputs: Tensor, **options: Any) -> Graph:
     return graph
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("block", BLOCKS)
 def test_a_float_block_answers_what_torch_answers(block: str) -> None:
     model, x = model_of(block), images(2, seed=3)
@@ -197,6 +206,7 @@ def test_functions_in_vectors_are_those_of_torch_from_end_to_end_of_float32(func
     assert float(((ours - exact).abs() / unit).max()) < 5e-7
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", FLOATS)
 def test_float_operators_answer_what_torch_answers(case: str) -> None:
     make, shape = FLOATS[case]
@@ -209,6 +219,7 @@ def two_branches(m: Any, x: Tensor) -> Tensor:
     return F.relu(m.first(x) + m.second(x))
 
 
+@pytest.mark.thorough
 def test_of_two_layers_that_are_added_one_adds_and_both_are_our_kernels() -> None:
     model, x = Model(two_branches, first=conv(3, 8), second=conv(3, 8, 1)), images(2, seed=3)
     emitted = str(compiled(cleaned(model, x, dynamic_batch=False), Code.of(UNSIGNED)).module["main"])

@@ -34,19 +34,23 @@ def test_the_machines_own_instructions_appear(profile: str, data: str, instructi
     assert re.search(instruction, code)
 
 
+VNNI = tvm.target.Target({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "cascadelake"})
+
+
 def test_vnni_appears_in_dense_and_depthwise_layers() -> None:
-    target = tvm.target.Target({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "cascadelake"})
     spec = Conv((1, 6, 6, 16), 16, (3, 3), padding=SAME, data="uint8", epilogue=Epilogue(result=Codes()))
-    assert re.search("vpdpbusd.*zmm", assembly(spec, target))
-    assert re.search("vpdpbusd.*zmm", assembly(replace(spec, groups=16), target))
+    assert re.search("vpdpbusd.*zmm", assembly(spec, VNNI))
+    assert re.search("vpdpbusd.*zmm", assembly(replace(spec, groups=16), VNNI))
 
 
 def assembly(spec: Conv, target: Any) -> str:
     return str(compiled(conv(spec, machine(target)), target).mod.inspect_source("asm"))
 
 
-def test_sums_stay_off_the_heap() -> None:
-    code = compiled(conv(Conv((2, 7, 7, 24), 40, data="uint8"), HOST)).mod.inspect_source("ll")
+@pytest.mark.parametrize("data", ["uint8", "float32"])
+def test_sums_stay_off_the_heap(data: Any) -> None:
+    """With instructions that take the data as they are: without VNNI a copy of wider codes lies there."""
+    code = compiled(conv(Conv((2, 7, 7, 24), 40, data=data), machine(VNNI)), VNNI).mod.inspect_source("ll")
     assert "TVMBackendAllocWorkspace" not in code
 
 
@@ -111,7 +115,7 @@ def test_a_tile_fits_the_registers_and_the_result(rows: int, columns: int, vecto
 
 def test_weights_that_exceed_the_cache_get_smaller_blocks() -> None:
     spec = Conv((1, 7, 7, 512), 512, (3, 3), padding=SAME)
-    small, large = (direct.Plan(spec, replace(HOST, l2_bytes=size)).block for size in (1 << 20, 64 << 20))
+    small, large = (direct.Plan(spec, replace(machine(VNNI), l2_bytes=size)).block for size in (1 << 20, 64 << 20))
     assert small < large
 
 

@@ -84,6 +84,7 @@ def samples(layer: Conv, cpu: Code, count: int) -> list[Sample]:
 # ---- Kernels --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("cpu", CPUS.values(), ids=CPUS)
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_sample_answers_what_the_rules_kernel_answers(name: str, cpu: str) -> None:
@@ -103,6 +104,7 @@ def test_every_sample_answers_what_the_rules_kernel_answers(name: str, cpu: str)
         assert run.agrees(rule), sample
 
 
+@pytest.mark.thorough
 def test_answers_that_differ_do_not_agree() -> None:
     for layer in (LAYER, INTEGER):
         one, other = Run(layer, Here(code())), Run(layer, Here(code()))
@@ -151,6 +153,7 @@ def wide(sample: Sample) -> float:
     return 0.5 + sample.columns[-1] / 10 + sample.steps[-1] / 20
 
 
+@pytest.mark.thorough
 @needs_xgboost
 def test_the_search_learns_what_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = timed_as(monkeypatch, wide)
@@ -163,6 +166,7 @@ def test_the_search_learns_what_is_fast(monkeypatch: pytest.MonkeyPatch) -> None
     assert wide(best) == max(found)
 
 
+@pytest.mark.thorough
 @needs_xgboost
 def test_the_database_goes_on_where_it_was_and_remembers_samples(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -176,6 +180,7 @@ def test_the_database_goes_on_where_it_was_and_remembers_samples(
     assert again == {LAYER: max((sample for _, sample in asked), key=wide)}
 
 
+@pytest.mark.thorough
 @needs_xgboost
 def test_layers_take_turns_and_those_that_gain_nothing_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metaschedule, "BATCH", 8)
@@ -187,6 +192,7 @@ def test_layers_take_turns_and_those_that_gain_nothing_are_left_alone(monkeypatc
     assert order == [LAYER] * 8 + [DEPTHWISE] * 8 + [LAYER] * 8 + [DEPTHWISE] * 8
 
 
+@pytest.mark.thorough
 @needs_xgboost
 def test_what_fails_is_learned_as_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = timed_as(monkeypatch, lambda sample: 0.0 if sample.channels_outside else 1.2)
@@ -197,6 +203,7 @@ def test_what_fails_is_learned_as_failed(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(asked) == 24
 
 
+@pytest.mark.thorough
 def test_a_kernel_with_another_answer_is_left_out_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     sample = samples(LAYER, code(), 1)[0]
     monkeypatch.setattr("graphopt.ir.cost.Timings.speedup", lambda self, a, b: 2.0)
@@ -253,6 +260,7 @@ def remember_samples(graph: graphopt.Graph, target: Any, path: Path) -> int:
     return len(found)
 
 
+@pytest.mark.thorough
 @needs_gcc
 def test_samples_compiled_to_c_answer_the_same(tmp_path: Path) -> None:
     graph, x = simulated(network(), TARGET), images(2, seed=3)
@@ -261,6 +269,7 @@ def test_samples_compiled_to_c_answer_the_same(tmp_path: Path) -> None:
     assert torch.equal(in_c(artifact, tmp_path, x), graphopt.simulate(graph, TARGET)(x))
 
 
+@pytest.mark.thorough
 @needs_xgboost
 @pytest.mark.parametrize("kind", ["int8", "float"])
 def test_an_artifact_of_samples_answers_what_it_should(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,6 +285,7 @@ def test_an_artifact_of_samples_answers_what_it_should(kind: str, monkeypatch: p
     assert (artifact.folder / "model.so").read_bytes() != (plain.folder / "model.so").read_bytes()
 
 
+@pytest.mark.thorough
 @needs_xgboost
 def test_optimize_searches_and_remembers(tmp_path: Path) -> None:
     path, x = tmp_path / "tuned.jsonl", images(3, seed=3)

@@ -37,6 +37,7 @@ def server() -> Iterator[str]:
         yield f"rpc://{rpc_server.HOST}:{port}"
 
 
+@pytest.mark.thorough
 @needs_x86
 def test_an_artifact_answers_on_a_device_what_it_answers_here(server: str) -> None:
     network, x = model_of("residual"), images(5)
@@ -53,6 +54,7 @@ def test_an_artifact_answers_on_a_device_what_it_answers_here(server: str) -> No
     assert there.device.startswith(server)
 
 
+@pytest.mark.thorough
 @needs_x86
 def test_optimize_measures_on_the_device_and_says_whether_it_answers_as_simulated(server: str) -> None:
     data = images(16)
@@ -72,6 +74,7 @@ def test_optimize_measures_on_the_device_and_says_whether_it_answers_as_simulate
     assert torch.equal(result.artifact.on(server)(data), result.artifact(data))
 
 
+@pytest.mark.thorough
 @needs_x86
 @pytest.mark.parametrize("tuner", ["tiles", "metaschedule"])
 def test_kernels_are_tuned_on_the_device(server: str, tuner: str, tmp_path: Path) -> None:
@@ -94,6 +97,7 @@ def test_tuning_for_a_device_of_another_architecture_is_refused_before_any_work(
         graphopt.optimize(nn.Identity(), images(1), target=target, tune=5, device=server)
 
 
+@pytest.mark.thorough
 @needs_x86
 def test_a_device_of_another_architecture_is_refused(server: str) -> None:
     target = find("tvm-cortex-a76")
@@ -104,6 +108,7 @@ def test_a_device_of_another_architecture_is_refused(server: str) -> None:
         artifact.on(server)
 
 
+@pytest.mark.thorough
 @needs_x86
 def test_a_library_the_device_cannot_load_is_refused_with_its_reason(server: str) -> None:
     artifact = lower_through_tvm(Graph.capture(model_of("plain"), (images(1),)), replace(X86, compiler=COPY))

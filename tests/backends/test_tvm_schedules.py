@@ -120,6 +120,7 @@ def check_layer(spec: Conv, on: Machine) -> None:
         np.testing.assert_allclose(result, expected.numpy(), rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
+@pytest.mark.thorough
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(st.data())
 def test_layers_of_any_shape_are_exact(data: st.DataObject) -> None:

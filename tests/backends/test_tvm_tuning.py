@@ -107,6 +107,7 @@ def network() -> nn.Module:
     return Model(body, stem=conv(3, 32), second=conv(32, 32), depth=conv(32, 32, groups=32))
 
 
+@pytest.mark.thorough
 def test_any_tile_answers_what_the_simulation_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Bench, "speedup", lambda self, layer, tile: 2.0 + tile.rows - tile.vectors / 10)
     chosen: dict[Conv, Variant] = {}
@@ -125,6 +126,7 @@ def test_any_tile_answers_what_the_simulation_answers(monkeypatch: pytest.Monkey
     assert torch.equal(artifact(x), graphopt.simulate(graph, TARGET)(x))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("gain", "said"), [(1.25, "the whole is 1.25 times faster with them"), (0.99, "they stay out")]
 )
@@ -160,6 +162,7 @@ def test_tuning_for_another_machine_or_runtime_is_refused(tmp_path: Path) -> Non
         graphopt.optimize(network().eval(), images(1), target="x86", tune=5)
 
 
+@pytest.mark.thorough
 def test_what_a_database_knows_is_used_without_measuring(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As where a device tuned itself, and other machines compile for it."""
     path, target = tmp_path / "device.jsonl", replace(find("tvm-cortex-a76"), compiler=COPY)
@@ -182,6 +185,7 @@ def emitted_layers(graph: graphopt.Graph, there: Code) -> tuple[Conv, ...]:
     return compiled(fix_batch(graph, 2), there).layers
 
 
+@pytest.mark.thorough
 def test_optimize_tunes_and_remembers(tmp_path: Path) -> None:
     path, x = tmp_path / "tiles.jsonl", images(3, seed=3)
     result = graphopt.optimize(

@@ -214,6 +214,7 @@ def _listen() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+@pytest.mark.thorough
 def test_ctrl_c_exits_with_130_and_one_line() -> None:
     process = start("optimize", "cli_models:slow", "--out", "out")
     assert process.stdout is not None
@@ -224,6 +225,7 @@ def test_ctrl_c_exits_with_130_and_one_line() -> None:
     assert sorted(p.name for p in Path().iterdir() if p.name != "__pycache__") == ["cli_models.py"]
 
 
+@pytest.mark.thorough
 def test_debug_may_stand_anywhere() -> None:
     process = start("optimize", "cli_models:broken", "--debug")
     _, stderr = process.communicate(timeout=60)

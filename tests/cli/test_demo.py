@@ -27,6 +27,7 @@ def test_shifting_moves_by_a_pixel_at_most() -> None:
         assert ((moved[0] - torch.tensor([0, 0, 4, 4])).abs() <= 1).all()
 
 
+@pytest.mark.thorough
 def test_training_is_repeatable_and_keeps_the_random_state() -> None:
     digits = load()
     before = torch.get_rng_state()

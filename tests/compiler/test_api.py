@@ -76,6 +76,7 @@ def unlowered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "judge", lambda *args: None)
 
 
+@pytest.mark.thorough
 def test_the_order_of_tests_does_not_matter_to_the_stand_in_for_lowering(request: pytest.FixtureRequest) -> None:
     report = result()[0].artifact.manifest.report
     stand_in.cache_clear()
@@ -206,6 +207,7 @@ def test_a_graph_may_be_given_and_is_left_alone() -> None:
     assert str(graph) == text
 
 
+@pytest.mark.thorough
 def test_passes_may_be_chosen() -> None:
     model = model_of("residual")
     listed = quick(model, passes=[Simplify(), FoldBatchNorm()])
@@ -228,6 +230,7 @@ def test_passes_may_be_made_from_target_and_data() -> None:
     assert seen == ["host", 2]
 
 
+@pytest.mark.thorough
 def test_a_layer_kept_in_float_is_named() -> None:
     model = nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 4), nn.ReLU(), conv(4, 2)).eval()
     report = quick(model, formats={"2": None}).report
@@ -256,6 +259,7 @@ def test_another_architectures_latency_is_not_measured() -> None:
     assert "this machine is" in report.missing["latency"]
 
 
+@pytest.mark.thorough
 def test_several_inputs_and_outputs() -> None:
     model = Model(lambda m, x, y: {"a": m.a(x), "b": (m.b(y),)}, a=conv(3, 4), b=conv(3, 2)).eval()
     done = quick(model, (images(2), images(2)), calibration=[(images(8), images(8, seed=3))])
@@ -333,6 +337,7 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.thorough
 def test_an_error_while_measuring_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import gc
     import tempfile
@@ -381,6 +386,7 @@ def test_nothing_to_load_is_refused(tmp_path: Path) -> None:
         graphopt.load(tmp_path / "nothing")
 
 
+@pytest.mark.thorough
 def test_a_one_shot_iterator_calibrates_without_what_needs_a_second_pass() -> None:
     batches = iter([torch.randn(4, 3, 8, 8) for _ in range(3)])
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4)).eval()

@@ -54,6 +54,7 @@ def weight_bits(graph: Graph) -> dict[str, int]:
     return {site: bits for site, (bits, _) in weight_sizes(graph).items()}
 
 
+@pytest.mark.thorough
 def test_the_first_rung_that_is_good_enough_ends_it() -> None:
     rung, report = climb(lambda graph: 1.0, least=0.9)
     assert [a.name for a in report.attempts] == ["nearest rounding"]
@@ -63,6 +64,7 @@ def test_the_first_rung_that_is_good_enough_ends_it() -> None:
     assert not report.warnings
 
 
+@pytest.mark.thorough
 def test_rungs_come_in_the_order_of_their_cost() -> None:
     scores = iter([0.5, 0.6, 0.95])
     rung, report = climb(lambda graph: next(scores), least=0.9, bits=4)
@@ -74,6 +76,7 @@ def test_rungs_come_in_the_order_of_their_cost() -> None:
     assert "good enough" in str(report)
 
 
+@pytest.mark.thorough
 def test_as_few_layers_as_suffice_get_more_bits() -> None:
     def judge(graph: Graph) -> float:
         return sum(bits >= 8 for bits in weight_bits(graph).values()) / 4
@@ -84,6 +87,7 @@ def test_as_few_layers_as_suffice_get_more_bits() -> None:
     assert not report.warnings
 
 
+@pytest.mark.thorough
 def test_eight_bits_come_before_float_and_the_worst_layers_first() -> None:
     def judge(graph: Graph) -> float:
         return sum(bits == 32 for bits in weight_bits(graph).values())
@@ -96,6 +100,7 @@ def test_eight_bits_come_before_float_and_the_worst_layers_first() -> None:
     assert any("3 in 8 bits" in a.name and "1 in float" in a.name for a in report.attempts)
 
 
+@pytest.mark.thorough
 def test_what_cannot_be_met_gives_the_best_and_a_warning() -> None:
     tried: list[float] = []
 
@@ -111,6 +116,7 @@ def test_what_cannot_be_met_gives_the_best_and_a_warning() -> None:
     assert any("3 in float" in a.name for a in report.attempts)
 
 
+@pytest.mark.thorough
 def test_a_rung_that_cannot_be_judged_is_noted_and_the_next_is_tried() -> None:
     scores = iter([0.5, None, 0.95])
 
@@ -126,11 +132,13 @@ def test_a_rung_that_cannot_be_judged_is_noted_and_the_next_is_tried() -> None:
     assert Report.from_dict(report.to_dict()).attempts == report.attempts
 
 
+@pytest.mark.thorough
 def test_too_few_images_for_a_rung_are_noted() -> None:
     _, report = climb(lambda graph: 0.0, least=1.0, data=DATA[:1])
     assert "fewer than a batch" in next(a.note for a in report.attempts if a.name == "adaround rounding")
 
 
+@pytest.mark.thorough
 def test_formats_of_the_caller_hold_unless_the_layer_is_lifted() -> None:
     def judge(graph: Graph) -> float:
         found = weight_bits(graph)
@@ -141,6 +149,7 @@ def test_formats_of_the_caller_hold_unless_the_layer_is_lifted() -> None:
     assert weight_bits(rung.graph)["head"] == 32
 
 
+@pytest.mark.thorough
 def test_every_attempt_has_a_folder_of_its_own_in_the_dump(tmp_path: Path) -> None:
     scores = iter([0.0, 1.0])
     climb(lambda graph: next(scores), least=0.5, dump=tmp_path)
@@ -161,6 +170,7 @@ def options(**more: Any) -> dict[str, Any]:
     return {"target": FOUR, "calibration": [b for (b,) in DATA], "measure": False, "evaluate": agreement, **more}
 
 
+@pytest.mark.thorough
 def test_optimize_keeps_the_accuracy_and_is_repeatable() -> None:
     first, second = (optimize(model_of("residual"), images(2), **options(max_drop=0.02)) for _ in range(2))
     report = first.report
@@ -198,6 +208,7 @@ def test_an_evaluate_that_fails_on_the_original_is_named() -> None:
         optimize(model_of("residual"), images(2), **options(evaluate=broken))
 
 
+@pytest.mark.thorough
 def test_an_evaluate_that_fails_on_the_artifact_does_not_cost_the_result() -> None:
     def picky(model: Any) -> float:
         return float(isinstance(model, Graph)) if isinstance(model, Graph) else float("nan")
@@ -208,6 +219,7 @@ def test_an_evaluate_that_fails_on_the_artifact_does_not_cost_the_result() -> No
     assert "NaN" in done.report.results()["accuracy"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("rounding", "last"), [(None, "LearnRounding"), ("nearest", "CorrectBias")])
 def test_few_bits_are_rounded_on_data(rounding: Any, last: str) -> None:
     done = optimize(model_of("residual"), images(2), **options(evaluate=None, rounding=rounding))

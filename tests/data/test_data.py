@@ -192,6 +192,7 @@ def test_a_fixed_batch_is_cut_and_joined_from_any_batches(fixed: Graph) -> None:
     assert calibration.notes == ["the last 5 calibration samples do not fill the model's fixed batch of 8; left out"]
 
 
+@pytest.mark.thorough
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=6).filter(lambda sizes: 8 <= sum(sizes) <= 70))
 def test_rebatching_loses_only_the_incomplete_rest(fixed: Graph, sizes: list[int]) -> None:
     total = sum(sizes)

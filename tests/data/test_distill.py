@@ -71,6 +71,7 @@ def test_the_batch_norms_see_what_they_remember(dead: bool) -> None:
             assert max(differences(graph, after[0])) < 0.3 < max(differences(graph, before[0]))
 
 
+@pytest.mark.thorough
 def test_the_means_of_values_are_nearer_to_those_of_real_data() -> None:
     graph = capture(trained())
     relu = next(node for node in reversed(graph.calls()) if "relu" in str(node.target))
@@ -95,6 +96,7 @@ def test_distilling_is_repeatable_and_changes_neither_graph_nor_start() -> None:
     assert all(torch.equal(weights[k], v) for k, v in graph.module.state_dict().items())
 
 
+@pytest.mark.thorough
 def test_a_small_network_gets_the_most_samples_in_batches() -> None:
     batches = without_data(capture(trained()))
     assert batches.synthetic
@@ -102,6 +104,7 @@ def test_a_small_network_gets_the_most_samples_in_batches() -> None:
     assert any("distilled" in note for note in batches.notes)
 
 
+@pytest.mark.thorough
 def test_a_fixed_batch_is_kept() -> None:
     graph = Graph.capture(trained(), torch.zeros(2, 3, 16, 16), dynamic_batch=False)
     assert {len(x) for (x,) in without_data(graph)} == {2}
@@ -124,6 +127,7 @@ def test_where_nothing_can_be_distilled_the_notes_say_why(model: nn.Module, exam
     assert any(reason in note for note in batches.notes)
 
 
+@pytest.mark.thorough
 def test_optimize_without_data_distils_and_says_so() -> None:
     report = optimize(trained(), torch.zeros(1, 3, 16, 16), measure=False).report
     assert any("distilled" in note for note in report.notes)

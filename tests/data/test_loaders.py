@@ -122,6 +122,7 @@ def test_python_names(graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         Named("missing.txt")
 
 
+@pytest.mark.thorough
 def test_real_images_come_out_as_they_were_prepared_for_training(zoo: ModuleType, data_dir: Path) -> None:
     graph = Graph.capture(zoo.cifar_resnet(20), torch.randn(1, 3, 32, 32))
     batch = first(Named(str(data_dir / "cifar10_test.npz"), limit=100), graph)

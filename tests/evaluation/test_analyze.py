@@ -315,6 +315,7 @@ def test_an_iterator_is_enough_once() -> None:
         graphopt.analyze(graph, used)
 
 
+@pytest.mark.thorough
 def test_mistakes_are_explained() -> None:
     x, graph = images(), quantized(Small())
     with pytest.raises(InputError, match=r"no quantizers.*or run Quantize"):
@@ -372,6 +373,7 @@ def test_the_numbers_are_kept_as_json(analysis: Analysis, tmp_path: Path) -> Non
     assert data["values"][0]["clipped"] == analysis.values[0].clipped
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("format", ["png", "svg"])
 def test_plots_are_whole_files(analysis: Analysis, tmp_path: Path, format: str) -> None:
     pytest.importorskip("matplotlib")
@@ -387,6 +389,7 @@ def test_plots_are_whole_files(analysis: Analysis, tmp_path: Path, format: str) 
             assert xml.etree.ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
 
 
+@pytest.mark.thorough
 def test_every_value_and_weight_has_its_plot(analysis: Analysis, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     names = [path.name for path in analysis.plot(tmp_path / "plots")]
@@ -442,6 +445,7 @@ def net(): return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3
 """
 
 
+@pytest.mark.thorough
 def test_the_command_prints_and_keeps_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     (tmp_path / "analyze_models.py").write_text(MODELS)
@@ -469,6 +473,7 @@ def test_the_command_finds_mistakes_before_the_work(tmp_path: Path, monkeypatch:
 # ---- Codes chosen on data -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_codes_chosen_on_data_are_compared_with_the_weights_they_stand_for() -> None:
     x, model = images(), Small().eval()
     four = dataclasses.replace(X86, weights=Format(4, per_channel=True))

@@ -21,9 +21,11 @@ import graphopt
 from graphopt.backends.onnxruntime import audit as audit_artifact
 from graphopt.cli.main import app
 from graphopt.evaluation.float_regions import Island
+from graphopt.targets import machine_here
 from graphopt.utils.errors import ArtifactError, InputError
 
 IMAGE = (1, 4, 8, 8)
+HERE = "x86-avx2" if machine_here() == "avx2" else "x86"  # of these two, whose kernels answer here
 
 
 def rules(found: graphopt.FileAudit) -> list[str]:
@@ -53,7 +55,9 @@ def spatial_mean(f: File, x: str) -> str:
 
 def moves_in_float(f: File, x: str) -> str:
     pooled = f.op("MaxPool", f.op("Relu", f.conv(x)), kernel_shape=[2, 2], strides=[2, 2])
-    return f.on_grid(f.conv(f.on_grid(pooled)))
+    # Another cure makes the pool's grid begin at zero, in half its steps: its values move by 3/4 of a step at most, times the
+    # weights, of which no 36 add up to more than 0.6.
+    return f.on_grid(f.conv(f.on_grid(pooled), step=1 / 4000))
 
 
 def average_without_quantizer(f: File, x: str) -> str:
@@ -140,7 +144,7 @@ def test_a_planted_reason_is_found_and_its_cure_answers_the_same(case: str, tmp_
     dtype = np.uint8 if cure in ("weights", "biases", "moves", "sums", "ranges", "readers") else np.int8
     f = File("batch", *shape[1:], dtype=dtype, opset=24 if case == "swish" else 21)
     path = f.save(tmp_path / "model.onnx", body(f, f.on_grid("x")))
-    found = graphopt.audit(path, "x86")
+    found = graphopt.audit(path, HERE)
     assert rule in rules(found)
     assert cure in {reason.cure for island in found.islands for reason in island.reasons}
     calibration = [example(*shape, seed=s) for s in range(20)] if cure == "ranges" else None
@@ -289,7 +293,7 @@ def test_integer_operators_are_read_and_cured_too(tmp_path: Path) -> None:
 def test_a_float_file_says_so_and_is_quantized_where_there_is_data(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5)).eval()
     torch.onnx.export(model, (torch.randn(IMAGE),), str(tmp_path / "float.onnx"), dynamo=True, verbose=False)
-    found = graphopt.audit(tmp_path / "float.onnx", "x86")
+    found = graphopt.audit(tmp_path / "float.onnx", HERE)
     assert found.share == 0
     assert found.total_macs == 8 * 36 * 36 + 288 * 5
     assert rules(found)[0] == "not-quantized"
@@ -333,6 +337,72 @@ def test_signed_codes_are_an_island_on_x86_and_none_on_arm(tmp_path: Path) -> No
     arm = graphopt.audit(path, "arm")
     assert (arm.share, arm.islands) == (1.0, [])
     assert "64-bit ARM" in arm.how
+
+
+def test_a_cure_says_which_layers_saturate_without_vnni(tmp_path: Path) -> None:
+    """Signed values are exact there, as they stay in float; the unsigned ones of the cure are not."""
+    f = File(*IMAGE, weight_bits=8)
+    found = graphopt.audit(f.save(tmp_path / "model.onnx", residual(f, f.on_grid("x"))), "x86-avx2")
+    done = found.cure(tmp_path / "cured.onnx", measure=False)
+    convolutions = [n.name for n in onnx.load(tmp_path / "model.onnx").graph.node if n.op_type == "Conv"]
+    assert len(found.saturating) < len(convolutions)
+    assert done.after.saturating == convolutions
+    assert "2 layers can saturate on CPUs without VNNI" in str(done)
+    assert done.to_dict()["after"]["saturating"] == convolutions
+    assert all(name in str(graphopt.audit(tmp_path / "cured.onnx", "x86-avx2")) for name in convolutions)
+    here = convolutions if machine_here() == "avx2" else []
+    assert graphopt.audit(tmp_path / "cured.onnx", "x86").saturating == here
+    assert graphopt.audit(tmp_path / "cured.onnx", "arm").saturating == []
+
+
+def depthwise(f: File, x: str) -> str:
+    return f.on_grid(f.op("Conv", x, f.weight(4, 1, 3, 3), group=4))
+
+
+def products(f: File, x: str) -> str:
+    return f.on_grid(f.op("MatMul", x, f.weight(8, 6)))
+
+
+def convolution(f: File, x: str) -> str:
+    return f.on_grid(f.conv(x))
+
+
+def linear(f: File, x: str) -> str:
+    return f.on_grid(f.op("Gemm", f.on_grid(f.op("Flatten", x)), f.weight(256, 5), f.bias(5)))
+
+
+def linear_transposed(f: File, x: str) -> str:
+    return f.on_grid(f.op("Gemm", f.on_grid(f.op("Flatten", x)), f.weight(5, 256), f.bias(5), transB=1))
+
+
+@pytest.mark.parametrize(
+    ("body", "bits", "saturates"),
+    [
+        (convolution, 8, True),
+        (products, 8, True),
+        (linear, 8, True),
+        (linear_transposed, 8, True),
+        (depthwise, 8, False),
+        (convolution, 7, False),
+        (linear, 7, False),
+    ],
+)
+def test_layers_saturate_that_add_pairs_of_wide_products(body: Body, bits: int, saturates: bool, tmp_path: Path) -> None:
+    f = File(*IMAGE, dtype=np.uint8, weight_bits=bits)
+    found = graphopt.audit(f.save(tmp_path / "model.onnx", body(f, f.on_grid("x"))), "x86-avx2")
+    assert found.share == 1.0
+    assert bool(found.saturating) == saturates
+    assert ("VNNI" in str(found)) == saturates
+
+
+def test_neighbours_of_a_pair_are_channels_of_one_place(tmp_path: Path) -> None:
+    """Large weights in every second channel have a small neighbour, those of one place have not."""
+    for row, saturates in (([127, 1, 127, 1], False), ([127, 127, 1, 1], True), ([127, -127, 127, -127], False)):
+        f = File(*IMAGE, dtype=np.uint8)
+        codes = np.tile(np.reshape(row, (1, 4, 1, 1)), (4, 1, 3, 3))
+        weight = f.op("DequantizeLinear", f.constant(codes, np.int8), f.constant(0.01), f.constant(0, np.int8))
+        path = f.save(tmp_path / "model.onnx", f.on_grid(f.op("Conv", f.on_grid("x"), weight)))
+        assert bool(graphopt.audit(path, "x86-avx2").saturating) == saturates
 
 
 def test_vendors_hardware_is_judged_by_what_quantizers_declare(tmp_path: Path) -> None:

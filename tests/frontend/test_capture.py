@@ -200,6 +200,7 @@ class Fixed(nn.Module):
         return x * 2 if x.shape[0] == 4 else x * 3
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", ["number", "even", "constant", "branch"])
 def test_a_fixed_batch_is_noted_with_the_reason(how: str) -> None:
     model, x = Fixed(how).eval(), torch.randn(4, 3)
@@ -382,6 +383,7 @@ def test_operators_have_few_forms(body: Any, calls: str) -> None:
     same(graph, model, torch.randn(3, 3, 6, 6))
 
 
+@pytest.mark.thorough
 def test_a_decomposed_program_is_brought_back_to_readable_form() -> None:
     class Blocks(nn.Module):
         def __init__(self) -> None:
@@ -410,6 +412,7 @@ def test_a_decomposed_program_is_brought_back_to_readable_form() -> None:
 # ---- Other kinds of model -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_programs_their_files_and_traced_modules_can_be_captured(tmp_path: Path) -> None:
     model, x = small(), torch.randn(2, 3, 6, 6)
     program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("b")},))

@@ -289,6 +289,7 @@ STEPS: dict[str, Callable[[list[Tensor]], object]] = {
 }
 
 
+@pytest.mark.thorough
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.sampled_from(sorted(STEPS)), min_size=2, max_size=9))
 def test_any_sequence_of_views_and_writes_is_right(steps: list[str]) -> None:

@@ -128,7 +128,8 @@ def images(count: int, seed: int = 1) -> Tensor:
 def target_of(name: str) -> Target:
     """A target in the weight format this machine computes without saturation."""
     found = find(name)
-    return replace(found, weights=replace(found.weights, bits=host().weights.bits))
+    weights: Any = found.weights
+    return replace(found, weights=replace(weights, bits=host().weights.bits))
 
 
 class Lowered(NamedTuple):

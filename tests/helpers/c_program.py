@@ -67,9 +67,19 @@ def program(folder: Path, compiler: Sequence[str] = ("gcc",), out: Path | None =
         **{key: "\n".join(rows) for key, rows in lines.items()},
     }
     source.write_text(MAIN.format(**text))
-    objects = [folder / f"{prefix}{end}" for end in (".c", "_kernels.o", "_weights.o")]
-    subprocess.run([*compiler, *STRICT, f"-I{folder}", source, *objects, "-o", out, "-lm"], check=True)
+    objects = [_of_any_profile(folder / f"{prefix}{end}.o", compiler, out) for end in ("_kernels", "_weights")]
+    code = [source, folder / f"{prefix}.c", *objects]
+    subprocess.run([*compiler, *STRICT, f"-I{folder}", *code, "-o", out, "-lm"], check=True)
     return out
+
+
+def _of_any_profile(code: Path, compiler: Sequence[str], out: Path) -> Path:
+    """An object that GNU's linker for 32-bit ARM takes: by this note it refuses those for microcontrollers beside Linux's."""
+    if not compiler[0].startswith("arm-linux"):
+        return code
+    objcopy, bare = compiler[0].removesuffix("gcc") + "objcopy", out.with_name(f"{out.name}_{code.name}")
+    subprocess.run([objcopy, "--remove-section=.ARM.attributes", code, bare], check=True)
+    return bare
 
 
 def answers(

@@ -11,13 +11,17 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 FLOAT = TensorProto.FLOAT
+STEP = 1 / 97  # of weights; an odd divisor, so that no sum on grids of one scale lies halfway between two codes
 
 
 class File:
-    """An ONNX file under construction. Methods return names of values; codes are signed unless said."""
+    """An ONNX file under construction. Methods return names of values; codes are signed unless said.
 
-    def __init__(self, *shape: int | str, dtype: Any = np.int8, opset: int = 21) -> None:
-        self.shape, self.dtype, self.opset = shape, dtype, opset
+    Weights have 7 bits unless said, so that answers are the same on CPUs with and without VNNI.
+    """
+
+    def __init__(self, *shape: int | str, dtype: Any = np.int8, opset: int = 21, weight_bits: int = 7) -> None:
+        self.shape, self.dtype, self.opset, self.weight_bits = shape, dtype, opset, weight_bits
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
         self.generator = np.random.default_rng(0)
@@ -44,21 +48,23 @@ class File:
     def on_grid(self, value: str, scale: float = 0.03, zero: int | None = None, dtype: Any = None) -> str:
         return self.dequantize(self.quantize(value, scale, zero, dtype), scale, zero, dtype)
 
-    def weight(self, *shape: int, axis: int | None = None, scale: float = 0.01) -> str:
-        codes = self.constant(self.generator.integers(-100, 100, shape), np.int8)
+    def weight(self, *shape: int, axis: int | None = None, scale: float = STEP) -> str:
+        end = 2 ** (self.weight_bits - 1)
+        codes = self.constant(self.generator.integers(1 - end, end, shape), np.int8)
         if axis is None:
             return self.op("DequantizeLinear", codes, self.constant(scale), self.constant(0, np.int8))
         scales = scale * (1 + np.arange(shape[axis]) / shape[axis])
         zeros = self.constant(np.zeros(shape[axis]), np.int8)
         return self.op("DequantizeLinear", codes, self.constant(scales), zeros, axis=axis)
 
-    def bias(self, length: int, scale: float = 0.03 * 0.01) -> str:
+    def bias(self, length: int, scale: float = 0.03 * STEP) -> str:
         codes = self.constant(self.generator.integers(-1000, 1000, length), np.int32)
         return self.op("DequantizeLinear", codes, self.constant(scale), self.constant(0, np.int32))
 
-    def conv(self, value: str, inputs: int = 4, outputs: int = 4) -> str:
+    def conv(self, value: str, inputs: int = 4, outputs: int = 4, step: float = STEP) -> str:
         """A 3x3 convolution of padded images."""
-        return self.op("Conv", value, self.weight(outputs, inputs, 3, 3), self.bias(outputs), pads=[1, 1, 1, 1])
+        weight, bias = self.weight(outputs, inputs, 3, 3, scale=step), self.bias(outputs, 0.03 * step)
+        return self.op("Conv", value, weight, bias, pads=[1, 1, 1, 1])
 
     def save(self, path: Path, *outputs: str) -> Path:
         model = helper.make_model(

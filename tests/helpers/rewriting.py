@@ -104,7 +104,8 @@ def check(
 
 def names(graph: Graph) -> list[str]:
     """The operators in order, without their overload: `conv2d`, `relu`, ..."""
-    return [str(node.target.__name__).split(".")[0] for node in graph.calls()]
+    targets: list[Any] = [node.target for node in graph.calls()]
+    return [str(target.__name__).split(".")[0] for target in targets]
 
 
 def weight_sizes(graph: Graph) -> dict[str, tuple[int, int]]:

@@ -148,7 +148,7 @@ def answers(cases: dict[str, Case], **entries: str) -> dict[str, list[int]]:
     with tempfile.TemporaryDirectory() as folder:
         proto, inputs = model(cases)
         onnx.save(proto, str(Path(folder) / "model.onnx"))
-        found = HASWELL.onnxruntime({Path(folder): inputs}, **entries)[Path(folder)]
+        found = HASWELL.onnxruntime({Path(folder): inputs}, 1, **entries)[Path(folder)]
     return {name: found[name].flatten().tolist() for name in cases}
 
 

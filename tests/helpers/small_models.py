@@ -42,9 +42,10 @@ def shuffling() -> nn.Module:
 
 def dying() -> nn.Module:
     """Channels whose weights are all but gone, and biases far above zero."""
+    first, norm = conv(3, 6, 1), nn.BatchNorm2d(6)
     model = nn.Sequential(
-        conv(3, 6, 1),
-        nn.BatchNorm2d(6),
+        first,
+        norm,
         nn.ReLU(),
         nn.Dropout(0.2),
         conv(6, 6, 1),
@@ -54,9 +55,9 @@ def dying() -> nn.Module:
     )
     randomised(model)
     with torch.no_grad():
-        model[0].weight[[1, 2]] = 1e-20
-        model[1].running_var[[1, 2]] = 1e-35
-        model[1].bias[0] = 30.0
+        first.weight[[1, 2]] = 1e-20
+        norm.get_buffer("running_var")[[1, 2]] = 1e-35
+        norm.bias[0] = 30.0
     return model
 
 

@@ -12,10 +12,8 @@ PER_TENSOR = Format(8, symmetric=True)
 
 
 def uneven(groups: int = 1, width: int = 8) -> nn.Module:
-    model = nn.Sequential(
-        conv(3, width), nn.ReLU6(), conv(width, width, groups=groups), nn.ReLU6(), conv(width, 4, 1)
-    ).eval()
+    first, second = conv(3, width), conv(width, width, groups=groups)
     with torch.no_grad():
-        model[0].weight.mul_(torch.logspace(-1, 1, width).reshape(-1, 1, 1, 1))
-        model[2].weight.mul_(torch.logspace(1, -1, width).reshape(-1, 1, 1, 1))
-    return model
+        first.weight.mul_(torch.logspace(-1, 1, width).reshape(-1, 1, 1, 1))
+        second.weight.mul_(torch.logspace(1, -1, width).reshape(-1, 1, 1, 1))
+    return nn.Sequential(first, nn.ReLU6(), second, nn.ReLU6(), conv(width, 4, 1)).eval()

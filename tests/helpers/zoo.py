@@ -38,7 +38,8 @@ TIMM = [
 @functools.cache
 def torchvision() -> Any:
     """torchvision, also where its compiled operators do not load: models need only the declarations of two of them."""
-    library = torch.library.Library("torchvision", "DEF")
+    make: Any = torch.library.Library
+    library = make("torchvision", "DEF")
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     torchvision.library = library  # type: ignore[attr-defined]

@@ -153,6 +153,7 @@ def test_the_host_is_described() -> None:
     assert "core" in cost.host_cpu()
 
 
+@pytest.mark.thorough
 def test_published_networks_have_their_published_size(zoo: ModuleType) -> None:
     """He et al. 2016 give ResNet-20 0.27 M parameters; Howard et al. 2017 MobileNet about 569 M multiply-adds at 224.
 

@@ -73,6 +73,7 @@ def same(a: Graph, b: Graph, batch: int) -> None:
         assert torch.equal(x, y) if isinstance(y, Tensor) else x == y
 
 
+@pytest.mark.thorough
 def test_a_saved_graph_comes_back_the_same(graph: Graph, tmp_path: Path) -> None:
     graph.save(tmp_path / "graph.pt2")
     loaded = Graph.load(str(tmp_path / "graph.pt2"))
@@ -95,6 +96,7 @@ def test_a_saved_graph_comes_back_the_same(graph: Graph, tmp_path: Path) -> None
     assert os.listdir(tmp_path) == ["graph.pt2"]
 
 
+@pytest.mark.thorough
 def test_a_loaded_graph_can_be_edited_trained_and_saved_again(graph: Graph, tmp_path: Path) -> None:
     graph.train().save(tmp_path / "a")
     loaded = Graph.load(tmp_path / "a")
@@ -139,6 +141,7 @@ def test_a_static_graph_stays_static(tmp_path: Path) -> None:
         loaded(torch.randn(3, 3))
 
 
+@pytest.mark.thorough
 def test_a_process_that_lacks_the_classes_gets_namedtuples(graph: Graph, tmp_path: Path) -> None:
     graph.save(tmp_path / "g")
     script = f"""

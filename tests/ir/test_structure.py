@@ -47,6 +47,7 @@ def test_entries_are_matched_by_name_not_by_position() -> None:
     assert structure.leaves(encoded, {"a": A, "b": B}) == [B, A]
 
 
+@pytest.mark.thorough
 def test_an_output_class_of_the_models_own_is_read_by_field_key_or_number() -> None:
     pytest.importorskip("transformers")
     from transformers.modeling_outputs import BaseModelOutput

@@ -63,6 +63,7 @@ def test_weights_are_stored_in_8_bits_and_biases_in_32() -> None:
     assert not [n for n, p in graph.named_parameters()]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("block", ["residual", "inverted residual", "squeeze-excite linear", "relu6"])
 def test_every_value_stays(block: str) -> None:
     graph = lowered(block, "x86").graph

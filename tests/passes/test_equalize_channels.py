@@ -269,6 +269,7 @@ def test_a_uniform_scale_per_tensor_fits_better_after() -> None:
     assert evenness(graph) > 5 * before
 
 
+@pytest.mark.thorough
 @settings(max_examples=12, deadline=None)
 @given(
     widths=st.lists(st.integers(1, 6), min_size=2, max_size=4),

@@ -103,6 +103,7 @@ def test_the_cheaper_layer_is_factorized_first() -> None:
 # ---- Targets --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("share", [0.8, 0.5])
 @pytest.mark.parametrize("data", [None, DATA])
 def test_a_share_of_the_work_is_met_closely_without_touching_the_original(share: float, data: Any) -> None:
@@ -116,6 +117,7 @@ def test_a_share_of_the_work_is_met_closely_without_touching_the_original(share:
     assert str(whole) == before
 
 
+@pytest.mark.thorough
 def test_parameters_are_a_target_too() -> None:
     whole = capture(network(), images(2))
     graph = whole.clone()
@@ -123,6 +125,7 @@ def test_parameters_are_a_target_too() -> None:
     assert 0.42 < measure.parameters(graph) / measure.parameters(whole) <= 0.5
 
 
+@pytest.mark.thorough
 def test_data_and_choice_beat_the_same_share_for_all_from_the_weights() -> None:
     whole = capture(network(), images(2))
     graphs = {}
@@ -138,6 +141,7 @@ def test_data_and_choice_beat_the_same_share_for_all_from_the_weights() -> None:
     assert lost["chosen"] < lost["uniform"] < lost["weights"]
 
 
+@pytest.mark.thorough
 def test_layers_are_named_to_stay_or_to_have_a_method() -> None:
     graph = capture(network(), images(2))
     chosen = {"head": None, "first*": Tucker((6, 7))}
@@ -146,6 +150,7 @@ def test_layers_are_named_to_stay_or_to_have_a_method() -> None:
     assert changes["first.0"].startswith("Tucker 24 -> 6 -> 7 -> 24")
 
 
+@pytest.mark.thorough
 def test_a_plan_is_a_table_and_changes_nothing() -> None:
     graph = capture(network(), images(2))
     before = str(graph)
@@ -157,6 +162,7 @@ def test_a_plan_is_a_table_and_changes_nothing() -> None:
     assert sum(choice.chosen is not None for choice in plan.choices) >= 2
 
 
+@pytest.mark.thorough
 def test_only_methods_that_are_named_are_used() -> None:
     graph = capture(network(), images(2))
     changes = apply(Factorize(target_macs=0.7, methods=[Separable()]), graph)
@@ -164,6 +170,7 @@ def test_only_methods_that_are_named_are_used() -> None:
     assert any("no method applies" in what for _, what in changes)
 
 
+@pytest.mark.thorough
 def test_a_grouped_and_a_shared_layer_are_factorized_without_a_fit() -> None:
     shared = conv(16, 16)
 
@@ -196,6 +203,7 @@ class Clock:
         ]
 
 
+@pytest.mark.thorough
 def test_a_time_is_met_where_work_is_what_costs() -> None:
     whole = capture(network(), images(2))
     graph, clock = whole.clone(), Clock(0.001, 1.0)
@@ -207,6 +215,7 @@ def test_a_time_is_met_where_work_is_what_costs() -> None:
     assert any(what.startswith(("Separable", "Tucker", "ChannelWise")) and " ms, error" in what for _, what in changes)
 
 
+@pytest.mark.thorough
 def test_layers_where_every_operator_costs_are_left_alone_and_the_plan_says_why() -> None:
     graph = capture(network(), images(2))
     before = str(graph)
@@ -216,6 +225,7 @@ def test_layers_where_every_operator_costs_are_left_alone_and_the_plan_says_why(
     assert str(graph) == before
 
 
+@pytest.mark.thorough
 def test_a_network_that_becomes_slower_as_a_whole_stays_as_it_is() -> None:
     whole = capture(network(), images(2))
 
@@ -231,6 +241,7 @@ def test_a_network_that_becomes_slower_as_a_whole_stays_as_it_is() -> None:
     assert str(graph) == str(whole)
 
 
+@pytest.mark.thorough
 def test_a_saving_larger_than_planned_is_taken_back() -> None:
     """Alone, a layer seems to take half of what it takes in the network."""
 
@@ -245,12 +256,14 @@ def test_a_saving_larger_than_planned_is_taken_back() -> None:
     assert 0.7 < new / old <= 0.8
 
 
+@pytest.mark.thorough
 def test_a_time_that_cannot_be_met_is_met_as_far_as_it_goes_and_said() -> None:
     graph = capture(network(), images(2))
     changes = apply(Factorize(max_latency=0.02, timer=Clock(0.05, 1.0)), graph)
     assert "0.02 was asked for, nothing faster was found" in changes[0].what
 
 
+@pytest.mark.thorough
 def test_a_stopwatch_measures_once_and_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = capture(nn.Sequential(conv(3, 8), nn.ReLU()), images(1), dynamic_batch=False)
     timer = Stopwatch("host", integer=False, cache=tmp_path / "deep" / "latency.json", repeats=5)
@@ -271,6 +284,7 @@ def test_a_stopwatch_for_another_machine_says_so() -> None:
         Stopwatch(other)
 
 
+@pytest.mark.thorough
 def test_integers_are_timed_as_integers(tmp_path: Path) -> None:
     graph = capture(nn.Sequential(conv(16, 32), nn.ReLU()), torch.randn(1, 16, 32, 32), dynamic_batch=False)
     (ms,) = Stopwatch("host", cache=tmp_path / "latency.json", repeats=5)([graph])
@@ -343,6 +357,7 @@ def test_a_layer_before_a_sum_makes_up_for_what_the_stream_has_lost() -> None:
 # ---- Chains of passes -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_pruned_factorized_and_quantized_it_runs_and_trains() -> None:
     graph = capture(network(32), images(2))
     run([Prune(0.8, data=DATA), Factorize(target_macs=0.7, data=DATA)], graph)
@@ -359,6 +374,7 @@ def test_pruned_factorized_and_quantized_it_runs_and_trains() -> None:
     assert measure.sqnr(reference(DATA[0][0]), answers) > 15
 
 
+@pytest.mark.thorough
 def test_optimize_takes_it_among_its_passes() -> None:
     result = graphopt.optimize(
         network().eval(),
@@ -373,6 +389,7 @@ def test_optimize_takes_it_among_its_passes() -> None:
     assert result.report.steps[0].macs <= 0.5 * result.report.original.macs  # type: ignore[union-attr]
 
 
+@pytest.mark.thorough
 def test_optimize_factorizes_first_where_it_is_asked_to() -> None:
     model, data = network(48).eval(), torch.cat([b[0] for b in DATA])
     result = graphopt.optimize(
@@ -383,6 +400,7 @@ def test_optimize_factorizes_first_where_it_is_asked_to() -> None:
     assert result.report.steps[0].macs <= 0.7 * result.report.original.macs
 
 
+@pytest.mark.thorough
 def test_optimize_prunes_and_then_factorizes_for_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     clock = Clock(0.001, 1.0)
@@ -394,6 +412,7 @@ def test_optimize_prunes_and_then_factorizes_for_a_time(tmp_path: Path, monkeypa
     assert (tmp_path / "graphopt" / "latency.json").exists()
 
 
+@pytest.mark.thorough
 def test_ways_to_shrink_that_do_not_go_together_are_refused() -> None:
     model = network().eval()
     for wrong, message in (
@@ -425,6 +444,7 @@ def test_options_that_do_not_fit_are_named(wrong: dict[str, Any], message: str) 
         Factorize(**wrong)
 
 
+@pytest.mark.thorough
 def test_a_graph_that_does_not_fit_is_refused_in_one_sentence() -> None:
     graph = capture(network(), images(2))
     before = str(graph)

@@ -266,6 +266,7 @@ def test_cp_components_stay_bounded_where_no_best_approximation_exists() -> None
     assert float(components) < 8
 
 
+@pytest.mark.thorough
 def test_cp_correction_makes_components_smaller_at_the_same_error(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(1)
     tensor = torch.randn(12, 12, 3, 3, generator=generator).double() * torch.arange(1, 13).rsqrt()[:, None, None]
@@ -329,6 +330,7 @@ def test_block_terms_find_the_sum_a_weight_is_made_of_and_more_terms_are_nearer(
 # ---- In a graph -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_shared_weight_is_factorized_once_and_stays_shared() -> None:
     torch.manual_seed(0)
     model = Model(
@@ -346,6 +348,7 @@ def test_a_shared_weight_is_factorized_once_and_stays_shared() -> None:
         assert sum(name == "conv2d" for name in names(graph)) == 2 * stages
 
 
+@pytest.mark.thorough
 def test_a_shared_linear_layer_with_views_stays_shared() -> None:
     model = Model(lambda m, x: m.fc(F.relu(m.fc(x))) + m.fc(x.mean(1, keepdim=True)), fc=nn.Linear(16, 16))
     x = torch.randn(2, 5, 16)
@@ -369,6 +372,7 @@ def test_modes_are_as_even_as_they_can_be() -> None:
     assert [balanced(n, 3) for n in (1024, 1000, 18)] == [(8, 8, 16), (10, 10, 10), (2, 3, 3)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("method", "tokens"), [(TensorTrain(0.5), (5,)), (BlockTerm(0.5), ())], ids=["TensorTrain", "BlockTerm"]
 )

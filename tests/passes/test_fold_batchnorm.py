@@ -243,6 +243,7 @@ def test_a_norm_that_moves_behind_leaves_its_statistics_on_what_it_read() -> Non
     torch.testing.assert_close(deviation, model[1].running_var.sqrt())
 
 
+@pytest.mark.thorough
 @settings(max_examples=15, deadline=None)
 @given(
     groups=st.sampled_from([1, 2, 4]), bias=st.booleans(), transposed=st.booleans(), stride=st.integers(1, 2),

@@ -98,6 +98,7 @@ def test_the_output_comes_nearer_to_float_and_weights_lie_on_their_grid(options)
             assert codes.max() <= 7
 
 
+@pytest.mark.thorough
 def test_without_learned_steps_no_scale_changes():
     graph = simulated()
     found = learned(graph, learn_steps=False)
@@ -105,6 +106,7 @@ def test_without_learned_steps_no_scale_changes():
     assert all(torch.equal(one, other) for one, other in zip(*scales, strict=True))
 
 
+@pytest.mark.thorough
 def test_every_layer_is_nearer_to_float_than_by_nearest_rounding():
     graph = simulated()
     twin, found = bypassed(graph), learned(graph, method="gptq", learn_steps=False)
@@ -123,6 +125,7 @@ def test_every_layer_is_nearer_to_float_than_by_nearest_rounding():
         assert lost[1] < lost[0], name
 
 
+@pytest.mark.thorough
 def test_biases_stay_on_the_accumulators_grid():
     found = learned(simulated())
     for node in found.calls(torch.ops.aten.conv2d.default):
@@ -130,6 +133,7 @@ def test_biases_stay_on_the_accumulators_grid():
         assert torch.equal(steps[2], steps[0] * steps[1])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("options", [{"method": "gptq"}, {"unit": "block"}], ids=str)
 def test_simulation_and_artifact_agree(options):
     found = learned(simulated(), **options)
@@ -141,6 +145,7 @@ def test_simulation_and_artifact_agree(options):
         assert (torch.as_tensor(answer) - wanted).abs().max() < 0.05 * wanted.abs().max()
 
 
+@pytest.mark.thorough
 def test_the_same_seed_gives_the_same_graph_from_memory_and_from_files(tmp_path):
     graph = simulated()
     plain, spilled = learned(graph), learned(graph, memory=0, folder=tmp_path)
@@ -307,6 +312,7 @@ def test_splitting_into_digits_finds_about_what_descent_finds():
 # ---- Going on after an interruption ---------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_interrupted_work_goes_on_where_it_stopped(tmp_path, monkeypatch):
     graph, calls, stop = simulated(), [], 9
     whole, learn, fit = learned(graph, unit="layer"), Reconstruction.learn, LearnRounding.fit
@@ -337,6 +343,7 @@ def test_interrupted_work_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert calls == ["layer"] * 6 + ["unit"] * 6  # another task in the same folder
 
 
+@pytest.mark.thorough
 def test_a_damaged_checkpoint_is_named(tmp_path):
     graph = simulated()
     learned(graph, method="gptq", checkpoint=tmp_path)
@@ -375,6 +382,7 @@ def test_a_walk_reads_a_changed_weight_behind_its_quantizer():
 # ---- Mistakes -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_mistakes_are_named():
     graph = simulated()
     for options, words in (

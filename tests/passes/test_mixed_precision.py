@@ -99,6 +99,7 @@ def test_the_integer_programme_says_where_nothing_meets_the_budget() -> None:
     assert ilp.solve([np.array([0.0, 1.0])] * 3, cost) is None
 
 
+@pytest.mark.thorough
 def test_an_agent_finds_a_far_better_assignment_than_uniform_bits_and_the_same_with_the_same_seed(graph: Graph) -> None:
     space = Space.of(graph, X86, [8, 4, 2], [], {})
     cost = average_bits(space, 4.0)
@@ -220,6 +221,7 @@ def test_activations_are_chosen_where_bit_operations_count(graph: Graph) -> None
 # ---- What is done with a plan ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_the_pass_quantizes_as_its_plan_says_and_the_result_is_learned_and_lowered(graph: Graph) -> None:
     transform = mixed(average_bits=4, layers={"head": 8})
     plan, copied = transform.plan(graph), graph.clone()

@@ -209,6 +209,7 @@ def test_groups_made_by_one_layer_are_judged_each_by_its_own_units(options: dict
     assert torch.isfinite(graph(images(4))).all()
 
 
+@pytest.mark.thorough
 def test_a_pruned_network_trains_folds_equalizes_quantizes_lowers_and_runs(tmp_path: Any) -> None:
     graph = capture(residual(16), images(2))
     full = measure.macs(graph)
@@ -381,6 +382,7 @@ def test_the_mean_of_a_constant_channel_moves_into_the_bias_without_data() -> No
     assert_close(graph(images(4)), model(images(4)))
 
 
+@pytest.mark.thorough
 def test_reconstruction_beats_leaving_the_readers_alone_and_readers_alone_are_nearly_as_good() -> None:
     model = residual(16).eval()
     wanted, error = model(images(32, seed=9)), {}
@@ -516,6 +518,7 @@ def test_random_scores_repeat_with_the_seed() -> None:
 # ---- Real networks --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_resnet20_keeps_its_accuracy_at_60_percent_without_fine_tuning(zoo: Any) -> None:
     x, y = (t[:1000] for t in zoo.cifar10("test"))
     data = [[part] for part in zoo.cifar10("train10k")[0][:256].split(64)]
@@ -530,6 +533,7 @@ def test_resnet20_keeps_its_accuracy_at_60_percent_without_fine_tuning(zoo: Any)
 # ---- In the main job ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_optimize_prunes_first_and_reports_it() -> None:
     model = residual(32).eval()
     result = graphopt.optimize(model, images(2), target="x86", calibration=DATA, keep_macs=0.6, measure=False)
@@ -540,6 +544,7 @@ def test_optimize_prunes_first_and_reports_it() -> None:
     assert result.artifact(images(4)).shape == (4, 5)
 
 
+@pytest.mark.thorough
 def test_without_real_data_optimize_prunes_by_the_weights() -> None:
     result = graphopt.optimize(residual(32).eval(), images(2), target="x86", keep_macs=0.6, measure=False)
     assert "data" not in result.report.steps[0].options
@@ -552,6 +557,7 @@ def test_keep_macs_goes_with_the_recipe_only() -> None:
         graphopt.optimize(plain().eval(), images(2), passes=[], keep_macs=0.5)
 
 
+@pytest.mark.thorough
 def test_what_does_not_fit_into_memory_is_computed_anew_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     start = capture(residual(8), images(2))
     graphs = [start.clone() for _ in range(3)]

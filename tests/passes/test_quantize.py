@@ -316,6 +316,7 @@ def test_simulation_deployment_and_runtime_answer_alike(block: str, target: str)
     assert float((runtime.argmax(1) == simulation.argmax(1)).double().mean()) >= 0.98
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("target", ["x86", "arm"])
 def test_an_integer_output_differs_by_at_most_one_step(target: str) -> None:
     from graphopt.backends.onnxruntime import lower
@@ -384,6 +385,7 @@ def loud_and_unread() -> tuple[nn.Module, Tensor]:
     return model, torch.randn(64, 4, 8, 8)
 
 
+@pytest.mark.thorough
 def test_output_mse_spends_codes_on_what_the_next_layer_reads() -> None:
     model, x = loud_and_unread()
     four = Format(4, signed=False, symmetric=False)

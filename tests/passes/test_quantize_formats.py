@@ -65,6 +65,7 @@ def placed(graph: Graph) -> list[tuple[str, bool]]:
     return [(str(n.args[0]), graph.is_constant(n.args[0])) for n in quantizers(graph) if n not in biases]
 
 
+@pytest.mark.thorough
 @ALL
 @pytest.mark.parametrize("name", ["inverted residual", "squeeze-excite linear"])
 def test_placement_is_that_of_integers_and_the_answer_near_float(name: str, format: NumberFormat) -> None:
@@ -99,6 +100,7 @@ def test_blocks_lie_along_what_a_product_sums_over() -> None:
     assert quantizer_of(graph, layers(graph)[-1].input).axis == 2
 
 
+@pytest.mark.thorough
 def test_memory_stays_flat_because_statistics_are_streamed() -> None:
     """One batch or many: the same ranges, from a generator that is never held whole."""
     x = images(24)
@@ -143,6 +145,7 @@ def test_a_saved_graph_answers_the_same(format: NumberFormat, tmp_path: Path) ->
 # ---- Passes that read quantizers ------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @ALL
 def test_bias_correction_centres_the_error(format: NumberFormat) -> None:
     coarse = (
@@ -164,6 +167,7 @@ def test_bias_correction_centres_the_error(format: NumberFormat) -> None:
     assert apply(CorrectBias([[x]]), graph) == []
 
 
+@pytest.mark.thorough
 @ALL
 def test_learn_rounding_refuses_or_leaves_alone(format: NumberFormat) -> None:
     with pytest.raises(InputError, match=r"whose codes LearnRounding does not choose; it is for uniform formats"):
@@ -176,6 +180,7 @@ def test_learn_rounding_refuses_or_leaves_alone(format: NumberFormat) -> None:
     assert apply(LearnRounding([[images(16)]]), graph) == []
 
 
+@pytest.mark.thorough
 @ALL
 def test_other_passes_keep_going(format: NumberFormat) -> None:
     graph, x = quantized(model_of("residual"), format, format), images(8)
@@ -203,6 +208,7 @@ def test_mixed_precision_refuses_targets_in_other_formats() -> None:
 # ---- Tools and backends ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @ALL
 def test_analysis_measures_every_format(format: NumberFormat, tmp_path: Path) -> None:
     graph, x = quantized(model_of("plain"), format, format), images(8)
@@ -223,6 +229,7 @@ def test_analysis_measures_every_format(format: NumberFormat, tmp_path: Path) ->
     assert len(analysis.plot(tmp_path, worst=2)) >= 2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("format", [LogFormat(8), Codebook(6, per_channel=True)], ids=str)
 def test_lowering_keeps_rounded_weights_in_float_and_says_why(format: NumberFormat) -> None:
     graph, x = quantized(model_of("plain"), format), images(8, seed=5)
@@ -236,6 +243,7 @@ def test_lowering_keeps_rounded_weights_in_float_and_says_why(format: NumberForm
     assert reasons == {f"its weights are in {format}, which has no integer operator"}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("format", [BlockFloat(8), FLOAT16], ids=str)
 def test_values_in_other_formats_are_float_in_an_artifact(format: NumberFormat) -> None:
     graph, x = quantized(model_of("residual"), BFLOAT16, format), images(8, seed=5)
@@ -248,6 +256,7 @@ def test_values_in_other_formats_are_float_in_an_artifact(format: NumberFormat) 
         torch.testing.assert_close(lower(graph, X86)(x), twin(x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_simulating_integers_refuses_what_has_none() -> None:
     graph = quantized(model_of("plain"), LogFormat(8))
     with pytest.raises(
@@ -256,6 +265,7 @@ def test_simulating_integers_refuses_what_has_none() -> None:
         graphopt.simulate(graph, "x86")
 
 
+@pytest.mark.thorough
 def test_one_call_with_a_log_layer_reports_it_as_float() -> None:
     model = model_of("plain")
     result = graphopt.optimize(

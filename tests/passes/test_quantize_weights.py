@@ -156,6 +156,7 @@ def test_every_linear_layer_reads_a_rounded_weight() -> None:
     assert apply(QuantizeWeights(), graph) == []
 
 
+@pytest.mark.thorough
 def test_products_with_a_constant_matrix_become_linear_layers() -> None:
     class Products(nn.Module):
         def __init__(self) -> None:
@@ -186,6 +187,7 @@ def test_layers_are_chosen_by_name() -> None:
     assert last == {"0.weight": 15, "2.weight": 255}
 
 
+@pytest.mark.thorough
 def test_a_shared_weight_is_stored_once() -> None:
     layer = nn.Linear(64, 64)
     model = Model(lambda m, x: m.layer(m.layer(x).relu()), layer=layer)
@@ -240,6 +242,7 @@ def test_mistakes_are_named() -> None:
 # ---- The artifact ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("bits, block, symmetric", [(2, 64, True), (4, 16, True), (4, 32, False), (8, 32, False)])
 def test_the_artifact_answers_what_the_graph_answers(bits: int, block: int, symmetric: bool) -> None:
     graph = quantized(perceptron(), tokens(), by=QuantizeWeights(bits, block, symmetric))

@@ -7,6 +7,7 @@ files.py        anyone's files
 islands.py      operators in float that hand values to each other
 case.py         one of them, where it stands in the file
 reasons.py      why it computes in float
+saturation.py   layers whose sums can saturate on a CPU without VNNI
 work.py         multiply-accumulates
 cures/          rewrites, one file each
 compare.py      a file and its cure, side by side

@@ -18,6 +18,7 @@ from graphopt.backends.onnxruntime.audit.cures.ranges import measure_ranges
 from graphopt.backends.onnxruntime.audit.islands import Origins, regions
 from graphopt.backends.onnxruntime.audit.reading import Kind, Reading, read
 from graphopt.backends.onnxruntime.audit.reasons import explain
+from graphopt.backends.onnxruntime.audit.saturation import saturating
 from graphopt.backends.onnxruntime.audit.work import Feeds, macs, random_inputs, shapes_inside, values
 from graphopt.evaluation.compliance.model import FILE, Model
 from graphopt.evaluation.file_audit import Cured, FileAudit
@@ -50,6 +51,7 @@ def _audit(path: Path, model: Model, target: Target, feeds: Feeds) -> FileAudit:
     found = FileAudit(
         path, target, reading.how, {name: value.shape for name, value in feeds.items()}, sum(work[n] for n in integer),
         sum(work.values()), conversions=sum(1 for _ in reading.of(Kind.CONVERTS)),
+        saturating=saturating(reading, origins, target),
     )  # fmt: skip
     for node in reading.nodes:
         found.operators[node.op_type] = found.operators.get(node.op_type, 0) + 1

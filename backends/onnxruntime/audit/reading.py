@@ -21,7 +21,7 @@ from graphopt.backends.onnxruntime.audit.operators import CONVERSIONS, INDICES, 
 from graphopt.evaluation.compliance.model import ACTIVATIONS, LAYERS, Model
 from graphopt.evaluation.compliance.rules import MOVES, family_of
 from graphopt.targets import Target
-from graphopt.targets.machine import architecture
+from graphopt.targets.machine import architecture, machine_here
 
 FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
 CODES = {onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT16, onnx.TensorProto.UINT16}
@@ -45,11 +45,13 @@ class Reading:
         kinds: by `id` of the node.
         makers, readers: of a value.
         how: in words, what was read.
+        constants: initializers by name, of a graph that the runtime wrote.
     """
 
     nodes: list[onnx.NodeProto]
     kinds: dict[int, Kind]
     how: str
+    constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
     makers: dict[str, onnx.NodeProto] = field(default_factory=dict)
     readers: dict[str, list[onnx.NodeProto]] = field(default_factory=dict)
 
@@ -67,12 +69,12 @@ class Reading:
         return (node for node in self.nodes if self.kinds[id(node)] in kinds)
 
 
-def optimized(path: Path, *, defaults: bool = False, signed: bool = True) -> Any:
-    """The model as ONNX Runtime rewrites it for this machine, without its weights; see `open_session`."""
+def optimized(path: Path, *, defaults: bool = False, signed: bool = True, weights: bool = False) -> Any:
+    """The model as ONNX Runtime rewrites it for this machine, with or without its weights; see `open_session`."""
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
         target = Path(folder) / "optimized.onnx"
         open_session(path, optimized=target, defaults=defaults, signed=signed)
-        return onnx.load(str(target), load_external_data=False)
+        return onnx.load(str(target), load_external_data=weights)
 
 
 def executed(model: Any, how: str) -> Reading:
@@ -89,7 +91,7 @@ def executed(model: Any, how: str) -> Reading:
         kind, made = _kind(node, read)
         kinds[id(node)] = kind
         holds |= dict.fromkeys(node.output, made)
-    return Reading(nodes, kinds, how)
+    return Reading(nodes, kinds, how, {tensor.name: tensor for tensor in model.graph.initializer})
 
 
 def _kind(node: onnx.NodeProto, read: list[str]) -> tuple[Kind, str]:
@@ -168,7 +170,14 @@ def read(path: Path, model: Model, target: Target) -> Reading:
     if target.architecture != architecture():
         how += ", with signed codes left as they are, as on 64-bit ARM" if signed else ", as on x86-64"
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
-        return executed(optimized(_named(path, model, Path(folder)), defaults=True, signed=signed), how)
+        named = _named(path, model, Path(folder))
+        return executed(optimized(named, defaults=True, signed=signed, weights=adds_pairs(target)), how)
+
+
+def adds_pairs(target: Target) -> bool:
+    """Whether products of bytes are added in pairs that saturate: on x86-64 without VNNI, said of the target or found here."""
+    here = target.architecture == architecture() and machine_here() == "avx2"
+    return target.machine == "avx2" or (here and not target.vendor_compiler)
 
 
 def _named(path: Path, model: Model, folder: Path) -> Path:

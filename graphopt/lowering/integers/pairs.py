@@ -35,6 +35,12 @@ LARGEST = 255  # of the values' codes
 Place = tuple[int, tuple[int, ...]]  # an input channel, and a position under the kernel
 
 
+def can_saturate(weights: Tensor) -> Tensor:
+    """Whether products of pairs of weights, [..., 2], can leave 16 bits for some codes of values: bool, [...]."""
+    w = weights.float()
+    return (LARGEST * w.clamp(min=0).sum(-1) > HIGHEST) | (LARGEST * w.clamp(max=0).sum(-1) < LOWEST)
+
+
 class Pair(NamedTuple):
     """Two neighbours in k, and the output channels in which their products can leave 16 bits.
 
@@ -81,7 +87,7 @@ class Pairs:
         places = [(c, at) for at in itertools.product(*map(range, kernel)) for c in range(per_group)]
         w = codes.reshape(*codes.shape[:2], -1).transpose(1, 2).flatten(1).float()  # [out, k]
         w = w[:, : len(places) // 2 * 2].reshape(len(w), -1, 2)  # [out, pairs, 2]; one product alone fits
-        beyond = (LARGEST * w.clamp(min=0).sum(-1) > HIGHEST) | (LARGEST * w.clamp(max=0).sum(-1) < LOWEST)
+        beyond = can_saturate(w)
         risky = []
         for group, rows in enumerate(torch.arange(len(w)).chunk(layer.groups)):
             for j in beyond[rows].any(0).nonzero().flatten().tolist():

@@ -129,8 +129,10 @@ def cpus(new: Path) -> None:
 
 def tools(new: Path) -> None:
     tvm, ffi = new / "site" / "tvm" / "lib", new / "site" / "tvm_ffi"
-    linked = ["-L", tvm, "-L", ffi / "lib", "-Wl,--no-as-needed,--allow-shlib-undefined", "-ltvm_runtime", "-ltvm_ffi"]
-    options = ["-std=c++17", "-O1", "-I", ffi / "include", SOURCES / "run_library.cpp", "-o", new / "run_library"]
+    linked: list[str | Path] = ["-L", tvm, "-L", ffi / "lib", "-Wl,--no-as-needed,--allow-shlib-undefined"]
+    linked += ["-ltvm_runtime", "-ltvm_ffi"]
+    options: list[str | Path] = ["-std=c++17", "-O1", "-I", ffi / "include"]
+    options += [SOURCES / "run_library.cpp", "-o", new / "run_library"]
     do("aarch64-linux-gnu-g++", *options, *linked)
     do("gcc", "-O2", "-shared", "-fPIC", SOURCES / "count_instructions.c", "-o", new / "count.so")
 
