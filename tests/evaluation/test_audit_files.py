@@ -387,7 +387,9 @@ def linear_transposed(f: File, x: str) -> str:
         (linear, 7, False),
     ],
 )
-def test_layers_saturate_that_add_pairs_of_wide_products(body: Body, bits: int, saturates: bool, tmp_path: Path) -> None:
+def test_layers_saturate_that_add_pairs_of_wide_products(
+    body: Body, bits: int, saturates: bool, tmp_path: Path
+) -> None:
     f = File(*IMAGE, dtype=np.uint8, weight_bits=bits)
     found = graphopt.audit(f.save(tmp_path / "model.onnx", body(f, f.on_grid("x"))), "x86-avx2")
     assert found.share == 1.0

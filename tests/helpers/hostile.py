@@ -10,7 +10,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +86,7 @@ def exported(path: Path) -> Path:
     class Region(Net):
         def forward(self, x: Tensor, pair: dict[str, Tensor], mode: str, *, scale: float = 1.0) -> Any:
             with torch.no_grad():
-                x = x + self.shift
+                x = torch.add(x, cast("Tensor", self.shift))
             return super().forward(x, pair, mode, scale=scale)
 
     args, kwargs = example()
@@ -99,7 +99,7 @@ def exported(path: Path) -> Path:
 # Changes of a saved graph whose parts agree with each other, each of which runs a payload where nothing checks it.
 def in_the_signature(data: Any) -> None:
     """A default of an argument of a model that reads none of its inputs."""
-    empty = {"type": "tuple", "context": None, "children": []}
+    empty: dict[str, Any] = {"type": "tuple", "context": None, "children": []}
     whole = {"type": "tuple", "context": None, "children": [empty, {"type": "dict", "context": [], "children": []}]}
     constant = next(n for n in data["nodes"] if n["op"] == "get_attr")
     output = {**data["nodes"][-1], "args": [{"tuple": [{"node": constant["name"]}]}]}

@@ -409,7 +409,7 @@ def _convolutions() -> list[Sample]:
     convs: list[Any] = [F.conv1d, F.conv2d, F.conv3d]
     backwards: list[Any] = [F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d]
     for n, (conv, back) in enumerate(zip(convs, backwards, strict=True), start=1):
-        x, w, c = floats(2, 4, 7, 6, 5)[(..., *[0] * (3 - n))], floats(6, 2, *(3, 2, 3)[:n]), floats(6)
+        x, w, c = floats(2, 4, 7, 6, 5)[(..., *[0] * (3 - n))], floats(6, 2, *(3, 2, 3)[:n]), floats(6)  # type: ignore[index]
         if n < 3:
             x = floats(2, 4, *(7, 6)[:n])
         found += [
