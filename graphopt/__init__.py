@@ -21,21 +21,36 @@ if TYPE_CHECKING:
     from graphopt.artifacts.artifact import Artifact
     from graphopt.compiler.optimize import Optimized, load, optimize, simulate
     from graphopt.evaluation.compliance import Violation, check
-    from graphopt.evaluation.file_audit import Cured, FileAudit, audit
+    from graphopt.evaluation.file_audit import FileAudit, Fixed, audit
     from graphopt.evaluation.sensitivity import Analysis, analyze
     from graphopt.ir.graph import Graph
     from graphopt.ir.operators import allow_operators
     from graphopt.targets import Target
 
 __all__ = [
-    "Analysis", "Artifact", "Cured", "FileAudit", "Graph", "Optimized", "Target", "Violation", "__version__", "allow_operators",
-    "analyze", "audit", "check", "load", "optimize", "simulate", "targets",
+    "Analysis",
+    "Artifact",
+    "FileAudit",
+    "Fixed",
+    "Graph",
+    "Optimized",
+    "Target",
+    "Violation",
+    "__version__",
+    "allow_operators",
+    "analyze",
+    "audit",
+    "check",
+    "load",
+    "optimize",
+    "simulate",
+    "targets",
 ]  # fmt: skip
 
 _HOME = {
     "Analysis": "graphopt.evaluation.sensitivity",
     "Artifact": "graphopt.artifacts.artifact",
-    "Cured": "graphopt.evaluation.file_audit",
+    "Fixed": "graphopt.evaluation.file_audit",
     "FileAudit": "graphopt.evaluation.file_audit",
     "Graph": "graphopt.ir.graph",
     "Optimized": "graphopt.compiler.optimize",

@@ -87,7 +87,7 @@ def optimize(
             left untouched.
         example_inputs: a tensor or a tuple of positional inputs. None: inferred from the model, and the report says how.
         target: a name (`graphopt.targets.names()`) or a `Target`.
-        calibration: typical inputs; see `graphopt.data.Calibration`. None: inputs distilled from the batch norms'
+        calibration: typical inputs; see `graphopt.data.Calibration`. None: inputs synthesized from the batch norms'
             statistics, random ones where there are none, and the report warns.
         evaluate: takes a callable that behaves like the model and returns its accuracy; run on the original and the artifact.
         passes: in place of the target's recipe: a list, or a function of the target and the calibration batches.
@@ -184,8 +184,11 @@ def optimize(
         ladder = Ladder(
             graph, chosen, data, quantized, lower_and_score, accuracy - max_drop, outputs(original), dump, formats or {}
         )
-        rung = ladder.climb(report)
-        graph, (deployed, artifact, answers) = rung.graph, lower(rung.graph, tuning) if tuning else rung.lowered
+        attempt = ladder.climb(report)
+        graph, (deployed, artifact, answers) = (
+            attempt.graph,
+            lower(attempt.graph, tuning) if tuning else attempt.lowered,
+        )
     if tuning is not None and "tuned" in artifact.manifest.options:
         report.notes.append(artifact.manifest.options["tuned"])
     report.warnings += [f"{step.name}: {what}" for step in report.steps for what in step.short]

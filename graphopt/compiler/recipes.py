@@ -140,7 +140,7 @@ def shrink(
     Raises:
         InputError: `by` is neither, factors are asked for twice, or the time cannot be measured on this machine.
     """
-    from graphopt.compiler.latency import Stopwatch
+    from graphopt.compiler.latency import LatencyTimer
 
     if by not in ("prune", "factorize"):
         raise InputError(f"shrink_by must be 'prune' or 'factorize', got {by!r}")
@@ -153,7 +153,7 @@ def shrink(
     elif keep_macs is not None:
         passes.append(Factorize(target_macs=keep_macs, data=data, round_to=target.channel_multiple))
     if max_latency is not None:
-        timer = Stopwatch(target, threads=threads)
+        timer = LatencyTimer(target, threads=threads)
         passes.append(Factorize(max_latency=max_latency, data=data, round_to=target.channel_multiple, timer=timer))
     return passes
 
