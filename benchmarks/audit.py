@@ -1,4 +1,4 @@
-"""ONNX Runtime's own `quantize_static` with its defaults, audited and cured: islands, share in integer, time before and after.
+"""ONNX Runtime's own `quantize_static` with its defaults, audited and fixed: float regions, share in integer, time before and after.
 
 Blocks as in `blocks.py` and three networks of torchvision, with random weights, calibrated on random images. All run in turn
 on one thread. Wanted: every block at least twice as fast as what `quantize_static` wrote.
@@ -54,30 +54,30 @@ def row(name: str, model: nn.Module, channels: int, size: int, folder: Path, rou
     original = common.export_float(model, example, folder / "float.onnx")
     static = quantize(original, folder / "static.onnx", batches)
     found = graphopt.audit(static, "x86")
-    cured = found.cure(folder / "cured.onnx", example=example, measure=False)
-    paths = {"float": original, "static": static, "cured": cured.path}
+    fixed = found.fix(folder / "fixed.onnx", example=example, measure=False)
+    paths = {"float": original, "static": static, "fixed": fixed.path}
     feed = example.numpy()
     taken = cost.timings(
         {k: common.runner(p, feed) for k, p in paths.items()}, repeats=rounds, warmup=10, budget_seconds=20
     )
-    ((largest, unit),) = cured.difference.values()
+    ((largest, unit),) = fixed.difference.values()
     truth = common.answers(original, torch.cat(batches))
-    fidelity = {k: cost.sqnr(truth, common.answers(paths[k], torch.cat(batches))) for k in ("static", "cured")}
-    reasons = Counter(reason.rule for island in found.islands for reason in island.reasons)
+    fidelity = {k: cost.sqnr(truth, common.answers(paths[k], torch.cat(batches))) for k in ("static", "fixed")}
+    reasons = Counter(reason.rule for region in found.float_regions for reason in region.reasons)
     return {
         "model": name,
-        "islands": len(found.islands),
-        "left": len(cured.after.islands),
+        "float_regions": len(found.float_regions),
+        "left": len(fixed.after.float_regions),
         "why": common.joined([f"{n} {rule}" for rule, n in reasons.items()]),
         "integer %": 100 * found.share,
-        "cured %": 100 * cured.after.share,
+        "fixed %": 100 * fixed.after.share,
         "float ms": taken.median("float"),
         "static ms": taken.median("static"),
-        "cured ms": taken.median("cured"),
-        "times faster": taken.speedup("static", "cured"),
+        "fixed ms": taken.median("fixed"),
+        "times faster": taken.speedup("static", "fixed"),
         "largest difference": f"{largest:.2g} {unit}",
         "static SQNR dB": fidelity["static"],
-        "cured SQNR dB": fidelity["cured"],
+        "fixed SQNR dB": fidelity["fixed"],
     }
 
 
@@ -92,7 +92,7 @@ def main() -> None:
             torch.manual_seed(0)
             with common.workplace() as folder:
                 found.append(row(name, model, channels, size, folder, options.rounds))
-    common.finish({"quantize_static with its defaults, and cured; x86, one image, one thread": found}, options.json)
+    common.finish({"quantize_static with its defaults, and fixed; x86, one image, one thread": found}, options.json)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import zoo
 
 from graphopt.backends.onnxruntime import lower
 from graphopt.backends.onnxruntime.artifact import MODEL
-from graphopt.compiler.latency import Stopwatch
+from graphopt.compiler.latency import LatencyTimer
 from graphopt.compiler.recipes import clean, recipe
 from graphopt.data.calibration import synthetic
 from graphopt.ir import cost
@@ -37,7 +37,7 @@ from graphopt.targets import find
 WANTED = {"resnet18": 0.7, "vgg16": 0.7}
 
 
-def variants(name: str, latency: float, timer: Stopwatch, multiple: int) -> Iterator[tuple[str, list[Any]]]:
+def variants(name: str, latency: float, timer: LatencyTimer, multiple: int) -> Iterator[tuple[str, list[Any]]]:
     if name in WANTED:
         yield "half", [Factorize(target_macs=0.5, round_to=multiple, timer=timer)]
     if name == "resnet18":
@@ -61,7 +61,7 @@ def rows(name: str, latency: float, rounds: int) -> common.Rows:
     found: common.Rows = []
     for integer in (False, True):
         with tempfile.TemporaryDirectory() as folder:
-            timer = Stopwatch("host", integer=integer, cache=Path(folder) / "latency.json")
+            timer = LatencyTimer("host", integer=integer, cache=Path(folder) / "latency.json")
             made = {"whole": whole}
             for label, passes in variants(name, latency, timer, find("host").channel_multiple):
                 common.log(f"{name} {'int8' if integer else 'float'} {label}")

@@ -16,7 +16,7 @@ from opencl_running import OpenCL
 
 import graphopt
 from graphopt.backends.tvm.static import fix_batch
-from graphopt.formats import HALVES
+from graphopt.formats import FLOAT16_FORMATS
 from graphopt.targets import find
 
 IMAGES = {"ResNet-20": (1000, 16), "MobileNetV1": (100, 4)}  # simulated, and run
@@ -29,7 +29,7 @@ def table(name: str, target: str, networks: dict[str, Any]) -> dict[str, Any]:
     x, y = x[:simulated], y[:simulated]
     options: dict[str, Any] = {"calibration": calibration, "estimator": "minmax", "measure": False}
     graph = graphopt.optimize(model, x[:1], target=chosen, **options).graph
-    simulation = graph if chosen.weights in HALVES else graphopt.simulate(graph, chosen)
+    simulation = graph if chosen.weights in FLOAT16_FORMATS else graphopt.simulate(graph, chosen)
     with torch.no_grad():
         expected = torch.cat([simulation(part) for part in x.split(50)])
         reference = torch.cat([model(part) for part in x.split(50)])

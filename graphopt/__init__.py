@@ -23,22 +23,40 @@ if TYPE_CHECKING:
     from graphopt.compiler.optimize import Optimized, load, optimize, simulate
     from graphopt.compiler.options import Measurement, Quantization, Shrinking
     from graphopt.evaluation.compliance import Violation, check
-    from graphopt.evaluation.file_audit import Cured, FileAudit, audit
+    from graphopt.evaluation.file_audit import FileAudit, Fixed, audit
     from graphopt.evaluation.sensitivity import Analysis, analyze
     from graphopt.ir.graph import Graph
     from graphopt.ir.operators import allow_operators
     from graphopt.targets import Target
 
 __all__ = [
-    "Analysis", "Artifact", "Cured", "FileAudit", "Graph", "Measurement", "Optimized", "Quantization", "Shrinking", "Target",
-    "Tuning", "Violation", "__version__", "allow_operators", "analyze", "audit", "check", "load", "optimize", "simulate",
+    "Analysis",
+    "Artifact",
+    "FileAudit",
+    "Fixed",
+    "Graph",
+    "Measurement",
+    "Optimized",
+    "Quantization",
+    "Shrinking",
+    "Target",
+    "Tuning",
+    "Violation",
+    "__version__",
+    "allow_operators",
+    "analyze",
+    "audit",
+    "check",
+    "load",
+    "optimize",
+    "simulate",
     "targets",
 ]  # fmt: skip
 
 _HOME = {
     "Analysis": "graphopt.evaluation.sensitivity",
     "Artifact": "graphopt.artifacts.artifact",
-    "Cured": "graphopt.evaluation.file_audit",
+    "Fixed": "graphopt.evaluation.file_audit",
     "FileAudit": "graphopt.evaluation.file_audit",
     "Graph": "graphopt.ir.graph",
     "Measurement": "graphopt.compiler.options",

@@ -15,7 +15,7 @@ from graphopt.backends.onnxruntime import devices
 from graphopt.backends.onnxruntime.audit import artifacts as audits
 from graphopt.backends.onnxruntime.audit import files
 from graphopt.backends.onnxruntime.simulate import simulate as simulate_integers
-from graphopt.evaluation.file_audit import Cured, FileAudit
+from graphopt.evaluation.file_audit import FileAudit, Fixed
 from graphopt.ir.graph import Graph
 from graphopt.lowering.integers.simulation import Simulation
 from graphopt.targets import Target
@@ -50,8 +50,8 @@ class OnnxRuntime(Backend):
     def audit_file(self, path: Path, target: Target, shapes: Sequence[Sequence[int]] | None = None) -> FileAudit:
         return files.audit_file(path, target, shapes)
 
-    def cure(self, found: FileAudit, path: Path, calibration: Any, example: Any, measure: bool) -> Cured:
-        return files.cure(found, path, calibration, example, measure)
+    def fix(self, found: FileAudit, path: Path, calibration: Any, example: Any, measure: bool) -> Fixed:
+        return files.fix(found, path, calibration, example, measure)
 
 
 BACKEND = OnnxRuntime()

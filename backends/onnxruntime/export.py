@@ -21,14 +21,14 @@ from onnxscript import opset18, opset20, opset21
 from onnxscript.optimizer import fold_constants
 
 from graphopt.backends.onnxruntime.arguments import write_out_arguments
-from graphopt.backends.onnxruntime.dialect import speak
-from graphopt.backends.onnxruntime.halves import compute_in_half
+from graphopt.backends.onnxruntime.float16 import compute_in_half
+from graphopt.backends.onnxruntime.legalize import legalize
 from graphopt.backends.onnxruntime.nbits import MATMUL_BLOCKS, translate
 from graphopt.backends.onnxruntime.surgery import drop_zero_biases, fold_pads
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import aten
 from graphopt.ir.program import to_exported_program
-from graphopt.lowering.integers.dialect import CLIP_CODES, GLOBAL_AVERAGE_POOL
+from graphopt.lowering.integers.legalize import CLIP_CODES, GLOBAL_AVERAGE_POOL
 from graphopt.lowering.qdq import Q
 
 KEPT = ("QuantizeLinear", "DequantizeLinear")
@@ -45,7 +45,7 @@ def to_onnx(graph: Graph, *, plain: bool = False) -> ir.Model:
     """
     prepared = graph.clone()
     write_out_arguments(prepared)
-    speak(prepared, plain=plain)
+    legalize(prepared, plain=plain)
     compute_in_half(prepared)
     wide = any(torch.int16 in n.args or torch.uint16 in n.args for n in prepared.calls())
     version = 21 if wide else 20 if prepared.calls(aten.gelu.default) else 18

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from graphopt.backends.onnxruntime.artifact import intermediate
-from graphopt.backends.onnxruntime.dialect import speak
+from graphopt.backends.onnxruntime.legalize import legalize
 from graphopt.ir.graph import Graph
 from graphopt.lowering.integers.simulation import Simulation
 from graphopt.targets import Target
@@ -16,7 +16,7 @@ def simulate(graph: Graph, target: Target, machine: str | None = None) -> Simula
     return Simulation(
         graph,
         machine or target.machine or target.architecture,
-        partial(speak, plain=target.vendor_compiler),
+        partial(legalize, plain=target.vendor_compiler),
         intermediate,
         half=target.rest is not None,
     )

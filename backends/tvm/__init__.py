@@ -9,7 +9,7 @@ artifact.on("rpc://host:port")(images)  # on a device
 
 from graphopt.backends.tvm.artifact import TvmArtifact, audit, load
 from graphopt.backends.tvm.connection import connect
-from graphopt.backends.tvm.halves import deploy
+from graphopt.backends.tvm.float16 import deploy
 from graphopt.backends.tvm.lowering import check_tuning, lower
 from graphopt.backends.tvm.simulate import simulate
 

@@ -10,7 +10,7 @@ from graphopt.artifacts.audit import Audit
 from graphopt.artifacts.backend import Backend, Tuning
 from graphopt.artifacts.manifest import Manifest
 from graphopt.backends.tvm import artifact as artifacts
-from graphopt.backends.tvm import connection, halves, lowering
+from graphopt.backends.tvm import connection, float16, lowering
 from graphopt.backends.tvm.simulate import simulate as simulate_integers
 from graphopt.ir.graph import Graph
 from graphopt.lowering.integers.simulation import Simulation
@@ -25,7 +25,7 @@ class Tvm(Backend):
     tunes = True
 
     def deploy(self, graph: Graph, target: Target) -> Graph:
-        return halves.deploy(graph, target)
+        return float16.deploy(graph, target)
 
     def lower(self, graph: Graph, target: Target, *, name: str = "model", tuning: Tuning | None = None) -> Artifact:
         return lowering.lower(graph, target, name=name, **_keywords(tuning))

@@ -22,7 +22,7 @@ from graphopt.ir.graph import Graph
 from graphopt.ir.ops import argument, aten, family
 from graphopt.lowering.integers.arithmetic import Table, dequantize, quantize
 from graphopt.lowering.integers.fusion import BYTES, Kernel
-from graphopt.lowering.qdq import Grid
+from graphopt.lowering.qdq import QuantizationParameters
 
 ONE_BY_ONE = {
     "relu", "clamp", "leaky_relu", "sigmoid", "hard_sigmoid", "hard_swish", "silu", "gelu", "tanh",
@@ -74,7 +74,7 @@ def _move_or_look_up(graph: Graph, node: Node) -> None:
     if chain is None:
         return
     source, *steps = chain
-    x, y = Grid(*source.args[1:]), Grid(*node.args[1:])  # type: ignore[arg-type]
+    x, y = QuantizationParameters(*source.args[1:]), QuantizationParameters(*node.args[1:])  # type: ignore[arg-type]
     codes: Any = source.args[0]
     functions = [step for step in steps if family(step) not in MOVES]
     for step in steps:
@@ -115,7 +115,7 @@ def _with_numbers(node: Node) -> bool:
     return family(node) in ("add", "sub", "mul", "div") and all(isinstance(a, (int, float)) for a in node.args[1:])
 
 
-def _moved(graph: Graph, step: Node, codes: Node, grid: Grid, *, before: Node) -> Node:
+def _moved(graph: Graph, step: Node, codes: Node, grid: QuantizationParameters, *, before: Node) -> Node:
     if family(step) == "pad":
         moved = graph.call(aten.constant_pad_nd.default, codes, argument(step, "pad"), grid.zero_point, before=before)
     else:
@@ -126,7 +126,9 @@ def _moved(graph: Graph, step: Node, codes: Node, grid: Grid, *, before: Node) -
     return moved
 
 
-def _composed(functions: list[Node], x: Grid, y: Grid) -> Callable[[Tensor], Tensor]:
+def _composed(
+    functions: list[Node], x: QuantizationParameters, y: QuantizationParameters
+) -> Callable[[Tensor], Tensor]:
     def compute(codes: Tensor) -> Tensor:
         value = dequantize(codes, *x)
         with torch.no_grad():

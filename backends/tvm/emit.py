@@ -17,7 +17,7 @@ from tvm import relax
 from graphopt.artifacts.audit import Audit
 from graphopt.backends.tvm import chains, codes, integer, operators
 from graphopt.backends.tvm.decompose import decompose
-from graphopt.backends.tvm.halves import deploy, keep_halves
+from graphopt.backends.tvm.float16 import deploy, keep_float16
 from graphopt.backends.tvm.layouts import Value, plain
 from graphopt.backends.tvm.machine import Processor
 from graphopt.backends.tvm.program import Program
@@ -27,8 +27,8 @@ from graphopt.ir.float16 import half_of
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import family, shape
 from graphopt.lowering.integers.arithmetic import dequantize, quantize
-from graphopt.lowering.integers.dialect import CLIP_CODES, gate_codes, is_dequantized, slice_parts
 from graphopt.lowering.integers.fusion import Kernel, fuse
+from graphopt.lowering.integers.legalize import CLIP_CODES, gate_codes, is_dequantized, slice_parts
 from graphopt.utils.errors import GraphoptError, InputError
 
 ARITHMETIC = (
@@ -51,7 +51,7 @@ class Emitted:
     layers: tuple[Conv, ...] = ()
 
 
-def speak(graph: Graph) -> None:
+def legalize(graph: Graph) -> None:
     """Rewrite a deployed graph in place so that kernels are found in it."""
     slice_parts(graph)
     for node in graph.calls():
@@ -80,14 +80,14 @@ def emit(
     """
     prepared = deploy(graph)
     _require_static(prepared)
-    speak(prepared)
+    legalize(prepared)
     names = fuse(prepared, ARITHMETIC)
     watched = {name: node for node, name in names.items() if name in watch}
     if not watched:
         codes.keep_codes(prepared)
     decompose(prepared, operators.RULES, operators.has_rule)
     _fold_constants(prepared)
-    keep_halves(prepared)
+    keep_float16(prepared)
     program = Program(prepared, machine, samples, variants)
     inputs = [relax.Var(name, _type(node)) for name, node in zip(prepared.input_names, prepared.inputs, strict=True)]
     with program.builder.function("main", inputs):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from graphopt.backends.tvm.schedules import Codes
-from graphopt.lowering.qdq import Grid
+from graphopt.lowering.qdq import QuantizationParameters
 
 
-def codes_of(grid: Grid) -> Codes:
+def codes_of(grid: QuantizationParameters) -> Codes:
     return Codes(dtype_of(grid), grid.zero_point, grid.quant_min, grid.quant_max)
 
 
-def dtype_of(grid: Grid) -> str:
+def dtype_of(grid: QuantizationParameters) -> str:
     return str(grid.dtype).removeprefix("torch.")

@@ -21,7 +21,7 @@ from graphopt.ir.ops import shape
 from graphopt.lowering.integers.arithmetic import Table, f32
 from graphopt.lowering.integers.fusion import Kernel
 from graphopt.lowering.integers.kernels import AveragePool, LayerKernel, Softmax
-from graphopt.lowering.qdq import Grid
+from graphopt.lowering.qdq import QuantizationParameters
 from graphopt.utils.errors import GraphoptError
 
 
@@ -138,13 +138,13 @@ def _softmax(program: Program, node: Node, kernel: Kernel, function: Softmax) ->
 
 
 def emit_quantize(program: Program, node: Node) -> Value:
-    source, grid = program.value(node.args[0]), Grid(*node.args[1:])  # type: ignore[arg-type]
+    source, grid = program.value(node.args[0]), QuantizationParameters(*node.args[1:])  # type: ignore[arg-type]
     spec = Quantize(source.stored, grid.scale, codes_of(grid))
     return Value(program.call(spec, [source.expr]), source.shape, source.order)
 
 
 def emit_dequantize(program: Program, node: Node) -> Value:
-    source, grid = program.value(node.args[0]), Grid(*node.args[1:])  # type: ignore[arg-type]
+    source, grid = program.value(node.args[0]), QuantizationParameters(*node.args[1:])  # type: ignore[arg-type]
     spec = Dequantize(source.stored, grid.scale, grid.zero_point, dtype_of(grid))
     return Value(program.call(spec, [source.expr]), source.shape, source.order)
 

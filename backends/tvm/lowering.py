@@ -20,7 +20,7 @@ from graphopt.backends.tvm.emit import Emitted, emit
 from graphopt.backends.tvm.machine import processor
 from graphopt.backends.tvm.schedules import Conv, Variant
 from graphopt.backends.tvm.static import example_batch, fix_batch
-from graphopt.backends.tvm.tuning import Budget, Here, Place, There, Tuned, Tuner
+from graphopt.backends.tvm.tuning import Budget, Here, There, Tuned, Tuner, TuningDevice
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
 from graphopt.targets import Target
@@ -98,7 +98,7 @@ def check_tuning(
     return budget
 
 
-def _place(code: Code, target: Target, device: str | None) -> Place:
+def _place(code: Code, target: Target, device: str | None) -> TuningDevice:
     """Where kernels are measured. C without a runtime, which no server can load, is measured nowhere but here."""
     if device is None or code.bare:
         return Here(code)

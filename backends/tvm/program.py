@@ -125,7 +125,7 @@ class Program:
 
     def half(self, macs: int) -> None:
         """Count a layer that reads float16."""
-        self.audit.half_macs += macs // self.samples
+        self.audit.float16_macs += macs // self.samples
         self.audit.total_macs += macs // self.samples
 
     def floating(self, node: Node, macs: int | None = None) -> None:

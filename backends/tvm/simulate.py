@@ -10,7 +10,7 @@ from tvm import relax
 
 from graphopt.backends.tvm.artifact import Arrays, TvmArtifact, call
 from graphopt.backends.tvm.build import Code, build, kernels_of
-from graphopt.backends.tvm.emit import ARITHMETIC, speak
+from graphopt.backends.tvm.emit import ARITHMETIC, legalize
 from graphopt.backends.tvm.lowering import compiled
 from graphopt.backends.tvm.static import fix_batch
 from graphopt.ir.graph import Graph
@@ -23,7 +23,7 @@ def simulate(graph: Graph, target: Target, machine: str | None = None) -> Simula
     """See `graphopt.simulate`. The kernels compute alike on every CPU, so there is no machine to choose."""
     if machine not in (None, target.architecture):
         raise InputError(f"TVM kernels compute the same integers on every CPU; leave out machine={machine!r}")
-    return Simulation(graph, ARITHMETIC, speak, intermediate, everywhere=True)
+    return Simulation(graph, ARITHMETIC, legalize, intermediate, everywhere=True)
 
 
 def intermediate(

@@ -14,10 +14,17 @@ import numpy as np
 from tvm import te, tirx
 
 from graphopt.backends.tvm.schedules import exact
-from graphopt.lowering.qdq import Grid
+from graphopt.lowering.qdq import QuantizationParameters
 
 
-def product(a_shape: tuple[int, ...], b_shape: tuple[int, ...], out: tuple[int, ...], a: Grid, b: Grid, y: Grid) -> Any:
+def product(
+    a_shape: tuple[int, ...],
+    b_shape: tuple[int, ...],
+    out: tuple[int, ...],
+    a: QuantizationParameters,
+    b: QuantizationParameters,
+    y: QuantizationParameters,
+) -> Any:
     """(a, b) -> codes; operands of size 1 along a dimension are repeated."""
     p = te.placeholder(a_shape, _name(a), "a")
     q = te.placeholder(b_shape, _name(b), "b")
@@ -35,7 +42,7 @@ def product(a_shape: tuple[int, ...], b_shape: tuple[int, ...], out: tuple[int, 
     return te.create_prim_func([p, q, te.compute(out, multiply, "y")])
 
 
-def softmax(rows: tuple[int, int], x: Grid, y: Grid) -> Any:
+def softmax(rows: tuple[int, int], x: QuantizationParameters, y: QuantizationParameters) -> Any:
     """(codes [rows, length], exponentials [256]) -> codes."""
     length = rows[1]
     codes = te.placeholder(rows, _name(x), "x")
@@ -55,10 +62,10 @@ def softmax(rows: tuple[int, int], x: Grid, y: Grid) -> Any:
     return te.create_prim_func([codes, table, te.compute(rows, share, "y")])
 
 
-def _clamp(value: Any, grid: Grid) -> Any:
+def _clamp(value: Any, grid: QuantizationParameters) -> Any:
     low, high = (tirx.const(float(end), "float32") for end in (grid.quant_min, grid.quant_max))
     return tirx.max(tirx.min(value, high), low)
 
 
-def _name(grid: Grid) -> str:
+def _name(grid: QuantizationParameters) -> str:
     return str(grid.dtype).removeprefix("torch.")

@@ -14,7 +14,7 @@ class Audit:
     weight_only: sites of the layers whose weights alone are of few bits.
     floating: operators that compute in float.
     integer_macs, total_macs: multiply-accumulates of convolutions and linear layers.
-    half_macs: those of float layers in float16, which count as neither.
+    float16_macs: those of float layers in float16, which count as neither.
     weight_only_macs: those of `weight_only`, by the bits of the weights; they count as neither integer nor float.
     operators: how often each operator type occurs.
     """
@@ -23,7 +23,7 @@ class Audit:
     weight_only: list[str] = field(default_factory=list)
     floating: list[FloatOperator] = field(default_factory=list)
     integer_macs: int = 0
-    half_macs: int = 0
+    float16_macs: int = 0
     weight_only_macs: dict[int, int] = field(default_factory=dict)
     total_macs: int = 0
     operators: dict[str, int] = field(default_factory=dict)
@@ -34,9 +34,9 @@ class Audit:
         return self.integer_macs / self.total_macs if self.total_macs else 0.0
 
     @property
-    def half_share(self) -> float:
+    def float16_share(self) -> float:
         """The share computed on float16 values, 0 to 1."""
-        return self.half_macs / self.total_macs if self.total_macs else 0.0
+        return self.float16_macs / self.total_macs if self.total_macs else 0.0
 
     @property
     def weight_only_shares(self) -> dict[int, float]:

@@ -70,7 +70,7 @@ class Report(Printed):
         agreement: the share of inputs on which float original and result predict the same class.
         sqnr_db: outputs of the deployed result against the float original.
         integer_macs: the share of multiply-accumulates computed in integer.
-        half_macs: the share of multiply-accumulates on values in float16.
+        float16_macs: the share of multiply-accumulates on values in float16.
         weight_only_macs: the shares of multiply-accumulates whose weights alone are of few bits, by bits.
         float_operators: what stayed in floating point, and why.
         missing: for what was not measured, the reason; keys as in `report_text.REASONS`.
@@ -91,7 +91,7 @@ class Report(Printed):
     agreement: float | None = None
     sqnr_db: float | None = None
     integer_macs: float | None = None
-    half_macs: float = 0.0
+    float16_macs: float = 0.0
     weight_only_macs: dict[int, float] = field(default_factory=dict)
     float_operators: list[FloatOperator] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)

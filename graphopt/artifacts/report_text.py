@@ -69,9 +69,9 @@ def results(report: Report) -> dict[str, str]:
     out["agreement"] = _or_missing(report, "agreement", report.agreement, lambda a: f"{a:.1%} same prediction as float")
     if report.sqnr_db is not None:
         out["output SQNR"] = decibel(report.sqnr_db)
-    if report.half_macs:
-        out["float16"] = f"{report.half_macs:.1%} of MACs"
-    if report.integer_macs or not report.half_macs:
+    if report.float16_macs:
+        out["float16"] = f"{report.float16_macs:.1%} of MACs"
+    if report.integer_macs or not report.float16_macs:
         out["integer"] = _or_missing(report, "integer_macs", report.integer_macs, lambda s: f"{s:.1%} of MACs")
     if report.weight_only_macs:
         shares = sorted(report.weight_only_macs.items())

@@ -32,18 +32,18 @@ def check(
 def audit(
     model: Annotated[Path, typer.Argument(help="An ONNX file, or the folder of a deployed model.")],
     target: Annotated[str, typer.Option(help="A target; `graphopt targets` lists them.")] = "host",
-    cure: Annotated[
+    fix: Annotated[
         Path | None, typer.Option(help="Write a file with the same answers that computes more of them in integer.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="--cure may replace the audited file.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="--fix may replace the audited file.")] = False,
     input_shape: Shapes = None,
     calibration: Typical = None,
     samples: Samples = 64,
     scale: Scale = 1 / 255,
     mean: Mean = "0.485,0.456,0.406",
     std: Std = "0.229,0.224,0.225",
-    measure: Annotated[bool, typer.Option(help="Measure the latency before and after the cure.")] = True,
-    json: Annotated[Path | None, typer.Option(help="File for the audit, or the cure, as JSON.")] = None,
+    measure: Annotated[bool, typer.Option(help="Measure the latency before and after the fix.")] = True,
+    json: Annotated[Path | None, typer.Option(help="File for the audit, or the fix, as JSON.")] = None,
 ) -> None:
     """Report what of anyone's ONNX file computes in integer, what in float, and why; exit with 1 if anything does in float."""
     with reporting():
@@ -52,17 +52,17 @@ def audit(
 
         if json is not None:
             files.check_writable(json)
-        if cure is not None:
-            files.check_writable(cure)
+        if fix is not None:
+            files.check_writable(fix)
         typical = arguments.calibration(calibration, samples, scale, mean, std)
         found = graphopt.audit(model, target, shapes=arguments.sizes(input_shape))
         found.print()
-        cured = None
-        if cure is not None:
-            cured = found.cure(cure, calibration=typical, measure=measure, overwrite=overwrite)
-            cured.print()
-        left = found if cured is None else cured.after
+        fixed = None
+        if fix is not None:
+            fixed = found.fix(fix, calibration=typical, measure=measure, overwrite=overwrite)
+            fixed.print()
+        left = found if fixed is None else fixed.after
         if json is not None:
-            (cured or found).save(json)
-    if left.islands:
+            (fixed or found).save(json)
+    if left.float_regions:
         raise typer.Exit(1)

@@ -5,8 +5,8 @@
     adaround    from there by gradients, block by block
     layers      the layers that hurt most in more bits: 8 first, where they have fewer, then float
 
-The first rung that keeps the accuracy within the budget is taken; if none does, the best. Of the layers, twice as many are tried
-each time, and then as few as do; they stand on the best of the rungs before.
+The first attempt that keeps the accuracy within the budget is taken; if none does, the best. Of the layers, twice as many are tried
+each time, and then as few as do; they stand on the best of the attempts before.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Lowered(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rung:
+class Tried:
     """One way to quantize, tried: the simulated graph, what it is lowered to, what was done, and the score."""
 
     graph: Graph
@@ -60,7 +60,7 @@ class Rung:
 
 @dataclass
 class Ladder:
-    """Rungs from one float graph, cleaned for the target.
+    """Attempts from one float graph, cleaned for the target.
 
     Attributes:
         start: the float graph; it is not changed.
@@ -68,8 +68,8 @@ class Ladder:
         quantized: the passes that quantize with a way of rounding and formats by layer name.
         judge: lowers a simulated graph and gives the accuracy of the artifact.
         least: the accuracy that is good enough.
-        reference: the outputs of the original on its example, which the steps of a rung compare with.
-        formats, dump: as in `graphopt.optimize`; every rung has a folder of its own in `dump`.
+        reference: the outputs of the original on its example, which the steps of a attempt compare with.
+        formats, dump: as in `graphopt.optimize`; every attempt has a folder of its own in `dump`.
         attempts: what was tried, in order.
     """
 
@@ -83,10 +83,10 @@ class Ladder:
     dump: str | Path | None = None
     formats: Formats = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
-    best: Rung | None = None
+    best: Tried | None = None
 
-    def climb(self, report: Report) -> Rung:
-        """The first rung that is good enough, or the best one; the report tells what was tried."""
+    def climb(self, report: Report) -> Tried:
+        """The first attempt that is good enough, or the best one; the report tells what was tried."""
         for rounding in ROUNDINGS:
             if self.reaches(rounding, {}, f"{rounding} rounding"):
                 break
@@ -103,7 +103,7 @@ class Ladder:
         return best
 
     def reaches(self, rounding: Rounding, lifted: Formats, name: str) -> bool:
-        """Try one rung, and remember it if it is the best so far; whether it is good enough."""
+        """Try one attempt, and remember it if it is the best so far; whether it is good enough."""
         began, graph = time.perf_counter(), self.start.clone()
         formats = {**lifted, **{name: chosen for name, chosen in self.formats.items() if name not in lifted}}
         folder = None if self.dump is None else Path(self.dump) / f"attempt_{len(self.attempts):02}"
@@ -119,12 +119,12 @@ class Ladder:
         self.attempts.append(Attempt(name, accuracy, time.perf_counter() - began, met))
         better = self.best is None or accuracy > self.best.accuracy
         if met or better:
-            self.best = Rung(graph, lowered, steps, accuracy, rounding)
+            self.best = Tried(graph, lowered, steps, accuracy, rounding)
         return met
 
     # ---- Layers in more bits ----------------------------------------------------------------------------------------
 
-    def lift_layers(self, base: Rung) -> None:
+    def lift_layers(self, base: Tried) -> None:
         """Lift as few of the layers that hurt most as suffice; if all but one do not, whatever was best stays."""
         lifts = self.lifts(base.graph)
         few, many, most = 0, 1, len(lifts) - 1

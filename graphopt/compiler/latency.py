@@ -1,7 +1,7 @@
 """How long graphs take on the runtime of a target, measured and remembered.
 
-    timer = Stopwatch("x86")                    integers, as `optimize` would make them
-    timer = Stopwatch("x86", integer=False)     float
+    timer = LatencyTimer("x86")                    integers, as `optimize` would make them
+    timer = LatencyTimer("x86", integer=False)     float
     timer([graph, other])                       milliseconds of each, taken in turn
 
 Each graph is lowered as it would be deployed. What was measured once on a machine is read from a file afterwards (only whole
@@ -28,7 +28,7 @@ from graphopt.utils.errors import InputError
 from graphopt.utils.files import write_atomically
 
 
-class Stopwatch:
+class LatencyTimer:
     """Times graphs on this machine.
 
     Args:

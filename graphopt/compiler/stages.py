@@ -25,7 +25,7 @@ from graphopt.artifacts.backend import Backend, Tuning
 from graphopt.artifacts.report import Report
 from graphopt.compiler import recipes
 from graphopt.compiler.ladder import Ladder, Lowered
-from graphopt.compiler.latency import Stopwatch
+from graphopt.compiler.latency import LatencyTimer
 from graphopt.compiler.options import Options
 from graphopt.data.calibration import Calibration
 from graphopt.data.synthesize import without_data
@@ -157,7 +157,7 @@ def shrink(work: Work) -> list[Pass]:
     elif chosen.keep_macs is not None:
         passes.append(Factorize(target_macs=chosen.keep_macs, data=data, round_to=target.channel_multiple))
     if chosen.max_latency is not None:
-        timer = Stopwatch(target, threads=work.options.measurement.threads)
+        timer = LatencyTimer(target, threads=work.options.measurement.threads)
         passes.append(
             Factorize(max_latency=chosen.max_latency, data=data, round_to=target.channel_multiple, timer=timer)
         )

@@ -104,7 +104,7 @@ def judge(
         )
     )  # fmt: skip
     report.integer_macs, report.weight_only_macs = audit.share, audit.weight_only_shares
-    report.half_macs, report.float_operators = audit.half_share, audit.floating
+    report.float16_macs, report.float_operators = audit.float16_share, audit.floating
     if (few := few_in_integer(audit)) is not None:
         report.warnings.append(few)
     fidelity = Fidelity(_floating_names(original, reference))
@@ -228,9 +228,9 @@ def clock(report: Report, target: Target, before: Artifact, after: Artifact, gra
 
 
 def _arithmetic(report: Report) -> str:
-    if report.integer_macs or not (report.weight_only_macs or report.half_macs):
+    if report.integer_macs or not (report.weight_only_macs or report.float16_macs):
         return "integer"
-    return "float16" if report.half_macs else "weights in few bits"
+    return "float16" if report.float16_macs else "weights in few bits"
 
 
 def _untimed(target: Target, artifact: Artifact) -> str:

@@ -1,8 +1,8 @@
-"""Audit an ONNX file, whoever made it: what of it computes in integer, what in float and why, and a cure.
+"""Audit an ONNX file, whoever made it: what of it computes in integer, what in float and why, and a fix.
 
 found = audit("model.onnx", "x86")
 found.print()
-found.cure("cured.onnx").print()
+found.fix("fixed.onnx").print()
 
 What is read is what runs: for CPUs, the graph as ONNX Runtime rewrote it; for hardware with a compiler of its own, what the
 file's quantizers say.
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from graphopt.artifacts.registry import backend
-from graphopt.evaluation.float_regions import Island
+from graphopt.evaluation.float_regions import FloatRegion
 from graphopt.ir.passes import Change
 from graphopt.targets import Target, find
 from graphopt.utils.errors import InputError
@@ -33,7 +33,7 @@ class FileAudit(Printed):
         path: of the file. target: whose rules. how: what was read.
         shapes: of its inputs; counts are for these.
         integer_macs, total_macs: multiply-accumulates of convolutions, linear layers and matrix products.
-        islands: what computes in float, largest first.
+        float regions: what computes in float, largest first.
         conversions: between codes and float, of values, all over the model.
         operators: how often each operator type occurs in what was read.
         saturating: layers whose sums can saturate, where the target, or the machine at hand for a target of its architecture, is
@@ -46,7 +46,7 @@ class FileAudit(Printed):
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     integer_macs: int = 0
     total_macs: int = 0
-    islands: list[Island] = field(default_factory=list)
+    float_regions: list[FloatRegion] = field(default_factory=list)
     conversions: int = 0
     operators: dict[str, int] = field(default_factory=dict)
     saturating: list[str] = field(default_factory=list)
@@ -56,7 +56,7 @@ class FileAudit(Printed):
         """The share of multiply-accumulates computed in integer, 0 to 1."""
         return self.integer_macs / self.total_macs if self.total_macs else 0.0
 
-    def cure(
+    def fix(
         self,
         path: str | Path,
         *,
@@ -64,7 +64,7 @@ class FileAudit(Printed):
         example: Any = None,
         measure: bool = True,
         overwrite: bool = False,
-    ) -> Cured:
+    ) -> Fixed:
         """Write a file with the same answers that computes more of them in integer, and compare the two.
 
         Args:
@@ -81,7 +81,7 @@ class FileAudit(Printed):
         target = Path(path).expanduser().resolve()
         if target == self.path.resolve() and not overwrite:
             raise InputError(f"{target} is the audited file itself; choose another name, or ask to overwrite it")
-        return _auditor().cure(self, target, calibration, example, measure)
+        return _auditor().fix(self, target, calibration, example, measure)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -89,18 +89,18 @@ class FileAudit(Printed):
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "integer_macs": self.integer_macs, "total_macs": self.total_macs, "integer_share": self.share,
             "conversions": self.conversions, "operators": self.operators, "saturating": self.saturating,
-            "islands": [island.to_dict() for island in self.islands],
+            "float_regions": [region.to_dict() for region in self.float_regions],
         }  # fmt: skip
 
     def blocks(self) -> list[Block]:
         lines = [
             f"{self.path.name} for {self.target.name}: {self.share:.1%} of {self.total_macs:,} multiply-accumulates in integer, "
-            f"{len(self.islands)} float island{'s' * (len(self.islands) != 1)}, {self.conversions} conversions",
+            f"{len(self.float_regions)} float region{'s' * (len(self.float_regions) != 1)}, {self.conversions} conversions",
             f"read from {self.how}",
             *self.warnings(),
         ]
         shown: list[Block] = [Line(line) for line in lines]
-        return [*shown, self._table()] if self.islands else shown
+        return [*shown, self._table()] if self.float_regions else shown
 
     def warnings(self) -> list[str]:
         """What the numbers do not show."""
@@ -116,27 +116,27 @@ class FileAudit(Printed):
     def _table(self) -> Table:
         columns = [
             *numbers("#"), Column("float operators"), *numbers("MACs", "conversions"), Column("why, and what to do"),
-            Column("cure"),
+            Column("fix"),
         ]  # fmt: skip
         rows = []
-        for number, island in enumerate(self.islands, 1):
-            names = "\n".join(f"{node.operator} {node.name}" for node in island.nodes[:6])
-            more = len(island.nodes) - 6
+        for number, region in enumerate(self.float_regions, 1):
+            names = "\n".join(f"{node.operator} {node.name}" for node in region.nodes[:6])
+            more = len(region.nodes) - 6
             names += f"\nand {more} more" if more > 0 else ""
-            why = "\n".join(str(reason) for reason in island.reasons)
-            cures = ", ".join(dict.fromkeys(reason.cure for reason in island.reasons if reason.cure)) or "-"
-            rows.append([str(number), names, f"{island.macs:,}", str(island.conversions), why, cures])
+            why = "\n".join(str(reason) for reason in region.reasons)
+            fixes = ", ".join(dict.fromkeys(reason.fix for reason in region.reasons if reason.fix)) or "-"
+            rows.append([str(number), names, f"{region.macs:,}", str(region.conversions), why, fixes])
         return Table(columns, rows)
 
 
 @dataclass
-class Cured(Printed):
-    """What a cure made of a file.
+class Fixed(Printed):
+    """What a fix made of a file.
 
     Attributes:
         path: of the new file.
         before, after: audits of both.
-        applied: the rewrites, in order: the cure's name, and what it changed.
+        applied: the rewrites, in order: the fix's name, and what it changed.
         difference: of the outputs, the largest by name and its unit: steps of the output's grid, or relative to the largest value
             where an output has none.
         milliseconds: of one call before and after, medians taken in turn on one thread; None: not measured, `note` says why.
@@ -155,7 +155,7 @@ class Cured(Printed):
     def to_dict(self) -> dict[str, Any]:
         return {
             "model": str(self.path), "before": self.before.to_dict(), "after": self.after.to_dict(),
-            "applied": [{"cure": name, "node": change.site, "what": change.what} for name, change in self.applied],
+            "applied": [{"fix": name, "node": change.site, "what": change.what} for name, change in self.applied],
             "difference": {name: {"largest": value, "unit": unit} for name, (value, unit) in self.difference.items()},
             "milliseconds": self.milliseconds, "speedup": self.speedup, "note": self.note,
         }  # fmt: skip
@@ -163,18 +163,18 @@ class Cured(Printed):
     def blocks(self) -> list[Block]:
         rows = [
             ["MACs in integer", f"{self.before.share:.1%}", f"{self.after.share:.1%}"],
-            ["float islands", str(len(self.before.islands)), str(len(self.after.islands))],
+            ["float regions", str(len(self.before.float_regions)), str(len(self.after.float_regions))],
             ["conversions", str(self.before.conversions), str(self.after.conversions)],
         ]
         if self.milliseconds is not None:
             rows.append(["ms, median", *(f"{ms:.3f}" for ms in self.milliseconds)])
         counts = Counter(name for name, _ in self.applied)
-        made = ", ".join(f"{n} {name}" for name, n in counts.items()) or "nothing to cure"
+        made = ", ".join(f"{n} {name}" for name, n in counts.items()) or "nothing to fix"
         end = [f"{name}: differs by {value:.3g} {unit} at most" for name, (value, unit) in self.difference.items()]
         end += [f"{self.speedup:.2f} times faster"] if self.speedup is not None else []
         end += [self.note] if self.note else []
-        end += [] if self.after.islands else self.after.warnings()  # else among what follows
-        rest = [Line(""), *self.after.blocks()] if self.after.islands else []
+        end += [] if self.after.float_regions else self.after.warnings()  # else among what follows
+        rest = [Line(""), *self.after.blocks()] if self.after.float_regions else []
         table = Table([Column(""), *numbers("before", "after")], rows)
         return [Line(f"{self.path.name}: {made}"), table, *map(Line, end), *rest]
 
@@ -210,8 +210,8 @@ class FileAuditor(Protocol):
     def audit_file(self, path: Path, target: Target, shapes: Sequence[Sequence[int]] | None = None) -> FileAudit:
         """See `audit`."""
 
-    def cure(self, found: FileAudit, path: Path, calibration: Any, example: Any, measure: bool) -> Cured:
-        """See `FileAudit.cure`."""
+    def fix(self, found: FileAudit, path: Path, calibration: Any, example: Any, measure: bool) -> Fixed:
+        """See `FileAudit.fix`."""
 
 
 def _auditor() -> FileAuditor:

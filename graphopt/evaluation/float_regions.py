@@ -1,4 +1,4 @@
-"""What computes in float inside a quantized model: islands between integers, why they are there, and what would cure them."""
+"""What computes in float inside a quantized model: float regions between integers, why they are there, and what would fix them."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 
-class Reason(NamedTuple):
+class FloatReason(NamedTuple):
     """Why an operator computes in float.
 
     Attributes:
         rule: its short name. why: what is wrong with this operator. remedy: what to do.
-        cure: the rewrite that does it, one of the names that `graphopt audit --cure` prints; empty where there is none.
+        fix: the rewrite that does it, one of the names that `graphopt audit --fix` prints; empty where there is none.
     """
 
     rule: str
     why: str
     remedy: str
-    cure: str = ""
+    fix: str = ""
 
     def __str__(self) -> str:
         return f"{self.why} [{self.rule}]; {self.remedy}"
@@ -31,11 +31,11 @@ class FloatNode:
     name: str
     operator: str
     macs: int
-    reason: Reason
+    reason: FloatReason
 
 
 @dataclass(frozen=True)
-class Island:
+class FloatRegion:
     """Operators in float that hand values to each other.
 
     Attributes:
@@ -51,7 +51,7 @@ class Island:
         return sum(node.macs for node in self.nodes)
 
     @property
-    def reasons(self) -> list[Reason]:
+    def reasons(self) -> list[FloatReason]:
         """Of its operators, one for each rule."""
         return list({node.reason.rule: node.reason for node in self.nodes}.values())
 
@@ -60,6 +60,6 @@ class Island:
         return {"macs": self.macs, "conversions": self.conversions, "nodes": nodes}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Island:
-        nodes = (FloatNode(**{**node, "reason": Reason(**node["reason"])}) for node in data["nodes"])
+    def from_dict(cls, data: Mapping[str, Any]) -> FloatRegion:
+        nodes = (FloatNode(**{**node, "reason": FloatReason(**node["reason"])}) for node in data["nodes"])
         return cls(tuple(nodes), data["conversions"])

@@ -17,8 +17,8 @@ from graphopt.formats.floating import (
     BFLOAT16,
     FAKE_QUANTIZE_FLOAT,
     FLOAT16,
+    FLOAT16_FORMATS,
     FLOAT16_WITHOUT_SUBNORMALS,
-    HALVES,
     FloatFormat,
 )
 from graphopt.formats.logarithmic import FAKE_QUANTIZE_LOG, LogFormat
@@ -46,8 +46,8 @@ __all__ = [
     "FAKE_QUANTIZE_LOG",
     "FAKE_QUANTIZE_TABLE",
     "FLOAT16",
+    "FLOAT16_FORMATS",
     "FLOAT16_WITHOUT_SUBNORMALS",
-    "HALVES",
     "SMALLEST_SCALE",
     "BlockFloat",
     "Codebook",

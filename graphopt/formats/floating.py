@@ -118,7 +118,7 @@ class FloatFormat:
 FLOAT16 = FloatFormat(5, 10)
 FLOAT16_WITHOUT_SUBNORMALS = FloatFormat(5, 10, subnormals=False)
 BFLOAT16 = FloatFormat(8, 7)
-HALVES = (FLOAT16, FLOAT16_WITHOUT_SUBNORMALS)
+FLOAT16_FORMATS = (FLOAT16, FLOAT16_WITHOUT_SUBNORMALS)
 
 
 def from_arguments(exponent_bits: int, mantissa_bits: int, subnormals: bool) -> Quantizer:

@@ -20,7 +20,7 @@ _PYTHON = Path(inspect.__file__).parent
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
 
 
-class Place(NamedTuple):
+class SourceLine(NamedTuple):
     """A line of source code."""
 
     file: str
@@ -123,33 +123,33 @@ def capture_error(error: BaseException, model: Any) -> CaptureError:
     return make_error(model, place, reason, headline(error))
 
 
-def make_error(model: Any, place: Place | None, reason: Reason, detail: str = "") -> CaptureError:
+def make_error(model: Any, place: SourceLine | None, reason: Reason, detail: str = "") -> CaptureError:
     where = f" at {place}" if place else ""
     why = reason.why.replace("{}", detail)
     return CaptureError(f"cannot capture {type(model).__name__}{where}: {why}; {reason.remedy}")
 
 
-def place_of_error(error: BaseException) -> Place | None:
+def place_of_error(error: BaseException) -> SourceLine | None:
     """The innermost line of user code an exception passed through, or that its message quotes."""
-    frames = [Place(f.filename, f.lineno or 0) for f in traceback.extract_tb(error.__traceback__)]
+    frames = [SourceLine(f.filename, f.lineno or 0) for f in traceback.extract_tb(error.__traceback__)]
     quoted = list(_quoted(str(error)))
     return _innermost(frames, outside_capture=True) or _innermost(quoted)
 
 
-def place_of_node(node: Any) -> Place | None:
+def place_of_node(node: Any) -> SourceLine | None:
     """The line of user code that a graph node comes from."""
     return _innermost(list(_quoted(str(node.meta.get("stack_trace") or ""))))
 
 
-def place_of_frame(frame: traceback.FrameSummary | None) -> Place | None:
-    return _innermost([Place(frame.filename, frame.lineno or 0)]) if frame is not None else None
+def place_of_frame(frame: traceback.FrameSummary | None) -> SourceLine | None:
+    return _innermost([SourceLine(frame.filename, frame.lineno or 0)]) if frame is not None else None
 
 
-def _quoted(text: str) -> Iterable[Place]:
-    return (Place(m[1], int(m[2])) for m in _FRAME.finditer(text))
+def _quoted(text: str) -> Iterable[SourceLine]:
+    return (SourceLine(m[1], int(m[2])) for m in _FRAME.finditer(text))
 
 
-def _innermost(frames: list[Place], outside_capture: bool = False) -> Place | None:
+def _innermost(frames: list[SourceLine], outside_capture: bool = False) -> SourceLine | None:
     if outside_capture:  # the caller's own frames come first, up to the one in this package that called torch.export
         ours = [i for i, f in enumerate(frames) if _inside(f.file, _OURS)]
         frames = frames[ours[-1] + 1 :] if ours else frames
@@ -162,12 +162,12 @@ def _inside(file: str, folder: Path) -> bool:
     return Path(file).is_absolute() and Path(file).is_relative_to(folder)
 
 
-def _definition(model: Any) -> Place | None:
+def _definition(model: Any) -> SourceLine | None:
     try:
         code = inspect.unwrap(type(model).forward).__code__
     except AttributeError:
         return None
-    place = Place(code.co_filename, code.co_firstlineno)
+    place = SourceLine(code.co_filename, code.co_firstlineno)
     return None if _inside(place.file, _TORCH) else place
 
 

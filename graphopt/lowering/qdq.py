@@ -35,7 +35,7 @@ import torch.ao.quantization.fx._decomposed
 from torch import Tensor
 from torch.fx.node import Node
 
-from graphopt.formats import HALVES, in_blocks, quantize
+from graphopt.formats import FLOAT16_FORMATS, in_blocks, quantize
 from graphopt.formats.blocks import DEQUANTIZE_BLOCKS, pack_weight
 from graphopt.ir.graph import Graph
 from graphopt.ir.masks import bake
@@ -60,7 +60,7 @@ def deploy(graph: Graph, *, half: bool = False) -> Graph:
     found = quantizers(deployed)
     packed: dict[tuple[Any, ...], Node] = {}
     for node in found:
-        if half and not is_uniform(node) and quantizer_of(deployed, node).format in HALVES:
+        if half and not is_uniform(node) and quantizer_of(deployed, node).format in FLOAT16_FORMATS:
             _keep_half(deployed, node)
         elif not is_uniform(node):
             _leave_in_float(deployed, node)
@@ -117,7 +117,7 @@ def _evaluated(graph: Graph, source: Node) -> Node:
     return constant
 
 
-class Grid(NamedTuple):
+class QuantizationParameters(NamedTuple):
     """The arguments of quantize_per_tensor and dequantize_per_tensor."""
 
     scale: float
@@ -174,7 +174,7 @@ def _pack(graph: Graph, node: Node, packed: dict[tuple[Any, ...], Node]) -> None
 
 def _quantize_value(graph: Graph, node: Node) -> None:
     scale, zero_point, quant_min, quant_max, _ = _parameters(graph, node)
-    grid = Grid(float(scale), int(zero_point), quant_min, quant_max, storage(quant_min, quant_max))
+    grid = QuantizationParameters(float(scale), int(zero_point), quant_min, quant_max, storage(quant_min, quant_max))
     source: Node = node.args[0]  # type: ignore[assignment]
     if family(source) == "channel_clamp" and len(source.users) == 1:
         inner = _without_implied_clip(source.args[0], grid)  # type: ignore[arg-type]
@@ -189,12 +189,12 @@ def _quantize_value(graph: Graph, node: Node) -> None:
     graph.replace(node, _round_trip(graph, _without_implied_clip(source, grid), grid, before=node))
 
 
-def _round_trip(graph: Graph, value: Node, grid: Grid, *, before: Node) -> Node:
+def _round_trip(graph: Graph, value: Node, grid: QuantizationParameters, *, before: Node) -> Node:
     codes = graph.call(Q.quantize_per_tensor.default, value, *grid, before=before)
     return graph.call(Q.dequantize_per_tensor.default, codes, *grid, before=before)
 
 
-def _clip_channels(graph: Graph, node: Node, value: Node, ends: Tensor, grid: Grid) -> Node:
+def _clip_channels(graph: Graph, node: Node, value: Node, ends: Tensor, grid: QuantizationParameters) -> Node:
     """Quantize a value with an end per channel, by saturating additions."""
     if bool((ends == grid.quant_max).all()):
         return _round_trip(graph, value, grid, before=node)
@@ -209,7 +209,7 @@ def _clip_channels(graph: Graph, node: Node, value: Node, ends: Tensor, grid: Gr
     return _round_trip(graph, graph.call(aten.add.Tensor, raised, down, before=node), grid, before=node)
 
 
-def _constant(graph: Graph, node: Node, codes: Tensor, grid: Grid) -> Node:
+def _constant(graph: Graph, node: Node, codes: Tensor, grid: QuantizationParameters) -> Node:
     constant = graph.add_constant(f"{node.name}_ends", codes.to(grid.dtype), before=node)
     return graph.call(Q.dequantize_per_tensor.default, constant, *grid, before=node)
 
@@ -218,7 +218,7 @@ def _is_shifted(bias: Node | None) -> bool:
     return bias is not None and bias.target is aten.sub.Tensor
 
 
-def _without_implied_clip(source: Node, grid: Grid) -> Node:
+def _without_implied_clip(source: Node, grid: QuantizationParameters) -> Node:
     """Skip a relu or clamp whose ends the grid's own clipping reproduces: the end's code is the grid's last, or beyond."""
     if family(source) not in ("relu", "clamp") or len(source.users) != 1:
         return source

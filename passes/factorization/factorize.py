@@ -1,7 +1,7 @@
 """Replace layers by low-rank chains where it pays, with the method and rank that do the least damage.
 
     Factorize(target_macs=0.5, data=images)                         half of the multiply-accumulates
-    Factorize(max_latency=0.7, timer=Stopwatch("x86"), data=images) 70 % of the time, measured on the runtime
+    Factorize(max_latency=0.7, timer=LatencyTimer("x86"), data=images) 70 % of the time, measured on the runtime
     Factorize(target_parameters=0.3, methods=[SVD(), TensorTrain()], layers={"head*": None, "stem": Tucker((2, 8))})
 
 1. Every method that applies proposes chains of several ranks for every layer.
@@ -30,7 +30,7 @@ from graphopt.ir.passes import Change, Shortfall, Timer, in_eval_mode
 from graphopt.passes.factorization.candidates import FASTER, Candidate
 from graphopt.passes.factorization.channelwise import ChannelWise
 from graphopt.passes.factorization.method import Method
-from graphopt.passes.factorization.plan import Plan
+from graphopt.passes.factorization.plan import FactorizationPlan
 from graphopt.passes.factorization.repair import Refinement, Replaced, repair
 from graphopt.passes.factorization.separable import Separable
 from graphopt.passes.factorization.svd import SVD
@@ -65,7 +65,7 @@ class Factorize:
         data: batches of inputs (see `graphopt.data.Calibration`). None: the weights decide, and nothing is repaired.
         layers: name pattern -> None to leave a layer alone, or a method with the rank to use there. The first match counts.
         round_to: multiples of ranks that the target's kernels like (`Target.channel_multiple`).
-        timer: measures graphs on the runtime (`graphopt.compiler.latency.Stopwatch`).
+        timer: measures graphs on the runtime (`graphopt.compiler.latency.LatencyTimer`).
         nonlinear: with data, fit through the activation behind a layer.
         refine_steps: with data, that many steps of gradient descent on the factors of each layer, through its activation.
 
@@ -96,15 +96,15 @@ class Factorize:
         if not self.methods:
             raise ValueError("methods is empty; name at least one, such as SVD()")
         if self.max_latency is not None and self.timer is None:
-            raise ValueError("max_latency needs a timer, such as graphopt.compiler.latency.Stopwatch('host')")
+            raise ValueError("max_latency needs a timer, such as graphopt.compiler.latency.LatencyTimer('host')")
         check_count("refine_steps", self.refine_steps, least=0)
         check_repeatable(self.data)
 
-    def plan(self, graph: Graph) -> Plan:
+    def plan(self, graph: Graph) -> FactorizationPlan:
         """What the pass would do to a graph, as a table; the graph stays as it is."""
         copy = graph.clone()
         bake(copy)
-        plan = Plan.of(self, copy)
+        plan = FactorizationPlan.of(self, copy)
         if self.max_latency is None:
             plan.choose(self._share)
         else:
@@ -114,7 +114,7 @@ class Factorize:
     @in_eval_mode
     def __call__(self, graph: Graph) -> list[Change]:
         changes = bake(graph)
-        plan = Plan.of(self, graph)
+        plan = FactorizationPlan.of(self, graph)
         if self.max_latency is None:
             plan.choose(self._share)
         else:
@@ -125,7 +125,7 @@ class Factorize:
     def _share(self) -> float:
         return float(next(share for name in TARGETS if (share := getattr(self, name)) is not None))
 
-    def _until_fast(self, graph: Graph, plan: Plan) -> list[Change]:
+    def _until_fast(self, graph: Graph, plan: FactorizationPlan) -> list[Change]:
         """Choose, measure the whole network, and choose again; the plan is left with the best, which may be nothing."""
         assert self.timer is not None
         wanted, saving = self._share, 1 - self._share
@@ -148,7 +148,7 @@ class Factorize:
         what = f"{best.before:.3g} -> {best.after:.3g} ms, {best.share:.2f} of the time{met}"
         return [Change("(network)", what) if enough else Shortfall("(network)", what)]
 
-    def _apply(self, graph: Graph, plan: Plan) -> list[Change]:
+    def _apply(self, graph: Graph, plan: FactorizationPlan) -> list[Change]:
         """Do what was chosen; what was left alone is said where anything was done."""
         original = graph.clone() if self.data is not None else graph
         done, alone = [], []

@@ -32,7 +32,7 @@ WIDTH = 140  # of the plan as text
 
 
 @dataclass(frozen=True)
-class Plan:
+class FactorizationPlan:
     """One `Choice` per layer; prints as a table.
 
     Attributes:
@@ -45,7 +45,7 @@ class Plan:
     by: str
 
     @classmethod
-    def of(cls, options: Factorize, graph: Graph) -> Plan:
+    def of(cls, options: Factorize, graph: Graph) -> FactorizationPlan:
         """All candidates, measured; nothing is chosen yet."""
         found = list(sites(graph))
         check_named(options.layers, found)

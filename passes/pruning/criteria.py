@@ -25,7 +25,7 @@ from graphopt.ir.ops import BatchNorm, Layer, family
 Criterion = Callable[[Graph, Group], Tensor]
 
 
-class Prepared(Protocol):
+class PreparedCriterion(Protocol):
     """A criterion that looks at data first: `prepare` goes through them once for all groups."""
 
     def prepare(self, graph: Graph, groups: list[Group]) -> Criterion: ...

@@ -32,7 +32,7 @@ NORMALIZERS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True)
-class Plan:
+class PruningPlan:
     """What may be removed, in which order, at which damage, and what it saves.
 
     Attributes:
@@ -50,7 +50,7 @@ class Plan:
     per_cost: bool
 
     @classmethod
-    def of(cls, options: Prune, graph: Graph, trace: Trace) -> Plan:
+    def of(cls, options: Prune, graph: Graph, trace: Trace) -> PruningPlan:
         chosen = _prunable(options, groups(graph, trace))
         price = _price(options, graph, trace, chosen)
         scope = options.scope or ("uniform" if options.data is None or options.criterion is not None else "sensitivity")

@@ -29,8 +29,8 @@ from graphopt.ir.masks import bake
 from graphopt.ir.ops import Layer
 from graphopt.ir.passes import Change, in_eval_mode
 from graphopt.passes.pruning.compensate import absorb_means, merge_twins
-from graphopt.passes.pruning.criteria import Criterion, Prepared
-from graphopt.passes.pruning.plan import Plan
+from graphopt.passes.pruning.criteria import Criterion, PreparedCriterion
+from graphopt.passes.pruning.plan import PruningPlan
 from graphopt.passes.pruning.readers import readers
 from graphopt.passes.pruning.reconstruct import reconstruct
 from graphopt.utils.checks import check_count, check_repeatable, check_share
@@ -81,7 +81,7 @@ class Prune:
     of: Of = "macs"
     data: Iterable[list[Tensor]] | None = field(default=None, repr=False)
     scope: Scope | None = None
-    criterion: Criterion | Prepared | None = None
+    criterion: Criterion | PreparedCriterion | None = None
     normalize: Normalize = "mean"
     layers: Mapping[str, float | None] = field(default_factory=dict)
     streams: bool = True
@@ -126,7 +126,7 @@ class Prune:
     def _step(self, graph: Graph, ratio: float, full: float | None) -> float:
         """Prune to `ratio` of the full cost; returns that cost."""
         trace = Trace(graph)
-        plan = Plan.of(self, graph, trace)
+        plan = PruningPlan.of(self, graph, trace)
         full = plan.full if full is None else full
         units = plan.units(ratio * full)
         how = self.compensate or ("means" if self.data is None else "all")

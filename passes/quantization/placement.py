@@ -42,7 +42,7 @@ class LayerFormat:
 
 
 @dataclass
-class Grid:
+class SharedGrid:
     """One quantization grid and the values on it."""
 
     format: NumberFormat
@@ -56,11 +56,11 @@ class Grid:
 
 
 @dataclass
-class Plan:
+class QuantizationPlan:
     """What is integer: layers with their weight format, and the grids of the values between units."""
 
     layers: dict[Node, NumberFormat]
-    grids: list[Grid]
+    grids: list[SharedGrid]
     left: dict[Node, str]  # layers that stay float, and why
     operators: dict[Node, Node]  # the last call of every unit -> its operator, whose name a value's format goes by
     rest: list[Node]  # calls that compute in float
@@ -81,7 +81,7 @@ def place(
     activations: NumberFormat,
     formats: Mapping[str, LayerFormat | None],
     floating: Mapping[Node, str] | None = None,
-) -> Plan:
+) -> QuantizationPlan:
     """Decide what is computed in integer. See the head of this file. `floating`: calls that stay float, and why."""
     return _Placement(graph, target, weights, activations, formats, floating or {}).plan()
 
@@ -105,13 +105,13 @@ class _Placement:
         self.fused: set[Node] = set()  # layers whose sum is computed behind them
         self.moves: dict[Node, None] = {}  # an ordered set
 
-    def plan(self) -> Plan:
+    def plan(self) -> QuantizationPlan:
         for node in self.graph.nodes:
             self.visit(node)
         self.keep_what_is_read()
         if self.target.fused_sums:
             self.fuse_sums()
-        return Plan(self.layers, self.grids(), self.left, self.ends, self.rest())
+        return QuantizationPlan(self.layers, self.grids(), self.left, self.ends, self.rest())
 
     # ---- Which operators are integer --------------------------------------------------------------------------------
 
@@ -222,7 +222,7 @@ class _Placement:
 
     # ---- Which values share a grid ----------------------------------------------------------------------------------
 
-    def grids(self) -> list[Grid]:
+    def grids(self) -> list[SharedGrid]:
         ties = nx.Graph()
         entered: dict[Node, list[Node]] = {}
         produced = [end for end in self.ends if end not in self.float_ends]
@@ -247,7 +247,7 @@ class _Placement:
         found = []
         for component in nx.connected_components(ties):
             members = sorted(component, key=position)
-            grid = Grid(self.format_of(members))
+            grid = SharedGrid(self.format_of(members))
             for member in members:
                 if isinstance(member, tuple):
                     grid.entered.append((member[1], entered[member[1]]))

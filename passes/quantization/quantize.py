@@ -34,7 +34,7 @@ from graphopt.ir.quantizers import constants, is_uniform, quantizers
 from graphopt.passes.quantization.activations import clip_before_moves
 from graphopt.passes.quantization.biases import channel_shift, fit_bias, quantize_bias
 from graphopt.passes.quantization.joins import drowning, last_joins
-from graphopt.passes.quantization.placement import Grid, LayerFormat, Plan, override, place
+from graphopt.passes.quantization.placement import LayerFormat, QuantizationPlan, SharedGrid, override, place
 from graphopt.passes.quantization.ranges import ESTIMATORS, WEIGHT_METHODS, percentile, weight_range
 from graphopt.passes.quantization.readers import best_ranges, candidates
 from graphopt.passes.quantization.rest import round_rest
@@ -105,7 +105,7 @@ class Quantize:
             changes += round_rest(graph, plan.rest, self.target.rest)
         return changes + [Change(graph.site(node), f"stays float: {why}") for node, why in plan.left.items()]
 
-    def place(self, graph: Graph) -> Plan:
+    def place(self, graph: Graph) -> QuantizationPlan:
         """What is computed in integer; joins of values that one grid cannot hold are not."""
         weights, activations = self.weights or self.target.weights, self.activations or self.target.activations
         plan = place(graph, self.target, weights, activations, self.formats)
@@ -133,7 +133,7 @@ class Quantize:
 
     # ---- Activations ------------------------------------------------------------------------------------------------
 
-    def calibrate(self, graph: Graph, plan: Plan) -> list[Quantizer]:
+    def calibrate(self, graph: Graph, plan: QuantizationPlan) -> list[Quantizer]:
         """The quantizer of every grid, from one walk over the calibration data."""
         first: list[list[Tensor]] = []
         statistics = self.watch(graph, plan, first)
@@ -150,7 +150,7 @@ class Quantize:
                 ranges[index] = found
         return fit_grids(graph, plan, ranges, statistics, self.estimator)
 
-    def watch(self, graph: Graph, plan: Plan, first: list[list[Tensor]] | None = None) -> list[Range]:
+    def watch(self, graph: Graph, plan: QuantizationPlan, first: list[list[Tensor]] | None = None) -> list[Range]:
         """What the values of each grid are like on the calibration data, whatever the grid's format.
 
         `first` takes the batches that ranges are compared on, where they are chosen by what the readers make of them.
@@ -173,7 +173,7 @@ class Quantize:
     def by_output(self) -> bool:
         return self.estimator == BY_OUTPUT
 
-    def range_of(self, grid: Grid, stat: Range) -> tuple[float, float]:
+    def range_of(self, grid: SharedGrid, stat: Range) -> tuple[float, float]:
         if (known := known_range(grid)) is not None:
             return known
         if not isinstance(stat, Histogram):
@@ -182,7 +182,7 @@ class Quantize:
             return ESTIMATORS["mse" if self.by_output else self.estimator](stat, grid.format)
         return percentile(stat) if self.estimator == "percentile" else (stat.low, stat.high)
 
-    def insert(self, graph: Graph, grid: Grid, quantizer: Quantizer, scales: dict[Node, Tensor]) -> Change:
+    def insert(self, graph: Graph, grid: SharedGrid, quantizer: Quantizer, scales: dict[Node, Tensor]) -> Change:
         """Put a quantizer behind the values of a grid; `scales` learns the scale of each that has one."""
         values = [*grid.produced, *grid.moved, *(value for value, _ in grid.entered)]
         home = min(values)
@@ -262,7 +262,7 @@ def check_size(what: str, reach: float, format: NumberFormat) -> None:
         )
 
 
-def check_weights(graph: Graph, plan: Plan) -> None:
+def check_weights(graph: Graph, plan: QuantizationPlan) -> None:
     for node in plan.layers:
         layer = Layer.of(node)
         assert layer is not None

@@ -24,7 +24,7 @@ from graphopt.execution.observers import Histogram
 from graphopt.formats import Format, fake_quantize, scale_and_zero_point
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import family, is_float
-from graphopt.passes.quantization.placement import FUSED, Grid
+from graphopt.passes.quantization.placement import FUSED, SharedGrid
 from graphopt.passes.quantization.ranges import ESTIMATORS
 
 PART = 8  # samples in flight
@@ -42,7 +42,7 @@ def candidates(histogram: Histogram, format: Format) -> list[Range]:
 
 
 def best_ranges(
-    graph: Graph, options: Mapping[int, list[Range]], grids: list[Grid], batches: list[list[Tensor]]
+    graph: Graph, options: Mapping[int, list[Range]], grids: list[SharedGrid], batches: list[list[Tensor]]
 ) -> dict[int, Range]:
     """Of each grid's options (by its position among the grids) the one whose readers change least."""
     trial = _Trial(graph, options, grids)
@@ -59,7 +59,7 @@ def best_ranges(
 class _Trial(fx.Interpreter):
     """Runs the float graph, and each reader again for every range of what it reads."""
 
-    def __init__(self, graph: Graph, options: Mapping[int, list[Range]], grids: list[Grid]) -> None:
+    def __init__(self, graph: Graph, options: Mapping[int, list[Range]], grids: list[SharedGrid]) -> None:
         super().__init__(graph.module)
         self.graph_ir, self.grids, self.options = graph, grids, options
         self.extra_traceback = False

@@ -95,7 +95,7 @@ class RefineRanges:
 
 
 @dataclass(frozen=True)
-class Step:
+class MovableScale:
     """A scale that may move: its constant, the quantizers that read it, and log2 of the least and largest factor."""
 
     constant: Node
@@ -104,7 +104,7 @@ class Step:
     most: float
 
 
-def free_steps(graph: Graph, weights: bool) -> list[Step]:
+def free_steps(graph: Graph, weights: bool) -> list[MovableScale]:
     """The scales of values that may move, and of weights, in execution order."""
     readers: dict[Node, list[Node]] = {}
     for quantizer in graph.calls(FAKE_QUANTIZE):
@@ -117,7 +117,7 @@ def free_steps(graph: Graph, weights: bool) -> list[Step]:
         if layer is not None:
             shifted = layer.bias is not None and layer.bias.target is aten.sub.Tensor
             if weights and len(quantizers) == 1 and not power_of_two(scale) and not shifted:
-                found.append(Step(constant, tuple(quantizers), max(-REACH, _bias_room(graph, [layer])), REACH))
+                found.append(MovableScale(constant, tuple(quantizers), max(-REACH, _bias_room(graph, [layer])), REACH))
             continue
         limits = [free_step(graph, quantizer) for quantizer in quantizers]
         if any(limit is None for limit in limits):
@@ -125,7 +125,7 @@ def free_steps(graph: Graph, weights: bool) -> list[Step]:
         most = min(REACH, *(float(np.log2(max(limit / float(scale), 1.0))) for limit in limits if limit is not None))
         least = max(-REACH, _bias_room(graph, [layer for layer in layers if layer.input in quantizers]))
         if most > least:
-            found.append(Step(constant, tuple(quantizers), least, most))
+            found.append(MovableScale(constant, tuple(quantizers), least, most))
     return found
 
 
@@ -141,7 +141,7 @@ def _bias_room(graph: Graph, layers: list[Layer]) -> float:
 
 
 class _Search:
-    def __init__(self, graph: Graph, steps: list[Step], options: RefineRanges) -> None:
+    def __init__(self, graph: Graph, steps: list[MovableScale], options: RefineRanges) -> None:
         self.graph, self.steps, self.options = graph, steps, options
         self.batches = self.take()
         twin = float_twin(graph)

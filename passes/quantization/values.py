@@ -15,20 +15,20 @@ from graphopt.formats import Format, Quantizer, scale_and_zero_point
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import Layer, family, shape
 from graphopt.passes.quantization.gates import gate_of, shared_grid
-from graphopt.passes.quantization.placement import Grid, Plan
+from graphopt.passes.quantization.placement import QuantizationPlan, SharedGrid
 from graphopt.utils.errors import InputError
 
 KNOWN_RANGE = {"sigmoid": (0.0, 1.0), "hard_sigmoid": (0.0, 1.0), "softmax": (0.0, 1.0)}
 TAKE_THE_RANGE = ("minmax", "percentile")  # estimators that say which range to cover, whatever the grid
 
 
-def known_range(grid: Grid) -> tuple[float, float] | None:
+def known_range(grid: SharedGrid) -> tuple[float, float] | None:
     """The range of a value that needs no data."""
     return next((known for node in grid.produced if (known := KNOWN_RANGE.get(family(node) or "")) is not None), None)
 
 
 def fit_grids(
-    graph: Graph, plan: Plan, ranges: list[tuple[float, float]], statistics: list[Range], estimator: str
+    graph: Graph, plan: QuantizationPlan, ranges: list[tuple[float, float]], statistics: list[Range], estimator: str
 ) -> list[Quantizer]:
     """The quantizer of every grid. That of blocks has no axis yet: see `block_axis`."""
     found = [
@@ -55,7 +55,7 @@ def fit_uniform(format: Format, low: float, high: float) -> Quantizer:
     return Quantizer(format, scale_and_zero_point(torch.tensor(low), torch.tensor(high), format))
 
 
-def fit_other(graph: Graph, grid: Grid, ends: tuple[float, float], stat: Range, estimator: str) -> Quantizer:
+def fit_other(graph: Graph, grid: SharedGrid, ends: tuple[float, float], stat: Range, estimator: str) -> Quantizer:
     assert isinstance(stat, Histogram)
     used = stat.counts > 0
     seen = stat.centers[used].clamp(stat.low, stat.high)

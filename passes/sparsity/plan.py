@@ -38,7 +38,7 @@ class Pool(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class SparsityPlan:
     """`pools`: what is masked, empty shares where the pattern decides. `dense`: layers left dense, and why."""
 
     pools: list[Pool]
@@ -46,7 +46,7 @@ class Plan:
     dense: dict[Node, str]
 
     @classmethod
-    def of(cls, options: Sparsify, graph: Graph) -> Plan:
+    def of(cls, options: Sparsify, graph: Graph) -> SparsityPlan:
         """Raises `ValueError` where a name pattern matches nothing, or no layer is left."""
         sites, dense = _sites(graph)
         for pattern in options.layers:

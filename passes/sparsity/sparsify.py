@@ -27,7 +27,7 @@ from graphopt.fitting.losses import Loss, own_labels
 from graphopt.ir.graph import Graph
 from graphopt.ir.passes import Change, in_eval_mode
 from graphopt.passes.sparsity.choose import ramp
-from graphopt.passes.sparsity.plan import Plan
+from graphopt.passes.sparsity.plan import SparsityPlan
 from graphopt.passes.sparsity.saliency import Criterion, OptimalBrainDamage, Prepared, magnitude
 from graphopt.utils.checks import check_count, check_repeatable, check_share
 
@@ -109,7 +109,7 @@ class Sparsify:
 
     @in_eval_mode
     def __call__(self, graph: Graph) -> list[Change]:
-        plan = Plan.of(self, graph)
+        plan = SparsityPlan.of(self, graph)
         before = plan.masked(graph)
         for step in range(1, self.steps + 1):
             if plan.grow(graph, self._scores(), ramp(self.schedule, step, self.steps)):

@@ -26,7 +26,7 @@ from graphopt.ir.graph import Graph
 from graphopt.lowering.integers.arithmetic import all_codes
 from graphopt.lowering.integers.kernels import AveragePool, Softmax, global_mean, multiply, sigmoid
 from graphopt.lowering.integers.machines import add_avx2, add_neon
-from graphopt.lowering.qdq import Grid
+from graphopt.lowering.qdq import QuantizationParameters
 from graphopt.targets import find
 
 CPUS = ["cortex-a53", "cortex-a76", "max"]
@@ -184,11 +184,11 @@ def test_resnet20_answers_on_arm_what_the_simulation_answers(
 # ---- Single operators of ONNX Runtime -------------------------------------------------------------------------------
 
 
-def grid(rng: np.random.Generator, dtype: torch.dtype) -> Grid:
+def grid(rng: np.random.Generator, dtype: torch.dtype) -> QuantizationParameters:
     """Drawn at random; powers of two among the scales make ties."""
     low, high = TYPES[dtype]
     scale = 2.0 ** -int(rng.integers(0, 8)) if rng.random() < 0.3 else float(np.float32(2 ** rng.uniform(-10, 4)))
-    return Grid(scale, int(rng.integers(low, high + 1)), low, high, dtype)
+    return QuantizationParameters(scale, int(rng.integers(low, high + 1)), low, high, dtype)
 
 
 MEANS = torch.nn.AvgPool2d((2, 3), (1, 2))
@@ -200,7 +200,9 @@ class Operators:
     def __init__(self, folder: Path) -> None:
         self.folder, self.jobs, self.expected = folder, {}, {}
 
-    def add(self, operator: str, grids: list[Grid], expected: Tensor, *inputs: Tensor, **attributes: Any) -> None:
+    def add(
+        self, operator: str, grids: list[QuantizationParameters], expected: Tensor, *inputs: Tensor, **attributes: Any
+    ) -> None:
         place = self.folder / f"{operator}{len(self.jobs)}"
         place.mkdir()
         onnx.save(model(operator, grids, *inputs, **attributes), str(place / "model.onnx"))
@@ -238,7 +240,10 @@ def test_every_operator_answers_on_arm_what_its_kernel_answers(cpu: str, tmp_pat
         share = b._replace(scale=float(np.float32(1 / 255)), zero_point=low)
         rows = torch.from_numpy(rng.integers(low, high + 1, (16, int(rng.integers(2, 301))))).to(dtype)
         operators.add("QLinearSoftmax", [a, share], Softmax(a, share, -1)(rows), rows, axis=-1, opset=18)
-    x, y = Grid(2.0**-6, 101, -128, 127, torch.int8), Grid(1.0, -111, -128, 127, torch.int8)
+    x, y = (
+        QuantizationParameters(2.0**-6, 101, -128, 127, torch.int8),
+        QuantizationParameters(1.0, -111, -128, 127, torch.int8),
+    )
     image = torch.full((1, 3, 277), 5, dtype=torch.int8)  # means of -1.5, rounded to even; to -1 in fixed point
     operators.add(
         "QLinearGlobalAveragePool", [x, y], torch.full((1, 3, 1), -113).to(torch.int8), image, channels_last=0

@@ -30,7 +30,7 @@ import graphopt
 from graphopt.backends.tvm import lower
 from graphopt.backends.tvm.artifact import LIBRARY
 from graphopt.backends.tvm.bare import HELD, Calls, held, hold
-from graphopt.backends.tvm.bare.calls import Call, Place
+from graphopt.backends.tvm.bare.calls import Call, Slot
 from graphopt.backends.tvm.bare.elf import Object
 from graphopt.backends.tvm.bare.workspace import ALIGNMENT, arranged
 from graphopt.backends.tvm.build import Code, build, kernels_of
@@ -239,8 +239,8 @@ def programs(draw: st.DrawFn) -> Calls:
     calls = []
     for number in range(count):
         reads = draw(st.lists(st.integers(0, number - 1), max_size=2)) if number else []
-        calls.append(Call(f"k{number % 3}", tuple(Place("buffer", r) for r in reads), (Place("buffer", number),)))
-    copies = ((0, Place("buffer", draw(st.integers(0, count - 1)))),)
+        calls.append(Call(f"k{number % 3}", tuple(Slot("buffer", r) for r in reads), (Slot("buffer", number),)))
+    copies = ((0, Slot("buffer", draw(st.integers(0, count - 1)))),)
     return Calls(None, tuple(calls), tuple(sizes), (), copies)
 
 

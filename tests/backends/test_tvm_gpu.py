@@ -208,7 +208,7 @@ def test_optimize_reports_what_computes_in_float16(tmp_path: Path) -> None:
     data = images(8)
     result = graphopt.optimize(model_of("residual"), data[:1], target="adreno", calibration=data)
     assert [step.name for step in result.report.steps if step.changes][-1] == "Quantize"
-    assert result.report.half_macs == 1
+    assert result.report.float16_macs == 1
     assert result.report.results()["float16"] == "100.0% of MACs"
     assert "integer" not in result.report.results()
     assert result.report.agreement == 1

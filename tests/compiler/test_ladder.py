@@ -17,7 +17,7 @@ from torch import Tensor
 import graphopt
 from graphopt.artifacts.report import Report
 from graphopt.backends.onnxruntime import OnnxRuntimeArtifact
-from graphopt.compiler.ladder import Ladder, Lowered, Rung
+from graphopt.compiler.ladder import Ladder, Lowered, Tried
 from graphopt.compiler.optimize import optimize
 from graphopt.compiler.recipes import integer, prepare
 from graphopt.formats import Format
@@ -34,7 +34,7 @@ LAYERS = ("stem.0", "first.0", "second", "head")
 Judge = Callable[[Graph], float]
 
 
-def climb(judge: Judge, least: float, bits: int = 8, data: Any = DATA, **options: Any) -> tuple[Rung, Report]:
+def climb(judge: Judge, least: float, bits: int = 8, data: Any = DATA, **options: Any) -> tuple[Tried, Report]:
     """Up the ladder of a small residual network, where `judge` scores simulated graphs and nothing is lowered."""
     target, report = TARGETS[bits], Report("residual", "x86")
     graph = Graph.capture(model_of("residual"), images(2))
@@ -56,10 +56,10 @@ def weight_bits(graph: Graph) -> dict[str, int]:
 
 @pytest.mark.thorough
 def test_the_first_rung_that_is_good_enough_ends_it() -> None:
-    rung, report = climb(lambda graph: 1.0, least=0.9)
+    attempt, report = climb(lambda graph: 1.0, least=0.9)
     assert [a.name for a in report.attempts] == ["nearest rounding"]
     assert report.attempts[0].met
-    assert report.accuracy_after == rung.accuracy == 1.0
+    assert report.accuracy_after == attempt.accuracy == 1.0
     assert [s.name for s in report.steps] == ["DecomposeActivations", "Quantize", "CorrectBias"]
     assert not report.warnings
 
@@ -67,11 +67,11 @@ def test_the_first_rung_that_is_good_enough_ends_it() -> None:
 @pytest.mark.thorough
 def test_rungs_come_in_the_order_of_their_cost() -> None:
     scores = iter([0.5, 0.6, 0.95])
-    rung, report = climb(lambda graph: next(scores), least=0.9, bits=4)
+    attempt, report = climb(lambda graph: next(scores), least=0.9, bits=4)
     assert [(a.name, a.accuracy, a.met) for a in report.attempts] == [
         ("nearest rounding", 0.5, False), ("gptq rounding", 0.6, False), ("adaround rounding", 0.95, True),
     ]  # fmt: skip
-    assert rung.rounding == "adaround"
+    assert attempt.rounding == "adaround"
     assert report.steps[-1].name == "LearnRounding"
     assert "good enough" in str(report)
 
@@ -81,8 +81,8 @@ def test_as_few_layers_as_suffice_get_more_bits() -> None:
     def judge(graph: Graph) -> float:
         return sum(bits >= 8 for bits in weight_bits(graph).values()) / 4
 
-    rung, report = climb(judge, least=0.75, bits=4)
-    assert sorted(weight_bits(rung.graph).values()) == [4, 8, 8, 8]
+    attempt, report = climb(judge, least=0.75, bits=4)
+    assert sorted(weight_bits(attempt.graph).values()) == [4, 8, 8, 8]
     assert [a.accuracy for a in report.attempts] == [0, 0, 0, 0.25, 0.5, 1.0, 0.75]
     assert not report.warnings
 
@@ -92,8 +92,8 @@ def test_eight_bits_come_before_float_and_the_worst_layers_first() -> None:
     def judge(graph: Graph) -> float:
         return sum(bits == 32 for bits in weight_bits(graph).values())
 
-    rung, report = climb(judge, least=1, bits=4)
-    found = weight_bits(rung.graph)
+    attempt, report = climb(judge, least=1, bits=4)
+    found = weight_bits(attempt.graph)
     assert sorted(found.values()) == [8, 8, 8, 32]
     worst = graphopt.analyze(climb(lambda g: 1.0, 0.0, bits=4)[0].graph, [b for (b,) in DATA]).ranked()
     assert set(LAYERS) <= {layer.name for layer in worst}
@@ -108,9 +108,9 @@ def test_what_cannot_be_met_gives_the_best_and_a_warning() -> None:
         tried.append(0.4 if len(tried) == 1 else 0.3)
         return tried[-1]
 
-    rung, report = climb(judge, least=0.9)
-    assert rung.accuracy == report.accuracy_after == max(tried) == 0.4
-    assert rung.rounding == "gptq"
+    attempt, report = climb(judge, least=0.9)
+    assert attempt.accuracy == report.accuracy_after == max(tried) == 0.4
+    assert attempt.rounding == "gptq"
     assert not any(a.met for a in report.attempts)
     assert any("nothing that was tried keeps the accuracy at 0.9" in w for w in report.warnings)
     assert any("3 in float" in a.name for a in report.attempts)
@@ -145,8 +145,8 @@ def test_formats_of_the_caller_hold_unless_the_layer_is_lifted() -> None:
         assert found["head"] == 32
         return float(found["stem.0"] == 32)
 
-    rung, _ = climb(judge, least=1.0, formats={"head": None})
-    assert weight_bits(rung.graph)["head"] == 32
+    attempt, _ = climb(judge, least=1.0, formats={"head": None})
+    assert weight_bits(attempt.graph)["head"] == 32
 
 
 @pytest.mark.thorough

@@ -57,7 +57,7 @@ def _seed(shape: tuple[int, ...]) -> torch.Generator:
 IMAGE = floats(2, 3, 7, 9)
 PAIR = (floats(2, 3, 7, 9), floats(3, 1, 9))
 WHOLE = (integers(2, 3, 5), integers(3, 1, dtype=torch.int32))
-HALVES = torch.tensor([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 3.2])
+FLOAT16_FORMATS = torch.tensor([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 3.2])
 
 
 def _each(calls: list[Call], *inputs: tuple[Tensor, ...]) -> list[Sample]:
@@ -484,7 +484,7 @@ OPERATORS: dict[str, list[Sample]] = {
     "functions": [
         *_each(UNARY, (IMAGE + 0.01,)),
         *_each(UNARY_POSITIVE, (positive(2, 3, 5),)),
-        *_each([torch.round], (HALVES,)),
+        *_each([torch.round], (FLOAT16_FORMATS,)),
     ],
     "functions of integers": _each(
         [

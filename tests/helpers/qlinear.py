@@ -10,12 +10,12 @@ from onnx import TensorProto, helper
 from torch import Tensor
 
 from graphopt.lowering.integers.arithmetic import all_codes
-from graphopt.lowering.qdq import Grid
+from graphopt.lowering.qdq import QuantizationParameters
 
 TYPES = {torch.uint8: (0, 255), torch.int8: (-128, 127)}
 
 
-def model(operator: str, grids: list[Grid], *inputs: Tensor, **attributes: Any) -> Any:
+def model(operator: str, grids: list[QuantizationParameters], *inputs: Tensor, **attributes: Any) -> Any:
     """One operator of quantized values: the last grid is the result's."""
     kind = TensorProto.UINT8 if grids[0].dtype is torch.uint8 else TensorProto.INT8
     names = [f"x{i}" for i in range(len(inputs))]
@@ -32,7 +32,7 @@ def model(operator: str, grids: list[Grid], *inputs: Tensor, **attributes: Any) 
     return helper.make_model(graph, opset_imports=domains, ir_version=9)
 
 
-def run(operator: str, grids: list[Grid], *inputs: Tensor, **attributes: Any) -> Tensor:
+def run(operator: str, grids: list[QuantizationParameters], *inputs: Tensor, **attributes: Any) -> Tensor:
     """What ONNX Runtime answers on this machine."""
     proto = model(operator, grids, *inputs, **attributes)
     session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -40,7 +40,7 @@ def run(operator: str, grids: list[Grid], *inputs: Tensor, **attributes: Any) ->
     return torch.from_numpy(found)
 
 
-def pairs(a: Grid, b: Grid) -> tuple[Tensor, Tensor]:
+def pairs(a: QuantizationParameters, b: QuantizationParameters) -> tuple[Tensor, Tensor]:
     """Every code of one grid beside every code of the other."""
     p, q = torch.meshgrid(all_codes(a.dtype), all_codes(b.dtype), indexing="ij")
     return p.to(a.dtype).contiguous(), q.to(b.dtype).contiguous()

@@ -24,7 +24,7 @@ from graphopt.ir.ops import Layer
 from graphopt.lowering.integers.fusion import _without_tensors
 from graphopt.lowering.integers.kernels import LayerKernel, centred
 from graphopt.lowering.integers.pairs import Pairs
-from graphopt.lowering.qdq import Grid
+from graphopt.lowering.qdq import QuantizationParameters
 
 RECORDED = Path(__file__).with_name("saturating.json")
 
@@ -77,8 +77,8 @@ class Made(NamedTuple):
     layer: Layer
     codes: Tensor
     weight: Tensor
-    x: Grid
-    y: Grid
+    x: QuantizationParameters
+    y: QuantizationParameters
 
 
 def make(name: str) -> Made:
@@ -97,8 +97,8 @@ def make(name: str) -> Made:
     )
     info, of_weights = torch.iinfo(case.values), torch.iinfo(case.weights)
     step = 2.0 ** np.ceil(np.log2(np.prod(shape[1:]) * 255 * 127 / 255))
-    x = Grid(1.0, 20 + info.min, info.min, info.max, case.values)
-    y = Grid(float(step), 120 + info.min, info.min, info.max, case.values)
+    x = QuantizationParameters(1.0, 20 + info.min, info.min, info.max, case.values)
+    y = QuantizationParameters(float(step), 120 + info.min, info.min, info.max, case.values)
     stored = torch.from_numpy(weight + of_weights.min + 128).to(case.weights)
     return Made(layer, torch.from_numpy(codes + info.min).to(case.values), stored, x, y)
 

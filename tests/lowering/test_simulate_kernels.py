@@ -24,24 +24,24 @@ from graphopt.lowering.integers.kernels import (
     sigmoid,
 )
 from graphopt.lowering.integers.machines import add_avx2, add_neon
-from graphopt.lowering.qdq import Grid
+from graphopt.lowering.qdq import QuantizationParameters
 from graphopt.targets import architecture
 
 on_x86 = pytest.mark.skipif(architecture() != "x86_64", reason="these are the x86 kernels")
 
 
 @st.composite
-def grids(draw: Any, count: int) -> list[Grid]:
+def grids(draw: Any, count: int) -> list[QuantizationParameters]:
     dtype = draw(st.sampled_from(list(TYPES)))
     low, high = TYPES[dtype]
     scale = st.floats(2.0**-10, 2.0**4, width=32) | st.sampled_from([2.0**-e for e in range(8)])  # the latter make ties
-    return [Grid(draw(scale), draw(st.integers(low, high)), low, high, dtype) for _ in range(count)]
+    return [QuantizationParameters(draw(scale), draw(st.integers(low, high)), low, high, dtype) for _ in range(count)]
 
 
 @on_x86
 @settings(max_examples=60, deadline=None)
 @given(grids(3))
-def test_every_sum_of_two_codes(found: list[Grid]) -> None:
+def test_every_sum_of_two_codes(found: list[QuantizationParameters]) -> None:
     p, q = pairs(*found[:2])
     assert torch.equal(add_avx2(*found)(p, q), run("QLinearAdd", found, p, q))
 
@@ -49,7 +49,7 @@ def test_every_sum_of_two_codes(found: list[Grid]) -> None:
 @on_x86
 @settings(max_examples=60, deadline=None)
 @given(grids(3))
-def test_an_operand_that_is_repeated_counts_as_the_second(found: list[Grid]) -> None:
+def test_an_operand_that_is_repeated_counts_as_the_second(found: list[QuantizationParameters]) -> None:
     a, b, y = found
     p, q = all_codes(a.dtype).to(a.dtype)[:, None].contiguous(), all_codes(b.dtype).to(b.dtype)[None, :].contiguous()
     assert torch.equal(add_avx2(b, a, y)(q, p), run("QLinearAdd", found, p, q))
@@ -58,7 +58,7 @@ def test_an_operand_that_is_repeated_counts_as_the_second(found: list[Grid]) -> 
 @on_x86
 @settings(max_examples=60, deadline=None)
 @given(grids(3))
-def test_every_product_of_two_codes(found: list[Grid]) -> None:
+def test_every_product_of_two_codes(found: list[QuantizationParameters]) -> None:
     a, b, y = found
     assume(a.scale * b.scale / y.scale * 255**2 < 2**31)  # steps of the result, which the operator converts to int32
     p, q = pairs(*found[:2])
@@ -68,7 +68,7 @@ def test_every_product_of_two_codes(found: list[Grid]) -> None:
 @on_x86
 @settings(max_examples=100, deadline=None)
 @given(grids(2))
-def test_the_sigmoid_of_every_code(found: list[Grid]) -> None:
+def test_the_sigmoid_of_every_code(found: list[QuantizationParameters]) -> None:
     x = all_codes(found[0].dtype).to(found[0].dtype)
     assert torch.equal(sigmoid(*found)(x), run("QLinearSigmoid", found, x))
 
@@ -76,7 +76,7 @@ def test_the_sigmoid_of_every_code(found: list[Grid]) -> None:
 @on_x86
 @settings(max_examples=60, deadline=None)
 @given(grids(2), st.integers(1, 400), st.integers(1, 9))
-def test_global_means(found: list[Grid], pixels: int, channels: int) -> None:
+def test_global_means(found: list[QuantizationParameters], pixels: int, channels: int) -> None:
     assume(found[0].scale / found[1].scale / pixels < 255)  # from 256 on the operator refuses
     low, high = TYPES[found[0].dtype]
     x = torch.randint(low, high + 1, (3, channels, pixels), dtype=found[0].dtype)
@@ -90,7 +90,11 @@ def test_global_means(found: list[Grid], pixels: int, channels: int) -> None:
     st.booleans(),
 )  # fmt: skip
 def test_means_over_windows(
-    found: list[Grid], kernel: tuple[int, int], stride: tuple[int, int], padding: int, include_padding: bool
+    found: list[QuantizationParameters],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: int,
+    include_padding: bool,
 ) -> None:
     low, high = TYPES[found[0].dtype]
     x = torch.randint(low, high + 1, (2, 3, 7, 9), dtype=found[0].dtype)
@@ -112,7 +116,7 @@ def test_means_over_windows(
 @on_x86
 @settings(max_examples=60, deadline=None)
 @given(grids(2), st.integers(2, 300))
-def test_softmax(found: list[Grid], length: int) -> None:
+def test_softmax(found: list[QuantizationParameters], length: int) -> None:
     """Over two elements or more: with one, the operator's sum overflows and it answers 0."""
     x_grid, y_grid = found
     low, high = TYPES[y_grid.dtype]
@@ -130,13 +134,13 @@ def half_away(value: Fraction) -> int:
     return int(abs(value) + Fraction(1, 2)) * (1 if value >= 0 else -1)
 
 
-def clipped(value: int, grid: Grid) -> int:
+def clipped(value: int, grid: QuantizationParameters) -> int:
     return max(grid.quant_min, min(grid.quant_max, value + grid.zero_point))
 
 
 @settings(max_examples=100, deadline=None)
 @given(grids(3), st.integers(0, 255), st.integers(0, 255))
-def test_sums_in_fixed_point(found: list[Grid], i: int, j: int) -> None:
+def test_sums_in_fixed_point(found: list[QuantizationParameters], i: int, j: int) -> None:
     a, b, y = found
     ratios = [np.float32(g.scale) / np.float32(y.scale) for g in (a, b)]
     exponent = int(np.floor(np.log2(np.float64(max(ratios)))))
@@ -153,7 +157,7 @@ def test_sums_in_fixed_point(found: list[Grid], i: int, j: int) -> None:
 
 def test_sums_out_of_the_fixed_points_range_are_computed_in_float() -> None:
     low, high = TYPES[torch.int8]
-    a, b, y = (Grid(s, 0, low, high, torch.int8) for s in (1.0, 2.0**-20, 1.0))
+    a, b, y = (QuantizationParameters(s, 0, low, high, torch.int8) for s in (1.0, 2.0**-20, 1.0))
     p, q = pairs(a, b)
     value = (p.float() * f32(a.scale) + q.float() * f32(b.scale)) / f32(y.scale)
     assert torch.equal(add_neon(a, b, y)(p, q), torch.round(value).clamp(low, high).to(torch.int8))
@@ -161,7 +165,7 @@ def test_sums_out_of_the_fixed_points_range_are_computed_in_float() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(grids(3))
-def test_the_two_machines_sums_are_one_step_apart_at_most(found: list[Grid]) -> None:
+def test_the_two_machines_sums_are_one_step_apart_at_most(found: list[QuantizationParameters]) -> None:
     p, q = pairs(*found[:2])
     assert int((add_avx2(*found)(p, q).int() - add_neon(*found)(p, q).int()).abs().max()) <= 1
 
@@ -192,7 +196,7 @@ def test_a_fused_multiply_add_does_not_round_in_float64_on_the_way() -> None:
 
 @pytest.mark.parametrize("inputs", [8, 3000])
 def test_sums_are_exact_however_long(inputs: int) -> None:
-    x_grid = Grid(1.0, 255, 0, 255, torch.uint8)
+    x_grid = QuantizationParameters(1.0, 255, 0, 255, torch.uint8)
     codes = torch.randint(120, 128, (4, inputs), dtype=torch.int8)
     weight = centred(codes, torch.tensor(0), x_grid)
     assert weight.dtype == (torch.float64 if inputs == 3000 else torch.float32)
@@ -204,7 +208,10 @@ def test_sums_are_exact_however_long(inputs: int) -> None:
 
 
 def test_a_table_holds_every_pair_of_codes() -> None:
-    grid, signed = Grid(1.0, 0, 0, 255, torch.uint8), Grid(1.0, 0, -128, 127, torch.int8)
+    grid, signed = (
+        QuantizationParameters(1.0, 0, 0, 255, torch.uint8),
+        QuantizationParameters(1.0, 0, -128, 127, torch.int8),
+    )
     table = Table(lambda p, q: 1000 * p + q, grid, signed)
     p, q = pairs(grid, signed)
     assert torch.equal(table(p, q), 1000 * p.int() + q.int())

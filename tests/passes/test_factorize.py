@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import graphopt
 from graphopt.backends.onnxruntime import lower
-from graphopt.compiler.latency import Stopwatch
+from graphopt.compiler.latency import LatencyTimer
 from graphopt.compiler.recipes import recipe
 from graphopt.fitting.least_squares import Join
 from graphopt.ir import cost as measure
@@ -266,13 +266,13 @@ def test_a_time_that_cannot_be_met_is_met_as_far_as_it_goes_and_said() -> None:
 @pytest.mark.thorough
 def test_a_stopwatch_measures_once_and_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = capture(nn.Sequential(conv(3, 8), nn.ReLU()), images(1), dynamic_batch=False)
-    timer = Stopwatch("host", integer=False, cache=tmp_path / "deep" / "latency.json", repeats=5)
+    timer = LatencyTimer("host", integer=False, cache=tmp_path / "deep" / "latency.json", repeats=5)
     first = timer([graph, graph])
     assert all(ms > 0 for ms in first)
-    monkeypatch.setattr(Stopwatch, "fresh", lambda self, graphs: [7.0] * len(graphs))
+    monkeypatch.setattr(LatencyTimer, "fresh", lambda self, graphs: [7.0] * len(graphs))
     assert timer([graph, graph]) == first
     assert timer([graph]) == [7.0], "another list is another measurement"
-    assert Stopwatch("host", integer=True, cache=timer.cache)([graph, graph]) == [7.0, 7.0]
+    assert LatencyTimer("host", integer=True, cache=timer.cache)([graph, graph]) == [7.0, 7.0]
     timer.cache.write_text("{ damaged")
     assert timer([graph, graph]) == [7.0, 7.0]
     assert len(json.loads(timer.cache.read_text())) == 1
@@ -281,13 +281,13 @@ def test_a_stopwatch_measures_once_and_remembers(tmp_path: Path, monkeypatch: py
 def test_a_stopwatch_for_another_machine_says_so() -> None:
     other = {"x86": "arm", "arm": "x86"}["arm" if find("host").architecture == "aarch64" else "x86"]
     with pytest.raises(InputError, match="nothing can be timed for it here"):
-        Stopwatch(other)
+        LatencyTimer(other)
 
 
 @pytest.mark.thorough
 def test_integers_are_timed_as_integers(tmp_path: Path) -> None:
     graph = capture(nn.Sequential(conv(16, 32), nn.ReLU()), torch.randn(1, 16, 32, 32), dynamic_batch=False)
-    (ms,) = Stopwatch("host", cache=tmp_path / "latency.json", repeats=5)([graph])
+    (ms,) = LatencyTimer("host", cache=tmp_path / "latency.json", repeats=5)([graph])
     assert ms > 0
 
 
@@ -404,7 +404,7 @@ def test_optimize_factorizes_first_where_it_is_asked_to() -> None:
 def test_optimize_prunes_and_then_factorizes_for_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     clock = Clock(0.001, 1.0)
-    monkeypatch.setattr(Stopwatch, "fresh", lambda self, graphs: clock(graphs))
+    monkeypatch.setattr(LatencyTimer, "fresh", lambda self, graphs: clock(graphs))
     result = graphopt.optimize(
         network(48).eval(), images(1), target="host", keep_macs=0.8, max_latency=0.7, measure=False
     )

@@ -9,13 +9,13 @@ case.py         one of them, where it stands in the file
 reasons.py      why it computes in float
 saturation.py   layers whose sums can saturate on a CPU without VNNI
 work.py         multiply-accumulates
-cures/          rewrites, one file each
-compare.py      a file and its cure, side by side
+fixes/          rewrites, one file each
+compare.py      a file and its fix, side by side
 """
 
 from graphopt.backends.onnxruntime.audit.artifacts import audit
-from graphopt.backends.onnxruntime.audit.files import audit_file, cure
+from graphopt.backends.onnxruntime.audit.files import audit_file, fix
 from graphopt.backends.onnxruntime.audit.operators import FLOAT_WORK, INTEGER_WORK, NEUTRAL
 from graphopt.backends.onnxruntime.audit.reading import optimized
 
-__all__ = ["FLOAT_WORK", "INTEGER_WORK", "NEUTRAL", "audit", "audit_file", "cure", "optimized"]
+__all__ = ["FLOAT_WORK", "INTEGER_WORK", "NEUTRAL", "audit", "audit_file", "fix", "optimized"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx
 
 from graphopt.backends.onnxruntime.audit.work import Shapes
-from graphopt.evaluation.compliance.model import LAYERS, Grid, Model, attribute
+from graphopt.evaluation.compliance.model import LAYERS, DeclaredGrid, Model, attribute
 from graphopt.evaluation.compliance.rules import MOVES, family_of
 from graphopt.targets import Target
 
@@ -33,11 +33,11 @@ class Case:
         return [v for v in known if v and not self.model.is_weight(v) and v not in self.model.constants]
 
     @property
-    def into(self) -> dict[str, Grid | None]:
+    def into(self) -> dict[str, DeclaredGrid | None]:
         return {value: self.model.grid(value) for value in self.values}
 
     @property
-    def out(self) -> list[Grid]:
+    def out(self) -> list[DeclaredGrid]:
         """Grids that its result, or that of the activation behind it, is quantized to."""
         return [self.model.grid_of(r) for r in self.model.behind(self.node) if r.op_type == "QuantizeLinear"]
 

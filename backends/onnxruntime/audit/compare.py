@@ -1,4 +1,4 @@
-"""A file and its cure side by side: how far answers differ, and how long both take."""
+"""A file and its fix side by side: how far answers differ, and how long both take."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from graphopt.backends.onnxruntime.audit.work import TYPES, Feeds
 from graphopt.data.batches import Input, Signature, to_tensors
 from graphopt.data.calibration import Calibration
 from graphopt.evaluation.compliance.model import Model
-from graphopt.evaluation.file_audit import Cured
+from graphopt.evaluation.file_audit import Fixed
 from graphopt.ir import cost
 from graphopt.targets import Target
 from graphopt.targets.machine import architecture
@@ -65,14 +65,14 @@ def difference(before: Path, after: Path, feeds: Feeds, target: Target) -> dict[
     return found
 
 
-def time(cured: Cured, feeds: Feeds, rounds: int = 100) -> None:
+def time(fixed: Fixed, feeds: Feeds, rounds: int = 100) -> None:
     """Note the medians of both, taken in turn on one thread, where the machine at hand is the target."""
-    target = cured.before.target
+    target = fixed.before.target
     if target.architecture != architecture():
-        cured.note = f"the time on {target.name} was not measured: it cannot run here"
+        fixed.note = f"the time on {target.name} was not measured: it cannot run here"
         return
-    before, after = (open_session(path, defaults=True, signed=False) for path in (cured.before.path, cured.path))
+    before, after = (open_session(path, defaults=True, signed=False) for path in (fixed.before.path, fixed.path))
     calls = {"before": lambda: before.run(None, feeds), "after": lambda: after.run(None, feeds)}
     taken = cost.timings(calls, repeats=rounds, warmup=5, budget_seconds=10)
-    cured.milliseconds = (taken.median("before"), taken.median("after"))
-    cured.speedup = taken.speedup("before", "after")
+    fixed.milliseconds = (taken.median("before"), taken.median("after"))
+    fixed.speedup = taken.speedup("before", "after")

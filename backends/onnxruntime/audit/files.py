@@ -1,4 +1,4 @@
-"""Audit and cure anyone's ONNX file."""
+"""Audit and fix anyone's ONNX file."""
 
 from __future__ import annotations
 
@@ -13,27 +13,29 @@ import onnx_ir as ir
 from graphopt.backends.onnxruntime.artifact import ONE_FILE, open_session
 from graphopt.backends.onnxruntime.audit import compare
 from graphopt.backends.onnxruntime.audit.case import Case
-from graphopt.backends.onnxruntime.audit.cures import CURES, FORMS, STORAGE, sweep
-from graphopt.backends.onnxruntime.audit.cures.ranges import measure_ranges
-from graphopt.backends.onnxruntime.audit.islands import Origins, regions
+from graphopt.backends.onnxruntime.audit.fixes import FIXES, FORMS, STORAGE, sweep
+from graphopt.backends.onnxruntime.audit.fixes.ranges import measure_ranges
+from graphopt.backends.onnxruntime.audit.float_regions import Origins, regions
 from graphopt.backends.onnxruntime.audit.reading import Kind, Reading, read
 from graphopt.backends.onnxruntime.audit.reasons import explain
 from graphopt.backends.onnxruntime.audit.saturation import saturating
 from graphopt.backends.onnxruntime.audit.work import Feeds, macs, random_inputs, shapes_inside, values
 from graphopt.evaluation.compliance.model import FILE, Model
-from graphopt.evaluation.file_audit import Cured, FileAudit
-from graphopt.evaluation.float_regions import FloatNode, Island, Reason
+from graphopt.evaluation.file_audit import FileAudit, Fixed
+from graphopt.evaluation.float_regions import FloatNode, FloatReason, FloatRegion
 from graphopt.ir.passes import Change
 from graphopt.targets import Target
 from graphopt.utils.errors import InputError
 from graphopt.utils.files import check_writable, write_atomically
 
-LAYOUT = Reason(
+LAYOUT = FloatReason(
     "layout",
     "the runtime changes the layout of codes through float, next to what is float",
-    "cure the islands around it",
+    "fix the float regions around it",
 )
-REQUANTIZED = Reason("rounded-twice", "codes are read and rounded again to another grid", "use one grid for the value")
+REQUANTIZED = FloatReason(
+    "rounded-twice", "codes are read and rounded again to another grid", "use one grid for the value"
+)
 
 
 def audit_file(path: Path, target: Target, shapes: Sequence[Sequence[int]] | None = None) -> FileAudit:
@@ -60,8 +62,8 @@ def _audit(path: Path, model: Model, target: Target, feeds: Feeds) -> FileAudit:
         nodes = [
             FloatNode(model.name(c.node), c.node.op_type, work.get(model.name(c.node), 0), explain(c)) for c in cases
         ]
-        found.islands.append(Island(tuple(nodes or _unnamed(region.runs, reading)), region.conversions))
-    found.islands.sort(key=lambda island: -island.macs)
+        found.float_regions.append(FloatRegion(tuple(nodes or _unnamed(region.runs, reading)), region.conversions))
+    found.float_regions.sort(key=lambda region: -region.macs)
     return found
 
 
@@ -71,8 +73,8 @@ def _unnamed(runs: list[onnx.NodeProto], reading: Reading) -> list[FloatNode]:
     return [FloatNode(n.name or n.output[0], n.op_type, 0, reason) for n, reason in zip(runs, reasons, strict=True)]
 
 
-def cure(found: FileAudit, path: Path, calibration: Any, example: Any, measure: bool) -> Cured:
-    """See `FileAudit.cure`."""
+def fix(found: FileAudit, path: Path, calibration: Any, example: Any, measure: bool) -> Fixed:
+    """See `FileAudit.fix`."""
     check_writable(path)
     session = open_session(found.path, defaults=True, rewriting=False)
     feeds = random_inputs(session, list(found.shapes.values()))
@@ -86,7 +88,7 @@ def cure(found: FileAudit, path: Path, calibration: Any, example: Any, measure: 
         ir.save(model, draft)
         after = _audit(draft, Model.read(draft), found.target, feeds)
         gap = compare.difference(found.path, draft, given, found.target)
-        result = Cured(draft, found, after, applied, gap)
+        result = Fixed(draft, found, after, applied, gap)
         if measure:
             compare.time(result, given)
         write_atomically(path, draft.read_bytes())
@@ -95,10 +97,10 @@ def cure(found: FileAudit, path: Path, calibration: Any, example: Any, measure: 
 
 
 def rewrite(model: ir.Model, target: Target, batches: list[Feeds] | None) -> list[tuple[str, Change]]:
-    """Apply every cure; where ranges were measured, those that they make possible once more."""
+    """Apply every fix; where ranges were measured, those that they make possible once more."""
     applied: list[tuple[str, Change]] = []
     for name in (*FORMS, *(() if batches is None else ("ranges", *FORMS)), *STORAGE):
-        changes = CURES[name](model, target) if name != "ranges" else measure_ranges(model, target, batches or [])
+        changes = FIXES[name](model, target) if name != "ranges" else measure_ranges(model, target, batches or [])
         applied += [(name, change) for change in changes]
         sweep(model)
     model.graph.sort()
@@ -115,7 +117,7 @@ def load(path: Path, feeds: Feeds) -> ir.Model:
     size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     if size > ONE_FILE:
         raise InputError(
-            f"{path} has {size:,} bytes of weights; files of more than two gigabytes can be audited, not cured"
+            f"{path} has {size:,} bytes of weights; files of more than two gigabytes can be audited, not fixed"
         )
     ir.external_data.load_to_model(model)
     unknown = {

@@ -1,6 +1,6 @@
 """Layers whose sums can saturate on a CPU without VNNI; `graphopt.lowering.integers.pairs` says how.
 
-What counts is what runs: a layer in float, or one that reads signed codes, is exact. So a cure that brings a layer into integer,
+What counts is what runs: a layer in float, or one that reads signed codes, is exact. So a fix that brings a layer into integer,
 or stores what it reads unsigned, can make it saturate.
 """
 
@@ -11,7 +11,7 @@ import onnx
 import torch
 from onnx import numpy_helper
 
-from graphopt.backends.onnxruntime.audit.islands import Origins
+from graphopt.backends.onnxruntime.audit.float_regions import Origins
 from graphopt.backends.onnxruntime.audit.reading import Reading, adds_pairs
 from graphopt.evaluation.compliance.model import attribute
 from graphopt.lowering.integers.pairs import can_saturate

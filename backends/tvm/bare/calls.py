@@ -22,7 +22,7 @@ from graphopt.utils.errors import InputError
 Array = np.ndarray[Any, Any]
 
 
-class Place(NamedTuple):
+class Slot(NamedTuple):
     """Where a tensor lies: the `number`-th of its kind."""
 
     kind: Literal["input", "output", "constant", "buffer"]
@@ -33,8 +33,8 @@ class Call(NamedTuple):
     """One kernel: the places it reads, then those it writes."""
 
     kernel: str
-    reads: tuple[Place, ...]
-    writes: tuple[Place, ...]
+    reads: tuple[Slot, ...]
+    writes: tuple[Slot, ...]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Calls:
     calls: tuple[Call, ...]
     buffers: tuple[int, ...]
     constants: tuple[Array, ...]
-    copies: tuple[tuple[int, Place], ...] = ()
+    copies: tuple[tuple[int, Slot], ...] = ()
 
 
 def recorded(module: Any) -> Calls:
@@ -75,7 +75,7 @@ class _Reader:
 
     def read(self) -> Calls:
         for number, variable in enumerate(self.main.params):
-            self.known[variable] = Place("input", number)
+            self.known[variable] = Slot("input", number)
         for block in self.main.body.blocks:
             for binding in block.bindings:
                 self.known[binding.var] = self.value(binding.value)
@@ -87,13 +87,13 @@ class _Reader:
             tvm.IRModule({name: f for name, f in kernels.items() if name in used}),
         )
 
-    def with_outputs(self, results: Sequence[Place], kernels: Any) -> Calls:
+    def with_outputs(self, results: Sequence[Slot], kernels: Any) -> Calls:
         """Buffers that are returned become outputs; what is returned otherwise is copied."""
-        moved: dict[Place, Place] = {}
+        moved: dict[Slot, Slot] = {}
         copies = []
         for number, place in enumerate(results):
             if place.kind == "buffer" and place not in moved:
-                moved[place] = Place("output", number)
+                moved[place] = Slot("output", number)
             else:
                 copies.append((number, moved.get(place, place)))
         places = [[tuple(moved.get(p, p) for p in places) for places in (c.reads, c.writes)] for c in self.calls]
@@ -105,7 +105,7 @@ class _Reader:
             return self.known[expression]
         if isinstance(expression, GenericConst):
             self.constants.append(expression.value.numpy())
-            return Place("constant", len(self.constants) - 1)
+            return Slot("constant", len(self.constants) - 1)
         if isinstance(expression, relax.Tuple):
             return [self.value(field) for field in expression.fields]
         if isinstance(expression, relax.TupleGetItem):
@@ -127,9 +127,9 @@ class _Reader:
         self.calls.append(Call(str(expression.args[0].name_hint), tuple(read), tuple(results)))
         return results if hasattr(written, "fields") else results[0]
 
-    def buffer(self, tensor: Any) -> Place:
+    def buffer(self, tensor: Any) -> Slot:
         self.buffers.append(prod(int(s) for s in tensor.shape) * np.dtype(str(tensor.dtype)).itemsize)
-        return Place("buffer", len(self.buffers) - 1)
+        return Slot("buffer", len(self.buffers) - 1)
 
 
 def _called(expression: Any, name: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tvm
 
-from graphopt.backends.tvm.bare.calls import Array, Call, Calls, Place
+from graphopt.backends.tvm.bare.calls import Array, Call, Calls, Slot
 from graphopt.utils import json_data
 from graphopt.utils.errors import ArtifactError, first_line
 
@@ -52,7 +52,7 @@ def held(content: bytes, library: bytes) -> Calls:
         tuple(Call(name, _places(reads), _places(writes)) for name, reads, writes in found["calls"]),
         tuple(found["buffers"]),
         tuple(_constant(described, library) for described in found["constants"]),
-        tuple((number, Place(*place)) for number, place in found["copies"]),
+        tuple((number, Slot(*place)) for number, place in found["copies"]),
     )
 
 
@@ -80,5 +80,5 @@ def _constant(described: Mapping[str, Any], library: bytes) -> Array:
     return np.frombuffer(base64.b64decode(described["content"]), dtype).reshape(shape)
 
 
-def _places(described: Any) -> tuple[Place, ...]:
-    return tuple(Place(*place) for place in described)
+def _places(described: Any) -> tuple[Slot, ...]:
+    return tuple(Slot(*place) for place in described)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 
 from graphopt.artifacts.manifest import TensorSpec
-from graphopt.backends.tvm.bare.calls import Calls, Place
+from graphopt.backends.tvm.bare.calls import Calls, Slot
 from graphopt.backends.tvm.bare.workspace import ALIGNMENT, Workspace
 
 TYPES = {
@@ -129,7 +129,7 @@ class Source:
             found[call.kernel] = f"void {self.prefix}_{call.kernel}({', '.join(parameters)});"
         return list(found.values())
 
-    def at(self, place: Place) -> str:
+    def at(self, place: Slot) -> str:
         """A C expression for where it is."""
         if place.kind == "constant":
             return f"{self.prefix}_weights + {self.constants[place.number]}"

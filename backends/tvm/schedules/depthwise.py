@@ -12,7 +12,7 @@ from graphopt.backends.tvm.machine import Gpu, Processor
 from graphopt.backends.tvm.schedules import constants, dots, emit, rounding
 from graphopt.backends.tvm.schedules.dots import Dot
 from graphopt.backends.tvm.schedules.emit import Array, Expr, Flat, Kernel
-from graphopt.backends.tvm.schedules.sliding import UNROLLED, Place, Sliding
+from graphopt.backends.tvm.schedules.sliding import UNROLLED, Position, Sliding
 from graphopt.backends.tvm.schedules.specs import Conv
 from graphopt.backends.tvm.schedules.staging import Staging
 from graphopt.backends.tvm.schedules.tiles import Tile
@@ -73,7 +73,7 @@ def conv(spec: Conv, machine: Processor, tile: Tile | None = None) -> Kernel:
                 return fours.step(acc, emit.bits(x, f"int8x{4 * lanes}"), w)
             return acc + emit.cast(x, wide, lanes) * emit.cast(w, wide, lanes)
 
-        def finish(acc: Expr, place: Place) -> Expr:
+        def finish(acc: Expr, place: Position) -> Expr:
             if spec.integer:
                 acc = emit.cast(acc, "float32", lanes) * flat["multiplier"].load(place.channel, lanes)
             residual = flat["residual"].load(place.index, lanes) if "residual" in flat else None

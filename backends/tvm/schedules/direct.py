@@ -26,13 +26,13 @@ from graphopt.backends.tvm.schedules.tiles import Tile
 
 def conv(spec: Conv, machine: Machine, tile: Tile | None = None) -> Kernel:
     """Any convolution; depthwise ones have a better kernel. `tile`: one of `candidates`; None: the first."""
-    plan = Plan(spec, machine, tile)
+    plan = DirectPlan(spec, machine, tile)
     return Kernel(plan.function(), spec.result_shape, spec.result_dtype, plan.pack)
 
 
 def candidates(spec: Conv, machine: Machine) -> list[Tile]:
     """The tiles a convolution may have, the best by rule first."""
-    return Plan(spec, machine).candidates
+    return DirectPlan(spec, machine).candidates
 
 
 def as_rows(spec: Conv) -> Conv:
@@ -43,7 +43,7 @@ def as_rows(spec: Conv) -> Conv:
 
 
 @dataclass(frozen=True)
-class Plan:
+class DirectPlan:
     """How one layer is computed. `outer` is its spec as given; `chosen` replaces the rule's tile."""
 
     outer: Conv

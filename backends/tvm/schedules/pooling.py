@@ -10,7 +10,7 @@ from graphopt.backends.tvm.machine import Processor
 from graphopt.backends.tvm.schedules import emit, exact, rounding
 from graphopt.backends.tvm.schedules.emit import Expr, Flat, Kernel
 from graphopt.backends.tvm.schedules.epilogue import INTEGER
-from graphopt.backends.tvm.schedules.sliding import Place, Sliding
+from graphopt.backends.tvm.schedules.sliding import Position, Sliding
 from graphopt.backends.tvm.schedules.specs import Pool
 from graphopt.backends.tvm.schedules.staging import Staging
 
@@ -47,7 +47,7 @@ def _mean_of_codes(spec: Pool, machine: Processor) -> emit.Body:
     multiplier = float(np.float32(spec.scale) / (np.float32(spec.result_scale) * np.float32(pixels)))
     loops = Sliding(spec, Staging.of(spec, spec.data), machine, lanes, "int32")
 
-    def finish(acc: Expr, place: Place) -> Expr:
+    def finish(acc: Expr, place: Position) -> Expr:
         value = emit.cast(acc, "float32", lanes) * emit.constant(multiplier, "float32", lanes)
         return rounding.to_codes(value, result, lanes, result.zero_point)
 
@@ -77,7 +77,7 @@ def _average(spec: Pool, machine: Processor) -> emit.Body:
             emit.cast(steps, "float32", lanes), emit.constant(spec.scale, "float32", lanes), lanes
         )
 
-    def finish(acc: Expr, place: Place) -> Expr:
+    def finish(acc: Expr, place: Position) -> Expr:
         mean = exact.quotient(acc, emit.splat(_elements(spec, place), lanes))
         if spec.result is None:
             return emit.cast(mean, spec.data, lanes)
@@ -91,7 +91,7 @@ def _average(spec: Pool, machine: Processor) -> emit.Body:
     return body
 
 
-def _elements(spec: Pool, place: Place) -> Expr:
+def _elements(spec: Pool, place: Position) -> Expr:
     """How many a window's mean is over, float32."""
     if spec.count_padding or not any(p for pair in spec.padding for p in pair):
         return emit.constant(prod(spec.kernel), "float32")

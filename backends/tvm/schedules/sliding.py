@@ -25,7 +25,7 @@ UNROLLED = 25
 
 
 @dataclass(frozen=True)
-class Place:
+class Position:
     """Where a result lies: its row and column (counted in results), its first channel, and its index."""
 
     row: Expr
@@ -73,7 +73,7 @@ class Sliding:
         y: Flat,
         start: Callable[[Expr], Expr],
         tap: Callable[[Expr, Expr, Expr, Expr, Expr], Expr],
-        finish: Callable[[Expr, Place], Expr],
+        finish: Callable[[Expr, Position], Expr],
     ) -> None:
         """Fill y.
 
@@ -83,7 +83,7 @@ class Sliding:
         if isinstance(self.machine, Gpu):
 
             def finished(acc: Expr, *place: Expr) -> Expr:
-                return finish(acc, Place(*place))
+                return finish(acc, Position(*place))
 
             threads.windows(self.spec, self.machine, self.staging.fill, self.sum, x, y, start, tap, finished)
             return
@@ -103,7 +103,7 @@ class Sliding:
             self._taps(source, sums, image, row, column, channel, tap)
             for p, (i, j) in enumerate(tile.pixels):
                 index = ((image * rows + row + i) * columns + column + j) * channels + channel
-                y.store(finish(sums.get(p), Place(row + i, column + j, channel, index)), index, lanes)
+                y.store(finish(sums.get(p), Position(row + i, column + j, channel, index)), index, lanes)
 
     def _taps(
         self,

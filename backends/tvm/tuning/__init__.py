@@ -23,7 +23,7 @@ from graphopt.backends.tvm.tuning import metaschedule, tiles
 from graphopt.backends.tvm.tuning.bench import GAIN, Bench
 from graphopt.backends.tvm.tuning.budget import Budget
 from graphopt.backends.tvm.tuning.database import Database
-from graphopt.backends.tvm.tuning.places import Here, Place, There
+from graphopt.backends.tvm.tuning.places import Here, There, TuningDevice
 from graphopt.utils.errors import InputError
 from graphopt.utils.progress import progress
 
@@ -33,10 +33,10 @@ __all__ = [
     "Budget",
     "Database",
     "Here",
-    "Place",
     "There",
     "Tuned",
     "Tuner",
+    "TuningDevice",
     "check_tuner",
     "known",
     "tune",
@@ -56,7 +56,7 @@ def check_tuner(tuner: Tuner) -> None:
 
 def tune(
     layers: Sequence[Conv],
-    place: Place,
+    place: TuningDevice,
     budget: Budget,
     path: str | Path | None = None,
     tuner: Tuner = "tiles",

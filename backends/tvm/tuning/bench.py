@@ -10,7 +10,7 @@ import numpy as np
 
 from graphopt.backends.tvm import schedules
 from graphopt.backends.tvm.schedules import Conv, Variant
-from graphopt.backends.tvm.tuning.places import Place
+from graphopt.backends.tvm.tuning.places import TuningDevice
 from graphopt.ir import cost
 from graphopt.utils.errors import GraphoptError, last_line
 
@@ -22,7 +22,7 @@ TOLERANCES = {"float32": 1e-4, "float16": 4e-3}  # of a kernel that adds in anot
 class Bench:
     """Times kernels at one place."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: TuningDevice) -> None:
         self.place = place
         self._rules: dict[Conv, Run] = {}
 
@@ -56,7 +56,7 @@ class Bench:
 class Run:
     """A kernel on random data, which are the same for all variants of a layer."""
 
-    def __init__(self, layer: Conv, place: Place, variant: Variant | None = None) -> None:
+    def __init__(self, layer: Conv, place: TuningDevice, variant: Variant | None = None) -> None:
         kernel = schedules.conv(layer, place.machine, variant)
         rng = np.random.default_rng(0)
         arrays = [_random(rng, layer.shape, layer.data)]

@@ -20,7 +20,7 @@ import tvm
 from graphopt.backends.tvm.schedules import Conv, Sample, Variant, sampled
 from graphopt.backends.tvm.schedules.sampled import Workload
 from graphopt.backends.tvm.tuning.database import Database
-from graphopt.backends.tvm.tuning.places import Place
+from graphopt.backends.tvm.tuning.places import TuningDevice
 from graphopt.utils.errors import InputError
 
 BATCH = 16  # samples that are measured before the search learns from them
@@ -43,7 +43,7 @@ def check_installed() -> None:
         ) from error
 
 
-def waiting(layers: Sequence[Conv], place: Place, database: Database) -> Iterator[tuple[Conv, Variant]]:
+def waiting(layers: Sequence[Conv], place: TuningDevice, database: Database) -> Iterator[tuple[Conv, Variant]]:
     """Samples to be measured; before the next is asked for, its speedup is in the database."""
     from tvm.s_tir.meta_schedule.cost_model import XGBModel
 
@@ -71,7 +71,7 @@ class Search:
         idle: samples since the last gain.
     """
 
-    def __init__(self, layer: Conv, place: Place, model: Any, database: Database) -> None:
+    def __init__(self, layer: Conv, place: TuningDevice, model: Any, database: Database) -> None:
         from tvm.s_tir import meta_schedule as ms
 
         self.layer, self.work, self.idle = layer, Workload(layer, place.machine), 0

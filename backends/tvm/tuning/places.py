@@ -25,7 +25,7 @@ from graphopt.utils.errors import ArtifactError, InputError, last_line
 OUT_OF_CACHE = "cache_flush_cpu_non_first_arg"  # of TVM's runtime
 
 
-class Place(ABC):
+class TuningDevice(ABC):
     """Attributes:
     code: what kernels are compiled to. target, machine: the same for TVM, and for schedules.
     device: of tensors.
@@ -53,7 +53,7 @@ class Place(ABC):
         return float(timer(*tensors).results[0])
 
 
-class Here(Place):
+class Here(TuningDevice):
     """This machine, one thread of it. Raises InputError where the code does not run here."""
 
     def __init__(self, code: Code) -> None:
@@ -69,7 +69,7 @@ class Here(Place):
         return executable.jit()
 
 
-class There(Place):
+class There(TuningDevice):
     """A device, one thread of it.
 
     Args:

@@ -26,7 +26,7 @@ LAYERS = {
 ACTIVATIONS = {"Relu", "Clip"}  # what integer kernels fuse behind a layer or a sum
 
 
-class Grid(NamedTuple):
+class DeclaredGrid(NamedTuple):
     """What DequantizeLinear or QuantizeLinear says of a value.
 
     Attributes:
@@ -48,7 +48,7 @@ class Grid(NamedTuple):
     def per_channel(self) -> bool:
         return self.scale is not None and self.scale.size > 1
 
-    def same(self, other: Grid) -> bool:
+    def same(self, other: DeclaredGrid) -> bool:
         """Whether both have the same codes for the same values."""
         if self.scale is None or other.scale is None or self.zero_point is None or other.zero_point is None:
             return False
@@ -115,12 +115,12 @@ class Model:
         chain = maker is not None and maker.op_type in ("QuantizeLinear", "DequantizeLinear", "Transpose", "Reshape")
         return chain and maker is not None and self.is_weight(maker.input[0])
 
-    def grid(self, value: str) -> Grid | None:
+    def grid(self, value: str) -> DeclaredGrid | None:
         """The grid that a value was dequantized from; None for float values."""
         maker = self.maker(value)
         return self.grid_of(maker) if maker is not None and maker.op_type == "DequantizeLinear" else None
 
-    def grid_of(self, node: onnx.NodeProto) -> Grid:
+    def grid_of(self, node: onnx.NodeProto) -> DeclaredGrid:
         """The grid of a QuantizeLinear or DequantizeLinear node."""
         scale = self.constants.get(node.input[1])
         codes = self.constants.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
@@ -131,7 +131,7 @@ class Model:
             dtype = np.dtype(np.uint8) if codes is None else codes.dtype
             zero = np.zeros(() if scale is None else scale.shape, dtype)
         axis = attribute(node, "axis")
-        return Grid(
+        return DeclaredGrid(
             self.name(node), dtype, scale, zero, 1 if axis is None else axis, attribute(node, "block_size") or 0, codes
         )
 
@@ -173,7 +173,7 @@ class Model:
         into = [self.grid(value) for value in node.input[:2] if value and value not in self.constants]
         return bool(into) and all(grid is not None for grid in into)
 
-    def moved_grid(self, value: str) -> Grid | None:
+    def moved_grid(self, value: str) -> DeclaredGrid | None:
         """The grid of a value in front of what only moves it."""
         maker = self.maker(value)
         while maker is not None and maker.op_type in ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"):

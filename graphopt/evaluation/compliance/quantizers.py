@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from graphopt.evaluation.compliance.model import Grid
+from graphopt.evaluation.compliance.model import DeclaredGrid
 from graphopt.formats import Format, NumberFormat
 
 STORAGE = {
@@ -26,7 +26,7 @@ class Misfit(NamedTuple):
     remedy: str
 
 
-def misfits(grid: Grid, formats: Iterable[NumberFormat], axis: int | None) -> list[Misfit]:
+def misfits(grid: DeclaredGrid, formats: Iterable[NumberFormat], axis: int | None) -> list[Misfit]:
     """What keeps a grid from being on any of these formats, judged by the nearest of them.
 
     Args:
@@ -35,7 +35,7 @@ def misfits(grid: Grid, formats: Iterable[NumberFormat], axis: int | None) -> li
     return min((list(_misfits(grid, format, axis)) for format in formats), key=len)
 
 
-def _misfits(grid: Grid, format: NumberFormat, axis: int | None) -> Iterator[Misfit]:
+def _misfits(grid: DeclaredGrid, format: NumberFormat, axis: int | None) -> Iterator[Misfit]:
     if not isinstance(format, Format):
         yield Misfit(
             "format", "codes are evenly spaced", f"round the float model to {format}, which ONNX cannot express"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import onnx
 
-from graphopt.evaluation.compliance.model import ACTIVATIONS, LAYERS, Grid, Model, attribute
+from graphopt.evaluation.compliance.model import ACTIVATIONS, LAYERS, DeclaredGrid, Model, attribute
 from graphopt.evaluation.compliance.quantizers import Misfit, misfits
 from graphopt.evaluation.compliance.violation import Violation
 from graphopt.targets import Target
@@ -34,7 +34,7 @@ def family_of(operator: str) -> str | None:
     return FAMILIES.get(operator)
 
 
-def _named(subject: str, grid: Grid, found: list[Misfit]) -> Iterator[Violation]:
+def _named(subject: str, grid: DeclaredGrid, found: list[Misfit]) -> Iterator[Violation]:
     for misfit in found:
         yield Violation(f"{subject}-{misfit.rule}", grid.node, misfit.what, misfit.remedy)
 

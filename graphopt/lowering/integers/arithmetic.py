@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from graphopt import formats
-from graphopt.lowering.qdq import Grid
+from graphopt.lowering.qdq import QuantizationParameters
 
 EXACT = 2**24  # float32 holds every whole number up to here
 
@@ -43,12 +43,12 @@ def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     return torch.where((lost != 0) & even, torch.nextafter(total, towards), total).float()
 
 
-def saturate(values: Tensor, grid: Grid) -> Tensor:
+def saturate(values: Tensor, grid: QuantizationParameters) -> Tensor:
     """Whole numbers, zero point not yet added -> codes."""
     return (values + grid.zero_point).clamp(grid.quant_min, grid.quant_max).to(grid.dtype)
 
 
-def requantize(accumulator: Tensor, multiplier: Tensor, grid: Grid) -> Tensor:
+def requantize(accumulator: Tensor, multiplier: Tensor, grid: QuantizationParameters) -> Tensor:
     """int32 sums -> codes; `multiplier` (float32) broadcasts over them."""
     return saturate(torch.round(accumulator.float() * multiplier), grid)
 
@@ -79,7 +79,7 @@ class Table:
         grids: of the operands.
     """
 
-    def __init__(self, function: Callable[..., Tensor], *grids: Grid) -> None:
+    def __init__(self, function: Callable[..., Tensor], *grids: QuantizationParameters) -> None:
         codes = [all_codes(grid.dtype) for grid in grids]
         self.lowest = [int(c[0]) for c in codes]
         operands = codes if len(codes) == 1 else [codes[0][:, None], codes[1][None, :]]

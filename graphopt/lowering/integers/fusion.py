@@ -24,7 +24,6 @@ from graphopt.ir.arguments import Arguments
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import Layer, family, shape
 from graphopt.lowering.integers.arithmetic import dequantize, f32, quantize
-from graphopt.lowering.integers.dialect import CLIP_CODES, GLOBAL_AVERAGE_POOL, is_dequantized
 from graphopt.lowering.integers.kernels import (
     AveragePool,
     LayerKernel,
@@ -35,9 +34,10 @@ from graphopt.lowering.integers.kernels import (
     multiply,
     sigmoid,
 )
+from graphopt.lowering.integers.legalize import CLIP_CODES, GLOBAL_AVERAGE_POOL, is_dequantized
 from graphopt.lowering.integers.machines import MACHINES, Machine
 from graphopt.lowering.integers.pairs import Pairs
-from graphopt.lowering.qdq import Grid, Q
+from graphopt.lowering.qdq import Q, QuantizationParameters
 
 QUANTIZE, DEQUANTIZE = Q.quantize_per_tensor.default, Q.dequantize_per_tensor.default
 BYTES = {torch.int8, torch.uint8}
@@ -52,7 +52,13 @@ class Kernel:
         grid: of the result; None where that is float.
     """
 
-    def __init__(self, name: str, function: Callable[..., Tensor], grids: Sequence[Grid], grid: Grid | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        function: Callable[..., Tensor],
+        grids: Sequence[QuantizationParameters],
+        grid: QuantizationParameters | None,
+    ) -> None:
         self.__name__, self.function, self.grids, self.grid = name, function, tuple(grids), grid
 
     def __call__(self, *codes: Tensor) -> Tensor:
@@ -63,7 +69,7 @@ class Operand(NamedTuple):
     """Codes and what they stand for."""
 
     codes: Node
-    grid: Grid
+    grid: QuantizationParameters
 
 
 def fuse(graph: Graph, machine: str) -> dict[Node, str]:
@@ -79,7 +85,7 @@ def fuse(graph: Graph, machine: str) -> dict[Node, str]:
         if function is None:
             continue
         reader = quantizer(node)
-        result = Grid(*reader.args[1:]) if reader is not None else None  # type: ignore[arg-type]
+        result = QuantizationParameters(*reader.args[1:]) if reader is not None else None  # type: ignore[arg-type]
         kernel = Kernel(_kind(node), function, [o.grid for o in operands], result)
         call = graph.call(kernel, *(o.codes for o in operands), before=reader or node, like=node)
         call.meta["val"] = (reader or node).meta["val"]
@@ -131,7 +137,7 @@ def operand(value: Any) -> Operand | None:
     if not isinstance(value, Node) or value.target is not DEQUANTIZE or value.args[5] not in BYTES:
         return None
     codes, *grid = value.args
-    return Operand(codes, Grid(*grid))  # type: ignore[arg-type]
+    return Operand(codes, QuantizationParameters(*grid))  # type: ignore[arg-type]
 
 
 def _kernel(graph: Graph, node: Node, machine: Machine) -> tuple[Callable[..., Tensor] | None, list[Operand]]:
@@ -144,7 +150,7 @@ def _kernel(graph: Graph, node: Node, machine: Machine) -> tuple[Callable[..., T
     if make is None or reader is None:
         return None, []
     operands = [operand(a) for a in node.args[: 2 if kind in ("add", "mul") else 1]]
-    y = Grid(*reader.args[1:])  # type: ignore[arg-type]
+    y = QuantizationParameters(*reader.args[1:])  # type: ignore[arg-type]
     found = [o for o in operands if o is not None and o.grid.dtype == y.dtype]
     if len(found) < len(operands):
         return None, []
@@ -166,7 +172,7 @@ def _layer(graph: Graph, node: Node, machine: Machine) -> tuple[LayerKernel | No
     layer, x = Layer.of(node), operand(node.args[0])
     assert layer is not None
     reader = quantizer(node)
-    y = Grid(*reader.args[1:]) if reader is not None else None  # type: ignore[arg-type]
+    y = QuantizationParameters(*reader.args[1:]) if reader is not None else None  # type: ignore[arg-type]
     stays_float = y is None and (layer.kind == "conv" or any(r.target is QUANTIZE for r in node.users))
     if x is None or stays_float or (y is not None and y.dtype != x.grid.dtype) or not is_dequantized(layer.weight):
         return None, []
@@ -196,7 +202,9 @@ def _without_tensors(node: Node, x: Tensor, weight: Tensor) -> Tensor:
     return target(x, weight, None, *options, **{k: v for k, v in node.kwargs.items() if k != "bias"})  # type: ignore[no-any-return]
 
 
-def _average_pool(arguments: Arguments, machine: Machine, x: Grid, y: Grid) -> AveragePool:
+def _average_pool(
+    arguments: Arguments, machine: Machine, x: QuantizationParameters, y: QuantizationParameters
+) -> AveragePool:
     node = arguments.node
     target: Any = node.target
     arguments.ignore("ceil_mode")  # a matter of sizes, which `shape_of` tells
@@ -218,7 +226,9 @@ def _average_pool(arguments: Arguments, machine: Machine, x: Grid, y: Grid) -> A
     )
 
 
-def _global_average_pool(arguments: Arguments, machine: Machine, x: Grid, y: Grid) -> Callable[..., Tensor]:
+def _global_average_pool(
+    arguments: Arguments, machine: Machine, x: QuantizationParameters, y: QuantizationParameters
+) -> Callable[..., Tensor]:
     arguments.ignore("output_size")  # 1, by its family
     return partial(global_mean, grid=x, y=y)
 

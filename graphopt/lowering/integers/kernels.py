@@ -36,7 +36,7 @@ from torch import Tensor
 
 from graphopt.lowering.integers.arithmetic import EXACT, Table, f32, fma, quantize, requantize, saturate
 from graphopt.lowering.integers.pairs import Pairs
-from graphopt.lowering.qdq import Grid
+from graphopt.lowering.qdq import QuantizationParameters
 
 
 class Window(NamedTuple):
@@ -72,7 +72,7 @@ class LayerKernel:
     scale: Tensor
     zero_point: int
     channel_dim: int
-    grid: Grid | None
+    grid: QuantizationParameters | None
     pairs: Pairs | None = None
     window: Window = LINEAR
 
@@ -91,7 +91,7 @@ class LayerKernel:
         return values.reshape([-1 if d == self.channel_dim else 1 for d in range(dims)]) if values.dim() else values
 
 
-def centred(codes: Tensor, zero_point: Tensor, x: Grid) -> Tensor:
+def centred(codes: Tensor, zero_point: Tensor, x: QuantizationParameters) -> Tensor:
     """w - z_w in the float type that holds every sum of it with codes of x."""
     shape = [-1, *[1] * (codes.dim() - 1)] if zero_point.dim() else []
     weight = codes.int() - zero_point.int().reshape(shape)
@@ -101,7 +101,7 @@ def centred(codes: Tensor, zero_point: Tensor, x: Grid) -> Tensor:
     return weight.float() if largest < EXACT else weight.double()
 
 
-def multiply(a: Grid, b: Grid, y: Grid) -> Table:
+def multiply(a: QuantizationParameters, b: QuantizationParameters, y: QuantizationParameters) -> Table:
     """a * b. Product and sum are rounded apart."""
     ratio = f32(a.scale) * f32(b.scale) / f32(y.scale)
 
@@ -133,11 +133,11 @@ def logistic(x: Tensor) -> Tensor:
     return (polynomial(ALPHA) * x / polynomial(BETA) + 0.5).clamp(0, 1)
 
 
-def sigmoid(x: Grid, y: Grid) -> Table:
+def sigmoid(x: QuantizationParameters, y: QuantizationParameters) -> Table:
     return Table(lambda q: quantize(logistic((q - x.zero_point).float() * f32(x.scale)), *y), x)
 
 
-def global_mean(x: Tensor, grid: Grid, y: Grid) -> Tensor:
+def global_mean(x: Tensor, grid: QuantizationParameters, y: QuantizationParameters) -> Tensor:
     """Over every dimension behind the channels, kept with size 1."""
     pixels = prod(x.shape[2:])
     acc = x.flatten(2).sum(-1, dtype=torch.int32) - grid.zero_point * pixels
@@ -156,8 +156,8 @@ class AveragePool:
         include_padding: whether padding counts as elements.
     """
 
-    x: Grid
-    y: Grid
+    x: QuantizationParameters
+    y: QuantizationParameters
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -189,8 +189,8 @@ class AveragePool:
 class Softmax:
     """Softmax along `dim`. Sums run from the first element to the last in float32."""
 
-    x: Grid
-    y: Grid
+    x: QuantizationParameters
+    y: QuantizationParameters
     dim: int
 
     def __call__(self, codes: Tensor) -> Tensor:

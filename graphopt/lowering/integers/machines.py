@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from graphopt.lowering.integers.arithmetic import Table, f32, fma, saturate
-from graphopt.lowering.qdq import Grid
+from graphopt.lowering.qdq import QuantizationParameters
 
 
 class Machine(NamedTuple):
@@ -31,11 +31,11 @@ class Machine(NamedTuple):
         in_pairs: layers add products in pairs of 16 bits.
     """
 
-    add: Callable[[Grid, Grid, Grid], Table]
+    add: Callable[[QuantizationParameters, QuantizationParameters, QuantizationParameters], Table]
     in_pairs: bool = False
 
 
-def add_avx2(a: Grid, b: Grid, y: Grid) -> Table:
+def add_avx2(a: QuantizationParameters, b: QuantizationParameters, y: QuantizationParameters) -> Table:
     """a + b."""
     ratio_a, ratio_b = f32(a.scale) / f32(y.scale), f32(b.scale) / f32(y.scale)
     offset = float(y.zero_point) - fma(ratio_a, f32(a.zero_point), ratio_b * float(b.zero_point))
@@ -47,7 +47,7 @@ def add_avx2(a: Grid, b: Grid, y: Grid) -> Table:
     return Table(total, a, b)
 
 
-def add_neon(a: Grid, b: Grid, y: Grid) -> Table:
+def add_neon(a: QuantizationParameters, b: QuantizationParameters, y: QuantizationParameters) -> Table:
     """a + b; in float32, without fusing, where the ratios of scales leave the fixed point's range."""
     ratios = [float(f32(g.scale) / f32(y.scale)) for g in (a, b)]
     shift = 21 - (math.frexp(max(ratios))[1] - 1)

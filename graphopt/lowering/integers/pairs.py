@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from graphopt.ir.ops import Layer
-from graphopt.lowering.qdq import Grid
+from graphopt.lowering.qdq import QuantizationParameters
 
 LOWEST, HIGHEST = -(2**15), 2**15 - 1
 LARGEST = 255  # of the values' codes
@@ -74,7 +74,7 @@ class Pairs:
     risky: list[Pair]
 
     @classmethod
-    def of(cls, layer: Layer, codes: Tensor, x: Grid) -> Pairs | None:
+    def of(cls, layer: Layer, codes: Tensor, x: QuantizationParameters) -> Pairs | None:
         """Of a layer that reads values on the grid x, from the codes of its weight; None where none can saturate.
 
         Args:

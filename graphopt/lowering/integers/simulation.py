@@ -21,7 +21,7 @@ from torch import Tensor, fx
 from torch.fx.node import Node
 
 from graphopt.execution.reference import unquantized
-from graphopt.formats import HALVES, in_blocks
+from graphopt.formats import FLOAT16_FORMATS, in_blocks
 from graphopt.ir.graph import Example, Graph
 from graphopt.ir.ops import family
 from graphopt.ir.quantizers import is_uniform, quantizer_of, quantizers
@@ -95,7 +95,7 @@ class Simulation:
         self,
         graph: Graph,
         machine: str,
-        speak: Callable[[Graph], None],
+        legalize: Callable[[Graph], None],
         intermediate: Intermediate,
         *,
         everywhere: bool = False,
@@ -104,7 +104,7 @@ class Simulation:
         """Args:
             graph: simulated, with fake-quantize nodes; it is not changed.
             machine: see above.
-            speak: rewrites the deployed graph in place the way the backend does before it lowers it.
+            legalize: rewrites the deployed graph in place the way the backend does before it lowers it.
             intermediate: (artifact, names, inputs) -> answers of the artifact while it is watched, values inside it by name.
             everywhere: artifacts compute alike on every machine.
             half: they have float16 values; see `graphopt.lowering.qdq`.
@@ -118,7 +118,7 @@ class Simulation:
         self.machine, self._intermediate, self._everywhere = machine, intermediate, everywhere
         with exact_products():
             self._graph = deploy(graph, half=half)
-            speak(self._graph)
+            legalize(self._graph)
             self._names = fuse(self._graph, machine)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -265,7 +265,9 @@ class _Interpreter(fx.Interpreter):
 
 
 def _check_quantized(graph: Graph, half: bool) -> None:
-    found = [n for n in quantizers(graph) if is_uniform(n) or not (half and quantizer_of(graph, n).format in HALVES)]
+    found = [
+        n for n in quantizers(graph) if is_uniform(n) or not (half and quantizer_of(graph, n).format in FLOAT16_FORMATS)
+    ]
     if (other := next((node for node in found if not is_uniform(node)), None)) is not None:
         raise InputError(
             f"{unquantized(other).name} is in {quantizer_of(graph, other).format}, of which there are no integers to simulate; "

@@ -88,7 +88,7 @@ def _check_budget(options: MixedPrecision) -> None:
         raise ValueError(f"a timer is for max_latency_ms, but the budget is {name}; leave it out")
     if name == "max_latency_ms" and options.timer is None:
         raise ValueError(
-            "max_latency_ms needs a timer, such as graphopt.compiler.latency.Stopwatch('host', integer=False)"
+            "max_latency_ms needs a timer, such as graphopt.compiler.latency.LatencyTimer('host', integer=False)"
         )
     if name == "max_latency_ms" and (None not in options.choices or len(set(options.choices)) < 2):
         raise ValueError(

@@ -56,7 +56,7 @@ from graphopt.passes.quantization.mixed.samples import split
 from graphopt.passes.quantization.mixed.sensitivity import Distance, Divergence, measured, rising
 from graphopt.passes.quantization.mixed.space import Bits, Pin, Space
 from graphopt.passes.quantization.mixed.trials import Network
-from graphopt.passes.quantization.placement import Grid
+from graphopt.passes.quantization.placement import SharedGrid
 from graphopt.passes.quantization.quantize import Quantize, check_weights
 from graphopt.targets import Target
 
@@ -83,7 +83,7 @@ class MixedPrecision:
             for float; pinned, so that nothing is chosen there.
         sensitivity: `kl`, `sqnr` or `hessian`.
         solver: `ilp` or `agent`.
-        timer: measures graphs on the runtime; they come quantized: `graphopt.compiler.latency.Stopwatch(target, integer=False)`.
+        timer: measures graphs on the runtime; they come quantized: `graphopt.compiler.latency.LatencyTimer(target, integer=False)`.
         estimator, weight_estimator: as in `Quantize`.
         episodes: of the agent.
         seed: of the agent, and of the signs that traces are estimated with.
@@ -183,7 +183,7 @@ class MixedPrecision:
             copy.refresh()
         return copy
 
-    def _ranges(self, space: Space) -> Callable[[Grid, Format], tuple[float, float]]:
+    def _ranges(self, space: Space) -> Callable[[SharedGrid, Format], tuple[float, float]]:
         """Of a grid in some format, the range it covers; from one walk over the data, at the first call."""
         quantize, grids = self.quantize({}), space.placement.grids
 

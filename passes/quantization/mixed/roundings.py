@@ -22,7 +22,7 @@ from graphopt.ir.graph import Graph
 from graphopt.ir.ops import Layer
 from graphopt.passes.quantization.mixed.space import Space
 from graphopt.passes.quantization.mixed.trials import NOTHING, Network, Trial, Weights
-from graphopt.passes.quantization.placement import Grid
+from graphopt.passes.quantization.placement import SharedGrid
 from graphopt.passes.quantization.ranges import weight_range
 from graphopt.utils.progress import track
 
@@ -105,7 +105,7 @@ class Roundings:
         space: Space,
         network: Network,
         data: Iterable[list[Tensor]] | None,
-        ranges: Callable[[Grid, Format], tuple[float, float]],
+        ranges: Callable[[SharedGrid, Format], tuple[float, float]],
         method: str,
     ) -> None:
         layers = [node for d in space.decisions if d.kind == "weights" for node in d.nodes]
@@ -132,7 +132,7 @@ def _weights(rounders: Mapping[Node, WeightRounder], format: Format | None, meth
 
 
 def _values(
-    grids: Sequence[Grid], format: Format | None, ranges: Callable[[Grid, Format], tuple[float, float]]
+    grids: Sequence[SharedGrid], format: Format | None, ranges: Callable[[SharedGrid, Format], tuple[float, float]]
 ) -> Trial:
     assert format is not None
     found = {}

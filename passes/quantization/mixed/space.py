@@ -18,7 +18,7 @@ from torch.fx.node import Node
 from graphopt.formats import with_bits
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import Layer, value
-from graphopt.passes.quantization.placement import Grid, LayerFormat, Plan, override, place
+from graphopt.passes.quantization.placement import LayerFormat, QuantizationPlan, SharedGrid, override, place
 from graphopt.targets import Target
 from graphopt.utils.errors import InputError
 
@@ -62,10 +62,10 @@ class Space:
     graph: Graph
     target: Target
     decisions: Sequence[Decision]
-    placement: Plan
+    placement: QuantizationPlan
     floats: Sequence[str]
     reads: Mapping[Node, int | None]
-    grids: Mapping[int, Sequence[Grid]]
+    grids: Mapping[int, Sequence[SharedGrid]]
 
     @classmethod
     def of(
@@ -128,10 +128,10 @@ def stored(decision: Decision) -> int:
     return sum(math.prod(value(weight).shape) for weight in weights)
 
 
-Found = tuple[Decision, Sequence[Grid]]
+Found = tuple[Decision, Sequence[SharedGrid]]
 
 
-def _weights(graph: Graph, plan: Plan, choices: Sequence[Bits], pins: Mapping[str, Pin]) -> list[Found]:
+def _weights(graph: Graph, plan: QuantizationPlan, choices: Sequence[Bits], pins: Mapping[str, Pin]) -> list[Found]:
     sites: dict[str, list[Node]] = {}
     for node in plan.layers:
         sites.setdefault(graph.site(node), []).append(node)
@@ -143,7 +143,7 @@ def _weights(graph: Graph, plan: Plan, choices: Sequence[Bits], pins: Mapping[st
     return found
 
 
-def _values(graph: Graph, plan: Plan, choices: Sequence[int], pins: Mapping[str, Pin]) -> list[Found]:
+def _values(graph: Graph, plan: QuantizationPlan, choices: Sequence[int], pins: Mapping[str, Pin]) -> list[Found]:
     ties = nx.Graph()
     for number, grid in enumerate(plan.grids):
         for node in grid.produced:

@@ -56,12 +56,12 @@ TILES = (
 
 def conv(spec: Conv, gpu: Gpu) -> Kernel:
     """Any convolution; depthwise ones have a better kernel."""
-    plan = Plan(spec, gpu)
+    plan = GemmPlan(spec, gpu)
     return Kernel(plan.function(), spec.result_shape, spec.result_dtype, plan.pack)
 
 
 @dataclass(frozen=True)
-class Plan:
+class GemmPlan:
     """How one layer is computed."""
 
     spec: Conv

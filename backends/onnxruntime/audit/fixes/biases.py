@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.backends.onnxruntime.audit.cures.edit import DEQUANTIZES, Array, Change, Editor, constant, site
+from graphopt.backends.onnxruntime.audit.fixes.edit import DEQUANTIZES, Array, Change, Editor, constant, site
 from graphopt.targets import Target
 
 LAYERS = ("Conv", "Gemm", "ConvTranspose")

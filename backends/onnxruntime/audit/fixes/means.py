@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphopt.backends.onnxruntime.audit.cures.edit import Change, Editor, constant, site
+from graphopt.backends.onnxruntime.audit.fixes.edit import Change, Editor, constant, site
 from graphopt.targets import Target
 
 

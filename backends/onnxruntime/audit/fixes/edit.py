@@ -23,7 +23,7 @@ MOVES = {
 LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}  # their second operand is a weight
 
 
-class Grid(NamedTuple):
+class FixedGrid(NamedTuple):
     """A grid with one scale for the whole value, and the operator set its quantizers come from."""
 
     scale: Array
@@ -43,7 +43,7 @@ class Grid(NamedTuple):
         """The largest value on it."""
         return (self.high - int(self.zero_point)) * float(self.scale)
 
-    def same(self, other: Grid | None) -> bool:
+    def same(self, other: FixedGrid | None) -> bool:
         return (
             other is not None
             and self.zero_point.dtype == other.zero_point.dtype
@@ -51,9 +51,9 @@ class Grid(NamedTuple):
             and np.array_equal(self.zero_point, other.zero_point)
         )
 
-    def on(self, scale: float, zero_point: int) -> Grid:
+    def on(self, scale: float, zero_point: int) -> FixedGrid:
         """Another grid of the same code type."""
-        return Grid(np.array(scale, np.float32), np.array(zero_point, self.zero_point.dtype), self.domain)
+        return FixedGrid(np.array(scale, np.float32), np.array(zero_point, self.zero_point.dtype), self.domain)
 
 
 def constant(value: ir.Value | None) -> Array | None:
@@ -68,7 +68,7 @@ def constant(value: ir.Value | None) -> Array | None:
     return None
 
 
-def grid_of(node: ir.Node) -> Grid | None:
+def grid_of(node: ir.Node) -> FixedGrid | None:
     """The grid of a QuantizeLinear or DequantizeLinear; None where it is per channel or computed at run time."""
     scale = constant(node.inputs[1])
     if scale is None or scale.size != 1:
@@ -82,16 +82,16 @@ def grid_of(node: ir.Node) -> Grid | None:
         if found is None:
             return None
         point = found
-    return Grid(scale.reshape(()), point.reshape(()), node.domain)
+    return FixedGrid(scale.reshape(()), point.reshape(()), node.domain)
 
 
-def read_grid(value: ir.Value | None) -> Grid | None:
+def read_grid(value: ir.Value | None) -> FixedGrid | None:
     """The grid a value was just dequantized from."""
     maker = value.producer() if value is not None else None
     return grid_of(maker) if maker is not None and maker.op_type == DEQUANTIZES else None
 
 
-def written_grid(value: ir.Value) -> Grid | None:
+def written_grid(value: ir.Value) -> FixedGrid | None:
     """The one grid that all readers of a value quantize it to."""
     readers = [node for node, _ in value.uses()]
     grids = [grid_of(node) if node.op_type == QUANTIZES else None for node in readers]
@@ -100,7 +100,7 @@ def written_grid(value: ir.Value) -> Grid | None:
     return grids[0]
 
 
-def is_eight_bits(grid: Grid | None) -> bool:
+def is_eight_bits(grid: FixedGrid | None) -> bool:
     return grid is not None and grid.zero_point.dtype in (np.dtype(np.int8), np.dtype(np.uint8))
 
 
@@ -140,21 +140,21 @@ class Editor:
             self.graph.insert_before(before, made)
         return made.outputs[0]
 
-    def quantize(self, value: ir.Value, grid: Grid, before: ir.Node | None) -> ir.Value:
+    def quantize(self, value: ir.Value, grid: FixedGrid, before: ir.Node | None) -> ir.Value:
         """Codes of a value."""
         return self.node(QUANTIZES, [value, *self._operands(grid, value)], f"{value.name}_codes", before, grid.domain)
 
-    def dequantize(self, codes: ir.Value, grid: Grid, before: ir.Node | None) -> ir.Value:
+    def dequantize(self, codes: ir.Value, grid: FixedGrid, before: ir.Node | None) -> ir.Value:
         base = f"{codes.name}_value"
         return self.node(DEQUANTIZES, [codes, *self._operands(grid, codes)], base, before, grid.domain)
 
-    def round(self, value: ir.Value, grid: Grid, before: ir.Node | None) -> ir.Value:
+    def round(self, value: ir.Value, grid: FixedGrid, before: ir.Node | None) -> ir.Value:
         """A value quantized to a grid and read back from it."""
         read = self.dequantize(self.quantize(value, grid, before), grid, before)
         read.shape, read.type = value.shape, value.type
         return read
 
-    def _operands(self, grid: Grid, value: ir.Value) -> list[ir.Value]:
+    def _operands(self, grid: FixedGrid, value: ir.Value) -> list[ir.Value]:
         return [
             self.constant(grid.scale, f"{value.name}_scale"),
             self.constant(grid.zero_point, f"{value.name}_zero_point"),
@@ -190,6 +190,6 @@ def sweep(model: ir.Model) -> None:
 
 
 __all__ = [
-    "DEQUANTIZES", "LAYERS", "MOVES", "QUANTIZES", "Array", "Change", "Editor", "Grid", "constant", "grid_of", "is_eight_bits",
+    "DEQUANTIZES", "LAYERS", "MOVES", "QUANTIZES", "Array", "Change", "Editor", "FixedGrid", "constant", "grid_of", "is_eight_bits",
     "read_grid", "site", "sweep", "written_grid",
 ]  # fmt: skip

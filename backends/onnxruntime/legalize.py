@@ -3,7 +3,7 @@
     the first convolution       reads whole words; see `graphopt.backends.onnxruntime.stem`
     global average pooling      GlobalAveragePool has an integer kernel, and in float one that reads what convolutions leave in
                                 blocks of channels; of any other value ReduceMean is the faster, which needs no such blocks
-    hard_sigmoid, pad, slice    between codes, parts of a split: see `graphopt.lowering.integers.dialect`
+    hard_sigmoid, pad, slice    between codes, parts of a split: see `graphopt.lowering.integers.legalize`
     linear of packed weights    becomes one call; see `graphopt.backends.onnxruntime.nbits`
     linear on [N, T, C]         becomes Gemm on [N T, C] between two reshapes; MatMul with a bias has no integer kernel
     flatten behind the batch    with its sizes as numbers, so that no shape is computed at run time
@@ -23,7 +23,7 @@ from graphopt.backends.onnxruntime.stem import read_whole_words
 from graphopt.formats.blocks import DEQUANTIZE_BLOCKS
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import argument, aten, family, shape
-from graphopt.lowering.integers.dialect import GLOBAL_AVERAGE_POOL, gate_codes, is_dequantized, move_codes, slice_parts
+from graphopt.lowering.integers.legalize import GLOBAL_AVERAGE_POOL, gate_codes, is_dequantized, move_codes, slice_parts
 from graphopt.lowering.qdq import Q
 
 KEEP_BLOCKS = {
@@ -35,7 +35,7 @@ KEEP_BLOCKS = {
 ATTENTION = aten.scaled_dot_product_attention.default
 
 
-def speak(graph: Graph, *, plain: bool = False) -> None:
+def legalize(graph: Graph, *, plain: bool = False) -> None:
     """Rewrite a deployed graph in place; see the head of this file. `plain`: only what computes nothing on codes."""
     slice_parts(graph)
     for node in graph.calls():

@@ -26,7 +26,7 @@ def deploy(graph: Graph, target: Target | None = None) -> Graph:
     return deploy_with(graph, half=True)
 
 
-def keep_halves(graph: Graph) -> None:
+def keep_float16(graph: Graph) -> None:
     """Rewrite a deployed graph in place: moves and means between two conversions take float16."""
     for node in graph.calls(aten.to.dtype):
         if narrows(node):

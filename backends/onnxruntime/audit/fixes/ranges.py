@@ -19,7 +19,15 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.backends.onnxruntime.audit.cures.edit import DEQUANTIZES, QUANTIZES, Change, Editor, Grid, constant, site
+from graphopt.backends.onnxruntime.audit.fixes.edit import (
+    DEQUANTIZES,
+    QUANTIZES,
+    Change,
+    Editor,
+    FixedGrid,
+    constant,
+    site,
+)
 from graphopt.backends.onnxruntime.audit.work import Feeds, values
 from graphopt.evaluation.compliance.model import ACTIVATIONS, LAYERS
 from graphopt.evaluation.compliance.rules import FAMILIES
@@ -103,7 +111,7 @@ def _code_type(model: ir.Model, target: Target) -> np.dtype[np.generic]:
     return max(set(known), key=known.count) if known else np.dtype(np.int8 if target.codes.signed else np.uint8)
 
 
-def _grid(low: float, high: float, dtype: np.dtype[np.generic], target: Target) -> Grid:
+def _grid(low: float, high: float, dtype: np.dtype[np.generic], target: Target) -> FixedGrid:
     info = np.iinfo(dtype)  # type: ignore[type-var]
     if target.codes.symmetric:
         scale, point = max(-low, high) / info.max, 0 if info.min < 0 else 128
@@ -113,7 +121,7 @@ def _grid(low: float, high: float, dtype: np.dtype[np.generic], target: Target) 
     scale = max(scale, SMALLEST_SCALE) if scale else 1.0
     if not target.codes.symmetric:
         point = int(np.clip(np.rint(info.min - low / scale), info.min, info.max))
-    return Grid(np.array(scale, np.float32), np.array(point, dtype))
+    return FixedGrid(np.array(scale, np.float32), np.array(point, dtype))
 
 
 def _behind(model: ir.Model, maker: ir.Node) -> ir.Node | None:

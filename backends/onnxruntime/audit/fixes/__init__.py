@@ -20,22 +20,22 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from graphopt.backends.onnxruntime.audit.cures.biases import store_biases
-from graphopt.backends.onnxruntime.audit.cures.edit import sweep
-from graphopt.backends.onnxruntime.audit.cures.ends import start_at_zero
-from graphopt.backends.onnxruntime.audit.cures.gates import write_gates
-from graphopt.backends.onnxruntime.audit.cures.means import pool_means
-from graphopt.backends.onnxruntime.audit.cures.moves import quantize_around_moves
-from graphopt.backends.onnxruntime.audit.cures.readers import share_codes
-from graphopt.backends.onnxruntime.audit.cures.signs import store_signs
-from graphopt.backends.onnxruntime.audit.cures.splits import join_activations
-from graphopt.backends.onnxruntime.audit.cures.sums import fold_sums
-from graphopt.backends.onnxruntime.audit.cures.weights import quantize_weights
+from graphopt.backends.onnxruntime.audit.fixes.biases import store_biases
+from graphopt.backends.onnxruntime.audit.fixes.edit import sweep
+from graphopt.backends.onnxruntime.audit.fixes.ends import start_at_zero
+from graphopt.backends.onnxruntime.audit.fixes.gates import write_gates
+from graphopt.backends.onnxruntime.audit.fixes.means import pool_means
+from graphopt.backends.onnxruntime.audit.fixes.moves import quantize_around_moves
+from graphopt.backends.onnxruntime.audit.fixes.readers import share_codes
+from graphopt.backends.onnxruntime.audit.fixes.signs import store_signs
+from graphopt.backends.onnxruntime.audit.fixes.splits import join_activations
+from graphopt.backends.onnxruntime.audit.fixes.sums import fold_sums
+from graphopt.backends.onnxruntime.audit.fixes.weights import quantize_weights
 from graphopt.ir.passes import Change
 from graphopt.targets import Target
 
-Cure = Callable[[ir.Model, Target], list[Change]]
-CURES: dict[str, Cure] = {
+Fix = Callable[[ir.Model, Target], list[Change]]
+FIXES: dict[str, Fix] = {
     "readers": share_codes,
     "means": pool_means,
     "gates": write_gates,
@@ -51,4 +51,4 @@ CURES: dict[str, Cure] = {
 FORMS = ("readers", "means", "gates", "sums", "splits", "weights", "moves", "ends")
 STORAGE = ("biases", "signs")
 
-__all__ = ["CURES", "FORMS", "STORAGE", "Cure", "sweep"]
+__all__ = ["FIXES", "FORMS", "STORAGE", "Fix", "sweep"]

@@ -1,4 +1,4 @@
-"""Audits of files that others made: every reason is found where it was planted, and every cure answers the same."""
+"""Audits of files that others made: every reason is found where it was planted, and every fix answers the same."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 import graphopt
 from graphopt.backends.onnxruntime import audit as audit_artifact
 from graphopt.cli.main import app
-from graphopt.evaluation.float_regions import Island
+from graphopt.evaluation.float_regions import FloatRegion
 from graphopt.targets import machine_here
 from graphopt.utils.errors import ArtifactError, InputError
 
@@ -29,7 +29,7 @@ HERE = "x86-avx2" if machine_here() == "avx2" else "x86"  # of these two, whose 
 
 
 def rules(found: graphopt.FileAudit) -> list[str]:
-    return [reason.rule for island in found.islands for reason in island.reasons]
+    return [reason.rule for region in found.float_regions for reason in region.reasons]
 
 
 def answer(path: Path, x: Any, *, exact: bool = False) -> Any:
@@ -45,7 +45,7 @@ def example(*shape: int, seed: int = 1) -> Any:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-# ---- Reasons, and their cures -----------------------------------------------------------------------------------------
+# ---- Reasons, and their fixes -----------------------------------------------------------------------------------------
 
 
 def spatial_mean(f: File, x: str) -> str:
@@ -55,7 +55,7 @@ def spatial_mean(f: File, x: str) -> str:
 
 def moves_in_float(f: File, x: str) -> str:
     pooled = f.op("MaxPool", f.op("Relu", f.conv(x)), kernel_shape=[2, 2], strides=[2, 2])
-    # Another cure makes the pool's grid begin at zero, in half its steps: its values move by 3/4 of a step at most, times the
+    # Another fix makes the pool's grid begin at zero, in half its steps: its values move by 3/4 of a step at most, times the
     # weights, of which no 36 add up to more than 0.6.
     return f.on_grid(f.conv(f.on_grid(pooled), step=1 / 4000))
 
@@ -109,7 +109,7 @@ def float_answer(f: File, x: str) -> str:
 
 
 CURED: dict[str, tuple[str, Body, str, float]] = {
-    # rule, file, cure, largest difference in steps of the answer
+    # rule, file, fix, largest difference in steps of the answer
     "signed values with several readers": ("signed-values", residual, "signs", 1),
     "types that differ": ("mixed-signs", mixed_signs, "signs", 1),
     "a mean that keeps its dimensions": ("reduce-mean", spatial_mean, "means", 1),
@@ -139,25 +139,25 @@ CURED: dict[str, tuple[str, Body, str, float]] = {
 
 @pytest.mark.parametrize("case", CURED)
 def test_a_planted_reason_is_found_and_its_cure_answers_the_same(case: str, tmp_path: Path) -> None:
-    rule, body, cure, steps = CURED[case]
+    rule, body, fix, steps = CURED[case]
     shape = (1, 3, 8) if "product" in case else IMAGE
-    dtype = np.uint8 if cure in ("weights", "biases", "moves", "sums", "ranges", "readers") else np.int8
+    dtype = np.uint8 if fix in ("weights", "biases", "moves", "sums", "ranges", "readers") else np.int8
     f = File("batch", *shape[1:], dtype=dtype, opset=24 if case == "swish" else 21)
     path = f.save(tmp_path / "model.onnx", body(f, f.on_grid("x")))
     found = graphopt.audit(path, HERE)
     assert rule in rules(found)
-    assert cure in {reason.cure for island in found.islands for reason in island.reasons}
-    calibration = [example(*shape, seed=s) for s in range(20)] if cure == "ranges" else None
+    assert fix in {reason.fix for region in found.float_regions for reason in region.reasons}
+    calibration = [example(*shape, seed=s) for s in range(20)] if fix == "ranges" else None
     x = example(*shape)
-    done = found.cure(tmp_path / "cured.onnx", calibration=calibration, example=x, measure=False)
-    assert cure in {name for name, _ in done.applied}
+    done = found.fix(tmp_path / "fixed.onnx", calibration=calibration, example=x, measure=False)
+    assert fix in {name for name, _ in done.applied}
     assert rules(done.after) == []
     assert done.after.share == 1.0 or done.after.total_macs == 0
     assert done.after.conversions <= found.conversions
     ((largest, unit),) = done.difference.values()
     assert unit == "steps"
     assert largest <= steps + 1e-3
-    truth, now = answer(path, x, exact=True), answer(tmp_path / "cured.onnx", x)
+    truth, now = answer(path, x, exact=True), answer(tmp_path / "fixed.onnx", x)
     assert np.abs(truth - now).max() <= (steps + 1.001) * 0.06
 
 
@@ -219,20 +219,20 @@ INCURABLE: dict[str, Body] = {
 def test_what_no_rewrite_cures_is_named_with_what_to_do(rule: str, tmp_path: Path) -> None:
     f = File(*IMAGE, dtype=np.uint8)
     found = graphopt.audit(f.save(tmp_path / "model.onnx", INCURABLE[rule](f, f.on_grid("x"))), "x86")
-    reasons = [reason for island in found.islands for reason in island.reasons if reason.rule == rule]
+    reasons = [reason for region in found.float_regions for reason in region.reasons if reason.rule == rule]
     assert reasons
     assert reasons[0].remedy
-    assert not reasons[0].cure or reasons[0].cure == "ranges"
+    assert not reasons[0].fix or reasons[0].fix == "ranges"
     assert f"[{rule}]" in str(found)
 
 
 def test_a_file_that_is_integer_throughout_has_no_island_and_nothing_to_cure(tmp_path: Path) -> None:
     f = File(*IMAGE, dtype=np.uint8)
     found = graphopt.audit(f.save(tmp_path / "model.onnx", residual(f, f.on_grid("x"))), "x86")
-    assert (found.islands, found.share, found.conversions) == ([], 1.0, 2)
-    done = found.cure(tmp_path / "cured.onnx", measure=False)
+    assert (found.float_regions, found.share, found.conversions) == ([], 1.0, 2)
+    done = found.fix(tmp_path / "fixed.onnx", measure=False)
     assert done.applied == []
-    assert "nothing to cure" in str(done)
+    assert "nothing to fix" in str(done)
 
 
 def test_operators_without_names_are_told_apart(tmp_path: Path) -> None:
@@ -265,9 +265,9 @@ def test_work_is_counted_as_torch_counts_it(tmp_path: Path) -> None:
 def test_codes_are_shifted_bit_for_bit(tmp_path: Path) -> None:
     f = File(*IMAGE)
     path = f.save(tmp_path / "model.onnx", residual(f, f.on_grid("x", 0.03, -7)))
-    graphopt.audit(path, "x86").cure(tmp_path / "cured.onnx", measure=False)
+    graphopt.audit(path, "x86").fix(tmp_path / "fixed.onnx", measure=False)
     x = example(*IMAGE)
-    assert np.array_equal(answer(path, x, exact=True), answer(tmp_path / "cured.onnx", x, exact=True))
+    assert np.array_equal(answer(path, x, exact=True), answer(tmp_path / "fixed.onnx", x, exact=True))
 
 
 def test_integer_operators_are_read_and_cured_too(tmp_path: Path) -> None:
@@ -281,13 +281,13 @@ def test_integer_operators_are_read_and_cured_too(tmp_path: Path) -> None:
     found = graphopt.audit(path, "x86")
     assert found.share == 1.0
     assert found.total_macs == 64 * 4 * 4 * 9
-    done = found.cure(tmp_path / "cured.onnx", measure=False)
+    done = found.fix(tmp_path / "fixed.onnx", measure=False)
     assert {name for name, _ in done.applied} == {"signs"}
-    points = {t.name: t for t in onnx.load(tmp_path / "cured.onnx").graph.initializer}
-    cured = next(n for n in onnx.load(tmp_path / "cured.onnx").graph.node if n.op_type == "QLinearAdd")
-    assert points[cured.input[2]].data_type == onnx.TensorProto.UINT8
+    points = {t.name: t for t in onnx.load(tmp_path / "fixed.onnx").graph.initializer}
+    fixed = next(n for n in onnx.load(tmp_path / "fixed.onnx").graph.node if n.op_type == "QLinearAdd")
+    assert points[fixed.input[2]].data_type == onnx.TensorProto.UINT8
     x = example(*IMAGE)
-    assert np.array_equal(answer(path, x, exact=True), answer(tmp_path / "cured.onnx", x, exact=True))
+    assert np.array_equal(answer(path, x, exact=True), answer(tmp_path / "fixed.onnx", x, exact=True))
 
 
 def test_a_float_file_says_so_and_is_quantized_where_there_is_data(tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_a_float_file_says_so_and_is_quantized_where_there_is_data(tmp_path: Pat
     assert found.share == 0
     assert found.total_macs == 8 * 36 * 36 + 288 * 5
     assert rules(found)[0] == "not-quantized"
-    done = found.cure(tmp_path / "int8.onnx", calibration=[torch.randn(IMAGE) for _ in range(20)], measure=False)
+    done = found.fix(tmp_path / "int8.onnx", calibration=[torch.randn(IMAGE) for _ in range(20)], measure=False)
     assert done.after.share == 1.0
     ((largest, unit),) = done.difference.values()
     assert unit == "of the largest value"
@@ -308,23 +308,23 @@ def test_a_float_bias_becomes_what_the_kernel_adds(tmp_path: Path) -> None:
     """The runtime of today does it by itself when it loads the file; that of yesterday leaves the layer in float."""
     f = File(*IMAGE, dtype=np.uint8)
     path = f.save(tmp_path / "model.onnx", float_bias(f, f.on_grid("x")))
-    done = graphopt.audit(path, "x86").cure(tmp_path / "cured.onnx", measure=False)
+    done = graphopt.audit(path, "x86").fix(tmp_path / "fixed.onnx", measure=False)
     assert [name for name, _ in done.applied] == ["biases"]
     assert done.after.share == 1.0
-    stored = [t for t in onnx.load(tmp_path / "cured.onnx").graph.initializer if t.data_type == onnx.TensorProto.INT32]
+    stored = [t for t in onnx.load(tmp_path / "fixed.onnx").graph.initializer if t.data_type == onnx.TensorProto.INT32]
     assert len(stored) == 2  # codes and zero points
     x = example(*IMAGE)
-    assert np.abs(answer(path, x, exact=True) - answer(tmp_path / "cured.onnx", x)).max() <= 0.0301
+    assert np.abs(answer(path, x, exact=True) - answer(tmp_path / "fixed.onnx", x)).max() <= 0.0301
 
 
 def test_products_of_tokens_become_gemm(tmp_path: Path) -> None:
     f = File(2, 3, 8, dtype=np.uint8)
     path = f.save(tmp_path / "model.onnx", constant_behind_matmul(f, f.on_grid("x")))
-    done = graphopt.audit(path, "x86").cure(tmp_path / "cured.onnx", measure=False)
+    done = graphopt.audit(path, "x86").fix(tmp_path / "fixed.onnx", measure=False)
     assert done.before.total_macs == done.after.total_macs == 2 * 3 * 8 * 6
     assert done.after.share == 1.0
     x = example(2, 3, 8)
-    assert np.abs(answer(path, x) - answer(tmp_path / "cured.onnx", x)).max() <= 0.0501
+    assert np.abs(answer(path, x) - answer(tmp_path / "fixed.onnx", x)).max() <= 0.0501
 
 
 # ---- Targets ----------------------------------------------------------------------------------------------------------
@@ -335,24 +335,24 @@ def test_signed_codes_are_an_island_on_x86_and_none_on_arm(tmp_path: Path) -> No
     path = f.save(tmp_path / "model.onnx", residual(f, f.on_grid("x")))
     assert graphopt.audit(path, "x86").share < 1
     arm = graphopt.audit(path, "arm")
-    assert (arm.share, arm.islands) == (1.0, [])
+    assert (arm.share, arm.float_regions) == (1.0, [])
     assert "64-bit ARM" in arm.how
 
 
 def test_a_cure_says_which_layers_saturate_without_vnni(tmp_path: Path) -> None:
-    """Signed values are exact there, as they stay in float; the unsigned ones of the cure are not."""
+    """Signed values are exact there, as they stay in float; the unsigned ones of the fix are not."""
     f = File(*IMAGE, weight_bits=8)
     found = graphopt.audit(f.save(tmp_path / "model.onnx", residual(f, f.on_grid("x"))), "x86-avx2")
-    done = found.cure(tmp_path / "cured.onnx", measure=False)
+    done = found.fix(tmp_path / "fixed.onnx", measure=False)
     convolutions = [n.name for n in onnx.load(tmp_path / "model.onnx").graph.node if n.op_type == "Conv"]
     assert len(found.saturating) < len(convolutions)
     assert done.after.saturating == convolutions
     assert "2 layers can saturate on CPUs without VNNI" in str(done)
     assert done.to_dict()["after"]["saturating"] == convolutions
-    assert all(name in str(graphopt.audit(tmp_path / "cured.onnx", "x86-avx2")) for name in convolutions)
+    assert all(name in str(graphopt.audit(tmp_path / "fixed.onnx", "x86-avx2")) for name in convolutions)
     here = convolutions if machine_here() == "avx2" else []
-    assert graphopt.audit(tmp_path / "cured.onnx", "x86").saturating == here
-    assert graphopt.audit(tmp_path / "cured.onnx", "arm").saturating == []
+    assert graphopt.audit(tmp_path / "fixed.onnx", "x86").saturating == here
+    assert graphopt.audit(tmp_path / "fixed.onnx", "arm").saturating == []
 
 
 def depthwise(f: File, x: str) -> str:
@@ -413,8 +413,8 @@ def test_vendors_hardware_is_judged_by_what_quantizers_declare(tmp_path: Path) -
     found = graphopt.audit(path, "nvidia")
     assert rules(found) == ["reduce-mean"]
     assert "declare" in found.how
-    done = found.cure(tmp_path / "cured.onnx")
-    assert done.after.islands == []
+    done = found.fix(tmp_path / "fixed.onnx")
+    assert done.after.float_regions == []
     assert done.milliseconds is None
     assert "not measured" in done.note
 
@@ -424,7 +424,7 @@ def test_a_file_and_an_artifact_are_read_alike() -> None:
     ours, anyones = audit_artifact(artifact), graphopt.audit(artifact.folder, "x86", shapes=[images(1).shape])
     assert anyones.share == ours.share == 1.0
     assert anyones.operators["QGemm"] == ours.operators["QGemm"]
-    assert anyones.islands == []
+    assert anyones.float_regions == []
 
 
 # ---- Reports ----------------------------------------------------------------------------------------------------------
@@ -440,13 +440,13 @@ def test_the_report_survives_json(planted: Path, tmp_path: Path) -> None:
     found = graphopt.audit(planted, "x86")
     found.save(tmp_path / "audit.json")
     data = json.loads((tmp_path / "audit.json").read_text())
-    assert [Island.from_dict(island) for island in data["islands"]] == found.islands
+    assert [FloatRegion.from_dict(region) for region in data["float_regions"]] == found.float_regions
     assert data["integer_share"] == found.share
     assert data["shapes"] == {"x": list(IMAGE)}
 
 
 def test_a_cure_is_timed_on_the_machine_at_hand(planted: Path, tmp_path: Path) -> None:
-    done = graphopt.audit(planted, "host").cure(tmp_path / "cured.onnx")
+    done = graphopt.audit(planted, "host").fix(tmp_path / "fixed.onnx")
     if done.before.target.architecture == "x86_64":
         assert done.milliseconds is not None
         assert min(done.milliseconds) > 0
@@ -459,11 +459,11 @@ def test_the_command_exits_with_1_while_islands_are_left(planted: Path, tmp_path
     first = run.invoke(app, ["audit", str(planted), "--target", "x86"])
     assert first.exit_code == 1
     assert "signed-values" in first.output
-    out, figures = tmp_path / "cured.onnx", tmp_path / "figures.json"
-    options = ["--target", "x86", "--cure", str(out), "--json", str(figures), "--no-measure"]
+    out, figures = tmp_path / "fixed.onnx", tmp_path / "figures.json"
+    options = ["--target", "x86", "--fix", str(out), "--json", str(figures), "--no-measure"]
     second = run.invoke(app, ["audit", str(planted), *options])
     assert second.exit_code == 0, second.output
-    assert json.loads(figures.read_text())["after"]["islands"] == []
+    assert json.loads(figures.read_text())["after"]["float_regions"] == []
     assert run.invoke(app, ["audit", str(out), "--target", "x86", "--input-shape", "2,4,8,8"]).exit_code == 0
 
 
@@ -471,7 +471,7 @@ def test_the_command_measures_ranges_on_calibration_data(tmp_path: Path) -> None
     f = File("batch", 4, 8, 8, dtype=np.uint8)
     path = f.save(tmp_path / "model.onnx", float_between(f, f.on_grid("x")))
     np.savez(tmp_path / "typical.npz", x=example(40, 4, 8, 8))
-    options = ["--target", "x86", "--cure", str(tmp_path / "cured.onnx"), "--no-measure"]
+    options = ["--target", "x86", "--fix", str(tmp_path / "fixed.onnx"), "--no-measure"]
     without = CliRunner().invoke(app, ["audit", str(path), *options])
     assert without.exit_code == 1
     assert "--calibration" in without.output
@@ -488,9 +488,9 @@ def test_the_command_measures_ranges_on_calibration_data(tmp_path: Path) -> None
 def test_the_audited_file_is_overwritten_only_where_asked(planted: Path) -> None:
     before, found = planted.read_bytes(), graphopt.audit(planted, "x86")
     with pytest.raises(InputError, match="the audited file itself"):
-        found.cure(planted)
+        found.fix(planted)
     assert planted.read_bytes() == before
-    assert found.cure(planted, overwrite=True, measure=False).after.share == 1.0
+    assert found.fix(planted, overwrite=True, measure=False).after.share == 1.0
     assert planted.read_bytes() != before
     assert sorted(p.name for p in planted.parent.iterdir()) == ["model.onnx"]
 

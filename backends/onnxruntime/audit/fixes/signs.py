@@ -13,7 +13,7 @@ import networkx as nx
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.backends.onnxruntime.audit.cures.edit import LAYERS, MOVES, Array, Change, Editor, constant, site
+from graphopt.backends.onnxruntime.audit.fixes.edit import LAYERS, MOVES, Array, Change, Editor, constant, site
 from graphopt.targets import Target
 
 # Integer operators: (codes, their zero point) among inputs, and the zero point of the result.

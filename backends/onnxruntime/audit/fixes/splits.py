@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphopt.backends.onnxruntime.audit.cures.edit import (
+from graphopt.backends.onnxruntime.audit.fixes.edit import (
     DEQUANTIZES,
     LAYERS,
     QUANTIZES,

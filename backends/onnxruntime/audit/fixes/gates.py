@@ -22,19 +22,19 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.backends.onnxruntime.audit.cures.edit import (
+from graphopt.backends.onnxruntime.audit.fixes.edit import (
     DEQUANTIZES,
     QUANTIZES,
     Change,
     Editor,
-    Grid,
+    FixedGrid,
     is_eight_bits,
     read_grid,
     site,
 )
 from graphopt.targets import Target
 
-Writer = Callable[[Editor, ir.Node, ir.Value, Grid], "ir.Value | None"]
+Writer = Callable[[Editor, ir.Node, ir.Value, FixedGrid], "ir.Value | None"]
 
 
 def write_gates(model: ir.Model, target: Target) -> list[Change]:
@@ -53,16 +53,16 @@ def write_gates(model: ir.Model, target: Target) -> list[Change]:
     return changes
 
 
-def hard_sigmoid(editor: Editor, node: ir.Node, x: ir.Value, grid: Grid) -> ir.Value | None:
+def hard_sigmoid(editor: Editor, node: ir.Node, x: ir.Value, grid: FixedGrid) -> ir.Value | None:
     return _clamped(editor, node, x, grid, _number(node, "alpha", 0.2), _number(node, "beta", 0.5))
 
 
-def hard_swish(editor: Editor, node: ir.Node, x: ir.Value, grid: Grid) -> ir.Value | None:
+def hard_swish(editor: Editor, node: ir.Node, x: ir.Value, grid: FixedGrid) -> ir.Value | None:
     gate = _clamped(editor, node, x, grid, 1 / 6, 0.5)
     return None if gate is None else editor.node("Mul", [x, gate], f"{site(node)}_product", node)
 
 
-def swish(editor: Editor, node: ir.Node, x: ir.Value, grid: Grid) -> ir.Value | None:
+def swish(editor: Editor, node: ir.Node, x: ir.Value, grid: FixedGrid) -> ir.Value | None:
     if _number(node, "alpha", 1.0) != 1:
         return None
     gate = editor.node("Sigmoid", [x], f"{site(node)}_sigmoid", node)
@@ -70,7 +70,7 @@ def swish(editor: Editor, node: ir.Node, x: ir.Value, grid: Grid) -> ir.Value | 
     return editor.node("Mul", [x, gate], f"{site(node)}_product", node)
 
 
-def tanh(editor: Editor, node: ir.Node, x: ir.Value, grid: Grid) -> ir.Value | None:
+def tanh(editor: Editor, node: ir.Node, x: ir.Value, grid: FixedGrid) -> ir.Value | None:
     codes = _codes(x)
     if codes is None:
         return None
@@ -83,7 +83,7 @@ def tanh(editor: Editor, node: ir.Node, x: ir.Value, grid: Grid) -> ir.Value | N
 WRITERS: dict[str, Writer] = {"HardSigmoid": hard_sigmoid, "HardSwish": hard_swish, "Swish": swish, "Tanh": tanh}
 
 
-def _clamped(editor: Editor, node: ir.Node, x: ir.Value, grid: Grid, a: float, b: float) -> ir.Value | None:
+def _clamped(editor: Editor, node: ir.Node, x: ir.Value, grid: FixedGrid, a: float, b: float) -> ir.Value | None:
     """clamp(a x + b, 0, 1) by an addition between two grids."""
     if a <= 0 or b <= 0:
         return None

@@ -16,13 +16,13 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.backends.onnxruntime.audit.cures.edit import (
+from graphopt.backends.onnxruntime.audit.fixes.edit import (
     DEQUANTIZES,
     MOVES,
     QUANTIZES,
     Change,
     Editor,
-    Grid,
+    FixedGrid,
     constant,
     grid_of,
     is_eight_bits,
@@ -61,7 +61,7 @@ def _starts_at_zero(node: ir.Node) -> bool:
     return low is not None and not bool(np.any(low))
 
 
-def _same_codes(node: ir.Node, grid: Grid) -> list[ir.Node] | None:
+def _same_codes(node: ir.Node, grid: FixedGrid) -> list[ir.Node] | None:
     """The quantizers of this value, also behind what only moves it; None where codes are read by anything else."""
     found = [node]
     for reader, _ in node.outputs[0].uses():

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graphopt.backends.onnxruntime.audit.cures.edit import (
+from graphopt.backends.onnxruntime.audit.fixes.edit import (
     DEQUANTIZES,
     MOVES,
     QUANTIZES,
     Change,
     Editor,
-    Grid,
+    FixedGrid,
     is_eight_bits,
     read_grid,
     site,
@@ -59,7 +59,7 @@ def quantize_around_moves(model: ir.Model, target: Target) -> list[Change]:
     return changes
 
 
-def _behind(node: ir.Node) -> Grid | None:
+def _behind(node: ir.Node) -> FixedGrid | None:
     """The grid for a node's result where it follows from that of its input."""
     if not node.inputs or not any(v.uses() for v in node.outputs):
         return None

@@ -1,7 +1,7 @@
 """Operators in float that hand values to each other, as operators of the original file.
 
 The runtime renames, splits and inlines: an operator that runs is looked up by its name, then by the name of its answer; operators
-of the file that run under no name of theirs (functions such as HardSwish, fused ones) belong to the island that computes what
+of the file that run under no name of theirs (functions such as HardSwish, fused ones) belong to the float region that computes what
 their neighbours read.
 """
 
@@ -33,7 +33,7 @@ LAYOUT = {
 
 @dataclass
 class Region:
-    """One island in both graphs.
+    """One float region in both graphs.
 
     Attributes:
         runs: operators that run. originals: of the file, in order; empty where only a conversion is left.
@@ -83,7 +83,7 @@ class Origins:
 
 
 def regions(origins: Origins) -> list[Region]:
-    """The islands of a graph, in execution order."""
+    """The float regions of a graph, in execution order."""
     reading = origins.reading
     graph, nodes = nx.Graph(), {id(node): node for node in reading.of(Kind.FLOAT)}
     graph.add_nodes_from(nodes)
@@ -119,7 +119,7 @@ def _converts(reading: Reading, node: onnx.NodeProto | None) -> bool:
 
 
 def _counts(region: Region, reading: Reading) -> bool:
-    """Whether it computes, or stands between codes; changing the layout of the model's own inputs and answers is no island."""
+    """Whether it computes, or stands between codes; changing the layout of the model's own inputs and answers is no float region."""
     if any(node.op_type not in LAYOUT for node in region.runs):
         return True
     into = any(_converts(reading, reading.makers.get(n)) for node in region.runs for n in node.input)
@@ -144,7 +144,7 @@ def _requantizations(origins: Origins) -> list[Region]:
 
 
 def _adopt(origins: Origins, found: list[Region]) -> None:
-    """Give operators that run under no name of theirs to the islands of their neighbours."""
+    """Give operators that run under no name of theirs to the float regions of their neighbours."""
     model, lost = origins.model, origins.lost()
     home: dict[int, Region] = {}
     for region in found:
@@ -171,5 +171,5 @@ def _adopt(origins: Origins, found: list[Region]) -> None:
 
 
 def _is_missing(region: Region, origins: Origins) -> bool:
-    """Whether an island runs operators that no operator of the file is known for."""
+    """Whether a float region runs operators that no operator of the file is known for."""
     return any(id(run) not in origins.original for run in region.runs)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.backends.onnxruntime.audit.cures.edit import (
+from graphopt.backends.onnxruntime.audit.fixes.edit import (
     DEQUANTIZES,
     Array,
     Change,
