@@ -1,4 +1,4 @@
-"""ONNX Runtime's own `quantize_static` with its defaults, audited and fixed: float regions, share in integer, time before and after.
+"""ONNX Runtime's own `quantize_static` with its defaults, audited and fixed: float regions, share in integer, time.
 
 Blocks as in `blocks.py` and three networks of torchvision, with random weights, calibrated on random images. All run in turn
 on one thread. Wanted: every block at least twice as fast as what `quantize_static` wrote.

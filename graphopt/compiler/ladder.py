@@ -5,8 +5,8 @@
     adaround    from there by gradients, block by block
     layers      the layers that hurt most in more bits: 8 first, where they have fewer, then float
 
-The first attempt that keeps the accuracy within the budget is taken; if none does, the best. Of the layers, twice as many are tried
-each time, and then as few as do; they stand on the best of the attempts before.
+The first attempt that keeps the accuracy within the budget is taken; if none does, the best. Of the layers, twice as many are
+tried each time, and then as few as do; they stand on the best of the attempts before.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Ladder:
         quantized: the passes that quantize with a way of rounding and formats by layer name.
         judge: lowers a simulated graph and gives the accuracy of the artifact.
         least: the accuracy that is good enough.
-        reference: the outputs of the original on its example, which the steps of a attempt compare with.
+        reference: the outputs of the original on its example, which the steps of an attempt compare with.
         formats, dump: as in `graphopt.optimize`; every attempt has a folder of its own in `dump`.
         attempts: what was tried, in order.
     """
@@ -103,7 +103,7 @@ class Ladder:
         return best
 
     def reaches(self, rounding: Rounding, lifted: Formats, name: str) -> bool:
-        """Try one attempt, and remember it if it is the best so far; whether it is good enough."""
+        """Quantize one way, and remember it if it is the best so far; whether it is good enough."""
         began, graph = time.perf_counter(), self.start.clone()
         formats = {**lifted, **{name: chosen for name, chosen in self.formats.items() if name not in lifted}}
         folder = None if self.dump is None else Path(self.dump) / f"attempt_{len(self.attempts):02}"

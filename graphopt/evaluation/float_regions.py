@@ -1,4 +1,4 @@
-"""What computes in float inside a quantized model: float regions between integers, why they are there, and what would fix them."""
+"""Float regions of a quantized model: what computes in float between integers, why, and what would fix it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Operators in float that hand values to each other, as operators of the original file.
 
 The runtime renames, splits and inlines: an operator that runs is looked up by its name, then by the name of its answer; operators
-of the file that run under no name of theirs (functions such as HardSwish, fused ones) belong to the float region that computes what
-their neighbours read.
+of the file that run under no name of theirs (functions such as HardSwish, fused ones) belong to the float region that computes
+what their neighbours read.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _converts(reading: Reading, node: onnx.NodeProto | None) -> bool:
 
 
 def _counts(region: Region, reading: Reading) -> bool:
-    """Whether it computes, or stands between codes; changing the layout of the model's own inputs and answers is no float region."""
+    """Whether it computes, or stands between codes; changing the layout of the model's own inputs and answers is none."""
     if any(node.op_type not in LAYOUT for node in region.runs):
         return True
     into = any(_converts(reading, reading.makers.get(n)) for node in region.runs for n in node.input)

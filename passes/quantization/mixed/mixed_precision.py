@@ -83,7 +83,8 @@ class MixedPrecision:
             for float; pinned, so that nothing is chosen there.
         sensitivity: `kl`, `sqnr` or `hessian`.
         solver: `ilp` or `agent`.
-        timer: measures graphs on the runtime; they come quantized: `graphopt.compiler.latency.LatencyTimer(target, integer=False)`.
+        timer: measures graphs on the runtime, such as `graphopt.compiler.latency.LatencyTimer(target, integer=False)`; they come
+            quantized.
         estimator, weight_estimator: as in `Quantize`.
         episodes: of the agent.
         seed: of the agent, and of the signs that traces are estimated with.

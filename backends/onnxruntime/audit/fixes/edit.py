@@ -190,6 +190,6 @@ def sweep(model: ir.Model) -> None:
 
 
 __all__ = [
-    "DEQUANTIZES", "LAYERS", "MOVES", "QUANTIZES", "Array", "Change", "Editor", "FixedGrid", "constant", "grid_of", "is_eight_bits",
-    "read_grid", "site", "sweep", "written_grid",
+    "DEQUANTIZES", "LAYERS", "MOVES", "QUANTIZES", "Array", "Change", "Editor", "FixedGrid", "constant", "grid_of",
+    "is_eight_bits", "read_grid", "site", "sweep", "written_grid",
 ]  # fmt: skip
