@@ -17,12 +17,10 @@ from tvm.relax.frontend.torch.exported_program_translator import ExportedProgram
 from graphopt.backends.tvm.layouts import Value, channels_last, plain
 from graphopt.backends.tvm.pools import emit_max_pool, emit_mean
 from graphopt.backends.tvm.program import Program
-from graphopt.ir.ops import BatchNorm, argument, aten, family, shape
+from graphopt.ir.layer import BatchNorm
+from graphopt.ir.ops import argument, aten, family, function_of_one, shape
 from graphopt.utils.errors import GraphoptError, last_line
 
-ALIKE = {
-    "relu", "clamp", "leaky_relu", "sigmoid", "hard_sigmoid", "hard_swish", "silu", "gelu", "tanh", "identity",
-}  # fmt: skip
 PAIRS = {"add", "sub", "mul", "div"}
 
 
@@ -44,7 +42,7 @@ class Operators:
     def emit(self, node: Node) -> Value:
         kind = "convert" if node.target is aten.to.dtype else family(node) or ""
         value = self.rules[kind](node) if kind in self.rules else None
-        if value is None and kind in ALIKE:
+        if value is None and (kind == "identity" or function_of_one(node) is not None):
             value = self._alike(node)
         return value if value is not None else self._imported(node)
 

@@ -22,7 +22,7 @@ from graphopt.backends.tvm.schedules import Conv, Kernel, Pool, Variant
 from graphopt.ir.cost import layer_macs
 from graphopt.ir.float16 import half_of
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import MOVEMENT, family, shape
+from graphopt.ir.ops import family, info, shape
 
 REASONS = {
     "conv_transpose": "there is no integer kernel for transposed convolutions",
@@ -128,7 +128,7 @@ class Program:
         """Note an operator that computes in float, unless it only moves values or gives float16."""
         kind = family(node)
         is_half = node.meta["val"].dtype == torch.float16
-        if is_half or kind in MOVEMENT | {"transpose", "pad", "concat", "max_pool"}:
+        if is_half or info(node).selects or kind in ("pad", "concat"):
             return
         macs = (layer_macs(self.graph).get(node, 0) if macs is None else macs) // self.samples
         name = getattr(node.target, "__name__", str(node.target)).partition(".")[0]

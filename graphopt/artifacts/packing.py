@@ -39,7 +39,7 @@ from torch import Tensor
 from graphopt.formats import Quantizer, from_json, in_blocks, to_json
 from graphopt.ir import raw_tensors
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer
+from graphopt.ir.layer import Layer
 from graphopt.ir.quantizers import is_quantizer, is_uniform, quantizer_of
 from graphopt.utils import json_data
 from graphopt.utils.errors import InputError

@@ -24,7 +24,7 @@ from torch.fx.node import Node
 from graphopt.data.calibration import Calibration, synthetic
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import BatchNorm
+from graphopt.ir.layer import BatchNorm
 from graphopt.utils.progress import progress
 
 STEPS = 40  # of gradient descent

@@ -18,7 +18,7 @@ from torch.fx.node import Node
 from graphopt.execution.observers import blame
 from graphopt.execution.resumable import Flight
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer
+from graphopt.ir.layer import Layer
 from graphopt.ir.quantized_units import constants
 from graphopt.ir.quantizers import is_quantizer, quantizers
 from graphopt.utils.errors import NonFiniteError

@@ -29,7 +29,8 @@ from graphopt.analysis.im2col import Moments, from_matrix, weight_matrix
 from graphopt.execution.observers import values
 from graphopt.execution.streaming import Frontier, in_flight
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import BatchNorm, Layer, family, value
+from graphopt.ir.layer import BatchNorm, Layer
+from graphopt.ir.ops import family, value
 from graphopt.ir.quantizers import is_quantizer
 
 RIDGE = 1e-3  # of the mean second moment

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.fx.node import Node
 
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer, aten, value
+from graphopt.ir.layer import Layer
+from graphopt.ir.ops import aten, value
 from graphopt.ir.passes import Change
 from graphopt.ir.quantizers import is_quantizer
 

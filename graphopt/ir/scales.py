@@ -11,7 +11,8 @@ from torch.fx.node import Node
 
 from graphopt.formats import FAKE_QUANTIZE, quantize
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer, clamp_bounds, family
+from graphopt.ir.layer import Layer
+from graphopt.ir.ops import clip_of, family, share_range
 
 
 def power_of_two(scale: Tensor) -> bool:
@@ -38,18 +39,16 @@ def free_step(graph: Graph, quantizer: Node) -> float | None:
     it is a power of two. The clip of a relu6 is left to the grid as long as the grid ends no later.
     """
     source, scale, zero, _, high, axis, *_ = quantizer.args
-    if axis != -1 or not isinstance(source, Node) or family(source) in _TIED or graph.is_constant(source):
+    tied = share_range(source) is not None or family(source) in ("mul", "channel_clamp")
+    if axis != -1 or not isinstance(source, Node) or tied or graph.is_constant(source):
         return None
     if power_of_two(graph.tensor(scale)) or any(family(user) == "hard_sigmoid" for user in quantizer.users):  # type: ignore[arg-type]
         return None
-    if family(source) == "clamp":
-        end = clamp_bounds(source)[1]
+    if (ends := clip_of(source)) is not None:
+        end = ends[1]
         codes = int(high) - int(graph.tensor(zero))  # type: ignore[arg-type]
         return end / codes if end < float("inf") and codes > 0 else float("inf")
     return float("inf")
-
-
-_TIED = frozenset({"sigmoid", "hard_sigmoid", "softmax", "mul", "channel_clamp"})
 
 
 def end_codes(graph: Graph, clip: Node, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:

@@ -38,9 +38,9 @@ from torch.fx.node import Node
 from graphopt.formats import FLOAT16_FORMATS, in_blocks, quantize
 from graphopt.formats.blocks import DEQUANTIZE_BLOCKS, pack_weight
 from graphopt.ir.graph import Graph
+from graphopt.ir.layer import BIAS, Layer
 from graphopt.ir.masks import bake
-from graphopt.ir.ops import BIAS, Layer, aten, clamp_bounds, family
-from graphopt.ir.quantized_units import FUSED
+from graphopt.ir.ops import aten, clip_of, family, info, operand
 from graphopt.ir.quantizers import is_uniform, quantizer_of, quantizers
 from graphopt.ir.scales import end_codes
 
@@ -79,8 +79,8 @@ def _leave_in_float(graph: Graph, node: Node) -> None:
     quantizer, constant = quantizer_of(graph, node), graph.is_constant(source)
     what = "its weights are" if constant else "a value beside it is"
     producer = source
-    while family(producer) in FUSED:
-        producer = producer.args[0]  # type: ignore[assignment]
+    while info(producer).fusable:
+        producer = operand(producer)
     for layer in [producer, *node.users]:
         if Layer.of(layer) is not None:
             layer.meta.setdefault("left", f"{what} in {quantizer.format}, which has no integer operator")
@@ -218,9 +218,10 @@ def _is_shifted(bias: Node | None) -> bool:
 
 def _without_implied_clip(source: Node, grid: QuantizationParameters) -> Node:
     """Skip a relu or clamp whose ends the grid's own clipping reproduces: the end's code is the grid's last, or beyond."""
-    if family(source) not in ("relu", "clamp") or len(source.users) != 1:
+    ends = clip_of(source)
+    if ends is None or len(source.users) != 1:
         return source
-    low, high = clamp_bounds(source)
+    low, high = ends
     scale = torch.tensor(grid.scale)
 
     def code(end: float) -> int:
@@ -228,4 +229,4 @@ def _without_implied_clip(source: Node, grid: QuantizationParameters) -> Node:
 
     below = low == -float("inf") or code(low) <= grid.quant_min
     above = high == float("inf") or code(high) >= grid.quant_max
-    return source.args[0] if below and above else source  # type: ignore[return-value]
+    return operand(source) if below and above else source

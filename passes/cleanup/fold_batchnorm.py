@@ -33,8 +33,9 @@ from torch.fx.node import Node
 
 from graphopt.analysis.distributions import norm_moments
 from graphopt.ir.graph import Graph
+from graphopt.ir.layer import WEIGHT, BatchNorm, Layer
 from graphopt.ir.masks import bake
-from graphopt.ir.ops import WEIGHT, BatchNorm, Layer, aten, shape
+from graphopt.ir.ops import aten, shape
 from graphopt.ir.passes import Change
 
 

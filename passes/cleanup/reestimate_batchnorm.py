@@ -19,7 +19,7 @@ from torch.fx.node import Node
 
 from graphopt.execution.observers import observe
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import BatchNorm
+from graphopt.ir.layer import BatchNorm
 from graphopt.ir.passes import Change, in_eval_mode
 
 TRAINING = 5  # the argument's position

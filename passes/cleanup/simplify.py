@@ -25,11 +25,10 @@ from torch.fx.node import Node
 
 from graphopt.ir.graph import Graph
 from graphopt.ir.masks import mask_of
-from graphopt.ir.ops import MOVEMENT, argument, aten, clamp_bounds, family, is_float, shape, value
+from graphopt.ir.ops import argument, aten, clip_of, family, info, is_float, operand, shape, value
 from graphopt.ir.passes import Change
 from graphopt.ir.quantizers import is_quantizer
 
-KEEPS_SHAPE_ONLY = MOVEMENT | {"pad"}
 CASTS = (aten.to.dtype, aten._to_copy.default, aten.to.dtype_layout, aten.to.device)
 NUMBERS = (int, float)
 
@@ -69,7 +68,7 @@ def _is_identity(node: Node) -> bool:
     kind = family(node)
     if kind == "identity":
         return "dropout" not in str(node.target) or not argument(node, "train")
-    if kind not in KEEPS_SHAPE_ONLY or shape(node) != shape(node.args[0]):  # type: ignore[arg-type]
+    if not (info(node).moves or kind == "pad") or shape(node) != shape(operand(node)):
         return False
     if kind in ("reshape", "expand", "slice"):
         return (
@@ -158,7 +157,7 @@ def name_hard_sigmoid(graph: Graph, node: Node) -> str:
     if factor is None or abs(factor - 1 / 6) > 1e-6:
         return ""
     clip: Node = node.args[0]  # type: ignore[assignment]
-    if family(clip) != "clamp" or clamp_bounds(clip) != (0.0, 6.0):
+    if clip_of(clip) != (0.0, 6.0):
         return ""
     total: Any = clip.args[0]
     if family(total) != "add" or not isinstance(total.args[1], NUMBERS) or total.args[1] != 3:

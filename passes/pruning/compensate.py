@@ -13,7 +13,8 @@ from graphopt.analysis.channels.groups import Group
 from graphopt.analysis.im2col import from_matrix, weight_matrix
 from graphopt.fitting.least_squares import shift_output
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import BatchNorm, Layer, family
+from graphopt.ir.layer import BatchNorm, Layer
+from graphopt.ir.ops import info, is_elementwise
 from graphopt.passes.pruning.criteria import filters_of
 from graphopt.passes.pruning.readers import Reader, readers
 
@@ -42,8 +43,9 @@ def expected_input(graph: Graph, value: Node) -> Tensor | None:
     """The mean of each channel of a value behind a batch norm: [channels]; None where it does not follow from one."""
     chain: list[Node] = []
     while (norm := BatchNorm.of(value)) is None:
-        pointwise = torch.Tag.pointwise in getattr(value.target, "tags", ()) or family(value) == "hard_swish"
-        if len(value.all_input_nodes) != 1 or not (pointwise or family(value) in _NEUTRAL):
+        pointwise, known = is_elementwise(value), info(value)
+        keeps_means = known.family == "identity" or (known.pools and known.averages)
+        if len(value.all_input_nodes) != 1 or not (pointwise or keeps_means):
             return None
         if pointwise:
             chain.append(value)
@@ -59,9 +61,6 @@ def expected_input(graph: Graph, value: Node) -> Tensor | None:
     for node in reversed(chain):
         grid = node.target(grid, *node.args[1:], **node.kwargs)  # type: ignore[operator]
     return (weights[:, None] * grid).sum(0) / weights.sum()
-
-
-_NEUTRAL = frozenset({"identity", "global_average_pool", "average_pool", "adaptive_average_pool"})
 
 
 def merge_twins(graph: Graph, removed: Removed) -> None:

@@ -20,7 +20,8 @@ from torch.fx.node import Node
 
 from graphopt.analysis.channels.groups import Group, Member
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import BatchNorm, Layer, family
+from graphopt.ir.layer import BatchNorm, Layer
+from graphopt.ir.ops import family
 
 Criterion = Callable[[Graph, Group], Tensor]
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from graphopt.formats import FAKE_QUANTIZE
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import BIAS, Layer, aten, family
+from graphopt.ir.layer import BIAS, Layer
+from graphopt.ir.ops import aten, family
 from graphopt.ir.scales import end_codes
 
 BIAS_MIN, BIAS_MAX = -(2**31), 2**31 - 1

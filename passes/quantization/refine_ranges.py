@@ -33,7 +33,8 @@ from graphopt.execution.reference import float_twin, unquantized
 from graphopt.fitting.losses import COMPARISONS
 from graphopt.formats import FAKE_QUANTIZE, fake_quantize
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer, aten
+from graphopt.ir.layer import Layer
+from graphopt.ir.ops import aten
 from graphopt.ir.passes import Change, in_eval_mode
 from graphopt.ir.scales import free_step, power_of_two, tie_biases
 from graphopt.utils.checks import check_count

@@ -16,7 +16,8 @@ from graphopt.execution.reference import keep_exact
 from graphopt.fitting.rounding import Lattice
 from graphopt.formats import FAKE_QUANTIZE, SMALLEST_SCALE, in_blocks
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer, aten
+from graphopt.ir.layer import Layer
+from graphopt.ir.ops import aten
 from graphopt.ir.quantizers import is_quantizer, is_uniform, quantizer_of
 from graphopt.ir.scales import power_of_two
 

@@ -8,7 +8,7 @@ from rewriting import assert_close, capture
 from torch import Tensor, nn
 
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import WEIGHT, Layer
+from graphopt.ir.layer import WEIGHT, Layer
 
 LAYERS = {
     "linear": nn.Linear(6, 4),

@@ -10,8 +10,9 @@ from torch.fx.node import Node
 
 from graphopt.analysis.channels.labels import Columns
 from graphopt.analysis.channels.trace import Dims, Trace, sizes
+from graphopt.ir.layer import Layer
 from graphopt.ir.masks import unmasked
-from graphopt.ir.ops import Layer, argument, value
+from graphopt.ir.ops import argument, value
 
 
 def linear(trace: Trace, node: Node) -> Dims:

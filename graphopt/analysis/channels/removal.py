@@ -20,7 +20,8 @@ from graphopt.analysis.channels.groups import Group
 from graphopt.analysis.channels.labels import Array, Columns
 from graphopt.analysis.channels.trace import Trace, operand, sizes
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer, argument, aten, family, value
+from graphopt.ir.layer import Layer
+from graphopt.ir.ops import argument, aten, family, value
 from graphopt.utils.errors import PassError
 
 

@@ -9,7 +9,8 @@ from torch.fx.node import Node
 from graphopt.evaluation.compliance.violation import Violation
 from graphopt.formats import in_blocks
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer, family
+from graphopt.ir.layer import Layer
+from graphopt.ir.ops import family
 from graphopt.ir.quantizers import is_quantizer, is_uniform, quantizer_of, quantizers
 from graphopt.targets import Target
 

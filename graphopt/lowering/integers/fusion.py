@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer, argument, family, shape
+from graphopt.ir.layer import Layer
+from graphopt.ir.ops import argument, family, shape
 from graphopt.lowering.integers.arithmetic import dequantize, f32, quantize
 from graphopt.lowering.integers.kernels import (
     AveragePool,
