@@ -102,7 +102,7 @@ def _leaky(node: Node) -> OpInfo:
 def _pad(node: Node) -> OpInfo:
     """Only with zeros."""
     modes = "mode" in _positions(node.target) and argument(node, "mode") != "constant"
-    return UNKNOWN if modes or argument(node, "value") else OpInfo("pad")
+    return UNKNOWN if modes or argument(node, "value") else OpInfo("pad", homogeneous=True, monotone=True)
 
 
 def _add(node: Node) -> OpInfo:
@@ -172,7 +172,7 @@ _TABLE: dict[Any, OpInfo] = {
         [aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default],
         replace(_AVERAGE, refine=_adaptive), "adaptive_average_pool",
     ),
-    aten.mean.dim: OpInfo("mean", averages=True),
+    aten.mean.dim: OpInfo("mean", averages=True, homogeneous=True, monotone=True),
     aten.upsample_bilinear2d.vec: _RESIZE,
     **_each(
         [aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default],
