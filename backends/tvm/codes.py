@@ -27,8 +27,8 @@ from graphopt.lowering.qdq import QuantizationParameters
 
 def moves_codes(node: Node) -> bool:
     """Whether a call gives nothing but elements of one tensor, and zeros around them."""
-    single = not gives_several(node) and not gives_several(node.args[0])
-    return single and (info(node).selects or family(node) == "pad")
+    several = gives_several(node) or any(map(gives_several, node.all_input_nodes))
+    return not several and (info(node).selects or family(node) == "pad")
 
 
 def keep_codes(graph: Graph) -> None:
