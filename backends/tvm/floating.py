@@ -131,10 +131,9 @@ class Operators:
         norm = BatchNorm.of(node)
         if norm is None:
             return None
-        constants: Any = node.args[1:5]
-        weight, bias, mean, variance = (None if a is None else self.program.graph.tensor(a).double() for a in constants)
-        assert mean is not None
-        assert variance is not None
+        tensor = self.program.graph.tensor
+        weight, bias = (None if a is None else tensor(a).double() for a in (norm.weight, norm.bias))
+        mean, variance = tensor(norm.mean).double(), tensor(norm.var).double()
         scale = (variance + norm.eps).rsqrt() * (1 if weight is None else weight)
         shift = (0 if bias is None else bias) - mean * scale
         source = self.program.value(node.args[0])

@@ -34,7 +34,7 @@ from torch.fx.node import Node
 from graphopt.execution.reference import unquantized
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
-from graphopt.ir.layer import BatchNorm, Layer
+from graphopt.ir.layer import BatchNorm, Layer, Pool
 from graphopt.ir.ops import argument, clip_of, family, info, operand
 from graphopt.ir.quantizers import is_quantizer
 
@@ -170,9 +170,10 @@ class Distributions:
         return Distribution(mean, (square - mean**2).clamp(min=0))
 
     def _max_pool(self, node: Node) -> Distribution:
-        base, sizes = self._of(node.args[0]), argument(node, "kernel_size")
-        window = math.prod(sizes) if len(sizes) > 1 else sizes[0] ** info(node).dims
-        mean = base.mean + base.variance.sqrt() * expected_maximum(window) / 2
+        pool = Pool.of(node)
+        assert pool is not None
+        base = self._of(pool.input)
+        mean = base.mean + base.variance.sqrt() * expected_maximum(math.prod(pool.kernel)) / 2
         return Distribution(self._run(node, lambda _: mean), self._run(node, lambda _: base.variance))
 
 

@@ -15,7 +15,7 @@ from torch.fx.node import Node
 
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
-from graphopt.ir.ops import family, function_of_one, info, shape
+from graphopt.ir.ops import family, function_of_one, info, operand, shape
 
 
 class Interval(NamedTuple):
@@ -49,10 +49,10 @@ def _of(graph: Graph, node: Node, found: dict[Node, Interval]) -> Interval | Non
             Interval(source.low.clamp(max=0), source.high.clamp(min=0)) if len(source.low) == shape(node)[1] else None
         )
     if kind == "reshape":
-        (batch, *_), (kept, *sizes) = shape(node.args[0]), shape(node)  # type: ignore[arg-type]
+        (batch, *_), (kept, *sizes) = shape(operand(node)), shape(node)
         return source if kept == batch and sizes[:1] == [len(source.low)] else None
     if kind == "add" and isinstance(node.args[1], Node) and (other := found.get(node.args[1])) is not None:
-        same = shape(node.args[0])[1:] == shape(node.args[1])[1:]  # type: ignore[arg-type]
+        same = shape(operand(node))[1:] == shape(operand(node, 1))[1:]
         return Interval(source.low + other.low, source.high + other.high) if same else None
     return source if told.within_channels and (told.selects or told.averages) else None
 

@@ -103,7 +103,7 @@ class _Statistics:
         self.graph = graph
         self.known: dict[Node, tuple[Tensor, Tensor, Tensor]] = {}
         for norm in (norm for node in graph.calls() if (norm := BatchNorm.of(node))):
-            mean, var = (graph.tensor(a).detach() for a in norm.node.args[3:5])  # type: ignore[arg-type]
+            mean, var = graph.tensor(norm.mean), graph.tensor(norm.var)
             self.known[norm.node] = (mean, var, var > FLAT * var.max())
         calls = graph.calls()
         self.calls = calls[: calls.index(max(self.known)) + 1]

@@ -2,7 +2,7 @@
 
 graph.py            `Graph`: nodes, constants, example inputs, edits
 ops.py              what is known about each operator: `OpInfo`, `register`
-layer.py            views of layers and norms
+layer.py            views of layers, pools and norms
 rules.py            rules by operator or family
 shapes.py           shapes and free batch sizes
 passes.py           the contract of a pass: `Pass`, `Change`

@@ -1,4 +1,4 @@
-"""Views of layers and norms: named fields in place of positions in `node.args`.
+"""Views of layers, pools and norms: named fields in place of positions in `node.args`.
 
     conv = Layer.of(node)          # None where the node is no convolution or linear layer
     conv.weight, conv.bias         # constants' nodes
@@ -68,26 +68,22 @@ class Layer:
             reader, value = value, value.args[0]
         return (reader, value) if value is not None else None
 
-    def _pair(self, name: str) -> tuple[int, ...]:
-        found = listed(argument(self.node, name))
-        return tuple(found * self.dims if len(found) == 1 else found)
-
     @property
     def stride(self) -> tuple[int, ...]:
-        return self._pair("stride") if self.dims else ()
+        return _each(self, "stride") if self.dims else ()
 
     @property
     def padding(self) -> tuple[int, ...]:
-        return self._pair("padding") if self.dims else ()
+        return _each(self, "padding") if self.dims else ()
 
     @property
     def dilation(self) -> tuple[int, ...]:
-        return self._pair("dilation") if self.dims else ()
+        return _each(self, "dilation") if self.dims else ()
 
     @property
     def output_padding(self) -> tuple[int, ...]:
         """Of a transposed convolution; zeros for any other layer."""
-        return self._pair("output_padding") if self.kind == "conv_transpose" else (0,) * self.dims
+        return _each(self, "output_padding") if self.kind == "conv_transpose" else (0,) * self.dims
 
     @property
     def out_channels(self) -> int:
@@ -142,6 +138,60 @@ class Layer:
     def respond(self, weight: Tensor, constant: Tensor) -> Tensor:
         """What a canonical weight makes of an input whose channels are constant, bias and borders left out: [in] -> [out]."""
         return (weight * self.over_inputs(constant)).flatten(1).sum(1)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A maximum or mean over windows; of adaptive pools, which have no windows of their own, there is no view."""
+
+    node: Node
+    kind: str
+    dims: int
+
+    @classmethod
+    def of(cls, node: Any) -> Pool | None:
+        found = info(node)
+        if not found.pools or not found.dims or found.family is None:
+            return None
+        return cls(node, found.family, found.dims)
+
+    @property
+    def input(self) -> Node:
+        return operand(self.node)
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        return _each(self, "kernel_size")
+
+    @property
+    def stride(self) -> tuple[int, ...]:
+        """That of the windows where none is given."""
+        return _each(self, "stride") or self.kernel
+
+    @property
+    def padding(self) -> tuple[int, ...]:
+        return _each(self, "padding")
+
+    @property
+    def dilation(self) -> tuple[int, ...]:
+        """Ones for means."""
+        return _each(self, "dilation") if self.kind == "max_pool" else (1,) * self.dims
+
+    @property
+    def rounds_up(self) -> bool:
+        """Whether a last window may begin where it does not fit."""
+        return bool(argument(self.node, "ceil_mode"))
+
+    @property
+    def includes_padding(self) -> bool:
+        """Whether a mean counts the zeros around the image."""
+        return self.kind == "average_pool" and bool(argument(self.node, "count_include_pad"))
+
+
+def _each(call: Layer | Pool, name: str) -> tuple[int, ...]:
+    """An argument for each dimension, where one may stand for all."""
+    found = listed(argument(call.node, name))
+    return tuple(found * call.dims if len(found) == 1 else found)
 
 
 @dataclass(frozen=True)

@@ -49,11 +49,12 @@ def expected_input(graph: Graph, value: Node) -> Tensor | None:
             return None
         if pointwise:
             chain.append(value)
-        value = value.args[0]  # type: ignore[assignment]
-        if not isinstance(value, Node):
+        source = value.args[0]
+        if not isinstance(source, Node):
             return None
-    gamma, beta = (graph.tensor(a).double() if graph.is_constant(a) else None for a in norm.node.args[1:3])  # type: ignore[arg-type]
-    count = len(graph.tensor(norm.node.args[3]))  # type: ignore[arg-type]
+        value = source
+    gamma, beta = (graph.tensor(a).double() if a is not None else None for a in (norm.weight, norm.bias))
+    count = len(graph.tensor(norm.mean))
     gamma = torch.ones(count).double() if gamma is None else gamma
     beta = torch.zeros(count).double() if beta is None else beta
     points, weights = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(NODES))

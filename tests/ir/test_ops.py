@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 from graphopt.ir import ops
 from graphopt.ir.graph import Graph
-from graphopt.ir.layer import WEIGHT, BatchNorm, Layer
+from graphopt.ir.layer import WEIGHT, BatchNorm, Layer, Pool
 from graphopt.ir.ops import OpInfo, argument, info, register, registered, set_argument
+from graphopt.ir.quantizers import UniformQuantizer
 from graphopt.ir.rules import Rules
+from graphopt.passes import Quantize
+from graphopt.targets import find
 from graphopt.utils.errors import InputError
 
 LAYERS = {
@@ -185,3 +188,39 @@ def test_a_batch_norm_names_its_constants(affine: bool) -> None:
         "weight" if affine else None, "bias" if affine else None, "running_mean", "running_var",
     ]  # fmt: skip
     assert norm.eps == 0.25
+
+
+POOLS: list[tuple[nn.Module, tuple[Any, ...]]] = [
+    (nn.MaxPool1d(3), ("max_pool", (3,), (3,), (0,), (1,), False, False)),
+    (nn.MaxPool2d(3, (1, 2), 1, 2, ceil_mode=True), ("max_pool", (3, 3), (1, 2), (1, 1), (2, 2), True, False)),
+    (nn.AvgPool2d((2, 3)), ("average_pool", (2, 3), (2, 3), (0, 0), (1, 1), False, True)),
+    (nn.AvgPool1d(4, 2, 1, count_include_pad=False), ("average_pool", (4,), (2,), (1,), (1,), False, False)),
+]
+
+
+@pytest.mark.parametrize(("model", "expected"), POOLS)
+def test_a_pool_names_its_arguments(model: nn.Module, expected: tuple[Any, ...]) -> None:
+    dims = len(expected[1])
+    graph = capture(model, torch.randn(2, 3, *[9] * dims))
+    (pool,) = (found for node in graph.calls() if (found := Pool.of(node)))
+    assert (
+        pool.kind, pool.kernel, pool.stride, pool.padding, pool.dilation, pool.rounds_up, pool.includes_padding
+    ) == expected  # fmt: skip
+
+
+def test_an_adaptive_pool_has_no_windows() -> None:
+    graph = capture(nn.AdaptiveAvgPool2d(2), torch.randn(2, 3, 9, 9))
+    assert [Pool.of(node) for node in graph.calls()] == [None]
+
+
+def test_a_quantizer_names_its_arguments() -> None:
+    graph = capture(nn.Conv2d(3, 4, 3), torch.randn(2, 3, 6, 6))
+    Quantize(find("arm"), [[torch.randn(2, 3, 6, 6)]])(graph)
+    (layer,) = (found for node in graph.calls() if (found := Layer.of(node)))
+    grid = UniformQuantizer.of(layer.weight)
+    assert grid is not None
+    assert [str(n.target) for n in (grid.value, grid.scale, grid.zero_point)] == [
+        "weight", "weight_scale", "weight_zero_point",
+    ]  # fmt: skip
+    assert (grid.low, grid.high, grid.axis, grid.block) == (*layer.weight.args[3:6], ())
+    assert UniformQuantizer.of(layer.node) is None

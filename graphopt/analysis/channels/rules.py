@@ -15,8 +15,8 @@ from torch.fx.node import Node
 
 from graphopt.analysis.channels import contractions, norms, windows
 from graphopt.analysis.channels import movement as moves
-from graphopt.analysis.channels.trace import Dims, Trace, operand, sizes
-from graphopt.ir.ops import argument, aten, info, is_elementwise, value
+from graphopt.analysis.channels.trace import Dims, Trace, sizes
+from graphopt.ir.ops import argument, aten, info, is_elementwise, operand, value
 from graphopt.ir.rules import Rules
 
 Rule = Callable[[Trace, Node], Any]
@@ -95,7 +95,7 @@ def softmax(trace: Trace, node: Node) -> Dims:
 
 
 def embedding(trace: Trace, node: Node) -> Dims:
-    weight: Node = node.args[0]  # type: ignore[assignment]
+    weight = operand(node)
     words, features = trace.of(weight)
     trace.pin(words, node)
     trace.writers.append((weight, 1))

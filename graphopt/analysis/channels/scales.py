@@ -31,7 +31,7 @@ from torch.fx.node import Node
 
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
-from graphopt.ir.ops import argument, clip_of, family, info, shape, value
+from graphopt.ir.ops import argument, clip_of, family, info, operand, shape, value
 
 Labels = npt.NDArray[np.int64]
 ZERO = -1  # the label of a channel that is constantly zero (padding)
@@ -214,7 +214,7 @@ class _Tracer:
         return flow
 
     def reduce(self, node: Node) -> None:
-        source: Node = node.args[0]  # type: ignore[assignment]
+        source = operand(node)
         flow = self.flows.get(source)
         if flow is None:
             return

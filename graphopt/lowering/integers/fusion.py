@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.ir.graph import Graph
-from graphopt.ir.layer import Layer
+from graphopt.ir.layer import Layer, Pool
 from graphopt.ir.ops import argument, family, shape
 from graphopt.lowering.integers.arithmetic import dequantize, f32, quantize
 from graphopt.lowering.integers.kernels import (
@@ -201,21 +201,16 @@ def _without_tensors(node: Node, x: Tensor, weight: Tensor) -> Tensor:
 
 def _average_pool(node: Node, machine: Machine, x: QuantizationParameters, y: QuantizationParameters) -> AveragePool:
     target: Any = node.target
-    dims = len(shape(node)) - 2
-
-    def each(name: str) -> tuple[int, ...]:
-        value = argument(node, name)
-        values = list(value) if isinstance(value, (list, tuple)) else [value]
-        return tuple(values * dims if len(values) == 1 else values)
-
+    pool = Pool.of(node)
+    assert pool is not None
     return AveragePool(
         x=x,
         y=y,
-        kernel=each("kernel_size"),
-        stride=each("stride") or each("kernel_size"),
-        padding=each("padding"),
+        kernel=pool.kernel,
+        stride=pool.stride,
+        padding=pool.padding,
         shape_of=lambda image: target(image, *node.args[1:], **node.kwargs),
-        include_padding=bool(argument(node, "count_include_pad")),
+        include_padding=pool.includes_padding,
     )
 
 
