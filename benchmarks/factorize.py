@@ -24,7 +24,7 @@ from pruning import Case
 import graphopt
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer
+from graphopt.ir.layer import Layer
 from graphopt.passes.factorization import SVD, ChannelWise, Factorize, Separable, Tucker
 from graphopt.passes.factorization.chain import Chain
 

@@ -26,7 +26,7 @@ from tensorly.decomposition import parafac, partial_tucker
 from torch import Tensor, nn
 
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer
+from graphopt.ir.layer import Layer
 from graphopt.passes.factorization import CP, Tucker
 from graphopt.passes.factorization.method import Method, Ranks
 

@@ -33,7 +33,8 @@ from graphopt.compiler.recipes import FEW_BITS, integer, prepare
 from graphopt.data.synthesize import without_data
 from graphopt.formats import Format
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer, family
+from graphopt.ir.layer import Layer
+from graphopt.ir.ops import family
 from graphopt.passes.quantization import LayerFormat, Quantize
 from graphopt.passes.rounding import LearnRounding
 from graphopt.passes.rounding.correct_bias import CorrectBias

@@ -23,7 +23,7 @@ from graphopt.compiler.recipes import clean
 from graphopt.formats import Format
 from graphopt.ir import cost as measure
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer
+from graphopt.ir.layer import Layer
 from graphopt.passes.quantization import LayerFormat, MixedPrecision, Quantize
 from graphopt.passes.rounding import LearnRounding
 from graphopt.targets import find

@@ -20,7 +20,7 @@ from graphopt.backends.onnxruntime.export import to_onnx
 from graphopt.backends.onnxruntime.nbits import choose_products
 from graphopt.ir.cost import layer_macs
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer
+from graphopt.ir.layer import Layer
 from graphopt.lowering.qdq import deploy as deploy_with
 from graphopt.targets import Target
 from graphopt.utils.errors import ArtifactError, GraphoptError, InputError, first_line

@@ -26,7 +26,7 @@ from graphopt.ir.ops import argument, aten, family, shape
 from graphopt.lowering.integers.legalize import GLOBAL_AVERAGE_POOL, gate_codes, is_dequantized, move_codes, slice_parts
 from graphopt.lowering.qdq import Q
 
-KEEP_BLOCKS = {
+KEEP_BLOCKS = {  # what the runtime computes on its blocks of channels, and no trait of operators
     "relu", "clamp", "leaky_relu", "sigmoid", "hard_sigmoid", "hard_swish", "silu", "tanh", "mul", "add", "batch_norm",
     "concat", "max_pool", "average_pool",
 }  # fmt: skip

@@ -19,7 +19,7 @@ from torch.fx.node import Node
 
 from graphopt.formats.blocks import DEQUANTIZE_BLOCKS, dequantize_blocks
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer
+from graphopt.ir.layer import Layer
 
 OPERATOR = "MatMulNBits"
 ACCURACY_LEVELS = {"float32": 1, "int8": 4}

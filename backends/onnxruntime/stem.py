@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import BIAS, Layer, aten, shape
+from graphopt.ir.layer import BIAS, Layer
+from graphopt.ir.ops import aten, shape
 from graphopt.lowering.qdq import Q
 
 WORD = 4  # bytes

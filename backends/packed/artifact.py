@@ -26,8 +26,8 @@ from graphopt.data import batches
 from graphopt.ir import storage
 from graphopt.ir.cost import layer_macs
 from graphopt.ir.graph import Example, Graph
+from graphopt.ir.layer import Layer
 from graphopt.ir.masks import bake
-from graphopt.ir.ops import Layer
 from graphopt.ir.quantizers import is_quantizer, quantizer_of
 from graphopt.targets import Target
 from graphopt.utils.errors import ArtifactError, InputError

@@ -17,7 +17,8 @@ from graphopt.backends.tvm.program import Program
 from graphopt.backends.tvm.schedules import Epilogue
 from graphopt.ir.float16 import half_of, narrows
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer, clamp_bounds, family, shape
+from graphopt.ir.layer import Layer
+from graphopt.ir.ops import clip_of, family, shape
 from graphopt.lowering.integers.kernels import Window
 
 
@@ -62,8 +63,8 @@ def chains(graph: Graph) -> dict[Node, Chain]:
                 added = others[0]
                 calls += [*rounding, reader]
         reader = _only_reader(calls[-1])
-        if reader is not None and family(reader) in ("relu", "clamp"):
-            low, high = clamp_bounds(reader)
+        if reader is not None and (ends := clip_of(reader)) is not None:
+            low, high = ends
             infinity = float("inf")
             clamp = (None if low == -infinity else low, None if high == infinity else high)
             calls.append(reader)

@@ -19,28 +19,16 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import argument, aten, family
+from graphopt.ir.ops import argument, aten, family, function_of_one, gives_several, info
 from graphopt.lowering.integers.arithmetic import Table, dequantize, quantize
 from graphopt.lowering.integers.fusion import BYTES, Kernel
 from graphopt.lowering.qdq import QuantizationParameters
 
-ONE_BY_ONE = {
-    "relu", "clamp", "leaky_relu", "sigmoid", "hard_sigmoid", "hard_swish", "silu", "gelu", "tanh",
-}  # fmt: skip
-MOVES = {
-    "max_pool",
-    "reshape",
-    "transpose",
-    "slice",
-    "resize_nearest",
-    "expand",
-    "identity",
-    "pad",
-    "flip",
-    "roll",
-    "shuffle",
-}
-COMMUTES = MOVES - {"max_pool", "pad"}  # with functions of one value
+
+def moves_codes(node: Node) -> bool:
+    """Whether a call gives nothing but elements of one tensor, and zeros around them."""
+    several = gives_several(node) or any(map(gives_several, node.all_input_nodes))
+    return not several and (info(node).selects or family(node) == "pad")
 
 
 def keep_codes(graph: Graph) -> None:
@@ -76,9 +64,9 @@ def _move_or_look_up(graph: Graph, node: Node) -> None:
     source, *steps = chain
     x, y = QuantizationParameters(*source.args[1:]), QuantizationParameters(*node.args[1:])  # type: ignore[arg-type]
     codes: Any = source.args[0]
-    functions = [step for step in steps if family(step) not in MOVES]
+    functions = [step for step in steps if not moves_codes(step)]
     for step in steps:
-        if family(step) in MOVES:
+        if moves_codes(step):
             codes = _moved(graph, step, codes, x, before=node)
     if functions or x != y:
         table = Table(_composed(functions, x, y), x)
@@ -93,15 +81,11 @@ def _chain(node: Node) -> list[Node] | None:
     chain: list[Node] = []
     source: Any = node.args[0]
     while isinstance(source, Node) and source.target is not dequantize:
-        kind = family(source)
-        tensors = source.all_input_nodes
-        if (
-            len(source.users) != 1
-            or len(tensors) != 1
-            or (kind not in ONE_BY_ONE | MOVES and not _with_numbers(source))
-        ):
+        moves = moves_codes(source)
+        function = function_of_one(source) is not None or _with_numbers(source)
+        if len(source.users) != 1 or len(source.all_input_nodes) != 1 or not (moves or function):
             return None
-        if any(family(later) not in COMMUTES for later in chain if family(later) in MOVES) and kind not in MOVES:
+        if not moves and any(moves_codes(later) and not info(later).moves for later in chain):
             return None  # a maximum or zeros would come before the function
         chain.insert(0, source)
         source = source.args[0]

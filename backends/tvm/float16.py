@@ -13,10 +13,10 @@ from typing import Any
 
 from torch.fx.node import Node
 
-from graphopt.backends.tvm.codes import MOVES
+from graphopt.backends.tvm.codes import moves_codes
 from graphopt.ir.float16 import half_of, narrows
-from graphopt.ir.graph import Graph, aten
-from graphopt.ir.ops import argument, family
+from graphopt.ir.graph import Graph
+from graphopt.ir.ops import argument, aten, family
 from graphopt.lowering.qdq import deploy as deploy_with
 from graphopt.targets import Target
 
@@ -55,7 +55,7 @@ def _moved(graph: Graph, node: Node, *, before: Node) -> Node | None:
         if any(part is None for part in parts):
             return None
         moved = graph.call(target, parts, argument(node, "dim"), before=before, like=node)
-    elif kind in MOVES and len(node.all_input_nodes) == 1:
+    elif moves_codes(node) and len(node.all_input_nodes) == 1:
         inner = _moved(graph, node.all_input_nodes[0], before=before)
         if inner is None:
             return None

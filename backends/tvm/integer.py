@@ -17,7 +17,7 @@ from graphopt.backends.tvm.layouts import Value
 from graphopt.backends.tvm.pools import emit_average
 from graphopt.backends.tvm.program import Program
 from graphopt.backends.tvm.schedules import Add, Dequantize, Epilogue, Lookup, Quantize, Sum
-from graphopt.ir.ops import shape
+from graphopt.ir.ops import operand, shape
 from graphopt.lowering.integers.arithmetic import Table, f32
 from graphopt.lowering.integers.fusion import Kernel
 from graphopt.lowering.integers.kernels import AveragePool, LayerKernel, Softmax
@@ -44,7 +44,7 @@ def emit_kernel(program: Program, node: Node) -> Value:
             program, node, kernel, function.kernel, function.stride, function.padding, function.include_padding
         )
     assert name == "global_average_pool", name
-    size = shape(node.args[0])[2:]  # type: ignore[arg-type]
+    size = shape(operand(node))[2:]
     return emit_average(program, node, kernel, size, size, (0,) * len(size), True)
 
 
@@ -138,13 +138,13 @@ def _softmax(program: Program, node: Node, kernel: Kernel, function: Softmax) ->
 
 
 def emit_quantize(program: Program, node: Node) -> Value:
-    source, grid = program.value(node.args[0]), QuantizationParameters(*node.args[1:])  # type: ignore[arg-type]
+    source, grid = program.value(operand(node)), QuantizationParameters(*node.args[1:])  # type: ignore[arg-type]
     spec = Quantize(source.stored, grid.scale, codes_of(grid))
     return Value(program.call(spec, [source.expr]), source.shape, source.order)
 
 
 def emit_dequantize(program: Program, node: Node) -> Value:
-    source, grid = program.value(node.args[0]), QuantizationParameters(*node.args[1:])  # type: ignore[arg-type]
+    source, grid = program.value(operand(node)), QuantizationParameters(*node.args[1:])  # type: ignore[arg-type]
     spec = Dequantize(source.stored, grid.scale, grid.zero_point, dtype_of(grid))
     return Value(program.call(spec, [source.expr]), source.shape, source.order)
 

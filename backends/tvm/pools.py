@@ -13,7 +13,8 @@ from graphopt.backends.tvm.images import each, image_of, two
 from graphopt.backends.tvm.layouts import Value, channels_last
 from graphopt.backends.tvm.program import Program
 from graphopt.backends.tvm.schedules import Pool
-from graphopt.ir.ops import argument, shape
+from graphopt.ir.layer import Pool as MaxPool
+from graphopt.ir.ops import shape
 from graphopt.lowering.integers.fusion import Kernel
 
 
@@ -47,17 +48,12 @@ def emit_mean(program: Program, node: Node) -> Value:
 def emit_max_pool(program: Program, node: Node) -> Value:
     """Of codes or floats."""
     image = image_of(program, program.value(node.args[0]))
-    dims = len(shape(node)) - 2
-
-    def option(name: str) -> list[int]:
-        value = argument(node, name)
-        values = list(value) if isinstance(value, (list, tuple)) else [value]
-        return values * dims if len(values) == 1 else values
-
-    size, stride, padding, dilation = map(option, ("kernel_size", "stride", "padding", "dilation"))
+    pool = MaxPool.of(node)
+    assert pool is not None
     data = str(node.meta["val"].dtype).removeprefix("torch.")
-    pads = pads_of(image, node, size, stride or size, padding, dilation)
-    spec = Pool("max", image.stored, each(size, 1), each(stride or size, 1), pads, each(dilation, 1), data=data)  # type: ignore[arg-type]
+    pads = pads_of(image, node, pool.kernel, pool.stride, pool.padding, pool.dilation)
+    windows = (each(pool.kernel, 1), each(pool.stride, 1), pads, each(pool.dilation, 1))
+    spec = Pool("max", image.stored, *windows, data=data)  # type: ignore[arg-type]
     return pooled(program, spec, image, shape(node))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
@@ -25,7 +24,7 @@ from graphopt.backends.tvm.schedules import Conv, Kernel, Pool, Variant
 from graphopt.ir.cost import layer_macs
 from graphopt.ir.float16 import half_of
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import MOVEMENT, family, shape
+from graphopt.ir.ops import family, info, shape
 
 REASONS = {
     "conv_transpose": "there is no integer kernel for transposed convolutions",
@@ -133,7 +132,7 @@ class Program:
         kind = family(node)
         values = node.meta["val"]
         is_half = isinstance(values, Tensor) and values.dtype == torch.float16
-        if is_half or kind in MOVEMENT | {"transpose", "pad", "concat", "max_pool"} or node.target is operator.getitem:
+        if is_half or info(node).selects or kind in ("pad", "concat"):
             return
         macs = (layer_macs(self.graph).get(node, 0) if macs is None else macs) // self.samples
         own = (node.name, str(getattr(node.target, "__name__", node.target)).partition(".")[0])

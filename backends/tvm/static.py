@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from graphopt.ir.graph import Graph, aten
+from graphopt.ir.graph import Graph
+from graphopt.ir.ops import aten
 from graphopt.ir.shapes import is_free
 
 

@@ -34,13 +34,10 @@ from torch.fx.node import Node
 from graphopt.execution.reference import unquantized
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import MOVEMENT, BatchNorm, Layer, argument, aten, clamp_bounds, family
+from graphopt.ir.layer import BatchNorm, Layer, Pool
+from graphopt.ir.ops import argument, clip_of, family, info, operand
 from graphopt.ir.quantizers import is_quantizer
 
-CLIPS = frozenset({"relu", "clamp", "channel_clamp"})
-CURVES = frozenset({"leaky_relu", "prelu", "sigmoid", "hard_sigmoid", "hard_swish", "silu", "gelu", "tanh"})
-RUN = MOVEMENT | {"pad", "concat", "stack", "resize_linear", "average_pool", "adaptive_average_pool", "mean"}
-SUMS = frozenset({"add", "sub"})
 POINTS = torch.linspace(-6, 6, 241, dtype=torch.float64)  # of N(0, 1), for numerical integrals
 WEIGHTS = torch.exp(-(POINTS**2) / 2) / torch.exp(-(POINTS**2) / 2).sum()
 
@@ -93,18 +90,18 @@ class Distributions:
         for source in node.all_input_nodes:
             if source in self.unknown:
                 raise Unknown(self.unknown[source])
-        kind = family(node)
+        kind, known = family(node), info(node)
         if is_quantizer(node):
             return self._of(node.args[0])
-        if kind in CLIPS:
+        if known.fusable:
             return self._clip(graph, node)
-        if kind in CURVES:
+        if known.pointwise:
             return self._integrate(node, lambda x: self._run(node, lambda n: x if n is node.args[0] else self._mean(n)))
         if kind == "mul" and (inner := _gated(node)) is not None:
             return self._integrate(
                 inner, lambda x: x * self._run(inner, lambda n: x if n is inner.args[0] else self._mean(n))
             )
-        if kind in SUMS:
+        if kind in ("add", "sub"):
             one, other = (self._operand(a) for a in node.args[:2])
             mean = self._run(node, self._mean)
             both = one.variance + other.variance
@@ -117,7 +114,7 @@ class Distributions:
             return Distribution(a / b, s / b**2)
         if kind == "max_pool":
             return self._max_pool(node)
-        if kind in RUN or kind == "global_average_pool":
+        if known.moves or known.averages or kind in ("pad", "concat", "stack"):
             return Distribution(self._run(node, self._mean), self._run(node, lambda n: self._of(n).variance))
         what = str(getattr(node.target, "__name__", node.target)).split(".")[0]
         raise Unknown(f"no batch norm behind {what} at {graph.site(node)!r}")
@@ -154,7 +151,7 @@ class Distributions:
         low: Any = torch.tensor(-torch.inf, dtype=torch.float64)
         high: Any = -low
         chain = [node]
-        while family(source := unquantized(chain[-1].args[0])) in CLIPS:  # type: ignore[arg-type, operator]
+        while info(source := unquantized(operand(chain[-1]))).fusable:
             chain.append(source)
         for clip in reversed(chain):
             ends = _ends(graph, clip)
@@ -173,10 +170,10 @@ class Distributions:
         return Distribution(mean, (square - mean**2).clamp(min=0))
 
     def _max_pool(self, node: Node) -> Distribution:
-        base, sizes = self._of(node.args[0]), argument(node, "kernel_size")
-        dims = 1 if node.target is aten.max_pool1d.default else 2 if node.target is aten.max_pool2d.default else 3
-        window = math.prod(sizes) if len(sizes) > 1 else sizes[0] ** dims
-        mean = base.mean + base.variance.sqrt() * expected_maximum(window) / 2
+        pool = Pool.of(node)
+        assert pool is not None
+        base = self._of(pool.input)
+        mean = base.mean + base.variance.sqrt() * expected_maximum(math.prod(pool.kernel)) / 2
         return Distribution(self._run(node, lambda _: mean), self._run(node, lambda _: base.variance))
 
 
@@ -210,8 +207,8 @@ def norm_moments(graph: Graph, norm: BatchNorm) -> tuple[Tensor, Tensor]:
 
     beta and |g| sqrt(var / (var + eps)): a channel whose input never moved does not move behind the norm either.
     """
-    weight, bias, _, var = (graph.tensor(a).double() if isinstance(a, Node) else None for a in norm.node.args[1:5])
-    assert var is not None
+    weight, bias = (graph.tensor(a).double() if a is not None else None for a in (norm.weight, norm.bias))
+    var = graph.tensor(norm.var).double()
     mean = bias if bias is not None else torch.zeros_like(var)
     deviation = (var.clamp(min=0) / (var.clamp(min=0) + norm.eps)).sqrt()
     deviation = deviation * weight.abs() if weight is not None else deviation
@@ -256,15 +253,17 @@ def _gated(node: Node) -> Node | None:
     """The activation f of a product x f(x)."""
     one, other = (unquantized(a) if isinstance(a, Node) else None for a in node.args[:2])
     for x, gate in ((one, other), (other, one)):
-        if family(gate) in CURVES and unquantized(gate.args[0]) is x:  # type: ignore[arg-type, union-attr]
+        if gate is not None and info(gate).pointwise and not info(gate).fusable and unquantized(operand(gate)) is x:
             return gate
     return None
 
 
 def _ends(graph: Graph, clip: Node) -> tuple[Tensor, Tensor]:
-    if clip.target is aten.clamp.Tensor:
-        ends = [graph.tensor(a).double() if isinstance(a, Node) else None for a in (*clip.args[1:], None, None)[:2]]
-        infinity = torch.tensor(torch.inf, dtype=torch.float64)
-        return -infinity if ends[0] is None else ends[0], infinity if ends[1] is None else ends[1]
-    low, high = clamp_bounds(clip)
-    return torch.tensor(low, dtype=torch.float64), torch.tensor(high, dtype=torch.float64)
+    if (ends := clip_of(clip)) is not None:
+        return torch.tensor(ends[0], dtype=torch.float64), torch.tensor(ends[1], dtype=torch.float64)
+    low, high = (argument(clip, name) for name in ("min", "max"))  # constants, an end per channel
+    infinity = torch.tensor(torch.inf, dtype=torch.float64)
+    return (
+        -infinity if low is None else graph.tensor(low).double(),
+        infinity if high is None else graph.tensor(high).double(),
+    )

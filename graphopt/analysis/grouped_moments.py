@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from graphopt.analysis.im2col import rows
-from graphopt.ir.ops import Layer
+from graphopt.ir.layer import Layer
 
 ROWS = 16384  # of one batch, at most
 CHUNK = 8  # samples whose rows are written out at a time

@@ -17,7 +17,8 @@ from torch.fx.node import Node
 
 from graphopt.execution.observers import Statistic, observe
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer, value
+from graphopt.ir.layer import Layer
+from graphopt.ir.ops import value
 
 BUDGET = 2**30  # bytes of moments kept at a time; more layers take more walks
 ROWS = 16384  # of one batch that enter the moments at most

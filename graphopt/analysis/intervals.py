@@ -14,18 +14,8 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer, clamp_bounds, family, negative_slope, shape
-
-INSIDE = {
-    "identity",
-    "max_pool",
-    "average_pool",
-    "adaptive_average_pool",
-    "global_average_pool",
-    "resize_nearest",
-    "resize_linear",
-}
-KNOWN = {"sigmoid": (0.0, 1.0), "hard_sigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0)}
+from graphopt.ir.layer import Layer
+from graphopt.ir.ops import family, function_of_one, info, operand, shape
 
 
 class Interval(NamedTuple):
@@ -43,32 +33,28 @@ def extend(graph: Graph, node: Node, known: dict[Node, Interval]) -> None:
 
 
 def _of(graph: Graph, node: Node, found: dict[Node, Interval]) -> Interval | None:
-    kind = family(node)
+    kind, told = family(node), info(node)
     source = found.get(node.args[0]) if node.args and isinstance(node.args[0], Node) else None
     if (layer := Layer.of(node)) is not None:
         return through_layer(graph, layer, source)
-    if kind in KNOWN and len(shape(node)) > 1 and isinstance(shape(node)[1], int):
-        low, high = (torch.full((shape(node)[1],), end, dtype=torch.float64) for end in KNOWN[kind])
+    if told.range is not None and len(shape(node)) > 1 and isinstance(shape(node)[1], int):
+        low, high = (torch.full((shape(node)[1],), end, dtype=torch.float64) for end in told.range)
         return Interval(low, high)
     if source is None:
         return None
-    if kind in ("relu", "clamp"):
-        ends = clamp_bounds(node)
-        return Interval(source.low.clamp(*ends), source.high.clamp(*ends))
-    if kind == "leaky_relu":
-        slope = negative_slope(node)
-        return Interval(*(torch.where(end > 0, end, end * slope) for end in source))
+    if told.monotone and (function := function_of_one(node)) is not None:
+        return Interval(*map(function, source))
     if kind == "pad":
         return (
             Interval(source.low.clamp(max=0), source.high.clamp(min=0)) if len(source.low) == shape(node)[1] else None
         )
     if kind == "reshape":
-        (batch, *_), (kept, *sizes) = shape(node.args[0]), shape(node)  # type: ignore[arg-type]
+        (batch, *_), (kept, *sizes) = shape(operand(node)), shape(node)
         return source if kept == batch and sizes[:1] == [len(source.low)] else None
     if kind == "add" and isinstance(node.args[1], Node) and (other := found.get(node.args[1])) is not None:
-        same = shape(node.args[0])[1:] == shape(node.args[1])[1:]  # type: ignore[arg-type]
+        same = shape(operand(node))[1:] == shape(operand(node, 1))[1:]
         return Interval(source.low + other.low, source.high + other.high) if same else None
-    return source if kind in INSIDE else None
+    return source if told.within_channels and (told.selects or told.averages) else None
 
 
 def through_layer(graph: Graph, layer: Layer, source: Interval | None) -> Interval | None:

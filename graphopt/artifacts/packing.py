@@ -39,7 +39,8 @@ from torch import Tensor
 from graphopt.formats import Quantizer, from_json, in_blocks, to_json
 from graphopt.ir import raw_tensors
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer
+from graphopt.ir.layer import Layer
+from graphopt.ir.ops import operand
 from graphopt.ir.quantizers import is_quantizer, is_uniform, quantizer_of
 from graphopt.utils import json_data
 from graphopt.utils.errors import InputError
@@ -134,7 +135,7 @@ def packed_weights(graph: Graph) -> dict[str, PackedWeight]:
         if not is_quantizer(node) or (is_uniform(node) and in_blocks(node)) or not graph.is_constant(node.args[0]):
             continue
         quantizer = quantizer_of(graph, node)
-        weight = PackedWeight(quantizer.quantize(graph.tensor(node.args[0])), quantizer)  # type: ignore[arg-type]
+        weight = PackedWeight(quantizer.quantize(graph.tensor(operand(node))), quantizer)
         name, number = str(node.args[0].target), 1  # type: ignore[union-attr]
         candidate = name
         while candidate in found and not _same(found[candidate], weight):

@@ -24,7 +24,7 @@ from torch.fx.node import Node
 from graphopt.data.calibration import Calibration, synthetic
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import BatchNorm
+from graphopt.ir.layer import BatchNorm
 from graphopt.utils.progress import progress
 
 STEPS = 40  # of gradient descent
@@ -103,7 +103,7 @@ class _Statistics:
         self.graph = graph
         self.known: dict[Node, tuple[Tensor, Tensor, Tensor]] = {}
         for norm in (norm for node in graph.calls() if (norm := BatchNorm.of(node))):
-            mean, var = (graph.tensor(a).detach() for a in norm.node.args[3:5])  # type: ignore[arg-type]
+            mean, var = graph.tensor(norm.mean), graph.tensor(norm.var)
             self.known[norm.node] = (mean, var, var > FLAT * var.max())
         calls = graph.calls()
         self.calls = calls[: calls.index(max(self.known)) + 1]

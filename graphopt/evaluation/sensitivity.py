@@ -38,6 +38,7 @@ from graphopt.evaluation.value_errors import GridUse, ValueDamage
 from graphopt.execution.reference import EXACT, NONE, Twins
 from graphopt.ir.cost import Match
 from graphopt.ir.graph import Graph
+from graphopt.ir.ops import operand
 from graphopt.ir.quantized_units import Unit, units
 from graphopt.utils import terminal
 from graphopt.utils.checks import check_count
@@ -301,7 +302,7 @@ class _Meter:
             self.uses[unit.value].update(plain)  # the twin's quantizer passes on what it reads
 
     def _source(self, quantizer: Node) -> Tensor:
-        return self.graph.tensor(quantizer.args[0])  # type: ignore[arg-type]
+        return self.graph.tensor(operand(quantizer))
 
     def layers(self) -> list[LayerDamage]:
         return [

@@ -18,7 +18,8 @@ from torch.fx.node import Node
 from graphopt.execution.observers import blame
 from graphopt.execution.resumable import Flight
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer
+from graphopt.ir.layer import Layer
+from graphopt.ir.ops import operand
 from graphopt.ir.quantized_units import constants
 from graphopt.ir.quantizers import is_quantizer, quantizers
 from graphopt.utils.errors import NonFiniteError
@@ -85,7 +86,7 @@ def float_twin(graph: Graph) -> Graph:
     """The network before it was quantized: a copy that goes past every quantizer, weights and values alike."""
     twin = graph.clone().eval()
     for node in quantizers(twin):
-        source: Node = node.args[0]  # type: ignore[assignment]
+        source = operand(node)
         if EXACT in node.meta:
             source = twin.add_constant(f"{source.target}_exact", node.meta[EXACT], before=node)
         twin.replace(node, source)
@@ -103,5 +104,5 @@ def keep_exact(graph: Graph, quantizer: Node) -> None:
 def unquantized(value: Node) -> Node:
     """What a value is in front of its quantizers."""
     while is_quantizer(value):
-        value = value.args[0]  # type: ignore[assignment]
+        value = operand(value)
     return value

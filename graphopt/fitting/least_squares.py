@@ -29,7 +29,8 @@ from graphopt.analysis.im2col import Moments, from_matrix, weight_matrix
 from graphopt.execution.observers import values
 from graphopt.execution.streaming import Frontier, in_flight
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import BatchNorm, Layer, family, value
+from graphopt.ir.layer import BatchNorm, Layer
+from graphopt.ir.ops import family, operand, value
 from graphopt.ir.quantizers import is_quantizer
 
 RIDGE = 1e-3  # of the mean second moment
@@ -110,7 +111,7 @@ class Pairs:
         assert source is not None
         layer = Layer.of(source)
         assert layer is not None
-        x: Node = start.args[0]  # type: ignore[assignment]
+        x = operand(start)
         stream = self._stream(start, end, source)
         theirs, ours = ([stream[0]], [x, stream[1]]) if stream is not None else ([], [x])
         for found, before, y in self._values(start, source, ours, theirs):
@@ -148,10 +149,9 @@ class Pairs:
 
 def _inverse(graph: Graph, norm: BatchNorm) -> Tensor:
     """What a batch norm divides by, zero where it is faint: [channels]."""
-    weight, var = norm.node.args[1], norm.node.args[4]
-    scale = torch.rsqrt(graph.tensor(var) + norm.eps)  # type: ignore[arg-type]
-    if isinstance(weight, Node):
-        scale = scale * graph.tensor(weight)
+    scale = torch.rsqrt(graph.tensor(norm.var) + norm.eps)
+    if norm.weight is not None:
+        scale = scale * graph.tensor(norm.weight)
     strong = scale.abs() > FAINT * scale.abs().median()
     return torch.where(strong, 1 / torch.where(strong, scale, torch.ones_like(scale)), torch.zeros_like(scale))
 
@@ -201,8 +201,7 @@ def shift_output(graph: Graph, layer: Layer, shift: Tensor) -> None:
     norm = BatchNorm.of(readers[0]) if len(readers) == 1 else None
     if isinstance(layer.bias, Node) and graph.is_constant(layer.bias) and len(layer.bias.users) == 1:
         graph.put_constant(layer.bias, graph.tensor(layer.bias) + shift)
-    elif norm is not None and len(norm.node.args[3].users) == 1:  # type: ignore[union-attr]
-        mean: Node = norm.node.args[3]  # type: ignore[assignment]
-        graph.put_constant(mean, graph.tensor(mean) - shift)
+    elif norm is not None and len(norm.mean.users) == 1:
+        graph.put_constant(norm.mean, graph.tensor(norm.mean) - shift)
     elif layer.bias is None:
         graph.set_bias(layer.node, shift)

@@ -28,7 +28,8 @@ from graphopt.frontend import diagnose, normalize, signature
 from graphopt.frontend.copies import first_names, own_weights, quiet, resized, working_copy
 from graphopt.frontend.functionalize import UnknownAliasError, make_functional
 from graphopt.frontend.preconditions import check_inputs, check_model, tensors
-from graphopt.ir.graph import TRAINING_FLAG, Example, Graph
+from graphopt.ir.graph import Example, Graph
+from graphopt.ir.ops import argument, info
 from graphopt.ir.program import to_exported_program
 from graphopt.ir.shapes import batched, fake_inputs, propagate
 from graphopt.utils import printing
@@ -101,7 +102,7 @@ def _of_export(module: nn.Module) -> fx.GraphModule:
 
 def _trains(node: Node) -> bool:
     if node.target is aten.batch_norm.default:
-        return node.args[5] is True and node.args[3] is not None
+        return argument(node, "training") is True and argument(node, "running_mean") is not None
     return node.target is aten._native_batch_norm_legit_functional.default
 
 
@@ -248,8 +249,9 @@ class _Capture:
             dynamic_batch=any(free),
             notes=notes,
         )
-        for node in graph.calls(*TRAINING_FLAG):
-            if node.args[TRAINING_FLAG[node.target]] is True:  # type: ignore[index]
+        for node in graph.calls():
+            flag = info(node).training_flag
+            if flag is not None and argument(node, flag) is True:
                 node.meta["always_training"] = True
         graph.refresh()
         if any(free) and batched([n.meta["val"] for n in module.graph.nodes if n.op == "placeholder"]) != free:

@@ -23,23 +23,21 @@ from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.node import Node
 
+from graphopt.ir.ops import registered
 from graphopt.ir.shapes import propagate
 
 aten = torch.ops.aten
 
 RESHAPES = {
-    aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.unflatten.int, aten._unsafe_view.default,
-    aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default, aten.view_as.default,
-    aten.reshape_as.default, aten.ravel.default,
+    *registered(lambda info: info.family == "reshape"),
+    aten.view_as.default, aten.reshape_as.default, aten.ravel.default,
 }  # fmt: skip
 LISTS = {
-    aten.unbind.int, aten.split.Tensor, aten.split.sizes, aten.split_with_sizes.default, aten.chunk.default,
-    aten.tensor_split.sections, aten.tensor_split.indices,
+    *registered(lambda info: info.family == "split"),
+    aten.unbind.int, aten.tensor_split.sections, aten.tensor_split.indices,
 }  # fmt: skip
-
-
 # At inference these return their input itself, which fake tensors do not show.
-DROPOUTS = {aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default}
+DROPOUTS = registered(lambda info: info.family == "identity" and info.training_flag)
 
 
 class UnknownAliasError(Exception):

@@ -24,6 +24,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx
 from torch.fx.node import Node
 
+from graphopt.ir.layer import convolution
+
 aten = torch.ops.aten
 
 ASSERTIONS = {
@@ -154,10 +156,6 @@ def merge_constants(module: fx.GraphModule) -> None:
 
 # ---- Operator variants ----------------------------------------------------------------------------------------------
 
-CONVOLUTIONS = {
-    False: {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default},
-    True: {1: aten.conv_transpose1d.default, 2: aten.conv_transpose2d.input, 3: aten.conv_transpose3d.input},
-}
 SAME_PADDING = {
     aten.conv1d.padding: aten.conv1d.default,
     aten.conv2d.padding: aten.conv2d.default,
@@ -204,7 +202,7 @@ def _string_padding(graph: fx.Graph, node: Node) -> None:
 
 def _convolution(graph: fx.Graph, node: Node) -> None:
     x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = _bound(node)
-    target = CONVOLUTIONS[bool(transposed)].get(_rank(weight))
+    target = convolution(_rank(weight), transposed=bool(transposed))
     if target is None:
         return
     if transposed:

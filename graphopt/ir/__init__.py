@@ -1,7 +1,9 @@
 """The intermediate representation: the graph, what is known about its operators, and how it is kept.
 
 graph.py            `Graph`: nodes, constants, example inputs, edits
-ops.py              what is known about each operator
+ops.py              what is known about each operator: `OpInfo`, `register`
+layer.py            views of layers, pools and norms
+rules.py            rules by operator or family
 arguments.py        the arguments of a call by name, and which were read
 shapes.py           shapes and free batch sizes
 passes.py           the contract of a pass: `Pass`, `Change`

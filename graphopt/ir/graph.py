@@ -25,20 +25,9 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.fx.node import Argument, Node
 
+from graphopt.ir.ops import info, set_argument
 from graphopt.utils import printing
 from graphopt.utils.errors import InputError
-
-aten = torch.ops.aten
-
-# operator -> position of its `training` flag, for train()/eval()
-TRAINING_FLAG = {
-    aten.batch_norm.default: 5,
-    aten.instance_norm.default: 5,
-    aten.dropout.default: 2,
-    aten.feature_dropout.default: 2,
-    aten.alpha_dropout.default: 2,
-    aten.feature_alpha_dropout.default: 2,
-}
 
 
 @dataclass(frozen=True)
@@ -159,9 +148,9 @@ class Graph:
         always on) keep it.
         """
         for node in self.nodes:
-            position = TRAINING_FLAG.get(node.target)  # type: ignore[call-overload]
-            if position is not None and not node.meta.get("always_training"):
-                node.update_arg(position, mode)
+            flag = info(node).training_flag
+            if flag is not None and not node.meta.get("always_training"):
+                set_argument(node, flag, mode)
         self.module.training = mode
         self.module.recompile()
         return self

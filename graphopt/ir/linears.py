@@ -12,7 +12,8 @@ from typing import Any
 from torch.fx.node import Node
 
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import WEIGHT, argument, aten, is_float, shape, value
+from graphopt.ir.layer import WEIGHT
+from graphopt.ir.ops import argument, aten, is_float, shape, value
 
 PRODUCTS = (aten.addmm.default, aten.mm.default, aten.matmul.default)
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.fx.node import Node
 
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer, aten, value
+from graphopt.ir.layer import Layer
+from graphopt.ir.ops import aten, operand, value
 from graphopt.ir.passes import Change
 from graphopt.ir.quantizers import is_quantizer
 
@@ -130,7 +131,7 @@ def zero_share(graph: Graph) -> float:
     for layer in (layer for node in graph.calls() if (layer := Layer.of(node))):
         weight = layer.weight
         if is_quantizer(weight):
-            weight = weight.args[0]  # type: ignore[assignment]
+            weight = operand(weight)
         found = mask_of(graph, weight)
         if found is not None:
             live = torch.logical_and(graph.tensor(found.weight) != 0, graph.tensor(found.mask) != 0)

@@ -1,179 +1,330 @@
-"""What each ATen operator means to a pass: one table of families, and typed views that make pass code read like a textbook.
+"""What is known about each operator, said once: a table from operators to their traits.
 
-    conv = Layer.of(node)          # None where the node is no convolution or linear layer
-    conv.weight, conv.bias         # constants' nodes
-    conv.groups, conv.padding
+    info(node).moves               # traits of a call; of one that nobody registered, all are False
+    family(node)                   # the name under which rules and targets know it: "conv", "relu", ...
+    argument(node, "padding")      # an argument by its name, its default where it is not given
+    register(target, OpInfo(...))  # an operator of your own
 
-A view only reads; the graph's own methods edit.
+Analyses, passes and backends ask for traits and keep no lists of operators. What needs more than a trait (how channels go through
+a convolution, how TVM writes a pool) is a rule, kept where it is used, by operator or family.
 """
 
 from __future__ import annotations
 
+import math
 import operator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx.node import Node
 
+from graphopt.utils.errors import InputError
+
 aten = torch.ops.aten
+INFINITY = math.inf
+End = float | str  # of a clip: a number, or the name of the argument that holds it (None there: no end)
 
-CONVS = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.default: 3}
-TRANSPOSED = {aten.conv_transpose1d.default: 1, aten.conv_transpose2d.input: 2, aten.conv_transpose3d.input: 3}
 
-FAMILY: dict[Any, str] = {
-    **dict.fromkeys(CONVS, "conv"),
-    **dict.fromkeys(TRANSPOSED, "conv_transpose"),
-    aten.linear.default: "linear",
-    aten.matmul.default: "matmul",
-    aten.bmm.default: "matmul",
-    aten.batch_norm.default: "batch_norm",
+@dataclass(frozen=True)
+class OpInfo:
+    """The traits of an operator. Where one is not said, nothing is assumed, and the operator is left alone.
+
+    Attributes:
+        family: the name that rules and targets know it by; None: no rule does.
+        layer: multiplies its first argument by a weight (second argument) and adds a bias (third).
+        dims: the dimensions that the kernel of a layer or pool runs over.
+        pointwise: f of each element of the first argument; other arguments are constants, for all elements or per channel.
+        homogeneous: f(s x) = s f(x) for every s > 0, channel by channel.
+        monotone: no element of the result falls where elements of the first argument rise.
+        range: both ends of its values, whatever it reads.
+        moves: values are neither changed nor mixed, but reordered, repeated or left out.
+        selects: each element of the result is one of the first argument, by its place or as the largest.
+        averages: each element of the result is a mean of elements of the first argument, with weights that add up to one.
+        within_channels: each channel (dimension 1) is computed from that channel alone, its number and place unchanged.
+        pools: what of a channel's window.
+        fusable: clips, so that the ends of a quantizer's grid can do it.
+        clips: the ends of a clip that are the same for all channels.
+        training_flag: the argument that switches training behaviour on.
+        refine: for operators that mean something else by their arguments: the traits of one call.
+    """
+
+    family: str | None
+    layer: bool = False
+    dims: int = 0
+    pointwise: bool = False
+    homogeneous: bool = False
+    monotone: bool = False
+    range: tuple[float, float] | None = None
+    moves: bool = False
+    selects: bool = False
+    averages: bool = False
+    within_channels: bool = False
+    pools: bool = False
+    fusable: bool = False
+    clips: tuple[End, End] | None = None
+    training_flag: str | None = None
+    refine: Callable[[Node], OpInfo] | None = None
+
+    def __post_init__(self) -> None:
+        """Raises `InputError` where one trait denies another."""
+        for holds, what in (
+            (not self.pointwise or self.within_channels, "is pointwise, so it is within_channels"),
+            (not self.moves or (self.selects and self.homogeneous), "moves, so it selects and is homogeneous"),
+            (not self.selects or self.monotone, "selects, so it is monotone"),
+            (not self.fusable or (self.pointwise and self.monotone), "is fusable, so it is pointwise and monotone"),
+            (self.clips is None or self.fusable, "clips, so it is fusable"),
+            (self.range is None or all(map(math.isfinite, self.range)), "has a range, so both ends are finite"),
+        ):
+            if not holds:
+                raise InputError(f"operators of the family {self.family!r}: one that {what}; say so in its OpInfo")
+
+
+UNKNOWN = OpInfo(None)
+
+# ---- Calls whose arguments change what they mean --------------------------------------------------------------------
+
+
+def _adaptive(node: Node) -> OpInfo:
+    """Over whole images, adaptive average pooling has kernels and rules of its own."""
+    whole = all(size == 1 for size in listed(argument(node, "output_size")))
+    return replace(_AVERAGE, family="global_average_pool" if whole else "adaptive_average_pool")
+
+
+def _leaky(node: Node) -> OpInfo:
+    """A negative slope turns around what is below zero."""
+    return replace(_LEAK, monotone=argument(node, "negative_slope") >= 0)
+
+
+def _pad(node: Node) -> OpInfo:
+    """Only with zeros."""
+    modes = "mode" in _positions(node.target) and argument(node, "mode") != "constant"
+    return UNKNOWN if modes or argument(node, "value") else OpInfo("pad", homogeneous=True, monotone=True)
+
+
+def _sum(node: Node) -> OpInfo:
+    """Plain sums and differences only."""
+    kind = "sub" if node.target is aten.sub.Tensor else "add"
+    return OpInfo(kind) if argument(node, "alpha") == 1 else UNKNOWN
+
+
+def _mean_of_windows(node: Node) -> OpInfo:
+    """With a divisor of its own it is no mean."""
+    return _MEAN_OF_WINDOWS if argument(node, "divisor_override") is None else UNKNOWN
+
+
+# ---- The table ------------------------------------------------------------------------------------------------------
+
+_LAYER = OpInfo("linear", layer=True)
+_POOL = OpInfo("max_pool", pools=True, within_channels=True, homogeneous=True, monotone=True)
+_AVERAGE = replace(_POOL, family="average_pool", averages=True)
+_MEAN_OF_WINDOWS = replace(_AVERAGE, dims=2)
+_RESIZE = OpInfo("resize_linear", averages=True, within_channels=True, homogeneous=True, monotone=True)
+_MOVE = OpInfo("reshape", moves=True, selects=True, homogeneous=True, monotone=True)
+_SAME = replace(_MOVE, family="identity", within_channels=True)
+_CURVE = OpInfo("gelu", pointwise=True, within_channels=True)
+_SQUASH = replace(_CURVE, family="sigmoid", monotone=True, range=(0.0, 1.0))
+_CLIP = replace(_CURVE, family="clamp", monotone=True, fusable=True)
+_LEAK = replace(_CURVE, family="leaky_relu", homogeneous=True)
+
+
+def _each(targets: Iterable[Any], info: OpInfo, family: str | None = None) -> dict[Any, OpInfo]:
+    return dict.fromkeys(targets, replace(info, family=family or info.family))
+
+
+_TABLE: dict[Any, OpInfo] = {
+    aten.conv1d.default: replace(_LAYER, family="conv", dims=1),
+    aten.conv2d.default: replace(_LAYER, family="conv", dims=2),
+    aten.conv3d.default: replace(_LAYER, family="conv", dims=3),
+    aten.conv_transpose1d.default: replace(_LAYER, family="conv_transpose", dims=1),
+    aten.conv_transpose2d.input: replace(_LAYER, family="conv_transpose", dims=2),
+    aten.conv_transpose3d.input: replace(_LAYER, family="conv_transpose", dims=3),
+    aten.linear.default: _LAYER,
+    **_each([aten.matmul.default, aten.bmm.default], OpInfo("matmul")),
+    aten.batch_norm.default: OpInfo("batch_norm", within_channels=True, training_flag="training"),
+    aten.instance_norm.default: OpInfo(None, training_flag="use_input_stats"),
     # activations
-    aten.relu.default: "relu",
-    aten.relu6.default: "clamp",
-    aten.hardtanh.default: "clamp",
-    aten.clamp.default: "clamp",
-    aten.clamp_min.default: "clamp",
-    aten.clamp.Tensor: "channel_clamp",
-    aten.leaky_relu.default: "leaky_relu",
-    aten.prelu.default: "prelu",
-    aten.sigmoid.default: "sigmoid",
-    aten.hardsigmoid.default: "hard_sigmoid",
-    aten.hardswish.default: "hard_swish",
-    aten.silu.default: "silu",
-    aten.gelu.default: "gelu",
-    aten.tanh.default: "tanh",
-    aten.softmax.int: "softmax",
-    # elementwise
-    aten.add.Tensor: "add",
-    aten.mul.Tensor: "mul",
-    aten.sub.Tensor: "sub",
-    aten.div.Tensor: "div",
-    # joins and pools
-    aten.cat.default: "concat",
-    aten.max_pool1d.default: "max_pool",
-    aten.max_pool2d.default: "max_pool",
-    aten.max_pool3d.default: "max_pool",
-    aten.avg_pool1d.default: "average_pool",
-    aten.avg_pool2d.default: "average_pool",
-    aten.adaptive_avg_pool1d.default: "adaptive_average_pool",
-    aten.adaptive_avg_pool2d.default: "adaptive_average_pool",
-    aten.mean.dim: "mean",
-    # data movement: values are neither changed nor mixed
-    **dict.fromkeys(
+    aten.relu.default: replace(_CLIP, family="relu", homogeneous=True, clips=(0.0, INFINITY)),
+    aten.relu6.default: replace(_CLIP, clips=(0.0, 6.0)),
+    aten.hardtanh.default: replace(_CLIP, clips=("min_val", "max_val")),
+    aten.clamp.default: replace(_CLIP, clips=("min", "max")),
+    aten.clamp_min.default: replace(_CLIP, clips=("min", INFINITY)),
+    aten.clamp.Tensor: replace(_CLIP, family="channel_clamp"),
+    aten.leaky_relu.default: replace(_LEAK, refine=_leaky),
+    aten.prelu.default: replace(_LEAK, family="prelu"),
+    aten.sigmoid.default: _SQUASH,
+    aten.hardsigmoid.default: replace(_SQUASH, family="hard_sigmoid"),
+    aten.tanh.default: replace(_SQUASH, family="tanh", range=(-1.0, 1.0)),
+    aten.hardswish.default: replace(_CURVE, family="hard_swish"),
+    aten.silu.default: replace(_CURVE, family="silu"),
+    aten.gelu.default: _CURVE,
+    aten.softmax.int: OpInfo("softmax", range=(0.0, 1.0)),
+    # arithmetic
+    aten.add.Tensor: OpInfo("add", refine=_sum),
+    aten.mul.Tensor: OpInfo("mul"),
+    aten.sub.Tensor: OpInfo("sub", refine=_sum),
+    aten.div.Tensor: OpInfo("div"),
+    # joins, pools, other sizes
+    aten.cat.default: OpInfo("concat"),
+    aten.stack.default: OpInfo("stack"),
+    **_each([aten.constant_pad_nd.default, aten.pad.default], OpInfo("pad", refine=_pad)),
+    aten.max_pool1d.default: replace(_POOL, dims=1, selects=True),
+    aten.max_pool2d.default: replace(_POOL, dims=2, selects=True),
+    aten.max_pool3d.default: replace(_POOL, dims=3, selects=True),
+    aten.avg_pool1d.default: replace(_AVERAGE, dims=1),
+    aten.avg_pool2d.default: replace(_MEAN_OF_WINDOWS, refine=_mean_of_windows),
+    **_each(
+        [aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default],
+        replace(_AVERAGE, refine=_adaptive), "adaptive_average_pool",
+    ),
+    aten.mean.dim: OpInfo("mean", averages=True, homogeneous=True, monotone=True),
+    aten.upsample_bilinear2d.vec: _RESIZE,
+    **_each(
+        [aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default],
+        replace(_MOVE, within_channels=True), "resize_nearest",
+    ),
+    # data movement
+    **_each(
         [
             aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.unflatten.int, aten.squeeze.default,
             aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default, aten._unsafe_view.default,
         ],
-        "reshape",
+        _MOVE,
     ),
-    **dict.fromkeys([aten.transpose.int, aten.permute.default, aten.t.default, aten.numpy_T.default], "transpose"),
-    **dict.fromkeys([aten.slice.Tensor, aten.select.int, aten.narrow.default, aten.index_select.default], "slice"),
-    **dict.fromkeys([aten.split.Tensor, aten.split.sizes, aten.split_with_sizes.default, aten.chunk.default], "split"),
-    **dict.fromkeys([aten.pixel_shuffle.default, aten.pixel_unshuffle.default, aten.channel_shuffle.default], "shuffle"),
-    **dict.fromkeys([aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default], "resize_nearest"),
-    aten.upsample_bilinear2d.vec: "resize_linear",
-    aten.constant_pad_nd.default: "pad",
-    aten.pad.default: "pad",
-    aten.expand.default: "expand",
-    aten.flip.default: "flip",
-    aten.roll.default: "roll",
-    aten.stack.default: "stack",
-    operator.getitem: "getitem",
+    **_each([aten.transpose.int, aten.permute.default, aten.t.default, aten.numpy_T.default], _MOVE, "transpose"),
+    **_each([aten.slice.Tensor, aten.select.int, aten.narrow.default, aten.index_select.default], _MOVE, "slice"),
+    **_each(
+        [aten.split.Tensor, aten.split.sizes, aten.split_with_sizes.default, aten.chunk.default], _MOVE, "split"
+    ),
+    **_each(
+        [aten.pixel_shuffle.default, aten.pixel_unshuffle.default, aten.channel_shuffle.default], _MOVE, "shuffle"
+    ),
+    aten.expand.default: replace(_MOVE, family="expand"),
+    aten.flip.default: replace(_MOVE, family="flip"),
+    aten.roll.default: replace(_MOVE, family="roll"),
+    operator.getitem: replace(_MOVE, family="getitem"),
     # nothing at all
-    **dict.fromkeys(
+    **_each(
         [
-            aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.clone.default,
-            aten.contiguous.default, aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default,
+            aten.clone.default, aten.contiguous.default, aten.detach.default, aten.alias.default,
+            aten.lift_fresh_copy.default,
         ],
-        "identity",
+        _SAME,
     ),
+    **_each(
+        [aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default],
+        replace(_SAME, training_flag="train"),
+    ),
+    aten.feature_alpha_dropout.default: OpInfo(None, training_flag="train"),
 }  # fmt: skip
 
-MOVEMENT = frozenset(
-    {
-        "reshape",
-        "transpose",
-        "slice",
-        "split",
-        "shuffle",
-        "resize_nearest",
-        "expand",
-        "flip",
-        "roll",
-        "getitem",
-        "identity",
-    }
-)
-# f(s x) = s f(x) for every s > 0, channel by channel
-HOMOGENEOUS = MOVEMENT | {
-    "relu",
-    "leaky_relu",
-    "prelu",
-    "max_pool",
-    "average_pool",
-    "adaptive_average_pool",
-    "resize_linear",
-}
+
+def register(target: Any, info: OpInfo) -> None:
+    """Say what an operator means, for this process.
+
+    Args:
+        target: an ATen operator or one of your own, as it stands in captured graphs (`torch.ops.mine.swoosh.default`).
+
+    Raises:
+        InputError: the operator has other traits already, or has no argument that `info` names.
+    """
+    if _TABLE.get(target, info) != info:
+        raise InputError(f"{target} is registered already, as {_TABLE[target]}")
+    ends = info.clips or ()
+    for name in (info.training_flag, *(end for end in ends if isinstance(end, str))):
+        if name is not None and name not in _positions(target):
+            raise InputError(f"{target} has no argument {name!r}; it has {', '.join(_positions(target)) or 'none'}")
+    _TABLE[target] = info
+
+
+def registered(condition: Callable[[OpInfo], Any]) -> dict[Any, OpInfo]:
+    """The operators whose traits meet a condition."""
+    return {target: info for target, info in _TABLE.items() if condition(info)}
+
+
+# ---- Questions about a call -----------------------------------------------------------------------------------------
+
+
+def info(node: Any) -> OpInfo:
+    """The traits of a call; `UNKNOWN`, which has none, for anything else."""
+    if not isinstance(node, Node) or node.op != "call_function":
+        return UNKNOWN
+    found = _TABLE.get(node.target, UNKNOWN)
+    return found if found.refine is None else found.refine(node)
 
 
 def family(node: Any) -> str | None:
-    """The family of a call, None for anything unknown. Global average pooling is told from other adaptive pooling."""
-    if not isinstance(node, Node) or node.op != "call_function":
+    """The family of a call, None for anything unknown."""
+    return info(node).family
+
+
+def is_elementwise(node: Node) -> bool:
+    """Whether every element of the result is made of the elements of the operands at its index."""
+    return info(node).pointwise or torch.Tag.pointwise in getattr(node.target, "tags", ())
+
+
+def function_of_one(node: Any) -> Callable[[Tensor], Tensor] | None:
+    """The function of a pointwise call that reads one tensor and is the same for all its elements; None for other calls."""
+    if not info(node).pointwise or node.all_input_nodes != [node.args[0]]:
         return None
-    name = FAMILY.get(node.target)
-    if name == "adaptive_average_pool" and all(size == 1 for size in _listed(node.args[1])):
-        return "global_average_pool"
-    if name == "pad" and not _pads_zeros(node):
+    return lambda x: node.target(x, *node.args[1:], **node.kwargs)
+
+
+def clip_of(node: Any) -> tuple[float, float] | None:
+    """The interval that a call clips all channels to; None for other calls."""
+    clips = info(node).clips
+    if clips is None:
         return None
-    if name in ("add", "sub") and argument(node, "alpha") != 1:
-        return None
-    if node.target is aten.avg_pool2d.default and argument(node, "divisor_override") is not None:
-        return None  # no mean
-    return name
+    low, high = (argument(node, end) if isinstance(end, str) else end for end in clips)
+    return -INFINITY if low is None else float(low), INFINITY if high is None else float(high)
+
+
+def share_range(node: Any) -> tuple[float, float] | None:
+    """The range of shares (sigmoid, softmax), which fill it, so that a grid needs no data. (Those of tanh are measured.)"""
+    found = info(node).range
+    return found if found == (0.0, 1.0) else None
+
+
+# ---- Arguments and values -------------------------------------------------------------------------------------------
+
+
+@cache
+def _positions(target: Any) -> dict[str, tuple[int, Any]]:
+    """Argument name -> position and default."""
+    schema = getattr(target, "_schema", None)
+    arguments = schema.arguments if schema is not None else ()
+    return {spec.name: (position, spec.default_value) for position, spec in enumerate(arguments)}
 
 
 def argument(node: Node, name: str) -> Any:
     """An argument by its schema name, its default where it is not given."""
-    for position, spec in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
-        if spec.name == name:
-            if position < len(node.args):
-                return node.args[position]
-            return node.kwargs.get(name, spec.default_value)
-    raise KeyError(f"{node.target} has no argument {name!r}")
+    if name not in _positions(node.target):
+        raise KeyError(f"{node.target} has no argument {name!r}")
+    position, default = _positions(node.target)[name]
+    return node.args[position] if position < len(node.args) else node.kwargs.get(name, default)
 
 
-def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+def set_argument(node: Node, name: str, new: Any) -> None:
+    """Let an argument be `new` from now on, written by position where it was, else by its name."""
+    position, _ = _positions(node.target)[name]
+    if position < len(node.args):
+        node.update_arg(position, new)
+    else:
+        node.update_kwarg(name, new)
 
 
-def _pads_zeros(node: Node) -> bool:
-    if node.target is aten.pad.default and argument(node, "mode") != "constant":
-        return False
-    return not argument(node, "value")
+def listed(found: Any) -> list[Any]:
+    return list(found) if isinstance(found, (list, tuple)) else [found]
 
 
-def clamp_bounds(node: Node) -> tuple[float, float]:
-    """The interval a relu-like call clips to; the whole line for any other call."""
-    infinity = float("inf")
-    if node.target is aten.relu.default:
-        return 0.0, infinity
-    if node.target is aten.relu6.default:
-        return 0.0, 6.0
-    if node.target is aten.hardtanh.default:
-        return float(argument(node, "min_val")), float(argument(node, "max_val"))
-    if node.target is aten.clamp.default:
-        low, high = argument(node, "min"), argument(node, "max")
-        return -infinity if low is None else float(low), infinity if high is None else float(high)
-    if node.target is aten.clamp_min.default:
-        return float(argument(node, "min")), infinity
-    return -infinity, infinity
-
-
-def negative_slope(node: Node) -> float:
-    """What a leaky relu multiplies negative values by."""
-    return float(argument(node, "negative_slope"))
+def operand(node: Node, position: int = 0) -> Node:
+    """An argument that is known to be a value, not a number."""
+    found = node.args[position]
+    assert isinstance(found, Node), f"argument {position} of {node} is {found!r}, not a value"
+    return found
 
 
 def value(node: Node) -> Any:
@@ -186,152 +337,10 @@ def shape(node: Node) -> tuple[Any, ...]:
     return tuple(value(node).shape)
 
 
+def gives_several(node: Any) -> bool:
+    """Whether a call gives a list of tensors (a split)."""
+    return isinstance(node, Node) and isinstance(value(node), (list, tuple))
+
+
 def is_float(node: Any) -> bool:
     return isinstance(node, Node) and isinstance(value(node), Tensor) and value(node).dtype.is_floating_point
-
-
-WEIGHT, BIAS = 1, 2  # argument positions, the same for every layer
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A convolution, transposed convolution or linear layer.
-
-    Weights have the layout [out, in / groups, *kernel] through `canonical` and `native`, whatever the operator's own is.
-    """
-
-    node: Node
-    kind: str
-    dims: int
-    groups: int
-
-    @classmethod
-    def of(cls, node: Any) -> Layer | None:
-        name = family(node)
-        if name not in ("conv", "conv_transpose", "linear"):
-            return None
-        if name == "linear":
-            return cls(node, name, 0, 1)
-        return cls(node, name, {**CONVS, **TRANSPOSED}[node.target], argument(node, "groups"))
-
-    @property
-    def input(self) -> Node:
-        return self.node.args[0]  # type: ignore[return-value]
-
-    @property
-    def weight(self) -> Node:
-        return self.node.args[WEIGHT]  # type: ignore[return-value]
-
-    @property
-    def bias(self) -> Node | None:
-        return self.node.args[BIAS] if len(self.node.args) > BIAS else None  # type: ignore[return-value]
-
-    @property
-    def stored_bias(self) -> tuple[Node, Node] | None:
-        """The call that reads the constant at the root of the bias, and that constant: behind its quantizer and shift, if any."""
-        reader, value = self.node, self.bias
-        while value is not None and value.op != "get_attr":
-            if not value.args or not isinstance(value.args[0], Node):
-                return None
-            reader, value = value, value.args[0]
-        return (reader, value) if value is not None else None
-
-    def _pair(self, name: str) -> tuple[int, ...]:
-        found = _listed(argument(self.node, name))
-        return tuple(found * self.dims if len(found) == 1 else found)
-
-    @property
-    def stride(self) -> tuple[int, ...]:
-        return self._pair("stride") if self.dims else ()
-
-    @property
-    def padding(self) -> tuple[int, ...]:
-        return self._pair("padding") if self.dims else ()
-
-    @property
-    def dilation(self) -> tuple[int, ...]:
-        return self._pair("dilation") if self.dims else ()
-
-    @property
-    def output_padding(self) -> tuple[int, ...]:
-        """Of a transposed convolution; zeros for any other layer."""
-        return self._pair("output_padding") if self.kind == "conv_transpose" else (0,) * self.dims
-
-    @property
-    def out_channels(self) -> int:
-        full = value(self.weight).shape
-        return int(full[1] * self.groups if self.kind == "conv_transpose" else full[0])
-
-    @property
-    def in_channels(self) -> int:
-        full = value(self.weight).shape
-        return int(full[0] if self.kind == "conv_transpose" else full[1] * self.groups)
-
-    @property
-    def channel_dim(self) -> int:
-        """The dimension of the output that counts its channels (from the front for convs, the last for linear)."""
-        return len(shape(self.node)) - 1 - self.dims
-
-    @property
-    def weight_axis(self) -> int:
-        """The axis of the native weight along which output channels lie (inside a group for transposed convs)."""
-        return 1 if self.kind == "conv_transpose" else 0
-
-    def canonical(self, weight: Tensor) -> Tensor:
-        """Native layout -> [out, in / groups, *kernel]."""
-        if self.kind != "conv_transpose":
-            return weight
-        grouped = weight.reshape(self.groups, -1, *weight.shape[1:]).transpose(1, 2)
-        return grouped.flatten(0, 1)
-
-    def native(self, weight: Tensor) -> Tensor:
-        """[out, in / groups, *kernel] -> native layout."""
-        if self.kind != "conv_transpose":
-            return weight
-        grouped = weight.reshape(self.groups, -1, *weight.shape[1:]).transpose(1, 2)
-        return grouped.flatten(0, 1).contiguous()
-
-    def over_outputs(self, vector: Tensor) -> Tensor:
-        """[out] -> [out, 1, *1]: one value per output channel, to meet a canonical weight."""
-        return vector.reshape(-1, 1, *[1] * self.dims)
-
-    def over_inputs(self, vector: Tensor) -> Tensor:
-        """[in] -> [out, in / groups, *1]: one value per input channel, to meet a canonical weight.
-
-        Row o holds the values of the channels that output o reads: those of its group, all of them where there is one.
-
-        Raises:
-            RuntimeError: the vector has not one value per input channel.
-        """
-        groups, kernel = self.groups, [1] * self.dims
-        rows = vector.reshape(groups, 1, self.in_channels // groups).expand(-1, self.out_channels // groups, -1)
-        return rows.reshape(self.out_channels, -1, *kernel)
-
-    def respond(self, weight: Tensor, constant: Tensor) -> Tensor:
-        """What a canonical weight makes of an input whose channels are constant, bias and borders left out: [in] -> [out]."""
-        return (weight * self.over_inputs(constant)).flatten(1).sum(1)
-
-
-@dataclass(frozen=True)
-class BatchNorm:
-    """An inference-mode batch norm with constant statistics."""
-
-    node: Node
-
-    @classmethod
-    def of(cls, node: Any) -> BatchNorm | None:
-        if family(node) != "batch_norm" or argument(node, "training"):
-            return None
-        if not all(isinstance(a, Node) and a.op == "get_attr" for a in (node.args[3], node.args[4])):
-            return None  # without running statistics it normalises by the batch
-        if not all(a is None or (isinstance(a, Node) and a.op == "get_attr") for a in node.args[1:3]):
-            return None
-        return cls(node)
-
-    @property
-    def input(self) -> Node:
-        return self.node.args[0]  # type: ignore[return-value]
-
-    @property
-    def eps(self) -> float:
-        return float(argument(self.node, "eps"))

@@ -15,11 +15,9 @@ from dataclasses import dataclass, field
 from torch.fx.node import Node
 
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import MOVEMENT, Layer, family
+from graphopt.ir.layer import Layer
+from graphopt.ir.ops import family, info, operand
 from graphopt.ir.quantizers import is_quantizer, quantizers
-
-FUSED = frozenset({"relu", "clamp", "channel_clamp"})
-KEEPS_GRID = MOVEMENT | {"max_pool"}
 
 
 @dataclass(eq=False)
@@ -129,17 +127,17 @@ def _of_value(graph: Graph, node: Node, quantizer: Node) -> Unit:
 def _behind(quantizer: Node) -> tuple[Node, list[Node]]:
     """The call whose result is quantized, in front of fused activations, and the calls from there to the quantizer."""
     chain = [quantizer]
-    while family(source := chain[0].args[0]) in FUSED:
-        chain.insert(0, source)  # type: ignore[arg-type]
-    return source, chain  # type: ignore[return-value]
+    while info(source := operand(chain[0])).fusable:
+        chain.insert(0, source)
+    return source, chain
 
 
 def _repeated(quantizer: Node, owner: dict[Node, Unit]) -> Unit | None:
     """The unit whose grid this quantizer repeats behind nothing but moves."""
-    source = quantizer.args[0]
-    while isinstance(source, Node) and family(source) in KEEPS_GRID:
-        source = source.args[0]
-    if isinstance(source, Node) and source in owner and source.args[1:] == quantizer.args[1:]:
+    source = operand(quantizer)
+    while info(source).selects:
+        source = operand(source)
+    if source in owner and source.args[1:] == quantizer.args[1:]:
         return owner[source]
     return None
 

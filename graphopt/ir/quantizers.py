@@ -12,6 +12,7 @@ Only uniform formats become integers of a runtime (`graphopt.lowering.qdq`); cod
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -51,6 +52,34 @@ def is_quantizer(node: Any) -> bool:
 def is_uniform(node: Any) -> bool:
     """Whether a call rounds to whole numbers times a scale, one per tensor or channel or block."""
     return isinstance(node, Node) and node.target is FAKE_QUANTIZE
+
+
+@dataclass(frozen=True)
+class UniformQuantizer:
+    """A call that rounds a value or constant to whole numbers times a scale: its arguments by name.
+
+    Attributes:
+        value: what it rounds. scale, zero_point: constants, [] or [channels] (or one for each block).
+        low, high: the first and last code.
+        axis: along which channels lie; -1: one scale for all.
+        block: how many elements share a scale, where blocks do; empty else.
+    """
+
+    node: Node
+    value: Node
+    scale: Node
+    zero_point: Node
+    low: int
+    high: int
+    axis: int
+    block: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, node: Any) -> UniformQuantizer | None:
+        if not is_uniform(node):
+            return None
+        value, scale, zero_point, low, high, axis, *block = node.args
+        return cls(node, value, scale, zero_point, low, high, axis, tuple(block))
 
 
 def quantizers(graph: Graph) -> list[Node]:

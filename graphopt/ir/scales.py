@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
-from graphopt.formats import FAKE_QUANTIZE, quantize
+from graphopt.formats import quantize
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer, clamp_bounds, family
+from graphopt.ir.layer import Layer
+from graphopt.ir.ops import clip_of, family, operand, share_range
+from graphopt.ir.quantizers import UniformQuantizer
 
 
 def power_of_two(scale: Tensor) -> bool:
@@ -21,14 +23,12 @@ def power_of_two(scale: Tensor) -> bool:
 def tie_biases(graph: Graph) -> None:
     """Put every quantized bias on the grid scale_input * scale_weight again."""
     for layer in (layer for node in graph.calls() if (layer := Layer.of(node))):
-        quantizers = (layer.bias, layer.input, layer.weight)
-        if any(q is None or q.target is not FAKE_QUANTIZE for q in quantizers):
+        bias, x, weight = map(UniformQuantizer.of, (layer.bias, layer.input, layer.weight))
+        if bias is None or x is None or weight is None:
             continue
-        bias: Node = layer.bias  # type: ignore[assignment]
-        scales = [graph.tensor(q.args[1]) for q in (layer.input, layer.weight)]  # type: ignore[arg-type]
-        wanted = scales[0] * scales[1]
-        if not torch.equal(wanted, graph.tensor(bias.args[1])):  # type: ignore[arg-type]
-            graph.set_constant(bias, 1, wanted)
+        wanted = graph.tensor(x.scale) * graph.tensor(weight.scale)
+        if not torch.equal(wanted, graph.tensor(bias.scale)):
+            graph.set_constant(bias.node, 1, wanted)
 
 
 def free_step(graph: Graph, quantizer: Node) -> float | None:
@@ -37,21 +37,21 @@ def free_step(graph: Graph, quantizer: Node) -> float | None:
     A step stays where the range is known (sigmoid, softmax), where a gate or an end per channel was computed from it, and where
     it is a power of two. The clip of a relu6 is left to the grid as long as the grid ends no later.
     """
-    source, scale, zero, _, high, axis, *_ = quantizer.args
-    if axis != -1 or not isinstance(source, Node) or family(source) in _TIED or graph.is_constant(source):
+    grid = UniformQuantizer.of(quantizer)
+    if grid is None or grid.axis != -1 or graph.is_constant(grid.value):
         return None
-    if power_of_two(graph.tensor(scale)) or any(family(user) == "hard_sigmoid" for user in quantizer.users):  # type: ignore[arg-type]
+    source = grid.value
+    if share_range(source) is not None or family(source) in ("mul", "channel_clamp"):
         return None
-    if family(source) == "clamp":
-        end = clamp_bounds(source)[1]
-        codes = int(high) - int(graph.tensor(zero))  # type: ignore[arg-type]
+    if power_of_two(graph.tensor(grid.scale)) or any(family(user) == "hard_sigmoid" for user in quantizer.users):
+        return None
+    if (ends := clip_of(source)) is not None:
+        end = ends[1]
+        codes = grid.high - int(graph.tensor(grid.zero_point))
         return end / codes if end < float("inf") and codes > 0 else float("inf")
     return float("inf")
 
 
-_TIED = frozenset({"sigmoid", "hard_sigmoid", "softmax", "mul", "channel_clamp"})
-
-
 def end_codes(graph: Graph, clip: Node, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:
     """The code of each channel's upper end, shaped as the ends are."""
-    return quantize(graph.tensor(clip.args[2]), scale, zero_point, quant_min, quant_max)  # type: ignore[arg-type]
+    return quantize(graph.tensor(operand(clip, 2)), scale, zero_point, quant_min, quant_max)

@@ -38,10 +38,10 @@ from torch.fx.node import Node
 from graphopt.formats import FLOAT16_FORMATS, in_blocks, quantize
 from graphopt.formats.blocks import DEQUANTIZE_BLOCKS, pack_weight
 from graphopt.ir.graph import Graph
+from graphopt.ir.layer import BIAS, Layer
 from graphopt.ir.masks import bake
-from graphopt.ir.ops import BIAS, Layer, aten, clamp_bounds, family
-from graphopt.ir.quantized_units import FUSED
-from graphopt.ir.quantizers import is_uniform, quantizer_of, quantizers
+from graphopt.ir.ops import aten, clip_of, family, info, operand
+from graphopt.ir.quantizers import UniformQuantizer, is_uniform, quantizer_of, quantizers
 from graphopt.ir.scales import end_codes
 
 # Defined by torch.ao: deprecated, but there in torch 2.14.1, and importing it does not warn. Operators of our own with these
@@ -77,12 +77,12 @@ def deploy(graph: Graph, *, half: bool = False) -> Graph:
 
 def _leave_in_float(graph: Graph, node: Node) -> None:
     """Round a constant for good, or go past a value's quantizer; layers around it learn why they are float."""
-    source: Node = node.args[0]  # type: ignore[assignment]
+    source = operand(node)
     quantizer, constant = quantizer_of(graph, node), graph.is_constant(source)
     what = "its weights are" if constant else "a value beside it is"
     producer = source
-    while family(producer) in FUSED:
-        producer = producer.args[0]  # type: ignore[assignment]
+    while info(producer).fusable:
+        producer = operand(producer)
     for layer in [producer, *node.users]:
         if Layer.of(layer) is not None:
             layer.meta.setdefault("left", f"{what} in {quantizer.format}, which has no integer operator")
@@ -94,7 +94,7 @@ def _leave_in_float(graph: Graph, node: Node) -> None:
 
 
 def _keep_half(graph: Graph, node: Node) -> None:
-    source: Node = node.args[0]  # type: ignore[assignment]
+    source = operand(node)
     if graph.is_constant(source):
         rounded = quantizer_of(graph, node)(graph.tensor(source)).half()
         narrow = graph.add_constant(f"{source.target}_half", rounded, before=node)
@@ -137,13 +137,14 @@ def storage(quant_min: int, quant_max: int) -> torch.dtype:
 
 
 def _parameters(graph: Graph, node: Node) -> tuple[Tensor, Tensor, int, int, int]:
-    _, scale, zero_point, quant_min, quant_max, axis = node.args
-    return graph.tensor(scale), graph.tensor(zero_point), quant_min, quant_max, axis  # type: ignore[arg-type, return-value]
+    found = UniformQuantizer.of(node)
+    assert found is not None
+    return graph.tensor(found.scale), graph.tensor(found.zero_point), found.low, found.high, found.axis
 
 
 def _store_codes(graph: Graph, node: Node) -> None:
     scale, zero_point, quant_min, quant_max, axis = _parameters(graph, node)
-    source: Node = node.args[0]  # type: ignore[assignment]
+    source = operand(node)
     dtype = storage(quant_min, quant_max)
     codes = quantize(graph.tensor(source), scale, zero_point, quant_min, quant_max, axis).to(dtype)
     constant = graph.add_constant(f"{source.target}_codes", codes, before=node)
@@ -175,7 +176,7 @@ def _pack(graph: Graph, node: Node, packed: dict[tuple[Any, ...], Node]) -> None
 def _quantize_value(graph: Graph, node: Node) -> None:
     scale, zero_point, quant_min, quant_max, _ = _parameters(graph, node)
     grid = QuantizationParameters(float(scale), int(zero_point), quant_min, quant_max, storage(quant_min, quant_max))
-    source: Node = node.args[0]  # type: ignore[assignment]
+    source = operand(node)
     if family(source) == "channel_clamp" and len(source.users) == 1:
         inner = _without_implied_clip(source.args[0], grid)  # type: ignore[arg-type]
         if inner is not source.args[0]:
@@ -220,9 +221,10 @@ def _is_shifted(bias: Node | None) -> bool:
 
 def _without_implied_clip(source: Node, grid: QuantizationParameters) -> Node:
     """Skip a relu or clamp whose ends the grid's own clipping reproduces: the end's code is the grid's last, or beyond."""
-    if family(source) not in ("relu", "clamp") or len(source.users) != 1:
+    ends = clip_of(source)
+    if ends is None or len(source.users) != 1:
         return source
-    low, high = clamp_bounds(source)
+    low, high = ends
     scale = torch.tensor(grid.scale)
 
     def code(end: float) -> int:
@@ -230,4 +232,4 @@ def _without_implied_clip(source: Node, grid: QuantizationParameters) -> Node:
 
     below = low == -float("inf") or code(low) <= grid.quant_min
     above = high == float("inf") or code(high) >= grid.quant_max
-    return source.args[0] if below and above else source  # type: ignore[return-value]
+    return operand(source) if below and above else source

@@ -20,6 +20,7 @@ def _tvm(name: str, description: str, architecture: str, triple: str = "", cpu: 
         weights=SIGNED_WEIGHTS,
         activations=Format(bits=8, signed=architecture != "x86_64", symmetric=False),
         integer=TVM_INTEGER,
+        tables=True,
         channel_multiple=16,
         decompose=frozenset(),
         triple=triple,

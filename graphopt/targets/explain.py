@@ -13,7 +13,11 @@ def explain(target: Target) -> Iterator[tuple[str, str]]:
     yield target.name, target.description
     yield "weights", _either(*target.known("weights"))
     yield "values", _either(*target.known("values"))
-    yield "integer" if isinstance(target.activations, Format) else "rounds", ", ".join(sorted(target.integer))
+    functions = ["any other function of one value, by a table"] if target.tables else []
+    yield (
+        "integer" if isinstance(target.activations, Format) else "rounds",
+        ", ".join([*sorted(target.integer), *functions]),
+    )
     yield "fuses", _fusions(target)
     yield "moves codes", ", ".join(sorted(target.moves))
     yield (

@@ -22,6 +22,7 @@ def _gpu(
         weights=SIGNED_WEIGHTS,
         activations=Format(bits=8, signed=True, symmetric=False),
         integer=TVM_INTEGER,
+        tables=True,
         channel_multiple=32,
         decompose=frozenset(),
         triple=triple,

@@ -31,6 +31,7 @@ class Target:
         weight_bits, activation_bits: the bits those kernels take: fewer are stored in the same integers, and take the same time.
         float_layers: single layers may be left in float.
         integer: operator families computed in integer.
+        tables: every function of one value has an integer kernel, which looks its results up.
         moves: families that pass integer codes through unchanged, so that input and output share one grid.
         shares: families whose inputs and output must have one grid.
         float_output: families that may leave the integer region without a quantizer behind them.
@@ -56,6 +57,7 @@ class Target:
     activation_bits: tuple[int, ...] = tuple(range(2, 9))
     float_layers: bool = True
     integer: frozenset[str] = ONNXRUNTIME_INTEGER
+    tables: bool = False
     moves: frozenset[str] = ONNXRUNTIME_MOVES
     shares: frozenset[str] = frozenset()
     float_output: frozenset[str] = frozenset({"linear"})

@@ -29,12 +29,12 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.fx.node import Node
 
 from graphopt.analysis.distributions import norm_moments
 from graphopt.ir.graph import Graph
+from graphopt.ir.layer import WEIGHT, BatchNorm, Layer
 from graphopt.ir.masks import bake
-from graphopt.ir.ops import WEIGHT, BatchNorm, Layer, aten, shape
+from graphopt.ir.ops import aten, shape
 from graphopt.ir.passes import Change
 
 
@@ -102,8 +102,7 @@ class FoldBatchNorm:
         return not any(layer.padding) or not bool(shift.any())
 
     def make_depthwise(self, graph: Graph, norm: BatchNorm, scale: Tensor, shift: Tensor) -> None:
-        statistics: Node = norm.node.args[3]  # type: ignore[assignment]
-        dtype, name = graph.tensor(statistics).dtype, str(statistics.target).rpartition(".")[0]
+        dtype, name = graph.tensor(norm.mean).dtype, str(norm.mean.target).rpartition(".")[0]
         kernel = scale.reshape(-1, 1, 1, 1).to(dtype)
         weight = graph.add_constant(f"{name}.scale", kernel, before=norm.node, trainable=True)
         bias = graph.add_constant(f"{name}.shift", shift.to(dtype), before=norm.node, trainable=True)
@@ -113,9 +112,9 @@ class FoldBatchNorm:
         graph.replace(norm.node, layer)
 
     def spell_out(self, graph: Graph, norm: BatchNorm, scale: Tensor, shift: Tensor) -> None:
-        dtype = graph.tensor(norm.node.args[3]).dtype  # type: ignore[arg-type]
+        dtype = graph.tensor(norm.mean).dtype
         broadcast = [-1 if d == 1 else 1 for d in range(len(shape(norm.node)))][1:]
-        name = str(norm.node.args[3].target).rpartition(".")[0]  # type: ignore[union-attr]
+        name = str(norm.mean.target).rpartition(".")[0]
         s = graph.add_constant(f"{name}.scale", scale.reshape(broadcast).to(dtype), before=norm.node, trainable=True)
         t = graph.add_constant(f"{name}.shift", shift.reshape(broadcast).to(dtype), before=norm.node, trainable=True)
         product = graph.call(aten.mul.Tensor, norm.input, s, before=norm.node)
@@ -126,9 +125,8 @@ class FoldBatchNorm:
 
 def affine(graph: Graph, norm: BatchNorm) -> tuple[Tensor, Tensor]:
     """s and t of the norm, float64 [channels]; finite also where the variance is near zero."""
-    weight, bias, mean, var = (graph.tensor(a).double() if a is not None else None for a in norm.node.args[1:5])  # type: ignore[arg-type]
-    assert mean is not None
-    assert var is not None
+    weight, bias = (graph.tensor(a).double() if a is not None else None for a in (norm.weight, norm.bias))
+    mean, var = (graph.tensor(a).double() for a in (norm.mean, norm.var))
     scale = torch.rsqrt(var + norm.eps)
     scale = scale * weight if weight is not None else scale
     shift = -mean * scale
@@ -137,5 +135,5 @@ def affine(graph: Graph, norm: BatchNorm) -> tuple[Tensor, Tensor]:
 
 def input_moments(graph: Graph, norm: BatchNorm) -> tuple[Tensor, Tensor]:
     """Mean and deviation of what a norm reads, float32 [channels]."""
-    mean, var = (graph.tensor(a).float() for a in norm.node.args[3:5])  # type: ignore[arg-type]
+    mean, var = (graph.tensor(a).float() for a in (norm.mean, norm.var))
     return mean, var.clamp(min=0).sqrt()

@@ -28,12 +28,12 @@ from torch.fx.node import Node
 
 from graphopt.analysis.intervals import Interval, extend, through_layer
 from graphopt.ir.graph import Graph
+from graphopt.ir.layer import WEIGHT, Layer
 from graphopt.ir.masks import bake
-from graphopt.ir.ops import WEIGHT, Layer, clamp_bounds, family, negative_slope
+from graphopt.ir.ops import family, function_of_one, info
 from graphopt.ir.passes import Change
 
 SHARE = 2.0**-20  # of the widest sibling's movement: below float32's resolution of the sum behind it
-PASSES_CONSTANTS = {"relu", "clamp", "leaky_relu", "max_pool", "identity", "global_average_pool"}
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def readers_of(node: Node) -> list[tuple[Layer, list[Node]]] | None:
             and layer.kind != "conv_transpose"
         ):
             found.append((layer, []))
-        elif family(user) in PASSES_CONSTANTS:
+        elif keeps_constant(user):
             behind = readers_of(user)
             if behind is None:
                 return None
@@ -118,14 +118,23 @@ def readers_of(node: Node) -> list[tuple[Layer, list[Node]]] | None:
     return found
 
 
+def keeps_constant(node: Node) -> bool:
+    """Whether a channel that is constant in front of a call is so behind it, in the ways that equalization follows channels."""
+    if function_of_one(node) is not None:
+        return info(node).homogeneous or info(node).fusable
+    return family(node) in (
+        "max_pool",
+        "identity",
+        "global_average_pool",
+    )  # another pool may average zeros of its border
+
+
 def through(bias: Tensor, path: list[Node]) -> Tensor:
     """What a constant becomes on its way to a reader: [channels], float64."""
     value = bias
     for node in path:
-        if family(node) in ("relu", "clamp"):
-            value = value.clamp(*clamp_bounds(node))
-        elif family(node) == "leaky_relu":
-            value = torch.where(value > 0, value, value * negative_slope(node))
+        if (function := function_of_one(node)) is not None:
+            value = function(value)
     return value
 
 

@@ -15,14 +15,12 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.fx.node import Node
 
 from graphopt.execution.observers import observe
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import BatchNorm
+from graphopt.ir.layer import BatchNorm
+from graphopt.ir.ops import set_argument
 from graphopt.ir.passes import Change, in_eval_mode
-
-TRAINING = 5  # the argument's position
 
 
 @dataclass(frozen=True)
@@ -37,16 +35,16 @@ class ReestimateBatchNorm:
     def __call__(self, graph: Graph) -> list[Change]:
         norms = [norm for node in graph.calls() if (norm := BatchNorm.of(node)) is not None]
         moments = {norm.input: _Moments() for norm in norms}
-        constants = {n: graph.tensor(n) for norm in norms for n in norm.node.args[3:5] if isinstance(n, Node)}
+        constants = {n: graph.tensor(n) for norm in norms for n in (norm.mean, norm.var)}
         for node, tensor in constants.items():  # training mode writes into the running statistics: into copies
             graph.put_constant(node, tensor.clone())
         try:
             for norm in norms:
-                norm.node.update_arg(TRAINING, True)
+                set_argument(norm.node, "training", True)
             seen = observe(graph, moments, self.data) if norms else 0
         finally:
             for norm in norms:
-                norm.node.update_arg(TRAINING, False)
+                set_argument(norm.node, "training", False)
             for node, tensor in constants.items():
                 graph.put_constant(node, tensor)
         if not seen:
@@ -54,9 +52,7 @@ class ReestimateBatchNorm:
         return [c for norm in norms if (c := self._set(graph, norm, moments[norm.input])) is not None]
 
     def _set(self, graph: Graph, norm: BatchNorm, moments: _Moments) -> Change | None:
-        mean, var = norm.node.args[3:5]
-        assert isinstance(mean, Node)
-        assert isinstance(var, Node)
+        mean, var = norm.mean, norm.var
         old = graph.tensor(var)
         found = moments.mean.to(old.dtype), moments.var.to(old.dtype)
         if torch.equal(found[0], graph.tensor(mean)) and torch.equal(found[1], old):

@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from torch.fx.node import Node
 
 from graphopt.ir.graph import Graph
+from graphopt.ir.layer import Pool
 from graphopt.ir.masks import mask_of
-from graphopt.ir.ops import MOVEMENT, argument, aten, clamp_bounds, family, is_float, shape, value
+from graphopt.ir.ops import argument, aten, clip_of, family, info, is_float, operand, shape, value
 from graphopt.ir.passes import Change
 from graphopt.ir.quantizers import is_quantizer
 
-KEEPS_SHAPE_ONLY = MOVEMENT | {"pad"}
 CASTS = (aten.to.dtype, aten._to_copy.default, aten.to.dtype_layout, aten.to.device)
 NUMBERS = (int, float)
 
@@ -69,7 +69,7 @@ def _is_identity(node: Node) -> bool:
     kind = family(node)
     if kind == "identity":
         return "dropout" not in str(node.target) or not argument(node, "train")
-    if kind not in KEEPS_SHAPE_ONLY or shape(node) != shape(node.args[0]):  # type: ignore[arg-type]
+    if not (info(node).moves or kind == "pad") or shape(node) != shape(operand(node)):
         return False
     if kind in ("reshape", "expand", "slice"):
         return (
@@ -110,7 +110,7 @@ def pool_globally(graph: Graph, node: Node) -> str:
     kind = family(node)
     if kind not in ("mean", "average_pool") or not is_float(node):
         return ""
-    source: Node = node.args[0]  # type: ignore[assignment]
+    source = operand(node)
     dims = len(shape(source))
     if kind == "mean":
         reduced = {d % dims for d in argument(node, "dim") or []}
@@ -118,17 +118,18 @@ def pool_globally(graph: Graph, node: Node) -> str:
             return ""
         keep = bool(argument(node, "keepdim"))
     else:
-        window, padding = argument(node, "kernel_size"), argument(node, "padding")
-        image = list(shape(source)[2:])
-        if [*window] != image or any(padding) or argument(node, "ceil_mode") or shape(node)[2:] != (1,) * (dims - 2):
+        pool = Pool.of(node)
+        assert pool is not None
+        whole = pool.kernel == shape(source)[2:] and shape(node)[2:] == (1,) * (dims - 2)
+        if not whole or any(pool.padding) or pool.rounds_up:
             return ""
         if argument_or_none(node, "divisor_override") is not None:
             return ""
         keep = True
     if dims not in (3, 4):
         return ""
-    pool = aten.adaptive_avg_pool2d.default if dims == 4 else aten.adaptive_avg_pool1d.default
-    pooled = graph.call(pool, source, [1] * (dims - 2), before=node)
+    adaptive = aten.adaptive_avg_pool2d.default if dims == 4 else aten.adaptive_avg_pool1d.default
+    pooled = graph.call(adaptive, source, [1] * (dims - 2), before=node)
     pooled.meta["val"] = value(source).new_empty([*shape(source)[:2], *[1] * (dims - 2)])
     if not keep:
         pooled = graph.call(aten.flatten.using_ints, pooled, 1, before=node)
@@ -141,7 +142,8 @@ def pool_in_windows(graph: Graph, node: Node) -> str:
     """adaptive_avg_pool to sizes that divide the image's -> avg_pool, which has an integer kernel."""
     if family(node) != "adaptive_average_pool":
         return ""
-    image, into = shape(node.args[0])[-len(node.args[1]) :], shape(node)[-len(node.args[1]) :]  # type: ignore[arg-type]
+    dims = len(argument(node, "output_size"))
+    image, into = shape(operand(node))[-dims:], shape(node)[-dims:]
     if not all(isinstance(n, int) and n % m == 0 for n, m in zip(image, into, strict=True)):
         return ""
     window = [n // m for n, m in zip(image, into, strict=True)]
@@ -157,8 +159,8 @@ def name_hard_sigmoid(graph: Graph, node: Node) -> str:
     factor = _scalar_factor(graph, node)
     if factor is None or abs(factor - 1 / 6) > 1e-6:
         return ""
-    clip: Node = node.args[0]  # type: ignore[assignment]
-    if family(clip) != "clamp" or clamp_bounds(clip) != (0.0, 6.0):
+    clip = operand(node)
+    if clip_of(clip) != (0.0, 6.0):
         return ""
     total: Any = clip.args[0]
     if family(total) != "add" or not isinstance(total.args[1], NUMBERS) or total.args[1] != 3:

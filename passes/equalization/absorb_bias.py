@@ -23,7 +23,8 @@ from torch.fx.node import Node
 
 from graphopt.analysis.distributions import known_moments
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer, family
+from graphopt.ir.layer import Layer
+from graphopt.ir.ops import family
 from graphopt.ir.passes import Change
 
 

@@ -31,8 +31,9 @@ from torch.fx.node import Node
 
 from graphopt.analysis.channels.scales import Channels, Slot
 from graphopt.ir.graph import Graph
+from graphopt.ir.layer import WEIGHT, Layer
 from graphopt.ir.masks import bake
-from graphopt.ir.ops import WEIGHT, Layer, aten, clamp_bounds, family, shape
+from graphopt.ir.ops import aten, clip_of, family, operand, shape
 from graphopt.ir.passes import Change
 
 Array = npt.NDArray[np.float64]
@@ -168,9 +169,9 @@ class _Equalizer:
             layer.node.meta["moments"] = tuple((m.double() / out).float() for m in moments)
 
     def end(self, node: Node) -> Tensor:
-        if family(node) == "channel_clamp":
-            return self.graph.tensor(node.args[2]).double().flatten()  # type: ignore[arg-type]
-        return torch.tensor(clamp_bounds(node)[1], dtype=torch.float64)
+        if (ends := clip_of(node)) is not None:
+            return torch.tensor(ends[1], dtype=torch.float64)
+        return self.graph.tensor(operand(node, 2)).double().flatten()
 
     def scale_clip(self, node: Node, factor: Tensor) -> None:
         """relu6(x) -> clamp(relu(x), max=ends) with an end per channel."""

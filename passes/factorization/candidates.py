@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer, shape
+from graphopt.ir.layer import Layer
+from graphopt.ir.ops import shape
 from graphopt.ir.passes import Timer
 from graphopt.passes.factorization.chain import Chain
 from graphopt.passes.factorization.method import Method, Ranks

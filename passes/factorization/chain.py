@@ -23,10 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from graphopt.ir.cost import length
-from graphopt.ir.ops import Layer, aten, shape, value
+from graphopt.ir.layer import Layer, convolution
+from graphopt.ir.ops import aten, shape, value
 
-CONV = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
-TRANSPOSED = {1: aten.conv_transpose1d.default, 2: aten.conv_transpose2d.input, 3: aten.conv_transpose3d.input}
 COMPOSE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
@@ -129,8 +128,8 @@ class Stage:
         if g.kind == "linear":
             return aten.linear.default, (bias,)
         if g.kind == "conv":
-            return CONV[dims], (bias, list(g.stride), list(g.padding), list(g.dilation), g.groups)
-        return TRANSPOSED[dims], (
+            return convolution(dims), (bias, list(g.stride), list(g.padding), list(g.dilation), g.groups)
+        return convolution(dims, transposed=True), (
             bias, list(g.stride), list(g.padding), list(g.output_padding), g.groups, list(g.dilation),
         )  # fmt: skip
 

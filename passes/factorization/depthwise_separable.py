@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graphopt.ir.ops import Layer
+from graphopt.ir.layer import Layer
 from graphopt.passes.factorization.chain import Geometry
 from graphopt.passes.factorization.method import Method, Ranks, kernel_of
 from graphopt.passes.factorization.ranks import EVBMF, Energy

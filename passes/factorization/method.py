@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from graphopt.ir.graph import Graph
+from graphopt.ir.layer import Layer
 from graphopt.ir.masks import bake
-from graphopt.ir.ops import Layer, value
+from graphopt.ir.ops import value
 from graphopt.ir.passes import Change
 from graphopt.passes.factorization.chain import Chain, Geometry, Stage
 from graphopt.passes.factorization.fitting import Problem, descend, level

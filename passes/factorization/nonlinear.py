@@ -26,7 +26,8 @@ from torch.fx.node import Node
 
 from graphopt.analysis.im2col import rows
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import BatchNorm, Layer, clamp_bounds, family
+from graphopt.ir.layer import BatchNorm, Layer
+from graphopt.ir.ops import clip_of, function_of_one
 from graphopt.passes.factorization.chain import Chain
 from graphopt.passes.factorization.fitting import Problem
 
@@ -37,7 +38,6 @@ ROWS = 24576  # in all; fewer where they would not fit into `BYTES`
 BYTES = 2**28
 PENALTIES = (0.01,) * 8 + (1.0,) * 8
 STEPS = 6  # of the search for factors in each turn
-POINTWISE = frozenset({"relu", "clamp", "leaky_relu", "sigmoid", "hard_sigmoid", "hard_swish", "silu", "gelu", "tanh"})
 
 
 @dataclass(frozen=True)
@@ -59,23 +59,23 @@ class Activation:
         scale, shift = torch.ones(channels), torch.zeros(channels)
         reader = _only(node)
         if (norm := BatchNorm.of(reader)) is not None:
-            weight, bias, mean, var = (graph.tensor(a) if isinstance(a, Node) else None for a in norm.node.args[1:5])
-            assert mean is not None
-            assert var is not None
+            weight, bias = (graph.tensor(a) if a is not None else None for a in (norm.weight, norm.bias))
+            mean, var = graph.tensor(norm.mean), graph.tensor(norm.var)
             scale = torch.rsqrt(var + norm.eps) * (1 if weight is None else weight)
             shift = (0 if bias is None else bias) - mean * scale
             reader = _only(norm.node)
-        return cls(scale, shift, reader) if reader is not None and family(reader) in POINTWISE else None
+        return cls(scale, shift, reader) if reader is not None and function_of_one(reader) is not None else None
 
     @property
     def clips(self) -> tuple[float, float] | None:
         """The interval it clips to; None for any other function."""
-        return clamp_bounds(self.call) if family(self.call) in ("relu", "clamp") else None
+        return clip_of(self.call)
 
     def __call__(self, y: Tensor) -> Tensor:
         """[rows, out] -> [rows, out]"""
-        found: Tensor = self.call.target(y * self.scale + self.shift, *self.call.args[1:], **self.call.kwargs)  # type: ignore[operator]
-        return found
+        function = function_of_one(self.call)
+        assert function is not None
+        return function(y * self.scale + self.shift)
 
 
 def _only(node: Node) -> Node | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from graphopt.analysis.im2col import BUDGET, Moments, moment_bytes, weight_matrix
 from graphopt.fitting.least_squares import Pairs, fit, fits, least_squares
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer
+from graphopt.ir.layer import Layer
 from graphopt.ir.passes import Change
 from graphopt.passes.factorization.chain import Chain
 from graphopt.passes.factorization.fitting import Problem

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from graphopt.ir.ops import Layer
+from graphopt.ir.layer import Layer
 from graphopt.passes.factorization.chain import Geometry
 from graphopt.passes.factorization.method import Method, Ranks, kernel_of
 from graphopt.passes.factorization.svd import halves

@@ -11,7 +11,8 @@ from torch.fx.node import Node
 
 from graphopt.fitting import least_squares
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer, aten, shape, value
+from graphopt.ir.layer import Layer
+from graphopt.ir.ops import aten, shape, value
 from graphopt.passes.factorization.chain import Chain
 from graphopt.utils.checks import names_weight
 

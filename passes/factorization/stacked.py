@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from graphopt.ir.ops import Layer
+from graphopt.ir.layer import Layer
 from graphopt.passes.factorization.chain import COMPOSE, Chain, Geometry, Stage, compose
 from graphopt.passes.factorization.fitting import Problem, descend, level
 from graphopt.passes.factorization.method import Method, Ranks, kernel_of

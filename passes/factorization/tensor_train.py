@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from graphopt.ir.ops import Layer
+from graphopt.ir.layer import Layer
 from graphopt.passes.factorization.chain import Chain, Geometry, View
 from graphopt.passes.factorization.fitting import level
 from graphopt.passes.factorization.method import Method, Ranks

@@ -13,7 +13,8 @@ from graphopt.analysis.channels.groups import Group
 from graphopt.analysis.im2col import from_matrix, weight_matrix
 from graphopt.fitting.least_squares import shift_output
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import BatchNorm, Layer, family
+from graphopt.ir.layer import BatchNorm, Layer
+from graphopt.ir.ops import info, is_elementwise
 from graphopt.passes.pruning.criteria import filters_of
 from graphopt.passes.pruning.readers import Reader, readers
 
@@ -42,16 +43,18 @@ def expected_input(graph: Graph, value: Node) -> Tensor | None:
     """The mean of each channel of a value behind a batch norm: [channels]; None where it does not follow from one."""
     chain: list[Node] = []
     while (norm := BatchNorm.of(value)) is None:
-        pointwise = torch.Tag.pointwise in getattr(value.target, "tags", ()) or family(value) == "hard_swish"
-        if len(value.all_input_nodes) != 1 or not (pointwise or family(value) in _NEUTRAL):
+        pointwise, known = is_elementwise(value), info(value)
+        keeps_means = known.family == "identity" or (known.pools and known.averages)
+        if len(value.all_input_nodes) != 1 or not (pointwise or keeps_means):
             return None
         if pointwise:
             chain.append(value)
-        value = value.args[0]  # type: ignore[assignment]
-        if not isinstance(value, Node):
+        source = value.args[0]
+        if not isinstance(source, Node):
             return None
-    gamma, beta = (graph.tensor(a).double() if graph.is_constant(a) else None for a in norm.node.args[1:3])  # type: ignore[arg-type]
-    count = len(graph.tensor(norm.node.args[3]))  # type: ignore[arg-type]
+        value = source
+    gamma, beta = (graph.tensor(a).double() if a is not None else None for a in (norm.weight, norm.bias))
+    count = len(graph.tensor(norm.mean))
     gamma = torch.ones(count).double() if gamma is None else gamma
     beta = torch.zeros(count).double() if beta is None else beta
     points, weights = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(NODES))
@@ -59,9 +62,6 @@ def expected_input(graph: Graph, value: Node) -> Tensor | None:
     for node in reversed(chain):
         grid = node.target(grid, *node.args[1:], **node.kwargs)  # type: ignore[operator]
     return (weights[:, None] * grid).sum(0) / weights.sum()
-
-
-_NEUTRAL = frozenset({"identity", "global_average_pool", "average_pool", "adaptive_average_pool"})
 
 
 def merge_twins(graph: Graph, removed: Removed) -> None:

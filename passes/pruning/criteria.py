@@ -16,11 +16,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.fx.node import Node
 
 from graphopt.analysis.channels.groups import Group, Member
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import BatchNorm, Layer, family
+from graphopt.ir.layer import BatchNorm, Layer
+from graphopt.ir.ops import family
 
 Criterion = Callable[[Graph, Group], Tensor]
 
@@ -140,8 +140,8 @@ def _through_norm(graph: Graph, layer: Any, rows: Tensor) -> Tensor:
     if norm is not None:
         ones = torch.ones(len(rows))
         weight, shift, mean, var = (
-            graph.tensor(a) if isinstance(a, Node) else default
-            for a, default in zip(norm.node.args[1:5], (ones, 0 * ones, 0 * ones, ones), strict=True)
+            graph.tensor(a) if a is not None else default
+            for a, default in ((norm.weight, ones), (norm.bias, 0 * ones), (norm.mean, ones), (norm.var, ones))
         )
         scale = weight / torch.sqrt(var + norm.eps)
         rows, bias = rows * scale[:, None], (bias - mean) * scale + shift

@@ -25,8 +25,8 @@ from graphopt.analysis.channels.removal import remove
 from graphopt.analysis.channels.shuffles import gather_shuffles
 from graphopt.analysis.channels.trace import Trace
 from graphopt.ir.graph import Graph
+from graphopt.ir.layer import Layer
 from graphopt.ir.masks import bake
-from graphopt.ir.ops import Layer
 from graphopt.ir.passes import Change, in_eval_mode
 from graphopt.passes.pruning.compensate import absorb_means, merge_twins
 from graphopt.passes.pruning.criteria import Criterion, PreparedCriterion

@@ -10,7 +10,7 @@ from graphopt.analysis.channels.groups import Group
 from graphopt.analysis.channels.labels import Array
 from graphopt.analysis.im2col import weight_matrix
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer
+from graphopt.ir.layer import Layer
 
 
 class Reader(NamedTuple):

@@ -9,7 +9,7 @@ from torch import Tensor
 from graphopt.analysis.im2col import Moments
 from graphopt.fitting.least_squares import Pairs, fit, fits
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer
+from graphopt.ir.layer import Layer
 from graphopt.utils.progress import track
 
 

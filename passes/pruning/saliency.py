@@ -19,11 +19,10 @@ from graphopt.analysis.channels.groups import Group, Member
 from graphopt.execution.observers import observe
 from graphopt.fitting.losses import Loss, own_labels
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import BatchNorm, Layer, family, shape
+from graphopt.ir.layer import BatchNorm, Layer
+from graphopt.ir.ops import info, shape
 from graphopt.passes.pruning.criteria import Criterion
 from graphopt.utils.progress import track
-
-ACTIVATIONS = frozenset({"relu", "clamp", "leaky_relu", "prelu", "hard_swish", "silu", "gelu", "sigmoid", "tanh"})
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Activation:
         for group in groups:
             for member, node, dim in sources(graph, group):
                 last = node
-                while len(last.users) == 1 and family(next(iter(last.users))) in ACTIVATIONS:
+                while len(last.users) == 1 and info(next(iter(last.users))).pointwise:
                     last = next(iter(last.users))
                 watched.setdefault(last, _Strength(dim)).parts.append((group.key, member))
         if watched:

@@ -13,40 +13,35 @@ from __future__ import annotations
 from torch.fx.node import Node
 
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import clamp_bounds, family, value
+from graphopt.ir.ops import clip_of, family, gives_several, info, operand, value
 from graphopt.ir.passes import Change
+from graphopt.passes.quantization.placement import in_integer
 from graphopt.targets import Target
-
-CLIPS = frozenset({"relu", "clamp"})
-COMMUTES = frozenset(
-    {"reshape", "transpose", "slice", "shuffle", "resize_nearest", "expand", "identity", "max_pool", "pad"}
-)
 
 
 def clip_before_moves(graph: Graph, target: Target) -> list[Change]:
     """Do so where an operator with an integer kernel makes the value, and nothing else reads it on the way."""
     changes = []
     for node in graph.calls():
-        if family(node) not in CLIPS:
+        if (ends := clip_of(node)) is None:
             continue
-        first, source = _moved(node)
-        if first is None or family(source) not in target.integer or len(source.users) > 1:
+        first, source = _moved(node, ends, target)
+        if first is None or not in_integer(source, target) or len(source.users) > 1:
             continue
         clipped = graph.call(node.target, source, *node.args[1:], before=first, like=node, **node.kwargs)
         clipped.meta["val"] = value(source)
         first.replace_input_with(source, clipped)
-        graph.replace(node, node.args[0])  # type: ignore[arg-type]
+        graph.replace(node, operand(node))
         changes.append(Change(graph.site(clipped), f"{family(clipped)} in front of {family(first)}"))
     return changes
 
 
-def _moved(clip: Node) -> tuple[Node | None, Node]:
-    """The first of the moves in front of a clip (None where there is none), and what it moves."""
-    low, high = clamp_bounds(clip)
-    first, source = None, clip.args[0]
-    while isinstance(source, Node) and family(source) in COMMUTES and len(source.users) == 1:
-        if family(source) == "pad" and not low <= 0 <= high:
+def _moved(clip: Node, ends: tuple[float, float], target: Target) -> tuple[Node | None, Node]:
+    """The first of the target's moves in front of a clip (None where there is none), and what it moves."""
+    first, source = None, operand(clip)
+    while family(source) in target.moves and len(source.users) == 1 and not gives_several(source.args[0]):
+        zeros = family(source) == "pad" and ends[0] <= 0 <= ends[1]
+        if not (info(source).selects or zeros):
             break
-        first, source = source, source.args[0]
-    assert isinstance(source, Node)
+        first, source = source, operand(source)
     return first, source

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from graphopt.formats import FAKE_QUANTIZE
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import BIAS, Layer, aten, family
+from graphopt.ir.layer import BIAS, Layer
+from graphopt.ir.ops import aten, family
+from graphopt.ir.quantizers import UniformQuantizer
 from graphopt.ir.scales import end_codes
 
 BIAS_MIN, BIAS_MAX = -(2**31), 2**31 - 1
@@ -46,15 +48,15 @@ def channel_shift(graph: Graph, layer: Layer) -> Tensor | None:
     chain = [layer.node]
     while len(chain[-1].users) == 1 and family(reader := next(iter(chain[-1].users))) in ("relu", "channel_clamp"):
         chain.append(reader)
-    quantizers = [user for user in chain[-1].users if user.target is FAKE_QUANTIZE]
+    quantizers = [found for user in chain[-1].users if (found := UniformQuantizer.of(user)) is not None]
     if family(chain[-1]) != "channel_clamp" or len(quantizers) != 1:
         return None
-    _, scale, zero_point, low, high, _ = quantizers[0].args
-    s, z = graph.tensor(scale), graph.tensor(zero_point)  # type: ignore[arg-type]
-    if int(z) != low:
+    grid = quantizers[0]
+    s, z = graph.tensor(grid.scale), graph.tensor(grid.zero_point)
+    if int(z) != grid.low:
         return None
-    codes = end_codes(graph, chain[-1], s, z, low, high)  # type: ignore[arg-type]
-    shift = ((high - codes) * s).flatten()  # type: ignore[operator]
+    codes = end_codes(graph, chain[-1], s, z, grid.low, grid.high)
+    shift = ((grid.high - codes) * s).flatten()
     return shift if bool((shift != 0).any()) and len(shift) == layer.out_channels else None
 
 

@@ -25,12 +25,17 @@ from torch.fx.node import Node
 
 from graphopt.formats import NumberFormat
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer, family, is_float, shape
+from graphopt.ir.layer import Layer
+from graphopt.ir.ops import family, function_of_one, info, is_float, operand, shape
 from graphopt.ir.quantizers import is_quantizer
 from graphopt.targets import Target
 
-FUSED = frozenset({"relu", "clamp", "channel_clamp"})  # activations that a quantizer's own clipping can express
-STARTS = frozenset({"conv", "linear"})
+
+def in_integer(node: Node, target: Target) -> bool:
+    """Whether the target has an integer kernel for a call, or looks it up in a table. Clips have none of their own."""
+    known = info(node)
+    looked_up = target.tables and not known.fusable and function_of_one(node) is not None
+    return known.family in target.integer or looked_up
 
 
 @dataclass(frozen=True)
@@ -116,23 +121,24 @@ class _Placement:
     # ---- Which operators are integer --------------------------------------------------------------------------------
 
     def visit(self, node: Node) -> None:
-        kind = family(node)
+        kind, known = family(node), info(node)
+        integer = in_integer(node, self.target)
         if node in self.floating:
             self.left[node] = self.floating[node]
             return
         excluded, chosen = override(self.graph.site(node), self.formats) if kind else (False, None)
         if kind is None or (excluded and chosen is None):
-            if kind in STARTS:
+            if known.layer and kind != "conv_transpose":
                 self.left[node] = "excluded by name"
             return
-        if kind in STARTS and kind in self.target.integer:
+        if known.layer and integer:
             self.start(node, chosen)
-        elif kind in FUSED and self.fuses(node):
+        elif known.fusable and self.fuses(node):
             self.ends[node] = self.ends.pop(_data(node)[0])
         elif kind in self.target.moves:
             if (source := _moved(node)) is not None and (source in self.ends or source in self.moves):
                 self.moves[node] = None
-        elif (kind in self.target.integer or kind in FUSED) and is_float(node) and self.joins(node):
+        elif (integer or known.fusable) and is_float(node) and self.joins(node):
             self.ends[node] = node
         elif kind == "conv_transpose":
             self.left[node] = f"{self.target.runtime} has no integer kernel for transposed convolutions"
@@ -177,7 +183,7 @@ class _Placement:
 
         for operator, end in reversed(end_of.items()):
             kind = family(operator)
-            if kind in STARTS:
+            if info(operator).layer:
                 if kind in self.target.float_output and not read(end, output=False):
                     self.float_ends.add(end)
             elif not read(end, output=self.mostly_integer(operator)):
@@ -275,10 +281,8 @@ def _elements(node: Node) -> int:
 
 def _data(node: Node) -> list[Node]:
     """The inputs that are values of the graph: for layers the data input, for others every float input (constants too)."""
-    if Layer.of(node):
-        return [node.args[0]]  # type: ignore[list-item]
-    if family(node) in ("clamp", "channel_clamp", "prelu"):
-        return [node.args[0]]  # type: ignore[list-item]
+    if info(node).layer or info(node).pointwise:
+        return [operand(node)]
     return [n for n in node.all_input_nodes if is_float(n)]
 
 

@@ -27,8 +27,9 @@ from graphopt.analysis.output_error import samples
 from graphopt.execution.observers import Histogram, Range, observe
 from graphopt.formats import SMALLEST_SCALE, Format, NumberFormat, Quantizer, in_blocks, reach, scale_and_zero_point
 from graphopt.ir.graph import Graph
+from graphopt.ir.layer import WEIGHT, Layer
 from graphopt.ir.masks import bake
-from graphopt.ir.ops import WEIGHT, Layer, family, value
+from graphopt.ir.ops import family, value
 from graphopt.ir.passes import Change, in_eval_mode
 from graphopt.ir.quantizers import constants, is_uniform, quantizers
 from graphopt.passes.quantization.activations import clip_before_moves

@@ -29,9 +29,10 @@ from torch.fx.node import Node
 from graphopt.formats import FAKE_QUANTIZE
 from graphopt.formats.blocks import block_grid, check_blocks
 from graphopt.ir.graph import Graph
+from graphopt.ir.layer import WEIGHT, Layer
 from graphopt.ir.linears import weight_of, write_linear
 from graphopt.ir.masks import bake
-from graphopt.ir.ops import WEIGHT, Layer, family, value
+from graphopt.ir.ops import family, value
 from graphopt.ir.passes import Change
 from graphopt.utils.checks import names_weight
 from graphopt.utils.errors import InputError, NonFiniteError

@@ -23,8 +23,8 @@ from torch.fx.node import Node
 from graphopt.execution.observers import Histogram
 from graphopt.formats import Format, fake_quantize, scale_and_zero_point
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import family, is_float
-from graphopt.passes.quantization.placement import FUSED, SharedGrid
+from graphopt.ir.ops import info, is_float
+from graphopt.passes.quantization.placement import SharedGrid
 from graphopt.passes.quantization.ranges import ESTIMATORS
 
 PART = 8  # samples in flight
@@ -114,7 +114,7 @@ class _Trial(fx.Interpreter):
             return [read(node) for node in reader.all_input_nodes if is_float(node)]
         args, kwargs = fx.node.map_arg((reader.args, reader.kwargs), read)
         result = reader.target(*args, **kwargs)  # type: ignore[operator]
-        while len(reader.users) == 1 and family(behind := next(iter(reader.users))) in FUSED:
+        while len(reader.users) == 1 and info(behind := next(iter(reader.users))).fusable:
             ends = (self.graph_ir.tensor(a) if isinstance(a, Node) else a for a in behind.args[1:])
             reader, result = behind, behind.target(result, *ends, **behind.kwargs)  # type: ignore[operator]
         return [t for t in (result if isinstance(result, (list, tuple)) else [result]) if isinstance(t, Tensor)]

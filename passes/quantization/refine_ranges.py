@@ -33,7 +33,8 @@ from graphopt.execution.reference import float_twin, unquantized
 from graphopt.fitting.losses import COMPARISONS
 from graphopt.formats import FAKE_QUANTIZE, fake_quantize
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer, aten
+from graphopt.ir.layer import Layer
+from graphopt.ir.ops import aten, operand
 from graphopt.ir.passes import Change, in_eval_mode
 from graphopt.ir.scales import free_step, power_of_two, tie_biases
 from graphopt.utils.checks import check_count
@@ -135,7 +136,7 @@ def _bias_room(graph: Graph, layers: list[Layer]) -> float:
     for layer in layers:
         stored = layer.stored_bias
         if stored is not None and layer.bias is not None and layer.bias.target is FAKE_QUANTIZE:
-            codes = (graph.tensor(stored[1]).abs() / graph.tensor(layer.bias.args[1])).max()  # type: ignore[arg-type]
+            codes = (graph.tensor(stored[1]).abs() / graph.tensor(operand(layer.bias, 1))).max()
             room = max(room, float(torch.log2(codes.clamp(min=1e-30) / 2.0**31)))
     return min(room, 0.0)
 
@@ -234,7 +235,7 @@ class _Search:
             scale, zero = (self.graph.tensor(a) for a in quantizer.args[1:3])  # type: ignore[arg-type]
             rest: Any = quantizer.args[3:]
             if self.graph.is_constant(quantizer.args[0]):
-                x = self.graph.tensor(quantizer.args[0]).double()  # type: ignore[arg-type]
+                x = self.graph.tensor(operand(quantizer)).double()
                 counts = torch.ones(x.numel(), dtype=torch.float64)
             else:
                 used = histogram.counts > 0

@@ -13,18 +13,18 @@ from torch.fx.node import Node
 from graphopt.execution.observers import Histogram, Range
 from graphopt.formats import Format, Quantizer, scale_and_zero_point
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer, family, shape
+from graphopt.ir.layer import Layer
+from graphopt.ir.ops import family, shape, share_range
 from graphopt.passes.quantization.gates import gate_of, shared_grid
 from graphopt.passes.quantization.placement import QuantizationPlan, SharedGrid
 from graphopt.utils.errors import InputError
 
-KNOWN_RANGE = {"sigmoid": (0.0, 1.0), "hard_sigmoid": (0.0, 1.0), "softmax": (0.0, 1.0)}
 TAKE_THE_RANGE = ("minmax", "percentile")  # estimators that say which range to cover, whatever the grid
 
 
 def known_range(grid: SharedGrid) -> tuple[float, float] | None:
     """The range of a value that needs no data."""
-    return next((known for node in grid.produced if (known := KNOWN_RANGE.get(family(node) or "")) is not None), None)
+    return next((known for node in grid.produced if (known := share_range(node)) is not None), None)
 
 
 def fit_grids(

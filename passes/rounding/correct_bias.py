@@ -26,7 +26,7 @@ from graphopt.analysis.distributions import Distributions
 from graphopt.execution.observers import PositionMean, Statistic, observe
 from graphopt.execution.reference import float_twin, keep_exact, unquantized
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer
+from graphopt.ir.layer import Layer
 from graphopt.ir.passes import Change, in_eval_mode
 from graphopt.ir.quantizers import is_quantizer, is_uniform
 from graphopt.utils.errors import InputError

@@ -25,18 +25,12 @@ from torch.fx.node import Node
 
 from graphopt.formats import FAKE_QUANTIZE
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import family, is_float
+from graphopt.ir.layer import Layer
+from graphopt.ir.ops import family, info, is_float
 from graphopt.ir.quantizers import is_quantizer
 from graphopt.passes.rounding.weights import rounded_layers
 
 BLOCK, MOST = 2, 12  # layers
-LAYERS = ("conv", "conv_transpose", "linear")
-FOLLOWING = frozenset(
-    {
-        "relu", "clamp", "channel_clamp", "leaky_relu", "prelu", "sigmoid", "hard_sigmoid", "hard_swish", "silu", "gelu",
-        "tanh", "batch_norm", "identity",
-    }
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -120,7 +114,7 @@ def make_unit(inputs: list[Node], output: Node) -> Unit:
     """The part of a graph that leads from some values to another one."""
     nodes = _between(inputs, output)
     first = next(n for n in nodes if any(source in inputs for source in n.all_input_nodes))
-    layers = [n for n in nodes if family(n) in LAYERS and n.args[1].target is FAKE_QUANTIZE]  # type: ignore[union-attr]
+    layers = [n for n in nodes if (layer := Layer.of(n)) is not None and layer.weight.target is FAKE_QUANTIZE]
     return Unit(inputs, first, nodes, layers, output)
 
 
@@ -144,7 +138,7 @@ def _behind(node: Node) -> Node:
 
 
 def _follows(node: Node) -> bool:
-    return family(node) in FOLLOWING or is_quantizer(node)
+    return info(node).pointwise or family(node) in ("batch_norm", "identity") or is_quantizer(node)
 
 
 def evaluate(graph: Graph, unit: Unit, values: list[Tensor]) -> Tensor:

@@ -16,8 +16,9 @@ from graphopt.execution.reference import keep_exact
 from graphopt.fitting.rounding import Lattice
 from graphopt.formats import FAKE_QUANTIZE, SMALLEST_SCALE, in_blocks
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer, aten
-from graphopt.ir.quantizers import is_quantizer, is_uniform, quantizer_of
+from graphopt.ir.layer import Layer
+from graphopt.ir.ops import aten, operand
+from graphopt.ir.quantizers import UniformQuantizer, is_quantizer, is_uniform, quantizer_of
 from graphopt.ir.scales import power_of_two
 
 ROOM = 2.0**30  # codes of a bias, at most
@@ -49,24 +50,25 @@ class Rounded:
 
     def weight(self, graph: Graph) -> Tensor:
         """The stored constant in the operator's own layout."""
-        return graph.tensor(self.quantizer.args[0])  # type: ignore[arg-type]
+        return graph.tensor(operand(self.quantizer))
 
     def lattice(self, graph: Graph) -> Lattice:
-        _, scale, zero, low, high, _, *block = self.quantizer.args
+        grid = UniformQuantizer.of(self.quantizer)
+        assert grid is not None
         full = (self.layer.groups, self.layer.out_channels // self.layer.groups, 1)
-        s, z = graph.tensor(scale).double(), graph.tensor(zero).double()  # type: ignore[arg-type]
-        if block:
-            return Lattice(s[None], z.expand_as(s)[None], low, high, *block)  # type: ignore[arg-type]
+        s, z = graph.tensor(grid.scale).double(), graph.tensor(grid.zero_point).double()
+        if grid.block:
+            return Lattice(s[None], z.expand_as(s)[None], grid.low, grid.high, *grid.block)
         if s.dim() and self.layer.kind == "conv_transpose":  # one scale per channel inside a group
             s, z = (p.repeat(self.layer.groups) for p in (s, z))
         s, z = (p.reshape(full) if p.dim() else p.expand(full) for p in (s, z))
-        return Lattice(s, z, low, high)  # type: ignore[arg-type]
+        return Lattice(s, z, grid.low, grid.high)
 
     def scales_fixed(self, graph: Graph) -> bool:
         """Whether the scales have to stay: one for all channels, powers of two, or a bias that is shifted in their units."""
         if in_blocks(self.quantizer):
             return False
-        scale = graph.tensor(self.quantizer.args[1])  # type: ignore[arg-type]
+        scale = graph.tensor(operand(self.quantizer, 1))
         shifted = self.layer.bias is not None and self.layer.bias.target is aten.sub.Tensor
         return not scale.dim() or self.layer.kind == "conv_transpose" or power_of_two(scale) or shifted
 
@@ -74,7 +76,7 @@ class Rounded:
         """The smallest scales [out] with which the bias fits into 32 bits."""
         if self.bias is None or not is_uniform(self.layer.input):  # a float bias, or none
             return torch.full((self.layer.out_channels,), SMALLEST_SCALE)
-        step = graph.tensor(self.layer.input.args[1])  # type: ignore[arg-type]
+        step = graph.tensor(operand(self.layer.input, 1))
         return (graph.tensor(self.bias[1]).abs() / (ROOM * step)).clamp(min=SMALLEST_SCALE)
 
     # ---- Writing back -----------------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.ir.graph import Graph
+from graphopt.ir.layer import WEIGHT, Layer
 from graphopt.ir.masks import masks, put_mask, unmasked
-from graphopt.ir.ops import WEIGHT, Layer
 from graphopt.ir.passes import Change
 from graphopt.passes.sparsity.choose import best_of_each, lowest
 from graphopt.passes.sparsity.saliency import Criterion, Prepared

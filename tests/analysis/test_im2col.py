@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from graphopt.analysis.im2col import Moments, from_matrix, rows, weight_matrix
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer
+from graphopt.ir.layer import Layer
 
 LAYERS = {
     "conv": (nn.Conv2d(4, 6, 3, 2, 1), (2, 4, 9, 11)),

@@ -15,7 +15,7 @@ from torch import nn
 from graphopt.artifacts import packing
 from graphopt.formats import BFLOAT16, FLOAT16_WITHOUT_SUBNORMALS, BlockFloat, Codebook, Format, LogFormat, NumberFormat
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer
+from graphopt.ir.layer import Layer
 from graphopt.passes.quantization import LayerFormat, Quantize
 from graphopt.targets import find
 from graphopt.utils.errors import InputError

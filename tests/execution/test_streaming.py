@@ -10,7 +10,7 @@ from small_models import MODELS
 
 from graphopt.execution.observers import values
 from graphopt.execution.streaming import Frontier, in_flight
-from graphopt.ir.ops import Layer
+from graphopt.ir.layer import Layer
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from graphopt.formats import FAKE_QUANTIZE
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer
+from graphopt.ir.layer import Layer
 from graphopt.ir.passes import Change, Pass
 
 TOLERANCE = 1e-4  # of the largest output

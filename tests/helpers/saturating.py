@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from rewriting import capture
 from torch import Tensor, nn
 
-from graphopt.ir.ops import Layer
+from graphopt.ir.layer import Layer
 from graphopt.lowering.integers.fusion import _without_tensors
 from graphopt.lowering.integers.kernels import LayerKernel, centred
 from graphopt.lowering.integers.pairs import Pairs

@@ -24,7 +24,7 @@ from graphopt.compiler.recipes import recipe
 from graphopt.fitting.least_squares import Join
 from graphopt.ir import cost as measure
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer
+from graphopt.ir.layer import Layer
 from graphopt.passes.factorization import SVD, ChannelWise, Factorize, Separable, Tucker
 from graphopt.passes.factorization.allocate import Option, allocate
 from graphopt.passes.factorization.nonlinear import Activation, _auxiliary

@@ -19,7 +19,7 @@ import graphopt
 from graphopt.backends.onnxruntime import lower
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer
+from graphopt.ir.layer import Layer
 from graphopt.passes import factorization
 from graphopt.passes.factorization import (
     CP,

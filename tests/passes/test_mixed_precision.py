@@ -16,7 +16,7 @@ from graphopt.backends.onnxruntime import lower
 from graphopt.formats import FAKE_QUANTIZE
 from graphopt.ir import cost as measure
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer
+from graphopt.ir.layer import Layer
 from graphopt.passes.cleanup.fold_batchnorm import FoldBatchNorm
 from graphopt.passes.quantization import MixedPrecision, Quantize
 from graphopt.passes.quantization.mixed import ilp

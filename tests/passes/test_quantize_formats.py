@@ -29,7 +29,7 @@ from graphopt.formats import (
 )
 from graphopt.ir.cost import sqnr
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer
+from graphopt.ir.layer import Layer
 from graphopt.ir.quantizers import is_quantizer, is_uniform, quantizer_of, quantizers
 from graphopt.passes.cleanup.fold_batchnorm import FoldBatchNorm
 from graphopt.passes.cleanup.simplify import Simplify

@@ -25,7 +25,7 @@ from graphopt.analysis.channels.trace import Trace
 from graphopt.backends.onnxruntime import lower
 from graphopt.data.calibration import Calibration
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer
+from graphopt.ir.layer import Layer
 from graphopt.passes.cleanup.fold_batchnorm import FoldBatchNorm
 from graphopt.passes.cleanup.fold_constant_channels import FoldConstantChannels
 from graphopt.passes.cleanup.simplify import Simplify

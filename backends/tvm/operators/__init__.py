@@ -26,7 +26,8 @@ from graphopt.backends.tvm.operators.rule import Rule, dtype_of, name_of
 from graphopt.backends.tvm.operators.windows import WINDOWS
 from graphopt.backends.tvm.program import Program
 from graphopt.ir.arguments import Arguments
-from graphopt.ir.ops import BatchNorm, aten
+from graphopt.ir.layer import BatchNorm
+from graphopt.ir.ops import aten
 from graphopt.utils.errors import GraphoptError, last_line
 
 ELEMENTS: dict[Any, Rule] = {**ELEMENTWISE, **PAIRS}

@@ -10,7 +10,7 @@ from graphopt.backends.tvm.layouts import Value, channels_last, plain
 from graphopt.backends.tvm.operators.rule import Rule, cast, name_of, result_type, scalar, spread, te_call
 from graphopt.backends.tvm.program import Program
 from graphopt.ir.arguments import Arguments
-from graphopt.ir.ops import FAMILY, aten, shape
+from graphopt.ir.ops import aten, registered, shape
 from graphopt.utils.errors import InputError
 
 op = relax.op
@@ -169,8 +169,8 @@ def _full(program: Program, a: Arguments) -> Value:
 
 
 MOVES: dict[Any, Rule] = {
-    **dict.fromkeys([t for t, kind in FAMILY.items() if kind == "reshape"], _reshape),
-    **dict.fromkeys([t for t, kind in FAMILY.items() if kind == "transpose"], _permute),
+    **dict.fromkeys(registered(lambda traits: traits.family == "reshape"), _reshape),
+    **dict.fromkeys(registered(lambda traits: traits.family == "transpose"), _permute),
     aten.expand.default: _expand,
     aten.cat.default: _concat,
     aten.pad.default: _pad,

@@ -11,7 +11,7 @@ from graphopt.backends.tvm.layouts import Value
 from graphopt.backends.tvm.operators.rule import Rule, name_of, result_type
 from graphopt.backends.tvm.program import Program
 from graphopt.ir.arguments import Arguments
-from graphopt.ir.ops import CONVS, TRANSPOSED, aten, shape
+from graphopt.ir.ops import aten, info, registered, shape
 
 op = relax.op
 LAYOUTS = {1: ("NCW", "OIW", "IOW"), 2: ("NCHW", "OIHW", "IOHW"), 3: ("NCDHW", "OIDHW", "IODHW")}
@@ -66,7 +66,7 @@ def _biased(program: Program, expr: Any, bias: Any, dims: int) -> Any:
 
 
 def _convolution(program: Program, a: Arguments) -> Value:
-    dims = CONVS[a.target]
+    dims = info(a.node).dims
     x, weight = batched(program, program.value(a["input"]), dims), program.plain(program.value(a["weight"]))
     stride, padding, dilation = (_numbers(a[k], dims) for k in ("stride", "padding", "dilation"))
     function = {1: op.nn.conv1d, 2: op.nn.conv2d, 3: op.nn.conv3d}[dims]
@@ -80,7 +80,7 @@ def _convolution(program: Program, a: Arguments) -> Value:
 
 def _transposed_convolution(program: Program, a: Arguments) -> Value:
     """TVM's own where it is; dilated ones and those over three dimensions as convolutions of the input with zeros put between."""
-    dims = TRANSPOSED[a.target]
+    dims = info(a.node).dims
     x, weight = batched(program, program.value(a["input"]), dims), program.plain(program.value(a["weight"]))
     names = ("stride", "padding", "output_padding", "dilation")
     stride, padding, extra, dilation = (_numbers(a[k], dims) for k in names)
@@ -142,6 +142,6 @@ PRODUCTS: dict[Any, Rule] = {
         [aten.matmul.default, aten.mm.default, aten.bmm.default, aten.mv.default, aten.dot.default], _matmul
     ),
     aten.linear.default: _linear,
-    **dict.fromkeys(CONVS, _convolution),
-    **dict.fromkeys(TRANSPOSED, _transposed_convolution),
+    **dict.fromkeys(registered(lambda traits: traits.family == "conv"), _convolution),
+    **dict.fromkeys(registered(lambda traits: traits.family == "conv_transpose"), _transposed_convolution),
 }

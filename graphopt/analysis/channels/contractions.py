@@ -10,8 +10,9 @@ from torch.fx.node import Node
 
 from graphopt.analysis.channels.labels import Columns
 from graphopt.analysis.channels.trace import Dims, Trace, sizes
+from graphopt.ir.layer import Layer
 from graphopt.ir.masks import unmasked
-from graphopt.ir.ops import Layer, argument, value
+from graphopt.ir.ops import argument, operand, value
 
 
 def linear(trace: Trace, node: Node) -> Dims:
@@ -139,7 +140,7 @@ def addmm(trace: Trace, node: Node) -> Dims | None:
     dims = _product(trace, node, node.args[1], node.args[2])  # type: ignore[arg-type]
     if dims is None:
         return None
-    bias: Node = node.args[0]  # type: ignore[assignment]
+    bias = operand(node)
     for back, columns in enumerate(reversed(trace.of(bias)), start=1):
         if sizes(value(bias))[-back] > 1:
             trace.tie(dims[-back], columns, node)
@@ -151,8 +152,8 @@ def broadcast(trace: Trace, node: Node, operands: list[tuple[Node, Dims]], count
     result: Dims = [[] for _ in range(count)]
     for back in range(1, count + 1):
         meeting = []
-        for operand, dims in operands:
-            size = sizes(value(operand))[len(dims) - back] if len(dims) >= back else 1
+        for factor, dims in operands:
+            size = sizes(value(factor))[len(dims) - back] if len(dims) >= back else 1
             if size > 1:
                 meeting.append((size, dims[-back]))
         if len({size for size, _ in meeting}) > 1:  # several query heads for each key head
@@ -173,8 +174,8 @@ def einsum(trace: Trace, node: Node) -> Dims | None:
         return None
     inputs, output = equation.split("->")
     known: dict[str, Columns] = {}
-    for letters, operand in zip(inputs.split(","), operands, strict=True):
-        for letter, columns, size in zip(letters, trace.of(operand), sizes(value(operand)), strict=True):
+    for letters, factor in zip(inputs.split(","), operands, strict=True):
+        for letter, columns, size in zip(letters, trace.of(factor), sizes(value(factor)), strict=True):
             if size == 1:
                 known.setdefault(letter, [])
             elif known.get(letter):

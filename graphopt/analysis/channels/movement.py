@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.analysis.channels.labels import NONE
-from graphopt.analysis.channels.trace import Dims, Trace, call_on_labels, is_known, operand, sizes
-from graphopt.ir.ops import argument, aten, value
+from graphopt.analysis.channels.trace import Dims, Trace, call_on_labels, is_known, sizes
+from graphopt.ir.ops import argument, aten, operand, value
 
 
 def movement(trace: Trace, node: Node) -> Any:
     """Run the operator on labels and read where they went."""
-    source: Node = node.args[0]  # type: ignore[assignment]
+    source = operand(node)
     found = value(node)
     results = [found] if isinstance(found, Tensor) else list(found)
     moved = trace.run(

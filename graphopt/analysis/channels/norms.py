@@ -6,8 +6,8 @@ from torch.fx.node import Node
 
 from graphopt.analysis.channels.contractions import grid
 from graphopt.analysis.channels.labels import Columns
-from graphopt.analysis.channels.trace import Dims, Trace, operand
-from graphopt.ir.ops import argument, value
+from graphopt.analysis.channels.trace import Dims, Trace
+from graphopt.ir.ops import argument, operand, value
 
 
 def batch_norm(trace: Trace, node: Node) -> Dims:

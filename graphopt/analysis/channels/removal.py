@@ -18,9 +18,10 @@ from torch.fx.node import Node
 
 from graphopt.analysis.channels.groups import Group
 from graphopt.analysis.channels.labels import Array, Columns
-from graphopt.analysis.channels.trace import Trace, operand, sizes
+from graphopt.analysis.channels.trace import Trace, sizes
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer, argument, aten, family, value
+from graphopt.ir.layer import Layer
+from graphopt.ir.ops import argument, aten, family, operand, value
 from graphopt.utils.errors import PassError
 
 
@@ -152,11 +153,11 @@ class _Removal:
 
     def cut_slice(self, node: Node) -> None:
         """A range of the indices that stay; where they no longer are a range, they are listed."""
-        source: Node = node.args[0]  # type: ignore[assignment]
+        source = operand(node)
         dim = (argument(node, "dim") or 0) % value(source).dim()
         kept = self.stays[source][dim]
         if node.target is aten.index_select.default:
-            chosen = self.graph.tensor(node.args[2]).numpy()  # type: ignore[arg-type]
+            chosen = self.graph.tensor(operand(node, 2)).numpy()
         elif node.target is aten.narrow.default:
             chosen = np.arange(len(kept))[node.args[2] :][: node.args[3]]
         elif node.target is aten.channel_shuffle.default:
@@ -174,7 +175,7 @@ class _Removal:
         self.replace(node, self.graph.call(*call, before=node))
 
     def move_range(self, node: Node) -> None:
-        source: Node = node.args[0]  # type: ignore[assignment]
+        source = operand(node)
         kept = self.stays[source][(argument(node, "dim") or 0) % value(source).dim()]
         start, end, step = slice(argument(node, "start"), argument(node, "end"), argument(node, "step")).indices(
             len(kept)
@@ -190,7 +191,7 @@ class _Removal:
         self.set(node, "index", int(kept[: position % len(kept)].sum()))  # type: ignore[operator]
 
     def split(self, node: Node) -> None:
-        source: Node = node.args[0]  # type: ignore[assignment]
+        source = operand(node)
         dim = (argument(node, "dim") or 0) % value(source).dim()
         lengths = [int(part[dim].sum()) for part in self.parts[node]]
         new = self.graph.call(aten.split_with_sizes.default, source, lengths, dim, before=node)
@@ -207,7 +208,7 @@ class _Removal:
 
     def groups(self, node: Node) -> None:
         """Of the rows of a [groups, size / groups] grid, those that stay."""
-        source: Node = node.args[0]  # type: ignore[assignment]
+        source = operand(node)
         name = "num_groups" if family(node) is None else "groups"
         count = argument(node, name)
         channel = (
@@ -221,7 +222,7 @@ class _Removal:
 
     def normalized(self, node: Node) -> None:
         count = len(argument(node, "normalized_shape"))
-        source: Node = node.args[0]  # type: ignore[assignment]
+        source = operand(node)
         dims = value(source).dim()
         shape = [self.length(source, d) for d in range(dims - count, dims)]
         self.set(node, "normalized_shape", shape)
@@ -234,7 +235,7 @@ class _Removal:
 
     def squeeze(self, node: Node) -> None:
         """Only what had size one before is squeezed."""
-        source: Node = node.args[0]  # type: ignore[assignment]
+        source = operand(node)
         single = [d for d, size in enumerate(sizes(value(source))) if size == 1]
         self.replace(node, self.graph.call(aten.squeeze.dims, source, single, before=node))
 

@@ -6,38 +6,34 @@ A rule takes the trace and the call, ties what has to go together, and returns t
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.analysis.channels import contractions, norms, windows
 from graphopt.analysis.channels import movement as moves
-from graphopt.analysis.channels.trace import Dims, Trace, operand, sizes
-from graphopt.ir.ops import MOVEMENT, argument, aten, family, value
+from graphopt.analysis.channels.trace import Dims, Trace, sizes
+from graphopt.ir.ops import argument, aten, info, is_elementwise, operand, value
+from graphopt.ir.rules import Rules
 
 Rule = Callable[[Trace, Node], Any]
 
 
 def rule(node: Node) -> Rule | None:
     """The rule of a call; None where its operator has none."""
-    target = node.target
-    if target in RULES:
-        return RULES[target]
-    name = str(target)
-    if (kind := family(node)) in FAMILIES:
-        return FAMILIES[kind]
-    if kind in MOVEMENT or re.match(
+    if (own := RULES.find(node)) is not None:
+        return own
+    name = str(node.target)
+    if info(node).moves or re.match(
         r"aten\.(index_select|unbind|repeat|tile|narrow|movedim|swapaxes|.*unsqueeze)", name
     ):
         return moves.movement
-    if re.search(r"(pool|upsample_\w+|reflection_pad|replication_pad|grid_sampler_)\dd", name):
+    if info(node).pools or re.search(r"(pool|upsample_\w+|reflection_pad|replication_pad|grid_sampler_)\dd", name):
         return windows.spatial
-    if torch.Tag.pointwise in getattr(target, "tags", ()):
+    if is_elementwise(node):
         return elementwise
     if "aten.new_" in name or not any(isinstance(value(n), Tensor) for n in node.all_input_nodes):
         return created
@@ -99,7 +95,7 @@ def softmax(trace: Trace, node: Node) -> Dims:
 
 
 def embedding(trace: Trace, node: Node) -> Dims:
-    weight: Node = node.args[0]  # type: ignore[assignment]
+    weight = operand(node)
     words, features = trace.of(weight)
     trace.pin(words, node)
     trace.writers.append((weight, 1))
@@ -122,60 +118,45 @@ def reduce(trace: Trace, node: Node) -> Any:
     return rest if isinstance(value(node), Tensor) else [rest, rest]
 
 
-FAMILIES: dict[str | None, Rule] = {
-    "conv": contractions.convolution,
-    "conv_transpose": contractions.transposed_convolution,
-    "linear": contractions.linear,
-    "batch_norm": norms.batch_norm,
-    "mean": reduce,
-    "prelu": prelu,
-    "softmax": softmax,
-    "concat": moves.concat,
-    "stack": moves.stack,
-    "pad": moves.pad,
-    "expand": moves.expand,
-    "getitem": moves.take,
-    "identity": same,
-    "resize_nearest": windows.spatial,
-    "hard_swish": elementwise,  # torch does not tag it as pointwise
-}
+RULES: Rules[Rule] = Rules()
+"""Where traits do not say enough."""
 
-RULES: dict[Any, Rule] = {
-    aten.matmul.default: contractions.matmul,
-    aten.mm.default: contractions.matmul,
-    aten.bmm.default: contractions.matmul,
-    aten.addmm.default: contractions.addmm,
-    aten.baddbmm.default: contractions.addmm,
-    aten.einsum.default: contractions.einsum,
-    aten.scaled_dot_product_attention.default: contractions.attention,
-    aten.layer_norm.default: norms.layer_norm,
-    aten.rms_norm.default: norms.layer_norm,
-    aten.group_norm.default: norms.group_norm,
-    aten.instance_norm.default: norms.instance_norm,
-    aten.log_softmax.int: softmax,
-    aten._softmax.default: softmax,
-    aten.embedding.default: embedding,
-    aten.glu.default: glu,
-    aten.im2col.default: windows.unfold,
-    aten.col2im.default: windows.fold,
-    aten.index.Tensor: moves.index,
-    aten.slice_scatter.default: moves.slice_scatter,
-    **dict.fromkeys([aten.expand_as.default, aten.reshape_as.default, aten.view_as.default], moves.like),
-    operator.getitem: moves.take,
-    **dict.fromkeys(
-        [
-            aten.sum.dim_IntList, aten.sum.default, aten.amax.default, aten.amin.default, aten.var.correction,
-            aten.var.dim, aten.std.correction, aten.std.dim, aten.mean.default, aten.max.dim, aten.min.dim,
-            aten.linalg_vector_norm.default, aten.logsumexp.default, aten.var_mean.correction,
-        ],
-        reduce,
-    ),
-    **dict.fromkeys(
-        [
-            aten.to.dtype, aten._to_copy.default, aten.type_as.default, aten.contiguous.default, aten.zeros_like.default,
-            aten.ones_like.default, aten.full_like.default, aten.to.dtype_layout, aten.dropout.default,
-        ],
-        same,
-    ),
-    aten.repeat_interleave.self_int: moves.movement,
-}  # fmt: skip
+for _rule, _keys in (
+    (contractions.convolution, ["conv"]),
+    (contractions.transposed_convolution, ["conv_transpose"]),
+    (contractions.linear, ["linear"]),
+    (contractions.matmul, ["matmul", aten.mm.default]),
+    (contractions.addmm, [aten.addmm.default, aten.baddbmm.default]),
+    (contractions.einsum, [aten.einsum.default]),
+    (contractions.attention, [aten.scaled_dot_product_attention.default]),
+    (norms.batch_norm, ["batch_norm"]),
+    (norms.layer_norm, [aten.layer_norm.default, aten.rms_norm.default]),
+    (norms.group_norm, [aten.group_norm.default]),
+    (norms.instance_norm, [aten.instance_norm.default]),
+    (prelu, ["prelu"]),
+    (softmax, ["softmax", aten.log_softmax.int, aten._softmax.default]),
+    (embedding, [aten.embedding.default]),
+    (glu, [aten.glu.default]),
+    (moves.concat, ["concat"]),
+    (moves.stack, ["stack"]),
+    (moves.pad, ["pad"]),
+    (moves.expand, ["expand"]),
+    (moves.take, ["getitem"]),
+    (moves.index, [aten.index.Tensor]),
+    (moves.slice_scatter, [aten.slice_scatter.default]),
+    (moves.like, [aten.expand_as.default, aten.reshape_as.default, aten.view_as.default]),
+    (moves.movement, [aten.repeat_interleave.self_int]),
+    (windows.spatial, ["resize_nearest"]),
+    (windows.unfold, [aten.im2col.default]),
+    (windows.fold, [aten.col2im.default]),
+    (reduce, [
+        "mean", aten.sum.dim_IntList, aten.sum.default, aten.amax.default, aten.amin.default, aten.var.correction,
+        aten.var.dim, aten.std.correction, aten.std.dim, aten.mean.default, aten.max.dim, aten.min.dim,
+        aten.linalg_vector_norm.default, aten.logsumexp.default, aten.var_mean.correction,
+    ]),
+    (same, [
+        "identity", aten.to.dtype, aten._to_copy.default, aten.type_as.default, aten.zeros_like.default,
+        aten.ones_like.default, aten.full_like.default, aten.to.dtype_layout,
+    ]),
+):  # fmt: skip
+    RULES.of(*_keys)(_rule)

@@ -5,19 +5,19 @@ Every output channel of a convolution or linear layer gets a label of its own. L
     data movement    (reshape, permute, cat, split, slice, pad, ...) the operator itself is run on a tensor of labels, and
                      where the labels went is read off the result: concat offsets, flatten into linear and the rest need no
                      case of their own
-    elementwise      inputs that meet are tied: their labels mean the same channel from then on
+    elementwise      inputs that meet are tied: their labels mean the same channel from then on; functions are followed that
+                     are homogeneous, f(s x) = s f(x), and clips from zero
     readers          a layer that reads the value ties the labels to its input dimension, and starts new ones
 
 networkx holds the ties; its connected components are the groups. A label that meets something this analysis does not follow
 (an unknown operator, the model's output, a broadcast) is *pinned*: it belongs to a group, but that group has to stay as it is.
 
-    channels = Channels.of(graph, through=HOMOGENEOUS)
+    channels = Channels.of(graph)
     for layer, groups in channels.writes: ...      # groups: int array [out channels], the group of each
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -30,7 +30,8 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import HOMOGENEOUS, MOVEMENT, Layer, argument, family, shape, value
+from graphopt.ir.layer import Layer
+from graphopt.ir.ops import argument, clip_of, family, info, operand, shape, value
 
 Labels = npt.NDArray[np.int64]
 ZERO = -1  # the label of a channel that is constantly zero (padding)
@@ -71,9 +72,9 @@ class Channels:
     flows: dict[Node, Flow] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, graph: Graph, through: Iterable[str] = HOMOGENEOUS) -> Channels:
-        """Follow channels through the operator families `through`; layers, sums and concatenations are always followed."""
-        return _Tracer(graph, frozenset(through)).run()
+    def of(cls, graph: Graph) -> Channels:
+        """Follow channels through layers, sums, joins, moves, homogeneous functions and clips."""
+        return _Tracer(graph).run()
 
     def blocks(self) -> list[npt.NDArray[np.int64]]:
         """Groups that occur together in one layer's output, as arrays: what an algorithm may treat in one vector step."""
@@ -86,8 +87,8 @@ class Channels:
 
 
 class _Tracer:
-    def __init__(self, graph: Graph, through: frozenset[str]) -> None:
-        self.graph, self.through = graph, through
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
         self.channels = Channels()
         self.ties = nx.Graph()
         self.total = 0
@@ -103,7 +104,7 @@ class _Tracer:
         return self.finish()
 
     def visit(self, node: Node) -> None:
-        kind = family(node)
+        kind, known = family(node), info(node)
         if (layer := Layer.of(node)) is not None:
             self.layer(layer)
         elif kind == "add":
@@ -112,15 +113,15 @@ class _Tracer:
             self.scale(node)
         elif kind == "concat":
             self.concatenate(node)
-        elif kind in ("clamp", "channel_clamp") and "relu" in self.through and self.clips_from_zero(node):
+        elif known.fusable and not known.homogeneous and self.clips_from_zero(node):
             flow = self.keep(node)
             if flow is not None:
                 self.channels.clips.append((node, flow.labels))
-        elif kind == "pad" or (kind in self.through and kind in MOVEMENT):
+        elif kind == "pad" or known.moves:
             self.move(node)
         elif kind == "mean":
             self.reduce(node)
-        elif kind in self.through or kind == "global_average_pool":
+        elif known.homogeneous:
             self.keep(node)
         else:
             self.pin(*node.all_input_nodes)
@@ -205,15 +206,15 @@ class _Tracer:
         if flow is None:
             return None
         last = len(shape(source)) - 1  # type: ignore[arg-type]
-        pooling = family(node) not in ("relu", "leaky_relu", "prelu", "clamp", "channel_clamp")
-        if (pooling and flow.dim != 1) or (family(node) == "prelu" and flow.dim != 1 and last > 0):
+        per_channel = family(node) == "prelu" and last > 0
+        if (per_channel or not info(node).pointwise) and flow.dim != 1:
             self.pin(source)  # type: ignore[arg-type]
             return None
         self.flows[node] = flow
         return flow
 
     def reduce(self, node: Node) -> None:
-        source: Node = node.args[0]  # type: ignore[assignment]
+        source = operand(node)
         flow = self.flows.get(source)
         if flow is None:
             return
@@ -259,9 +260,8 @@ class _Tracer:
     # ---- Bookkeeping ------------------------------------------------------------------------------------------------
 
     def clips_from_zero(self, node: Node) -> bool:
-        from graphopt.ir.ops import clamp_bounds
-
-        return family(node) == "channel_clamp" or clamp_bounds(node)[0] == 0.0
+        ends = clip_of(node)
+        return ends is None or ends[0] == 0.0
 
     def aligned(self, node: Node, operand: Any) -> Flow | None:
         """The labels of an operand that has the result's full shape."""

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
-from graphopt.analysis.channels.trace import call_on_labels, operand, sizes, spread
+from graphopt.analysis.channels.trace import call_on_labels, sizes, spread
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import aten, family, value
+from graphopt.ir.ops import aten, family, operand, value
 
 LINKS = ("reshape", "transpose", "identity")
 LONGEST = 5

@@ -125,13 +125,6 @@ class Trace:
         return dims
 
 
-def operand(node: Node, position: int = 0) -> Node:
-    """An argument that is known to be a value, not a number."""
-    found = node.args[position]
-    assert isinstance(found, Node)
-    return found
-
-
 def spread(column: Any, dim: int, shape: list[int]) -> Tensor:
     """A tensor of `shape` that holds `column` along `dim`."""
     along = [-1 if d == dim else 1 for d in range(len(shape))]

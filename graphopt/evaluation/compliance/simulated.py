@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from torch.fx.node import Node
-
 from graphopt.evaluation.compliance.violation import Violation
 from graphopt.formats import in_blocks
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer, family
+from graphopt.ir.layer import Layer
+from graphopt.ir.ops import family, operand
 from graphopt.ir.quantizers import is_quantizer, is_uniform, quantizer_of, quantizers
 from graphopt.targets import Target
 
@@ -34,7 +33,7 @@ def formats(graph: Graph, target: Target) -> Iterator[Violation]:
     """Weights and values are in formats of the hardware."""
     weights = {layer.weight for node in graph.calls() if (layer := Layer.of(node))}
     for node in quantizers(graph):
-        source: Node = node.args[0]  # type: ignore[assignment]
+        source = operand(node)
         if node not in weights and graph.is_constant(source):
             continue  # a bias, in the width of the sums
         kind = "weight" if node in weights else "value"

@@ -22,7 +22,8 @@ from torch.fx.node import Node
 
 from graphopt.ir.arguments import Arguments
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer, family, shape
+from graphopt.ir.layer import Layer, Pool
+from graphopt.ir.ops import family, shape
 from graphopt.lowering.integers.arithmetic import dequantize, f32, quantize
 from graphopt.lowering.integers.kernels import (
     AveragePool,
@@ -207,22 +208,18 @@ def _average_pool(
 ) -> AveragePool:
     node = arguments.node
     target: Any = node.target
+    arguments.ignore("kernel_size", "stride", "padding", "count_include_pad")  # `pool` has them
     arguments.ignore("ceil_mode")  # a matter of sizes, which `shape_of` tells
-    dims = len(shape(node)) - 2
-
-    def each(name: str) -> tuple[int, ...]:
-        value = arguments[name]
-        values = list(value) if isinstance(value, (list, tuple)) else [value]
-        return tuple(values * dims if len(values) == 1 else values)
-
+    pool = Pool.of(node)
+    assert pool is not None
     return AveragePool(
         x=x,
         y=y,
-        kernel=each("kernel_size"),
-        stride=each("stride") or each("kernel_size"),
-        padding=each("padding"),
+        kernel=pool.kernel,
+        stride=pool.stride,
+        padding=pool.padding,
         shape_of=lambda image: target(image, *node.args[1:], **node.kwargs),
-        include_padding=bool(arguments["count_include_pad"]),
+        include_padding=pool.includes_padding,
     )
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import argument, aten, family, value
+from graphopt.ir.ops import argument, aten, family, operand, value
 from graphopt.lowering.qdq import Q, storage
 
 DEQUANTIZES = (Q.dequantize_per_tensor.default, Q.dequantize_per_channel.default)
@@ -75,7 +75,7 @@ def slice_parts(graph: Graph) -> None:
 
 def move_codes(graph: Graph, node: Node) -> None:
     """dequantize -> move -> quantize on one grid: move the codes."""
-    source: Node = node.args[0]  # type: ignore[assignment]
+    source = operand(node)
     readers = list(node.users)
     same = [r.target is Q.quantize_per_tensor.default and r.args[1:] == source.args[1:] for r in readers]
     if not readers or not all(same) or source.args[5] not in (torch.int8, torch.uint8):

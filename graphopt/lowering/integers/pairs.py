@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from graphopt.ir.ops import Layer
+from graphopt.ir.layer import Layer
 from graphopt.lowering.qdq import QuantizationParameters
 
 LOWEST, HIGHEST = -(2**15), 2**15 - 1

@@ -23,7 +23,8 @@ from torch import Tensor, fx
 from torch.fx.node import Node
 
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer
+from graphopt.ir.layer import Layer
+from graphopt.ir.ops import operand
 from graphopt.passes.quantization.mixed.cost import Numbers
 from graphopt.passes.quantization.mixed.roundings import Roundings
 from graphopt.passes.quantization.mixed.sensitivity import Divergence, log_classes
@@ -92,7 +93,7 @@ def estimated(space: Space, divergence: Divergence, roundings: Roundings, seed: 
     for number, trials in enumerate(roundings.trials):
         for index, trial in enumerate(trials if len(trials) > 1 else ()):
             for node, own in trial.weights.items():
-                weight = space.graph.tensor(node.args[1])  # type: ignore[arg-type]
+                weight = space.graph.tensor(operand(node, 1))
                 found[number][index] += curvature[node] / 2 * float((own.weight - weight).double().square().sum())
     hooks = {
         node: partial(_errors, roundings.trials[number], node, curvature[node] / 2 / divergence.samples, found[number])

@@ -19,7 +19,7 @@ from graphopt.fitting import rounding as quadratic
 from graphopt.fitting.rounding import Lattice
 from graphopt.formats import Format, dequantize, fake_quantize, quantize, scale_and_zero_point, with_bits
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer
+from graphopt.ir.layer import Layer
 from graphopt.passes.quantization.mixed.space import Space
 from graphopt.passes.quantization.mixed.trials import NOTHING, Network, Trial, Weights
 from graphopt.passes.quantization.placement import SharedGrid

@@ -17,7 +17,8 @@ from torch.fx.node import Node
 
 from graphopt.formats import with_bits
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import Layer, value
+from graphopt.ir.layer import Layer
+from graphopt.ir.ops import value
 from graphopt.passes.quantization.placement import LayerFormat, QuantizationPlan, SharedGrid, override, place
 from graphopt.targets import Target
 from graphopt.utils.errors import InputError

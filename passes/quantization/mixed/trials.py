@@ -15,7 +15,7 @@ from torch.fx.node import Node
 
 from graphopt.execution.resumable import Flight
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import BIAS, WEIGHT
+from graphopt.ir.layer import BIAS, WEIGHT
 
 
 class Weights(NamedTuple):
