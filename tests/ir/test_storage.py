@@ -146,7 +146,7 @@ def test_a_process_that_lacks_the_classes_gets_namedtuples(graph: Graph, tmp_pat
     graph.save(tmp_path / "g")
     script = f"""
 import torch
-from graphopt.graph import Graph
+from graphopt.ir.graph import Graph
 graph = Graph.load({str(tmp_path / "g")!r})
 out = graph(*graph.example.args, **graph.example.kwargs)
 print(type(out["pair"]).__name__, out["result"].scores.shape, out["result"].extra["a"].shape, out["pair"].first.dtype)
