@@ -111,6 +111,7 @@ def test_without_the_extra_the_error_says_how_to_install_it(monkeypatch: pytest.
     assert backend("onnxruntime").audit(artifact).share == 1
 
 
+@pytest.mark.thorough
 def test_an_unknown_architecture_is_refused_with_those_there_are(tmp_path: Path) -> None:
     artifact = optimized("plain").artifact
     with pytest.raises(InputError, match=r"unknown Hexagon architecture 'v66'; known: v68, v69, v73, v75, v79, v81"):

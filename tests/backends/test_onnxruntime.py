@@ -61,6 +61,7 @@ def test_the_file_holds_8_bit_weights_and_32_bit_biases() -> None:
     assert not [name for name, a in held.items() if a.dtype == np.float32 and a.ndim > 1]
 
 
+@pytest.mark.thorough
 def test_codes_keep_the_models_own_names() -> None:
     held = initializers(file(lowered("plain", "x86").artifact))
     assert {"first.0.weight_codes", "second.0.weight_codes", "head.weight_codes"} <= set(held)
@@ -252,6 +253,7 @@ def test_an_empty_audit_has_no_share() -> None:
 # ---- Loading --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_saved_artifact_answers_the_same(tmp_path: Path) -> None:
     artifact = lowered("residual", "x86").artifact
     again = load(artifact.save(tmp_path / "out"))

@@ -204,6 +204,7 @@ def test_objects_need_the_c_library_at_most(name: str, tmp_path: Path) -> None:
     assert facts["code_bytes"] == kernels.loaded_bytes
 
 
+@pytest.mark.thorough
 @needs_gcc
 def test_symbols_and_sections_are_what_binutils_read(tmp_path: Path) -> None:
     place = lowered("concat", "float").compile(tmp_path / "bare")

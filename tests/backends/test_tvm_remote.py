@@ -151,6 +151,7 @@ def test_the_command_takes_a_device() -> None:
     assert "no device answers at rpc://127.0.0.1:1" in result.output
 
 
+@pytest.mark.thorough
 @needs_x86
 def test_a_tracker_lends_the_device_of_a_key() -> None:
     pytest.importorskip("tornado", reason="TVM's tracker needs tornado")

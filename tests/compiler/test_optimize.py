@@ -88,6 +88,7 @@ def test_the_order_of_tests_does_not_matter_to_the_stand_in_for_lowering(request
 # ---- What comes back ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_the_artifact_answers_like_the_model() -> None:
     (artifact, _, graph), *_ = result()
     x = images(16, seed=5)
@@ -311,6 +312,7 @@ def test_a_weight_that_is_not_a_number_is_named() -> None:
         quick(model)
 
 
+@pytest.mark.thorough
 def test_answers_to_inputs_that_do_not_fit_are_refused() -> None:
     (artifact, *_), *_ = result()
     with pytest.raises(InputError, match="inputs_0"):

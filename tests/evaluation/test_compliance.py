@@ -303,6 +303,7 @@ PLANTED: list[tuple[str, Any, str]] = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "target, plant, rule", PLANTED, ids=[f"{t} {rule} {i}" for i, (t, _, rule) in enumerate(PLANTED)]
 )
@@ -316,6 +317,7 @@ def test_a_planted_violation_is_found_where_it_is(target: str, plant: Callable[[
     assert all(v.what and v.remedy for v in found)
 
 
+@pytest.mark.thorough
 def test_a_file_of_another_tool_is_checked_by_its_path(tmp_path: Path) -> None:
     planted = Planted("sigmastar")
     onnx.save(planted.model, str(tmp_path / "theirs.onnx"))

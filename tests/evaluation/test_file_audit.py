@@ -419,6 +419,7 @@ def test_vendors_hardware_is_judged_by_what_quantizers_declare(tmp_path: Path) -
     assert "not measured" in done.note
 
 
+@pytest.mark.thorough
 def test_a_file_and_an_artifact_are_read_alike() -> None:
     artifact = lowered("residual", "x86").artifact
     ours, anyones = audit_artifact(artifact), graphopt.audit(artifact.folder, "x86", shapes=[images(1).shape])

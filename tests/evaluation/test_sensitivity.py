@@ -488,6 +488,7 @@ def test_codes_chosen_on_data_are_compared_with_the_weights_they_stand_for() -> 
             assert found[name].used <= 15
 
 
+@pytest.mark.thorough
 def test_weights_of_few_bits_in_blocks_are_analyzed() -> None:
     x = torch.randn(24, 64, generator=torch.Generator().manual_seed(2))
     model = nn.Sequential(nn.Linear(64, 96), nn.GELU(), nn.Linear(96, 10)).eval()

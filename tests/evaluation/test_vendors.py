@@ -33,12 +33,14 @@ def optimized(target: Target, block: str) -> Optimized:
     return graphopt.optimize(model_of(block), images(2), target=target, calibration=data, measure=False)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("name", ["nvidia", "hexagon", "ceva", "vitis"])  # one of each kind of formats
 def test_every_block_obeys(name: str, block: str) -> None:
     assert graphopt.check(optimized(find(name), block).artifact, name) == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name, number", FORMATS)
 def test_every_format_obeys_and_answers_what_was_simulated(name: str, number: int) -> None:
     target = variant(name, number)
@@ -53,6 +55,7 @@ def test_every_format_obeys_and_answers_what_was_simulated(name: str, number: in
     assert float((done.artifact(x) - exact).abs().max()) < (0.1 if target.activations.bits == 8 else 0.02) * span
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["nvidia", "vitis", "sigmastar"])
 def test_the_report_counts_what_the_file_says_is_integer_and_times_nothing(name: str) -> None:
     done = graphopt.optimize(model_of("residual"), images(2), target=name, calibration=[images(8)])
@@ -61,11 +64,13 @@ def test_the_report_counts_what_the_file_says_is_integer_and_times_nothing(name:
     assert name in done.report.missing["latency"]
 
 
+@pytest.mark.thorough
 def test_a_compiler_that_needs_the_batch_size_gets_it() -> None:
     done = optimized(find("hexagon"), "plain")
     assert [spec.shape for spec in done.artifact.manifest.inputs] == [(2, 3, 8, 8)]
 
 
+@pytest.mark.thorough
 def test_a_format_that_the_hardware_lacks_breaks_its_rules() -> None:
     wide = replace(find("nvidia"), activations=Format(8, signed=False, symmetric=False))
     rules = {v.rule for v in graphopt.check(optimized(wide, "plain").artifact, "nvidia")}
@@ -88,6 +93,7 @@ def test_a_format_that_the_hardware_lacks_is_refused(name: str, layer: LayerForm
         )
 
 
+@pytest.mark.thorough
 def test_fewer_bits_are_stored_in_those_it_has() -> None:
     done = graphopt.optimize(
         model_of("plain"), images(2), target="nvidia", calibration=[images(8)], measure=False,
@@ -99,6 +105,7 @@ def test_fewer_bits_are_stored_in_those_it_has() -> None:
 # ---- TensorRT -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_tensorrt_gets_the_sum_behind_its_layer_and_biases_in_float() -> None:
     model = Model.read(optimized(find("nvidia"), "residual").artifact)
     (add,) = [node for node in model.nodes if node.op_type == "Add"]
@@ -111,6 +118,7 @@ def test_tensorrt_gets_the_sum_behind_its_layer_and_biases_in_float() -> None:
     assert {model.constants[node.input[2]].dtype.name for node in layers} == {"float32"}
 
 
+@pytest.mark.thorough
 def test_of_two_layers_that_are_added_the_last_one_is_not_rounded() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
@@ -129,6 +137,7 @@ def test_of_two_layers_that_are_added_the_last_one_is_not_rounded() -> None:
     assert graphopt.check(done.artifact, "nvidia") == []
 
 
+@pytest.mark.thorough
 def test_what_another_runtime_likes_is_named() -> None:
     rules = {v.rule for v in graphopt.check(optimized(find("sigmastar"), "residual").artifact, "nvidia")}
     assert rules == {"bias-codes", "split-sum"}
@@ -150,6 +159,7 @@ class Tokens(nn.Module):
         return torch.softmax(self.down(nn.functional.gelu(self.up(y))).mean(1), -1)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["nvidia", "hexagon", "sigmastar", "ceva", "vitis", "x86"])
 def test_linear_layers_over_tokens_obey_and_count_as_integer(name: str) -> None:
     done = graphopt.optimize(Tokens().eval(), images(2), target=name, calibration=[images(8)], measure=False)
@@ -157,6 +167,7 @@ def test_linear_layers_over_tokens_obey_and_count_as_integer(name: str) -> None:
     assert done.report.integer_macs == 1.0
 
 
+@pytest.mark.thorough
 def test_tensorrt_gets_what_stays_float_in_float16() -> None:
     done = graphopt.optimize(Tokens().eval(), images(2), target="nvidia", calibration=[images(8)], measure=False)
     model = onnx.shape_inference.infer_shapes(onnx.load(str(done.artifact.folder / "model.onnx")))
@@ -173,6 +184,7 @@ def test_tensorrt_gets_what_stays_float_in_float16() -> None:
     torch.testing.assert_close(simulated, exact, rtol=0, atol=1e-2)
 
 
+@pytest.mark.thorough
 def test_the_rest_can_be_left_in_float32() -> None:
     wide = replace(find("nvidia"), rest=None)
     done = graphopt.optimize(Tokens().eval(), images(2), target=wide, calibration=[images(8)], measure=False)

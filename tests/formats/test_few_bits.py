@@ -35,6 +35,7 @@ def quality(done: Optimized) -> float:
         return sqnr(model_of("residual")(x), done.artifact(x))
 
 
+@pytest.mark.thorough
 def test_few_bits_are_rounded_on_data_by_default_and_better_for_it() -> None:
     assert any(step.name == "LearnRounding" for step in residual().report.steps)
     assert any(step.name == "CorrectBias" for step in residual(target="x86").report.steps)

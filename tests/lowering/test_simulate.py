@@ -273,6 +273,7 @@ def test_the_graph_is_left_as_it_is() -> None:
     assert str(graph) == text
 
 
+@pytest.mark.thorough
 def test_torchs_fast_matrix_products_do_not_show() -> None:
     _, graph, artifact = lowered("plain", "x86")
     before, x = torch.get_float32_matmul_precision(), images(16)
@@ -314,6 +315,7 @@ def test_the_target_decides_whose_kernels_compute(monkeypatch: pytest.MonkeyPatc
     assert torch.equal(simulation_of(graph, "arm")(x), here)
 
 
+@pytest.mark.thorough
 def test_only_this_machines_kernels_can_be_compared() -> None:
     _, graph, artifact = lowered("residual", "arm")
     with pytest.raises(InputError, match=rf"this machine is {HERE}, the simulation computes as aarch64"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from blocks import conv, images, model_of
+from blocks import conv, images, model_of, target_of
 from rewriting import apply, capture
 from torch import nn
 
@@ -271,7 +271,7 @@ def test_one_call_with_a_log_layer_reports_it_as_float() -> None:
     result = graphopt.optimize(
         model,
         images(2),
-        target="x86",
+        target=target_of("x86"),
         calibration=images(8),
         formats={"second.0": LayerFormat(LogFormat(8))},
         measure=False,

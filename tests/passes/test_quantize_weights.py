@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
+from blocks import target_of
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, DefaultWeightOnlyQuantizer
 from rewriting import Model, apply, assert_close, capture, names
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from graphopt.passes.quantization import Quantize
 from graphopt.passes.quantization.quantize_weights import QuantizeWeights
 from graphopt.passes.rounding import LearnRounding
 from graphopt.passmanager.runner import run
-from graphopt.targets import find
+from graphopt.targets import find, machine_here
 from graphopt.utils.errors import InputError, NonFiniteError
 
 X86 = find("x86")
@@ -284,10 +285,10 @@ def test_convolutions_are_integer_beside_them() -> None:
         head=nn.Linear(32, 5),
     )  # fmt: skip
     x = torch.randn(4, 3, 12, 12)
-    float_head = {"mix": None, "head": None}
+    here, float_head = target_of("x86"), {"mix": None, "head": None}
     for passes in (
-        [QuantizeWeights(), Quantize(X86, [[x]])],
-        [Quantize(X86, [[x]], formats=float_head), QuantizeWeights()],
+        [QuantizeWeights(), Quantize(here, [[x]])],
+        [Quantize(here, [[x]], formats=float_head), QuantizeWeights()],
     ):
         graph = capture(model, x)
         for transform in passes:
@@ -298,7 +299,7 @@ def test_convolutions_are_integer_beside_them() -> None:
         assert found.integer == ["conv"]
         assert found.weight_only == ["mix", "head"]
         assert cost.sqnr(graph(x).detach(), artifact(x)) > 35
-        assert cost.sqnr(simulate(graph, EXACT, "x86_64")(x), artifact(x)) > 100
+        assert cost.sqnr(simulate(graph, EXACT, machine_here())(x), artifact(x)) > 100
 
 
 def test_there_is_nothing_to_simulate_where_only_weights_are_quantized() -> None:
@@ -346,7 +347,7 @@ def test_learned_layers_that_share_a_weight_part() -> None:
 
 def test_the_recipe_is_what_optimize_takes() -> None:
     model, x = perceptron(), structured(8)
-    result = graphopt.optimize(model, x, target="x86", calibration=x, passes=weight_only(X86), measure=False)
+    result = graphopt.optimize(model, x, target="x86", calibration=x, passes=weight_only(X86))
     assert result.report.size_after < result.report.size_before / 2
     graph = capture(model, x)
     nearest, learned = graph.clone(), graph.clone()
