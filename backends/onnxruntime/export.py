@@ -42,7 +42,7 @@ def to_onnx(graph: Graph, *, plain: bool = False) -> ir.Model:
     Returns:
         A model with the graph's own input and output names; a free batch is the symbol `batch`.
     """
-    prepared = graph.clone()
+    prepared = graph.clone(share_weights=True)
     legalize(prepared, plain=plain)
     compute_in_half(prepared)
     wide = any(torch.int16 in n.args or torch.uint16 in n.args for n in prepared.calls())

@@ -20,6 +20,7 @@ from graphopt.backends.tvm.layouts import Order, Value, moves_nothing, plain
 from graphopt.backends.tvm.machine import Processor
 from graphopt.backends.tvm.schedules import Conv, Kernel, Pool, Variant
 from graphopt.ir.cost import layer_macs
+from graphopt.ir.facts import LEFT
 from graphopt.ir.float16 import half_of
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import MOVEMENT, family, shape
@@ -132,7 +133,7 @@ class Program:
             return
         macs = (layer_macs(self.graph).get(node, 0) if macs is None else macs) // self.samples
         name = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
-        reason = node.meta.get("left") or REASONS.get(kind or "", "the operators around it are float")
+        reason = self.graph.fact(node, LEFT) or REASONS.get(kind or "", "the operators around it are float")
         self.audit.floating.append(FloatOperator(self.graph.site(node), name, reason, macs))
         self.audit.total_macs += macs
 

@@ -138,7 +138,7 @@ def optimize(
         backend.check_tuning(chosen, tuning)
     graph, notes = _graph(model, example_inputs, dynamic_batch and not chosen.static_shapes)
     report = Report(model=_name(model), target=chosen.name, notes=[*graph.notes, *notes])
-    original = graph.clone()
+    original = graph.clone(share_weights=True)
     report.original = _original(graph)
     data = Calibration(calibration, graph) if calibration is not None else without_data(graph)
     if data.synthetic:

@@ -1,6 +1,8 @@
 """The intermediate representation: the graph, what is known about its operators, and how it is kept.
 
 graph.py            `Graph`: nodes, constants, example inputs, edits
+facts.py            what passes know about nodes: `Fact`, each kind declared once
+invalidation.py     which facts no longer hold after a constant was replaced
 ops.py              what is known about each operator
 shapes.py           shapes and free batch sizes
 passes.py           the contract of a pass: `Pass`, `Change`
@@ -14,6 +16,7 @@ cost.py             multiply-accumulates, parameters, bytes, measured time
 structure.py        nested inputs and outputs as JSON
 storage.py          graphs in files
 schema.py           what a saved graph must look like before anything is built
+stored_facts.py     facts as JSON
 operators.py        which operators a file may name
 raw_tensors.py      tensors as bytes, type and shape
 encoding.py         arguments, operators and structures as JSON

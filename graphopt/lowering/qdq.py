@@ -37,6 +37,7 @@ from torch.fx.node import Node
 
 from graphopt.formats import FLOAT16_FORMATS, in_blocks, quantize
 from graphopt.formats.blocks import DEQUANTIZE_BLOCKS, pack_weight
+from graphopt.ir.facts import LEFT
 from graphopt.ir.graph import Graph
 from graphopt.ir.masks import bake
 from graphopt.ir.ops import BIAS, Layer, aten, clamp_bounds, family
@@ -82,8 +83,8 @@ def _leave_in_float(graph: Graph, node: Node) -> None:
     while family(producer) in FUSED:
         producer = producer.args[0]  # type: ignore[assignment]
     for layer in [producer, *node.users]:
-        if Layer.of(layer) is not None:
-            layer.meta.setdefault("left", f"{what} in {quantizer.format}, which has no integer operator")
+        if Layer.of(layer) is not None and graph.fact(layer, LEFT) is None:
+            graph.set_fact(layer, LEFT, f"{what} in {quantizer.format}, which has no integer operator")
     if constant:
         name = f"{source.target}_rounded"
         graph.replace(node, graph.add_constant(name, quantizer(graph.tensor(source)), before=node))
