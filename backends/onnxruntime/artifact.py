@@ -19,6 +19,7 @@ from graphopt.artifacts.manifest import Manifest
 from graphopt.backends.onnxruntime.export import to_onnx
 from graphopt.backends.onnxruntime.nbits import choose_products
 from graphopt.ir.cost import layer_macs
+from graphopt.ir.facts import LEFT
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.lowering.qdq import deploy as deploy_with
@@ -220,9 +221,8 @@ def layers(deployed: Graph) -> dict[str, dict[str, Any]]:
             weight = layer.weight
             if not deployed.is_constant(weight):
                 weight = next(iter(weight.all_input_nodes), weight)
-            entry = found.setdefault(
-                str(weight.target), {"site": deployed.site(node), "macs": 0, "calls": [], "left": node.meta.get("left")}
-            )
+            site, left = deployed.site(node), deployed.fact(node, LEFT)
+            entry = found.setdefault(str(weight.target), {"site": site, "macs": 0, "calls": [], "left": left})
             entry["macs"] += macs
             entry["calls"].append(macs)
     return found

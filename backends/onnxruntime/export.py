@@ -43,7 +43,7 @@ def to_onnx(graph: Graph, *, plain: bool = False) -> ir.Model:
     Returns:
         A model with the graph's own input and output names; a free batch is the symbol `batch`.
     """
-    prepared = graph.clone()
+    prepared = graph.clone(share_weights=True)
     write_out_arguments(prepared)
     legalize(prepared, plain=plain)
     compute_in_half(prepared)

@@ -25,6 +25,7 @@ from graphopt.artifacts.report import FloatOperator
 from graphopt.data import batches
 from graphopt.ir import storage
 from graphopt.ir.cost import layer_macs
+from graphopt.ir.facts import LEFT
 from graphopt.ir.graph import Example, Graph
 from graphopt.ir.layer import Layer
 from graphopt.ir.masks import bake
@@ -59,7 +60,7 @@ def lower(graph: Graph, target: Target, *, name: str = "model") -> PackedArtifac
     elsewhere = recoverable(stored)
     if elsewhere:
         packing.write(stored, folder / WEIGHTS)
-    storage.save(stored, folder / NETWORK, without=elsewhere)
+    storage.save(stored, folder / NETWORK, without=elsewhere, reference=False)
     return PackedArtifact(folder, describe(graph, target, folder, model=name), temporary=True)
 
 
@@ -133,7 +134,7 @@ def audit(artifact: PackedArtifact) -> Audit:
             found.integer.append(site)
             found.integer_macs += macs
         else:
-            why = node.meta.get("left", "its weight or its input is not rounded")
+            why = graph.fact(node, LEFT) or "its weight or its input is not rounded"
             found.floating.append(FloatOperator(site, str(node.target).split(".")[1], why, macs))
     return found
 

@@ -22,6 +22,7 @@ from graphopt.backends.tvm.layouts import Order, Value, moves_nothing, plain
 from graphopt.backends.tvm.machine import Processor
 from graphopt.backends.tvm.schedules import Conv, Kernel, Pool, Variant
 from graphopt.ir.cost import layer_macs
+from graphopt.ir.facts import LEFT
 from graphopt.ir.float16 import half_of
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import family, info, shape
@@ -137,7 +138,7 @@ class Program:
         macs = (layer_macs(self.graph).get(node, 0) if macs is None else macs) // self.samples
         own = (node.name, str(getattr(node.target, "__name__", node.target)).partition(".")[0])
         origin, name = node.meta.get(PART_OF, own)
-        reason = node.meta.get("left") or REASONS.get(kind or "", "the operators around it are float")
+        reason = self.graph.fact(node, LEFT) or REASONS.get(kind or "", "the operators around it are float")
         known = self._noted.setdefault(origin, len(self.audit.floating))
         if known < len(self.audit.floating):  # another part of it
             macs_before = self.audit.floating[known].macs

@@ -21,7 +21,7 @@ def example_batch(graph: Graph) -> int:
 
 def fix_batch(graph: Graph, batch: int) -> Graph:
     """A copy of a graph whose free batch is this size."""
-    fixed = graph.clone()
+    fixed = graph.clone(share_weights=True)
     mode = FakeTensorMode()
     for node in fixed.placeholders:
         fake: Any = node.meta["val"]

@@ -33,6 +33,7 @@ from torch.fx.node import Node
 
 from graphopt.execution.reference import unquantized
 from graphopt.ir import cost
+from graphopt.ir.facts import MOMENTS, Moments
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import BatchNorm, Layer, Pool
 from graphopt.ir.ops import argument, clip_of, family, info, operand
@@ -202,7 +203,7 @@ def expected_maximum(count: int) -> float:
     return float((at[1:] + at[:-1]).div(2) @ below.diff())
 
 
-def norm_moments(graph: Graph, norm: BatchNorm) -> tuple[Tensor, Tensor]:
+def norm_moments(graph: Graph, norm: BatchNorm) -> Moments:
     """Mean and deviation of a batch norm's output on its training data, float32 [channels].
 
     beta and |g| sqrt(var / (var + eps)): a channel whose input never moved does not move behind the norm either.
@@ -212,16 +213,16 @@ def norm_moments(graph: Graph, norm: BatchNorm) -> tuple[Tensor, Tensor]:
     mean = bias if bias is not None else torch.zeros_like(var)
     deviation = (var.clamp(min=0) / (var.clamp(min=0) + norm.eps)).sqrt()
     deviation = deviation * weight.abs() if weight is not None else deviation
-    return mean.float(), deviation.float()
+    return Moments(mean.float(), deviation.float())
 
 
 def known_moments(graph: Graph, node: Node) -> tuple[Tensor, Tensor] | None:
     """Mean and deviation of each channel of a call, where a batch norm (it, or one folded into it) tells them: float64."""
     norm = BatchNorm.of(node)
-    told = norm_moments(graph, norm) if norm is not None else node.meta.get("moments")
+    told = norm_moments(graph, norm) if norm is not None else graph.fact(node, MOMENTS)
     if told is None:
         return None
-    mean, deviation = (torch.as_tensor(m).double() for m in told)
+    mean, deviation = (m.double() for m in told)
     fits = len(mean) == cost.length(node, _channel_dim(node))  # channels may have been removed since
     return (mean, deviation) if fits else None
 

@@ -104,7 +104,7 @@ class Ladder:
 
     def reaches(self, rounding: Rounding, lifted: Formats, name: str) -> bool:
         """Quantize one way, and remember it if it is the best so far; whether it is good enough."""
-        began, graph = time.perf_counter(), self.start.clone()
+        began, graph = time.perf_counter(), self.start.clone(share_weights=True)
         formats = {**lifted, **{name: chosen for name, chosen in self.formats.items() if name not in lifted}}
         folder = None if self.dump is None else Path(self.dump) / f"attempt_{len(self.attempts):02}"
         try:

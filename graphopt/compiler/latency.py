@@ -77,7 +77,7 @@ class LatencyTimer:
         lowering = backend(self.target.runtime)
         calls = {}
         for number, graph in enumerate(graphs):
-            copy = graph.clone()
+            copy = graph.clone(share_weights=True)
             data = synthetic(copy)
             run(
                 recipe(self.target, data, estimator="minmax", rounding="nearest")

@@ -116,7 +116,19 @@ def begin(
     if options.quantization.max_drop is not None and data.one_shot:
         raise InputError("max_drop goes through the calibration data several times; give a list or a DataLoader")
     data, held_out = data.hold_out()
-    work = Work(target, backend, options, graph.clone(), graph, data, held_out, report, evaluate, dump, connection)
+    work = Work(
+        target,
+        backend,
+        options,
+        graph.clone(share_weights=True),
+        graph,
+        data,
+        held_out,
+        report,
+        evaluate,
+        dump,
+        connection,
+    )
     if evaluate is not None:
         report.accuracy_before = score(evaluate, work.original, "the original model")
     return work

@@ -1,4 +1,4 @@
-"""Which layers lose accuracy to quantization: every layer and every value of a simulated graph against its float twin.
+"""Which layers lose accuracy to quantization: every layer and every value of a simulated graph against its float reference.
 
     analysis = graphopt.analyze(result.graph, calibration)
     analysis.print()                        worst layers first
@@ -6,7 +6,8 @@
     analysis.first_bad(20.0)                the first layer whose cumulative SQNR is below 20 dB
     analysis.plot("plots")                  bar charts and histograms
 
-Weights whose codes were chosen on data are compared with what they were before (which a graph read from a file has forgotten).
+Weights whose codes were chosen on data are compared with what they were before. Where a file left that out
+(`Graph.save(path, reference=False)`), they are compared with the weights as they are, and a note says so.
 
 A layer is quantized *alone* (its weight, bias and result; everything else in float) and *cumulatively* (everything up to it in
 execution order). Both are compared with float *here*, at the layer's own result, and at the *output* of the network:
@@ -15,7 +16,7 @@ execution order). Both are compared with float *here*, at the layer's own result
     alone        the layer's own error                  what it costs the network: the ranking
     cumulative   what has piled up until this layer     the network quantized up to this layer, float behind it
 
-All four need one walk over the data, batch by batch, with both twins side by side and nothing kept but sums. What reaches the
+All four need one walk over the data, batch by batch, with both networks side by side and nothing kept but sums. What reaches the
 output is measured on fewer samples, because each layer costs two runs of the network behind it: half a run each on average.
 """
 
@@ -35,8 +36,9 @@ from graphopt.analysis.output_error import samples as worth
 from graphopt.artifacts.report import portable
 from graphopt.data.calibration import Calibration, synthetic
 from graphopt.evaluation.value_errors import GridUse, ValueDamage
-from graphopt.execution.reference import EXACT, NONE, Twins
+from graphopt.execution.reference import NONE, PartialQuantization, is_reference_left_out, reference_of
 from graphopt.ir.cost import Match
+from graphopt.ir.facts import LEFT
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import operand
 from graphopt.ir.quantized_units import Unit, units
@@ -209,7 +211,7 @@ def analyze(graph: Graph, calibration: Any = None, *, output_samples: int | None
         raise InputError(f"analyze takes a quantized Graph such as optimize(...).graph, got {type(graph).__name__}")
     if output_samples is not None:
         check_count("output_samples", output_samples)
-    graph = graph.clone().eval() if graph.training else graph
+    graph = graph.clone(share_weights=True).eval() if graph.training else graph
     meter = _Meter(graph)
     data = calibration
     if not isinstance(data, Calibration):
@@ -222,6 +224,11 @@ def analyze(graph: Graph, calibration: Any = None, *, output_samples: int | None
                 meter.walk(part, reaches_output)
                 compared += count * reaches_output
     notes = ["the inputs are made up; pass calibration=... for the true ranges"] if data.synthetic else []
+    if is_reference_left_out(graph):
+        notes.append(
+            "the graph was saved without its float reference, so what was chosen or corrected on data counts as exact; "
+            "save it with reference=True to compare with the weights before"
+        )
     return Analysis(meter.layers(), meter.values(), data.samples, compared, [*notes, *data.notes])
 
 
@@ -240,13 +247,13 @@ class _Meter:
     """The sums behind an analysis, and the walk that feeds them."""
 
     def __init__(self, graph: Graph) -> None:
-        self.graph, self.units, self.twins = graph, units(graph), Twins(graph)
-        if not self.twins.all:
+        self.graph, self.units, self.network = graph, units(graph), PartialQuantization(graph)
+        if not self.network.all:
             raise InputError(
                 "the graph has no quantizers, so nothing can be compared with float; give optimize(...).graph, or run Quantize "
                 "on it first (a deployed graph holds integers instead)"
             )
-        position = self.twins.position
+        position = self.network.position
         self.starts: dict[int, list[Unit]] = {}
         self.ends: dict[Node, list[Unit]] = {}
         self.on_path: dict[Node, list[Unit]] = {}
@@ -264,45 +271,45 @@ class _Meter:
         self.uses = {q: GridUse(graph, q) for unit in self.units for q in (unit.weight, unit.value) if q is not None}
         for unit in self.units:
             if unit.weight is not None:
-                stored = self._source(unit.weight)
-                self.uses[unit.weight].update(unit.weight.meta.get(EXACT, stored), stored)
+                stored = self.graph.tensor(self._source(unit.weight))
+                self.uses[unit.weight].update(reference_of(self.graph, self._source(unit.weight)), stored)
 
     def walk(self, batch: list[Tensor], reaches_output: bool) -> None:
-        """One batch through the float twin, the quantized graph, and every layer quantized alone."""
-        twins = self.twins
-        plain, rounded = twins.start(batch), twins.start(batch)
-        outputs = twins.finish(plain, 0, NONE) if reaches_output else []
+        """One batch through the float reference, the quantized graph, and every layer quantized alone."""
+        network = self.network
+        plain, rounded = network.start(batch), network.start(batch)
+        outputs = network.finish(plain, 0, NONE) if reaches_output else []
         if not all(bool(torch.isfinite(z).all()) for z in outputs):
-            raise self.twins.blame(batch)
+            raise self.network.blame(batch)
         alone: dict[Unit, dict[Node, Any]] = {}
-        for position, node in enumerate(twins.nodes):
+        for position, node in enumerate(network.nodes):
             if reaches_output:
                 for unit in self.starts.get(position, ()):
-                    _update(self.alone_output[unit], outputs, twins.finish(plain, position, unit.quantizers))
+                    _update(self.alone_output[unit], outputs, network.finish(plain, position, unit.quantizers))
             for unit in self.on_path.get(node, ()):
                 own = alone.setdefault(unit, {})
-                own[node] = twins.call(node, {**plain, **own}, unit.quantizers)
-            plain[node] = twins.call(node, plain, NONE)
-            rounded[node] = twins.call(node, rounded, twins.all)
+                own[node] = network.call(node, {**plain, **own}, unit.quantizers)
+            plain[node] = network.call(node, plain, NONE)
+            rounded[node] = network.call(node, rounded, network.all)
             for unit in self.ends.get(node, ()):
                 self._compare(unit, plain[node], alone.pop(unit, {}).get(node, plain[node]), rounded[node], batch)
                 if reaches_output:
-                    _update(self.cumulative_output[unit], outputs, twins.finish(rounded, position + 1, NONE))
+                    _update(self.cumulative_output[unit], outputs, network.finish(rounded, position + 1, NONE))
                     if unit.is_float:
                         _update(self.alone_output[unit], outputs, outputs)
-            twins.drop(position, plain)
-            twins.drop(position, rounded)
+            network.drop(position, plain)
+            network.drop(position, rounded)
 
     def _compare(self, unit: Unit, plain: Tensor, alone: Tensor, rounded: Tensor, batch: list[Tensor]) -> None:
         self.alone[unit].update(plain, alone)
         self.cumulative[unit].update(plain, rounded)
         if not math.isfinite(self.alone[unit].signal):
-            raise self.twins.blame(batch)
+            raise self.network.blame(batch)
         if unit.value is not None:
-            self.uses[unit.value].update(plain)  # the twin's quantizer passes on what it reads
+            self.uses[unit.value].update(plain)  # a bypassed quantizer passes on what it reads
 
-    def _source(self, quantizer: Node) -> Tensor:
-        return self.graph.tensor(operand(quantizer))
+    def _source(self, quantizer: Node) -> Node:
+        return operand(quantizer)
 
     def layers(self) -> list[LayerDamage]:
         return [
@@ -313,7 +320,7 @@ class _Meter:
                 self._bits(unit.value),
                 Effect(_worst([self.alone[unit]]), _worst(self.alone_output[unit])),
                 Effect(_worst([self.cumulative[unit]]), _worst(self.cumulative_output[unit])),
-                str(unit.node.meta.get("left", "")) if unit.is_float else "",
+                (self.graph.fact(unit.node, LEFT) or "") if unit.is_float else "",
             )
             for unit in self.units
         ]

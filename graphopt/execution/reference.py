@@ -1,8 +1,11 @@
-"""A simulated graph and its float twin, run side by side.
+"""A simulated graph and its float reference: the network as it was before anything was rounded.
 
-The twin is the same graph with its quantizers bypassed: `quantizer(x)` gives x, or where a pass has put other numbers in the
-place of a weight or a bias (codes chosen on data), what was there before. Any set of quantizers may be active, and a run may
-begin in the middle (`graphopt.execution.resumable`).
+The float reference is the same graph with its quantizers bypassed (`quantizer(x)` gives x) and with every constant that a pass
+has changed to make up for rounding (codes chosen on data, corrected biases) as it was before. Those are facts of the constants
+(`graphopt.ir.facts.FLOAT_REFERENCE`), copied and saved with the graph.
+
+`PartialQuantization` runs both side by side, and anything between: any set of quantizers may be active, and a run may begin in
+the middle (`graphopt.execution.resumable`).
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from torch.fx.node import Node
 
 from graphopt.execution.observers import blame
 from graphopt.execution.resumable import Flight
+from graphopt.ir.facts import FLOAT_REFERENCE, REFERENCE_LEFT_OUT
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.ir.ops import operand
@@ -25,11 +29,13 @@ from graphopt.ir.quantizers import is_quantizer, quantizers
 from graphopt.utils.errors import NonFiniteError
 
 NONE: frozenset[Node] = frozenset()
-EXACT = "exact"  # in the meta of a quantizer: the constant it rounded at first; it is not saved with the graph
 
 
-class Twins(Flight[Collection[Node]]):
+class PartialQuantization(Flight[Collection[Node]]):
     """Runs a graph with some of its quantizers active; its positions count the calls that depend on inputs.
+
+    A constant that was changed to make up for rounding is so where the quantizer it makes up for is active: its own, or that of
+    the layer's weight where it has none.
 
     Attributes:
         all: every quantizer.
@@ -38,12 +44,20 @@ class Twins(Flight[Collection[Node]]):
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.all = frozenset(quantizers(graph))
-        self._rounder: dict[Node, Node | None] = {}  # calls on layers' constants -> the quantizer among them
+        self._rounder: dict[
+            Node, Node | None
+        ] = {}  # layers' constants and calls on them -> the quantizer that is theirs
         self._float: dict[Node, Any] = {}
         self._rounded: dict[Node, Any] = {}
+        calls: list[Node] = []
         for layer in (layer for node in graph.calls() if (layer := Layer.of(node))):
-            for node in constants(graph, layer):
-                self._fold(node)
+            calls += (found := constants(graph, layer))
+            outer = layer.weight if is_quantizer(layer.weight) else None
+            for source in (layer.weight, layer.bias):
+                if source is not None and (graph.is_constant(source) or source in found):
+                    self._assign(source, _quantizer_behind(source) or outer)
+        for node in calls:
+            self._fold(node)
         super().__init__(graph, [node for node in graph.calls() if node not in self._rounder])
 
     def call(self, node: Node, values: Mapping[Node, Any], how: Collection[Node]) -> Any:
@@ -51,18 +65,19 @@ class Twins(Flight[Collection[Node]]):
 
         def read(source: Node) -> Any:
             if source.op == "get_attr":
-                return self.graph.tensor(source)
+                compensated = self._rounder.get(source) in how if source in self._rounder else how == self.all
+                return self.graph.tensor(source) if compensated else reference_of(self.graph, source)
             if source in self._rounder:
                 return (self._rounded if self._rounder[source] in how else self._float)[source]
             return values[source]
 
         if is_quantizer(node) and node not in how:
-            return node.meta[EXACT] if EXACT in node.meta else read(node.args[0])  # type: ignore[arg-type]
+            return read(node.args[0])  # type: ignore[arg-type]
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), read)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def blame(self, batch: list[Tensor]) -> NonFiniteError:
-        """The error for a batch that is not finite in the float twin, naming the first call that gives NaN or infinity."""
+        """The error for a batch that is not finite in the float reference, naming the first call that gives NaN or infinity."""
         values = self.start(batch)
         for position, node in enumerate(self.nodes):
             found = values[node] = self.call(node, values, NONE)
@@ -72,33 +87,59 @@ class Twins(Flight[Collection[Node]]):
             self.drop(position, values)
         return NonFiniteError("a value is not finite on the calibration data")
 
+    def _assign(self, source: Node, rounder: Node | None) -> None:
+        """Note whose rounding a value and the constants behind it belong to."""
+        rounder = source if is_quantizer(source) else rounder
+        self._rounder.setdefault(source, rounder)
+        for behind in source.all_input_nodes:
+            self._assign(behind, rounder)
+
     def _fold(self, node: Node) -> None:
         """Compute a call on constants once, in float and rounded."""
-        inner = [self._rounder[n] for n in node.all_input_nodes if n in self._rounder]
         with torch.no_grad():
             self._float[node] = self.call(node, {}, NONE)
             self._rounded[node] = self.call(node, {}, self.all)
-        own = node if is_quantizer(node) else None
-        self._rounder[node] = own or next((n for n in inner if n is not None), None)
 
 
-def float_twin(graph: Graph) -> Graph:
-    """The network before it was quantized: a copy that goes past every quantizer, weights and values alike."""
-    twin = graph.clone().eval()
-    for node in quantizers(twin):
-        source = operand(node)
-        if EXACT in node.meta:
-            source = twin.add_constant(f"{source.target}_exact", node.meta[EXACT], before=node)
-        twin.replace(node, source)
-    twin.refresh()
-    return twin
+def _quantizer_behind(source: Node) -> Node | None:
+    """The last quantizer among the calls that compute a value."""
+    if is_quantizer(source):
+        return source
+    return next((found for behind in source.all_input_nodes if (found := _quantizer_behind(behind))), None)
 
 
-def keep_exact(graph: Graph, quantizer: Node) -> None:
-    """Remember what a constant's quantizer rounds now, before a pass changes that for the first time."""
-    source: Any = quantizer.args[0]
-    if is_quantizer(quantizer) and graph.is_constant(source):
-        quantizer.meta.setdefault(EXACT, graph.tensor(source).clone())
+def float_reference(graph: Graph) -> Graph:
+    """The network before it was quantized: a copy that goes past every quantizer, weights and values alike.
+
+    It shares the tensors that are the same in both.
+    """
+    reference = graph.clone(share_weights=True).eval()
+    for node in reference.nodes:
+        if (value := reference.fact(node, FLOAT_REFERENCE)) is not None:
+            reference.put_constant(node, value)
+    for node in quantizers(reference):
+        reference.replace(node, node.args[0])  # type: ignore[arg-type]
+    reference.refresh()
+    return reference
+
+
+def reference_of(graph: Graph, constant: Node) -> Tensor:
+    """A constant as the float reference has it."""
+    value = graph.fact(constant, FLOAT_REFERENCE)
+    return graph.tensor(constant) if value is None else value
+
+
+def is_reference_left_out(graph: Graph) -> bool:
+    """Whether the graph comes from a file that was written without the constants of its float reference."""
+    return any(graph.fact(node, REFERENCE_LEFT_OUT) for node in graph.nodes)
+
+
+def set_compensated(graph: Graph, reader: Node, position: int, value: Tensor) -> None:
+    """Let an argument be another constant that makes up for rounding; the float reference keeps what it was at first."""
+    constant: Node = reader.args[position]  # type: ignore[assignment]
+    if graph.fact(constant, FLOAT_REFERENCE) is None and not graph.fact(constant, REFERENCE_LEFT_OUT):
+        graph.set_fact(constant, FLOAT_REFERENCE, graph.tensor(constant).clone())
+    graph.set_constant(reader, position, value, keeps=[FLOAT_REFERENCE, REFERENCE_LEFT_OUT])
 
 
 def unquantized(value: Node) -> Node:

@@ -28,6 +28,7 @@ from graphopt.frontend import diagnose, normalize, signature
 from graphopt.frontend.copies import first_names, own_weights, quiet, resized, working_copy
 from graphopt.frontend.functionalize import UnknownAliasError, make_functional
 from graphopt.frontend.preconditions import check_inputs, check_model, tensors
+from graphopt.ir.facts import ALWAYS_TRAINING, FACTS, TORCH_META
 from graphopt.ir.graph import Example, Graph
 from graphopt.ir.ops import argument, info
 from graphopt.ir.program import to_exported_program
@@ -249,10 +250,13 @@ class _Capture:
             dynamic_batch=any(free),
             notes=notes,
         )
+        for node in graph.nodes:  # what other tools left there means nothing here, and files would not hold it
+            for key in node.meta.keys() - TORCH_META - FACTS.keys():
+                del node.meta[key]
         for node in graph.calls():
             flag = info(node).training_flag
             if flag is not None and argument(node, flag) is True:
-                node.meta["always_training"] = True
+                graph.set_fact(node, ALWAYS_TRAINING, True)
         graph.refresh()
         if any(free) and batched([n.meta["val"] for n in module.graph.nodes if n.op == "placeholder"]) != free:
             raise _FixedBatch(_why_fixed([n.meta["val"] for n in module.graph.nodes if n.op == "placeholder"]))

@@ -1,6 +1,8 @@
 """The intermediate representation: the graph, what is known about its operators, and how it is kept.
 
 graph.py            `Graph`: nodes, constants, example inputs, edits
+facts.py            what passes know about nodes: `Fact`, each kind declared once
+invalidation.py     which facts no longer hold after a constant was replaced
 ops.py              what is known about each operator: `OpInfo`, `register`
 layer.py            views of layers, pools and norms
 rules.py            rules by operator or family
@@ -17,6 +19,7 @@ cost.py             multiply-accumulates, parameters, bytes, measured time
 structure.py        nested inputs and outputs as JSON
 storage.py          graphs in files
 schema.py           what a saved graph must look like before anything is built
+stored_facts.py     facts as JSON
 operators.py        which operators a file may name
 raw_tensors.py      tensors as bytes, type and shape
 encoding.py         arguments, operators and structures as JSON

@@ -15,19 +15,22 @@ import copy
 import inspect
 import operator
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.fx.node import Argument, Node
 
+from graphopt.ir.facts import ALWAYS_TRAINING, FLOAT_REFERENCE, REFERENCE_LEFT_OUT, Fact
 from graphopt.ir.ops import info, set_argument
 from graphopt.utils import printing
 from graphopt.utils.errors import InputError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -100,11 +103,19 @@ class Graph:
 
         return capture(model, args, kwargs, dynamic_batch=dynamic_batch)
 
-    def save(self, path: str | Path) -> None:
-        """Write the graph to one `.pt2` file (weights, structure, names; no pickled code), atomically."""
+    def save(self, path: str | Path, *, reference: bool = True) -> None:
+        """Write the graph to one `.pt2` file (weights, structure, names, facts; no pickled code), atomically.
+
+        Args:
+            reference: with the weights as they were before rounding was made up for, where passes did so. They take as much
+                room as the weights once more; without them `analyze` of the loaded graph compares with the weights it has.
+
+        Raises:
+            InputError: the file cannot be written, or something the graph holds has no form in files.
+        """
         from graphopt.ir.storage import save
 
-        save(self, Path(path))
+        save(self, Path(path), reference=reference)
 
     @classmethod
     def load(cls, path: str | Path) -> Graph:
@@ -126,9 +137,17 @@ class Graph:
             notes=list(self.notes),
         )
 
-    def clone(self) -> Graph:
-        """An independent copy: its own nodes and its own weights."""
-        return copy.deepcopy(self)
+    def clone(self, share_weights: bool = False) -> Graph:
+        """An independent copy: its own nodes and its own weights.
+
+        Args:
+            share_weights: the same tensors instead, for copies that are only run or rewritten. Passes replace tensors and never
+                write into them, so both graphs stay what they are; training one of them would train both.
+        """
+        memo: dict[int, Any] = {}
+        if share_weights:
+            memo = {id(t): t for t in [*self.module.parameters(), *self.module.buffers()]}
+        return copy.deepcopy(self, memo)
 
     # ---- Running and training ---------------------------------------------------------------------------------------
 
@@ -149,7 +168,7 @@ class Graph:
         """
         for node in self.nodes:
             flag = info(node).training_flag
-            if flag is not None and not node.meta.get("always_training"):
+            if flag is not None and not self.fact(node, ALWAYS_TRAINING):
                 set_argument(node, flag, mode)
         self.module.training = mode
         self.module.recompile()
@@ -243,6 +262,23 @@ class Graph:
         paths = [str(path) for path, _ in stack.values() if path]
         return paths[-1].removeprefix("L['self'].") if paths else node.name
 
+    # ---- What is known about nodes (`graphopt.ir.facts`) -----------------------------------------------------------
+
+    def fact(self, node: Node, fact: Fact[T]) -> T | None:
+        """What is known about a node; None where nothing is."""
+        found: T | None = node.meta.get(fact.name)
+        return found
+
+    def set_fact(self, node: Node, fact: Fact[T], value: T) -> None:
+        """Let this be known about a node.
+
+        Raises:
+            TypeError: the value is not of the fact's type.
+        """
+        if not isinstance(value, fact.type):
+            raise TypeError(f"the fact {fact.name!r} is a {fact.type.__name__}, got {value!r:.100}")
+        node.meta[fact.name] = value
+
     # ---- For passes -------------------------------------------------------------------------------------------------
 
     def add_constant(self, name: str, value: Tensor, *, before: Node, trainable: bool = False) -> Node:
@@ -264,22 +300,31 @@ class Graph:
         node.meta["val"] = value.to("meta")
         return node
 
-    def set_constant(self, reader: Node, position: int, value: Tensor) -> Node:
+    def set_constant(self, reader: Node, position: int, value: Tensor, *, keeps: Collection[Fact[Any]] = ()) -> Node:
         """Let argument `position` of `reader` be `value` from now on, under the old constant's name where no one else
-        reads that one. The old tensor itself is not touched."""
+        reads that one. The old tensor itself is not touched. What depended on it is forgotten, except for `keeps`."""
+        from graphopt.ir.invalidation import constant_changed, value_changed
+
         old = reader.args[position]
         assert isinstance(old, Node), f"argument {position} of {reader} is not a constant"
         assert old.op == "get_attr", f"argument {position} of {reader} is not a constant"
         name, trainable = str(old.target), isinstance(self.parameter(old), nn.Parameter)
+        known = {f.name: old.meta[f.name] for f in (FLOAT_REFERENCE, REFERENCE_LEFT_OUT) if f.name in old.meta}
         if len(old.users) == 1 and sum(a is old for a in reader.all_input_nodes) == 1:
             reader.update_arg(position, None)
             self._erase_constant(old)
         new = self.add_constant(name, value, before=reader, trainable=trainable and value.is_floating_point())
         reader.update_arg(position, new)
+        new.meta.update(known)
+        value_changed(new, keeps)
+        constant_changed(reader, position, keeps)
         return new
 
-    def put_constant(self, node: Node, value: Tensor) -> None:
-        """Let the constant `node` be `value` from now on for all its readers, under its name. The old tensor is not touched."""
+    def put_constant(self, node: Node, value: Tensor, *, keeps: Collection[Fact[Any]] = ()) -> None:
+        """Let the constant `node` be `value` from now on for all its readers, under its name. The old tensor is not touched.
+        What depended on it is forgotten, except for `keeps`."""
+        from graphopt.ir.invalidation import constant_changed, value_changed
+
         old = self.parameter(node)
         path, _, leaf = str(node.target).rpartition(".")
         owner = self.module.get_submodule(path)
@@ -289,17 +334,25 @@ class Graph:
         else:
             owner.register_buffer(leaf, value.detach())
         node.meta["val"] = value.detach().to("meta")
+        value_changed(node, keeps)
+        for reader in node.users:
+            for position, argument in enumerate(reader.args):
+                if argument is node:
+                    constant_changed(reader, position, keeps)
 
-    def set_bias(self, layer: Node, value: Tensor) -> Node:
-        """Give a convolution or linear layer this bias, whether it had one or not."""
+    def set_bias(self, layer: Node, value: Tensor, *, keeps: Collection[Fact[Any]] = ()) -> Node:
+        """Give a convolution or linear layer this bias, whether it had one or not; `keeps` as for `set_constant`."""
+        from graphopt.ir.invalidation import constant_changed
+
         if len(layer.args) > 2 and isinstance(layer.args[2], Node):
-            return self.set_constant(layer, 2, value)
+            return self.set_constant(layer, 2, value, keeps=keeps)
         weight = layer.args[1]
         assert isinstance(weight, Node)
         trainable = weight.op == "get_attr" and isinstance(self.parameter(weight), nn.Parameter)
         name = str(weight.target).rpartition(".")[0] if weight.op == "get_attr" else layer.name
         bias = self.add_constant(f"{name}.bias" if name else "bias", value, before=layer, trainable=trainable)
         layer.args = (*layer.args[:2], bias, *layer.args[3:])
+        constant_changed(layer, 2, keeps)
         return bias
 
     def call(self, target: Any, *args: Argument, before: Node, like: Node | None = None, **kwargs: Argument) -> Node:

@@ -9,19 +9,15 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
-from graphopt.ir import operators, raw_tensors
+from graphopt.ir import operators, raw_tensors, stored_facts
+from graphopt.ir.facts import FACTS, FLOAT_REFERENCE, TORCH_META
+from graphopt.utils.errors import InputError
 
 MEMORY_FORMATS = {"contiguous_format", "preserve_format", "channels_last", "channels_last_3d"}
 CONTAINERS = {"tuple", "list", "dict", "OrderedDict", "defaultdict", "deque"}
-# What torch keeps in a node's meta. Everything else there belongs to passes and is saved where it is plain data.
-TORCH_META = {
-    "val", "tensor_meta", "from_node", "seq_nr", "torch_fn", "stack_trace", "nn_module_stack", "source_fn_stack", "custom",
-    "desc", "example_value", "unbacked_bindings", "recompute", "ac_graph_id", "is_wrapped", "original_aten", "partitioner_tag",
-    "eager_input_vals",
-}  # fmt: skip
 KEYS = {
     "format", "version", "input_names", "output_names", "dynamic_batch", "batched", "notes", "training", "arguments", "inputs",
     "outputs", "example", "constants", "nodes", "tensors",
@@ -32,6 +28,7 @@ CONSTANT = re.compile(rf"{PART}(\.{PART})*")
 LABEL = re.compile(r"[\w.:/-]+")
 DEVICE = re.compile(r"(cpu|cuda|meta|mps|xpu|hip)(:\d{1,3})?", re.ASCII)
 CLASS = re.compile(r"[\w.]+:[\w.<>]+")
+FACTS_SINCE = 2  # the version of the format that holds facts; before, passes left any plain data
 LONGEST = 1000  # characters of a name
 
 
@@ -54,7 +51,7 @@ def check(data: Any) -> None:
     for note in _list(data["notes"], "notes"):
         _is(note, str, "a note")
     _constants(data["constants"], len(data["tensors"]))
-    places = _nodes(data["nodes"], data["constants"])
+    places = _nodes(data["nodes"], data["constants"], data["tensors"], loose=data["version"] < FACTS_SINCE)
     _signature(data["arguments"], data["inputs"])
     if leaves(data["inputs"]) != len(places) or len(_list(data["batched"], "batched")) != len(places):
         raise ValueError(f"inputs of {leaves(data['inputs'])} leaves for {len(places)} placeholders")
@@ -124,7 +121,7 @@ def _constants(data: Any, tensors: int) -> None:
         _is(described["requires_grad"], bool, f"requires_grad of {name}")
 
 
-def _nodes(data: Any, constants: Container[str]) -> set[str]:
+def _nodes(data: Any, constants: Mapping[str, Any], tensors: list[Any], *, loose: bool) -> set[str]:
     """Check the nodes in order, each of which may read those before it; the targets of the placeholders."""
     names: set[str] = set()
     places: set[str] = set()
@@ -150,6 +147,10 @@ def _nodes(data: Any, constants: Container[str]) -> set[str]:
             raise ValueError(f"two nodes are called {node['name']}")
         names.add(node["name"])
         _notes(node, where)
+        if loose:
+            _loose(node, where)
+        else:
+            _facts(node, where, constants, tensors)
     if not data or data[-1]["op"] != "output":
         raise ValueError("the last node is no output")
     return places
@@ -174,11 +175,42 @@ def _notes(node: dict[str, Any], where: str) -> None:
     for entry in _list(node.get("modules", []), f"modules of {where}"):
         if len(_list(entry, f"modules of {where}")) != 3 or not all(isinstance(text, str) for text in entry):
             raise ValueError(f"modules of {where} are not three texts each")
+
+
+def _loose(node: dict[str, Any], where: str) -> None:
+    """What passes left before facts were declared: plain data."""
     meta = node.get("meta", {})
     _is(meta, dict, f"meta of {where}")
     for key, value in meta.items():
         if identifier(key, f"meta of {where}") in TORCH_META or not _plain(value):
             raise ValueError(f"meta of {where} holds {key}")
+        if key in FACTS and not stored_facts.matches(FACTS[key].type, value):
+            raise ValueError(f"the fact {key} of {where} is {str(value)[:100]}")
+
+
+def _facts(node: dict[str, Any], where: str, constants: Mapping[str, Any], tensors: list[Any]) -> None:
+    facts = node.get("meta", {})
+    _is(facts, dict, f"meta of {where}")
+    for name, value in facts.items():
+        if identifier(name, f"a fact of {where}") not in FACTS:
+            raise InputError(
+                f"{where} has the fact {name!r}, which is not declared here; import the package that declares it before loading"
+            )
+        _value(value, (), len(tensors))
+        fact = FACTS[name]
+        if not fact.saved or not stored_facts.matches(fact.type, value):
+            raise ValueError(f"the fact {name} of {where} is {str(value)[:100]}, not a {fact.type.__name__}")
+        if fact is FLOAT_REFERENCE:
+            _reference(node, where, value["tensor"], constants, tensors)
+
+
+def _reference(node: dict[str, Any], where: str, index: int, constants: Mapping[str, Any], tensors: list[Any]) -> None:
+    """A float reference stands in for its constant, so it has the constant's type and shape."""
+    if node["op"] != "get_attr":
+        raise ValueError(f"{where} has a float reference and is no constant")
+    own = constants[node["target"]]["tensor"]
+    if own is not None and any(tensors[own].get(k) != tensors[index].get(k) for k in ("dtype", "shape")):
+        raise ValueError(f"the float reference of {where} has another type or shape than the constant")
 
 
 def _plain(value: Any) -> bool:

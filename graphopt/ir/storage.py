@@ -1,6 +1,6 @@
 """Graphs in files: one zip archive with a JSON description and the raw bytes of every tensor.
 
-    graph.json     nodes in order, constants, nested structure of inputs and outputs, names, notes, example
+    graph.json     nodes in order and what is known about them, constants, structure of inputs and outputs, names, notes, example
     tensors/0 ...  bytes, row by row; type and shape stand in graph.json
 
 Reading one runs nothing that the file holds, whoever wrote it: nothing is pickled, the archive is read within bounds
@@ -11,7 +11,6 @@ Reading one runs nothing that the file holds, whoever wrote it: nothing is pickl
 from __future__ import annotations
 
 import json
-import math
 import os
 import secrets
 import zipfile
@@ -22,25 +21,25 @@ from typing import Any
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
-from graphopt.ir import encoding, operators, raw_tensors, schema
+from graphopt.ir import encoding, operators, raw_tensors, schema, stored_facts
 from graphopt.ir.graph import Example, Graph
 from graphopt.ir.shapes import batched, fake_inputs
 from graphopt.utils import archive, json_data
 from graphopt.utils.errors import InputError, first_line
 
 FORMAT = "graphopt graph"
-VERSION = 1
+VERSION = 2
 DESCRIPTION = "graph.json"
 
 
-def save(graph: Graph, path: Path, without: Collection[str] = ()) -> None:
+def save(graph: Graph, path: Path, without: Collection[str] = (), *, reference: bool = True) -> None:
     """See `Graph.save`.
 
     Args:
         without: constants by name whose elements are kept elsewhere: `load` takes them from its caller.
     """
     encoder = encoding.Encoder()
-    description = json.dumps(_describe(graph, encoder, without), allow_nan=False)
+    description = json.dumps(_describe(graph, encoder, without, reference), allow_nan=False)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
@@ -91,7 +90,7 @@ def is_program(names: Collection[str]) -> bool:
 # ---- A graph as data ------------------------------------------------------------------------------------------------
 
 
-def _describe(graph: Graph, encoder: encoding.Encoder, without: Collection[str]) -> dict[str, Any]:
+def _describe(graph: Graph, encoder: encoding.Encoder, without: Collection[str], reference: bool) -> dict[str, Any]:
     info = graph.module.graph._codegen.pytree_info  # type: ignore[attr-defined]
     example = (graph.example.args, dict(graph.example.kwargs))
     leaves, structure = pytree.tree_flatten(example)
@@ -119,13 +118,13 @@ def _describe(graph: Graph, encoder: encoding.Encoder, without: Collection[str])
         "outputs": encoding.spec(info.out_spec),
         "example": {"structure": encoding.spec(structure), "leaves": [encoder.value(leaf) for leaf in leaves]},
         "constants": constants,
-        "nodes": [_node(node, encoder) for node in graph.nodes],
+        "nodes": [_node(node, encoder, reference) for node in graph.nodes],
     }
     data["tensors"] = [raw_tensors.describe(tensor) for tensor in encoder.tensors]
     return data
 
 
-def _node(node: fx.Node, encoder: encoding.Encoder) -> dict[str, Any]:
+def _node(node: fx.Node, encoder: encoding.Encoder, reference: bool) -> dict[str, Any]:
     called = node.op == "call_function"
     data: dict[str, Any] = {
         "op": node.op,
@@ -136,15 +135,9 @@ def _node(node: fx.Node, encoder: encoding.Encoder) -> dict[str, Any]:
     }
     if stack := node.meta.get("nn_module_stack"):
         data["modules"] = [[str(k), str(p), c if isinstance(c, str) else c.__qualname__] for k, (p, c) in stack.items()]
-    if meta := {k: v for k, v in node.meta.items() if k not in schema.TORCH_META and _is_plain(v)}:
-        data["meta"] = meta
+    if facts := stored_facts.encode(node, encoder, reference=reference):
+        data["meta"] = facts
     return data
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, (str, bool, int)) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _restore(data: dict[str, Any], tensors: list[Tensor], elsewhere: Mapping[str, Tensor]) -> Graph:
@@ -164,7 +157,7 @@ def _restore(data: dict[str, Any], tensors: list[Tensor], elsewhere: Mapping[str
         args = tuple(decoder.value(a) for a in item["args"])
         kwargs = {k: decoder.value(v) for k, v in item["kwargs"].items()}
         node = graph.create_node(item["op"], target, args, kwargs, name=item["name"])
-        node.meta.update(item.get("meta", {}))
+        node.meta.update(stored_facts.decode(item.get("meta", {}), decoder))
         if "modules" in item:
             node.meta["nn_module_stack"] = {key: (path, kind) for key, path, kind in item["modules"]}
         decoder.nodes[item["name"]] = node

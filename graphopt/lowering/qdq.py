@@ -37,6 +37,7 @@ from torch.fx.node import Node
 
 from graphopt.formats import FLOAT16_FORMATS, in_blocks, quantize
 from graphopt.formats.blocks import DEQUANTIZE_BLOCKS, pack_weight
+from graphopt.ir.facts import LEFT
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import BIAS, Layer
 from graphopt.ir.masks import bake
@@ -84,8 +85,8 @@ def _leave_in_float(graph: Graph, node: Node) -> None:
     while info(producer).fusable:
         producer = operand(producer)
     for layer in [producer, *node.users]:
-        if Layer.of(layer) is not None:
-            layer.meta.setdefault("left", f"{what} in {quantizer.format}, which has no integer operator")
+        if Layer.of(layer) is not None and graph.fact(layer, LEFT) is None:
+            graph.set_fact(layer, LEFT, f"{what} in {quantizer.format}, which has no integer operator")
     if constant:
         name = f"{source.target}_rounded"
         graph.replace(node, graph.add_constant(name, quantizer(graph.tensor(source)), before=node))

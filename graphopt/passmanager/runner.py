@@ -147,7 +147,7 @@ def first_bad(passes: Sequence[Pass], graph: Graph, good: Callable[[Graph], bool
     """
 
     def holds(count: int) -> bool:
-        copy = graph.clone()
+        copy = graph.clone(share_weights=True)
         run(passes[:count], copy, verify=False)
         return good(copy)
 

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from graphopt.analysis.distributions import norm_moments
+from graphopt.ir.facts import MOMENTS, Moments
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import WEIGHT, BatchNorm, Layer
 from graphopt.ir.masks import bake
@@ -64,8 +65,8 @@ class FoldBatchNorm:
             for layer in behind:
                 assert layer is not None
                 self.fold_forward(graph, norm, layer, scale, shift)
-            if before is None or before.channel_dim == 1:
-                norm.input.meta.setdefault("moments", input_moments(graph, norm))
+            if (before is None or before.channel_dim == 1) and graph.fact(norm.input, MOMENTS) is None:
+                graph.set_fact(norm.input, MOMENTS, input_moments(graph, norm))
             graph.replace(norm.node, norm.input)
             return Change(
                 site, f"folded into {', '.join(graph.site(layer.node) for layer in behind if layer)} behind it"
@@ -82,7 +83,7 @@ class FoldBatchNorm:
         folded = (weight * layer.over_outputs(scale)).to(weight.dtype)
         graph.set_constant(layer.node, WEIGHT, layer.native(folded))
         graph.set_bias(layer.node, (bias * scale + shift).to(weight.dtype))
-        layer.node.meta["moments"] = norm_moments(graph, norm)
+        graph.set_fact(layer.node, MOMENTS, norm_moments(graph, norm))
         graph.replace(norm.node, layer.node)
 
     def fold_forward(self, graph: Graph, norm: BatchNorm, layer: Layer, scale: Tensor, shift: Tensor) -> None:
@@ -90,8 +91,9 @@ class FoldBatchNorm:
         weight64 = weight.double()
         added = layer.respond(weight64, shift)
         bias = graph.tensor(layer.bias).double() if layer.bias is not None else 0.0
-        graph.set_constant(layer.node, WEIGHT, layer.native((weight64 * layer.over_inputs(scale)).to(weight.dtype)))
-        graph.set_bias(layer.node, (bias + added).to(weight.dtype))
+        folded = layer.native((weight64 * layer.over_inputs(scale)).to(weight.dtype))
+        graph.set_constant(layer.node, WEIGHT, folded, keeps=[MOMENTS])  # the layer gives what it gave
+        graph.set_bias(layer.node, (bias + added).to(weight.dtype), keeps=[MOMENTS])
 
     def reads_only(self, graph: Graph, norm: BatchNorm, layer: Layer, shift: Tensor) -> bool:
         """Can this reader absorb the norm in front of it?"""
@@ -108,7 +110,7 @@ class FoldBatchNorm:
         bias = graph.add_constant(f"{name}.shift", shift.to(dtype), before=norm.node, trainable=True)
         position = ([1, 1], [0, 0], [1, 1], len(scale))  # stride, padding, dilation, groups
         layer = graph.call(aten.conv2d.default, norm.input, weight, bias, *position, before=norm.node)
-        layer.meta["moments"] = norm_moments(graph, norm)
+        graph.set_fact(layer, MOMENTS, norm_moments(graph, norm))
         graph.replace(norm.node, layer)
 
     def spell_out(self, graph: Graph, norm: BatchNorm, scale: Tensor, shift: Tensor) -> None:
@@ -119,7 +121,7 @@ class FoldBatchNorm:
         t = graph.add_constant(f"{name}.shift", shift.reshape(broadcast).to(dtype), before=norm.node, trainable=True)
         product = graph.call(aten.mul.Tensor, norm.input, s, before=norm.node)
         shifted = graph.call(aten.add.Tensor, product, t, before=norm.node)
-        shifted.meta["moments"] = norm_moments(graph, norm)
+        graph.set_fact(shifted, MOMENTS, norm_moments(graph, norm))
         graph.replace(norm.node, shifted)
 
 
@@ -133,7 +135,7 @@ def affine(graph: Graph, norm: BatchNorm) -> tuple[Tensor, Tensor]:
     return scale, shift + bias if bias is not None else shift
 
 
-def input_moments(graph: Graph, norm: BatchNorm) -> tuple[Tensor, Tensor]:
+def input_moments(graph: Graph, norm: BatchNorm) -> Moments:
     """Mean and deviation of what a norm reads, float32 [channels]."""
     mean, var = (graph.tensor(a).float() for a in (norm.mean, norm.var))
-    return mean, var.clamp(min=0).sqrt()
+    return Moments(mean, var.clamp(min=0).sqrt())

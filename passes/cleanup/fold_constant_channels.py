@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.analysis.intervals import Interval, extend, through_layer
+from graphopt.ir.facts import MOMENTS, Moments
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import WEIGHT, Layer
 from graphopt.ir.masks import bake
@@ -57,7 +58,7 @@ class FoldConstantChannels:
         dead = constant_channels(graph, layer, known.get(layer.input))
         if not bool(dead.any()):
             return None
-        weight = graph.tensor(layer.weight)
+        weight, moments = graph.tensor(layer.weight), graph.fact(layer.node, MOMENTS)
         bias = graph.tensor(layer.bias).double() if layer.bias is not None else torch.zeros(layer.out_channels).double()
         folded = bool((weight[dead] != 0).any())
         if folded:
@@ -74,13 +75,11 @@ class FoldConstantChannels:
         if readers and bool((bias[taken] != 0).any()):
             graph.set_bias(layer.node, torch.where(taken, 0.0, bias).to(weight.dtype))
             folded = True
-        if (moments := layer.node.meta.get("moments")) is not None:  # what never changes is what is left of the bias
+        if moments is not None:  # what never changes is what is left of the bias
             still = torch.where(taken, 0.0, bias) if readers else bias
-            mean, deviation = (torch.as_tensor(m).double() for m in moments)
-            layer.node.meta["moments"] = (
-                torch.where(dead, still, mean).float(),
-                deviation.masked_fill(dead, 0).float(),
-            )
+            mean, deviation = (m.double() for m in moments)
+            left = Moments(torch.where(dead, still, mean).float(), deviation.masked_fill(dead, 0).float())
+            graph.set_fact(layer.node, MOMENTS, left)
         count = int(dead.sum())
         return (
             Change(graph.site(layer.node), f"{count} constant channel{'s' * (count != 1)} folded") if folded else None
@@ -145,8 +144,8 @@ def absorb(graph: Graph, reader: Layer, constant: Tensor, which: Tensor) -> bool
     if not bool((chosen & (weight != 0)).any()):
         return False
     added = reader.respond(weight.double(), torch.where(which, constant, 0.0))
-    graph.set_constant(reader.node, WEIGHT, torch.where(chosen, 0.0, weight))
+    graph.set_constant(reader.node, WEIGHT, torch.where(chosen, 0.0, weight), keeps=[MOMENTS])
     if bool((added != 0).any()):
         bias = graph.tensor(reader.bias).double() if reader.bias is not None else torch.zeros_like(added)
-        graph.set_bias(reader.node, (bias + added).to(weight.dtype))
+        graph.set_bias(reader.node, (bias + added).to(weight.dtype), keeps=[MOMENTS])
     return True

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.analysis.distributions import known_moments
+from graphopt.ir.facts import MOMENTS, Moments
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.ir.ops import family
@@ -55,7 +56,7 @@ class AbsorbHighBias:
             return None
         bias = graph.tensor(layer.bias)
         graph.set_bias(layer.node, (bias.double() - constant).to(bias.dtype))
-        layer.node.meta["moments"] = ((mean - constant).float(), deviation.float())
+        graph.set_fact(layer.node, MOMENTS, Moments((mean - constant).float(), deviation.float()))
         for reader in readers:
             assert reader is not None
             push(graph, reader, constant)
@@ -75,4 +76,6 @@ def push(graph: Graph, reader: Layer, constant: Tensor) -> None:
     weight = reader.canonical(graph.tensor(reader.weight)).double()
     bias = graph.tensor(reader.bias).double() if reader.bias is not None else 0.0
     dtype = graph.tensor(reader.weight).dtype
-    graph.set_bias(reader.node, (bias + reader.respond(weight, constant)).to(dtype))
+    graph.set_bias(
+        reader.node, (bias + reader.respond(weight, constant)).to(dtype), keeps=[MOMENTS]
+    )  # it gives what it gave

@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.analysis.channels.scales import Channels, Slot
+from graphopt.ir.facts import MOMENTS, Moments
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import WEIGHT, Layer
 from graphopt.ir.masks import bake
@@ -159,14 +160,16 @@ class _Equalizer:
         return changes
 
     def scale_layer(self, layer: Layer, out: Tensor, into: Tensor) -> None:
+        moments = self.graph.fact(layer.node, MOMENTS)
         weight = layer.canonical(self.graph.tensor(layer.weight))
         scaled = weight.double() / layer.over_outputs(out) * layer.over_inputs(into)
         self.graph.set_constant(layer.node, WEIGHT, layer.native(scaled.to(weight.dtype)))
         if layer.bias is not None:
             bias = self.graph.tensor(layer.bias)
             self.graph.set_bias(layer.node, (bias.double() / out).to(bias.dtype))
-        if (moments := layer.node.meta.get("moments")) is not None:
-            layer.node.meta["moments"] = tuple((m.double() / out).float() for m in moments)
+        if moments is not None:
+            scaled_moments = Moments(*((m.double() / out).float() for m in moments))
+            self.graph.set_fact(layer.node, MOMENTS, scaled_moments)
 
     def end(self, node: Node) -> Tensor:
         if (ends := clip_of(node)) is not None:

@@ -102,7 +102,7 @@ class Factorize:
 
     def plan(self, graph: Graph) -> FactorizationPlan:
         """What the pass would do to a graph, as a table; the graph stays as it is."""
-        copy = graph.clone()
+        copy = graph.clone(share_weights=True)
         bake(copy)
         plan = FactorizationPlan.of(self, copy)
         if self.max_latency is None:
@@ -150,7 +150,7 @@ class Factorize:
 
     def _apply(self, graph: Graph, plan: FactorizationPlan) -> list[Change]:
         """Do what was chosen; what was left alone is said where anything was done."""
-        original = graph.clone() if self.data is not None else graph
+        original = graph.clone(share_weights=True) if self.data is not None else graph
         done, alone = [], []
         for choice in plan.choices:
             if (found := choice.chosen) is not None:

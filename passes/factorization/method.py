@@ -200,7 +200,7 @@ class Method(ABC):
         found = list(sites(graph))
         check_named(self.layers, found)
         chosen = [(site, ranks) for site in found if (ranks := self._ranks(graph, site)) is not None]
-        original = graph.clone() if self.data is not None else graph
+        original = graph.clone(share_weights=True) if self.data is not None else graph
         done = []
         for site, ranks in chosen:
             chain = self.decompose(site.layer, site.weight(graph), ranks)

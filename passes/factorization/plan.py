@@ -108,7 +108,7 @@ class FactorizationPlan:
 
     def mock(self, graph: Graph) -> Graph:
         """A copy of the graph with the chosen chains, whose numbers are made up: for measuring."""
-        copy = graph.clone()
+        copy = graph.clone(share_weights=True)
         places = {site.name: site for site in sites(copy)}
         for choice in self.choices:
             if (found := choice.chosen) is not None:

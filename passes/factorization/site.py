@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.fitting import least_squares
+from graphopt.ir.facts import MOMENTS
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.ir.ops import aten, shape, value
@@ -97,8 +98,8 @@ def _place(graph: Graph, layer: Layer, chain: Chain, weights: Sequence[Node]) ->
         x = graph.call(aten.reshape.default, x, sizes, before=layer.node)
         if layer.bias is not None:
             x = graph.call(aten.add.Tensor, x, layer.bias, before=layer.node)
-    if "moments" in layer.node.meta:
-        x.meta["moments"] = layer.node.meta["moments"]
+    if (moments := graph.fact(layer.node, MOMENTS)) is not None:
+        graph.set_fact(x, MOMENTS, moments)
     graph.replace(layer.node, x)
     return Placed(layer.node.name, made[0], tuple(calls), x)
 

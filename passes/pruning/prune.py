@@ -130,7 +130,7 @@ class Prune:
         full = plan.full if full is None else full
         units = plan.units(ratio * full)
         how = self.compensate or ("means" if self.data is None else "all")
-        original = graph.clone() if how in ("all", "readers") else graph
+        original = graph.clone(share_weights=True) if how in ("all", "readers") else graph
         if how == "means":
             absorb_means(graph, units)
         elif how == "merge":

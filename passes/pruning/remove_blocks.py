@@ -62,7 +62,7 @@ class RemoveBlocks:
 
     @in_eval_mode
     def __call__(self, graph: Graph) -> list[Change]:
-        original, target = graph.clone(), self.keep_ratio * cost.macs(graph)
+        original, target = graph.clone(share_weights=True), self.keep_ratio * cost.macs(graph)
         probe = Probe(original, self.data)
         changes = []
         while cost.macs(graph) > target:
@@ -111,7 +111,7 @@ def _reaches(start: Node, end: Node) -> bool:
 
 
 def _without(graph: Graph, number: int) -> Graph:
-    copy = graph.clone()
+    copy = graph.clone(share_weights=True)
     _skip(copy, branches(copy)[number])
     return copy
 

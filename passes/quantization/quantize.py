@@ -26,6 +26,7 @@ from torch.fx.node import Node
 from graphopt.analysis.output_error import samples
 from graphopt.execution.observers import Histogram, Range, observe
 from graphopt.formats import SMALLEST_SCALE, Format, NumberFormat, Quantizer, in_blocks, reach, scale_and_zero_point
+from graphopt.ir.facts import LEFT
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import WEIGHT, Layer
 from graphopt.ir.masks import bake
@@ -101,7 +102,7 @@ class Quantize:
         for node, format in plan.layers.items():
             changes.append(self.quantize_layer(graph, node, format, scales))
         for node, why in plan.left.items():
-            node.meta["left"] = why
+            graph.set_fact(node, LEFT, why)
         if self.target.rest is not None:
             changes += round_rest(graph, plan.rest, self.target.rest)
         return changes + [Change(graph.site(node), f"stays float: {why}") for node, why in plan.left.items()]

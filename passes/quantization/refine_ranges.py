@@ -29,9 +29,10 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.execution.observers import Histogram, Statistic, Swapped, observe
-from graphopt.execution.reference import float_twin, unquantized
+from graphopt.execution.reference import float_reference, unquantized
 from graphopt.fitting.losses import COMPARISONS
 from graphopt.formats import FAKE_QUANTIZE, fake_quantize
+from graphopt.ir.facts import BIAS_CORRECTED, REFINED
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.ir.ops import aten, operand
@@ -83,16 +84,16 @@ class RefineRanges:
     def __call__(self, graph: Graph) -> list[Change]:
         if not graph.calls(FAKE_QUANTIZE):
             return []
-        if any("bias_corrected" in node.meta for node in graph.calls()):
+        if any(graph.fact(node, BIAS_CORRECTED) for node in graph.calls()):
             raise InputError("biases were corrected for the present scales; put RefineRanges in front of CorrectBias")
-        steps = [step for step in free_steps(graph, self.weights) if "refined" not in step.quantizers[0].meta]
+        steps = [step for step in free_steps(graph, self.weights) if not graph.fact(step.quantizers[0], REFINED)]
         if not steps:
             return []
         work = _Search(graph, steps, self)
-        found = work.solve()
+        changes = work.write(work.solve())
         for step in steps:
-            step.quantizers[0].meta["refined"] = True
-        return work.write(found)
+            graph.set_fact(step.quantizers[0], REFINED, True)
+        return changes
 
 
 @dataclass(frozen=True)
@@ -145,9 +146,9 @@ class _Search:
     def __init__(self, graph: Graph, steps: list[MovableScale], options: RefineRanges) -> None:
         self.graph, self.steps, self.options = graph, steps, options
         self.batches = self.take()
-        twin = float_twin(graph)
+        reference = float_reference(graph)
         with torch.no_grad():
-            self.wanted = [self.run(twin, {}, batch) for batch in self.batches]
+            self.wanted = [self.run(reference, {}, batch) for batch in self.batches]
         self.used = [i for i in range(len(self.batches)) if (i + 1) % HELD_OUT]
         self.held = [i for i in range(len(self.batches)) if not (i + 1) % HELD_OUT]
         self.left = options.evaluations

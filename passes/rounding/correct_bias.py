@@ -24,7 +24,8 @@ from torch.fx.node import Node
 
 from graphopt.analysis.distributions import Distributions
 from graphopt.execution.observers import PositionMean, Statistic, observe
-from graphopt.execution.reference import float_twin, keep_exact, unquantized
+from graphopt.execution.reference import float_reference, set_compensated, unquantized
+from graphopt.ir.facts import BIAS_CORRECTED
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.ir.passes import Change, in_eval_mode
@@ -49,19 +50,19 @@ class CorrectBias:
         layers = [
             layer
             for node in graph.calls()
-            if (layer := Layer.of(node)) and rounded_bias(layer) is not None and "bias_corrected" not in node.meta
+            if (layer := Layer.of(node)) and rounded_bias(layer) is not None and not graph.fact(node, BIAS_CORRECTED)
         ]
         if not layers:
             return []
         if self.calibration is None:
             return self.from_norms(graph, layers)
-        twin = float_twin(graph)
-        sources = {node.name: node for node in twin.nodes}
+        reference = float_reference(graph)
+        sources = {node.name: node for node in reference.nodes}
         means = {layer.input: PositionMean(layer.dims + 1) for layer in layers}
         watched: dict[Node, list[Statistic]] = {}
         for value, mean in means.items():
             watched.setdefault(sources[unquantized(value).name], []).append(mean)
-        if not observe(twin, watched, self.calibration):
+        if not observe(reference, watched, self.calibration):
             return []
         return [self.correct(graph, layer, means[layer.input].mean) for layer in layers]
 
@@ -69,7 +70,7 @@ class CorrectBias:
         found = Distributions.of(graph)
         known = [layer for layer in layers if layer.input in found.known]
         if not known:
-            if any("bias_corrected" in node.meta for node in graph.calls()):
+            if any(graph.fact(node, BIAS_CORRECTED) for node in graph.calls()):
                 return []  # all that could be has been
             raise InputError(
                 f"without calibration data biases are corrected by batch norms, which tell nothing of this graph "
@@ -93,11 +94,9 @@ class CorrectBias:
         found = rounded_bias(layer)
         assert found is not None
         reader, bias = found
-        keep_exact(graph, reader)
-        graph.set_constant(
-            reader, reader.args.index(bias), (graph.tensor(bias).double() + shift).to(graph.tensor(bias).dtype)
-        )
-        layer.node.meta["bias_corrected"] = True
+        corrected = (graph.tensor(bias).double() + shift).to(graph.tensor(bias).dtype)
+        set_compensated(graph, reader, reader.args.index(bias), corrected)
+        graph.set_fact(layer.node, BIAS_CORRECTED, True)
         return Change(graph.site(layer.node), f"bias moved by up to {float(shift.abs().max()):.3g}")
 
 

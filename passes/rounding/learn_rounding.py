@@ -18,8 +18,7 @@ learning gain by it. With a few hundred images and steps that is little: begin w
 
 With `checkpoint`, every layer and unit that is done is written down (`journal.py`), and the same task goes on behind the last.
 
-Needs:  a graph straight from `Quantize` or `QuantizeWeights`; `CorrectBias` would move the biases of what serves as original,
-        and is not needed.
+Needs:  a graph straight from `Quantize` or `QuantizeWeights`; `CorrectBias` is not needed, biases are learned with the codes.
 Papers: Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization"; Li et al. 2021, "BRECQ"; Frantar et al.
         2022, "GPTQ"; Hubara et al. 2020, "Improving Post Training Neural Quantization" (AdaQuant; asymmetric calibration).
 """
@@ -36,11 +35,12 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.analysis.grouped_moments import GroupedMoments
-from graphopt.execution.reference import float_twin, unquantized
+from graphopt.execution.reference import float_reference, unquantized
 from graphopt.execution.spill import Overflow
 from graphopt.execution.streaming import Frontier, constant_calls
 from graphopt.fitting import rounding
 from graphopt.fitting.least_squares import Pairs
+from graphopt.ir.facts import BIAS_CORRECTED, ROUNDING_LEARNED
 from graphopt.ir.graph import Graph
 from graphopt.ir.passes import Change, in_eval_mode
 from graphopt.ir.quantizers import quantizers
@@ -123,20 +123,20 @@ class LearnRounding:
 
     @in_eval_mode
     def __call__(self, graph: Graph) -> list[Change]:
-        if all("rounding_learned" in rounded.layer.node.meta for rounded in self.check(graph)):
+        if all(graph.fact(rounded.layer.node, ROUNDING_LEARNED) for rounded in self.check(graph)):
             return []
-        twin, journal = float_twin(graph), self.journal(graph)
-        fitted = self.fit_layers(graph, twin, journal)
+        reference, journal = float_reference(graph), self.journal(graph)
+        fitted = self.fit_layers(graph, reference, journal)
         notes = {node: note for node, (note, _) in fitted.items()}
         if self.method in WAYS:
             aims = {node: aim for node, (_, aim) in fitted.items()}
-            for unit, first, last in self.learn_units(graph, twin, aims, journal):
+            for unit, first, last in self.learn_units(graph, reference, aims, journal):
                 for node in unit.layers:
                     together = f" with {len(unit.layers) - 1} more" if len(unit.layers) > 1 else ""
                     notes[node] += f", error {first:.2g} -> {last:.2g} by gradients{together}"
         tie_biases(graph)
         for rounded in rounded_layers(graph):
-            rounded.layer.node.meta["rounding_learned"] = True
+            graph.set_fact(rounded.layer.node, ROUNDING_LEARNED, True)
         left = [
             Change(graph.site(node), f"left as it is: weights in {name}") for node, name in other_layers(graph).items()
         ]
@@ -154,9 +154,9 @@ class LearnRounding:
                 "the graph has no quantized weights; run Quantize before LearnRounding, or QuantizeWeights"
             )
         for rounded in found:
-            if "bias_corrected" in rounded.layer.node.meta:
+            if graph.fact(rounded.layer.node, BIAS_CORRECTED):
                 raise InputError(
-                    f"the bias of {graph.site(rounded.layer.node)!r} was corrected, so the float network is lost; "
+                    f"the bias of {graph.site(rounded.layer.node)!r} was corrected for the present codes; "
                     "leave CorrectBias out, LearnRounding does its work"
                 )
             if self.method == "bit_split" and bool((rounded.lattice(graph).zero != 0).any()):
@@ -177,11 +177,11 @@ class LearnRounding:
 
     # ---- Closed forms -----------------------------------------------------------------------------------------------
 
-    def fit_layers(self, graph: Graph, twin: Graph, journal: Journal) -> dict[Node, tuple[str, Tensor]]:
+    def fit_layers(self, graph: Graph, reference: Graph, journal: Journal) -> dict[Node, tuple[str, Tensor]]:
         """Round every layer under the quadratic of its inputs; of each a remark, and the weight that was rounded."""
         values = set(quantizers(graph)) - constant_calls(graph)
-        names = {node.name: original(twin, node).name for node in values}
-        pairs = Pairs(twin, graph, self.data, names)
+        names = {node.name: original(reference, node).name for node in values}
+        pairs = Pairs(reference, graph, self.data, names)
         layers = track(rounded_layers(graph), "rounding layers")
         found = {}
         for number, rounded in enumerate(layers):
@@ -216,15 +216,15 @@ class LearnRounding:
     # ---- Gradients --------------------------------------------------------------------------------------------------
 
     def learn_units(
-        self, graph: Graph, twin: Graph, aims: dict[Node, Tensor], journal: Journal
+        self, graph: Graph, reference: Graph, aims: dict[Node, Tensor], journal: Journal
     ) -> list[tuple[Unit, float, float]]:
         """Learn unit by unit; of each the relative errors at the beginning and at the end."""
         overflow = Overflow(self.memory, self.folder)
         batches = list(self.data)
-        walks = Frontier(twin, batches, overflow.keep), Frontier(graph, batches, overflow.keep)
+        walks = Frontier(reference, batches, overflow.keep), Frontier(graph, batches, overflow.keep)
         units = block_units(graph) if self.unit == "block" else layer_units(graph)
-        ends = [original(twin, unit.output) for unit in units]
-        gradients = fisher(twin, ends, batches, overflow.keep) if self.importance else {}
+        ends = [original(reference, unit.output) for unit in units]
+        gradients = fisher(reference, ends, batches, overflow.keep) if self.importance else {}
         layers = {rounded.layer.node: rounded for rounded in rounded_layers(graph)}
         found = []
         for number, (unit, end) in enumerate(track(list(zip(units, ends, strict=True)), "learning units")):
@@ -236,10 +236,11 @@ class LearnRounding:
                 Samples(parts, fixed=not graph.dynamic_batch)
                 for parts in zip(*walks[1].before(unit.first, unit.inputs), strict=True)
             ]
-            source = make_unit([original(twin, node) for node in unit.inputs], end)
+            source = make_unit([original(reference, node) for node in unit.inputs], end)
             sources = walks[0].before(source.first, source.inputs)
             wanted = Samples(
-                [overflow.keep(evaluate(twin, source, values)) for values in sources], fixed=not graph.dynamic_batch
+                [overflow.keep(evaluate(reference, source, values)) for values in sources],
+                fixed=not graph.dynamic_batch,
             )
             weights = {}
             for node in unit.layers:
@@ -269,7 +270,7 @@ class LearnRounding:
         )
 
 
-def original(twin: Graph, node: Node) -> Node:
+def original(reference: Graph, node: Node) -> Node:
     """The call of the float network that computes a value of the simulated one."""
     name = unquantized(node).name
-    return next(n for n in twin.nodes if n.name == name)
+    return next(n for n in reference.nodes if n.name == name)

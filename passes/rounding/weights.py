@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
-from graphopt.execution.reference import keep_exact
+from graphopt.execution.reference import set_compensated
 from graphopt.fitting.rounding import Lattice
 from graphopt.formats import FAKE_QUANTIZE, SMALLEST_SCALE, in_blocks
 from graphopt.ir.graph import Graph
@@ -93,12 +93,10 @@ class Rounded:
             lattice = replace(lattice, scale=scale.reshape(lattice.scale.shape))
         single = replace(lattice, scale=lattice.scale.float(), zero=lattice.zero.float())
         weight = single.weight(codes.float()).to(old.dtype)
-        keep_exact(graph, self.quantizer)
-        graph.set_constant(self.quantizer, 0, self.native(weight, old))
+        set_compensated(graph, self.quantizer, 0, self.native(weight, old))
         if bias is not None and self.bias is not None:
             reader, constant = self.bias
-            keep_exact(graph, reader)
-            graph.set_constant(reader, reader.args.index(constant), bias.to(graph.tensor(constant).dtype))
+            set_compensated(graph, reader, reader.args.index(constant), bias.to(graph.tensor(constant).dtype))
 
 
 @dataclass(frozen=True)

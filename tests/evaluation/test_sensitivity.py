@@ -69,7 +69,7 @@ class Some(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         bypassed = n.target is FAKE_QUANTIZE and n not in self.active
-        value = n.meta.get("exact", self.env[n.args[0]]) if bypassed else super().run_node(n)
+        value = n.args[0].meta.get("float_reference", self.env[n.args[0]]) if bypassed else super().run_node(n)  # type: ignore[union-attr, index]
         self.seen[n] = value
         return value
 

@@ -233,6 +233,27 @@ MALFORMED: dict[str, Change] = {
     "two nodes of one name": lambda d: d["nodes"][1].update(name=d["nodes"][0]["name"]),
     "no output": lambda d: d["nodes"].pop(),
     "meta of torch's own": lambda d: d["nodes"][0].update(meta={"stack_trace": "x"}),
+    **{
+        f"a fact that is {what}": lambda d, facts=facts: d["nodes"][1].update(meta=facts)  # type: ignore[misc]
+        for what, facts in {
+            "unknown": {"anything": 1},
+            "no name": {"a b": 1},
+            "torch's own": {"val": {"tensor": 0}},
+            "a list in place of facts": [1],
+            "a number in place of a text": {"left": 1},
+            "a text in place of a tensor": {"float_reference": "x"},
+            "a tensor that is not there": {"float_reference": {"tensor": 99}},
+            "a tensor in place of two": {"moments": {"tensor": 0}},
+            "one tensor short": {"moments": {"tuple": [{"tensor": 0}]}},
+            "a node": {"moments": {"tuple": [{"node": "x"}, {"tensor": 0}]}},
+            "a number in place of a truth value": {"refined": 1},
+            "nested": {"left": {"tuple": ["x"]}},
+        }.items()
+    },
+    "a float reference of an output": lambda d: d["nodes"][-1].update(meta={"float_reference": {"tensor": 0}}),
+    "a float reference of another shape": lambda d: [
+        n.update(meta={"float_reference": {"tensor": 0}}) for n in d["nodes"] if n["op"] == "get_attr"
+    ],
     "a power that fills the memory": lambda d: first_call(d).update(
         target="operator.pow", args=[10, 10**10], kwargs={}
     ),

@@ -17,6 +17,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from graphopt.ir.facts import LEFT
 from graphopt.ir.graph import Graph
 from graphopt.utils.errors import InputError
 
@@ -123,12 +124,12 @@ def test_quantized_operators_and_int8_constants(tmp_path: Path) -> None:
     zero = graph.add_constant("zero", torch.zeros(2, dtype=torch.int64), before=layer)
     target = decomposed.dequantize_per_channel.default
     layer.update_arg(1, graph.call(target, weight, scale, zero, 0, -128, 127, torch.int8, before=layer))
-    layer.meta["bits"] = 8
+    graph.set_fact(layer, LEFT, "eight bits")
     graph.refresh()
     graph.save(tmp_path / "g")
     loaded = Graph.load(tmp_path / "g")
     assert str(loaded) == str(graph)
-    assert loaded.calls(aten.linear.default)[0].meta["bits"] == 8
+    assert loaded.fact(loaded.calls(aten.linear.default)[0], LEFT) == "eight bits"
     x = torch.randn(5, 3)
     assert torch.equal(loaded(x), graph(x))
 
@@ -209,7 +210,7 @@ def test_bad_files_are_named_in_one_sentence(graph: Graph, tmp_path: Path) -> No
     refused("damaged")
     path.write_bytes(good)
     rewritten(path, version=99)
-    refused("saved by a newer graphopt .format 99, this one reads 1.; upgrade graphopt")
+    refused("saved by a newer graphopt .format 99, this one reads 2.; upgrade graphopt")
     path.write_bytes(good)
     rewritten(path, nodes=[{"op": "call_function"}])
     refused("damaged .KeyError")

@@ -15,7 +15,7 @@ from torch import nn
 import graphopt
 from graphopt.backends.onnxruntime import audit, lower
 from graphopt.compiler import recipes
-from graphopt.execution.reference import float_twin
+from graphopt.execution.reference import float_reference
 from graphopt.formats import (
     BFLOAT16,
     FAKE_QUANTIZE,
@@ -189,7 +189,7 @@ def test_other_passes_keep_going(format: NumberFormat) -> None:
         assert apply(RefineRanges([[x]]), graph) == []  # there is no step to refine
         apply(Simplify(), graph)
         assert torch.equal(graph(x), wanted)
-        assert torch.equal(float_twin(graph)(x), float_twin(quantized(model_of("residual")))(x))
+        assert torch.equal(float_reference(graph)(x), float_reference(quantized(model_of("residual")))(x))
     assert apply(MixedPrecision(X86, [[x]], average_bits=5.0), graph) == []
 
 

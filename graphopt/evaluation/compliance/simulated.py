@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from graphopt.evaluation.compliance.violation import Violation
 from graphopt.formats import in_blocks
+from graphopt.ir.facts import LEFT
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.ir.ops import family, operand
@@ -22,7 +23,7 @@ def layers(graph: Graph, target: Target) -> Iterator[Violation]:
             continue
         for what, value in (("weight", layer.weight), ("input", layer.input)):
             if not is_quantizer(value):
-                why = node.meta.get("left", f"its {what} is not rounded")
+                why = graph.fact(node, LEFT) or f"its {what} is not rounded"
                 yield Violation(
                     "float-layer", graph.site(node), f"computes in float: {why}", f"quantize it for {target.name!r}"
                 )

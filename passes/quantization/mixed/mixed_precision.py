@@ -135,7 +135,7 @@ class MixedPrecision:
 
     def plan(self, graph: Graph) -> MixedPlan:
         """What the pass would do to a graph, as a table; the graph stays as it is."""
-        graph = graph.clone()
+        graph = graph.clone(share_weights=True)
         bake(graph)
         space = Space.of(graph, self.target, _falling(self.choices), _falling(self.activations), self.layers)
         check_weights(graph, space.placement)
@@ -178,7 +178,7 @@ class MixedPrecision:
 
     def _simulate(self, space: Space, assignment: Sequence[int]) -> Graph:
         """A quantized copy with made-up ranges, which do not matter for time."""
-        copy, formats = space.graph.clone(), space.formats(assignment)
+        copy, formats = space.graph.clone(share_weights=True), space.formats(assignment)
         if any(found is not None for found in formats.values()):
             replace(self.quantize(formats), calibration=islice(self.data, 1), estimator="minmax")(copy)
             copy.refresh()
