@@ -120,7 +120,7 @@ def begin(
         target,
         backend,
         options,
-        graph.clone(share_weights=True),
+        graph.clone(),  # weights of its own: a pass may train the graph
         graph,
         data,
         held_out,
