@@ -83,7 +83,7 @@ def test_a_target_that_is_no_cpu_is_refused() -> None:
 
 def test_data_is_copied_only_where_something_must_change() -> None:
     def copied(spec: Conv, on: Machine) -> bool:
-        return direct.Plan(spec, on).staging.needed
+        return direct.DirectPlan(spec, on).staging.needed
 
     fours = Machine(16, 32, dot="sdot")
     plain = Conv((1, 4, 4, 12), 8, data="int8")
@@ -115,7 +115,7 @@ def test_a_tile_fits_the_registers_and_the_result(rows: int, columns: int, vecto
 
 def test_weights_that_exceed_the_cache_get_smaller_blocks() -> None:
     spec = Conv((1, 7, 7, 512), 512, (3, 3), padding=SAME)
-    small, large = (direct.Plan(spec, replace(machine(VNNI), l2_bytes=size)).block for size in (1 << 20, 64 << 20))
+    small, large = (direct.DirectPlan(spec, replace(machine(VNNI), l2_bytes=size)).block for size in (1 << 20, 64 << 20))
     assert small < large
 
 

@@ -266,7 +266,7 @@ def test_state_that_reaches_no_output_is_dropped_with_a_note() -> None:
 
 def test_state_that_reaches_an_output_is_refused() -> None:
     with pytest.raises(
-        CaptureError, match=r"test_functional.py:\d+: `self.calls \+= 1`: the model changes its buffer 'calls'"
+        CaptureError, match=r"test_functionalize.py:\d+: `self.calls \+= 1`: the model changes its buffer 'calls'"
     ):
         Graph.capture(Buffers(use=True).eval(), torch.randn(2, 3))
 

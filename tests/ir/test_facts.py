@@ -25,7 +25,8 @@ from graphopt.ir.facts import (
     Moments,
 )
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import WEIGHT, Layer, aten
+from graphopt.ir.layer import WEIGHT, Layer
+from graphopt.ir.ops import aten
 from graphopt.ir.quantizers import is_quantizer, quantizers
 from graphopt.passes.quantization import Quantize
 from graphopt.passmanager.runner import run
