@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from blocks import BLOCKS, conv, images, lowered, model_of, simulated, target_of
 from onnx import numpy_helper
-from rewriting import Model, apply, assert_close, capture
+from rewriting import Model, apply, assert_close, assert_equal_but_for_ties, capture
 from torch import nn
 from uneven import PER_TENSOR, uneven
 
@@ -154,8 +154,10 @@ def test_other_widths(bits: int) -> None:
     kinds = operators(file(artifact))
     assert ("Clip" in kinds) == (bits == 4)
     assert file(artifact).opset_import[0].version == (21 if bits == 16 else 18)
+    step = float(graph.tensor(graph.outputs[0].args[1]))  # type: ignore[arg-type]
     with torch.no_grad():
-        assert_close(deploy(graph)(x), graph(x), 1e-5)
+        # float32 sums are off by about 1e-7: 0.5 % of a step of 16 bits here
+        assert_equal_but_for_ties(deploy(graph)(x), graph(x), step, share=1e-2 if bits == 16 else 1e-3)
         assert sqnr(graph(x), artifact(x)) > 12 + 6 * bits * 0.5
 
 

@@ -115,7 +115,9 @@ def test_a_tile_fits_the_registers_and_the_result(rows: int, columns: int, vecto
 
 def test_weights_that_exceed_the_cache_get_smaller_blocks() -> None:
     spec = Conv((1, 7, 7, 512), 512, (3, 3), padding=SAME)
-    small, large = (direct.DirectPlan(spec, replace(machine(VNNI), l2_bytes=size)).block for size in (1 << 20, 64 << 20))
+    small, large = (
+        direct.DirectPlan(spec, replace(machine(VNNI), l2_bytes=size)).block for size in (1 << 20, 64 << 20)
+    )
     assert small < large
 
 
