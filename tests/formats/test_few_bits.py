@@ -129,7 +129,7 @@ def test_an_interrupted_call_goes_on_where_it_was(kind: Any, tmp_path: Path, mon
     [
         ({"rounding": "best"}, "rounding must be one of"),
         ({"average_bits": 1.0, "passes": ()}, "belong to"),
-        ({"weight_only": 4, "average_bits": 4.0}, "weight_only leaves values in float"),
+        ({"weight_only": 4, "average_bits": 4.0}, "weight_only leaves activations in float"),
         ({"weight_only": 5}, "bits"),
         ({"rounding": "gptq", "calibration": iter(DATA)}, "several times"),
     ],
