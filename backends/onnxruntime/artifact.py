@@ -48,13 +48,18 @@ class OnnxRuntimeArtifact(Artifact):
         if threads != self.threads:
             self.threads, self._session = threads, None
 
+    def prepare(self) -> None:
+        if not self.refusal:
+            _ = self.session
+
     @property
     def session(self) -> Any:
         """The `onnxruntime.InferenceSession`, made when first needed."""
         if self._session is None:
             if self.refusal:
                 raise ArtifactError(f"{self.manifest.model} cannot run here: {self.refusal}")
-            self._session = self.open(self.folder / MODEL)
+            with self.reading():
+                self._session = self.open(self.folder / MODEL)
         return self._session
 
     @property

@@ -27,7 +27,8 @@ class PlacedArtifact(OnnxRuntimeArtifact):
         """
         super().__init__(artifact.folder, artifact.manifest)
         self._artifact, self.place = artifact, place  # the first owns the folder
-        self._session = self.open(self.folder / file)
+        with artifact.reading():
+            self._session = self.open(self.folder / file)
 
     @property
     def refusal(self) -> str:

@@ -7,6 +7,8 @@ audit(artifact)         # share of the work in integer, operators that stayed fl
 artifact.on("rpc://host:port")(images)  # on a device
 """
 
+import tvm_ffi
+
 from graphopt.backends.tvm.artifact import TvmArtifact, audit, load
 from graphopt.backends.tvm.connection import connect
 from graphopt.backends.tvm.float16 import deploy
@@ -14,3 +16,7 @@ from graphopt.backends.tvm.lowering import check_tuning, lower
 from graphopt.backends.tvm.simulate import simulate
 
 __all__ = ["TvmArtifact", "audit", "check_tuning", "connect", "deploy", "load", "lower", "simulate"]
+
+# Python that TVM calls back may be interrupted: that is no RuntimeError, which handlers of errors would take for TVM's own.
+for _interruption in (KeyboardInterrupt, SystemExit):
+    tvm_ffi.register_error(_interruption.__name__, _interruption)

@@ -70,6 +70,15 @@ class TvmArtifact(Artifact):
     def set_threads(self, threads: int) -> None:
         self.threads = threads
 
+    def prepare(self) -> None:
+        if self._main is not None:
+            return
+        if self.refusal:
+            raise ArtifactError(f"{self.manifest.model} cannot run here: {self.refusal}")
+        with self.reading():
+            executable = tvm.runtime.load_module(str(self.folder / LIBRARY))
+        self._main = relax.VirtualMachine(executable, self._device)["main"]
+
     def on(self, device: str) -> TvmArtifact:
         """The same on a device: `rpc://host:port`, or `tracker://host:port/key`; see `graphopt.backends.tvm.remote`.
 
@@ -106,7 +115,8 @@ class TvmArtifact(Artifact):
                 f"{self.manifest.model} for {target} holds no kernels to compile to C, which is for CPUs only; take a target "
                 "such as tvm-x86 or tvm-cortex-a53, and lower it with this release"
             )
-        content, library = ((self.folder / file).read_bytes() for file in (HELD, LIBRARY))
+        with self.reading():
+            content, library = ((self.folder / file).read_bytes() for file in (HELD, LIBRARY))
         return compile_objects(held(content, library), self.manifest, folder, name)
 
     def save(self, folder: str | Path) -> Path:
@@ -145,11 +155,7 @@ class TvmArtifact(Artifact):
 
     def _call(self, inputs: Arrays) -> Arrays:
         """One call of the kernels."""
-        if self._main is None:
-            if self.refusal:
-                raise ArtifactError(f"{self.manifest.model} cannot run here: {self.refusal}")
-            executable = tvm.runtime.load_module(str(self.folder / LIBRARY))
-            self._main = relax.VirtualMachine(executable, self._device)["main"]
+        self.prepare()
         use_threads(self.threads)
         return call(self._main, inputs, self._device)
 

@@ -37,7 +37,8 @@ class RemoteArtifact(TvmArtifact):
         session = connection.session
         try:
             if name not in connection.uploaded:  # the server would overwrite the file it may be running
-                session.upload(str(Path(self.folder, LIBRARY)), name)
+                with self._artifact.reading():
+                    session.upload(str(Path(self.folder, LIBRARY)), name)
                 connection.uploaded.add(name)
             self._machine = relax.VirtualMachine(session.load_module(name), session.cpu())
         except RuntimeError as error:

@@ -12,7 +12,8 @@ import time
 import weakref
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ from graphopt.data import batches
 from graphopt.ir import structure
 from graphopt.ir.graph import Graph
 from graphopt.targets import Target
-from graphopt.utils.errors import GraphoptError, InputError
-from graphopt.utils.files import MANIFEST, check_replaceable, folder_atomically
+from graphopt.utils.errors import ArtifactError, GraphoptError, InputError
+from graphopt.utils.files import MANIFEST, check_replaceable, folder_atomically, identity
 from graphopt.utils.version import versions
 
 
@@ -45,7 +46,30 @@ class Artifact(ABC):
         """`temporary`: the folder belongs to this object and is removed with it, at the latest at exit."""
         self.folder = folder
         self.manifest = manifest
+        self._identity = () if temporary else identity(folder)
         self._cleanup = weakref.finalize(self, shutil.rmtree, folder, True) if temporary else None
+
+    def prepare(self) -> None:  # noqa: B027 - there need not be anything to open
+        """Open what runs on this machine, so that whatever replaces the folder later does not reach it."""
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Around whatever reads its files after it was loaded.
+
+        Raises:
+            ArtifactError: the folder was replaced since.
+        """
+        self._check_folder()
+        try:
+            yield
+        except (OSError, ArtifactError):
+            self._check_folder()
+            raise
+        self._check_folder()
+
+    def _check_folder(self) -> None:
+        if self._identity and identity(self.folder) != self._identity:
+            raise ArtifactError(f"{self.folder} was replaced since it was loaded; load it again")
 
     @property
     def refusal(self) -> str:
@@ -153,7 +177,8 @@ class Artifact(ABC):
     @property
     def compressed_bytes(self) -> int:
         """Bytes of all files that a device needs, the manifest aside, each compressed with zlib."""
-        return sum(len(zlib.compress((self.folder / name).read_bytes())) for name in self.loaded)
+        with self.reading():
+            return sum(len(zlib.compress((self.folder / name).read_bytes())) for name in self.loaded)
 
     @property
     def report(self) -> Report | None:
@@ -166,12 +191,15 @@ class Artifact(ABC):
         Raises:
             InputError: the place cannot be written, or holds files that graphopt did not write.
         """
-        with folder_atomically(folder) as new:
+        with folder_atomically(folder) as new, self.reading():
             for name in self.manifest.files:
                 (new / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(self.folder / name, new / name)
             (new / MANIFEST).write_bytes(self.manifest.to_json())
-        return Path(folder).expanduser().resolve()
+        written = Path(folder).expanduser().resolve()
+        if self._identity and written == self.folder.resolve():
+            self._identity = identity(written)
+        return written
 
     def __repr__(self) -> str:
         takes = ", ".join(map(str, self.manifest.inputs))

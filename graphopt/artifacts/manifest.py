@@ -17,7 +17,7 @@ from graphopt.artifacts.report import Report
 from graphopt.ir import structure
 from graphopt.utils import json_data
 from graphopt.utils.errors import ArtifactError, InputError
-from graphopt.utils.files import MANIFEST, sha256
+from graphopt.utils.files import MANIFEST, sha256, steady
 from graphopt.utils.version import __version__, versions
 
 FORMAT = 1  # raised whenever an older graphopt could misread what a newer one writes
@@ -159,6 +159,10 @@ def read_manifest(folder: str | Path) -> Manifest:
         ArtifactError: it is no artifact, is damaged, was altered, or comes from a newer graphopt.
     """
     folder = Path(folder).expanduser()
+    return steady(folder, lambda: _verified(folder))
+
+
+def _verified(folder: Path) -> Manifest:
     if not folder.is_dir():
         raise InputError(f"there is no artifact folder {folder}")
     path = folder / MANIFEST

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from graphopt.ir.graph import Graph
 from graphopt.ir.passes import Pass
 from graphopt.lowering.integers.simulation import Simulation
 from graphopt.targets import Target, find
+from graphopt.utils.errors import GraphoptError
+from graphopt.utils.files import steady
 
 
 class Optimized(NamedTuple):
@@ -122,11 +125,19 @@ def simulate(graph: Graph, target: str | Target = "arm", *, machine: str | None 
 
 
 def load(folder: str | Path) -> Artifact:
-    """Open a saved artifact, after verifying every file of it.
+    """Open a saved artifact, after verifying every file of it; whole, also where another process replaces it meanwhile.
 
     Raises:
         ArtifactError: it is damaged, was altered, or comes from a newer graphopt.
         InputError: there is none.
     """
-    manifest = read_manifest(folder)
-    return registry.backend(manifest.runtime).load(Path(folder), manifest)
+    place = Path(folder).expanduser().absolute()
+
+    def read() -> Artifact:
+        manifest = read_manifest(place)
+        artifact = registry.backend(manifest.runtime).load(place, manifest)
+        with contextlib.suppress(GraphoptError):  # what cannot run here says so when it is called
+            artifact.prepare()
+        return artifact
+
+    return steady(place, read)

@@ -5,14 +5,12 @@
 
 Reading one runs nothing that the file holds, whoever wrote it: nothing is pickled, the archive is read within bounds
 (`archive.py`), and the description is checked (`schema.py`) before the graph is built, whose operators are those of
-`operators.py`. The archive is written under a temporary name and moved into place, so a crash leaves the old file or none.
+`operators.py`. The archive appears whole or not at all (`graphopt.utils.files`).
 """
 
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -26,6 +24,7 @@ from graphopt.ir.graph import Example, Graph
 from graphopt.ir.shapes import batched, fake_inputs
 from graphopt.utils import archive, json_data
 from graphopt.utils.errors import InputError, first_line
+from graphopt.utils.files import write_atomically
 
 FORMAT = "graphopt graph"
 VERSION = 2
@@ -40,20 +39,14 @@ def save(graph: Graph, path: Path, without: Collection[str] = (), *, reference: 
     """
     encoder = encoding.Encoder()
     description = json.dumps(_describe(graph, encoder, without, reference), allow_nan=False)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as packed:
-                packed.writestr(DESCRIPTION, description)
-                for index, tensor in enumerate(encoder.tensors):
-                    packed.writestr(f"tensors/{index}", raw_tensors.content(tensor))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    def write(temporary: Path) -> None:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as packed:
+            packed.writestr(DESCRIPTION, description)
+            for index, tensor in enumerate(encoder.tensors):
+                packed.writestr(f"tensors/{index}", raw_tensors.content(tensor))
+
+    write_atomically(path, write)
 
 
 def load(path: Path, constants: Mapping[str, Tensor] | None = None) -> Graph:

@@ -2,6 +2,7 @@
 
 errors.py      the exceptions that users meet
 files.py       files and folders that appear whole or not at all
+partial.py     temporary files beside a destination, and the rename that puts one in its place
 archive.py     zip archives read within bounds
 json_data.py   JSON read within bounds
 progress.py    progress of long work

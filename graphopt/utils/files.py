@@ -1,7 +1,8 @@
 """Writing files and folders so that they appear whole or not at all.
 
-A result is built beside its destination under a temporary name and renamed when it is complete, so an error, a full
-disk or Ctrl-C leaves what was there before. A folder is only replaced where everything in it was written by graphopt.
+A result is built beside its destination under a temporary name and renamed when it is complete (`graphopt.utils.partial`), so
+an error, a full disk, Ctrl-C or `kill -9` leaves what was there before. A folder is only replaced where everything in it was
+written by graphopt. What is read while others may write is read by `steady`.
 """
 
 from __future__ import annotations
@@ -9,16 +10,20 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import secrets
-import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
-from graphopt.utils import json_data
-from graphopt.utils.errors import InputError
+from graphopt.utils import json_data, partial
+from graphopt.utils.errors import ArtifactError, InputError
+
+T = TypeVar("T")
 
 MANIFEST = "manifest.json"  # the file that marks a folder as one of ours and lists the others
+
+ATTEMPTS = 100  # of reading a folder that is replaced meanwhile
 
 _WRITE_ERRORS = {
     errno.ENOSPC: "the disk is full; free some space or choose another place",
@@ -59,18 +64,13 @@ def write_atomically(path: str | Path, content: bytes | Callable[[Path], None]) 
     target = check_writable(path)
     if target.is_dir():
         raise InputError(f"cannot write the file {target}: it is a folder; choose another name")
-    temporary = _beside(target)
-    with _explained(target):
-        try:
-            if callable(content):
-                content(temporary)
-            else:
-                temporary.write_bytes(content)
-            _flush(temporary)
-            os.replace(temporary, target)
-        except BaseException:  # Ctrl-C too must leave nothing behind
-            temporary.unlink(missing_ok=True)
-            raise
+    with _explained(target), partial.partial(target, folder=False) as temporary:
+        if callable(content):
+            content(temporary)
+        else:
+            temporary.write_bytes(content)
+        _flush(temporary)
+        partial.put(temporary, target)
 
 
 def check_replaceable(path: str | Path) -> Path:
@@ -84,7 +84,7 @@ def check_replaceable(path: str | Path) -> Path:
         return target
     if not target.is_dir():
         raise InputError(f"cannot write the folder {target}: a file of this name exists; choose another name")
-    foreign = _foreign(target)
+    foreign = steady(target, lambda: _foreign(target))
     if foreign:
         shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
         raise InputError(
@@ -103,15 +103,46 @@ def folder_atomically(path: str | Path) -> Iterator[Path]:
         InputError: as `check_replaceable`; or the disk is full.
     """
     target = check_replaceable(path)
-    with _explained(target):
-        temporary = _beside(target)
+    with _explained(target), partial.partial(target, folder=True) as temporary:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _flush(file)
+        check_replaceable(target)  # it may have changed while the block ran
+        partial.put(temporary, target)
+
+
+def identity(folder: Path) -> tuple[int, ...]:
+    """What tells a folder of ours from one that took its place, whatever is in it; empty where there is none."""
+    try:
+        return tuple(
+            n for s in (folder.stat(), (folder / MANIFEST).stat()) for n in (s.st_dev, s.st_ino, s.st_ctime_ns)
+        )
+    except OSError:
+        return ()
+
+
+def steady(folder: Path, read: Callable[[], T]) -> T:
+    """What `read` makes of a folder that others may replace meanwhile: it reads again where that happened.
+
+    Raises:
+        ArtifactError: it was replaced during each of many attempts. Whatever `read` raises, where it was not replaced.
+    """
+    partial.sweep(folder)  # a writer may have died between two renames
+    for _ in range(ATTEMPTS):
+        before = identity(folder)
+        if not before and partial.moved_aside(folder):
+            time.sleep(0.01)
+            continue
         try:
-            temporary.mkdir()
-            yield temporary
-            _put(temporary, target)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+            found = read()
+        except Exception:
+            if identity(folder) == before:
+                raise
+        else:
+            if identity(folder) == before:
+                return found
+    raise ArtifactError(f"{folder} is replaced again and again while it is read; wait until its writer is done")
 
 
 def sha256(path: Path) -> str:
@@ -121,28 +152,6 @@ def sha256(path: Path) -> str:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
-
-
-def _beside(target: Path) -> Path:
-    # The same folder, because a rename is only atomic within one file system.
-    return target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.partial")
-
-
-def _put(temporary: Path, target: Path) -> None:
-    """Rename `temporary` to `target`; what was there is kept until the new one stands."""
-    if not target.exists():
-        os.rename(temporary, target)
-        return
-    check_replaceable(target)  # it may have changed while the block ran
-    old = _beside(target)
-    try:
-        os.rename(target, old)
-        os.rename(temporary, target)
-    except BaseException:
-        if old.exists() and not target.exists():
-            os.rename(old, target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _foreign(folder: Path) -> list[str]:

@@ -282,3 +282,16 @@ def test_resnet20_is_bit_identical_to_the_simulation_on_2000_images(zoo: ModuleT
 def test_a_model_that_computes_nothing_is_told_so() -> None:
     with pytest.raises(GraphoptError, match="computes nothing"):
         lower(Graph.capture(nn.Identity().eval(), torch.zeros(2, 3)), find("tvm-x86"))
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+def test_what_interrupts_python_that_tvm_calls_is_no_error_of_compilation(
+    monkeypatch: pytest.MonkeyPatch, interruption: type[BaseException]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise interruption
+
+    monkeypatch.setattr("graphopt.backends.tvm.build.scheduled", interrupted)
+    graph = Graph.capture(nn.Softmax(1).eval(), torch.randn(1, 8))
+    with pytest.raises(interruption):
+        lower(graph, find("tvm-x86"))

@@ -107,26 +107,6 @@ def test_our_own_result_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out"]
 
 
-@pytest.mark.parametrize("which", [1, 2])
-def test_an_interruption_while_renaming_keeps_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: int
-) -> None:
-    make_result(tmp_path / "out", model="old")
-    rename, calls = os.rename, []
-
-    def interrupted(source: Path, target: Path) -> None:
-        calls.append(source)
-        if len(calls) == which:
-            raise KeyboardInterrupt
-        rename(source, target)
-
-    monkeypatch.setattr(os, "rename", interrupted)
-    with pytest.raises(KeyboardInterrupt), folder_atomically(tmp_path / "out"):
-        pass
-    assert (tmp_path / "out" / "model").read_text() == "old"
-    assert names(tmp_path) == ["out"]
-
-
 def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with folder_atomically(tmp_path / "out") as folder:
