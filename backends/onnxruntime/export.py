@@ -30,6 +30,7 @@ from graphopt.ir.ops import aten
 from graphopt.ir.program import to_exported_program
 from graphopt.lowering.integers.legalize import CLIP_CODES, GLOBAL_AVERAGE_POOL
 from graphopt.lowering.qdq import Q
+from graphopt.utils.alone import ALONE
 
 KEPT = ("QuantizeLinear", "DequantizeLinear")
 _NUMPY = {
@@ -49,8 +50,8 @@ def to_onnx(graph: Graph, *, plain: bool = False) -> ir.Model:
     compute_in_half(prepared)
     wide = any(torch.int16 in n.args or torch.uint16 in n.args for n in prepared.calls())
     version = 21 if wide else 20 if prepared.calls(aten.gelu.default) else 18
-    program = to_exported_program(prepared)
-    with _quiet():
+    with ALONE, _quiet():
+        program = to_exported_program(prepared)
         exported = torch.onnx.export(
             program,
             dynamo=True,

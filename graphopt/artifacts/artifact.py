@@ -22,12 +22,14 @@ import numpy as np
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
+from torch.fx.node import Node
 
 from graphopt.artifacts.manifest import Manifest, TensorSpec, listing
 from graphopt.artifacts.report import Report
 from graphopt.data import batches
 from graphopt.ir import structure
 from graphopt.ir.graph import Graph
+from graphopt.ir.shapes import is_free, size_of
 from graphopt.targets import Target
 from graphopt.utils.errors import ArtifactError, GraphoptError, InputError
 from graphopt.utils.files import MANIFEST, check_replaceable, folder_atomically, identity
@@ -136,10 +138,12 @@ class Artifact(ABC):
         Raises:
             InputError: names the input that does not fit, what was expected and what came.
         """
-        outputs = self._run(self._arrays(args, kwargs))
+        arrays = self._arrays(args, kwargs)
+        outputs = self._run(arrays)
         if len(outputs) != len(self.manifest.outputs):
             raise GraphoptError(f"the runtime returned {len(outputs)} outputs, expected {len(self.manifest.outputs)}")
-        return structure.decode(self.manifest.output_structure, map(_tensor, outputs))
+        batches = (len(a) for s, a in zip(self.manifest.inputs, arrays, strict=True) if None in s.shape[:1])
+        return structure.decode(self.manifest.output_structure, map(_tensor, outputs), next(batches, 1))
 
     def _arrays(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[np.ndarray[Any, Any]]:
         """The inputs, flat and checked."""
@@ -266,10 +270,18 @@ def describe(
         inputs=inputs,
         outputs=outputs,
         input_structure=structure.encode((tuple(graph.example.args), dict(graph.example.kwargs))),
-        output_structure=structure.encode(result),
+        output_structure=structure.encode(_with_sizes(graph, result)),
         files=listing(folder),
         options=dict(options or {}),
     )
+
+
+def _with_sizes(graph: Graph, result: Any) -> Any:
+    """What a model returned, with numbers that follow the batch as such."""
+    leaves, spec = pytree.tree_flatten(result)
+    values = [node.meta.get("val") if isinstance(node, Node) else None for node in graph.returned]
+    found = [size_of(v) if is_free(v) else leaf for v, leaf in zip(values, leaves, strict=True)]
+    return pytree.tree_unflatten(found, spec)
 
 
 def _dtype(tensor: Tensor) -> str:

@@ -21,6 +21,7 @@ from graphopt.ir.graph import Graph
 from graphopt.ir.passes import Pass
 from graphopt.lowering.integers.simulation import Simulation
 from graphopt.targets import Target, find
+from graphopt.utils.alone import undisturbed
 from graphopt.utils.errors import GraphoptError
 from graphopt.utils.files import steady
 
@@ -40,6 +41,7 @@ class Optimized(NamedTuple):
     graph: Graph
 
 
+@undisturbed()
 def optimize(
     model: Any,
     example_inputs: Any = None,

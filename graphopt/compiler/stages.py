@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import torch
 from torch import nn
 
 from graphopt.artifacts import registry
@@ -33,6 +34,7 @@ from graphopt.evaluation.evaluate import clock, confirm, judge, last_score, scor
 from graphopt.frontend.infer_inputs import infer
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
+from graphopt.ir.layer import Layer
 from graphopt.ir.masks import zero_share
 from graphopt.ir.passes import Pass
 from graphopt.passes.factorization import Factorize
@@ -107,6 +109,7 @@ def begin(
     if options.tuning.asked_for:
         backend.check_tuning(target, options.tuning)
     graph, notes = _graph(model, example_inputs, dynamic_batch and not target.static_shapes)
+    check_float32(graph)
     report = Report(model=_name(model), target=target.name, notes=[*graph.notes, *notes], original=_original(graph))
     data = Calibration(calibration, graph) if calibration is not None else without_data(graph)
     if data.synthetic and options.quantization.weight_only is None:
@@ -132,6 +135,19 @@ def begin(
     if evaluate is not None:
         report.accuracy_before = score(evaluate, work.original, "the original model")
     return work
+
+
+def check_float32(graph: Graph) -> None:
+    """Raises InputError, by name, where weights, inputs or layers are of another floating-point type than float32."""
+    layers = [(f"layer {graph.site(node)!r}", node.meta["val"]) for node in graph.calls() if Layer.of(node) is not None]
+    weights = [(f"weight {name!r}", value) for name, value in graph.named_parameters()]
+    inputs = [(f"input {name!r}", v) for name, v in zip(graph.input_names, graph.example.tensors(), strict=True)]
+    for what, value in [*weights, *inputs, *layers]:
+        if value.is_floating_point() and value.dtype != torch.float32:
+            dtype = str(value.dtype).removeprefix("torch.")
+            raise InputError(
+                f"{what} is in {dtype}: give the model and its inputs in float32 (model.float(), x.float())"
+            )
 
 
 def _graph(model: Any, example_inputs: Any, dynamic_batch: bool) -> tuple[Graph, list[str]]:

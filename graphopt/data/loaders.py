@@ -11,6 +11,7 @@ the model was trained with others.
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -155,25 +156,34 @@ def _images(folder: Path, takes: list[Input], pixels: Pixels, limit: int) -> Cal
     _, channels, height, width = takes[0].shape
 
     def stream() -> Iterator[Tensor]:
+        unreadable: list[Exception] = []
         for start in range(0, len(files), BATCH):
-            batch = [_read_image(f, channels, height, width) for f in files[start : start + BATCH]]
-            yield pixels.normalize(torch.stack(batch).permute(0, 3, 1, 2))
+            batch = []
+            for file in files[start : start + BATCH]:
+                try:
+                    batch.append(_read_image(file, channels, height, width))
+                except (OSError, ValueError, SyntaxError) as error:
+                    unreadable.append(error)
+                    warnings.warn(f"the image {file} cannot be read ({error}); it is left out", stacklevel=2)
+            if batch:
+                yield pixels.normalize(torch.stack(batch).permute(0, 3, 1, 2))
+        if len(unreadable) == len(files):
+            raise InputError(f"none of the {len(files)} images in {folder} can be read ({unreadable[-1]})")
 
     return stream
 
 
 def _read_image(path: Path, channels: int, height: int, width: int) -> Tensor:
-    """uint8 [height, width, channels]: the shorter side resized to fit, the centre cropped."""
+    """uint8 [height, width, channels], as viewers show it: turned as its EXIF data say, the shorter side resized to fit, the
+    centre cropped."""
     try:
         from PIL import Image, ImageOps
     except ImportError as error:
         raise InputError("reading images needs Pillow; pip install 'graphopt[images]'") from error
-    try:
-        with Image.open(path) as image:
-            image = ImageOps.fit(image.convert("RGB" if channels == 3 else "L"), (width, height))
-            return torch.tensor(np.asarray(image)).reshape(height, width, channels)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise InputError(f"the image {path} cannot be read ({error}); remove or repair it") from error
+    with Image.open(path) as stored:
+        upright = ImageOps.exif_transpose(stored)
+        image = ImageOps.fit(upright.convert("RGB" if channels == 3 else "L"), (width, height))
+        return torch.tensor(np.asarray(image)).reshape(height, width, channels)
 
 
 def _spread(array: Any, limit: int) -> Any:

@@ -135,9 +135,10 @@ def _compare_with_original(
         for batch in track(data, "comparing with the original"):
             ours, theirs = _flat(original, batch), _flat(answers, batch)
             fidelity.update(_floating(ours), _floating(theirs))
-            classes = ours[0].dim() >= 2
-            count = len(ours[0]) if ours[0].dim() else 1
-            equal += measures.agreement(ours, theirs) * count if classes else 0.0
+            alike = measures.agreement(ours, theirs)
+            classes = not math.isnan(alike)
+            count = len(batch[0]) if batch[0].dim() else 1
+            equal += alike * count if classes else 0.0
             seen += count
             if seen >= enough:
                 break

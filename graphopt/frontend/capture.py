@@ -25,18 +25,22 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.fx.node import Node
 
 from graphopt.frontend import diagnose, normalize, signature
-from graphopt.frontend.copies import first_names, own_weights, quiet, resized, working_copy
+from graphopt.frontend.copies import first_names, own_weights, quiet, working_copy
 from graphopt.frontend.functionalize import UnknownAliasError, make_functional
 from graphopt.frontend.preconditions import check_inputs, check_model, tensors
+from graphopt.frontend.squeezes import keep_batch
 from graphopt.ir.facts import ALWAYS_TRAINING, FACTS, TORCH_META
-from graphopt.ir.graph import Example, Graph
+from graphopt.ir.graph import Example, Graph, is_tensor
 from graphopt.ir.ops import argument, info
 from graphopt.ir.program import to_exported_program
-from graphopt.ir.shapes import batched, fake_inputs, propagate
+from graphopt.ir.shapes import batched, fake_inputs, propagate, resized, stand_in
 from graphopt.utils import printing
+from graphopt.utils.alone import ALONE, undisturbed
 from graphopt.utils.errors import CaptureError, GraphoptError, InputError
 
 aten = torch.ops.aten
+
+SQUEEZED = "squeeze() drops a batch of one from the model's answers; the graph keeps it"
 
 
 def capture(model: Any, args: Any, kwargs: Mapping[str, Any] | None, *, dynamic_batch: bool) -> Graph:
@@ -59,9 +63,8 @@ def capture(model: Any, args: Any, kwargs: Mapping[str, Any] | None, *, dynamic_
     ):
         model = _of_export(model)
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-    args = tuple(args) if isinstance(args, (tuple, list)) and type(args) in (tuple, list) else (args,)
-    kwargs = dict(kwargs or {})
     check_model(model)
+    args, kwargs = signature.arguments(model.forward, args, kwargs)
     signature.register_dataclasses((args, kwargs))
     bound = signature.bind(model.forward, args, kwargs, who)
     check_inputs(args, kwargs, who)
@@ -69,7 +72,7 @@ def capture(model: Any, args: Any, kwargs: Mapping[str, Any] | None, *, dynamic_
         k: kwargs[k] for k in [*(k for k in bound if k in kwargs), *kwargs]
     }  # in the order of forward's parameters
     example = Example(pytree.tree_map(_own, args), pytree.tree_map(_own, kwargs))
-    with quiet():
+    with ALONE, quiet(), undisturbed():
         return _Capture(model, example, _input_names(model, bound)).run(dynamic_batch)
 
 
@@ -169,7 +172,7 @@ class _Capture:
         if size is None:
             raise _FixedBatch("no input has a dimension")
         free = [c == size for c in candidates]
-        traced = max(size, 2)  # export takes a size of one for a fixed size
+        traced = stand_in(self.leaves, free, self.eager.state_dict().values())
         while True:
             try:
                 program = self._export(free, traced)
@@ -192,7 +195,8 @@ class _Capture:
         except Exception as error:
             raise _FixedBatch(_short_reason(error)) from error
         self._compare(graph, self.leaves, self.reference)
-        for other in sorted({traced + 1, 1} - {size}):
+        one = {1} if SQUEEZED not in graph.notes else set()
+        for other in sorted({max(size, 2) + 1, *one} - {size}):
             self._compare_batch(graph, free, other)
         return graph
 
@@ -241,7 +245,8 @@ class _Capture:
         own_weights(module, first_names(self.model))
         spec = module.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
         returned: Any = module.graph.output_node().args[0]
-        paths = [p for p, v in zip(signature.leaf_paths(spec), returned, strict=True) if isinstance(v, Node)]
+        leaves = zip(signature.leaf_paths(spec), returned, strict=True)
+        paths = [path for path, leaf in leaves if isinstance(leaf, Node) and is_tensor(leaf)]
         graph = Graph(
             module,
             self.example,
@@ -258,6 +263,10 @@ class _Capture:
             if flag is not None and argument(node, flag) is True:
                 graph.set_fact(node, ALWAYS_TRAINING, True)
         graph.refresh()
+        if any(free) and (squeezed := keep_batch(graph)):
+            if any(len(v) == 1 for v, f in zip(self.leaves, free, strict=True) if f):
+                raise _FixedBatch(f"{graph.site(squeezed[0])!r} drops the batch where it is one, as in the example")
+            graph.notes.append(SQUEEZED)
         if any(free) and batched([n.meta["val"] for n in module.graph.nodes if n.op == "placeholder"]) != free:
             raise _FixedBatch(_why_fixed([n.meta["val"] for n in module.graph.nodes if n.op == "placeholder"]))
         return graph

@@ -8,7 +8,6 @@ import logging
 import operator
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -56,12 +55,6 @@ def quiet() -> Iterator[None]:
     finally:
         logging.disable(level)
         torch.backends.mha.set_fastpath_enabled(fast)
-
-
-def resized(value: Any, size: int) -> Any:
-    """The same samples, repeated or cut to another batch size; the memory layout stays."""
-    copies = -(-size // value.shape[0])
-    return torch.cat([value] * copies)[:size] if copies > 1 else value[:size].clone(memory_format=torch.preserve_format)
 
 
 def first_names(model: nn.Module) -> dict[str, str]:

@@ -57,6 +57,20 @@ def names_of(paths: Iterable[tuple[str, ...]], root: str, taken: Iterable[str] =
     return names
 
 
+def arguments(
+    forward: Callable[..., Any], args: Any, kwargs: Mapping[str, Any] | None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Example inputs as positional and keyword arguments: a tuple or list of them, a single one, or a dictionary of those that
+    `forward` takes by name."""
+    if isinstance(args, Mapping) and not kwargs and args:
+        try:
+            inspect.signature(forward).bind(**args)
+        except TypeError:  # other names, or no names: the dictionary itself is what it takes
+            return (args,), {}
+        return (), dict(args)
+    return tuple(args) if type(args) in (tuple, list) else (args,), dict(kwargs or {})
+
+
 def bind(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], who: str) -> dict[str, Any]:
     """The arguments of a call by parameter name, `*args` as one tuple and `**kwargs` as one dict.
 

@@ -158,13 +158,19 @@ def sqnr(reference: Any, value: Any) -> float:
     Infinite where nothing differs, NaN where `value` is not finite.
     """
     pairs = zip(_tensors(reference), _tensors(value), strict=True)
-    return min((_sqnr(r, v) for r, v in pairs if r.is_floating_point()), default=math.inf, key=_nan_first)
+    inexact = ((r, v) for r, v in pairs if r.is_floating_point() or r.is_complex())
+    return min((_sqnr(r, v) for r, v in inexact), default=math.inf, key=_nan_first)
 
 
 def _sqnr(reference: Tensor, value: Tensor) -> float:
-    signal = reference.detach().cpu().double()
-    noise = float((signal - value.detach().cpu().double()).square().sum())
+    signal, value = (_parts(t).cpu().double() for t in (reference, value))
+    noise = float((signal - value).square().sum())
     return _decibel(float(signal.square().sum()), noise)
+
+
+def _parts(value: Tensor) -> Tensor:
+    """Real and imaginary parts of complex numbers."""
+    return torch.view_as_real(value.detach().resolve_conj()) if value.is_complex() else value.detach()
 
 
 class Match:
@@ -212,13 +218,23 @@ def _nan_first(value: float) -> float:
 
 
 def agreement(reference: Any, value: Any) -> float:
-    """The share of predictions, 0 to 1, for which both have the same largest class, by the first output.
+    """The share of predictions, 0 to 1, that are the same in both, by the first output that holds any.
 
-    Classes lie along dimension 1 of images ([N, C], [N, C, H, W]) and along the last one of sequences ([N, T, C]).
+    A prediction is the largest class: classes lie along dimension 1 of images ([N, C], [N, C, H, W]) and along the last one of
+    sequences ([N, T, C]). Flags and integers are predictions themselves. NaN where no output holds predictions.
     """
-    ours, theirs = _tensors(reference)[0], _tensors(value)[0]
-    dim = 1 if ours.ndim in (2, 4, 5) else -1
-    return float((ours.argmax(dim) == theirs.argmax(dim)).double().mean())
+    for ours, theirs in zip(_tensors(reference), _tensors(value), strict=True):
+        if (predicted := _predictions(ours)) is not None:
+            return float((predicted == _predictions(theirs)).double().mean())
+    return math.nan
+
+
+def _predictions(output: Tensor) -> Tensor | None:
+    if not output.numel() or output.is_complex():
+        return None
+    if not output.is_floating_point():
+        return output if output.dim() else None
+    return output.argmax(1 if output.ndim in (2, 4, 5) else -1) if output.dim() > 1 else None
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -205,8 +205,9 @@ class Graph:
     def state_dict(self) -> dict[str, Tensor]:
         return self.module.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.module.load_state_dict(state)
+    def load_state_dict(self, state: Mapping[str, Tensor], strict: bool = True) -> Any:
+        """As `nn.Module.load_state_dict`: returns the names that are missing and those that are not expected."""
+        return self.module.load_state_dict(state, strict=strict)
 
     # ---- Reading ----------------------------------------------------------------------------------------------------
 
@@ -237,8 +238,13 @@ class Graph:
 
     @property
     def outputs(self) -> list[Node]:
-        """The values the model returns, in order (a value returned twice stands twice)."""
-        return [leaf for leaf in pytree.tree_leaves(self.output.args[0]) if isinstance(leaf, Node)]
+        """The tensors the model returns, in order (one returned twice stands twice)."""
+        return [leaf for leaf in self.returned if isinstance(leaf, Node) and is_tensor(leaf)]
+
+    @property
+    def returned(self) -> list[Any]:
+        """All leaves of the outputs in order: nodes (tensors, and sizes that follow the batch), flags, numbers."""
+        return pytree.tree_leaves(self.output.args[0])
 
     def calls(self, *targets: Any) -> list[Node]:
         """The calls of these operators, in execution order; every call where none is named."""
@@ -455,6 +461,12 @@ class Graph:
                 )
             batch = (name, leaf.shape[0]) if free else batch
         return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def is_tensor(node: Node) -> bool:
+    """Whether a node's value is a tensor, as far as shapes are known; sizes and tuples are none."""
+    value = node.meta.get("val")
+    return value is None or isinstance(value, Tensor)
 
 
 def check_tensor(name: str, value: Any, shape: tuple[int, ...], dtype: torch.dtype, dynamic_batch: bool) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
-from graphopt.ir.shapes import batched
+from graphopt.ir.shapes import batched, resized, stand_in
 from graphopt.utils.errors import GraphoptError, InputError
 
 if TYPE_CHECKING:
@@ -31,7 +31,9 @@ def to_exported_program(graph: Graph) -> ExportedProgram:
         raise InputError("the graph is in training mode; call graph.eval() before deploying it")
     module = flat_module(graph)
     free = batched([n.meta["val"] for n in graph.inputs])
-    example = tuple(_at_least_two(t) if f else t for t, f in zip(graph.example.tensors(), free, strict=True))
+    given = graph.example.tensors()
+    size = stand_in(given, free, module.state_dict().values())
+    example = tuple(resized(t, size) if f else t for t, f in zip(given, free, strict=True))
     shapes = tuple({0: Dim.AUTO} if f else None for f in free) if any(free) else None
     with torch.no_grad():
         program = torch.export.export(module, example, dynamic_shapes=shapes, strict=False)
@@ -63,8 +65,3 @@ def flat_module(graph: Graph) -> fx.GraphModule:
     module = fx.GraphModule(graph.module, flat)
     nn.Module.train(module, False)
     return module
-
-
-def _at_least_two(value: Tensor) -> Tensor:
-    """Export takes a size of one for a fixed size."""
-    return torch.cat([value, value]) if value.shape[0] == 1 else value

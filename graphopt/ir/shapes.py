@@ -6,7 +6,8 @@ graph unchanged, so a graph that passes here fits for every batch size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,13 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.fx.node import Node
 
 from graphopt.ir import operators
+from graphopt.ir.structure import Size
+from graphopt.utils.alone import ALONE
+from graphopt.utils.errors import InputError
+
+UNUSUAL = 23  # no number of heads, no size of a kernel or a feature map that is in use
+
+ROOM = 2**28  # bytes of inputs to be traced with so many samples
 
 
 class _Shapes(fx.Interpreter):
@@ -51,7 +59,7 @@ def propagate(module: fx.GraphModule) -> None:
     inputs = [mode.from_tensor(v) if isinstance(v, Tensor) and not isinstance(v, FakeTensor) else v for v in inputs]
     interpreter = _Shapes(module, mode)
     # Without the Python dispatcher, some composite operators (pad) ask for the batch as a number and thereby fix it.
-    with mode, torch.no_grad(), enable_python_dispatcher():
+    with ALONE, mode, torch.no_grad(), enable_python_dispatcher():
         interpreter.run(*inputs, enable_io_processing=False)
 
 
@@ -65,7 +73,7 @@ def fake_inputs(values: Sequence[Any], batched: Sequence[bool]) -> list[Any]:
     environment = ShapeEnv()
     mode = FakeTensorMode(shape_env=environment)
     # The hint stands in for the size where an operator must choose a path; two or more is the general case.
-    hint = max([2, *(int(v.shape[0]) for v, free in zip(values, batched, strict=True) if free)])
+    hint = stand_in(values, batched)
     source = ConstantSource("batch")
     symbol = environment.create_symbol(hint, source=source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None)
     batch = environment.create_symintnode(symbol, hint=hint, source=source)
@@ -87,9 +95,49 @@ def fake_inputs(values: Sequence[Any], batched: Sequence[bool]) -> list[Any]:
     return [twin(v, free) for v, free in zip(values, batched, strict=True)]
 
 
+def resized(value: Any, size: int) -> Any:
+    """The same samples, repeated or cut to another batch size; the memory layout stays."""
+    copies = -(-size // value.shape[0])
+    return torch.cat([value] * copies)[:size] if copies > 1 else value[:size].clone(memory_format=torch.preserve_format)
+
+
+def stand_in(values: Sequence[Any], batched: Sequence[bool], others: Iterable[Tensor] = ()) -> int:
+    """The number that stands for the free batch size while it is traced: two or more, and unlike all other sizes, because an
+    operator that compares two equal numbers fixes the batch.
+
+    Args:
+        values, batched: as for `fake_inputs`. others: tensors whose sizes it must not have either.
+    """
+    tensors = [(v, free) for v, free in zip(values, batched, strict=True) if isinstance(v, Tensor)]
+    taken = {
+        int(size) for shape in [*(v.shape[int(f) :] for v, f in tensors), *(t.shape for t in others)] for size in shape
+    }
+    size = max([2, *(int(v.shape[0]) for v, free in tensors if free)])
+    sample = sum(v[:1].numel() * v.element_size() for v, free in tensors if free)
+    least = size if sample * UNUSUAL > ROOM else max(size, UNUSUAL)
+    return next(number for number in itertools.count(least) if number not in taken)
+
+
 def is_free(size: Any) -> bool:
     """Whether a size still is the free symbol, not a number that some operator fixed it to."""
     return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
+
+
+def size_of(value: torch.SymInt) -> Size:
+    """A size as a polynomial of the batch.
+
+    Raises:
+        InputError: it is another function of it.
+    """
+    expression = value.node.expr
+    polynomial = expression.as_poly(*expression.free_symbols)
+    if (
+        polynomial is None
+        or len(expression.free_symbols) != 1
+        or not all(c.is_Integer for c in polynomial.all_coeffs())
+    ):
+        raise InputError(f"the model returns the number {expression}, which an artifact cannot compute; return tensors")
+    return Size(tuple(int(c) for c in reversed(polynomial.all_coeffs())))
 
 
 def batched(values: Sequence[Any]) -> list[bool]:

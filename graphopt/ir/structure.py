@@ -3,6 +3,7 @@
     (x, {"mask": m})     <->  {"tuple": [null, {"dict": {"mask": null}}]}
     tensor               <->  null
     True, 3, "a", None   <->  {"value": true}, ...     part of the model, not an input
+    4 N + 1              <->  {"size": [1, 4]}         a number that follows the batch size N: coefficients, lowest power first
     Point(x=x, y=y)      <->  {"named": {"type": "Point", "fields": {"x": null, "y": null}}}
 
 A named tuple comes back as a named tuple of the same fields; any other class with named fields as `Fields`.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import keyword
 from collections import defaultdict, namedtuple
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch.utils._pytree as pytree
@@ -33,6 +35,22 @@ class Fields(dict[str, Any]):
         return list(self.values())[key] if isinstance(key, (int, slice)) else super().__getitem__(key)
 
 
+@dataclass(frozen=True)
+class Size:
+    """A number that follows the batch size: sum of coefficients[k] * batch ** k."""
+
+    coefficients: tuple[int, ...]
+
+    def of(self, batch: int) -> int:
+        return sum(c * batch**power for power, c in enumerate(self.coefficients))
+
+
+# Nested values of this class are flattened like those of the class that it stands for.
+pytree.register_pytree_node(
+    Fields, lambda f: (list(f.values()), list(f)), lambda v, names: Fields(zip(names, v, strict=True))
+)
+
+
 def encode(value: Any) -> Any:
     """The JSON form of a nested value; tensors become null.
 
@@ -48,6 +66,8 @@ def _encode(spec: Any, leaves: Iterator[Any]) -> Any:
         leaf = next(leaves)
         if isinstance(leaf, Tensor):
             return None
+        if isinstance(leaf, Size):
+            return {"size": list(leaf.coefficients)}
         if leaf is None or isinstance(leaf, (bool, int, float, str)):
             return {"value": leaf}
         raise InputError(
@@ -65,7 +85,7 @@ def _encode(spec: Any, leaves: Iterator[Any]) -> Any:
     names = getattr(kind, "_fields", None) or _field_names(spec.context)
     if names is None:
         return {"list": children}
-    fields = dict(zip(names, children, strict=True))
+    fields = dict(zip(names, children, strict=True)) | {key: {"value": None} for key in _empty_fields(spec.context)}
     return {"named": {"type": kind.__name__, "tuple": issubclass(kind, tuple), "fields": fields}}
 
 
@@ -78,20 +98,28 @@ def _field_names(context: Any) -> list[str] | None:
     return None
 
 
-def decode(structure: Any, tensors: Iterator[Any]) -> Any:
-    """The nested value again, its tensors taken in order from `tensors`."""
+def _empty_fields(context: Any) -> list[str]:
+    """The fields of a dataclass that are None: torch keeps their names beside those of the others."""
+    two = isinstance(context, (list, tuple)) and len(context) == 2 and all(isinstance(names, list) for names in context)
+    return list(context[1]) if two else []
+
+
+def decode(structure: Any, tensors: Iterator[Any], batch: int = 1) -> Any:
+    """The nested value again, its tensors taken in order from `tensors`; `batch`: the number of samples they are of."""
     if structure is None:
         return next(tensors)
     (form, content), *_ = structure.items()
     if form == "value":
         return content
+    if form == "size":
+        return Size(tuple(content)).of(batch)
     if form == "list":
-        return [decode(c, tensors) for c in content]
+        return [decode(c, tensors, batch) for c in content]
     if form == "tuple":
-        return tuple(decode(c, tensors) for c in content)
+        return tuple(decode(c, tensors, batch) for c in content)
     if form == "dict":
-        return {k: decode(c, tensors) for k, c in content.items()}
-    fields = {k: decode(c, tensors) for k, c in content["fields"].items()}
+        return {k: decode(c, tensors, batch) for k, c in content.items()}
+    fields = {k: decode(c, tensors, batch) for k, c in content["fields"].items()}
     if content["tuple"]:
         return namedtuple(content["type"], list(fields))(**fields)
     return Fields(fields)
@@ -135,6 +163,10 @@ def check(structure: Any) -> int:
     if form == "value":
         if not (content is None or isinstance(content, (bool, int, float, str))):
             raise ValueError(f"not a plain value: {content!r}")
+        return 0
+    if form == "size":
+        if not isinstance(content, list) or not 0 < len(content) <= 8 or not all(type(c) is int for c in content):
+            raise ValueError(f"not the coefficients of a size: {content!r}")
         return 0
     if form in ("list", "tuple") and isinstance(content, list):
         return sum(map(check, content))

@@ -5,6 +5,7 @@ files.py       files and folders that appear whole or not at all
 partial.py     temporary files beside a destination, and the rename that puts one in its place
 archive.py     zip archives read within bounds
 json_data.py   JSON read within bounds
+alone.py       one thread at a time where the whole process is touched; random numbers put back
 progress.py    progress of long work
 checks.py      checks that the options of several passes share
 imports.py     objects named on the command line: `package.module:name`

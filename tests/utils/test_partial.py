@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,8 @@ from graphopt.utils.files import folder_atomically, write_atomically
 
 target, seed, exchanging, times = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "exchange", int(sys.argv[4])
 if not exchanging:
-    partial.exchange = lambda one, other: False if one.exists() and other.exists() else (_ for _ in ()).throw(FileNotFoundError(2, ""))
+    real = partial.exchange
+    partial.exchange = lambda one, other: not other.exists() and real(one, other)  # which raises
 print("ready", flush=True)
 for number in range(times):
     text = f"{seed}-{number}-" * random.Random(seed + number).randint(1, 3000)
@@ -44,7 +44,8 @@ for number in range(times):
 def writer(target: Path, seed: int, how: str = "exchange", times: int = 10**9) -> "subprocess.Popen[str]":
     command = [sys.executable, "-c", WRITER, str(target), str(seed), how, str(times)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
     return process
 
 
@@ -55,7 +56,7 @@ def version(folder: Path) -> str:
         return folder.read_text()
     names = json.loads((folder / "manifest.json").read_text())["files"]
     texts = {(folder / name).read_text() for name in names}
-    assert len(texts) == 1 and len(names) == 3, "files of two versions lie together"
+    assert (len(texts), len(names)) == (1, 3), "files of two versions lie together"
     return texts.pop()
 
 
@@ -77,10 +78,10 @@ def two_renames(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(params=["exchange", "two renames"])
-def how(request: pytest.FixtureRequest) -> Iterator[str]:
+def how(request: pytest.FixtureRequest) -> str:
     if request.param == "two renames":
         request.getfixturevalue("two_renames")
-    yield request.param
+    return str(request.param)
 
 
 def test_folders_swap_in_one_step(tmp_path: Path) -> None:
@@ -144,14 +145,20 @@ def test_four_writers_succeed_and_four_readers_always_read_one_version(tmp_path:
 def test_what_a_living_writer_fills_is_not_swept(tmp_path: Path) -> None:
     with partial.partial(tmp_path / "a", folder=True) as one:
         with partial.partial(tmp_path / "a", folder=True) as other:
-            assert one.exists() and other.exists()
+            assert one.exists() is other.exists() is True
         partial.sweep(tmp_path / "a")
-        assert one.exists() and not other.exists()
+        assert (one.exists(), other.exists()) == (True, False)
     assert left_beside(tmp_path / "a") == []
 
 
 def test_only_names_of_ours_are_swept(tmp_path: Path) -> None:
-    mine = [".a.partial", ".a.0123456z.partial", ".ab.01234567.partial", "a.01234567.partial", ".a.01234567.partial.txt"]
+    mine = [
+        ".a.partial",
+        ".a.0123456z.partial",
+        ".ab.01234567.partial",
+        "a.01234567.partial",
+        ".a.01234567.partial.txt",
+    ]
     for name in mine:
         (tmp_path / name).write_text("mine")
     (tmp_path / ".a.01234567.partial").symlink_to(tmp_path)
@@ -164,25 +171,24 @@ def test_only_names_of_ours_are_swept(tmp_path: Path) -> None:
 def test_an_interruption_between_two_renames_leaves_a_whole_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_renames: None, which: int
 ) -> None:
-    out = tmp_path / "out"
-    for text in ("old", "new"):
-        rename, calls = os.rename, 0
+    out, rename, calls = tmp_path / "out", os.rename, 0
 
-        def interrupted(source: Path, target: Path) -> None:
-            nonlocal calls
-            calls += 1
-            if calls == which:
-                raise KeyboardInterrupt
-            rename(source, target)
+    def interrupted(source: Path, target: Path) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == which:
+            raise KeyboardInterrupt
+        rename(source, target)
 
-        if text == "new":
-            monkeypatch.setattr(os, "rename", interrupted)
-        try:
-            with folder_atomically(out) as folder:
-                (folder / "model").write_text(text)
-                (folder / "manifest.json").write_text('{"versions": {"graphopt": "1"}, "files": {"model": {}}}')
-        except KeyboardInterrupt:
-            assert text == "new"
+    def write(text: str) -> None:
+        with folder_atomically(out) as folder:
+            (folder / "model").write_text(text)
+            (folder / "manifest.json").write_text('{"versions": {"graphopt": "1"}, "files": {"model": {}}}')
+
+    write("old")
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write("new")
     monkeypatch.undo()
     assert (out / "model").read_text() == ("new" if which == 3 else "old")
     partial.sweep(out)
