@@ -279,7 +279,7 @@ def describe(
 def _with_sizes(graph: Graph, result: Any) -> Any:
     """What a model returned, with numbers that follow the batch as such."""
     leaves, spec = pytree.tree_flatten(result)
-    values = [node.meta.get("val") if isinstance(node, Node) else None for node in graph.returned]
+    values: list[Any] = [node.meta.get("val") if isinstance(node, Node) else None for node in graph.returned]
     found = [size_of(v) if is_free(v) else leaf for v, leaf in zip(values, leaves, strict=True)]
     return pytree.tree_unflatten(found, spec)
 

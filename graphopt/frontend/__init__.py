@@ -8,6 +8,7 @@ infer_inputs.py    example inputs guessed from the model
 copies.py          modules copied for capture
 functionalize.py   in-place operators removed
 normalize.py       several spellings of one operator made one
+squeezes.py        squeeze where the batch is free
 signature.py       names of inputs and outputs
 diagnose.py        why a model cannot be captured
 """

@@ -29,8 +29,10 @@ from graphopt.frontend.copies import first_names, own_weights, quiet, working_co
 from graphopt.frontend.functionalize import UnknownAliasError, make_functional
 from graphopt.frontend.preconditions import check_inputs, check_model, tensors
 from graphopt.frontend.squeezes import keep_batch
+from graphopt.ir.checkpoint import Entry, entries
 from graphopt.ir.facts import ALWAYS_TRAINING, FACTS, TORCH_META
 from graphopt.ir.graph import Example, Graph, is_tensor
+from graphopt.ir.linears import PRODUCTS, take_bias, weight_of, write_linear
 from graphopt.ir.ops import argument, info
 from graphopt.ir.program import to_exported_program
 from graphopt.ir.shapes import batched, fake_inputs, propagate, resized, stand_in
@@ -194,7 +196,12 @@ class _Capture:
             raise
         except Exception as error:
             raise _FixedBatch(_short_reason(error)) from error
-        self._compare(graph, self.leaves, self.reference)
+        try:
+            self._compare(graph, self.leaves, self.reference)
+        except (
+            CaptureError
+        ) as error:  # traced with a batch of another size; where that is not why, `_static` meets it again
+            raise _FixedBatch(f"a batch of {size} needs another graph than others ({_first(error)})") from error
         one = {1} if SQUEEZED not in graph.notes else set()
         for other in sorted({max(size, 2) + 1, *one} - {size}):
             self._compare_batch(graph, free, other)
@@ -236,13 +243,15 @@ class _Capture:
         # Torch prints the unfinished graph of a failed attempt to stderr, whatever the log levels.
         silence = contextlib.redirect_stderr(io.StringIO())
         with working_copy(self.model) as model, torch.enable_grad(), silence:
+            signature.name_keywords(model, kwargs)
             return torch.export.export(model, args, kwargs, dynamic_shapes=shapes if any(free) else None, strict=False)
 
     # ---- From program to graph
 
     def _graph(self, program: ExportedProgram, free: list[bool]) -> Graph:
         module, notes = self._rewritten(program, free)
-        own_weights(module, first_names(self.model))
+        names = first_names(self.model)
+        own_weights(module, names)
         spec = module.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
         returned: Any = module.graph.output_node().args[0]
         leaves = zip(signature.leaf_paths(spec), returned, strict=True)
@@ -263,6 +272,8 @@ class _Capture:
             if flag is not None and argument(node, flag) is True:
                 graph.set_fact(node, ALWAYS_TRAINING, True)
         graph.refresh()
+        graph.checkpoint = entries(self.model, names, [str(n.target) for n in graph.nodes if graph.is_constant(n)])
+        _write_linears(graph)
         if any(free) and (squeezed := keep_batch(graph)):
             if any(len(v) == 1 for v, f in zip(self.leaves, free, strict=True) if f):
                 raise _FixedBatch(f"{graph.site(squeezed[0])!r} drops the batch where it is one, as in the example")
@@ -380,6 +391,23 @@ class _Capture:
                     f"the captured graph of {self._who} differs from the model at output {name!r} ({wrong}); "
                     "the model probably keeps state or draws random numbers in forward: make it pure"
                 )
+
+
+def _write_linears(graph: Graph) -> None:
+    """Products with constant matrices are linear layers from here on, whose weights checkpoints of the model still know."""
+    transposes: dict[str, Node] = {}
+    for node in graph.calls(*PRODUCTS):
+        if (weight := weight_of(graph, node)) is None:
+            continue
+        name = str(weight.target)
+        layer, transposed = write_linear(graph, node, transposes.get(name))
+        if transposed:
+            transposes[name] = layer.all_input_nodes[1]
+        take_bias(graph, layer)
+    for name, constant in transposes.items():
+        stays = () if str(constant.target) == name else graph.checkpoint.get(name, (Entry(name),))
+        graph.checkpoint[name] = (*stays, Entry(str(constant.target), transposed=True))
+    graph.refresh()
 
 
 def _difference(found: Tensor, expected: Tensor) -> str | None:

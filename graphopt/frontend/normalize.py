@@ -267,18 +267,30 @@ def _addmm(graph: fx.Graph, node: Node) -> None:
 
 
 def _mm(graph: fx.Graph, node: Node) -> None:
+    """mm(x, t(weight)), matmul(x, t(weight)) -> linear(x, weight)."""
     weight = _transposed(node.args[1])
-    if weight is not None and weight.op == "get_attr":
+    if weight is not None and weight.op == "get_attr" and node.args[0] is not node.args[1]:
         _becomes(graph, node, aten.linear.default, node.args[0], weight)
 
 
 def _transposed(node: Any) -> Node | None:
-    """`w` of t(w) or permute(w, [1, 0])."""
-    if not isinstance(node, Node) or node.op != "call_function":
+    """`w` of the transpose of a matrix, in any spelling."""
+    if not isinstance(node, Node) or node.op != "call_function" or not isinstance(node.args[0], Node):
         return None
-    source, *order = node.args
-    swapped = node.target is aten.t.default or (node.target is aten.permute.default and order == [[1, 0]])
-    return source if swapped and isinstance(source, Node) else None
+    source, order = node.args[0], node.args[1:]
+    if node.target not in _TRANSPOSES or source.meta["val"].dim() != 2:
+        return None
+    named: Any = order[0] if node.target is aten.permute.default else order
+    dims = [d % 2 for d in named]
+    return (
+        source if not dims or dims == [1, 0] or (dims == [0, 1] and node.target is not aten.permute.default) else None
+    )
+
+
+_TRANSPOSES = (
+    aten.t.default, aten.permute.default, aten.transpose.int, aten.swapaxes.default, aten.swapdims.default, aten.numpy_T.default,
+    aten.mT.default,
+)  # fmt: skip
 
 
 def _to_copy(graph: fx.Graph, node: Node) -> None:
@@ -349,6 +361,7 @@ RULES: dict[Any, Callable[[fx.Graph, Node], None]] = {
     aten._log_softmax.default: _softmax(aten.log_softmax.int),
     aten.addmm.default: _addmm,
     aten.mm.default: _mm,
+    aten.matmul.default: _mm,
     aten._to_copy.default: _to_copy,
     **dict.fromkeys([aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other], _to),
     aten.pad.default: _pad,

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor
+from torch import Tensor, nn
 
 from graphopt.utils.errors import InputError
 
@@ -89,6 +89,24 @@ def bind(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str
             f"{who}.forward takes {len(names)} input{'s' * (len(names) != 1)}{listed}, {given}: {error}; "
             "pass the inputs only, without labels"
         ) from None
+
+
+def name_keywords(model: nn.Module, kwargs: Mapping[str, Any]) -> None:
+    """Let the `forward` of a copy name the keywords that it collects in `**kwargs`: torch.export cannot free sizes of those."""
+    inner = model.forward
+    declared = inspect.signature(inner)
+    kinds = {name: parameter.kind for name, parameter in declared.parameters.items()}
+    collected = [name for name in kwargs if name not in kinds]
+    if not collected:
+        return
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return inner(*args, **kwargs)
+
+    kept = [p for p in declared.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    named = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in collected]
+    forward.__signature__ = declared.replace(parameters=[*kept, *named])  # type: ignore[attr-defined]
+    model.forward = forward
 
 
 def input_paths(bound: Mapping[str, Any], forward: Callable[..., Any]) -> list[tuple[str, ...]]:

@@ -5,6 +5,9 @@ squeeze(x), x: [N, 4, 1]     ->   squeeze(x, dims=[2])      the batch stays a di
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch.fx.node import Node
 
@@ -46,4 +49,8 @@ def _named(node: Node) -> list[int]:
     return [d % rank for d in (named if isinstance(named, (list, tuple)) else [named])] if rank else []
 
 
-_DIMENSIONS = {aten.squeeze.default: _all, aten.squeeze.dim: _named, aten.squeeze.dims: _named}
+_DIMENSIONS: dict[Any, Callable[[Node], list[int]]] = {
+    aten.squeeze.default: _all,
+    aten.squeeze.dim: _named,
+    aten.squeeze.dims: _named,
+}

@@ -14,7 +14,8 @@ quantized_units.py  which quantizers belong to which layer
 scales.py           which scales may change and what follows
 masks.py            sparsity masks
 float16.py          values in 16-bit floats
-linears.py          linear layers and what they multiply
+checkpoint.py       the captured model's own checkpoint
+linears.py          products with constant matrices as linear layers
 cost.py             multiply-accumulates, parameters, bytes, measured time
 structure.py        nested inputs and outputs as JSON
 storage.py          graphs in files

@@ -224,8 +224,9 @@ def agreement(reference: Any, value: Any) -> float:
     sequences ([N, T, C]). Flags and integers are predictions themselves. NaN where no output holds predictions.
     """
     for ours, theirs in zip(_tensors(reference), _tensors(value), strict=True):
-        if (predicted := _predictions(ours)) is not None:
-            return float((predicted == _predictions(theirs)).double().mean())
+        predicted, answered = _predictions(ours), _predictions(theirs)
+        if predicted is not None and answered is not None:
+            return float(torch.eq(predicted, answered).double().mean())
     return math.nan
 
 

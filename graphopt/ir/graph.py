@@ -15,7 +15,7 @@ import copy
 import inspect
 import operator
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,12 +25,15 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.fx.node import Argument, Node
 
+from graphopt.ir.checkpoint import Entries, translated
 from graphopt.ir.facts import ALWAYS_TRAINING, FLOAT_REFERENCE, REFERENCE_LEFT_OUT, Fact
 from graphopt.ir.ops import info, set_argument
 from graphopt.utils import printing
 from graphopt.utils.errors import InputError
 
 T = TypeVar("T")
+
+LIFTED = "lifted_tensor_"  # what torch.export calls tensors that a model's code makes
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Graph:
         output_names: one name per output tensor, in order.
         dynamic_batch: whether the first dimension of the inputs may have any size.
         notes: remarks of the capture that the report repeats (for instance why the batch is fixed).
+        checkpoint: what the model calls its tensors where the graph has other names for them; see `load_state_dict`.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class Graph:
         output_names: list[str],
         dynamic_batch: bool,
         notes: list[str] | None = None,
+        checkpoint: Entries | None = None,
     ) -> None:
         self.module = module
         self.example = example
@@ -73,6 +78,7 @@ class Graph:
         self.output_names = output_names
         self.dynamic_batch = dynamic_batch
         self.notes = notes or []
+        self.checkpoint = dict(checkpoint or {})
         _one_node_per_constant(module)
 
     # ---- Making, copying, keeping -----------------------------------------------------------------------------------
@@ -135,6 +141,7 @@ class Graph:
             output_names=list(self.output_names),
             dynamic_batch=self.dynamic_batch,
             notes=list(self.notes),
+            checkpoint=self.checkpoint,
         )
 
     def clone(self, share_weights: bool = False) -> Graph:
@@ -190,6 +197,11 @@ class Graph:
                 self.train()
 
     @property
+    def lifted(self) -> set[str]:
+        """The constants that come from the model's code, not from its parameters or buffers."""
+        return {name for name, _ in self.named_buffers() if name.startswith(LIFTED)}
+
+    @property
     def training(self) -> bool:
         return self.module.training
 
@@ -206,8 +218,18 @@ class Graph:
         return self.module.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor], strict: bool = True) -> Any:
-        """As `nn.Module.load_state_dict`: returns the names that are missing and those that are not expected."""
-        return self.module.load_state_dict(state, strict=strict)
+        """As `nn.Module.load_state_dict`, for checkpoints of the graph and of the model it was captured from.
+
+        Constants that no checkpoint of the model names (they are computed in its code) stay as they are where it is one.
+
+        Returns:
+            The names that are missing and those that are not expected.
+
+        Raises:
+            RuntimeError: a shape differs; with `strict`, a name is missing or unexpected.
+        """
+        lifted = {name: value for name, value in self.module.state_dict().items() if name in self.lifted}
+        return self.module.load_state_dict(lifted | translated(state, self.checkpoint), strict=strict)
 
     # ---- Reading ----------------------------------------------------------------------------------------------------
 
@@ -244,7 +266,7 @@ class Graph:
     @property
     def returned(self) -> list[Any]:
         """All leaves of the outputs in order: nodes (tensors, and sizes that follow the batch), flags, numbers."""
-        return pytree.tree_leaves(self.output.args[0])
+        return list(pytree.tree_leaves(self.output.args[0]))
 
     def calls(self, *targets: Any) -> list[Node]:
         """The calls of these operators, in execution order; every call where none is named."""
@@ -287,8 +309,15 @@ class Graph:
 
     # ---- For passes -------------------------------------------------------------------------------------------------
 
-    def add_constant(self, name: str, value: Tensor, *, before: Node, trainable: bool = False) -> Node:
-        """A new constant next to `before`; `name` is made unique by a number where it is taken."""
+    def add_constant(self, name: str, value: Tensor, *, before: Node, like: Sequence[Node] = ()) -> Node:
+        """A new constant next to `before`; `name` is made unique by a number where it is taken.
+
+        Args:
+            like: constants that it is made of: it is a parameter where one of them is, and frozen where all of those are.
+        """
+        return self._new_constant(name, value, before, [self.parameter(node) for node in like])
+
+    def _new_constant(self, name: str, value: Tensor, before: Node, like: Sequence[Tensor]) -> Node:
         name = self._free_name(name)
         owner = self.module
         *path, leaf = name.split(".")
@@ -297,8 +326,9 @@ class Graph:
                 owner.add_module(part, nn.Module())
             owner = owner._modules[part]  # type: ignore[assignment]
         value = value.detach()
-        if trainable:
-            owner.register_parameter(leaf, nn.Parameter(value))
+        made_of = [t for t in like if isinstance(t, nn.Parameter)]
+        if made_of and value.is_floating_point():
+            owner.register_parameter(leaf, nn.Parameter(value, any(t.requires_grad for t in made_of)))
         else:
             owner.register_buffer(leaf, value)
         with self.module.graph.inserting_before(before):
@@ -314,12 +344,12 @@ class Graph:
         old = reader.args[position]
         assert isinstance(old, Node), f"argument {position} of {reader} is not a constant"
         assert old.op == "get_attr", f"argument {position} of {reader} is not a constant"
-        name, trainable = str(old.target), isinstance(self.parameter(old), nn.Parameter)
+        name, original = str(old.target), self.parameter(old)
         known = {f.name: old.meta[f.name] for f in (FLOAT_REFERENCE, REFERENCE_LEFT_OUT) if f.name in old.meta}
         if len(old.users) == 1 and sum(a is old for a in reader.all_input_nodes) == 1:
             reader.update_arg(position, None)
             self._erase_constant(old)
-        new = self.add_constant(name, value, before=reader, trainable=trainable and value.is_floating_point())
+        new = self._new_constant(name, value, reader, [original])
         reader.update_arg(position, new)
         new.meta.update(known)
         value_changed(new, keeps)
@@ -354,9 +384,9 @@ class Graph:
             return self.set_constant(layer, 2, value, keeps=keeps)
         weight = layer.args[1]
         assert isinstance(weight, Node)
-        trainable = weight.op == "get_attr" and isinstance(self.parameter(weight), nn.Parameter)
+        made_of = [weight] if weight.op == "get_attr" else []
         name = str(weight.target).rpartition(".")[0] if weight.op == "get_attr" else layer.name
-        bias = self.add_constant(f"{name}.bias" if name else "bias", value, before=layer, trainable=trainable)
+        bias = self.add_constant(f"{name}.bias" if name else "bias", value, before=layer, like=made_of)
         layer.args = (*layer.args[:2], bias, *layer.args[3:])
         constant_changed(layer, 2, keeps)
         return bias

@@ -114,8 +114,7 @@ def _remove(graph: Graph, *, restore: bool) -> list[tuple[str, int, int]]:
             if len(weight.users) == 1:
                 graph.put_constant(weight, baked)
             else:
-                trainable = isinstance(graph.parameter(weight), nn.Parameter)
-                weight = graph.add_constant(str(weight.target), baked, before=product, trainable=trainable)
+                weight = graph.add_constant(str(weight.target), baked, before=product, like=[weight])
         graph.replace(product, weight)
     if found:
         graph.refresh()

@@ -29,6 +29,7 @@ LABEL = re.compile(r"[\w.:/-]+")
 DEVICE = re.compile(r"(cpu|cuda|meta|mps|xpu|hip)(:\d{1,3})?", re.ASCII)
 CLASS = re.compile(r"[\w.]+:[\w.<>]+")
 FACTS_SINCE = 2  # the version of the format that holds facts; before, passes left any plain data
+CHECKPOINT_SINCE = 3  # the version that holds the model's own names
 LONGEST = 1000  # characters of a name
 
 
@@ -39,7 +40,7 @@ def check(data: Any) -> None:
         ValueError, KeyError: names what does not fit.
         InputError: an operator that a file may not call.
     """
-    _keys(data, KEYS, "the description")
+    _keys(data, KEYS | {"checkpoint"} if data.get("version", 0) >= CHECKPOINT_SINCE else KEYS, "the description")
     for tensor in _list(data["tensors"], "tensors"):
         if not isinstance(tensor, dict):
             raise ValueError("a tensor's description is no object")
@@ -50,6 +51,7 @@ def check(data: Any) -> None:
             _matches(label, LABEL, f"one of {name}")
     for note in _list(data["notes"], "notes"):
         _is(note, str, "a note")
+    _checkpoint(data.get("checkpoint", {}))
     _constants(data["constants"], len(data["tensors"]))
     places = _nodes(data["nodes"], data["constants"], data["tensors"], loose=data["version"] < FACTS_SINCE)
     _signature(data["arguments"], data["inputs"])
@@ -169,6 +171,14 @@ def _arguments(node: dict[str, Any], names: Container[str], where: str) -> None:
     for key, value in kwargs.items():
         identifier(key, f"a keyword of {where}")
         _value(value, names, 0)
+
+
+def _checkpoint(data: Any) -> None:
+    _is(data, dict, "the checkpoint")
+    for name, found in data.items():
+        for entry in _list(found, f"the checkpoint's entry {name!r:.100}"):
+            if not isinstance(entry, list) or [type(part) for part in entry] != [str, bool]:
+                raise ValueError(f"the checkpoint's entry {name!r:.100}")
 
 
 def _notes(node: dict[str, Any], where: str) -> None:

@@ -20,6 +20,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from graphopt.ir import encoding, operators, raw_tensors, schema, stored_facts
+from graphopt.ir.checkpoint import Entry
 from graphopt.ir.graph import Example, Graph
 from graphopt.ir.shapes import batched, fake_inputs
 from graphopt.utils import archive, json_data
@@ -27,7 +28,7 @@ from graphopt.utils.errors import InputError, first_line
 from graphopt.utils.files import write_atomically
 
 FORMAT = "graphopt graph"
-VERSION = 2
+VERSION = 3
 DESCRIPTION = "graph.json"
 
 
@@ -105,6 +106,7 @@ def _describe(graph: Graph, encoder: encoding.Encoder, without: Collection[str],
         "dynamic_batch": graph.dynamic_batch,
         "batched": batched([n.meta["val"] for n in graph.nodes if n.op == "placeholder"]),
         "notes": graph.notes,
+        "checkpoint": {name: [[e.name, e.transposed] for e in found] for name, found in graph.checkpoint.items()},
         "training": graph.training,
         "arguments": list(info.orig_args),
         "inputs": encoding.spec(info.in_spec),
@@ -172,6 +174,7 @@ def _restore(data: dict[str, Any], tensors: list[Tensor], elsewhere: Mapping[str
         output_names=data["output_names"],
         dynamic_batch=data["dynamic_batch"],
         notes=data["notes"],
+        checkpoint={name: tuple(Entry(*e) for e in found) for name, found in data.get("checkpoint", {}).items()},
     )
     loaded.refresh()
     return loaded

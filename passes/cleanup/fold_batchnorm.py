@@ -29,6 +29,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.fx.node import Node
 
 from graphopt.analysis.distributions import norm_moments
 from graphopt.ir.facts import MOMENTS, Moments
@@ -106,8 +107,8 @@ class FoldBatchNorm:
     def make_depthwise(self, graph: Graph, norm: BatchNorm, scale: Tensor, shift: Tensor) -> None:
         dtype, name = graph.tensor(norm.mean).dtype, str(norm.mean.target).rpartition(".")[0]
         kernel = scale.reshape(-1, 1, 1, 1).to(dtype)
-        weight = graph.add_constant(f"{name}.scale", kernel, before=norm.node, trainable=True)
-        bias = graph.add_constant(f"{name}.shift", shift.to(dtype), before=norm.node, trainable=True)
+        weight = graph.add_constant(f"{name}.scale", kernel, before=norm.node, like=_affine(graph, norm))
+        bias = graph.add_constant(f"{name}.shift", shift.to(dtype), before=norm.node, like=_affine(graph, norm))
         position = ([1, 1], [0, 0], [1, 1], len(scale))  # stride, padding, dilation, groups
         layer = graph.call(aten.conv2d.default, norm.input, weight, bias, *position, before=norm.node)
         graph.set_fact(layer, MOMENTS, norm_moments(graph, norm))
@@ -117,8 +118,12 @@ class FoldBatchNorm:
         dtype = graph.tensor(norm.mean).dtype
         broadcast = [-1 if d == 1 else 1 for d in range(len(shape(norm.node)))][1:]
         name = str(norm.mean.target).rpartition(".")[0]
-        s = graph.add_constant(f"{name}.scale", scale.reshape(broadcast).to(dtype), before=norm.node, trainable=True)
-        t = graph.add_constant(f"{name}.shift", shift.reshape(broadcast).to(dtype), before=norm.node, trainable=True)
+        s = graph.add_constant(
+            f"{name}.scale", scale.reshape(broadcast).to(dtype), before=norm.node, like=_affine(graph, norm)
+        )
+        t = graph.add_constant(
+            f"{name}.shift", shift.reshape(broadcast).to(dtype), before=norm.node, like=_affine(graph, norm)
+        )
         product = graph.call(aten.mul.Tensor, norm.input, s, before=norm.node)
         shifted = graph.call(aten.add.Tensor, product, t, before=norm.node)
         graph.set_fact(shifted, MOMENTS, norm_moments(graph, norm))
@@ -139,3 +144,8 @@ def input_moments(graph: Graph, norm: BatchNorm) -> Moments:
     """Mean and deviation of what a norm reads, float32 [channels]."""
     mean, var = (graph.tensor(a).float() for a in (norm.mean, norm.var))
     return Moments(mean, var.clamp(min=0).sqrt())
+
+
+def _affine(graph: Graph, norm: BatchNorm) -> list[Node]:
+    """The constants that scale and shift, where there are any."""
+    return [node for node in norm.node.args[1:3] if isinstance(node, Node) and graph.is_constant(node)]

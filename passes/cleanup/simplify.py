@@ -20,11 +20,12 @@ from typing import Any, ClassVar
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Pool
+from graphopt.ir.linears import take_bias, weight_of, write_linear
 from graphopt.ir.masks import mask_of
 from graphopt.ir.ops import argument, aten, clip_of, family, info, is_float, operand, shape, value
 from graphopt.ir.passes import Change
@@ -99,10 +100,17 @@ def fold_constant(graph: Graph, node: Node) -> str:
     args, kwargs = pytree.tree_map_only(Node, graph.tensor, (node.args, node.kwargs))
     with torch.no_grad():
         result = node.target(*args, **kwargs).clone()  # type: ignore[operator]
-    trainable = any(isinstance(graph.parameter(n), nn.Parameter) for n in inputs) and result.is_floating_point()
     name = f"{inputs[0].target}_{node.name}"
-    graph.replace(node, graph.add_constant(name, result, before=node, trainable=trainable))
+    graph.replace(node, graph.add_constant(name, result, before=node, like=inputs))
     return f"{name} computed once"
+
+
+def write_as_linear(graph: Graph, node: Node) -> str:
+    """A product with a constant matrix, which may have been computed only now -> linear."""
+    if weight_of(graph, node) is None:
+        return ""
+    take_bias(graph, write_linear(graph, node)[0])
+    return "a product with a constant matrix written as a linear layer"
 
 
 def pool_globally(graph: Graph, node: Node) -> str:
@@ -210,4 +218,12 @@ def turn_scalar(graph: Graph, node: Node) -> str:
     return "subtraction of a scalar written as addition" if kind == "sub" else "division by a scalar written as product"
 
 
-RULES: tuple[Rule, ...] = (drop_identity, fold_constant, name_hard_sigmoid, pool_globally, pool_in_windows, turn_scalar)
+RULES: tuple[Rule, ...] = (
+    drop_identity,
+    fold_constant,
+    write_as_linear,
+    name_hard_sigmoid,
+    pool_globally,
+    pool_in_windows,
+    turn_scalar,
+)

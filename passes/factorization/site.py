@@ -77,9 +77,9 @@ def put(graph: Graph, site: Site, chains: Sequence[Chain]) -> list[Placed]:
 
     The last stage takes over the layer's bias; behind stages with views it is added. Shapes are stale until `graph.refresh()`.
     """
-    first, constants = site.layer.node, []
+    first, constants, replaced = site.layer.node, [], site.layer.node.all_input_nodes[1:2]
     for number, stage in enumerate(chains[0].stages):
-        constants.append(graph.add_constant(f"{site.name}.{number}.weight", stage.native, before=first, trainable=True))
+        constants.append(graph.add_constant(f"{site.name}.{number}.weight", stage.native, before=first, like=replaced))
     return [_place(graph, layer, chain, constants) for layer, chain in zip(site.layers, chains, strict=True)]
 
 
@@ -110,7 +110,7 @@ def with_bias(graph: Graph, name: str, placed: Placed) -> Placed:
         return placed
     end, behind = placed.end, graph.after(placed.end)
     zero = torch.zeros(shape(end)[-1], dtype=value(end).dtype)
-    bias = graph.add_constant(f"{name}.bias", zero, before=behind, trainable=True)
+    bias = graph.add_constant(f"{name}.bias", zero, before=behind, like=placed.calls[-1].all_input_nodes[1:2])
     total = graph.call(aten.add.Tensor, end, bias, before=behind, like=end)
     end.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total, propagate_meta=False)
     return replace(placed, end=total)

@@ -9,8 +9,9 @@ weights to a seventh. `graphopt.formats.blocks` has the grids, which are ONNX Ru
     [*clean(target), QuantizeWeights(bits=4)]                          each weight to its nearest code
     [*clean(target), QuantizeWeights(bits=4), LearnRounding(data)]     codes chosen on data (GPTQ)
 
-Weights stay trainable parameters behind `fake_quantize` nodes. Products with a constant matrix become linear layers first. A
-layer that `Quantize` made integer is left alone, as `Quantize` leaves these alone: convolutions can be integer beside them.
+Weights stay trainable parameters behind `fake_quantize` nodes. (Products with a constant matrix are linear layers since
+capture.) A layer that `Quantize` made integer is left alone, as `Quantize` leaves these alone: convolutions can be integer beside
+them.
 
 Needs:  constant float32 weights.
 Paper:  Frantar et al. 2022, "GPTQ" (grouping); Dettmers and Zettlemoyer 2022, "The case for 4-bit precision".
@@ -30,7 +31,6 @@ from graphopt.formats import FAKE_QUANTIZE
 from graphopt.formats.blocks import block_grid, check_blocks
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import WEIGHT, Layer
-from graphopt.ir.linears import weight_of, write_linear
 from graphopt.ir.masks import bake
 from graphopt.ir.ops import family, value
 from graphopt.ir.passes import Change
@@ -95,8 +95,6 @@ class QuantizeWeights:
 
     def quantize(self, graph: Graph, node: Node, bits: int, grids: dict[tuple[Node, int], tuple[Node, Node]]) -> Change:
         """Put a quantizer between a layer and its weight; layers that share the weight share the grid."""
-        if family(node) != "linear":
-            node = write_linear(graph, node)
         layer = Layer.of(node)
         assert layer is not None
         weight = layer.weight
@@ -119,9 +117,9 @@ class QuantizeWeights:
 
 
 def linear_weight(graph: Graph, node: Node) -> Node | None:
-    """The constant float32 weight of a linear layer, in whatever spelling; None for any other call."""
+    """The constant float32 weight of a linear layer; None for any other call."""
     layer = Layer.of(node)
-    weight = layer.weight if layer is not None and layer.kind == "linear" else weight_of(graph, node)
+    weight = layer.weight if layer is not None and layer.kind == "linear" else None
     if not isinstance(weight, Node) or not graph.is_constant(weight):
         return None
     return weight if graph.tensor(weight).dtype == torch.float32 else None

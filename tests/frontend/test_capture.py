@@ -732,3 +732,112 @@ def test_capture_leaves_no_trace_in_the_process(capfd: pytest.CaptureFixture[str
 def test_deep_copies_of_the_example_are_not_needed() -> None:
     graph = Graph.capture(small(), torch.randn(1, 3, 6, 6))
     assert copy.deepcopy(graph).example is graph.example
+
+
+# ---- Linear layers in any spelling -----------------------------------------------------------------------------------
+
+SPELLINGS: dict[str, Any] = {  # W: [in, out]
+    "addmm": lambda x, w, b: torch.addmm(b, x.flatten(0, 1), w).unflatten(0, x.shape[:2]),
+    "mm": lambda x, w, b: (x.flatten(0, 1).mm(w) + b).unflatten(0, x.shape[:2]),
+    "matmul": lambda x, w, b: x @ w + b,
+    "bias first": lambda x, w, b: b + torch.matmul(x, w),
+    "einsum": lambda x, w, b: torch.einsum("bti,io->bto", x, w) + b,
+    "einsum with an ellipsis": lambda x, w, b: torch.einsum("... a, a c -> ... c", x, w) + b,
+    "a transpose of a transpose": lambda x, w, b: F.linear(x, w.T, b),
+    "mT": lambda x, w, b: x @ w.T.mT + b,
+}
+
+
+def close(graph: Graph, model: nn.Module, x: Tensor) -> None:
+    """Sums of another order: equal but for rounding."""
+    for ours, theirs in zip(*(pytree.tree_leaves(f(x)) for f in (graph, model)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+class Spelled(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = SPELLINGS[how]
+        self.w, self.b = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(6))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.how(x, self.w, self.b)
+
+
+@pytest.mark.parametrize("how", SPELLINGS)
+def test_a_linear_layer_is_one_in_any_spelling(how: str) -> None:
+    model, x = Spelled(how).eval(), torch.randn(2, 3, 4)
+    graph = Graph.capture(model, x)
+    close(graph, model, x)
+    if "transpose" not in how and how != "mT":
+        (layer,) = graph.calls(torch.ops.aten.linear.default)
+        assert not graph.calls(torch.ops.aten.add.Tensor)
+        assert tuple(layer.args[1].meta["val"].shape) == (6, 4)  # type: ignore[union-attr]
+    other = Spelled(how).eval()
+    graph.load_state_dict(other.state_dict())  # the model's own, whichever way round the graph holds the weight
+    close(graph, other, x)
+
+
+NOT_LINEAR: dict[str, Any] = {
+    "two readers": lambda x, w, b: (y := x @ w, y + b),
+    "a factor": lambda x, w, b: torch.addmm(b, x[0], w, alpha=2),
+    "from the left": lambda x, w, b: torch.einsum("io,bto->bti", w, x @ w),
+    "another dimension": lambda x, w, b: torch.einsum("bit,io->bot", x.mT, w),
+    "an outer product": lambda x, w, b: torch.einsum("bti,oc->btioc", x, w),
+    "a matrix as bias": lambda x, w, b: x @ w + w[:3],
+}
+
+
+@pytest.mark.parametrize("how", NOT_LINEAR)
+def test_what_only_looks_like_one_keeps_its_answers(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SPELLINGS, how, NOT_LINEAR[how])
+    model, x = Spelled(how).eval(), torch.randn(2, 3, 4)
+    close(Graph.capture(model, x), model, x)
+
+
+# ---- Checkpoints and frozen weights ----------------------------------------------------------------------------------
+
+
+class Kept(nn.Module):
+    """A tied weight, a buffer that nothing reads, a matrix read both ways round, batch norm's counter, a constant of the code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(6, 4), nn.Linear(4, 6, bias=False)
+        self.head.weight = self.table.weight
+        self.norm, self.w = nn.BatchNorm1d(4), nn.Parameter(torch.randn(4, 4))
+        self.register_buffer("unread", torch.randn(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.table(x).mean(1)) @ self.w * torch.tensor([1.0, 2.0, 3.0, 4.0])
+        return self.head(y + self.w[0])
+
+
+def test_the_models_own_checkpoint_loads_whole(tmp_path: Path) -> None:
+    x = torch.randint(6, (3, 5))
+    graph = Graph.capture(Kept().eval(), x)
+    graph.save(tmp_path / "graph.pt2")
+    other = Kept()
+    nn.init.normal_(other.norm.running_mean)  # type: ignore[arg-type]
+    other.eval()
+    for known in (graph, graph.clone(), Graph.load(tmp_path / "graph.pt2")):
+        found = known.load_state_dict(other.state_dict())
+        assert not found.missing_keys
+        assert not found.unexpected_keys
+        close(known, other, x)
+        known.load_state_dict(known.state_dict())
+        close(known, other, x)
+    with pytest.raises(RuntimeError, match=r"Missing key\(s\).*norm.weight"):
+        graph.load_state_dict({k: v for k, v in other.state_dict().items() if k != "norm.weight"})
+
+
+def test_keywords_that_forward_collects_do_not_fix_the_batch() -> None:
+    class Keywords(nn.Module):
+        def forward(self, x: Tensor, *, scale: Tensor, **others: Any) -> Tensor:
+            return x * scale * others["mask"] + others["shift"]["by"]
+
+    x = torch.randn(3, 4)
+    graph = Graph.capture(Keywords().eval(), x, {"scale": x, "mask": x, "shift": {"by": x}})
+    assert graph.dynamic_batch
+    x = torch.randn(7, 4)
+    assert torch.equal(graph(x, scale=x, mask=x, shift={"by": x}), x * x * x + x)
