@@ -9,26 +9,17 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.analysis.channels.labels import NONE
-from graphopt.analysis.channels.trace import Dims, Trace, call_on_labels, is_known, sizes
+from graphopt.analysis.channels.trace import Dims, Trace, is_known, sizes
 from graphopt.ir.ops import argument, aten, operand, value
 
 
 def movement(trace: Trace, node: Node) -> Any:
     """Run the operator on labels and read where they went."""
-    source = operand(node)
-    found = value(node)
-    results = [found] if isinstance(found, Tensor) else list(found)
-    moved = trace.run(
-        node,
-        lambda labels: call_on_labels(trace.graph, node, labels),
-        trace.of(source),
-        sizes(value(source)),
-        [sizes(r) for r in results],
-    )
+    moved = trace.move(node)
     if node.target is aten.roll.default:
         for d in argument(node, "dims"):
             trace.pin(moved[0][d], node)
-    return moved[0] if isinstance(found, Tensor) else moved
+    return moved[0] if isinstance(value(node), Tensor) else moved
 
 
 def index(trace: Trace, node: Node) -> Dims | None:
