@@ -146,6 +146,7 @@ for _rule, _keys in (
     (moves.stack, ["stack"]),
     (moves.pad, ["pad"]),
     (moves.expand, ["expand"]),
+    (moves.roll, ["roll"]),
     (moves.take, ["getitem"]),
     (moves.index, [aten.index.Tensor]),
     (moves.slice_scatter, [aten.slice_scatter.default]),

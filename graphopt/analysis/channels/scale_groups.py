@@ -49,12 +49,9 @@ class ScaleGroups:
         """Follow channels through layers, sums, joins, moves, homogeneous functions and clips."""
         trace = ScaleTrace(graph)
         kinds = (trace.writes, trace.reads, trace.parameters, trace.clips)
-        for site in (site for sites in kinds for site in sites):
-            if len(columns := trace.labels.resolve([site.labels])) > 1:  # a product of factors, of which each is one
-                trace.pin(columns, site.node)
         why = trace.labels.pinned()
         lookup = np.full(trace.labels.count + 1, NONE)  # the last is NONE's
-        found = [[_column(trace, site) for site in sites] for sites in kinds]
+        found = [[trace.labels.roots(site.labels) for site in sites] for sites in kinds]
         used = np.concatenate([np.zeros(0, np.int64), *found[0], *found[1]])
         used = used[used != NONE]
         kept = list(dict.fromkeys(used.tolist()))
@@ -82,8 +79,3 @@ class ScaleGroups:
             nx.add_path(ties, site.labels[site.labels != NONE].tolist())
         found = [np.array(sorted(c), dtype=np.int64) for c in nx.connected_components(ties)]
         return sorted(found, key=lambda block: int(block[0]))
-
-
-def _column(trace: ScaleTrace, site: Site) -> Array:
-    columns = trace.labels.resolve([site.labels])
-    return columns[0] if columns else np.full(len(site.labels), NONE)

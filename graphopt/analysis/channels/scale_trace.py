@@ -26,7 +26,7 @@ from torch.fx.node import Node
 from graphopt.analysis.channels import movement as moves
 from graphopt.analysis.channels import rules, windows
 from graphopt.analysis.channels.labels import Array
-from graphopt.analysis.channels.trace import Dims, Trace, call_on_labels, is_known, lies, sizes
+from graphopt.analysis.channels.trace import LIKE, Dims, Trace, call_on_labels, lies, sizes
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import BIAS, BatchNorm, Layer
 from graphopt.ir.ops import argument, aten, clip_of, info, operand, value
@@ -77,8 +77,8 @@ class ScaleTrace(Trace):
         known = info(node)
         if known.layer:
             return layer
-        if (ends := clip_of(node)) is not None and ends[0] == 0.0 and ends[1] < np.inf:
-            return clip
+        if (ends := clip_of(node)) is not None and ends[0] == 0.0:
+            return clip if ends[1] < np.inf else keep
         if known.pointwise:
             return keep if known.homogeneous else None
         if known.homogeneous or rules.is_movement(node):
@@ -111,14 +111,19 @@ class ScaleTrace(Trace):
         return dims
 
     def of(self, node: Any) -> Dims:
-        self._pin_grid(node, 0, f"{node.name}, where they lie over several dimensions")
-        return super().of(node)
+        """One column at most: an element has one factor."""
+        dims, reason = super().of(node), f"{node.name}, where they lie over several dimensions"
+        self._pin_grid(node, 0, reason)
+        if sum(map(len, dims)) <= 1:
+            return dims
+        for columns in dims:
+            self.labels.pin(columns, reason)
+        return [[] for _ in dims]
 
     def fix(self, reader: Node, reason: str) -> None:
         super().fix(reader, reason)
-        for source in reader.all_input_nodes:
-            found = value(source)
-            for position in range(len(found) if isinstance(found, (list, tuple)) else 1):
+        for source, position in self.grids:
+            if source in reader.all_input_nodes:
                 self._pin_grid(source, position, reason)
 
     def _pin_grid(self, node: Node, position: int, reason: str) -> None:
@@ -133,10 +138,7 @@ class ScaleTrace(Trace):
         for d, columns in enumerate(dims):
             if d != dim:
                 self.pin(columns, reader)
-        found = self.labels.resolve(dims[dim])
-        if len(found) > 1:
-            self.pin(found, reader)
-        return found[0] if len(found) == 1 else None
+        return dims[dim][0] if dims[dim] else None
 
     def parameter(self, node: Node, source: Node, position: int) -> bool:
         """Note a constant that is divided with the labels of `source`, which it meets aligned from the right."""
@@ -252,20 +254,6 @@ def mean(trace: ScaleTrace, node: Node) -> Any:
     return left
 
 
-def index(trace: ScaleTrace, node: Node) -> Dims | None:
-    """Rows of a table by constant indices."""
-    places: list[Node | None] = list(node.args[1])  # type: ignore[arg-type]
-    if not all(i is None or is_known(trace.graph, i) for i in places):
-        trace.fix(node, f"{node.name}, which looks up what is only known while running")
-        return None
-    return trace.move(node)[0]
-
-
-def movement(trace: ScaleTrace, node: Node) -> Any:
-    moved = trace.move(node)
-    return moved[0] if isinstance(value(node), Tensor) else moved
-
-
 def take(trace: ScaleTrace, node: Node) -> Dims:
     """One result of a call with several."""
     source, position = node.args
@@ -285,8 +273,9 @@ for _rule, _keys in (
     (mean, ["mean"]),
     (keep, ["identity"]),
     (take, ["getitem"]),
-    (index, [aten.index.Tensor]),
-    (movement, ["expand", "roll", aten.expand_as.default, aten.reshape_as.default, aten.view_as.default]),
+    (moves.movement, [
+        "expand", "roll", aten.index.Tensor, *LIKE,
+    ]),
     (moves.concat, ["concat"]),
     (moves.stack, ["stack"]),
     (moves.slice_scatter, [aten.slice_scatter.default]),

@@ -23,6 +23,7 @@ from graphopt.ir.graph import Graph
 from graphopt.ir.ops import aten, family, operand, value
 
 Dims = list[Columns]  # one entry per dimension of a value
+LIKE = (aten.expand_as.default, aten.reshape_as.default, aten.view_as.default)  # of a second tensor they read the shape
 
 
 class Trace:
@@ -182,6 +183,12 @@ def is_known(graph: Graph, node: Node) -> bool:
         return graph.is_constant(node)
     sources = node.all_input_nodes
     return bool(sources) and not node.kwargs and all(is_known(graph, source) for source in sources)
+
+
+def places(node: Node) -> list[Node]:
+    """The tensors that say where a data movement takes its elements from."""
+    leaves = [] if node.target in LIKE else pytree.arg_tree_leaves(*node.args[1:], **node.kwargs)
+    return [leaf for leaf in leaves if isinstance(leaf, Node) and isinstance(value(leaf), Tensor)]
 
 
 def call_on_labels(graph: Graph, node: Node, labels: Tensor) -> list[Tensor]:
