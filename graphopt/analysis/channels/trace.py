@@ -170,7 +170,7 @@ def concrete(graph: Graph, tree: Any) -> Any:
         if not isinstance(item, Node):
             return item
         if is_known(graph, item):
-            return graph.tensor(item) if item.op == "get_attr" else item.target(*concrete(graph, item.args))  # type: ignore[operator]
+            return graph.tensor(item) if item.op == "get_attr" else _computed(graph, item)
         found = value(item)
         return found if isinstance(found, (Tensor, int, float)) else int(found.node.hint)
 
@@ -178,11 +178,17 @@ def concrete(graph: Graph, tree: Any) -> Any:
 
 
 def is_known(graph: Graph, node: Node) -> bool:
-    """Whether a value is a constant, or computed of constants alone."""
+    """Whether a value is a constant, or computed of constants and numbers alone."""
     if node.op != "call_function":
         return graph.is_constant(node)
-    sources = node.all_input_nodes
-    return bool(sources) and not node.kwargs and all(is_known(graph, source) for source in sources)
+    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        return False
+    return all(is_known(graph, source) for source in node.all_input_nodes)
+
+
+def _computed(graph: Graph, node: Node) -> Any:
+    args, kwargs = concrete(graph, (node.args, node.kwargs))
+    return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def places(node: Node) -> list[Node]:
