@@ -5,9 +5,10 @@ For s > 0 and an activation with f(s x) = s f(x), channel i of the value between
     W1'[i, :] = W1[i, :] / S_i      b1'[i] = b1[i] / S_i      W2'[:, i] = W2[:, i] * S_i
     S_i = sqrt(r1_i / r2_i) makes both ranges sqrt(r1_i r2_i),  r1_i = max |W1[i, :]|,  r2_i = max |W2[:, i]|
 
-Here "two layers" are all producers and all readers of a channel group: residual sums, concatenations and depthwise layers
-(whose row is scaled from both sides) need no special cases. Groups are visited in turn until no scale moves by more than
-a thousandth.
+Here "two layers" are all producers and all readers of a channel group (`graphopt.analysis.channels`): residual sums,
+concatenations, shuffles and depthwise layers (whose row is scaled from both sides) need no special cases. What is added on the
+way, and the mean and bias of a batch norm that was not folded, is divided by S_i, too. Groups are visited in turn until no scale
+moves by more than a thousandth.
 
 A clip at an upper end (ReLU6) is not homogeneous: its end, too, is divided by S_i, and the clip gets an end per channel, which
 keeps the pass exact. Integer kernels clip a whole tensor at one end only; how an end per channel is lowered to them without

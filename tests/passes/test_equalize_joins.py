@@ -184,6 +184,28 @@ def test_residuals_through_a_shuffle_share_factors_along_its_cycles() -> None:
     equalized(Model(body, a=conv(3, 6), c=conv(6, 2)), torch.randn(X), free=3)
 
 
+def test_channels_beside_rows_that_end_up_as_features_stay() -> None:
+    """Features are channels of one layer, and rows of pixels of all channels of the other."""
+
+    def body(m: nn.Module, x: Tensor) -> Tensor:
+        rows = m.b(x).relu().transpose(1, 2)  # type: ignore[operator]
+        return m.fc(by_hand(torch.cat([rows, m.a(x).relu()], 1)).flatten(1))  # type: ignore[no-any-return, operator]
+
+    model = uneven(Model(body, a=conv(3, 4), b=conv(3, 8), fc=nn.Linear(12 * 64, 5)))
+    check(model, torch.randn(X), by=EQUALIZE, tolerance=EXACT)
+
+
+def test_a_layer_that_reads_positions_in_heads_keeps_the_factors_of_heads_apart() -> None:
+    """A linear layer reads positions in heads: factors of whole heads would have to go through its bias."""
+
+    def body(m: nn.Module, x: Tensor) -> Tensor:
+        heads = m.a(x).relu().unflatten(-1, (2, 3))  # type: ignore[operator]
+        return m.c(m.b(heads).relu().flatten(-2))  # type: ignore[no-any-return, operator]
+
+    model = uneven(Model(body, a=nn.Linear(4, 6), b=nn.Linear(3, 3), c=nn.Linear(6, 2)))
+    check(model, torch.randn(2, 5, 4), by=EQUALIZE, tolerance=EXACT)
+
+
 def test_clips_that_keep_one_end_hold_the_channels_of_a_shuffle() -> None:
     model = uneven(Model(lambda m, x: m.b(by_hand(F.relu6(m.a(x)))), a=conv(3, 6), b=conv(6, 4)))
     check(model, torch.randn(X), by=EqualizeChannels(clips=False), changes=0)
