@@ -186,6 +186,15 @@ def test_channels_joined_to_rows_pin_the_rows_alone() -> None:
     assert found.pinned[of(graph, found.writes, "b")].all()
 
 
+def test_channels_joined_to_rows_that_are_then_split_are_not_lost() -> None:
+    def body(m: nn.Module, x: Tensor) -> Tensor:
+        rows = m.b(x).transpose(1, 2)  # type: ignore[operator]
+        return m.c(torch.cat([rows, m.a(x)], 1).unflatten(2, (2, 4)).flatten(2, 3))  # type: ignore[no-any-return, operator]
+
+    graph, found = traced(body, a=conv(3, 4), b=conv(3, 8), c=conv(12, 2))
+    assert found.pinned[of(graph, found.writes, "a") + of(graph, found.writes, "b")].all()
+
+
 @pytest.mark.parametrize("positive", [F.relu, lambda y: y.clamp(min=0), lambda y: y.clamp_min(0.0)])
 def test_a_clip_without_an_upper_end_needs_none_per_channel(positive: Function) -> None:
     written, read, found = between(positive)
@@ -210,7 +219,7 @@ def test_an_addend_for_each_channel_is_divided_with_it(shape: tuple[int, ...]) -
     assert not found.pinned[site.labels].any()
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (8, 8), (2, 8, 8, 8)])
+@pytest.mark.parametrize("shape", [(), (1,), (8, 8), (1, 1, 1), (1, 8, 8), (2, 8, 8, 8)])
 def test_an_addend_without_an_element_for_each_channel_pins(shape: tuple[int, ...]) -> None:
     body: Callable[..., object] = lambda m, x: m.b(m.shift(m.a(x)))  # noqa: E731
     graph, found = traced(body, a=conv(3, 8), shift=Affine(*shape), b=conv(8, 2))
