@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,7 @@ from graphopt.analysis.channels.removal import remove
 from graphopt.analysis.channels.shuffles import gather_shuffles
 from graphopt.analysis.channels.trace import Trace
 from graphopt.ir.graph import Graph
+from graphopt.ir.layer import Layer
 
 IMAGE = (2, 3, 8, 8)
 
@@ -59,6 +61,23 @@ def test_groups_that_meet_may_not_take_everything_between_them() -> None:
     with pytest.raises(ValueError, match=r"nothing would be left of c\.weight: the groups that meet there"):
         remove(graph, trace, [(one, [2, 3]), (other, [0])])
     assert str(graph) == before
+
+
+def test_an_order_of_channels_computed_of_numbers_is_kept() -> None:
+    def body(m: Any, x: Tensor) -> Tensor:
+        order = torch.arange(8).reshape(2, 4).T.reshape(-1)
+        return m.head(m.a(x).relu().index_select(1, order))  # type: ignore[no-any-return]
+
+    graph, x = capture(Model(body, a=conv(3, 8), head=head(8)), torch.randn(IMAGE)), torch.randn(IMAGE)
+    silent = copy.deepcopy(graph)
+    layer = next(node for node in silent.calls() if Layer.of(node))
+    for position in (1, 2):
+        silent.set_constant(
+            layer, position, silent.tensor(layer.args[position]).index_fill(0, torch.tensor([1, 6]), 0.0)
+        )
+    trace = Trace(graph)
+    remove(graph, trace, [(groups(graph, trace)[0], [1, 6])])
+    torch.testing.assert_close(graph(x), silent(x), rtol=1e-4, atol=1e-5)
 
 
 def test_nothing_to_remove_changes_nothing() -> None:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from rewriting import Model, capture, check, names
 from torch import Tensor, nn
 
-from graphopt.analysis.channels.scales import Channels
+from graphopt.analysis.channels import ScaleGroups
 from graphopt.ir.graph import Graph
+from graphopt.ir.layer import Layer
 from graphopt.passes.cleanup.fold_batchnorm import FoldBatchNorm
 from graphopt.passes.equalization.equalize_channels import EqualizeChannels
 
@@ -42,17 +43,21 @@ def conv(inputs: int, outputs: int, kernel: int = 3, **options: object) -> nn.Co
 
 def ranges(graph: Graph) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """r1 and r2 of every group, by brute force over the groups, and which groups are pinned."""
-    channels = Channels.of(graph)
+    channels = ScaleGroups.of(graph)
     written, read = np.zeros(channels.count), np.zeros(channels.count)
-    for slot in channels.writes:
-        weight = slot.layer.canonical(graph.tensor(slot.layer.weight)).abs()
-        for channel, group in enumerate(slot.groups):
+    for site in channels.writes:
+        layer = Layer.of(site.node)
+        assert layer is not None
+        weight = layer.canonical(graph.tensor(layer.weight)).abs()
+        for channel, group in enumerate(site.labels):
             written[group] = max(written[group], float(weight[channel].max()))
-    for slot in channels.reads:
-        weight = slot.layer.canonical(graph.tensor(slot.layer.weight)).abs()
+    for site in channels.reads:
+        layer = Layer.of(site.node)
+        assert layer is not None
+        weight = layer.canonical(graph.tensor(layer.weight)).abs()
         size = weight.shape[1]
-        rows = weight.shape[0] // slot.layer.groups
-        for channel, group in enumerate(slot.groups):
+        rows = weight.shape[0] // layer.groups
+        for channel, group in enumerate(site.labels):
             part = channel // size
             if group >= 0:
                 read[group] = max(read[group], float(weight[part * rows : (part + 1) * rows, channel % size].max()))

@@ -8,8 +8,8 @@ from rewriting import apply, capture
 from torch import Tensor, nn
 
 import graphopt
+from graphopt.analysis.channels import ScaleGroups
 from graphopt.analysis.channels.groups import groups
-from graphopt.analysis.channels.scales import Channels
 from graphopt.analysis.distributions import Distributions
 from graphopt.analysis.intervals import Interval, extend
 from graphopt.formats import FAKE_QUANTIZE
@@ -73,8 +73,8 @@ def known(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bo
 
 
 def test_channels_are_scaled_through_it(known: bool) -> None:
-    channels = Channels.of(captured()[0])
-    assert bool(channels.pinned[channels.writes[0].groups].all()) != known
+    channels = ScaleGroups.of(captured()[0])
+    assert bool(channels.pinned[channels.writes[0].labels].all()) != known
 
 
 def test_channels_are_removed_through_it(known: bool) -> None:

@@ -1,5 +1,13 @@
-"""Channels: which ones share a scale (`scales`), and which ones can only be removed together (`groups`)."""
+"""Channels: one trace of what goes together, and two kinds of groups from it.
 
-from graphopt.analysis.channels.scales import ZERO, Channels, Flow, Labels, Slot
+trace.py           labels pushed through a graph; labels.py what holds between them
+rules.py           what each operator means for labels; contractions.py, movement.py, norms.py, windows.py by kind
+groups.py          what can only be removed together; removal.py removing it, cost.py what that saves
+shuffles.py        channel shuffles as gathers, so that their channels can be removed one by one
+scale_trace.py     the trace where channels are divided by factors, not removed; scale_groups.py what has to share a factor
+"""
 
-__all__ = ["ZERO", "Channels", "Flow", "Labels", "Slot"]
+from graphopt.analysis.channels.scale_groups import ScaleGroups
+from graphopt.analysis.channels.scale_trace import Site
+
+__all__ = ["ScaleGroups", "Site"]

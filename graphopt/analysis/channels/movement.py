@@ -9,38 +9,33 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.analysis.channels.labels import NONE
-from graphopt.analysis.channels.trace import Dims, Trace, call_on_labels, is_known, sizes
+from graphopt.analysis.channels.trace import Dims, Trace, is_known, places, sizes
 from graphopt.ir.ops import argument, aten, operand, value
 
 
 def movement(trace: Trace, node: Node) -> Any:
     """Run the operator on labels and read where they went."""
-    source = operand(node)
-    found = value(node)
-    results = [found] if isinstance(found, Tensor) else list(found)
-    moved = trace.run(
-        node,
-        lambda labels: call_on_labels(trace.graph, node, labels),
-        trace.of(source),
-        sizes(value(source)),
-        [sizes(r) for r in results],
-    )
-    if node.target is aten.roll.default:
-        for d in argument(node, "dims"):
-            trace.pin(moved[0][d], node)
-    return moved[0] if isinstance(found, Tensor) else moved
+    if not all(is_known(trace.graph, n) for n in places(node)):
+        trace.fix(node, f"{node.name}, which looks up what is only known while running")
+        return None
+    moved = trace.move(node)
+    return moved[0] if isinstance(value(node), Tensor) else moved
+
+
+def roll(trace: Trace, node: Node) -> Dims:
+    """Turned around by a number of indices: the dimensions stay."""
+    moved: Dims = movement(trace, node)
+    for d in argument(node, "dims"):
+        trace.pin(moved[d], node)
+    return moved
 
 
 def index(trace: Trace, node: Node) -> Dims | None:
     """Rows of a table by constant indices: the dimensions looked up stay."""
-    places: list[Node | None] = list(node.args[1])  # type: ignore[arg-type]
-    if not all(i is None or is_known(trace.graph, i) for i in places):
-        trace.fix(node, f"{node.name}, which looks up what is only known while running")
-        return None
-    for columns, position in zip(trace.of(node.args[0]), places, strict=False):
+    for columns, position in zip(trace.of(node.args[0]), node.args[1], strict=False):  # type: ignore[arg-type]
         if position is not None:
             trace.pin(columns, node)
-    moved: Dims = movement(trace, node)
+    moved: Dims | None = movement(trace, node)
     return moved
 
 

@@ -18,7 +18,7 @@ from torch.fx.node import Node
 
 from graphopt.analysis.channels.groups import Group
 from graphopt.analysis.channels.labels import Array, Columns
-from graphopt.analysis.channels.trace import Trace, sizes
+from graphopt.analysis.channels.trace import Trace, concrete, sizes
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.ir.ops import argument, aten, family, operand, value
@@ -157,7 +157,7 @@ class _Removal:
         dim = (argument(node, "dim") or 0) % value(source).dim()
         kept = self.stays[source][dim]
         if node.target is aten.index_select.default:
-            chosen = self.graph.tensor(operand(node, 2)).numpy()
+            chosen = concrete(self.graph, operand(node, 2)).numpy()
         elif node.target is aten.narrow.default:
             chosen = np.arange(len(kept))[node.args[2] :][: node.args[3]]
         elif node.target is aten.channel_shuffle.default:

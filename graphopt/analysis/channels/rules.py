@@ -27,9 +27,7 @@ def rule(node: Node) -> Rule | None:
     if (own := RULES.find(node)) is not None:
         return own
     name = str(node.target)
-    if info(node).moves or re.match(
-        r"aten\.(index_select|unbind|repeat|tile|narrow|movedim|swapaxes|.*unsqueeze)", name
-    ):
+    if is_movement(node):
         return moves.movement
     if info(node).pools or re.search(r"(pool|upsample_\w+|reflection_pad|replication_pad|grid_sampler_)\dd", name):
         return windows.spatial
@@ -38,6 +36,13 @@ def rule(node: Node) -> Rule | None:
     if "aten.new_" in name or not any(isinstance(value(n), Tensor) for n in node.all_input_nodes):
         return created
     return None
+
+
+def is_movement(node: Node) -> bool:
+    """Whether a call only reorders, repeats or leaves out elements of its first argument."""
+    name = str(node.target)
+    pattern = r"aten\.(index_select|unbind|repeat|tile|narrow|movedim|swapaxes|.*unsqueeze)"
+    return info(node).moves or re.match(pattern, name) is not None
 
 
 # ---- Inside each index ----------------------------------------------------------------------------------------------
@@ -141,6 +146,7 @@ for _rule, _keys in (
     (moves.stack, ["stack"]),
     (moves.pad, ["pad"]),
     (moves.expand, ["expand"]),
+    (moves.roll, ["roll"]),
     (moves.take, ["getitem"]),
     (moves.index, [aten.index.Tensor]),
     (moves.slice_scatter, [aten.slice_scatter.default]),

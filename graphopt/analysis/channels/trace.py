@@ -20,9 +20,10 @@ from torch.fx.node import Node
 
 from graphopt.analysis.channels.labels import NONE, Columns, Labels
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import aten, family, value
+from graphopt.ir.ops import aten, family, operand, value
 
 Dims = list[Columns]  # one entry per dimension of a value
+LIKE = (aten.expand_as.default, aten.reshape_as.default, aten.view_as.default)  # of a second tensor they read the shape
 
 
 class Trace:
@@ -37,9 +38,9 @@ class Trace:
             the statistics of the others.
     """
 
-    def __init__(self, graph: Graph) -> None:
-        from graphopt.analysis.channels.rules import rule
+    unfollowed = "an operator that channels are not followed through"
 
+    def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.labels = Labels()
         self.dims: dict[Node, Dims] = {}
@@ -48,13 +49,20 @@ class Trace:
         self.statistics: list[tuple[Columns, Node]] = []
         for node in graph.nodes:
             if node.op == "get_attr":
-                self.dims[node] = self._constant(graph.tensor(node))
+                self.dims[node] = self.constant(graph.tensor(node))
             elif node.op == "call_function":
-                self._visit(node, rule(node))
+                self._visit(node, self.rule(node))
             elif node.op == "output":
                 self.fix(node, "the model's output")
 
-    def _constant(self, tensor: Tensor) -> Dims:
+    def rule(self, node: Node) -> Any:
+        """What a call means for the labels; None where it has no meaning for them."""
+        from graphopt.analysis.channels.rules import rule
+
+        return rule(node)
+
+    def constant(self, tensor: Tensor) -> Dims:
+        """The labels a constant starts with."""
         if not tensor.is_floating_point():
             return [[] for _ in tensor.shape]
         return [[self.labels.fresh(size)] if size > 1 else [] for size in tensor.shape]
@@ -64,7 +72,7 @@ class Trace:
         if not isinstance(found, (Tensor, list, tuple)):
             return  # a size
         if rule is None:
-            self.fix(node, f"{node.name}, an operator that channels are not followed through")
+            self.fix(node, f"{node.name}, {self.unfollowed}")
             dims = None
         else:
             dims = rule(self, node)
@@ -92,24 +100,35 @@ class Trace:
                 for columns in dims:
                     self.labels.pin(columns, reason)
 
+    def move(self, node: Node) -> list[Dims]:
+        """Where a data movement takes the labels of its first argument: the columns of each of its results."""
+        source, found = operand(node), value(node)
+        results = [found] if isinstance(found, Tensor) else list(found)
+        return self.run(
+            node,
+            lambda labels: call_on_labels(self.graph, node, labels),
+            self.of(source),
+            sizes(value(source)),
+            [sizes(r) for r in results],
+        )
+
     def run(self, node: Node, operator: Any, dims: Dims, shape: list[int], results: list[list[int]]) -> list[Dims]:
         """Where labels go when `operator`, a data movement, maps a tensor of `shape` to tensors of the shapes `results`."""
         found: list[Dims] = [[[] for _ in result] for result in results]
         for dim, columns in enumerate(dims):
             for column in self.labels.resolve(columns):
-                for part, moved in zip(found, operator(spread(column, dim, shape)), strict=True):
-                    for to, landed in enumerate(self._read(node, column, moved, dim)):
-                        part[to] += landed
+                for position, moved in enumerate(operator(spread(column, dim, shape))):
+                    for to, landed in enumerate(self.read(node, position, moved, dim)):
+                        found[position][to] += landed
         return found
 
-    def _read(self, node: Node, column: Any, moved: Tensor, before: int) -> Dims:
+    def read(self, node: Node, position: int, moved: Tensor, before: int) -> Dims:
+        """The columns of one result, given one column's labels where they came to lie; they lay along `before`."""
         dims: Dims = [[] for _ in moved.shape]
         if moved.numel() == 0:
             return dims
-        spread_out = [d for d in range(moved.dim()) if moved.shape[d] > 1 and moved.stride(d) != 0]
-        dense = moved[tuple(slice(None) if d in spread_out else slice(1) for d in range(moved.dim()))]
-        along = [d for d in spread_out if bool((dense != dense.narrow(d, 0, 1)).any())]
-        line = dense[tuple(slice(None) if d in along else 0 for d in range(moved.dim()))].numpy()
+        along, lying = lies(moved)
+        line = lying.numpy()
         if len(along) == 1:
             dims[along[0]] = [line]
         elif (
@@ -117,12 +136,20 @@ class Trace:
         ):  # every index has the same label: which dimension it lies along is seen where it does not vanish
             self.labels.pin([line.reshape(1)], f"{node.name}, which takes it out alone")
         elif (line == NONE).any():
-            self.labels.pin([column], f"{node.name}, which mixes it with what is fixed")
+            self.labels.pin([line.flatten()], f"{node.name}, which mixes it with what is fixed")
         else:
             grid = self.labels.roots(line)
             for d, axis in zip(along, self.labels.factor(grid), strict=True):
                 dims[d] = [axis]
         return dims
+
+
+def lies(labels: Tensor) -> tuple[list[int], Tensor]:
+    """The dimensions along which labels vary, and the labels along those."""
+    spread_out = [d for d in range(labels.dim()) if labels.shape[d] > 1 and labels.stride(d) != 0]
+    dense = labels[tuple(slice(None) if d in spread_out else slice(1) for d in range(labels.dim()))]
+    along = [d for d in spread_out if bool((dense != dense.narrow(d, 0, 1)).any())]
+    return along, dense[tuple(slice(None) if d in along else 0 for d in range(labels.dim()))]
 
 
 def spread(column: Any, dim: int, shape: list[int]) -> Tensor:
@@ -143,7 +170,7 @@ def concrete(graph: Graph, tree: Any) -> Any:
         if not isinstance(item, Node):
             return item
         if is_known(graph, item):
-            return graph.tensor(item) if item.op == "get_attr" else item.target(*concrete(graph, item.args))  # type: ignore[operator]
+            return graph.tensor(item) if item.op == "get_attr" else _computed(graph, item)
         found = value(item)
         return found if isinstance(found, (Tensor, int, float)) else int(found.node.hint)
 
@@ -151,11 +178,23 @@ def concrete(graph: Graph, tree: Any) -> Any:
 
 
 def is_known(graph: Graph, node: Node) -> bool:
-    """Whether a value is a constant, or computed of constants alone."""
+    """Whether a value is a constant, or computed of constants and numbers alone."""
     if node.op != "call_function":
         return graph.is_constant(node)
-    sources = node.all_input_nodes
-    return bool(sources) and not node.kwargs and all(is_known(graph, source) for source in sources)
+    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        return False
+    return all(is_known(graph, source) for source in node.all_input_nodes)
+
+
+def _computed(graph: Graph, node: Node) -> Any:
+    args, kwargs = concrete(graph, (node.args, node.kwargs))
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def places(node: Node) -> list[Node]:
+    """The tensors that say where a data movement takes its elements from."""
+    leaves = [] if node.target in LIKE else pytree.arg_tree_leaves(*node.args[1:], **node.kwargs)
+    return [leaf for leaf in leaves if isinstance(leaf, Node) and isinstance(value(leaf), Tensor)]
 
 
 def call_on_labels(graph: Graph, node: Node, labels: Tensor) -> list[Tensor]:
