@@ -44,6 +44,7 @@ from graphopt.ir.masks import bake
 from graphopt.ir.ops import aten, clip_of, family, info, operand
 from graphopt.ir.quantizers import UniformQuantizer, is_uniform, quantizer_of, quantizers
 from graphopt.ir.scales import end_codes
+from graphopt.lowering.bias_grids import check_biases
 
 # Defined by torch.ao: deprecated, but there in torch 2.14.1, and importing it does not warn. Operators of our own with these
 # names would make torch.ao fail wherever it is imported later, as a process registers an operator once.
@@ -55,7 +56,11 @@ def deploy(graph: Graph, *, half: bool = False) -> Graph:
 
     Args:
         half: the runtime computes in float16. Without subnormal numbers, constants are flushed here, values by the device.
+
+    Raises:
+        InputError: a bias is not on the grid of its layer's sums.
     """
+    check_biases(graph)
     deployed = graph.clone().eval()
     baked = bake(deployed)
     found = quantizers(deployed)

@@ -23,12 +23,13 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.fx.node import Node
 
+from graphopt.ir.facts import FLOAT_REFERENCE
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Pool
 from graphopt.ir.masks import mask_of
 from graphopt.ir.ops import argument, aten, clip_of, family, info, is_float, operand, shape, value
 from graphopt.ir.passes import Change
-from graphopt.ir.quantizers import is_quantizer
+from graphopt.ir.quantizers import is_quantizer, is_scale_expression
 
 CASTS = (aten.to.dtype, aten._to_copy.default, aten.to.dtype_layout, aten.to.device)
 NUMBERS = (int, float)
@@ -89,6 +90,8 @@ def fold_constant(graph: Graph, node: Node) -> str:
         return ""
     if mask_of(graph, node):
         return ""  # lives until a pass needs the weight as a constant
+    if is_scale_expression(node) or any(graph.fact(n, FLOAT_REFERENCE) is not None for n in inputs):
+        return ""  # has to follow the scales it is computed from; and what a constant was before would be lost
     if torch.Tag.nondeterministic_seeded in node.target.tags or not isinstance(value(node), Tensor):  # type: ignore[union-attr]
         return ""
     sizes = shape(node)

@@ -24,6 +24,7 @@ from torch.fx.node import Node
 from graphopt.formats import FAKE_QUANTIZE
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import operand
+from graphopt.ir.quantizers import SCALE, is_scale_expression
 from graphopt.ir.scales import free_step
 from graphopt.passes.rounding.free import FreeWeight
 from graphopt.passes.rounding.soft import BLUNT, SHARP, SoftWeight
@@ -85,8 +86,8 @@ class Reconstruction:
         self.steps: dict[Node, tuple[Tensor, Tensor, float]] = {}  # constant -> its value, growth, and limit
         for node in unit.nodes if search.learn_steps else []:
             if node.target is FAKE_QUANTIZE and (limit := free_step(graph, node)) is not None:
-                constant = operand(node, 1)
-                if all(user in unit.nodes for user in constant.users):
+                constant = operand(node, SCALE)
+                if all(user in unit.nodes or is_scale_expression(user) for user in constant.users):
                     value = graph.tensor(constant)
                     self.steps[constant] = (value, torch.zeros(()).requires_grad_(), max(limit, float(value)))
         self.constant = self._constants()
