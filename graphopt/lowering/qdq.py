@@ -111,14 +111,9 @@ def _keep_half(graph: Graph, node: Node) -> None:
 
 def _evaluated(graph: Graph, source: Node) -> Node:
     """A call that reads only constants, as a constant (a layer's shifted bias)."""
-    if (
-        source.op != "call_function"
-        or not source.all_input_nodes
-        or not all(map(graph.is_constant, source.all_input_nodes))
-    ):
+    if not source.all_input_nodes or not all(map(graph.is_constant, source.all_input_nodes)):
         return source
-    args = [graph.tensor(a) if isinstance(a, Node) else a for a in source.args]
-    constant = graph.add_constant(source.name, source.target(*args), before=source)  # type: ignore[operator]
+    constant = graph.add_constant(source.name, graph.tensor(source), before=source)
     graph.replace(source, constant)
     return constant
 

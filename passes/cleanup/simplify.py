@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.fx.node import Node
 
@@ -99,9 +98,7 @@ def fold_constant(graph: Graph, node: Node) -> str:
         return ""
     if math.prod(sizes) > max(sum(graph.tensor(n).numel() for n in inputs), 1024):
         return ""
-    args, kwargs = pytree.tree_map_only(Node, graph.tensor, (node.args, node.kwargs))
-    with torch.no_grad():
-        result = node.target(*args, **kwargs).clone()  # type: ignore[operator]
+    result = graph.tensor(node).clone()
     trainable = any(isinstance(graph.parameter(n), nn.Parameter) for n in inputs) and result.is_floating_point()
     name = f"{inputs[0].target}_{node.name}"
     graph.replace(node, graph.add_constant(name, result, before=node, trainable=trainable))
