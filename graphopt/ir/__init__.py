@@ -14,6 +14,7 @@ quantized_units.py  which quantizers belong to which layer
 scales.py           which scales may change and what follows
 masks.py            sparsity masks
 float16.py          values in 16-bit floats
+equal_calls.py      calls that compute the same
 linears.py          linear layers and what they multiply
 cost.py             multiply-accumulates, parameters, bytes, measured time
 structure.py        nested inputs and outputs as JSON

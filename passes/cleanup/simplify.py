@@ -7,6 +7,7 @@
     adaptive pooling    to another size that divides the image's becomes average pooling
     hard_sigmoid        clamp(x + 3, 0, 6) / 6 in any spelling becomes the operator   (Howard et al. 2019, section 5.2)
     scalars             x - c becomes x + (-c), x / c becomes x * (1 / c)
+    equal calls         the same operator on the same arguments is computed once
 
 Keeps:  outputs, up to float rounding; a constant folded from trainable weights is trainable.
 """
@@ -14,6 +15,7 @@ Keeps:  outputs, up to float rounding; a constant folded from trainable weights 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -22,13 +24,14 @@ import torch
 from torch import Tensor, nn
 from torch.fx.node import Node
 
+from graphopt.ir.equal_calls import merge_equal_calls
 from graphopt.ir.facts import FLOAT_REFERENCE
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Pool
 from graphopt.ir.masks import mask_of
 from graphopt.ir.ops import argument, aten, clip_of, family, info, is_float, operand, shape, value
 from graphopt.ir.passes import Change
-from graphopt.ir.quantizers import is_quantizer, is_scale_expression
+from graphopt.ir.quantizers import is_quantizer, is_scale_expression, quantizers
 
 CASTS = (aten.to.dtype, aten._to_copy.default, aten.to.dtype_layout, aten.to.device)
 NUMBERS = (int, float)
@@ -46,7 +49,10 @@ class Simplify:
                 if what := rule(graph, node):
                     changes.append(Change(site, what))
                     break
-        return changes
+        if quantizers(graph):
+            return changes  # equal calls there may have grids of their own
+        merged = merge_equal_calls(graph, operator.is_)
+        return changes + [Change(site, f"computed once: the same as {twin}") for site, twin in merged]
 
 
 Rule = Callable[[Graph, Node], str]
