@@ -39,12 +39,11 @@ def equal_calls(graph: Graph, same: Same) -> dict[Node, Node]:
 
 def merge_equal_calls(graph: Graph, same: Same) -> list[tuple[str, str]]:
     """Let every reader read the first of equal calls; the sites of each call that is gone and of the one that stays."""
-    merged = []
-    for node, twin in equal_calls(graph, same).items():
-        if node.op == "call_function":
-            merged.append((graph.site(node), graph.site(twin)))
+    pairs = [(node, twin) for node, twin in equal_calls(graph, same).items() if node.op == "call_function"]
+    sites = [(graph.site(node), graph.site(twin)) for node, twin in pairs]
+    for node, twin in pairs:
         graph.replace(node, twin)
-    return merged
+    return sites
 
 
 def _is_random(node: Node) -> bool:

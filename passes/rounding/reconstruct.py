@@ -90,6 +90,7 @@ class Reconstruction:
                 if all(user in unit.nodes or is_scale_expression(user) for user in constant.users):
                     value = graph.tensor(constant)
                     self.steps[constant] = (value, torch.zeros(()).requires_grad_(), max(limit, float(value)))
+        self.share = 1.0  # of the samples of a gradient step, those computed at a time
         self.constant = self._constants()
 
     def _constants(self) -> dict[Node, Any]:
@@ -112,8 +113,14 @@ class Reconstruction:
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def step(self, constant: Node) -> Tensor:
+        """The scale of a value as it is now.
+
+        Its gradient is normalised by the root of the number of elements (LSQ): parts of a batch, each larger by the root of their
+        share, would add up to more than the batch.
+        """
         value, growth, limit = self.steps[constant]
-        return (value * growth.exp()).clamp(max=limit)
+        now = growth.detach()
+        return (value * (now + (growth - now) * self.share**0.5).exp()).clamp(max=limit)
 
     def __call__(self, inputs: Sequence[Tensor], *, hard: bool = False) -> Tensor:
         """The unit's result with what is learned as it is now; `hard`: with every rounding at its end."""
@@ -191,6 +198,7 @@ class Reconstruction:
 
     def _loss(self, data: Sequence[Samples], part: list[int], picked: list[int], scale: float) -> Tensor:
         """What part of the picked samples adds to their relative error."""
+        self.share = len(part) / len(picked)
         return self._error(data, part, self) / scale * (len(part) / len(picked))
 
     def _groups(self) -> list[dict[str, Any]]:
