@@ -120,7 +120,7 @@ class Reconstruction:
         """
         value, growth, limit = self.steps[constant]
         now = growth.detach()
-        return (value * (now + (growth - now) * self.share**0.5).exp()).clamp(max=limit)
+        return (value * (now + (growth - now) * math.sqrt(self.share)).exp()).clamp(max=limit)
 
     def __call__(self, inputs: Sequence[Tensor], *, hard: bool = False) -> Tensor:
         """The unit's result with what is learned as it is now; `hard`: with every rounding at its end."""
