@@ -19,6 +19,7 @@ from graphopt.artifacts.manifest import Manifest
 from graphopt.backends.onnxruntime.export import to_onnx
 from graphopt.backends.onnxruntime.nbits import choose_products
 from graphopt.ir.cost import layer_macs
+from graphopt.ir.equal_calls import equal_calls
 from graphopt.ir.facts import LEFT
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
@@ -217,17 +218,22 @@ def lower(graph: Graph, target: Target, *, name: str = "model") -> OnnxRuntimeAr
 def layers(deployed: Graph) -> dict[str, dict[str, Any]]:
     """Weight name -> site and multiply-accumulates of every convolution and linear layer; the audit reads it.
 
-    A layer that is called several times has those of each call, in order, and their sum.
+    A layer that is called several times has those of each call, in order, and their sum; equal calls are one. `same_as` names the
+    first of equal weights, of which the file may hold one for all.
     """
     found: dict[str, dict[str, Any]] = {}
+    twins = equal_calls(deployed, torch.equal)
     for node, macs in layer_macs(deployed).items():
         layer = Layer.of(node)
-        if layer is not None:
+        if layer is not None and node not in twins:
             weight = layer.weight
             if not deployed.is_constant(weight):
                 weight = next(iter(weight.all_input_nodes), weight)
             site, left = deployed.site(node), deployed.fact(node, LEFT)
-            entry = found.setdefault(str(weight.target), {"site": site, "macs": 0, "calls": [], "left": left})
+            first = str(twins.get(weight, weight).target)
+            entry = found.setdefault(
+                str(weight.target), {"site": site, "macs": 0, "calls": [], "left": left, "same_as": first}
+            )
             entry["macs"] += macs
             entry["calls"].append(macs)
     return found

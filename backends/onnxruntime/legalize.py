@@ -8,6 +8,8 @@
     linear on [N, T, C]         becomes Gemm on [N T, C] between two reshapes; MatMul with a bias has no integer kernel
     flatten behind the batch    with its sizes as numbers, so that no shape is computed at run time
     attention of other ranks    [N, M, H, L, E] or [N, L, E] becomes [N M, H, L, E], the one form the exporter knows
+    equal calls                 become one, as the exporter and the runtime would make them: what has readers on several grids
+                                is float then, and whoever simulates the graph has to know
 
 Each keeps every value as it is.
 """
@@ -16,11 +18,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch.fx.node import Node
 
 from graphopt.backends.onnxruntime.nbits import multiply_packed
 from graphopt.backends.onnxruntime.stem import read_whole_words
 from graphopt.formats.blocks import DEQUANTIZE_BLOCKS
+from graphopt.ir.equal_calls import merge_equal_calls
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import argument, aten, family, shape
 from graphopt.lowering.integers.legalize import GLOBAL_AVERAGE_POOL, gate_codes, is_dequantized, move_codes, slice_parts
@@ -59,6 +63,7 @@ def legalize(graph: Graph, *, plain: bool = False) -> None:
     for node in {n: None for n in graph.outputs if n.op == "placeholder"}:  # else ONNX would give it the output's name
         copied = graph.call(aten.clone.default, node, before=graph.output)
         graph.output.replace_input_with(node, copied)
+    merge_equal_calls(graph, torch.equal)
     graph.refresh()
 
 

@@ -51,12 +51,15 @@ def integer(
     estimator: str = "mse",
     average_bits: float | None = None,
     checkpoint: str | Path | None = None,
+    quantized: bool = False,
 ) -> list[Pass]:
     """Quantize for the integer kernels of the target, and make up for what rounding the weights does.
 
     Args:
         rounding: `nearest`, with the mean error of the weights taken out of the biases; `gptq` and `adaround` choose codes on
             data. None: `nearest` for weights of 7 bits and more, `gptq` for fewer.
+        quantized: the graph is already; its ranges, codes and biases stay, which may have been trained, but for codes that a
+            `rounding` is given for that chooses them on data.
         average_bits: of the weights, chosen layer by layer; of `formats` only the bits of weights count then.
         checkpoint: see `LearnRounding`.
     """
@@ -66,6 +69,8 @@ def integer(
         pinned = weight_bits(target, formats)
         quantize = MixedPrecision(target, calibration, average_bits, estimator=estimator, layers=pinned)
     passes: list[Pass] = [DecomposeActivations(target.decompose), quantize]
+    if quantized and rounding in (None, "nearest"):
+        return passes
     if isinstance(target.weights, FloatFormat) and rounding in (None, "nearest"):
         return passes  # errors of single numbers have no mean worth taking out
     if getattr(calibration, "one_shot", False):  # everything else goes through the data once more

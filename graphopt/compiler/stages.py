@@ -37,6 +37,7 @@ from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.ir.masks import zero_share
 from graphopt.ir.passes import Pass
+from graphopt.ir.quantizers import is_quantized
 from graphopt.passes.factorization import Factorize
 from graphopt.passes.pruning import Prune
 from graphopt.passmanager.runner import outputs, run
@@ -210,7 +211,7 @@ def _quantized(work: Work) -> Callable[..., list[Pass]]:
     chosen = work.options.quantization
     return partial(
         recipes.integer, work.target, work.data, estimator=chosen.estimator, average_bits=chosen.average_bits,
-        checkpoint=chosen.checkpoint,
+        checkpoint=chosen.checkpoint, quantized=is_quantized(work.original),
     )  # fmt: skip
 
 

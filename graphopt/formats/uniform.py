@@ -262,9 +262,7 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.block:
             to_scale = torch.zeros_like(scale).index_add_(ctx.axis, blocks_of(x.shape[ctx.axis], ctx.block), slope)
         else:
-            kept = [d for d in range(x.dim()) if scale.dim() and d == ctx.axis]
-            to_scale = slope.sum() if not kept else slope.sum([d for d in range(x.dim()) if d not in kept])
-            to_scale = to_scale.reshape(scale.shape)
+            to_scale = slope.sum_to_size(s.shape).reshape(scale.shape)
     return to_x, to_scale, None, None, None, None, None
 
 

@@ -15,6 +15,7 @@ scales.py           which scales may change and what follows
 masks.py            sparsity masks
 float16.py          values in 16-bit floats
 checkpoint.py       the captured model's own checkpoint
+equal_calls.py      calls that compute the same
 linears.py          products with constant matrices as linear layers
 cost.py             multiply-accumulates, parameters, bytes, measured time
 structure.py        nested inputs and outputs as JSON

@@ -276,8 +276,18 @@ class Graph:
         return isinstance(node, Node) and node.op == "get_attr"
 
     def tensor(self, node: Node) -> Tensor:
-        """The value of a constant, without gradient."""
-        return self.parameter(node).detach()
+        """The value of a constant, or of a call that only constants lead to, without gradient.
+
+        Raises:
+            InputError: inputs of the graph lead to it.
+        """
+        if node.op == "get_attr":
+            return self.parameter(node).detach()
+        if not node.all_input_nodes:
+            raise InputError(f"{node.name} is no constant: inputs of the graph lead to it")
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.tensor)
+        found: Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
+        return found
 
     def parameter(self, node: Node) -> Tensor:
         """The tensor object behind a constant (an `nn.Parameter` where it is trainable)."""
@@ -398,6 +408,12 @@ class Graph:
         origin = (like or before).meta
         node.meta.update({k: origin[k] for k in ("nn_module_stack", "stack_trace") if k in origin})
         return node
+
+    def add_expression(self, name: str, target: Any, *args: Argument, before: Node) -> Node:
+        """A call on constants that stands where a constant of this name could stand, and is called like it."""
+        graph = self.module.graph
+        with graph.inserting_before(before):
+            return graph.create_node("call_function", target, args, {}, graph._target_to_str(name))
 
     def replace(self, old: Node, new: Node) -> None:
         """Let every reader of `old` read `new`, and remove `old`."""

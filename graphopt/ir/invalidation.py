@@ -8,9 +8,8 @@ from typing import Any
 from torch.fx.node import Node
 
 from graphopt.ir.facts import FACTS, FLOAT_REFERENCE, Fact, Trigger
-from graphopt.ir.quantizers import is_quantizer
-
-WEIGHT = SCALE = 1  # positions in the arguments of a layer and of a quantizer
+from graphopt.ir.layer import WEIGHT, Layer
+from graphopt.ir.quantizers import SCALE, is_quantizer
 
 
 def constant_changed(reader: Node, position: int, keeps: Collection[Fact[Any]]) -> None:
@@ -31,7 +30,7 @@ def _walk(node: Node, position: int, in_float: bool, keeps: Collection[str]) -> 
             _forget(node, "scale", keeps)
     elif in_float:
         _forget(node, "float constants", keeps)
-    if position == WEIGHT and not is_quantizer(node):
+    if position == WEIGHT and Layer.of(node) is not None:
         _forget(node, "rounded weight", keeps)
     if _is_constant(node):
         for user in node.users:

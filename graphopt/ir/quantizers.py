@@ -33,6 +33,7 @@ from graphopt.formats import (
     uniform,
 )
 from graphopt.ir.graph import Graph
+from graphopt.ir.layer import Layer
 from graphopt.utils.errors import InputError
 
 _READ: dict[Any, Callable[..., Quantizer]] = {
@@ -43,6 +44,7 @@ _READ: dict[Any, Callable[..., Quantizer]] = {
     FAKE_QUANTIZE_TABLE: codebook.from_arguments,
 }
 OPERATORS = frozenset(_READ)
+SCALE = 1  # its position in the arguments of a uniform quantizer
 
 
 def is_quantizer(node: Any) -> bool:
@@ -59,7 +61,8 @@ class UniformQuantizer:
     """A call that rounds a value or constant to whole numbers times a scale: its arguments by name.
 
     Attributes:
-        value: what it rounds. scale, zero_point: constants, [] or [channels] (or one for each block).
+        value: what it rounds. scale, zero_point: constants, [] or [channels] (or one for each block); the scale of a bias is a
+            call on constants, see `bias_quantizer`. `Graph.tensor` reads both.
         low, high: the first and last code.
         axis: along which channels lie; -1: one scale for all.
         block: how many elements share a scale, where blocks do; empty else.
@@ -82,9 +85,30 @@ class UniformQuantizer:
         return cls(node, value, scale, zero_point, low, high, axis, tuple(block))
 
 
+def bias_quantizer(layer: Layer) -> UniformQuantizer | None:
+    """The uniform quantizer of a layer's bias, behind the shift that it may have.
+
+    Its scale is mul(scale of the layer's input, scale of its weight), which follows both, whoever changes or trains them.
+    """
+    bias = layer.bias
+    if bias is not None and not is_quantizer(bias) and bias.args:
+        bias = bias.args[0]  # type: ignore[assignment]
+    return UniformQuantizer.of(bias)
+
+
+def is_scale_expression(node: Node) -> bool:
+    """Whether a call computes the scale of a quantizer."""
+    return any(is_uniform(user) and user.args[SCALE] is node for user in node.users)
+
+
 def quantizers(graph: Graph) -> list[Node]:
     """Every quantizer, in execution order."""
     return graph.calls(*OPERATORS)
+
+
+def is_quantized(graph: Graph) -> bool:
+    """Whether more is rounded than weights in blocks, which leave values to be rounded later."""
+    return not all(is_uniform(node) and in_blocks(node) for node in quantizers(graph))
 
 
 def quantizer_of(graph: Graph, node: Node) -> Quantizer:

@@ -1,6 +1,6 @@
 """The steps of the quantizers in a simulated graph: which of them may change, and what has to follow.
 
-A bias lies on the grid of the accumulator, scale_input * scale_weight. Where one of the two changed, `tie_biases` follows.
+A bias lies on the grid of the accumulator, scale_input * scale_weight: its scale is that expression.
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ from graphopt.formats import quantize
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.ir.ops import clip_of, family, operand, share_range
-from graphopt.ir.quantizers import UniformQuantizer
+from graphopt.ir.quantizers import SCALE, UniformQuantizer, bias_quantizer, is_uniform
 
 
 def power_of_two(scale: Tensor) -> bool:
     return bool((torch.frexp(scale).mantissa == 0.5).all())
 
 
-def tie_biases(graph: Graph) -> None:
-    """Put every quantized bias on the grid scale_input * scale_weight again."""
-    for layer in (layer for node in graph.calls() if (layer := Layer.of(node))):
-        bias, x, weight = map(UniformQuantizer.of, (layer.bias, layer.input, layer.weight))
-        if bias is None or x is None or weight is None:
-            continue
-        wanted = graph.tensor(x.scale) * graph.tensor(weight.scale)
-        if not torch.equal(wanted, graph.tensor(bias.scale)):
-            graph.set_constant(bias.node, 1, wanted)
+def set_scale(graph: Graph, quantizer: Node, value: Tensor) -> None:
+    """Let a weight's quantizer have these scales; those of its layers' biases follow. Other quantizers keep what they had."""
+    old = operand(quantizer, SCALE)
+    if not any(is_uniform(user) and user is not quantizer for user in old.users):
+        graph.put_constant(old, value)
+        return
+    new = graph.set_constant(quantizer, SCALE, value)
+    for layer in (layer for user in quantizer.users if (layer := Layer.of(user))):
+        if (bias := bias_quantizer(layer)) is not None:
+            bias.scale.replace_input_with(old, new)
 
 
 def free_step(graph: Graph, quantizer: Node) -> float | None:
@@ -38,7 +39,7 @@ def free_step(graph: Graph, quantizer: Node) -> float | None:
     it is a power of two. The clip of a relu6 is left to the grid as long as the grid ends no later.
     """
     grid = UniformQuantizer.of(quantizer)
-    if grid is None or grid.axis != -1 or graph.is_constant(grid.value):
+    if grid is None or grid.axis != -1 or graph.is_constant(grid.value) or not graph.is_constant(grid.scale):
         return None
     source = grid.value
     if share_range(source) is not None or family(source) in ("mul", "channel_clamp"):

@@ -1,5 +1,6 @@
 """From a simulated graph to integers.
 
-qdq.py       the graph in the form that runtimes take: quantize and dequantize
-integers/    integer kernels, their fusion, and their simulation to the last bit
+qdq.py         the graph in the form that runtimes take: quantize and dequantize
+bias_grids.py  biases lie on the grid of the sums they are added to
+integers/      integer kernels, their fusion, and their simulation to the last bit
 """

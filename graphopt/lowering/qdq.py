@@ -44,6 +44,7 @@ from graphopt.ir.masks import bake
 from graphopt.ir.ops import aten, clip_of, family, info, operand
 from graphopt.ir.quantizers import UniformQuantizer, is_uniform, quantizer_of, quantizers
 from graphopt.ir.scales import end_codes
+from graphopt.lowering.bias_grids import check_biases
 
 # Defined by torch.ao: deprecated, but there in torch 2.14.1, and importing it does not warn. Operators of our own with these
 # names would make torch.ao fail wherever it is imported later, as a process registers an operator once.
@@ -55,7 +56,11 @@ def deploy(graph: Graph, *, half: bool = False) -> Graph:
 
     Args:
         half: the runtime computes in float16. Without subnormal numbers, constants are flushed here, values by the device.
+
+    Raises:
+        InputError: a bias is not on the grid of its layer's sums.
     """
+    check_biases(graph)
     deployed = graph.clone().eval()
     baked = bake(deployed)
     found = quantizers(deployed)
@@ -106,14 +111,9 @@ def _keep_half(graph: Graph, node: Node) -> None:
 
 def _evaluated(graph: Graph, source: Node) -> Node:
     """A call that reads only constants, as a constant (a layer's shifted bias)."""
-    if (
-        source.op != "call_function"
-        or not source.all_input_nodes
-        or not all(map(graph.is_constant, source.all_input_nodes))
-    ):
+    if not source.all_input_nodes or not all(map(graph.is_constant, source.all_input_nodes)):
         return source
-    args = [graph.tensor(a) if isinstance(a, Node) else a for a in source.args]
-    constant = graph.add_constant(source.name, source.target(*args), before=source)  # type: ignore[operator]
+    constant = graph.add_constant(source.name, graph.tensor(source), before=source)
     graph.replace(source, constant)
     return constant
 

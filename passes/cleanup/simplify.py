@@ -7,6 +7,7 @@
     adaptive pooling    to another size that divides the image's becomes average pooling
     hard_sigmoid        clamp(x + 3, 0, 6) / 6 in any spelling becomes the operator   (Howard et al. 2019, section 5.2)
     scalars             x - c becomes x + (-c), x / c becomes x * (1 / c)
+    equal calls         the same operator on the same arguments is computed once
 
 Keeps:  outputs, up to float rounding; a constant folded from trainable weights is trainable.
 """
@@ -14,22 +15,24 @@ Keeps:  outputs, up to float rounding; a constant folded from trainable weights 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.fx.node import Node
 
+from graphopt.ir.equal_calls import merge_equal_calls
+from graphopt.ir.facts import FLOAT_REFERENCE
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Pool
 from graphopt.ir.linears import take_bias, weight_of, write_linear
 from graphopt.ir.masks import mask_of
 from graphopt.ir.ops import argument, aten, clip_of, family, info, is_float, operand, shape, value
 from graphopt.ir.passes import Change
-from graphopt.ir.quantizers import is_quantizer
+from graphopt.ir.quantizers import is_quantizer, is_scale_expression, quantizers
 
 CASTS = (aten.to.dtype, aten._to_copy.default, aten.to.dtype_layout, aten.to.device)
 NUMBERS = (int, float)
@@ -47,7 +50,10 @@ class Simplify:
                 if what := rule(graph, node):
                     changes.append(Change(site, what))
                     break
-        return changes
+        if quantizers(graph):
+            return changes  # equal calls there may have grids of their own
+        merged = merge_equal_calls(graph, operator.is_)
+        return changes + [Change(site, f"computed once: the same as {twin}") for site, twin in merged]
 
 
 Rule = Callable[[Graph, Node], str]
@@ -90,6 +96,8 @@ def fold_constant(graph: Graph, node: Node) -> str:
         return ""
     if mask_of(graph, node):
         return ""  # lives until a pass needs the weight as a constant
+    if is_scale_expression(node) or any(graph.fact(n, FLOAT_REFERENCE) is not None for n in inputs):
+        return ""  # has to follow the scales it is computed from; and what a constant was before would be lost
     if torch.Tag.nondeterministic_seeded in node.target.tags or not isinstance(value(node), Tensor):  # type: ignore[union-attr]
         return ""
     sizes = shape(node)
@@ -97,9 +105,7 @@ def fold_constant(graph: Graph, node: Node) -> str:
         return ""
     if math.prod(sizes) > max(sum(graph.tensor(n).numel() for n in inputs), 1024):
         return ""
-    args, kwargs = pytree.tree_map_only(Node, graph.tensor, (node.args, node.kwargs))
-    with torch.no_grad():
-        result = node.target(*args, **kwargs).clone()  # type: ignore[operator]
+    result = graph.tensor(node).clone()
     name = f"{inputs[0].target}_{node.name}"
     graph.replace(node, graph.add_constant(name, result, before=node, like=inputs))
     return f"{name} computed once"
@@ -107,8 +113,9 @@ def fold_constant(graph: Graph, node: Node) -> str:
 
 def write_as_linear(graph: Graph, node: Node) -> str:
     """A product with a constant matrix, which may have been computed only now -> linear."""
-    if weight_of(graph, node) is None:
-        return ""
+    weight = weight_of(graph, node)
+    if weight is None or graph.fact(weight, FLOAT_REFERENCE) is not None:
+        return ""  # what a constant was before would be lost
     take_bias(graph, write_linear(graph, node)[0])
     return "a product with a constant matrix written as a linear layer"
 

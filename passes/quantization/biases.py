@@ -12,15 +12,15 @@ from torch import Tensor
 from graphopt.formats import FAKE_QUANTIZE
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import BIAS, Layer
-from graphopt.ir.ops import aten, family
-from graphopt.ir.quantizers import UniformQuantizer
+from graphopt.ir.ops import aten, family, operand
+from graphopt.ir.quantizers import SCALE, UniformQuantizer
 from graphopt.ir.scales import end_codes
 
 BIAS_MIN, BIAS_MAX = -(2**31), 2**31 - 1
 
 
-def quantize_bias(graph: Graph, layer: Layer, scale: Tensor, shift: Tensor | None) -> None:
-    """Put the bias on the accumulator's grid; with `shift`, put b + shift on it and take shift off again."""
+def quantize_bias(graph: Graph, layer: Layer, shift: Tensor | None) -> None:
+    """Put the bias on the grid of the layer's input and weight; with `shift`, put b + shift on it and take shift off again."""
     if layer.bias is None and shift is None:
         return
     node = layer.node
@@ -28,9 +28,11 @@ def quantize_bias(graph: Graph, layer: Layer, scale: Tensor, shift: Tensor | Non
         graph.set_bias(node, torch.zeros(layer.out_channels))
     bias = layer.bias
     assert bias is not None
-    s = graph.add_constant(f"{bias.target}_scale", scale, before=node)
-    z = graph.add_constant(f"{bias.target}_zero_point", torch.zeros_like(scale, dtype=torch.int32), before=node)
-    axis = 0 if scale.dim() else -1
+    x, w = operand(layer.input, SCALE), operand(layer.weight, SCALE)
+    s = graph.add_expression(f"{bias.target}_scale", aten.mul.Tensor, x, w, before=node)
+    per_channel = graph.tensor(w)
+    z = graph.add_constant(f"{bias.target}_zero_point", torch.zeros_like(per_channel, dtype=torch.int32), before=node)
+    axis = 0 if per_channel.dim() else -1
     if shift is None:
         node.update_arg(BIAS, graph.call(FAKE_QUANTIZE, bias, s, z, BIAS_MIN, BIAS_MAX, axis, before=node))
         return

@@ -25,14 +25,14 @@ from torch.fx.node import Node
 
 from graphopt.analysis.output_error import samples
 from graphopt.execution.observers import Histogram, Range, observe
-from graphopt.formats import SMALLEST_SCALE, Format, NumberFormat, Quantizer, in_blocks, reach, scale_and_zero_point
+from graphopt.formats import SMALLEST_SCALE, Format, NumberFormat, Quantizer, reach, scale_and_zero_point
 from graphopt.ir.facts import LEFT
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import WEIGHT, Layer
 from graphopt.ir.masks import bake
 from graphopt.ir.ops import family, value
 from graphopt.ir.passes import Change, in_eval_mode
-from graphopt.ir.quantizers import constants, is_uniform, quantizers
+from graphopt.ir.quantizers import constants, is_quantized
 from graphopt.passes.quantization.activations import clip_before_moves
 from graphopt.passes.quantization.biases import channel_shift, fit_bias, quantize_bias
 from graphopt.passes.quantization.joins import drowning, last_joins
@@ -85,7 +85,7 @@ class Quantize:
 
     @in_eval_mode
     def __call__(self, graph: Graph) -> list[Change]:
-        if not all(is_uniform(node) and in_blocks(node) for node in quantizers(graph)):
+        if is_quantized(graph):
             return []
         self.check_patterns(graph)
         self.check_formats()
@@ -214,7 +214,7 @@ class Quantize:
         node.update_arg(WEIGHT, quantized)
         if step is None or not isinstance(format, Format):
             return Change(graph.site(node), f"weights {format}" + (", bias in float" if layer.bias is not None else ""))
-        quantize_bias(graph, layer, step * quantizer.parameters[0], channel_shift(graph, layer))
+        quantize_bias(graph, layer, channel_shift(graph, layer))
         return Change(graph.site(node), f"weights {format}")
 
     def fit_weight(self, graph: Graph, layer: Layer, format: NumberFormat, step: Tensor | None) -> Quantizer:

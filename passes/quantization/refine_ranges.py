@@ -37,7 +37,8 @@ from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.ir.ops import aten, operand
 from graphopt.ir.passes import Change, in_eval_mode
-from graphopt.ir.scales import free_step, power_of_two, tie_biases
+from graphopt.ir.quantizers import SCALE, UniformQuantizer
+from graphopt.ir.scales import free_step, power_of_two
 from graphopt.utils.checks import check_count
 from graphopt.utils.errors import InputError
 from graphopt.utils.progress import progress
@@ -110,7 +111,8 @@ def free_steps(graph: Graph, weights: bool) -> list[MovableScale]:
     """The scales of values that may move, and of weights, in execution order."""
     readers: dict[Node, list[Node]] = {}
     for quantizer in graph.calls(FAKE_QUANTIZE):
-        readers.setdefault(quantizer.args[1], []).append(quantizer)  # type: ignore[arg-type]
+        if graph.is_constant(scale_node := operand(quantizer, SCALE)):  # biases follow
+            readers.setdefault(scale_node, []).append(quantizer)
     layers = [layer for node in graph.calls() if (layer := Layer.of(node)) and layer.weight.target is FAKE_QUANTIZE]
     rounded = {layer.weight: layer for layer in layers}
     found = []
@@ -136,8 +138,8 @@ def _bias_room(graph: Graph, layers: list[Layer]) -> float:
     room = -np.inf
     for layer in layers:
         stored = layer.stored_bias
-        if stored is not None and layer.bias is not None and layer.bias.target is FAKE_QUANTIZE:
-            codes = (graph.tensor(stored[1]).abs() / graph.tensor(operand(layer.bias, 1))).max()
+        if stored is not None and (grid := UniformQuantizer.of(layer.bias)) is not None:
+            codes = (graph.tensor(stored[1]).abs() / graph.tensor(grid.scale)).max()
             room = max(room, float(torch.log2(codes.clamp(min=1e-30) / 2.0**31)))
     return min(room, 0.0)
 
@@ -260,7 +262,6 @@ class _Search:
             self.graph.put_constant(step.constant, self.graph.tensor(step.constant) * float(2.0**logarithm))
             site = self.graph.site(unquantized(step.quantizers[0]))
             changes.append(Change(site, f"scale x {2.0**logarithm:.3g}"))
-        tie_biases(self.graph)
         return changes
 
 

@@ -44,7 +44,6 @@ from graphopt.ir.facts import BIAS_CORRECTED, ROUNDING_LEARNED
 from graphopt.ir.graph import Graph
 from graphopt.ir.passes import Change, in_eval_mode
 from graphopt.ir.quantizers import quantizers
-from graphopt.ir.scales import tie_biases
 from graphopt.passes.rounding import bit_split
 from graphopt.passes.rounding.free import FreeWeight
 from graphopt.passes.rounding.importance import fisher
@@ -134,7 +133,6 @@ class LearnRounding:
                 for node in unit.layers:
                     together = f" with {len(unit.layers) - 1} more" if len(unit.layers) > 1 else ""
                     notes[node] += f", error {first:.2g} -> {last:.2g} by gradients{together}"
-        tie_biases(graph)
         for rounded in rounded_layers(graph):
             graph.set_fact(rounded.layer.node, ROUNDING_LEARNED, True)
         left = [

@@ -24,6 +24,7 @@ from torch.fx.node import Node
 from graphopt.formats import FAKE_QUANTIZE
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import operand
+from graphopt.ir.quantizers import SCALE, is_scale_expression
 from graphopt.ir.scales import free_step
 from graphopt.passes.rounding.free import FreeWeight
 from graphopt.passes.rounding.soft import BLUNT, SHARP, SoftWeight
@@ -85,10 +86,11 @@ class Reconstruction:
         self.steps: dict[Node, tuple[Tensor, Tensor, float]] = {}  # constant -> its value, growth, and limit
         for node in unit.nodes if search.learn_steps else []:
             if node.target is FAKE_QUANTIZE and (limit := free_step(graph, node)) is not None:
-                constant = operand(node, 1)
-                if all(user in unit.nodes for user in constant.users):
+                constant = operand(node, SCALE)
+                if all(user in unit.nodes or is_scale_expression(user) for user in constant.users):
                     value = graph.tensor(constant)
                     self.steps[constant] = (value, torch.zeros(()).requires_grad_(), max(limit, float(value)))
+        self.share = 1.0  # of the samples of a gradient step, those computed at a time
         self.constant = self._constants()
 
     def _constants(self) -> dict[Node, Any]:
@@ -111,8 +113,14 @@ class Reconstruction:
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def step(self, constant: Node) -> Tensor:
+        """The scale of a value as it is now.
+
+        Its gradient is normalised by the root of the number of elements (LSQ): parts of a batch, each larger by the root of their
+        share, would add up to more than the batch.
+        """
         value, growth, limit = self.steps[constant]
-        return (value * growth.exp()).clamp(max=limit)
+        now = growth.detach()
+        return (value * (now + (growth - now) * math.sqrt(self.share)).exp()).clamp(max=limit)
 
     def __call__(self, inputs: Sequence[Tensor], *, hard: bool = False) -> Tensor:
         """The unit's result with what is learned as it is now; `hard`: with every rounding at its end."""
@@ -190,6 +198,7 @@ class Reconstruction:
 
     def _loss(self, data: Sequence[Samples], part: list[int], picked: list[int], scale: float) -> Tensor:
         """What part of the picked samples adds to their relative error."""
+        self.share = len(part) / len(picked)
         return self._error(data, part, self) / scale * (len(part) / len(picked))
 
     def _groups(self) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.ir.ops import aten, operand
 from graphopt.ir.quantizers import UniformQuantizer, is_quantizer, is_uniform, quantizer_of
-from graphopt.ir.scales import power_of_two
+from graphopt.ir.scales import power_of_two, set_scale
 
 ROOM = 2.0**30  # codes of a bias, at most
 
@@ -89,7 +89,7 @@ class Rounded:
                 scale = lattice.scale[0].float()
             else:
                 scale = torch.maximum(lattice.scale.flatten().float(), self.least_scale(graph))
-            graph.set_constant(self.quantizer, 1, scale)
+            set_scale(graph, self.quantizer, scale)
             lattice = replace(lattice, scale=scale.reshape(lattice.scale.shape))
         single = replace(lattice, scale=lattice.scale.float(), zero=lattice.zero.float())
         weight = single.weight(codes.float()).to(old.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 from typing import Any
 
@@ -247,3 +248,44 @@ def test_the_operator_passes_torchs_own_checks() -> None:
     torch.library.opcheck(
         FAKE_QUANTIZE, arguments, test_utils=["test_schema", "test_faketensor", "test_autograd_registration"]
     )
+
+
+@pytest.mark.parametrize("shape", [(6,), (3, 6), (6, 3), (2, 6, 4), (1,)])
+@pytest.mark.parametrize("signed", [True, False])
+def test_the_gradient_of_the_step_size_in_any_number_of_dimensions(shape: tuple[int, ...], signed: bool) -> None:
+    """round(x / s) - x / s inside, the last codes outside, times 1 / sqrt(N Q_P), for one scale and along every dimension."""
+    x, gradient = torch.randn(shape) * 2, torch.randn(shape)
+    low, high, zero = (-7, 7, 0) if signed else (0, 15, 6)
+    for axis in (-1, *range(len(shape))):
+        scale = (torch.rand(shape[axis]) * 0.3 + 0.1 if axis >= 0 else torch.tensor(0.25)).requires_grad_()
+        zero_point = torch.full(scale.shape, zero, dtype=torch.int32)
+        fake_quantize(x, scale, zero_point, low, high, axis).backward(gradient)
+        wanted = torch.zeros(scale.shape, dtype=torch.float64)
+        for place in itertools.product(*map(range, shape)):
+            own = place[axis] if axis >= 0 else ()
+            position = float(x[place]) / float(scale[own])
+            code = round(position)
+            inside = low <= code + zero <= high
+            slope = code - position if inside else min(max(code, low - zero), high - zero)
+            wanted[own] += float(gradient[place]) * slope / (x.numel() / scale.numel() * high) ** 0.5
+        torch.testing.assert_close(scale.grad, wanted.float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_outside_the_range_the_gradient_is_the_difference_quotient(axis: int) -> None:
+    x = torch.tensor([9.0, -9.0, 12.0])
+    scale = torch.full((3,) if axis == 0 else (), 0.5).requires_grad_()
+    zero_point = torch.zeros(scale.shape, dtype=torch.int32)
+
+    def total(s: Tensor) -> Tensor:
+        result: Tensor = fake_quantize(x, s, zero_point, -7, 7, axis)
+        return (result * torch.tensor([1.0, 2.0, 3.0])).sum()
+
+    total(scale).backward()
+    step = torch.tensor(2.0**-6)
+    found = scale.grad
+    assert found is not None
+    quotient = (total(scale.detach() + step) - total(scale.detach() - step)) / (2 * step)
+    factor = (x.numel() / scale.numel() * 7) ** -0.5
+    torch.testing.assert_close(found.sum(), quotient * factor, rtol=1e-4, atol=1e-4)
+    assert zero_point.grad is None

@@ -56,21 +56,24 @@ def scales(graph: Graph) -> list[str]:
 def test_a_conv_with_its_relu_is_one_unit() -> None:
     graph = quantized(nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 2)), images(2))
     weight = "fake_quantize(f32[{0}], f32[{1}], i32[{1}], quant_min=-127, quant_max=127, axis=0) : f32[{0}]"
-    bias = "fake_quantize(f32[{0}], f32[{0}], i32[{0}], quant_min=-2147483648, quant_max=2147483647, axis=0) : f32[{0}]"
+    scale = "mul(f32[], f32[{0}]) : f32[{0}]"
+    bias = "fake_quantize(f32[{1}], %{0}, i32[{1}], quant_min=-2147483648, quant_max=2147483647, axis=0) : f32[{1}]"
     value = "fake_quantize({0}, f32[], i32[], quant_min=0, quant_max=255, axis=-1) : f32[N, {1}, 8, 8]"
     assert str(graph) == dedent(f"""\
         graph(input_1: f32[N, 3, 8, 8])
           %0 = {value.format("input_1", 3)}
           %1 = {weight.format("4, 3, 3, 3", 4)}
-          %2 = {bias.format(4)}
-          %3 = conv2d(%0, %1, %2, padding=[1, 1]) : f32[N, 4, 8, 8]
-          %4 = relu(%3) : f32[N, 4, 8, 8]
-          %5 = {value.format("%4", 4)}
-          %6 = {weight.format("2, 4, 3, 3", 2)}
-          %7 = {bias.format(2)}
-          %8 = conv2d(%5, %6, %7, padding=[1, 1]) : f32[N, 2, 8, 8]
-          %9 = {value.format("%8", 2)}
-          return %9""")
+          %2 = {scale.format(4)}
+          %3 = {bias.format(2, 4)}
+          %4 = conv2d(%0, %1, %3, padding=[1, 1]) : f32[N, 4, 8, 8]
+          %5 = relu(%4) : f32[N, 4, 8, 8]
+          %6 = {value.format("%5", 4)}
+          %7 = {weight.format("2, 4, 3, 3", 2)}
+          %8 = {scale.format(2)}
+          %9 = {bias.format(8, 2)}
+          %10 = conv2d(%6, %7, %9, padding=[1, 1]) : f32[N, 2, 8, 8]
+          %11 = {value.format("%10", 2)}
+          return %11""")
 
 
 def test_a_sum_has_a_grid_for_each_operand_and_its_result() -> None:

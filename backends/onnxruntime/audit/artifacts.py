@@ -25,14 +25,13 @@ def audit(artifact: OnnxRuntimeArtifact) -> Audit:
         reading = executed(optimized(artifact.folder / MODEL), "the runtime's graph")
     layers = artifact.manifest.options["layers"]  # weight name -> site and MACs, written by `lower`
     found = Audit(total_macs=sum(layer["macs"] for layer in layers.values()))
-    left = {name: list(layer.get("calls", [layer["macs"]])) for name, layer in layers.items()}
-    for node in reading.nodes:
-        operator, kind = node.op_type, reading.kind(node)
+    positions = {**INTEGER_WORK, **FLOAT_WORK, MULTIPLIES_BLOCKS: 1}
+    weights = [_weight(node, positions.get(node.op_type), reading) for node in reading.nodes]
+    left = _calls(layers, set(weights))
+    for node, weight in zip(reading.nodes, weights, strict=True):
+        operator, kind, position = node.op_type, reading.kind(node), positions.get(node.op_type)
         found.operators[operator] = found.operators.get(operator, 0) + 1
-        position = {**INTEGER_WORK, **FLOAT_WORK, MULTIPLIES_BLOCKS: 1}.get(operator)
-        weight = _weight(node, position, reading) if position is not None else ""
-        layer = layers.get(weight)
-        macs = left[weight].pop(0) if layer and left[weight] else 0
+        layer, macs = left[weight].pop(0) if left.get(weight) else (layers.get(weight), 0)
         site = layer["site"] if layer else str(node.name).removeprefix("node_").partition("_token_")[0]
         if operator == MULTIPLIES_BLOCKS:
             bits = next(int(a.i) for a in node.attribute if a.name == "bits")
@@ -50,8 +49,23 @@ def audit(artifact: OnnxRuntimeArtifact) -> Audit:
     return found
 
 
-def _weight(node: Any, position: int, reading: Reading) -> str:
-    """The name of the initializer a layer reads, through conversions on the way."""
+def _calls(layers: dict[str, Any], present: set[str]) -> dict[str, list[tuple[Any, int]]]:
+    """By the name of a weight in the file: layer and MACs of every call that reads it, those of equal weights included."""
+    kept: dict[str, str] = {}  # the first of equal weights -> the one that the file has for them
+    for name, layer in layers.items():
+        if name in present:
+            kept.setdefault(layer.get("same_as", name), name)
+    found: dict[str, list[tuple[Any, int]]] = {}
+    for name, layer in layers.items():
+        stored = name if name in present else kept.get(layer.get("same_as", name), name)
+        found.setdefault(stored, []).extend((layer, macs) for macs in layer.get("calls", [layer["macs"]]))
+    return found
+
+
+def _weight(node: Any, position: int | None, reading: Reading) -> str:
+    """The name of the initializer a layer reads, through conversions on the way; empty for what is no layer."""
+    if position is None:
+        return ""
     name = node.input[position] if position < len(node.input) else ""
     while name in reading.makers and reading.makers[name].op_type in (
         "DequantizeLinear",
