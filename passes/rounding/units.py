@@ -16,11 +16,8 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
 
 import networkx as nx
-import torch
-from torch import Tensor, fx
 from torch.fx.node import Node
 
 from graphopt.formats import FAKE_QUANTIZE
@@ -139,18 +136,3 @@ def _behind(node: Node) -> Node:
 
 def _follows(node: Node) -> bool:
     return info(node).pointwise or family(node) in ("batch_norm", "identity") or is_quantizer(node)
-
-
-def evaluate(graph: Graph, unit: Unit, values: list[Tensor]) -> Tensor:
-    """A unit's result, given its inputs."""
-    known: dict[Node, Any] = dict(zip(unit.inputs, values, strict=True))
-
-    def read(node: Node) -> Any:
-        return graph.tensor(node) if node.op == "get_attr" else known[node]
-
-    with torch.no_grad():
-        for node in unit.nodes:
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), read)
-            known[node] = node.target(*args, **kwargs)  # type: ignore[operator]
-    found: Tensor = known[unit.output]
-    return found
