@@ -283,8 +283,11 @@ class _Meter:
         if not all(bool(torch.isfinite(z).all()) for z in outputs):
             raise self.network.blame(batch)
         alone: dict[Unit, dict[Node, Any]] = {}
-        ends = self.graph.outputs
-        for node, _ in zip(plain_graph.walk(plain, ends), rounded_graph.walk(rounded, ends), strict=True):
+        walks = (
+            run.walk(values, (), keep=self.graph.outputs)
+            for run, values in ((plain_graph, plain), (rounded_graph, rounded))
+        )
+        for node, _ in zip(*walks, strict=True):
             for unit in self.starts.get(node, ()) if reaches_output else ():
                 _update(self.alone_output[unit], outputs, executor(unit.quantizers).float_outputs(plain, start=node))
             for unit in self.on_path.get(node, ()):

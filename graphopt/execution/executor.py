@@ -110,7 +110,8 @@ class Executor:
             values: what is given (see `inputs`). The walk works in there: while it stands at a call, what that call reads, what
                 it gives and what later ones read. A value put there counts from then on.
             until: what to compute; let go of behind its last reader.
-            keep: what to compute, and to leave in `values`.
+            keep: what to compute, and to leave in `values`. With `graph.outputs`, whatever is there at a call is all that a run
+                of the rest needs: `run(graph.outputs, values, start=node)`.
         """
         plan = self._plan(values, (*until, *keep), keep)
         for node in plan.unread:

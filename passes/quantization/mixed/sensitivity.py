@@ -97,7 +97,7 @@ def measured(divergence: Divergence, roundings: Roundings) -> list[Numbers]:
     with progress("measuring sensitivities", steps) as advance:
         for place, batch in enumerate(divergence.batches):
             values = executor.inputs(batch)
-            for node in executor.walk(values, starts):
+            for node in executor.walk(values, (), keep=executor.graph.outputs):
                 for number, index in starts.get(node, ()):
                     outputs = network.outputs(values, roundings.trials[number][index], start=node)
                     found[number][index] += divergence.part(outputs, place)
