@@ -87,7 +87,7 @@ def _bend(
             break
         if float(loss.detach()) < best:
             best, found = float(loss.detach()), [t.detach().clone() for t in inputs]
-        gradients = torch.autograd.grad(loss, learned)
+        gradients = torch.autograd.grad(loss, learned, allow_unused=True)  # a batch norm need not see every input
         for tensor, gradient in zip(learned, gradients, strict=True):
             tensor.grad = gradient
         optimizer.step()

@@ -98,7 +98,7 @@ class Executor:
         wanted = dict.fromkeys(wanted)
         values = dict(given) if isinstance(given, Mapping) else self.inputs(given)
         if start is not None:
-            values = {node: value for node, value in values.items() if node < start}
+            values = {node: value for node, value in values.items() if _is_before(node, start)}
         for _ in self.walk(values, (), keep=wanted):
             pass
         return {node: self.read(node, values) for node in wanted}
@@ -185,7 +185,9 @@ class Executor:
         are computed where they are used."""
         fixed = self._fixed
         earlier = (
-            n for n in self.graph.nodes if n.op in ("placeholder", "call_function") and n not in fixed and n < node
+            n
+            for n in self.graph.nodes
+            if n.op in ("placeholder", "call_function") and n not in fixed and _is_before(n, node)
         )
         return [n for n in earlier if any(not user < node and user.op != "output" for user in n.users)]
 
@@ -240,6 +242,11 @@ def constant_calls(graph: Graph) -> set[Node]:
         if node.op == "call_function" and sources and all(s.op == "get_attr" or s in found for s in sources):
             found.add(node)
     return found
+
+
+def _is_before(node: Node, other: Node) -> bool:
+    """Inputs are before every call, wherever they stand: a pass may have put a call between them."""
+    return node.op == "placeholder" or node < other
 
 
 def _leaf(node: Node, value: Any) -> Any:

@@ -33,6 +33,13 @@ class Fields(dict[str, Any]):
         return list(self.values())[key] if isinstance(key, (int, slice)) else super().__getitem__(key)
 
 
+pytree.register_pytree_node(  # without which its tensors would be no leaves of a result
+    Fields,
+    lambda fields: (list(fields.values()), list(fields)),
+    lambda values, names: Fields(zip(names, values, strict=True)),
+)
+
+
 def encode(value: Any) -> Any:
     """The JSON form of a nested value; tensors become null.
 

@@ -117,7 +117,7 @@ def dataclass_of(m: Any, x: Tensor) -> object:
     return Found(m.head(features(m, x)))
 
 
-def against_table(m: Any, table: Tensor, x: Tensor) -> object:
+def against_table(m: Any, x: Tensor, table: Tensor) -> object:
     """The scores of `x` against every row of a table, which comes whole with every batch."""
     return m.head(features(m, x)) @ m.embed(table).relu().T
 
@@ -134,7 +134,13 @@ MODELS: dict[str, Callable[[], Case]] = {
     "dataclass out": lambda: Case(Model(dataclass_of, **trunk()), lambda n: (images(n),)),
     "training mode": lambda: Case(Model(with_dropout, **trunk()), lambda n: (images(n),), training=True),
     "shared weights": lambda: Case(Shared(), lambda n: (images(n),)),
-    "table": lambda: Case(Model(against_table, embed=nn.Linear(6, 5), **trunk()), lambda n: (torch.randn(7, 6), images(n))),
+    "table in front": lambda: Case(
+        Model(lambda m, t, x: against_table(m, x, t), embed=nn.Linear(6, 5), **trunk()),
+        lambda n: (torch.randn(7, 6), images(n)),
+    ),
+    "table": lambda: Case(
+        Model(against_table, embed=nn.Linear(6, 5), **trunk()), lambda n: (images(n), torch.randn(7, 6))
+    ),
 }
 
 
