@@ -65,7 +65,7 @@ class _Strength:
         self.sums: Tensor | float = 0.0
 
     def update(self, value: Tensor) -> None:
-        rows = value.detach().movedim(self.dim, 0).flatten(1).double()
+        rows = _by_channel(value.detach(), self.dim).movedim(1, 0).flatten(1).double()
         self.sums = self.sums + torch.stack([rows.abs().sum(1), rows.sum(1), (rows**2).sum(1), (rows != 0).sum(1)])
         self.count += rows.shape[1]
 
@@ -98,8 +98,7 @@ class _Gradient(ABC):
             for key, parts in found.items():
                 for member, node, dim in parts:
                     if (gradient := gradients[node]) is not None:
-                        product = (values[node] * gradient).detach().movedim(dim, 1)
-                        product = product.reshape(*product.shape[:2], -1).sum(2)
+                        product = _by_channel((values[node] * gradient).detach(), dim).flatten(2).sum(2)
                         add_units(scores[key], member, self.reduce(product).double())
         return lambda graph, group: scores[group.key]
 
@@ -146,3 +145,9 @@ def add_units(scores: Tensor, member: Member, channels: Tensor) -> None:
     """Add scores of channels to those of the units they belong to."""
     owner = torch.from_numpy(member.units)
     scores.index_add_(0, owner[owner >= 0], channels[owner >= 0].to(scores.dtype))
+
+
+def _by_channel(value: Tensor, dim: int) -> Tensor:
+    """A value as [samples, channels, positions]; without a dimension for samples it is one."""
+    found = value[None, :, None] if value.dim() == 1 else value.movedim(dim, 1)
+    return found if found.dim() > 2 else found[..., None]

@@ -236,7 +236,7 @@ class LearnRounding:
                 found.append((unit, piece["first"], piece["last"]))
                 continue
             inputs = [
-                Samples(parts, fixed=not graph.dynamic_batch)
+                Samples(parts, fixed=not unit.by_sample)
                 for parts in zip(*walks[1].before(unit.first, unit.inputs), strict=True)
             ]
             source = make_unit([original(reference, node) for node in unit.inputs], end)
@@ -246,7 +246,7 @@ class LearnRounding:
                     overflow.keep(executor.run([end], dict(zip(source.inputs, values, strict=True)))[end])
                     for values in sources
                 ],
-                fixed=not graph.dynamic_batch,
+                fixed=not unit.by_sample,
             )
             weights = {}
             for node in unit.layers:
@@ -256,7 +256,7 @@ class LearnRounding:
                 self.iterations, self.batch, self.warmup, self.rate, self.regularizer, self.learn_steps, self.seed
             )
             task = Reconstruction(graph, unit, weights, search)
-            importance = Samples(gradients[end], fixed=not graph.dynamic_batch) if gradients else None
+            importance = Samples(gradients[end], fixed=not unit.by_sample) if gradients else None
             first, last = task.learn(inputs, wanted, importance)
             learned, last = (task.learned(), last) if last < first else (Learned({}), first)
             learned.store(graph)

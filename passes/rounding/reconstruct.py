@@ -78,7 +78,7 @@ class Reconstruction:
         self, graph: Graph, unit: Unit, weights: dict[Node, tuple[Rounded, SoftWeight | FreeWeight]], search: Search
     ) -> None:
         self.graph, self.unit, self.weights, self.search = graph, unit, weights, search
-        self.fixed = not graph.dynamic_batch
+        self.fixed = not unit.by_sample
         self.biases: dict[Node, Tensor] = {}  # call that computes a layer's bias -> the bias being learned
         for rounded, _ in weights.values():
             if rounded.bias is not None and rounded.bias[0] is rounded.layer.bias:

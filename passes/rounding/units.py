@@ -16,15 +16,18 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import networkx as nx
 from torch.fx.node import Node
 
+from graphopt.execution.reference import unquantized
 from graphopt.formats import FAKE_QUANTIZE
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
-from graphopt.ir.ops import family, info, is_float
+from graphopt.ir.ops import family, info, is_float, value
 from graphopt.ir.quantizers import is_quantizer
+from graphopt.ir.shapes import is_free
 from graphopt.passes.rounding.weights import rounded_layers
 
 BLOCK, MOST = 2, 12  # layers
@@ -47,6 +50,12 @@ class Unit:
     nodes: list[Node]
     layers: list[Node]
     output: Node
+
+    @property
+    def by_sample(self) -> bool:
+        """Whether samples can be taken one by one: inputs and result have one free first dimension. (A table has none.)"""
+        sizes = [_first_size(node) for node in (*self.inputs, self.output)]
+        return sizes[0] is not None and all(size == sizes[0] for size in sizes)
 
 
 def layer_units(graph: Graph) -> list[Unit]:
@@ -136,3 +145,9 @@ def _behind(node: Node) -> Node:
 
 def _follows(node: Node) -> bool:
     return info(node).pointwise or family(node) in ("batch_norm", "identity") or is_quantizer(node)
+
+
+def _first_size(node: Node) -> Any:
+    """The free first dimension of a value as an expression; None where there is none."""
+    found = value(unquantized(node))
+    return found.shape[0].node.expr if found.dim() and is_free(found.shape[0]) else None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -32,16 +33,16 @@ class Case(NamedTuple):
 
     model: nn.Module
     inputs: Callable[[int], tuple[Any, ...]]
-    keywords: dict[str, Any] = {}
+    keywords: Mapping[str, Any] = MappingProxyType({})
     training: bool = False
 
     def capture(self) -> Graph:
-        graph = Graph.capture(self.model.eval(), self.inputs(4), self.keywords)
+        graph = Graph.capture(self.model.eval(), self.inputs(4), dict(self.keywords))
         return graph.train() if self.training else graph
 
     def batches(self, count: int, size: int) -> list[list[Tensor]]:
         """The input tensors among what the model is called with, in order."""
-        leaves = [pytree.tree_leaves((self.inputs(size), self.keywords)) for _ in range(count)]
+        leaves = [pytree.tree_leaves((self.inputs(size), dict(self.keywords))) for _ in range(count)]
         return [[leaf for leaf in found if isinstance(leaf, Tensor)] for found in leaves]
 
 
@@ -122,6 +123,12 @@ def against_table(m: Any, x: Tensor, table: Tensor) -> object:
     return m.head(features(m, x)) @ m.embed(table).relu().T
 
 
+def shifted(m: Any, x: Tensor, table: Tensor) -> object:
+    """A vector that is made of the table alone is added to all channels."""
+    y = m.norm(m.first(x)).relu() + m.embed(table).sigmoid()[:, None, None]
+    return m.head(m.second(y).relu().mean((2, 3)))
+
+
 def with_dropout(m: Any, x: Tensor) -> object:
     return m.head(nn.functional.dropout(features(m, x), 0.5, m.training))
 
@@ -134,10 +141,7 @@ MODELS: dict[str, Callable[[], Case]] = {
     "dataclass out": lambda: Case(Model(dataclass_of, **trunk()), lambda n: (images(n),)),
     "training mode": lambda: Case(Model(with_dropout, **trunk()), lambda n: (images(n),), training=True),
     "shared weights": lambda: Case(Shared(), lambda n: (images(n),)),
-    "table in front": lambda: Case(
-        Model(lambda m, t, x: against_table(m, x, t), embed=nn.Linear(6, 5), **trunk()),
-        lambda n: (torch.randn(7, 6), images(n)),
-    ),
+    "vector": lambda: Case(Model(shifted, embed=nn.Linear(6, 8), **trunk()), lambda n: (images(n), torch.randn(6))),
     "table": lambda: Case(
         Model(against_table, embed=nn.Linear(6, 5), **trunk()), lambda n: (images(n), torch.randn(7, 6))
     ),
