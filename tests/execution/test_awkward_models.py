@@ -26,6 +26,7 @@ from graphopt.passes.rounding import LearnRounding
 from graphopt.passes.rounding.correct_bias import CorrectBias
 from graphopt.passes.sparsity import Sparsify
 from graphopt.targets import find
+from graphopt.utils.errors import InputError
 
 ARM = find("arm")
 Batches = list[list[Tensor]]
@@ -158,5 +159,5 @@ def test_a_loss_of_classes_refuses_outputs_without_any() -> None:
     graph = Graph.capture(
         nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1), nn.Flatten(0)).eval(), torch.randn(4, 4)
     )
-    with pytest.raises(graphopt.InputError, match=r"classes .* first floating-point output, but it is \[8\]"):
+    with pytest.raises(InputError, match=r"classes .* first floating-point output, but it is \[8\]"):
         Prune(0.6, criterion=Taylor([[torch.randn(8, 4)]]))(graph)
