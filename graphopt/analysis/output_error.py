@@ -11,12 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 
-from graphopt.execution.observers import Swapped
+from graphopt.execution.executor import Executor
 from graphopt.ir import cost
+from graphopt.ir.batches import first
 from graphopt.ir.graph import Graph
 
 SAMPLES = 128  # that the output is compared on, at most
@@ -29,22 +28,16 @@ class Probe:
 
     def __init__(self, graph: Graph, data: Iterable[list[Tensor]]) -> None:
         self.graph = graph
-        self.batches: list[list[Tensor]] = []
-        left = samples(graph)
-        for batch in data:
-            part = [tensor[:left] for tensor in batch] if graph.dynamic_batch else batch
-            self.batches.append(part)
-            left -= len(part[0])
-            if left <= 0:
-                break
-        self.wanted = [_outputs(graph, batch, {}) for batch in self.batches]
+        self.batches = list(first(graph, data, samples(graph)))
+        self.wanted = [Executor(graph).float_outputs(batch) for batch in self.batches]
         self.power = add_up(map(squares, self.wanted))
 
     def damage(self, graph: Graph | None = None, changed: Mapping[str, Tensor] | None = None) -> float:
         """Of another graph, or of this one with some constants exchanged by name; see the head of this file."""
-        pairs = zip(self.batches, self.wanted, strict=True)
-        found = ((_outputs(graph or self.graph, batch, changed or {}), wanted) for batch, wanted in pairs)
-        return relative(add_up(squares(z, wanted) for z, wanted in found), self.power)
+        graph, changed = graph or self.graph, changed or {}
+        executor = Executor(graph, constants={n: changed[str(n.target)] for n in graph.nodes if n.target in changed})
+        pairs = zip(map(executor.float_outputs, self.batches), self.wanted, strict=True)
+        return relative(add_up(squares(z, wanted) for z, wanted in pairs), self.power)
 
 
 def squares(values: Sequence[Tensor], reference: Sequence[Tensor] | None = None) -> list[float]:
@@ -67,12 +60,6 @@ def relative(lost: Sequence[float], power: Sequence[float]) -> float:
 def samples(graph: Graph) -> int:
     """How many samples a comparison of a network's output is worth: 16 for large networks to 128 for small ones."""
     return int(min(SAMPLES, max(FEWEST, WORK / max(1, cost.macs(graph)))))
-
-
-def _outputs(graph: Graph, batch: list[Tensor], changed: Mapping[str, Tensor]) -> list[Tensor]:
-    with torch.no_grad():
-        result = Swapped(graph, changed).run(*batch, enable_io_processing=False)
-    return [z for z in pytree.tree_leaves(result) if isinstance(z, Tensor) and z.is_floating_point()]
 
 
 def power_law(points: Sequence[tuple[float, float]], error: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -15,13 +15,13 @@ Paper:  Cai et al. 2020, "ZeroQ: A Novel Zero Shot Quantization Framework", sect
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.data.calibration import Calibration, synthetic
+from graphopt.execution.executor import Executor
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import BatchNorm
@@ -87,7 +87,7 @@ def _bend(
             break
         if float(loss.detach()) < best:
             best, found = float(loss.detach()), [t.detach().clone() for t in inputs]
-        gradients = torch.autograd.grad(loss, learned)
+        gradients = torch.autograd.grad(loss, learned, allow_unused=True)  # a batch norm need not see every input
         for tensor, gradient in zip(learned, gradients, strict=True):
             tensor.grad = gradient
         optimizer.step()
@@ -100,28 +100,16 @@ class _Statistics:
     """How far the statistics of a batch are from those that the batch norms remember; what is behind the last is not computed."""
 
     def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-        self.known: dict[Node, tuple[Tensor, Tensor, Tensor]] = {}
+        self.executor = Executor(graph, gradients=True)
+        self.known: list[tuple[Node, Tensor, Tensor, Tensor]] = []
         for norm in (norm for node in graph.calls() if (norm := BatchNorm.of(node))):
             mean, var = graph.tensor(norm.mean), graph.tensor(norm.var)
-            self.known[norm.node] = (mean, var, var > FLAT * var.max())
-        calls = graph.calls()
-        self.calls = calls[: calls.index(max(self.known)) + 1]
+            self.known.append((norm.input, mean, var, var > FLAT * var.max()))
 
     def __call__(self, batch: list[Tensor]) -> Tensor:
-        values: dict[Node, Any] = dict(zip(self.graph.placeholders, batch, strict=True))
-
-        def read(node: Node) -> Any:
-            return self.graph.tensor(node) if node.op == "get_attr" else values[node]
-
-        losses = []
+        values = self.executor.run([node for node, *_ in self.known], batch)
         with torch.enable_grad():
-            for node in self.calls:
-                args, kwargs = fx.node.map_arg((node.args, node.kwargs), read)
-                if node in self.known:
-                    losses.append(_distance(args[0], *self.known[node]))  # type: ignore[arg-type]
-                values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
-        return torch.stack(losses).sum()
+            return torch.stack([_distance(values[node], *statistics) for node, *statistics in self.known]).sum()
 
 
 def _distance(x: Tensor, mean: Tensor, var: Tensor, alive: Tensor) -> Tensor:

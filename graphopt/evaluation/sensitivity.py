@@ -37,6 +37,7 @@ from graphopt.artifacts.report import portable
 from graphopt.data.calibration import Calibration, synthetic
 from graphopt.evaluation.value_errors import GridUse, ValueDamage
 from graphopt.execution.reference import NONE, PartialQuantization, is_reference_left_out, reference_of
+from graphopt.ir import batches
 from graphopt.ir.cost import Match
 from graphopt.ir.facts import LEFT
 from graphopt.ir.graph import Graph
@@ -220,7 +221,7 @@ def analyze(graph: Graph, calibration: Any = None, *, output_samples: int | None
     compared = 0
     with torch.no_grad():
         for batch in track(data, "analyzing"):
-            for part, count, reaches_output in _split(graph, data, batch, left - compared):
+            for part, count, reaches_output in _split(graph, batch, left - compared):
                 meter.walk(part, reaches_output)
                 compared += count * reaches_output
     notes = ["the inputs are made up; pass calibration=... for the true ranges"] if data.synthetic else []
@@ -232,15 +233,14 @@ def analyze(graph: Graph, calibration: Any = None, *, output_samples: int | None
     return Analysis(meter.layers(), meter.values(), data.samples, compared, [*notes, *data.notes])
 
 
-def _split(graph: Graph, data: Calibration, batch: list[Tensor], left: int) -> Iterator[tuple[list[Tensor], int, bool]]:
+def _split(graph: Graph, batch: list[Tensor], left: int) -> Iterator[tuple[list[Tensor], int, bool]]:
     """A batch in up to two parts, with their samples: what is followed to the output, and the rest."""
-    size = next((len(t) for i, t in zip(data.inputs, batch, strict=True) if i.batched), 1)
+    size = batches.count(graph, batch)
     if left <= 0 or left >= size or not graph.dynamic_batch:
         yield batch, size, left > 0
         return
-    for part, reaches_output in ((slice(None, left), True), (slice(left, None), False)):
-        cut = [t[part] if i.batched else t for i, t in zip(data.inputs, batch, strict=True)]
-        yield cut, left if reaches_output else size - left, reaches_output
+    yield batches.cut(graph, batch, 0, left), left, True
+    yield batches.cut(graph, batch, left, size), size - left, False
 
 
 class _Meter:
@@ -253,14 +253,13 @@ class _Meter:
                 "the graph has no quantizers, so nothing can be compared with float; give optimize(...).graph, or run Quantize "
                 "on it first (a deployed graph holds integers instead)"
             )
-        position = self.network.position
-        self.starts: dict[int, list[Unit]] = {}
+        self.starts: dict[Node, list[Unit]] = {}
         self.ends: dict[Node, list[Unit]] = {}
         self.on_path: dict[Node, list[Unit]] = {}
         for unit in self.units:
             self.ends.setdefault(unit.end, []).append(unit)
             if unit.path:
-                self.starts.setdefault(position[unit.path[0]], []).append(unit)
+                self.starts.setdefault(unit.path[0], []).append(unit)
             for node in unit.path:
                 self.on_path.setdefault(node, []).append(unit)
         self.alone = {unit: Match() for unit in self.units}
@@ -276,29 +275,31 @@ class _Meter:
 
     def walk(self, batch: list[Tensor], reaches_output: bool) -> None:
         """One batch through the float reference, the quantized graph, and every layer quantized alone."""
-        network = self.network
-        plain, rounded = network.start(batch), network.start(batch)
-        outputs = network.finish(plain, 0, NONE) if reaches_output else []
+        executor = self.network.executor
+        plain_graph, rounded_graph = executor(NONE), executor(self.network.all)
+        plain = plain_graph.inputs(batch)
+        rounded = dict(plain)
+        outputs = plain_graph.float_outputs(plain) if reaches_output else []
         if not all(bool(torch.isfinite(z).all()) for z in outputs):
             raise self.network.blame(batch)
         alone: dict[Unit, dict[Node, Any]] = {}
-        for position, node in enumerate(network.nodes):
-            if reaches_output:
-                for unit in self.starts.get(position, ()):
-                    _update(self.alone_output[unit], outputs, network.finish(plain, position, unit.quantizers))
+        walks = (
+            run.walk(values, (), keep=self.graph.outputs)
+            for run, values in ((plain_graph, plain), (rounded_graph, rounded))
+        )
+        for node, _ in zip(*walks, strict=True):
+            for unit in self.starts.get(node, ()) if reaches_output else ():
+                _update(self.alone_output[unit], outputs, executor(unit.quantizers).float_outputs(plain, start=node))
             for unit in self.on_path.get(node, ()):
                 own = alone.setdefault(unit, {})
-                own[node] = network.call(node, {**plain, **own}, unit.quantizers)
-            plain[node] = network.call(node, plain, NONE)
-            rounded[node] = network.call(node, rounded, network.all)
+                own[node] = executor(unit.quantizers).call(node, {**plain, **own})
             for unit in self.ends.get(node, ()):
-                self._compare(unit, plain[node], alone.pop(unit, {}).get(node, plain[node]), rounded[node], batch)
+                own = {node: plain[node], **alone.pop(unit, {})}
+                self._compare(unit, plain[node], own[node], rounded[node], batch)
                 if reaches_output:
-                    _update(self.cumulative_output[unit], outputs, network.finish(rounded, position + 1, NONE))
+                    _update(self.cumulative_output[unit], outputs, plain_graph.float_outputs(rounded))
                     if unit.is_float:
                         _update(self.alone_output[unit], outputs, outputs)
-            network.drop(position, plain)
-            network.drop(position, rounded)
 
     def _compare(self, unit: Unit, plain: Tensor, alone: Tensor, rounded: Tensor, batch: list[Tensor]) -> None:
         self.alone[unit].update(plain, alone)

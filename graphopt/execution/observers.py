@@ -1,20 +1,21 @@
 """Watch the values of a graph over many batches, in constant memory.
 
-Observing is interpreting: the graph runs node by node, each watched value updates its statistic and is dropped as soon as its
-last reader has run. No observer nodes, no stored activations; memory does not grow with the number of batches.
+The graph runs call by call as far as the last watched value; each updates its statistic and is dropped as soon as its last
+reader has run. No observer nodes, no stored activations; memory does not grow with the number of batches.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor, fx
+from torch import Tensor
 from torch.fx.node import Node
 
+from graphopt.execution.executor import Executor
 from graphopt.ir.graph import Graph
 from graphopt.utils.errors import NonFiniteError
 
@@ -109,23 +110,6 @@ class _NonFinite(Exception):
     pass
 
 
-class _Watcher(fx.Interpreter):
-    def __init__(self, graph: Graph, watched: Mapping[Node, list[Statistic]], *, strict: bool = False) -> None:
-        super().__init__(graph.module)
-        self.graph_ir, self.watched, self.strict = graph, watched, strict
-        self.extra_traceback = False  # would append the torch.fx node and its source to our own message
-
-    def run_node(self, n: Node) -> Any:
-        value = super().run_node(n)
-        if self.strict and n.op in ("placeholder", "call_function"):
-            for leaf in pytree.tree_leaves(value):
-                if isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
-                    raise NonFiniteError(blame(self.graph_ir, n, leaf))
-        for statistic in self.watched.get(n, ()):
-            statistic.update(value)
-        return value
-
-
 def blame(graph: Graph, node: Node, value: Tensor) -> str:
     """What to say of the first node that produces NaN or infinity."""
     bad = "NaN" if bool(torch.isnan(value).any()) else "infinity"
@@ -138,13 +122,19 @@ def blame(graph: Graph, node: Node, value: Tensor) -> str:
     )
 
 
-def observe(graph: Graph, watched: Mapping[Node, Statistic | list[Statistic]], batches: Iterable[list[Tensor]]) -> int:
+def observe(
+    graph: Graph,
+    watched: Mapping[Node, Statistic | list[Statistic]],
+    batches: Iterable[list[Tensor]],
+    overrides: Mapping[Node, Callable[..., Any]] | None = None,
+) -> int:
     """Feed every batch through the graph and update the statistics of the watched values.
 
     Args:
         graph: any graph, unchanged afterwards.
         watched: value -> statistic, or several.
         batches: lists of input tensors in `graph.input_names` order.
+        overrides: call -> what is called in place of its operator (see `Executor`).
 
     Returns:
         The number of batches seen.
@@ -153,52 +143,24 @@ def observe(graph: Graph, watched: Mapping[Node, Statistic | list[Statistic]], b
         NonFiniteError: a watched value holds NaN or infinity; names the first node that produced one.
     """
     lists: dict[Node, list[Statistic]] = {n: s if isinstance(s, list) else [s] for n, s in watched.items()}
-    watcher, seen = _Watcher(graph, lists), 0
-    with torch.no_grad():
-        for batch in batches:
-            try:
-                watcher.run(*batch, enable_io_processing=False)
-            except _NonFinite:
-                _Watcher(graph, {}, strict=True).run(*batch, enable_io_processing=False)
-                raise NonFiniteError("a watched value is not finite on the calibration data") from None
-            seen += 1
+    executor, seen = Executor(graph, overrides=overrides), 0
+    for batch in batches:
+        values = executor.inputs(batch)
+        try:
+            for node in chain(graph.placeholders, executor.walk(values, lists)):
+                for statistic in lists.get(node, ()):
+                    statistic.update(values[node])
+        except _NonFinite:
+            raise NonFiniteError(first_non_finite(executor, batch)) from None
+        seen += 1
     return seen
 
 
-class _Enough(Exception):
-    pass
-
-
-class _Collector(fx.Interpreter):
-    def __init__(self, graph: Graph, wanted: Iterable[Node]) -> None:
-        super().__init__(graph.module)
-        self.wanted, self.found = set(wanted), dict[Node, Any]()
-        self.extra_traceback = False
-
-    def run_node(self, n: Node) -> Any:
-        value = super().run_node(n)
-        if n in self.wanted:
-            self.found[n] = value
-            if len(self.found) == len(self.wanted):
-                raise _Enough
-        return value
-
-
-def values(graph: Graph, wanted: Iterable[Node], batch: list[Tensor]) -> dict[Node, Any]:
-    """What these calls compute for one batch; the graph runs only as far as the last of them."""
-    collector = _Collector(graph, wanted)
-    with torch.no_grad(), contextlib.suppress(_Enough):
-        if collector.wanted:
-            collector.run(*batch, enable_io_processing=False)
-    return collector.found
-
-
-class Swapped(fx.Interpreter):
-    """Runs a graph with some of its constants, by name, exchanged for other tensors."""
-
-    def __init__(self, graph: Graph, constants: Mapping[str, Tensor]) -> None:
-        super().__init__(graph.module)
-        self.constants = constants
-
-    def fetch_attr(self, target: str) -> Any:
-        return self.constants[target] if target in self.constants else super().fetch_attr(target)
+def first_non_finite(executor: Executor, batch: Sequence[Tensor]) -> str:
+    """What to say of the first value of a graph that holds NaN or infinity."""
+    graph, values = executor.graph, executor.inputs(batch)
+    for node in chain(graph.placeholders, executor.walk(values, graph.outputs)):
+        for leaf in pytree.tree_leaves(values[node]):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
+                return blame(graph, node, leaf)
+    return "a value is not finite on the calibration data"

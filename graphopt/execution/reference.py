@@ -4,22 +4,19 @@ The float reference is the same graph with its quantizers bypassed (`quantizer(x
 has changed to make up for rounding (codes chosen on data, corrected biases) as it was before. Those are facts of the constants
 (`graphopt.ir.facts.FLOAT_REFERENCE`), copied and saved with the graph.
 
-`PartialQuantization` runs both side by side, and anything between: any set of quantizers may be active, and a run may begin in
-the middle (`graphopt.execution.resumable`).
+`PartialQuantization` gives what runs either, and anything between: any set of quantizers may be active.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
-import torch
-import torch.utils._pytree as pytree
-from torch import Tensor, fx
+from torch import Tensor
 from torch.fx.node import Node
 
-from graphopt.execution.observers import blame
-from graphopt.execution.resumable import Flight
+from graphopt.execution.executor import Executor
+from graphopt.execution.observers import first_non_finite
 from graphopt.ir.facts import FLOAT_REFERENCE, REFERENCE_LEFT_OUT
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
@@ -31,11 +28,11 @@ from graphopt.utils.errors import NonFiniteError
 NONE: frozenset[Node] = frozenset()
 
 
-class PartialQuantization(Flight[Collection[Node]]):
-    """Runs a graph with some of its quantizers active; its positions count the calls that depend on inputs.
+class PartialQuantization:
+    """Runs a graph with some of its quantizers active.
 
     A constant that was changed to make up for rounding is so where the quantizer it makes up for is active: its own, or that of
-    the layer's weight where it has none.
+    the layer's weight where it has none. Calls on a layer's constants are computed once, in float and rounded.
 
     Attributes:
         all: every quantizer.
@@ -47,8 +44,6 @@ class PartialQuantization(Flight[Collection[Node]]):
         self._rounder: dict[
             Node, Node | None
         ] = {}  # layers' constants and calls on them -> the quantizer that is theirs
-        self._float: dict[Node, Any] = {}
-        self._rounded: dict[Node, Any] = {}
         calls: list[Node] = []
         for layer in (layer for node in graph.calls() if (layer := Layer.of(node))):
             calls += (found := constants(graph, layer))
@@ -56,36 +51,29 @@ class PartialQuantization(Flight[Collection[Node]]):
             for source in (layer.weight, layer.bias):
                 if source is not None and (graph.is_constant(source) or source in found):
                     self._assign(source, _quantizer_behind(source) or outer)
-        for node in calls:
-            self._fold(node)
-        super().__init__(graph, [node for node in graph.calls() if node not in self._rounder])
+        self._executors: dict[frozenset[Node], Executor] = {}
+        self._float, self._rounded = (self._made(active, {}).run(calls, {}) for active in (NONE, self.all))
 
-    def call(self, node: Node, values: Mapping[Node, Any], how: Collection[Node]) -> Any:
-        """What a call gives for the values in flight; `how`: the active quantizers."""
-
-        def read(source: Node) -> Any:
-            if source.op == "get_attr":
-                compensated = self._rounder.get(source) in how if source in self._rounder else how == self.all
-                return self.graph.tensor(source) if compensated else reference_of(self.graph, source)
-            if source in self._rounder:
-                return (self._rounded if self._rounder[source] in how else self._float)[source]
-            return values[source]
-
-        if is_quantizer(node) and node not in how:
-            return read(node.args[0])  # type: ignore[arg-type]
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), read)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+    def executor(self, active: Collection[Node]) -> Executor:
+        """What runs the graph with these quantizers active, the others bypassed."""
+        key = frozenset(active)
+        if key not in self._executors:
+            folded = {n: self._rounded[n] if self._rounder[n] in key else value for n, value in self._float.items()}
+            self._executors[key] = self._made(key, folded)
+        return self._executors[key]
 
     def blame(self, batch: list[Tensor]) -> NonFiniteError:
         """The error for a batch that is not finite in the float reference, naming the first call that gives NaN or infinity."""
-        values = self.start(batch)
-        for position, node in enumerate(self.nodes):
-            found = values[node] = self.call(node, values, NONE)
-            for leaf in pytree.tree_leaves(found):
-                if isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
-                    return NonFiniteError(blame(self.graph, node, leaf))
-            self.drop(position, values)
-        return NonFiniteError("a value is not finite on the calibration data")
+        return NonFiniteError(first_non_finite(self.executor(NONE), batch))
+
+    def _made(self, active: frozenset[Node], folded: dict[Node, Any]) -> Executor:
+        compensated = {
+            node: (self._rounder[node] in active) if node in self._rounder else active == self.all
+            for node in self.graph.nodes
+            if node.op == "get_attr"
+        }
+        floats = {node: reference_of(self.graph, node) for node, changed in compensated.items() if not changed}
+        return Executor(self.graph, constants=floats | folded, overrides=dict.fromkeys(self.all - active, _bypass))
 
     def _assign(self, source: Node, rounder: Node | None) -> None:
         """Note whose rounding a value and the constants behind it belong to."""
@@ -94,11 +82,9 @@ class PartialQuantization(Flight[Collection[Node]]):
         for behind in source.all_input_nodes:
             self._assign(behind, rounder)
 
-    def _fold(self, node: Node) -> None:
-        """Compute a call on constants once, in float and rounded."""
-        with torch.no_grad():
-            self._float[node] = self.call(node, {}, NONE)
-            self._rounded[node] = self.call(node, {}, self.all)
+
+def _bypass(value: Any, *arguments: Any, **options: Any) -> Any:
+    return value
 
 
 def _quantizer_behind(source: Node) -> Node | None:

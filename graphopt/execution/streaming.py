@@ -16,10 +16,10 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.fx.node import Node
 
+from graphopt.execution.executor import Executor
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import value
@@ -35,87 +35,37 @@ class Frontier:
     def __init__(
         self, graph: Graph, batches: Iterable[list[Tensor]], keep: Callable[[Tensor], Tensor] | None = None
     ) -> None:
-        self.graph = graph
-        self._keep, self._kept = keep, set[Node]()
-        self._fixed = constant_calls(graph)
-        self._nodes = [node for node in graph.nodes if node.op == "call_function" and node not in self._fixed]
-        self._last = _last_uses(self._nodes)
-        self._values: list[dict[Node, Any]] = [dict(zip(graph.placeholders, batch, strict=True)) for batch in batches]
-        self._position = 0
+        self._executor = Executor(graph)
+        self._keep = keep
+        self._values = [self._executor.inputs(batch) for batch in batches]
+        self._kept: set[Node] = set()
+        self._at: Node | None = None
 
     def before(self, node: Node, wanted: Sequence[Node]) -> list[list[Any]]:
         """Walk up to `node`, which is not computed yet; of each batch the values of `wanted`, which must be in flight there."""
-        return self._advance(self._nodes.index(node), wanted)
+        self._at = node if self._at is None else max(self._at, node)
+        alive, found = self._executor.alive(self._at), []
+        for values in self._values:
+            for _ in self._executor.walk(values, wanted, keep=alive):
+                pass
+            found.append([values[source] for source in wanted])
+            if self._keep is not None:
+                for source in alive:
+                    if source.op == "call_function" and source not in self._kept and isinstance(values[source], Tensor):
+                        values[source] = self._keep(values[source])
+        self._kept = set(alive)
+        return found
 
     def results(self, node: Node) -> Iterator[Any]:
         """Walk up to `node`; of each batch what it gives, computed as it is asked for and not kept."""
-        self._advance(self._nodes.index(node), [])
+        self.before(node, [])
         for values in self._values:
-            with torch.no_grad():
-                result = self._call(node, values)
-            yield result
-
-    def _advance(self, end: int, wanted: Sequence[Node]) -> list[list[Any]]:
-        found = []
-        with torch.no_grad():
-            for values in self._values:
-                for position in range(self._position, end):
-                    self._compute(values, position, wanted)
-                found.append([values[node] for node in wanted])
-                for node in [n for n in values if self._last.get(n, -1) < end]:
-                    del values[node]
-                if self._keep is not None:
-                    for node, kept in values.items():
-                        if node not in self._kept and isinstance(kept, Tensor) and node.op == "call_function":
-                            values[node] = self._keep(kept)
-        self._position = max(self._position, end)
-        self._kept = {node for values in self._values[:1] for node in values}
-        return found
-
-    def _compute(self, values: dict[Node, Any], position: int, wanted: Sequence[Node]) -> None:
-        node = self._nodes[position]
-        values[node] = self._call(node, values)
-        for source in node.all_input_nodes:
-            if self._last.get(source) == position and source not in wanted:
-                values.pop(source, None)
-
-    def _call(self, node: Node, values: dict[Node, Any]) -> Any:
-        def read(source: Node) -> Any:
-            if source in self._fixed:
-                return self._call(source, values)
-            return self.graph.tensor(source) if source.op == "get_attr" else values[source]
-
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), read)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
-
-
-def constant_calls(graph: Graph) -> set[Node]:
-    """The calls that no input of the graph leads to."""
-    found: set[Node] = set()
-    for node in graph.nodes:
-        sources = node.all_input_nodes
-        if node.op == "call_function" and sources and all(s.op == "get_attr" or s in found for s in sources):
-            found.add(node)
-    return found
+            yield self._executor.run([node], values)[node]
 
 
 def in_flight(graph: Graph, node: Node) -> int:
     """Bytes per sample of what is in flight just before `node` is computed."""
-    fixed = constant_calls(graph)
-    nodes = [n for n in graph.nodes if n.op == "call_function" and n not in fixed]
-    last, position = _last_uses(nodes), nodes.index(node)
-    alive = [n for n in [*graph.placeholders, *nodes[:position]] if last.get(n, -1) >= position]
-    return sum(map(_bytes, alive))
-
-
-def _last_uses(nodes: list[Node]) -> dict[Node, int]:
-    """The position of each value's last reader; values the model returns are not kept for it."""
-    return {
-        source: position
-        for position, node in enumerate(nodes)
-        for source in node.all_input_nodes
-        if source.op != "get_attr"
-    }
+    return sum(map(_bytes, Executor(graph).alive(node)))
 
 
 def _bytes(node: Node) -> int:

@@ -26,8 +26,9 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.analysis.im2col import Moments, from_matrix, weight_matrix
-from graphopt.execution.observers import values
+from graphopt.execution.executor import Executor
 from graphopt.execution.streaming import Frontier, in_flight
+from graphopt.ir.batches import count
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import BatchNorm, Layer
 from graphopt.ir.ops import family, operand, value
@@ -85,7 +86,7 @@ class Pairs:
         names: Mapping[str, str] | None = None,
     ) -> None:
         self.original, self.graph, self.data, self.names = original, graph, data, names or {}
-        sizes = [len(batch[0]) for batch in data]
+        sizes = [count(graph, batch) for batch in data]
         self.samples, self.batches = sum(sizes), len(sizes)
         self._before = {node.name: node for node in original.nodes}
         self._order = {node: position for position, node in enumerate(original.nodes)}
@@ -138,12 +139,13 @@ class Pairs:
         self, start: Node, source: Node, ours: list[Node], theirs: list[Node]
     ) -> Iterator[tuple[list[Tensor], list[Tensor], Tensor]]:
         if self.samples * (in_flight(self.original, source) + in_flight(self.graph, start)) <= BUDGET:
-            targets, changed = self.walks
-            found, before = changed.before(start, ours), targets.before(source, theirs)
+            targets, ahead = self.walks
+            found, before = ahead.before(start, ours), targets.before(source, theirs)
             yield from zip(found, before, targets.results(source), strict=True)
         else:
+            original, changed = Executor(self.original), Executor(self.graph)
             for batch in self.data:
-                here, there = values(self.graph, ours, batch), values(self.original, [*theirs, source], batch)
+                here, there = changed.run(ours, batch), original.run([*theirs, source], batch)
                 yield [here[n] for n in ours], [there[n] for n in theirs], there[source]
 
 

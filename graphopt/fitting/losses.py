@@ -13,12 +13,14 @@ import torch.nn.functional as F
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from graphopt.utils.errors import InputError
+
 Loss = Callable[[Any, list[Tensor]], Tensor]
 
 
 def own_labels(output: Any, batch: list[Tensor]) -> Tensor:
-    """Cross-entropy of the first output against the class the network itself gives."""
-    logits = next(leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor))
+    """Cross-entropy of the first floating-point output against the class the network itself gives."""
+    logits = _logits(output)
     return F.cross_entropy(logits, logits.detach().argmax(1), reduction="sum")
 
 
@@ -29,10 +31,25 @@ def own_outputs(output: Any, batch: list[Tensor]) -> Tensor:
     (Gauss-Newton). It needs no classes, and a network that is sure of its classes hides nothing from it. Of several outputs,
     each counts by its own size.
     """
-    leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    leaves = _floating(output)
     if len(leaves) > 1:
         leaves = [z / z.detach().norm().clamp(min=1e-30) for z in leaves]
     return torch.stack([(torch.randint_like(z, 2) * 2 - 1).mul(z).sum() for z in leaves]).sum()
+
+
+def _floating(output: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def _logits(output: Any) -> Tensor:
+    logits = next(iter(_floating(output)), None)
+    if logits is None or logits.dim() < 2:
+        shape = "there is none" if logits is None else f"it is {list(logits.shape)}"
+        raise InputError(
+            f"a loss of classes needs them along dimension 1 of the first floating-point output, but {shape}; choose a loss of "
+            "outputs, or give one of your own"
+        )
+    return logits
 
 
 # ---- What a changed network answers, against the original's answer --------------------------------------------------
@@ -40,12 +57,8 @@ def own_outputs(output: Any, batch: list[Tensor]) -> Tensor:
 Comparison = Callable[[Any, Any], Tensor]
 
 
-def _logits(output: Any) -> Tensor:
-    return next(leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor))
-
-
 def against_labels(output: Any, original: Any) -> Tensor:
-    """Cross-entropy of the first output against the class the original gives."""
+    """Cross-entropy of the first floating-point output against the class the original gives."""
     return F.cross_entropy(_logits(output), _logits(original).argmax(1), reduction="sum")
 
 
@@ -56,9 +69,9 @@ def divergence(output: Any, original: Any) -> Tensor:
 
 
 def squared_error(output: Any, original: Any) -> Tensor:
-    """Sum over all outputs of the squared distance to the original's, in shares of that output's power, times the samples."""
-    leaves = zip(pytree.tree_leaves(output), pytree.tree_leaves(original), strict=True)
-    pairs = [(a.double(), b.double()) for a, b in leaves if isinstance(a, Tensor)]
+    """Sum over all floating-point outputs of the squared distance to the original's, in shares of that output's power, times the
+    samples."""
+    pairs = [(a.double(), b.double()) for a, b in zip(_floating(output), _floating(original), strict=True)]
     shares = [(a - b).square().sum() / b.square().sum().clamp(min=1e-300) for a, b in pairs]
     return torch.stack(shares).sum() * max(len(b) if b.dim() else 1 for _, b in pairs)
 

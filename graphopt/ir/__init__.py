@@ -8,6 +8,7 @@ layer.py            views of layers, pools and norms
 rules.py            rules by operator or family
 arguments.py        the arguments of a call by name, and which were read
 shapes.py           shapes and free batch sizes
+batches.py          samples of batches
 passes.py           the contract of a pass: `Pass`, `Change`
 quantizers.py       reading quantizers of a simulated graph
 quantized_units.py  which quantizers belong to which layer

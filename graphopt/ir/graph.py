@@ -487,17 +487,27 @@ class Graph:
             if came != structure:
                 raise InputError(f"argument {name!r} must be nested like the example: the model takes {wanted}")
             leaves += found
-        names = iter(self.input_names)
-        batch: tuple[str, int] | None = None
+        tensors = []
         for node, leaf in zip(self.placeholders, leaves, strict=True):
             fake = node.meta["val"]
-            if not isinstance(fake, Tensor):
-                if type(leaf) is not type(fake) or leaf != fake:
-                    raise InputError(
-                        f"argument {node.name!r} was captured as {fake!r}, got {leaf!r}; capture once per value"
-                    )
-                continue
-            name = next(names)
+            if isinstance(fake, Tensor):
+                tensors.append(leaf)
+            elif type(leaf) is not type(fake) or leaf != fake:
+                raise InputError(
+                    f"argument {node.name!r} was captured as {fake!r}, got {leaf!r}; capture once per value"
+                )
+        self.check_tensors(tensors)
+        return tensors
+
+    def check_tensors(self, tensors: Sequence[Any]) -> None:
+        """Check types and sizes of the input tensors in order.
+
+        Raises:
+            InputError: names the input that does not fit, what was expected and what came.
+        """
+        batch: tuple[str, int] | None = None
+        for name, node, leaf in zip(self.input_names, self.inputs, tensors, strict=True):
+            fake = node.meta["val"]
             free = fake.dim() > 0 and isinstance(fake.shape[0], torch.SymInt)
             shape = (0, *fake.shape[1:]) if free else tuple(fake.shape)
             check_tensor(name, leaf, shape, fake.dtype, free)
@@ -506,7 +516,6 @@ class Graph:
                     f"inputs {batch[0]!r} and {name!r} have different batches: {batch[1]} and {leaf.shape[0]}"
                 )
             batch = (name, leaf.shape[0]) if free else batch
-        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def is_tensor(node: Node) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -314,6 +314,16 @@ def set_argument(node: Node, name: str, new: Any) -> None:
         node.update_arg(position, new)
     else:
         node.update_kwarg(name, new)
+
+
+def with_argument(
+    node: Node, args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str, new: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call with one of them, by its schema name, exchanged; the node stays as it is."""
+    position, _ = _positions(node.target)[name]
+    if position < len(args):
+        return (*args[:position], new, *args[position + 1 :]), dict(kwargs)
+    return args, {**kwargs, name: new}
 
 
 def listed(found: Any) -> list[Any]:

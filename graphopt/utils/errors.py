@@ -29,6 +29,10 @@ class NonFiniteError(GraphoptError, ValueError):
     """NaN or infinity turned up in a weight or an activation; the message names the first node that produced one."""
 
 
+class ExecutionError(GraphoptError, RuntimeError):
+    """An operator of a graph failed on what it was given; names the operator and where it is."""
+
+
 class PassError(GraphoptError, RuntimeError):
     """A pass broke its contract (invalid graph, changed outputs although exact); the message says how to reproduce."""
 

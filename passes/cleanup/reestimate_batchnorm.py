@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch import Tensor
 from graphopt.execution.observers import observe
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import BatchNorm
-from graphopt.ir.ops import set_argument
+from graphopt.ir.ops import aten
 from graphopt.ir.passes import Change, in_eval_mode
 
 
@@ -35,18 +35,7 @@ class ReestimateBatchNorm:
     def __call__(self, graph: Graph) -> list[Change]:
         norms = [norm for node in graph.calls() if (norm := BatchNorm.of(node)) is not None]
         moments = {norm.input: _Moments() for norm in norms}
-        constants = {n: graph.tensor(n) for norm in norms for n in (norm.mean, norm.var)}
-        for node, tensor in constants.items():  # training mode writes into the running statistics: into copies
-            graph.put_constant(node, tensor.clone())
-        try:
-            for norm in norms:
-                set_argument(norm.node, "training", True)
-            seen = observe(graph, moments, self.data) if norms else 0
-        finally:
-            for norm in norms:
-                set_argument(norm.node, "training", False)
-            for node, tensor in constants.items():
-                graph.put_constant(node, tensor)
+        seen = observe(graph, moments, self.data, {norm.node: _by_batch for norm in norms}) if norms else 0
         if not seen:
             return []
         return [c for norm in norms if (c := self._set(graph, norm, moments[norm.input])) is not None]
@@ -80,3 +69,9 @@ class _Moments:
     @property
     def var(self) -> Tensor:
         return (torch.as_tensor(self.sums)[1] / self.count - self.mean**2).clamp(min=0)
+
+
+def _by_batch(x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, training: bool, *rest: Any) -> Tensor:
+    """Batch norm as in training; running statistics are written to, in copies here."""
+    found: Tensor = aten.batch_norm.default(x, weight, bias, mean.clone(), var.clone(), True, *rest)
+    return found

@@ -9,13 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.analysis.channels.groups import Group, Member
+from graphopt.execution.executor import Executor
 from graphopt.execution.observers import observe
 from graphopt.fitting.losses import Loss, own_labels
 from graphopt.ir.graph import Graph
@@ -65,7 +65,7 @@ class _Strength:
         self.sums: Tensor | float = 0.0
 
     def update(self, value: Tensor) -> None:
-        rows = value.detach().movedim(self.dim, 0).flatten(1).double()
+        rows = _by_channel(value.detach(), self.dim).movedim(1, 0).flatten(1).double()
         self.sums = self.sums + torch.stack([rows.abs().sum(1), rows.sum(1), (rows**2).sum(1), (rows != 0).sum(1)])
         self.count += rows.shape[1]
 
@@ -85,20 +85,20 @@ class _Gradient(ABC):
     def prepare(self, graph: Graph, groups: list[Group]) -> Criterion:
         found = {group.key: sources(graph, group) for group in groups}
         scores = {group.key: torch.zeros(len(group), dtype=torch.float64) for group in groups}
-        wanted = {node for parts in found.values() for _, node, _ in parts}
+        wanted = list(dict.fromkeys(node for parts in found.values() for _, node, _ in parts))
+        executor = Executor(graph, leaves=wanted)
         for batch in track(self.data, "gradients"):
+            values = executor.run([*wanted, *graph.outputs], batch)
             with torch.enable_grad():
-                recorder = _Recorder(graph, wanted)
-                loss = self.loss(recorder.run(*batch), batch)
+                loss = self.loss(executor.nested(values), batch)
             if not bool(torch.isfinite(loss)):
                 raise ValueError(f"the loss on a batch is {float(loss)}; check the data and the loss function")
-            values = [recorder.found[node] for node in wanted]
-            gradients = dict(zip(wanted, torch.autograd.grad(loss, values, allow_unused=True), strict=True))
+            slopes = torch.autograd.grad(loss, [values[node] for node in wanted], allow_unused=True)
+            gradients = dict(zip(wanted, slopes, strict=True))
             for key, parts in found.items():
                 for member, node, dim in parts:
                     if (gradient := gradients[node]) is not None:
-                        product = (recorder.found[node] * gradient).detach().movedim(dim, 1)
-                        product = product.reshape(*product.shape[:2], -1).sum(2)
+                        product = _by_channel((values[node] * gradient).detach(), dim).flatten(2).sum(2)
                         add_units(scores[key], member, self.reduce(product).double())
         return lambda graph, group: scores[group.key]
 
@@ -147,20 +147,7 @@ def add_units(scores: Tensor, member: Member, channels: Tensor) -> None:
     scores.index_add_(0, owner[owner >= 0], channels[owner >= 0].to(scores.dtype))
 
 
-class _Recorder(fx.Interpreter):
-    """Runs a graph with gradients, and keeps the values they are wanted for."""
-
-    def __init__(self, graph: Graph, wanted: set[Node]) -> None:
-        super().__init__(graph.module)
-        self.wanted, self.found = wanted, dict[Node, Tensor]()
-
-    def run(self, *batch: Tensor) -> Any:  # type: ignore[override]
-        flat = super().run(*batch, enable_io_processing=False)
-        return self.graph.process_outputs(flat)  # nested as the model returns it
-
-    def run_node(self, n: Node) -> Any:
-        value = super().run_node(n)
-        if n in self.wanted:
-            value = value if value.requires_grad else value.requires_grad_()
-            self.found[n] = value
-        return value
+def _by_channel(value: Tensor, dim: int) -> Tensor:
+    """A value as [samples, channels, positions]; without a dimension for samples it is one."""
+    found = value[None, :, None] if value.dim() == 1 else value.movedim(dim, 1)
+    return found if found.dim() > 2 else found[..., None]

@@ -26,6 +26,7 @@ from torch.fx.node import Node
 from graphopt.analysis.output_error import samples
 from graphopt.execution.observers import Histogram, Range, observe
 from graphopt.formats import SMALLEST_SCALE, Format, NumberFormat, Quantizer, reach, scale_and_zero_point
+from graphopt.ir.batches import count
 from graphopt.ir.facts import LEFT
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import WEIGHT, Layer
@@ -166,7 +167,7 @@ class Quantize:
             for node in dict.fromkeys(grid.observed):
                 watched.setdefault(node, []).append(stat)
         keep = first is not None and self.by_output
-        batches = keep_first(self.calibration, samples(graph), first) if keep else self.calibration  # type: ignore[arg-type]
+        batches = keep_first(graph, self.calibration, first) if keep else self.calibration  # type: ignore[arg-type]
         if not observe(graph, watched, batches):  # type: ignore[arg-type]
             raise InputError("the calibration data are empty; give at least one batch")
         return list(statistics)
@@ -245,13 +246,13 @@ def ends(quantizer: Quantizer) -> str:
     return f", [{low:.4g}, {high:.4g}]"
 
 
-def keep_first(data: Iterable[list[Tensor]], count: int, kept: list[list[Tensor]]) -> Iterator[list[Tensor]]:
-    """The batches, of which those with the first so many samples are kept."""
+def keep_first(graph: Graph, data: Iterable[list[Tensor]], kept: list[list[Tensor]]) -> Iterator[list[Tensor]]:
+    """The batches, of which the first ones are kept: as many samples as a comparison of outputs is worth."""
     seen = 0
     for batch in data:
-        if seen < count:
+        if seen < samples(graph):
             kept.append(batch)
-            seen += len(batch[0])
+            seen += count(graph, batch)
         yield batch
 
 

@@ -14,14 +14,17 @@ One sample's readers run once for each range: memory is that of running the netw
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.fx.node import Node
 
+from graphopt.execution.executor import Executor
 from graphopt.execution.observers import Histogram
 from graphopt.formats import Format, fake_quantize, scale_and_zero_point
+from graphopt.ir.batches import split
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import info, is_float
 from graphopt.passes.quantization.placement import SharedGrid
@@ -46,23 +49,18 @@ def best_ranges(
 ) -> dict[int, Range]:
     """Of each grid's options (by its position among the grids) the one whose readers change least."""
     trial = _Trial(graph, options, grids)
-    with torch.no_grad():
-        for batch in batches:
-            parts = (
-                zip(*(torch.split(tensor, PART) for tensor in batch), strict=True) if graph.dynamic_batch else [batch]
-            )
-            for part in parts:
-                trial.run(*part, enable_io_processing=False)
+    for batch in batches:
+        for part in split(graph, batch, PART):
+            trial.run(part)
     return {index: found[int(trial.costs(index).argmin())] for index, found in options.items()}
 
 
-class _Trial(fx.Interpreter):
+class _Trial:
     """Runs the float graph, and each reader again for every range of what it reads."""
 
     def __init__(self, graph: Graph, options: Mapping[int, list[Range]], grids: list[SharedGrid]) -> None:
-        super().__init__(graph.module)
-        self.graph_ir, self.grids, self.options = graph, grids, options
-        self.extra_traceback = False
+        self.graph, self.grids, self.options = graph, grids, options
+        self.executor = Executor(graph)
         self.lost: dict[tuple[int, Node], Tensor] = {}  # grid and reader -> [ranges]
         self.power: dict[tuple[int, Node], float] = {}
         self.reads: dict[Node, dict[int, list[Node]]] = {}  # reader -> grid -> its values
@@ -82,14 +80,14 @@ class _Trial(fx.Interpreter):
                 total += lost / max(self.power[grid, reader], 1e-30)
         return total
 
-    def run_node(self, n: Node) -> Any:
-        result = super().run_node(n)
-        for index, values in self.reads.get(n, {}).items():
-            self.compare(n, index, values)
-        return result
+    def run(self, batch: list[Tensor]) -> None:
+        values = self.executor.inputs(batch)
+        for node in chain(self.executor.walk(values, (), keep=self.graph.outputs), [self.graph.output]):
+            for index, read in self.reads.get(node, {}).items():
+                self.compare(node, index, read, values)
 
-    def compare(self, reader: Node, index: int, values: list[Node]) -> None:
-        found = self.answer(reader, {})
+    def compare(self, reader: Node, index: int, read: list[Node], values: Mapping[Node, Any]) -> None:
+        found = self.answer(reader, values)
         if not found:
             return
         key, format = (index, reader), self.grids[index].format
@@ -98,23 +96,18 @@ class _Trial(fx.Interpreter):
         for low, high in self.options[index]:
             scale, zero = scale_and_zero_point(torch.tensor(low), torch.tensor(high), format)
             ends = (format.quant_min, format.quant_max, -1)
-            rounded = {value: fake_quantize(self.env[value], scale, zero, *ends) for value in values}
-            pairs = zip(self.answer(reader, rounded), found, strict=True)
+            rounded = {value: fake_quantize(values[value], scale, zero, *ends) for value in read}
+            pairs = zip(self.answer(reader, {**values, **rounded}), found, strict=True)
             lost.append(sum(float((a.double() - b.double()).square().sum()) for a, b in pairs))
         self.lost[key] = self.lost.get(key, torch.zeros(len(lost), dtype=torch.float64)) + torch.tensor(lost).double()
         self.power[key] = self.power.get(key, 0.0) + sum(float(b.double().square().sum()) for b in found)
 
-    def answer(self, reader: Node, rounded: Mapping[Node, Tensor]) -> list[Tensor]:
-        """What a reader gives behind its fused activations, with some values exchanged; the output gives what it returns."""
-
-        def read(node: Node) -> Any:
-            return rounded[node] if node in rounded else self.env[node]
-
+    def answer(self, reader: Node, values: Mapping[Node, Any]) -> list[Tensor]:
+        """What a reader gives behind its fused activations; the output gives what it returns."""
         if reader.op == "output":
-            return [read(node) for node in reader.all_input_nodes if is_float(node)]
-        args, kwargs = fx.node.map_arg((reader.args, reader.kwargs), read)
-        result = reader.target(*args, **kwargs)  # type: ignore[operator]
+            return [self.executor.read(node, values) for node in reader.all_input_nodes if is_float(node)]
+        result = self.executor.call(reader, values)
         while len(reader.users) == 1 and info(behind := next(iter(reader.users))).fusable:
-            ends = (self.graph_ir.tensor(a) if isinstance(a, Node) else a for a in behind.args[1:])
+            ends = (self.graph.tensor(a) if isinstance(a, Node) else a for a in behind.args[1:])
             reader, result = behind, behind.target(result, *ends, **behind.kwargs)  # type: ignore[operator]
         return [t for t in (result if isinstance(result, (list, tuple)) else [result]) if isinstance(t, Tensor)]

@@ -17,7 +17,7 @@ Paper:  Nahshan et al. 2021, "Loss Aware Post-Training Quantization", section 4.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -28,10 +28,12 @@ from scipy.optimize import minimize
 from torch import Tensor
 from torch.fx.node import Node
 
-from graphopt.execution.observers import Histogram, Statistic, Swapped, observe
+from graphopt.execution.executor import Executor
+from graphopt.execution.observers import Histogram, Statistic, observe
 from graphopt.execution.reference import float_reference, unquantized
 from graphopt.fitting.losses import COMPARISONS
 from graphopt.formats import FAKE_QUANTIZE, fake_quantize
+from graphopt.ir.batches import count, first, split
 from graphopt.ir.facts import BIAS_CORRECTED, REFINED
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
@@ -149,8 +151,8 @@ class _Search:
         self.graph, self.steps, self.options = graph, steps, options
         self.batches = self.take()
         reference = float_reference(graph)
-        with torch.no_grad():
-            self.wanted = [self.run(reference, {}, batch) for batch in self.batches]
+        executor = Executor(reference)
+        self.wanted = [executor.nested(executor.run(reference.outputs, batch)) for batch in self.batches]
         self.used = [i for i in range(len(self.batches)) if (i + 1) % HELD_OUT]
         self.held = [i for i in range(len(self.batches)) if not (i + 1) % HELD_OUT]
         self.left = options.evaluations
@@ -158,35 +160,23 @@ class _Search:
 
     def take(self) -> list[list[Tensor]]:
         """The first samples, in parts of which every fourth is held out."""
-        whole: list[list[Tensor]] = []
-        left = self.options.samples
-        for batch in self.options.data:
-            whole.append([tensor[:left] for tensor in batch] if self.graph.dynamic_batch else batch)
-            left -= len(batch[0])
-            if left <= 0:
-                break
-        count = sum(len(batch[0]) for batch in whole)
-        size = max(1, min(PART, count // HELD_OUT)) if self.graph.dynamic_batch else count
-        parts = [list(part) for batch in whole for part in zip(*(torch.split(t, size) for t in batch), strict=True)]
+        whole = list(first(self.graph, self.options.data, self.options.samples))
+        samples = sum(count(self.graph, batch) for batch in whole)
+        parts = [part for batch in whole for part in split(self.graph, batch, max(1, min(PART, samples // HELD_OUT)))]
         if len(parts) < HELD_OUT:
             raise InputError(
-                f"{count} samples in {len(parts)} batches are too few to hold some out; give at least {HELD_OUT}"
+                f"{samples} samples in {len(parts)} batches are too few to hold some out; give at least {HELD_OUT}"
             )
         return parts
-
-    def run(self, graph: Graph, changed: Mapping[str, Tensor], batch: list[Tensor]) -> Any:
-        return Swapped(graph, changed).run(*batch, enable_io_processing=False)
 
     def loss(self, moved: Array, which: list[int]) -> float:
         """Mean loss per sample over some batches, with scales times 2^moved."""
         pairs = zip(self.steps, moved, strict=True)
-        changed = {str(s.constant.target): self.graph.tensor(s.constant) * float(2.0**m) for s, m in pairs}
-        compare, total, count = COMPARISONS[self.options.loss], 0.0, 0
-        with torch.no_grad():
-            for i in which:
-                total += float(compare(self.run(self.graph, changed, self.batches[i]), self.wanted[i]))
-                count += len(self.batches[i][0])
-        return total / count
+        changed = {s.constant: self.graph.tensor(s.constant) * float(2.0**m) for s, m in pairs}
+        executor, compare = Executor(self.graph, constants=changed), COMPARISONS[self.options.loss]
+        found = (executor.nested(executor.run(self.graph.outputs, self.batches[i])) for i in which)
+        total = sum(float(compare(output, self.wanted[i])) for output, i in zip(found, which, strict=True))
+        return total / sum(count(self.graph, self.batches[i]) for i in which)
 
     def solve(self) -> Array:
         """The best factors found, as logarithms; zeros where held-out samples do not gain by them."""

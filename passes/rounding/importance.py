@@ -11,26 +11,14 @@ Paper: Li et al. 2021, "BRECQ", section 3.3.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.fx.node import Node
 
+from graphopt.execution.executor import Executor
 from graphopt.fitting.losses import own_labels
 from graphopt.ir.graph import Graph
-
-
-class _Watched(fx.Interpreter):
-    def __init__(self, graph: Graph, wanted: Sequence[Node]) -> None:
-        super().__init__(graph.module)
-        self.wanted, self.found = set(wanted), dict[Node, Tensor]()
-
-    def run_node(self, n: Node) -> Any:
-        result = super().run_node(n)
-        if n in self.wanted:
-            self.found[n] = result = result.detach().requires_grad_() if not result.requires_grad else result
-        return result
 
 
 def fisher(
@@ -38,14 +26,14 @@ def fisher(
 ) -> dict[Node, list[Tensor]]:
     """Of each value the weights of its elements, batch by batch."""
     found: dict[Node, list[Tensor]] = {node: [] for node in values}
+    executor = Executor(graph, leaves=values)
     for batch in batches:
-        watcher = _Watched(graph, values)
+        watched = executor.run([*values, *graph.outputs], batch)
         with torch.enable_grad():
-            loss = own_labels(watcher.run(*batch, enable_io_processing=False), batch)
-            nodes = list(watcher.found)
-            gradients = torch.autograd.grad(loss, [watcher.found[n] for n in nodes])
-        for node, gradient in zip(nodes, gradients, strict=True):
-            found[node].append(keep(gradient.square()))
+            loss = own_labels(executor.nested(watched), batch)
+        gradients = torch.autograd.grad(loss, [watched[node] for node in found])
+        for parts, gradient in zip(found.values(), gradients, strict=True):
+            parts.append(keep(gradient.square()))
     for parts in found.values():
         mean = max(sum(float(p.double().sum()) for p in parts) / max(1, sum(p.numel() for p in parts)), 1e-30)
         for part in parts:

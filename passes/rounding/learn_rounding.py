@@ -35,11 +35,13 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.analysis.grouped_moments import GroupedMoments
+from graphopt.execution.executor import Executor, constant_calls
 from graphopt.execution.reference import float_reference, unquantized
 from graphopt.execution.spill import Overflow
-from graphopt.execution.streaming import Frontier, constant_calls
+from graphopt.execution.streaming import Frontier
 from graphopt.fitting import rounding
 from graphopt.fitting.least_squares import Pairs
+from graphopt.ir.batches import count
 from graphopt.ir.facts import BIAS_CORRECTED, ROUNDING_LEARNED
 from graphopt.ir.graph import Graph
 from graphopt.ir.passes import Change, in_eval_mode
@@ -50,7 +52,7 @@ from graphopt.passes.rounding.importance import fisher
 from graphopt.passes.rounding.journal import Journal, fingerprint
 from graphopt.passes.rounding.reconstruct import Reconstruction, Samples, Search
 from graphopt.passes.rounding.soft import SoftWeight
-from graphopt.passes.rounding.units import Unit, block_units, evaluate, layer_units, make_unit
+from graphopt.passes.rounding.units import Unit, block_units, layer_units, make_unit
 from graphopt.passes.rounding.weights import Learned, Rounded, other_layers, rounded_layers
 from graphopt.utils.checks import check_count, check_repeatable
 from graphopt.utils.errors import InputError
@@ -162,7 +164,7 @@ class LearnRounding:
                     f"bit_split needs symmetric weights, those of {graph.site(rounded.layer.node)!r} have a zero point; "
                     "choose another method or format"
                 )
-        samples = sum(len(batch[0]) for batch in self.data)
+        samples = sum(count(graph, batch) for batch in self.data)
         if samples < self.batch and self.method in WAYS:
             raise InputError(f"the data has {samples} samples, fewer than a batch of {self.batch}; give more data")
         return found
@@ -220,6 +222,7 @@ class LearnRounding:
         overflow = Overflow(self.memory, self.folder)
         batches = list(self.data)
         walks = Frontier(reference, batches, overflow.keep), Frontier(graph, batches, overflow.keep)
+        executor = Executor(reference)
         units = block_units(graph) if self.unit == "block" else layer_units(graph)
         ends = [original(reference, unit.output) for unit in units]
         gradients = fisher(reference, ends, batches, overflow.keep) if self.importance else {}
@@ -231,14 +234,17 @@ class LearnRounding:
                 found.append((unit, piece["first"], piece["last"]))
                 continue
             inputs = [
-                Samples(parts, fixed=not graph.dynamic_batch)
+                Samples(parts, fixed=not unit.by_sample)
                 for parts in zip(*walks[1].before(unit.first, unit.inputs), strict=True)
             ]
             source = make_unit([original(reference, node) for node in unit.inputs], end)
             sources = walks[0].before(source.first, source.inputs)
             wanted = Samples(
-                [overflow.keep(evaluate(reference, source, values)) for values in sources],
-                fixed=not graph.dynamic_batch,
+                [
+                    overflow.keep(executor.run([end], dict(zip(source.inputs, values, strict=True)))[end])
+                    for values in sources
+                ],
+                fixed=not unit.by_sample,
             )
             weights = {}
             for node in unit.layers:
@@ -248,7 +254,7 @@ class LearnRounding:
                 self.iterations, self.batch, self.warmup, self.rate, self.regularizer, self.learn_steps, self.seed
             )
             task = Reconstruction(graph, unit, weights, search)
-            importance = Samples(gradients[end], fixed=not graph.dynamic_batch) if gradients else None
+            importance = Samples(gradients[end], fixed=not unit.by_sample) if gradients else None
             first, last = task.learn(inputs, wanted, importance)
             learned, last = (task.learned(), last) if last < first else (Learned({}), first)
             learned.store(graph)

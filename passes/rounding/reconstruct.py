@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.fx.node import Node
 
+from graphopt.execution.executor import Executor
 from graphopt.formats import FAKE_QUANTIZE
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import operand
@@ -28,7 +29,7 @@ from graphopt.ir.quantizers import SCALE, is_scale_expression
 from graphopt.ir.scales import free_step
 from graphopt.passes.rounding.free import FreeWeight
 from graphopt.passes.rounding.soft import BLUNT, SHARP, SoftWeight
-from graphopt.passes.rounding.units import Unit, evaluate
+from graphopt.passes.rounding.units import Unit
 from graphopt.passes.rounding.weights import Learned, Rounded
 
 HELD_OUT = 1 / 8  # of the samples
@@ -78,7 +79,7 @@ class Reconstruction:
         self, graph: Graph, unit: Unit, weights: dict[Node, tuple[Rounded, SoftWeight | FreeWeight]], search: Search
     ) -> None:
         self.graph, self.unit, self.weights, self.search = graph, unit, weights, search
-        self.fixed = not graph.dynamic_batch
+        self.fixed = not unit.by_sample
         self.biases: dict[Node, Tensor] = {}  # call that computes a layer's bias -> the bias being learned
         for rounded, _ in weights.values():
             if rounded.bias is not None and rounded.bias[0] is rounded.layer.bias:
@@ -91,26 +92,18 @@ class Reconstruction:
                     value = graph.tensor(constant)
                     self.steps[constant] = (value, torch.zeros(()).requires_grad_(), max(limit, float(value)))
         self.share = 1.0  # of the samples of a gradient step, those computed at a time
-        self.constant = self._constants()
+        self.executors = {hard: Executor(graph, gradients=not hard) for hard in (False, True)}
+        self.fixed_values = self.executors[True].run(self._fixed_calls(), {})
 
-    def _constants(self) -> dict[Node, Any]:
-        """Values of the calls that nothing learned and no input leads to."""
-        found: dict[Node, Any] = {}
+    def _fixed_calls(self) -> list[Node]:
+        """The calls that nothing learned and no input leads to."""
+        found: dict[Node, None] = {}
         learned = {*self.weights, *self.biases}
         for node in self.unit.nodes:
             sources = node.all_input_nodes
             if node not in learned and all((s.op == "get_attr" and s not in self.steps) or s in found for s in sources):
-                found[node] = self._call(node, found)
-        return found
-
-    def _call(self, node: Node, values: dict[Node, Any]) -> Any:
-        def read(source: Node) -> Any:
-            if source in self.steps:
-                return self.step(source)
-            return self.graph.tensor(source) if source.op == "get_attr" else values[source]
-
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), read)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+                found[node] = None
+        return list(found)
 
     def step(self, constant: Node) -> Tensor:
         """The scale of a value as it is now.
@@ -124,15 +117,15 @@ class Reconstruction:
 
     def __call__(self, inputs: Sequence[Tensor], *, hard: bool = False) -> Tensor:
         """The unit's result with what is learned as it is now; `hard`: with every rounding at its end."""
-        values: dict[Node, Any] = dict(zip(self.unit.inputs, inputs, strict=True)) | self.constant
+        values = dict(zip(self.unit.inputs, inputs, strict=True)) | self.fixed_values | self.biases
         for node, (rounded, soft) in self.weights.items():
             weight = soft.hard_weight() if hard else soft.weight()
             values[node] = rounded.native(weight, rounded.weight(self.graph))
-        values |= self.biases
-        for node in self.unit.nodes:
-            if node not in values:
-                values[node] = self._call(node, values)
-        result: Tensor = values[self.unit.output]
+        values |= {constant: self.step(constant) for constant in self.steps}
+        return self._result(values, hard)
+
+    def _result(self, values: dict[Node, Any], hard: bool) -> Tensor:
+        result: Tensor = self.executors[hard].run([self.unit.output], values)[self.unit.output]
         return result
 
     def learn(self, inputs: Sequence[Samples], wanted: Samples, importance: Samples | None) -> tuple[float, float]:
@@ -150,7 +143,7 @@ class Reconstruction:
             total = [self._error(data, part, result) * len(part) for part in self._small(data, held)]
             return float(sum(total)) / len(held) / scale
 
-        before = error(lambda values: evaluate(self.graph, self.unit, values))
+        before = error(lambda values: self._result(dict(zip(self.unit.inputs, values, strict=True)), hard=True))
         self._descend(data, sorted({*every} - {*held}) or every, scale)
         with torch.no_grad():
             after = error(lambda values: self(values, hard=True))

@@ -19,15 +19,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import networkx as nx
-import torch
-from torch import Tensor, fx
 from torch.fx.node import Node
 
+from graphopt.execution.reference import unquantized
 from graphopt.formats import FAKE_QUANTIZE
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
-from graphopt.ir.ops import family, info, is_float
+from graphopt.ir.ops import family, info, is_float, value
 from graphopt.ir.quantizers import is_quantizer
+from graphopt.ir.shapes import is_free
 from graphopt.passes.rounding.weights import rounded_layers
 
 BLOCK, MOST = 2, 12  # layers
@@ -50,6 +50,12 @@ class Unit:
     nodes: list[Node]
     layers: list[Node]
     output: Node
+
+    @property
+    def by_sample(self) -> bool:
+        """Whether samples can be taken one by one: inputs and result have one free first dimension. (A table has none.)"""
+        sizes = [_first_size(node) for node in (*self.inputs, self.output)]
+        return sizes[0] is not None and all(size == sizes[0] for size in sizes)
 
 
 def layer_units(graph: Graph) -> list[Unit]:
@@ -141,16 +147,7 @@ def _follows(node: Node) -> bool:
     return info(node).pointwise or family(node) in ("batch_norm", "identity") or is_quantizer(node)
 
 
-def evaluate(graph: Graph, unit: Unit, values: list[Tensor]) -> Tensor:
-    """A unit's result, given its inputs."""
-    known: dict[Node, Any] = dict(zip(unit.inputs, values, strict=True))
-
-    def read(node: Node) -> Any:
-        return graph.tensor(node) if node.op == "get_attr" else known[node]
-
-    with torch.no_grad():
-        for node in unit.nodes:
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), read)
-            known[node] = node.target(*args, **kwargs)  # type: ignore[operator]
-    found: Tensor = known[unit.output]
-    return found
+def _first_size(node: Node) -> Any:
+    """The free first dimension of a value as an expression; None where there is none."""
+    found = value(unquantized(node))
+    return found.shape[0].node.expr if found.dim() and is_free(found.shape[0]) else None

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
-from graphopt.execution.observers import Swapped
+from graphopt.execution.executor import Executor
 from graphopt.fitting.losses import Loss, own_labels
+from graphopt.ir.batches import split
 from graphopt.ir.graph import Graph
 from graphopt.utils.progress import track
 
@@ -66,20 +67,20 @@ class OptimalBrainDamage:
             return self._prepared(graph, weights)
 
     def _prepared(self, graph: Graph, weights: list[Node]) -> Criterion:
-        leaves = {str(node.target): graph.tensor(node).clone().requires_grad_() for node in weights}
-        squares = {name: torch.zeros_like(leaf, dtype=torch.float64) for name, leaf in leaves.items()}
+        leaves = {node: graph.tensor(node).clone().requires_grad_() for node in weights}
+        squares = {str(node.target): torch.zeros_like(leaf, dtype=torch.float64) for node, leaf in leaves.items()}
+        executor = Executor(graph, constants=leaves, gradients=True)
         seen = 0
         for sample in self.samples(graph):
+            values = executor.run(graph.outputs, sample)
             with torch.enable_grad():
-                result = Swapped(graph, leaves).run(*sample[: len(graph.inputs)], enable_io_processing=False)
-                loss = self.loss(graph.module.graph.process_outputs(result), sample)
+                loss = self.loss(executor.nested(values), sample)
             if not bool(torch.isfinite(loss)):
                 raise ValueError(
                     f"the loss on a sample is {float(loss.detach())}; check the data and the loss function"
                 )
-            for name, found in zip(
-                leaves, torch.autograd.grad(loss, [*leaves.values()], allow_unused=True), strict=True
-            ):
+            slopes = torch.autograd.grad(loss, [*leaves.values()], allow_unused=True)
+            for name, found in zip(squares, slopes, strict=True):
                 if found is not None:
                     squares[name] += found.double() ** 2
             seen += 1
@@ -89,9 +90,4 @@ class OptimalBrainDamage:
 
     def samples(self, graph: Graph) -> Iterator[list[Tensor]]:
         for batch in track(self.data, "saliency"):
-            count = len(batch[0])
-            if not graph.dynamic_batch or count == 1:
-                yield list(batch)
-                continue
-            for i in range(count):
-                yield [t[i : i + 1] if t.dim() and len(t) == count else t for t in batch]
+            yield from split(graph, batch, 1)

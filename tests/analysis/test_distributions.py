@@ -144,10 +144,10 @@ def test_what_no_norm_speaks_of_is_unknown_and_says_why() -> None:
 
 
 def real_means(graph: Graph, x: Tensor) -> list[Tensor]:
-    from graphopt.execution.observers import values
+    from graphopt.execution.executor import Executor
 
     convs = graph.calls(torch.ops.aten.conv2d.default)
-    return [v.double().mean((0, 2, 3)) for v in values(graph, convs[:-1], [x]).values()]
+    return [v.double().mean((0, 2, 3)) for v in Executor(graph).run(convs[:-1], [x]).values()]
 
 
 def test_passes_that_rescale_and_clear_channels_keep_the_moments_true() -> None:

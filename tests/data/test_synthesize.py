@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from graphopt.compiler.optimize import optimize
 from graphopt.data.calibration import synthetic
 from graphopt.data.synthesize import MOST, distil, without_data
-from graphopt.execution.observers import values
+from graphopt.execution.executor import Executor
 from graphopt.ir.graph import Graph
 
 
@@ -77,7 +77,7 @@ def test_the_means_of_values_are_nearer_to_those_of_real_data() -> None:
     relu = next(node for node in reversed(graph.calls()) if "relu" in str(node.target))
 
     def means(batches: list[list[Tensor]]) -> Tensor:
-        return torch.stack([values(graph, [relu], batch)[relu].mean((0, 2, 3)) for batch in batches]).mean(0)
+        return torch.stack([Executor(graph).run([relu], batch)[relu].mean((0, 2, 3)) for batch in batches]).mean(0)
 
     noise = list(synthetic(graph, batches=2))
     real = means([[batch] for batch in scenes(4, seed=7)])

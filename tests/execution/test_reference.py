@@ -99,8 +99,7 @@ def test_any_set_of_quantizers_runs_with_the_constants_that_belong_to_it(way: st
     for known in (graph, again(graph, tmp_path)):
         network_ = PartialQuantization(known)
         for how, wanted in ((frozenset(), float_reference(known)(X)), (network_.all, known(X))):
-            with torch.no_grad():
-                (found,) = network_.finish(network_.start([X]), 0, how)
+            (found,) = network_.executor(how).float_outputs([X])
             torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 

@@ -8,7 +8,7 @@ from blocks import conv, images
 from rewriting import Model, capture
 from small_models import MODELS
 
-from graphopt.execution.observers import values
+from graphopt.execution.executor import Executor
 from graphopt.execution.streaming import Frontier, in_flight
 from graphopt.ir.layer import Layer
 
@@ -23,7 +23,7 @@ def test_a_walk_sees_what_running_up_to_each_layer_sees(name: str) -> None:
     for layer in layers:
         inputs = walk.before(layer.node, [layer.input])
         for batch, (x,), y in zip(batches, inputs, walk.results(layer.node), strict=True):
-            found = values(graph, [layer.input, layer.node], batch)
+            found = Executor(graph).run([layer.input, layer.node], batch)
             assert torch.equal(x, found[layer.input])
             assert torch.equal(y, found[layer.node])
 

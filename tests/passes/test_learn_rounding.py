@@ -8,7 +8,7 @@ from torch import Tensor, nn
 import graphopt
 from graphopt.backends.onnxruntime import lower
 from graphopt.data.calibration import Calibration
-from graphopt.execution.observers import values
+from graphopt.execution.executor import Executor
 from graphopt.execution.spill import Overflow
 from graphopt.execution.streaming import Frontier
 from graphopt.fitting import rounding as q
@@ -118,7 +118,7 @@ def test_every_layer_is_nearer_to_float_than_by_nearest_rounding():
             )
             lost.append(
                 sum(
-                    float((values(g, [node], b)[node] - values(twin, [source], b)[source]).square().sum())
+                    float((Executor(g).run([node], b)[node] - Executor(twin).run([source], b)[source]).square().sum())
                     for b in BATCHES
                 )
             )

@@ -169,9 +169,10 @@ def test_divergence_is_that_of_the_model_with_such_a_weight(distance: Any) -> No
         assert found == pytest.approx(float(F.kl_div(*logs, log_target=True, reduction="batchmean")), rel=1e-4)
     else:
         assert found == pytest.approx(10 ** (-measure.sqnr(wanted, came) / 10), rel=1e-4)
-    position = network.first(trial)
-    values = next(values for at, values in network.walk(BATCHES[0]) if at == position)
-    from_there, whole = network.finish(values, position, trial)[0], network.outputs(BATCHES[0], trial)[0]
+    values = network.executor.inputs(BATCHES[0])
+    walk = network.executor.walk(values, (), keep=graph.outputs)
+    assert trial.first is next(node for node in walk if node is layer)
+    from_there, whole = network.outputs(values, trial, start=layer)[0], network.outputs(BATCHES[0], trial)[0]
     assert torch.equal(from_there, whole)
 
 

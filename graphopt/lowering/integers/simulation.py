@@ -1,7 +1,7 @@
 """What a device will answer, computed in torch with the integers of its kernels.
 
-The deployed graph, in the dialect its backend lowers, becomes a graph of kernels on codes (`fusion.py`), which is interpreted
-node by node; a value is dropped when its last reader has run.
+The deployed graph, in the dialect its backend lowers, becomes a graph of kernels on codes (`fusion.py`), which is run call by
+call; a value is dropped when its last reader has run.
 
     simulation = graphopt.simulate(graph, "arm")
     simulation(images)                      the artifact's answer
@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor, fx
+from torch import Tensor
 from torch.fx.node import Node
 
+from graphopt.execution.executor import Executor
 from graphopt.execution.reference import unquantized
 from graphopt.formats import FLOAT16_FORMATS, in_blocks
 from graphopt.ir.graph import Example, Graph
@@ -36,7 +37,7 @@ from graphopt.utils.errors import InputError
 ROUNDING = 1e-4  # of the largest answer: what float kernels differ by, far less than a step of 8 bits
 
 Watch = Callable[[Node, str, Tensor], Tensor]
-Before = Callable[[Node, tuple[Any, ...]], None]
+Seen = Callable[[Node, tuple[Any, ...]], None]
 Intermediate = Callable[[Any, list[str], list[Any]], tuple[list[Any], dict[str, Any]]]
 
 
@@ -219,15 +220,16 @@ class Simulation:
         return found
 
     def _run(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], watch: Watch, before: Before = lambda node, inputs: None
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], watch: Watch, seen: Seen = lambda node, inputs: None
     ) -> Any:
-        tensors = iter(self._graph.check_inputs(args, kwargs))
-        fakes = [node.meta["val"] for node in self._graph.placeholders]
-        leaves = [next(tensors) if isinstance(fake, Tensor) else fake for fake in fakes]
-        interpreter = _Interpreter(self._graph.module, self._names, watch, before)
+        executor, outputs = Executor(self._graph), self._graph.outputs
+        values = executor.inputs(self._graph.check_inputs(args, kwargs))
         with exact_products():
-            answer = interpreter.run(*leaves, enable_io_processing=False)
-        return self._graph.module.graph.process_outputs(answer)
+            for node in executor.walk(values, (), keep=outputs):
+                seen(node, executor.arguments(node, values)[0])
+                if node in self._names:
+                    values[node] = watch(node, self._names[node], values[node])
+        return executor.nested(values)
 
     def __str__(self) -> str:
         return str(self._graph)
@@ -248,20 +250,6 @@ def _as_exported(node: Node, codes: Tensor, other: Tensor) -> Tensor:
 
 def _kernel(node: Node) -> str:
     return str(getattr(node.target, "__name__", node.target)).partition(".")[0]
-
-
-class _Interpreter(fx.Interpreter):
-    """Hands what a call reads to `before`, the codes it computed to `watch`, and goes on with what that returns."""
-
-    def __init__(self, module: fx.GraphModule, names: dict[Node, str], watch: Watch, before: Before) -> None:
-        super().__init__(module)
-        self.names, self.watch, self.before = names, watch, before
-
-    def run_node(self, n: Node) -> Any:
-        if n.op == "call_function":
-            self.before(n, self.fetch_args_kwargs_from_env(n)[0])
-        result = super().run_node(n)
-        return self.watch(n, self.names[n], result) if n in self.names else result
 
 
 def _check_quantized(graph: Graph, half: bool) -> None:

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
-import torch.utils._pytree as pytree
-from torch import Tensor, fx
+from torch import Tensor
 from torch.fx.node import Node
 
+from graphopt.execution.executor import Executor
+from graphopt.ir.batches import count, split
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.ir.ops import operand
@@ -35,42 +35,26 @@ from graphopt.utils.progress import track
 PART = 8  # samples whose second derivatives are held, and that share their signs
 
 
-class _Leaves(fx.Interpreter):
-    """Runs a graph with gradients for some constants and some values."""
-
-    def __init__(self, graph: Graph, constants: dict[str, Tensor], watched: Sequence[Node]) -> None:
-        super().__init__(graph.module)
-        self.constants, self.watched, self.values = constants, set(watched), dict[Node, Tensor]()
-
-    def fetch_attr(self, target: str) -> Any:
-        return self.constants[target] if target in self.constants else super().fetch_attr(target).detach()
-
-    def run_node(self, n: Node) -> Any:
-        found = super().run_node(n)
-        if n in self.watched:
-            found = self.values[n] = found if found.requires_grad else found.detach().requires_grad_()
-        return found
-
-
 def traces(
     graph: Graph, layers: Sequence[Node], values: Sequence[Node], batches: Sequence[list[Tensor]], seed: int
 ) -> dict[Node, float]:
     """tr(H) / n of the loss per sample, by layer (for its weight) and by value."""
-    names = {node: str(layer.weight.target) for node in layers if (layer := Layer.of(node))}
-    constants = {name: _constant(graph, name).detach().clone().requires_grad_() for name in names.values()}
-    parts = [part for batch in batches for part in _parts(graph, batch)]
-    samples = sum(len(part[0]) for part in parts)
+    weights = {node: layer.weight for node in layers if (layer := Layer.of(node))}
+    constants = {weight: graph.tensor(weight).clone().requires_grad_() for weight in weights.values()}
+    executor = Executor(graph, constants=constants, leaves=values, gradients=True)
+    parts = [part for batch in batches for part in split(graph, batch, PART)]
+    samples = sum(count(graph, part) for part in parts)
     total = dict.fromkeys([*layers, *values], 0.0)
     generator = torch.Generator().manual_seed(seed)
     for part in track(parts, "curvature"):
-        leaves = _Leaves(graph, constants, values)
+        found = executor.run([*values, *graph.outputs], part)
         with torch.enable_grad():
-            own = log_classes(_first(leaves.run(*part, enable_io_processing=False)))
+            own = log_classes(executor.floating(found)[0])
             loss = -(own.detach().exp() * own).sum()
-            inputs = [*(constants[names[node]] for node in layers), *(leaves.values[node] for node in values)]
+            inputs = [*(constants[weights[node]] for node in layers), *(found[node] for node in values)]
             slopes = torch.autograd.grad(loss, inputs, create_graph=True, allow_unused=True)
         for node, x, slope in zip(total, inputs, slopes, strict=True):
-            elements = x.numel() / (len(part[0]) if node in leaves.values and graph.dynamic_batch else 1)
+            elements = x.numel() / (count(graph, part) if node in found and graph.dynamic_batch else 1)
             total[node] += _curvature(slope, x, generator) / elements
     return {node: trace / samples for node, trace in total.items()}
 
@@ -111,19 +95,3 @@ def _errors(trials: Sequence[Trial], node: Node, factor: float, found: Numbers, 
     for index, trial in enumerate(trials):
         found[index] += factor * float((trial.values[node](x) - x).double().square().sum())
     return x
-
-
-def _constant(graph: Graph, name: str) -> Tensor:
-    owner, _, leaf = name.rpartition(".")
-    found: Tensor = getattr(graph.module.get_submodule(owner), leaf)
-    return found
-
-
-def _parts(graph: Graph, batch: list[Tensor]) -> list[list[Tensor]]:
-    if not graph.dynamic_batch:
-        return [batch]
-    return [list(part) for part in zip(*(torch.split(tensor, PART) for tensor in batch), strict=True)]
-
-
-def _first(outputs: Any) -> Tensor:
-    return next(leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point())

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.analysis.grouped_moments import GroupedMoments
+from graphopt.execution.observers import Statistic, observe
 from graphopt.fitting import rounding as quadratic
 from graphopt.fitting.rounding import Lattice
 from graphopt.formats import Format, dequantize, fake_quantize, quantize, scale_and_zero_point, with_bits
@@ -30,15 +31,14 @@ RIDGE = 1e-2  # of the mean second moment: what the data say nothing about stays
 NOISE = 1e-5  # of the mean's square
 
 
-def input_moments(network: Network, layers: Iterable[Node], data: Iterable[list[Tensor]]) -> dict[Node, GroupedMoments]:
+def input_moments(graph: Graph, layers: Iterable[Node], data: Iterable[list[Tensor]]) -> dict[Node, GroupedMoments]:
     """Of what every layer reads, from one walk through the data."""
     views = {node: layer for node in layers if (layer := Layer.of(node))}
     found = {node: GroupedMoments(layer, centred=layer.bias is not None) for node, layer in views.items()}
-    for batch in data:
-        for position, values in network.walk(batch):
-            node = network.nodes[position]
-            if node in found:
-                found[node].update(values[views[node].input])
+    watched: dict[Node, list[Statistic]] = {}
+    for node, moments in found.items():
+        watched.setdefault(views[node].input, []).append(moments)
+    observe(graph, watched, data)
     return found
 
 
@@ -109,7 +109,7 @@ class Roundings:
         method: str,
     ) -> None:
         layers = [node for d in space.decisions if d.kind == "weights" for node in d.nodes]
-        moments = {} if data is None else input_moments(network, layers, data)
+        moments = {} if data is None else input_moments(space.graph, layers, data)
         self.trials: list[list[Trial]] = []
         for number, decision in track(list(enumerate(space.decisions)), "rounding"):
             own = space.target.weights if decision.kind == "weights" else space.target.activations

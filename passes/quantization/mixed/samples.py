@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from graphopt.analysis.output_error import samples as worth
+from graphopt.ir.batches import count, cut
 from graphopt.ir.graph import Graph
 from graphopt.utils.errors import InputError
 
@@ -32,18 +33,18 @@ def split(graph: Graph, data: Iterable[list[Tensor]]) -> Samples:
     for batch in data:
         if taken < 2 * wanted:
             batches.append(batch)
-        taken, rounding = taken + len(batch[0]), rounding + 1
+        taken, rounding = taken + count(graph, batch), rounding + 1
         if taken >= ROUNDING * wanted:
             break
     if not batches:
         raise InputError("the data are empty; give at least one batch")
-    total = sum(len(batch[0]) for batch in batches)
+    total = sum(count(graph, batch) for batch in batches)
     front = min(wanted, total // 2)
     if not graph.dynamic_batch:
-        half = min(-(-wanted // len(batches[0][0])), len(batches) // 2)
+        half = min(-(-wanted // count(graph, batches[0])), len(batches) // 2)
         seen, held_out = batches[:half], batches[half : 2 * half]
     else:
-        seen, held_out = _cut(batches, 0, front), _cut(batches, front, 2 * front)
+        seen, held_out = _cut(graph, batches, 0, front), _cut(graph, batches, front, 2 * front)
     if not seen:
         return Samples(
             batches, batches, rounding, ["a single sample or batch: nothing could be held out to compare on"]
@@ -51,13 +52,13 @@ def split(graph: Graph, data: Iterable[list[Tensor]]) -> Samples:
     return Samples(seen, held_out, rounding, [])
 
 
-def _cut(batches: list[list[Tensor]], start: int, end: int) -> list[list[Tensor]]:
+def _cut(graph: Graph, batches: list[list[Tensor]], start: int, end: int) -> list[list[Tensor]]:
     """The samples from `start` to `end`."""
     found, position = [], 0
     for batch in batches:
-        size = len(batch[0])
+        size = count(graph, batch)
         low, high = max(start - position, 0), min(end - position, size)
         if low < high:
-            found.append([tensor[low:high] if tensor.dim() and len(tensor) == size else tensor for tensor in batch])
+            found.append(cut(graph, batch, low, high))
         position += size
     return found

@@ -16,8 +16,10 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.fx.node import Node
 
 from graphopt.analysis.output_error import add_up, relative, squares
+from graphopt.ir.batches import count
 from graphopt.passes.quantization.mixed.cost import Numbers
 from graphopt.passes.quantization.mixed.roundings import Roundings
 from graphopt.passes.quantization.mixed.trials import NOTHING, Network, Trial
@@ -44,7 +46,7 @@ class Divergence:
 
     @property
     def samples(self) -> int:
-        return sum(len(batch[0]) for batch in self.batches)
+        return sum(count(self.network.executor.graph, batch) for batch in self.batches)
 
     def __call__(self, trial: Trial) -> float:
         """Of the network changed by a trial."""
@@ -84,21 +86,22 @@ def log_classes(output: Tensor) -> Tensor:
 
 def measured(divergence: Divergence, roundings: Roundings) -> list[Numbers]:
     """Of every decision, the divergence that each of its choices causes alone."""
-    network = divergence.network
+    network, executor = divergence.network, divergence.network.executor
     found = [np.zeros(len(trials)) for trials in roundings.trials]
-    starts: dict[int, list[tuple[int, int]]] = {}
+    starts: dict[Node, list[tuple[int, int]]] = {}
     for number, trials in enumerate(roundings.trials):
         for index, trial in enumerate(trials):
             if trial != NOTHING and len(trials) > 1:
-                starts.setdefault(network.first(trial), []).append((number, index))
+                starts.setdefault(trial.first, []).append((number, index))
     steps = len(starts) * len(divergence.batches)
     with progress("measuring sensitivities", steps) as advance:
         for place, batch in enumerate(divergence.batches):
-            for position, values in network.walk(batch):
-                for number, index in starts.get(position, ()):
-                    outputs = network.finish(values, position, roundings.trials[number][index])
+            values = executor.inputs(batch)
+            for node in executor.walk(values, (), keep=executor.graph.outputs):
+                for number, index in starts.get(node, ()):
+                    outputs = network.outputs(values, roundings.trials[number][index], start=node)
                     found[number][index] += divergence.part(outputs, place)
-                if position in starts:
+                if node in starts:
                     advance()
     return found
 

@@ -7,13 +7,13 @@ each layer once, and every choice for that layer is finished from there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.fx.node import Node
 
-from graphopt.execution.resumable import Flight
+from graphopt.execution.executor import Executor
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import BIAS, WEIGHT
 
@@ -31,6 +31,11 @@ class Trial(NamedTuple):
     weights: Mapping[Node, Weights]
     values: Mapping[Node, Callable[[Tensor], Tensor]]
 
+    @property
+    def first(self) -> Node:
+        """The first call that it changes."""
+        return min((*self.weights, *self.values))
+
     @classmethod
     def of(cls, parts: Iterator[Trial]) -> Trial:
         """All of them at once."""
@@ -45,39 +50,25 @@ class Trial(NamedTuple):
 NOTHING = Trial({}, {})
 
 
-class Network(Flight[Trial]):
-    """Runs a float graph, whole or from a position on; positions count its calls."""
+class Network:
+    """Runs a float graph, and the graph under a trial."""
 
     def __init__(self, graph: Graph) -> None:
-        super().__init__(graph, graph.calls())
+        self.executor = Executor(graph)
 
-    def walk(self, batch: list[Tensor]) -> Iterator[tuple[int, dict[Node, Any]]]:
-        """The values in flight in front of every call, in execution order; to be read until the next is asked for."""
-        values = self.start(batch)
-        for position, node in enumerate(self.nodes):
-            yield position, values
-            values[node] = self.call(node, values, NOTHING)
-            self.drop(position, values)
+    def outputs(
+        self, given: list[Tensor] | Mapping[Node, Any], trial: Trial = NOTHING, start: Node | None = None
+    ) -> list[Tensor]:
+        """The floating-point outputs for a batch, or from the values in flight in front of `start`."""
+        changed = {node: partial(_changed, node, trial) for node in (*trial.weights, *trial.values)}
+        return self.executor.overriding(changed).float_outputs(given, start=start)
 
-    def outputs(self, batch: list[Tensor], trial: Trial = NOTHING) -> list[Tensor]:
-        """Run everything."""
-        return self.finish(self.start(batch), 0, trial)
 
-    def first(self, trial: Trial) -> int:
-        """The position of the first call that a trial changes."""
-        return min(self.position[node] for node in (*trial.weights, *trial.values))
-
-    def call(self, node: Node, values: Mapping[Node, Any], how: Trial) -> Any:
-        """What a call gives for the values in flight; `how`: what is different."""
-
-        def read(source: Node) -> Any:
-            return self.graph.tensor(source) if source.op == "get_attr" else values[source]
-
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), read)
-        if (own := how.weights.get(node)) is not None:
-            bias = args[BIAS : BIAS + 1] if own.bias is None else (own.bias,)
-            args = (*args[:WEIGHT], own.weight, *bias, *args[BIAS + 1 :])
-        with torch.no_grad():
-            found = node.target(*args, **kwargs)  # type: ignore[operator]
-        change = how.values.get(node)
-        return found if change is None else change(found)
+def _changed(node: Node, trial: Trial, *args: Any, **kwargs: Any) -> Any:
+    """A call in which something is different."""
+    if (own := trial.weights.get(node)) is not None:
+        bias = args[BIAS : BIAS + 1] if own.bias is None else (own.bias,)
+        args = (*args[:WEIGHT], own.weight, *bias, *args[BIAS + 1 :])
+    found = node.target(*args, **kwargs)  # type: ignore[operator]
+    change = trial.values.get(node)
+    return found if change is None else change(found)
