@@ -28,12 +28,13 @@ from graphopt.frontend import diagnose, normalize, signature
 from graphopt.frontend.copies import first_names, own_weights, quiet, working_copy
 from graphopt.frontend.functionalize import UnknownAliasError, make_functional
 from graphopt.frontend.preconditions import check_inputs, check_model, tensors
+from graphopt.frontend.programs import bare, of_export, of_program
 from graphopt.frontend.squeezes import keep_batch
-from graphopt.ir.checkpoint import Entry, entries
+from graphopt.ir.checkpoint import entries
 from graphopt.ir.facts import ALWAYS_TRAINING, FACTS, TORCH_META
 from graphopt.ir.graph import Example, Graph, is_tensor
-from graphopt.ir.linears import PRODUCTS, take_bias, weight_of, write_linear
-from graphopt.ir.ops import argument, info
+from graphopt.ir.linears import write_linears
+from graphopt.ir.ops import argument, has_argument, info
 from graphopt.ir.program import to_exported_program
 from graphopt.ir.shapes import batched, fake_inputs, propagate, resized, stand_in
 from graphopt.utils import printing
@@ -59,11 +60,11 @@ def capture(model: Any, args: Any, kwargs: Mapping[str, Any] | None, *, dynamic_
             raise InputError(f"{model} holds no program that can be captured: {_short_reason(error)}") from error
     who = type(model).__name__
     if isinstance(model, ExportedProgram):
-        model, args, kwargs = _of_program(model, args, kwargs)
+        model, args, kwargs = of_program(model, args, kwargs)
     elif isinstance(model, fx.GraphModule) and any(
         isinstance(n.target, torch._ops.OpOverload) for n in model.graph.nodes
     ):
-        model = _of_export(model)
+        model = of_export(model)
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     check_model(model)
     args, kwargs = signature.arguments(model.forward, args, kwargs)
@@ -86,38 +87,6 @@ def _input_names(model: nn.Module, bound: Mapping[str, Any]) -> list[str]:
 def _own(value: Any) -> Any:
     """A detached copy in the same memory layout."""
     return value.detach().clone() if isinstance(value, Tensor) else value
-
-
-def _of_program(program: ExportedProgram, args: Any, kwargs: Mapping[str, Any] | None) -> tuple[nn.Module, Any, Any]:
-    if isinstance(args, tuple) and not args and not kwargs:
-        if program.example_inputs is None:
-            raise InputError("the exported program carries no example inputs; pass them as args")
-        args, kwargs = program.example_inputs
-    return _of_export(program.module(check_guards=False)), args, kwargs
-
-
-def _of_export(module: nn.Module) -> fx.GraphModule:
-    """The module of a program; its mode says nothing (such modules refuse eval()), its batch norm nodes do."""
-    bare = _bare(module)
-    if any(_trains(n) for n in bare.graph.nodes):
-        raise InputError(
-            "the program was exported in training mode, so batch norm would keep doing so; export model.eval()"
-        )
-    return bare
-
-
-def _trains(node: Node) -> bool:
-    if node.target is aten.batch_norm.default:
-        return argument(node, "training") is True and argument(node, "running_mean") is not None
-    return node.target is aten._native_batch_norm_legit_functional.default
-
-
-def _bare(module: nn.Module) -> fx.GraphModule:
-    """The module without the hooks that export adds, in eval mode."""
-    assert isinstance(module, fx.GraphModule)
-    module = fx.GraphModule(module, module.graph)
-    nn.Module.train(module, False)
-    return module
 
 
 # ---- The capture itself ---------------------------------------------------------------------------------------------
@@ -273,11 +242,15 @@ class _Capture:
                 graph.set_fact(node, ALWAYS_TRAINING, True)
         graph.refresh()
         graph.checkpoint = entries(self.model, names, [str(n.target) for n in graph.nodes if graph.is_constant(n)])
-        _write_linears(graph)
+        write_linears(graph)
         if any(free) and (squeezed := keep_batch(graph)):
             if any(len(v) == 1 for v, f in zip(self.leaves, free, strict=True) if f):
                 raise _FixedBatch(f"{graph.site(squeezed[0])!r} drops the batch where it is one, as in the example")
             graph.notes.append(SQUEEZED)
+        if grouped := [
+            n for n in graph.calls() if has_argument(n, "groups") and isinstance(argument(n, "groups"), Node)
+        ]:
+            raise _FixedBatch(f"the groups of the convolution {graph.site(grouped[0])!r} follow it")
         if any(free) and batched([n.meta["val"] for n in module.graph.nodes if n.op == "placeholder"]) != free:
             raise _FixedBatch(_why_fixed([n.meta["val"] for n in module.graph.nodes if n.op == "placeholder"]))
         return graph
@@ -310,7 +283,7 @@ class _Capture:
         return module, notes
 
     def _inlined(self, program: ExportedProgram, free: list[bool]) -> fx.GraphModule:
-        module = _bare(program.module(check_guards=False))
+        module = bare(program.module(check_guards=False))
         normalize.inline_regions(module)
         normalize.drop_assertions(module)
         for node in module.graph.nodes:
@@ -391,23 +364,6 @@ class _Capture:
                     f"the captured graph of {self._who} differs from the model at output {name!r} ({wrong}); "
                     "the model probably keeps state or draws random numbers in forward: make it pure"
                 )
-
-
-def _write_linears(graph: Graph) -> None:
-    """Products with constant matrices are linear layers from here on, whose weights checkpoints of the model still know."""
-    transposes: dict[str, Node] = {}
-    for node in graph.calls(*PRODUCTS):
-        if (weight := weight_of(graph, node)) is None:
-            continue
-        name = str(weight.target)
-        layer, transposed = write_linear(graph, node, transposes.get(name))
-        if transposed:
-            transposes[name] = layer.all_input_nodes[1]
-        take_bias(graph, layer)
-    for name, constant in transposes.items():
-        stays = () if str(constant.target) == name else graph.checkpoint.get(name, (Entry(name),))
-        graph.checkpoint[name] = (*stays, Entry(str(constant.target), transposed=True))
-    graph.refresh()
 
 
 def _difference(found: Tensor, expected: Tensor) -> str | None:

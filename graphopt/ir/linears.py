@@ -13,6 +13,7 @@ from typing import Any
 
 from torch.fx.node import Node
 
+from graphopt.ir.checkpoint import Entry
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import WEIGHT
 from graphopt.ir.ops import argument, aten, is_float, shape, value
@@ -91,3 +92,20 @@ def take_bias(graph: Graph, layer: Node) -> Node:
     graph.replace(reader, together)
     graph.module.graph.erase_node(layer)
     return together
+
+
+def write_linears(graph: Graph) -> None:
+    """Products with constant matrices are linear layers from here on, whose weights checkpoints of the model still know."""
+    transposes: dict[str, Node] = {}
+    for node in graph.calls(*PRODUCTS):
+        if (weight := weight_of(graph, node)) is None:
+            continue
+        name = str(weight.target)
+        layer, transposed = write_linear(graph, node, transposes.get(name))
+        if transposed:
+            transposes[name] = layer.all_input_nodes[1]
+        take_bias(graph, layer)
+    for name, constant in transposes.items():
+        stays = () if str(constant.target) == name else graph.checkpoint.get(name, (Entry(name),))
+        graph.checkpoint[name] = (*stays, Entry(str(constant.target), transposed=True))
+    graph.refresh()

@@ -299,6 +299,11 @@ def _positions(target: Any) -> dict[str, tuple[int, Any]]:
     return {spec.name: (position, spec.default_value) for position, spec in enumerate(arguments)}
 
 
+def has_argument(node: Node, name: str) -> bool:
+    """Whether an operator's schema has an argument of this name."""
+    return name in _positions(node.target)
+
+
 def argument(node: Node, name: str) -> Any:
     """An argument by its schema name, its default where it is not given."""
     if name not in _positions(node.target):

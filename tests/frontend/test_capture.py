@@ -734,6 +734,37 @@ def test_deep_copies_of_the_example_are_not_needed() -> None:
     assert copy.deepcopy(graph).example is graph.example
 
 
+def test_sizes_other_than_the_batch_that_a_program_leaves_free_are_refused_by_name() -> None:
+    x, layer = torch.randn(4, 3, 8, 8), nn.Conv2d(3, 4, 3).eval()
+    sizes = {0: torch.export.Dim("n"), 3: torch.export.Dim("w", min=4, max=64)}
+    program = torch.export.export(layer, (x,), dynamic_shapes=(sizes,))
+    with pytest.raises(InputError, match=r"lets dimension 3 \(.*\) of input 'input' vary.*pass program\.module\(\)"):
+        Graph.capture(program, x)
+    assert Graph.capture(program.module(), x)(torch.randn(2, 3, 8, 8)).shape == (2, 4, 6, 6)
+    only_batch = torch.export.export(layer, (x,), dynamic_shapes=({0: torch.export.Dim("n")},))
+    assert Graph.capture(only_batch, x).dynamic_batch
+
+
+def test_groups_that_follow_the_batch_fix_it() -> None:
+    class Own(nn.Module):
+        """Every sample has kernels of its own."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.kernels = nn.Linear(3, 27)
+
+        def forward(self, x: Tensor) -> Tensor:
+            batch, channels, height, width = x.shape
+            weight = self.kernels(x.mean((2, 3))).view(batch * channels, 1, 3, 3)
+            y = F.conv2d(x.reshape(1, batch * channels, height, width), weight, padding=1, groups=batch * channels)
+            return y.view(batch, channels, height, width)
+
+    model, x = Own().eval(), torch.randn(4, 3, 8, 8)
+    graph = Graph.capture(model, x)
+    assert re.search(r"the batch is fixed at 4: the groups of the convolution 'conv2d' follow it", graph.notes[0])
+    same(graph, model, x)
+
+
 # ---- Linear layers in any spelling -----------------------------------------------------------------------------------
 
 SPELLINGS: dict[str, Any] = {  # W: [in, out]

@@ -190,6 +190,7 @@ def test_files_written_before_facts_were_declared_are_read(tmp_path: Path) -> No
             content = new.read(name)
             if name == "graph.json":
                 data = json.loads(content) | {"version": 1}
+                del data["checkpoint"]  # which came with version 3
                 data["nodes"][0]["meta"] = {"anything": [1, 2]}
                 content = json.dumps(data).encode()
             old.writestr(name, content)

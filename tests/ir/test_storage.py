@@ -210,7 +210,7 @@ def test_bad_files_are_named_in_one_sentence(graph: Graph, tmp_path: Path) -> No
     refused("damaged")
     path.write_bytes(good)
     rewritten(path, version=99)
-    refused("saved by a newer graphopt .format 99, this one reads 2.; upgrade graphopt")
+    refused("saved by a newer graphopt .format 99, this one reads 3.; upgrade graphopt")
     path.write_bytes(good)
     rewritten(path, nodes=[{"op": "call_function"}])
     refused("damaged .KeyError")

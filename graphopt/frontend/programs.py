@@ -1,0 +1,63 @@
+"""Exported programs as modules that can be captured: nothing in training mode, no size free but the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+from torch.fx.node import Node
+
+from graphopt.ir.ops import argument
+from graphopt.ir.shapes import is_free
+from graphopt.utils.errors import InputError
+
+aten = torch.ops.aten
+
+
+def of_program(program: ExportedProgram, args: Any, kwargs: Mapping[str, Any] | None) -> tuple[nn.Module, Any, Any]:
+    if isinstance(args, tuple) and not args and not kwargs:
+        if program.example_inputs is None:
+            raise InputError("the exported program carries no example inputs; pass them as args")
+        args, kwargs = program.example_inputs
+    _check_sizes(program)
+    return of_export(program.module(check_guards=False)), args, kwargs
+
+
+def _check_sizes(program: ExportedProgram) -> None:
+    """Only a free batch is kept; other sizes that a program declares free would be fixed without a word."""
+    user = set(program.graph_signature.user_inputs)
+    for node in program.graph.nodes:
+        sizes = getattr(node.meta.get("val"), "shape", ())
+        free = [f"{d} ({size})" for d, size in enumerate(sizes) if d > 0 and is_free(size)]
+        if node.op == "placeholder" and node.name in user and free:
+            raise InputError(
+                f"the program lets dimension {', '.join(free)} of input {node.name!r} vary, but only the first one, the batch, "
+                "can stay free; to fix the others at the example's sizes, pass program.module() in place of the program"
+            )
+
+
+def of_export(module: nn.Module) -> fx.GraphModule:
+    """The module of a program; its mode says nothing (such modules refuse eval()), its batch norm nodes do."""
+    found = bare(module)
+    if any(_trains(n) for n in found.graph.nodes):
+        raise InputError(
+            "the program was exported in training mode, so batch norm would keep doing so; export model.eval()"
+        )
+    return found
+
+
+def _trains(node: Node) -> bool:
+    if node.target is aten.batch_norm.default:
+        return argument(node, "training") is True and argument(node, "running_mean") is not None
+    return node.target is aten._native_batch_norm_legit_functional.default
+
+
+def bare(module: nn.Module) -> fx.GraphModule:
+    """The module without the hooks that export adds, in eval mode."""
+    assert isinstance(module, fx.GraphModule)
+    module = fx.GraphModule(module, module.graph)
+    nn.Module.train(module, False)
+    return module
