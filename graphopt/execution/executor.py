@@ -75,7 +75,7 @@ class Executor:
             InputError: an input does not fit what the graph was captured for.
             ExecutionError: an operator failed.
         """
-        return self.nested(self.run(self.graph.outputs, self.graph.check_inputs(args, kwargs)))
+        return self.nested(self.run(self.graph.results, self.graph.check_inputs(args, kwargs)))
 
     def run(
         self, wanted: Iterable[Node], given: Sequence[Tensor] | Mapping[Node, Any], *, start: Node | None = None
@@ -161,7 +161,7 @@ class Executor:
         return {node: tensors[node] if node in tensors else node.meta.get("val") for node in graph.placeholders}
 
     def nested(self, values: Mapping[Node, Any]) -> Any:
-        """What the model returns, in its own structure, from the values of `graph.outputs`."""
+        """What the model returns, in its own structure, from the values of `graph.results`."""
         flat = fx.node.map_arg(self.graph.output.args[0], lambda node: self.read(node, values))
         return self.graph.module.graph.process_outputs(flat)
 

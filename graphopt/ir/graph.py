@@ -264,6 +264,11 @@ class Graph:
         return [leaf for leaf in self.returned if isinstance(leaf, Node) and is_tensor(leaf)]
 
     @property
+    def results(self) -> list[Node]:
+        """What is computed of what the model returns: the tensors, and sizes that follow the batch."""
+        return [leaf for leaf in self.returned if isinstance(leaf, Node)]
+
+    @property
     def returned(self) -> list[Any]:
         """All leaves of the outputs in order: nodes (tensors, and sizes that follow the batch), flags, numbers."""
         return list(pytree.tree_leaves(self.output.args[0]))

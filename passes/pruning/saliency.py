@@ -88,7 +88,7 @@ class _Gradient(ABC):
         wanted = list(dict.fromkeys(node for parts in found.values() for _, node, _ in parts))
         executor = Executor(graph, leaves=wanted)
         for batch in track(self.data, "gradients"):
-            values = executor.run([*wanted, *graph.outputs], batch)
+            values = executor.run([*wanted, *graph.results], batch)
             with torch.enable_grad():
                 loss = self.loss(executor.nested(values), batch)
             if not bool(torch.isfinite(loss)):

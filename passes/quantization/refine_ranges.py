@@ -152,7 +152,7 @@ class _Search:
         self.batches = self.take()
         reference = float_reference(graph)
         executor = Executor(reference)
-        self.wanted = [executor.nested(executor.run(reference.outputs, batch)) for batch in self.batches]
+        self.wanted = [executor.nested(executor.run(reference.results, batch)) for batch in self.batches]
         self.used = [i for i in range(len(self.batches)) if (i + 1) % HELD_OUT]
         self.held = [i for i in range(len(self.batches)) if not (i + 1) % HELD_OUT]
         self.left = options.evaluations
@@ -174,7 +174,7 @@ class _Search:
         pairs = zip(self.steps, moved, strict=True)
         changed = {s.constant: self.graph.tensor(s.constant) * float(2.0**m) for s, m in pairs}
         executor, compare = Executor(self.graph, constants=changed), COMPARISONS[self.options.loss]
-        found = (executor.nested(executor.run(self.graph.outputs, self.batches[i])) for i in which)
+        found = (executor.nested(executor.run(self.graph.results, self.batches[i])) for i in which)
         total = sum(float(compare(output, self.wanted[i])) for output, i in zip(found, which, strict=True))
         return total / sum(count(self.graph, self.batches[i]) for i in which)
 

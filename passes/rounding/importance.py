@@ -28,7 +28,7 @@ def fisher(
     found: dict[Node, list[Tensor]] = {node: [] for node in values}
     executor = Executor(graph, leaves=values)
     for batch in batches:
-        watched = executor.run([*values, *graph.outputs], batch)
+        watched = executor.run([*values, *graph.results], batch)
         with torch.enable_grad():
             loss = own_labels(executor.nested(watched), batch)
         gradients = torch.autograd.grad(loss, [watched[node] for node in found])

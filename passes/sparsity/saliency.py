@@ -72,7 +72,7 @@ class OptimalBrainDamage:
         executor = Executor(graph, constants=leaves, gradients=True)
         seen = 0
         for sample in self.samples(graph):
-            values = executor.run(graph.outputs, sample)
+            values = executor.run(graph.results, sample)
             with torch.enable_grad():
                 loss = self.loss(executor.nested(values), sample)
             if not bool(torch.isfinite(loss)):

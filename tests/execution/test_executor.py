@@ -17,6 +17,7 @@ from small_models import MODELS as PLAIN
 from torch import Tensor, nn
 from torch.fx.node import Node
 
+import graphopt
 from graphopt.execution.executor import Executor, constant_calls
 from graphopt.ir.graph import Graph
 from graphopt.utils.errors import ExecutionError, InputError
@@ -46,7 +47,25 @@ def test_it_takes_and_returns_what_the_model_does(name: str) -> None:
 def batchwise(graph: Graph, found: Case, inputs: tuple[Any, ...]) -> Any:
     """The same from the input tensors alone."""
     executor = Executor(graph)
-    return executor.nested(executor.run(graph.outputs, flat((inputs, dict(found.keywords)))))
+    return executor.nested(executor.run(graph.results, flat((inputs, dict(found.keywords)))))
+
+
+def test_sizes_that_follow_the_batch_are_computed_where_they_are_returned() -> None:
+    class Sized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Any:
+            y = self.layer(x)
+            return {"y": y, "batch": y.shape[0], "elements": [x.shape[0] * 3 + 1]}
+
+    x = torch.randn(4, 3, 8, 8)
+    result = graphopt.optimize(Sized().eval(), x, target="arm", calibration=x, measure=False)
+    for model in (Executor(result.graph), graphopt.simulate(result.graph, "arm"), result.artifact):
+        answer = model(x[:3])
+        assert (answer["batch"], answer["elements"]) == (3, [10])
+    assert graphopt.analyze(result.graph, [[x]]).layers
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -222,7 +222,7 @@ class Simulation:
     def _run(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], watch: Watch, seen: Seen = lambda node, inputs: None
     ) -> Any:
-        executor, outputs = Executor(self._graph), self._graph.outputs
+        executor, outputs = Executor(self._graph), self._graph.results
         values = executor.inputs(self._graph.check_inputs(args, kwargs))
         with exact_products():
             for node in executor.walk(values, (), keep=outputs):
