@@ -70,7 +70,7 @@ class Report(Printed):
         agreement: the share of inputs on which float original and result predict the same class.
         sqnr_db: outputs of the deployed result against the float original.
         integer_macs: the share of multiply-accumulates computed in integer.
-        float16_macs: the share of multiply-accumulates on values in float16.
+        float16_macs: the share of multiply-accumulates on activations in float16.
         weight_only_macs: the shares of multiply-accumulates whose weights alone are of few bits, by bits.
         float_operators: what stayed in floating point, and why.
         missing: for what was not measured, the reason; keys as in `report_text.REASONS`.

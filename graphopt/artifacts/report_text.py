@@ -128,7 +128,7 @@ def slower(latency: Latency, floating: Sequence[FloatOperator]) -> str | None:
     kinds = Counter(operator.operator for operator in floating)
     between = ", ".join(f"{times} {kind}" if times > 1 else kind for kind, times in kinds.most_common(4))
     reason = (
-        f"{between} stay{'s' * (sum(kinds.values()) == 1)} float, and values are converted on the way there and back"
+        f"{between} stay{'s' * (sum(kinds.values()) == 1)} float, and activations are converted on the way there and back"
         if kinds
         else "its layers are too small to pay for the conversion to integers"
     )

@@ -24,11 +24,11 @@ def analyze(
     std: Std = "0.229,0.224,0.225",
     estimator: Estimator = "mse",
     plots: Annotated[
-        Path | None, typer.Option(help="Folder for plots of layers and of every value and weight; needs matplotlib.")
+        Path | None, typer.Option(help="Folder for plots of layers and of every activation and weight; needs matplotlib.")
     ] = None,
     json: Annotated[Path | None, typer.Option(help="File for the numbers as JSON.")] = None,
 ) -> None:
-    """Quantize a model, and report which layers and values lose accuracy."""
+    """Quantize a model, and report which layers and activations lose accuracy."""
     with reporting():
         from graphopt import targets
         from graphopt.utils import files

@@ -115,7 +115,7 @@ def weight_only(
     layers: Mapping[str, int | None] | None = None,
     checkpoint: str | Path | None = None,
 ) -> list[Pass]:
-    """Weights of linear layers in blocks of few bits, values in float; with `data`, codes chosen on it (GPTQ)."""
+    """Weights of linear layers in blocks of few bits, activations in float; with `data`, codes chosen on it (GPTQ)."""
     passes = [*clean(target), QuantizeWeights(bits, block, layers=layers or {})]
     return passes if data is None else [*passes, LearnRounding(data, checkpoint=checkpoint)]
 

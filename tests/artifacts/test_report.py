@@ -158,7 +158,7 @@ def test_the_warning_of_a_slower_result_names_what_stays_float() -> None:
         FloatOperator("b", "Sigmoid", "why"),
         FloatOperator("c", "Mul", "why"),
     ]
-    assert "; 2 Mul, Sigmoid stay float, and values are converted" in str(slower(timed(0.77), operators))
+    assert "; 2 Mul, Sigmoid stay float, and activations are converted" in str(slower(timed(0.77), operators))
     assert "; Mul stays float" in str(slower(timed(0.77), operators[:1]))
 
 
