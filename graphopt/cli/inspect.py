@@ -24,7 +24,8 @@ def analyze(
     std: Std = "0.229,0.224,0.225",
     estimator: Estimator = "mse",
     plots: Annotated[
-        Path | None, typer.Option(help="Folder for plots of layers and of every activation and weight; needs matplotlib.")
+        Path | None,
+        typer.Option(help="Folder for plots of layers and of every activation and weight; needs matplotlib."),
     ] = None,
     json: Annotated[Path | None, typer.Option(help="File for the numbers as JSON.")] = None,
 ) -> None:

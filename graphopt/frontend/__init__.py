@@ -3,6 +3,7 @@
 capture.py         `torch.export` and what follows it
 exported_file.py   `.pt2` files read without running anything of them
 exported_schema.py what the description of an exported program may hold
+compare.py         whether a graph answers what the model answers
 programs.py        exported programs as modules
 preconditions.py   what must hold before a model is captured
 infer_inputs.py    example inputs guessed from the model

@@ -25,6 +25,7 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.fx.node import Node
 
 from graphopt.frontend import diagnose, normalize, signature
+from graphopt.frontend.compare import compare, shown_type
 from graphopt.frontend.copies import first_names, own_weights, quiet, working_copy
 from graphopt.frontend.functionalize import UnknownAliasError, make_functional
 from graphopt.frontend.preconditions import check_inputs, check_model, tensors
@@ -37,7 +38,6 @@ from graphopt.ir.linears import write_linears
 from graphopt.ir.ops import argument, has_argument, info
 from graphopt.ir.program import to_exported_program
 from graphopt.ir.shapes import batched, fake_inputs, propagate, resized, stand_in
-from graphopt.utils import printing
 from graphopt.utils.alone import ALONE, undisturbed
 from graphopt.utils.errors import CaptureError, GraphoptError, InputError
 
@@ -119,17 +119,23 @@ class _Capture:
                 raise CaptureError(
                     f"{self._who} returns no tensor, so there is nothing to compile; return the result of forward"
                 )
-            reason = ""
-            if dynamic_batch:
-                try:
-                    return self._dynamic()
-                except _FixedBatch as why:
-                    reason = str(why)
-            graph = self._static()
-            if reason:
-                size = next((t.shape[0] for t in self.example.tensors() if t.dim()), 1)
-                graph.notes.insert(0, f"the batch is fixed at {size}: {reason}")
+            graph = self._compared(dynamic_batch)
+            write_linears(graph)  # last: sums in another order round in another way
             return graph
+
+    def _compared(self, dynamic_batch: bool) -> Graph:
+        """The graph, after comparing its outputs with the model's."""
+        reason = ""
+        if dynamic_batch:
+            try:
+                return self._dynamic()
+            except _FixedBatch as why:
+                reason = str(why)
+        graph = self._static()
+        if reason:
+            size = next((t.shape[0] for t in self.example.tensors() if t.dim()), 1)
+            graph.notes.insert(0, f"the batch is fixed at {size}: {reason}")
+        return graph
 
     @property
     def _who(self) -> str:
@@ -242,7 +248,6 @@ class _Capture:
                 graph.set_fact(node, ALWAYS_TRAINING, True)
         graph.refresh()
         graph.checkpoint = entries(self.model, names, [str(n.target) for n in graph.nodes if graph.is_constant(n)])
-        write_linears(graph)
         if any(free) and (squeezed := keep_batch(graph)):
             if any(len(v) == 1 for v, f in zip(self.leaves, free, strict=True) if f):
                 raise _FixedBatch(f"{graph.site(squeezed[0])!r} drops the batch where it is one, as in the example")
@@ -333,7 +338,7 @@ class _Capture:
         except Exception as error:
             if model is not self.eager:
                 raise
-            shown = ", ".join(f"{n}: {_type(t)}" for n, t in zip(self.input_names, tensors(leaves), strict=True))
+            shown = ", ".join(f"{n}: {shown_type(t)}" for n, t in zip(self.input_names, tensors(leaves), strict=True))
             place = diagnose.place_of_error(error)
             raise InputError(
                 f"{self._who} fails on the example inputs ({shown})"
@@ -345,38 +350,7 @@ class _Capture:
 
     def _compare(self, graph: Graph, leaves: Sequence[Any], expected: Any) -> None:
         """Raise `CaptureError` where the graph's outputs are not the model's."""
-        found = self._run(graph, leaves)
-        if pytree.tree_structure(found) != pytree.tree_structure(expected):
-            raise CaptureError(
-                f"the captured graph returns another structure than {self._who}; please report the model"
-            )
-        names = iter(graph.output_names)
-        for a, b in zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True):
-            if not isinstance(b, Tensor):
-                if a != b:
-                    raise CaptureError(
-                        f"{self._who} returns {b!r} where its graph returns {a!r}: a constant that is none"
-                    )
-                continue
-            name = next(names, "?")
-            if (wrong := _difference(a, b)) is not None:
-                raise CaptureError(
-                    f"the captured graph of {self._who} differs from the model at output {name!r} ({wrong}); "
-                    "the model probably keeps state or draws random numbers in forward: make it pure"
-                )
-
-
-def _difference(found: Tensor, expected: Tensor) -> str | None:
-    """How two tensors differ; None where they agree up to rounding (operators that were normalised may round anew)."""
-    if found.shape != expected.shape or found.dtype != expected.dtype:
-        return f"{_type(found)} instead of {_type(expected)}"
-    if torch.equal(found, expected):
-        return None
-    if not (expected.is_floating_point() or expected.is_complex()):
-        return "other values"
-    scale = max(1.0, float(torch.nan_to_num(expected, posinf=0, neginf=0).abs().max()))
-    close = torch.isclose(found, expected, rtol=0, atol=8 * torch.finfo(expected.dtype).eps * scale, equal_nan=True)
-    return None if bool(close.all()) else f"by {float((found - expected).abs().max()):.2e}"
+        compare(self._run(graph, leaves), expected, graph.output_names, self._who)
 
 
 def _placeholder_values(program: ExportedProgram) -> list[Any]:
@@ -403,10 +377,6 @@ def _short_reason(error: BaseException) -> str:
 
 def _first(error: BaseException | None) -> str:
     return diagnose.headline(error) if error is not None else "it fails"
-
-
-def _type(value: Tensor) -> str:
-    return f"{printing.dtype(value.dtype)}[{', '.join(map(str, value.shape))}]"
 
 
 __all__ = ["CaptureError", "capture", "to_exported_program"]
