@@ -5,7 +5,7 @@
     global pooling      mean over all spatial dimensions, and average pooling with a window as large as the image,
                         become adaptive average pooling to size 1 (plus flatten where the dimensions go)
     adaptive pooling    to another size that divides the image's becomes average pooling
-    hard_sigmoid        clamp(x + 3, 0, 6) / 6 in any spelling becomes the operator   (Howard et al. 2019, section 5.2)
+    activations         in any spelling become the operators: gelu, mish, hard_sigmoid (`name_activations.py`)
     scalars             x - c becomes x + (-c), x / c becomes x * (1 / c)
     equal calls         the same operator on the same arguments is computed once
 
@@ -30,9 +30,10 @@ from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Pool
 from graphopt.ir.linears import take_bias, weight_of, write_linear
 from graphopt.ir.masks import mask_of
-from graphopt.ir.ops import argument, aten, clip_of, family, info, is_float, operand, shape, value
+from graphopt.ir.ops import argument, aten, family, info, is_float, operand, shape, value
 from graphopt.ir.passes import Change
 from graphopt.ir.quantizers import is_quantizer, is_scale_expression, quantizers
+from graphopt.passes.cleanup.name_activations import name_activation
 
 CASTS = (aten.to.dtype, aten._to_copy.default, aten.to.dtype_layout, aten.to.device)
 NUMBERS = (int, float)
@@ -169,36 +170,6 @@ def pool_in_windows(graph: Graph, node: Node) -> str:
     return f"adaptive average pooling written with windows of {'x'.join(map(str, window))}"
 
 
-def name_hard_sigmoid(graph: Graph, node: Node) -> str:
-    """clamp(x + 3, 0, 6) / 6, or times 1/6 -> hard_sigmoid(x)."""
-    factor = _scalar_factor(graph, node)
-    if factor is None or abs(factor - 1 / 6) > 1e-6:
-        return ""
-    clip = operand(node)
-    if clip_of(clip) != (0.0, 6.0):
-        return ""
-    total: Any = clip.args[0]
-    if family(total) != "add" or not isinstance(total.args[1], NUMBERS) or total.args[1] != 3:
-        return ""
-    gate = graph.call(aten.hardsigmoid.default, total.args[0], before=node)
-    gate.meta["val"] = value(node)
-    graph.replace(node, gate)
-    return "clamp(x + 3, 0, 6) / 6 written as hard_sigmoid"
-
-
-def _scalar_factor(graph: Graph, node: Node) -> float | None:
-    if (
-        family(node) not in ("mul", "div")
-        or not isinstance(node.args[0], Node)
-        or not isinstance(node.args[1], NUMBERS)
-    ):
-        return None
-    factor = float(node.args[1])
-    if family(node) == "mul":
-        return factor
-    return 1 / factor if factor and argument_or_none(node, "rounding_mode") is None else None
-
-
 def argument_or_none(node: Node, name: str) -> Any:
     try:
         return argument(node, name)
@@ -229,7 +200,7 @@ RULES: tuple[Rule, ...] = (
     drop_identity,
     fold_constant,
     write_as_linear,
-    name_hard_sigmoid,
+    name_activation,
     pool_globally,
     pool_in_windows,
     turn_scalar,
