@@ -57,9 +57,7 @@ class _Reading(ABC):
 
 @dataclass(frozen=True)
 class Reconstruction(_Reading):
-    """Least error of the readers after re-fitting them by least squares, greedily (see `graphopt.passes.pruning.surgeon`).
-
-    """
+    """Least error of the readers after re-fitting them by least squares, greedily (see `graphopt.passes.pruning.surgeon`)."""
 
     def scores(self, graph: Graph, group: Group, readers: list[Reader], moments: dict[Node, Moments]) -> Tensor:
         problems = [_problem(graph, r, moments[r.layer.node]) for r in readers]

@@ -31,7 +31,6 @@ from graphopt.ir.passes import Change, in_eval_mode
 from graphopt.passes.pruning.reconstruct import reconstruct
 from graphopt.utils.checks import check_repeatable, check_share
 
-
 LEAST = 0.5  # of the target, which is left in any case
 
 
@@ -86,7 +85,6 @@ class RemoveBlocks:
         if self.fit and changes:
             reconstruct(original, graph, {}, self.data)
         return changes
-
 
     def _refusal(self, left: float, graph: Graph, found: list[Branch]) -> str:
         """Why no further branch goes."""

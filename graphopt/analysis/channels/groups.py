@@ -210,9 +210,7 @@ def _units(trace: Trace) -> tuple[Array, Array, list[list[int]]]:
     return unit_of, group_of, components
 
 
-def _wholes(
-    trace: Trace, unit_of: Array, group_of: Array, members_of: list[list[int]]
-) -> list[npt.NDArray[np.bool_]]:
+def _wholes(trace: Trace, unit_of: Array, group_of: Array, members_of: list[list[int]]) -> list[npt.NDArray[np.bool_]]:
     """Of each group the sets of its units that make up a whole dimension of some value."""
     found: list[dict[bytes, npt.NDArray[np.bool_]]] = []
     for members in members_of:
@@ -220,7 +218,7 @@ def _wholes(
         found.append({every.tobytes(): every})
     for dims in chain(trace.dims.values(), *trace.parts.values()):
         for column in chain.from_iterable(map(trace.labels.resolve, dims)):
-            owners = np.unique(group_of[column]) if len(column) and (column != NONE).all() else []
+            owners: list[int] = np.unique(group_of[column]).tolist() if (column != NONE).all() else []
             if len(owners) == 1 and owners[0] >= 0:
                 units = np.zeros(len(members_of[owners[0]]), dtype=bool)
                 units[unit_of[column]] = True
