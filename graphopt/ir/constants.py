@@ -1,7 +1,7 @@
 """Calls that only constants lead to, computed once.
 
 What `torch.nn.utils.parametrizations` leaves of a weight (weight_norm, spectral_norm) reads the same: calls on constants. Passes
-that change weights need those to be constants, and begin with `graphopt.ir.masks.bake`, which folds them.
+that cut weights or take them apart need those to be constants, and begin with `fold_weights`.
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.fx.node import Node
 
-from graphopt.ir.constants import fold_weights
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.ir.ops import aten, operand, value
@@ -82,16 +81,14 @@ def put_mask(graph: Graph, weight: Node, keep: Tensor) -> None:
 
 
 def bake(graph: Graph) -> list[Change]:
-    """Multiply masks into their weights, and compute those that are calls on constants (see `graphopt.ir.constants`): constants
-    again, with zeros and trainable as before. Outputs stay as they are.
+    """Multiply masks into their weights, which are constants again, with zeros and trainable as before. Outputs stay as they are.
 
     The weights are new parameters under the old names: make an optimizer afterwards.
     """
-    baked = [
+    return [
         Change(site, f"mask baked in, {zeros} of {total} weights are zero")
         for site, zeros, total in _remove(graph, restore=False)
     ]
-    return baked + fold_weights(graph)
 
 
 def release(graph: Graph, *, restore: bool = False) -> list[Change]:

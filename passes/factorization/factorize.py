@@ -24,6 +24,7 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
+from graphopt.ir.constants import fold_weights
 from graphopt.ir.graph import Graph
 from graphopt.ir.masks import bake
 from graphopt.ir.passes import Change, Shortfall, Timer, in_eval_mode
@@ -105,6 +106,7 @@ class Factorize:
         """What the pass would do to a graph, as a table; the graph stays as it is."""
         copy = graph.clone(share_weights=True)
         bake(copy)
+        fold_weights(copy)
         plan = FactorizationPlan.of(self, copy)
         if self.max_latency is None:
             plan.choose(self._share)
@@ -114,7 +116,7 @@ class Factorize:
 
     @in_eval_mode
     def __call__(self, graph: Graph) -> list[Change]:
-        changes = bake(graph)
+        changes = bake(graph) + fold_weights(graph)
         plan = FactorizationPlan.of(self, graph)
         if self.max_latency is None:
             plan.choose(self._share)
