@@ -15,7 +15,7 @@ from typing import Any
 
 import common
 
-WIDTHS = [1024, 4096]
+WIDTHS = [2048, 4096]
 DEPTH = 6
 
 

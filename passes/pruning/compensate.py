@@ -55,6 +55,7 @@ def add_means(graph: Graph, lost: Mapping[str, Tensor], kept: Mapping[str, Tenso
     for node in graph.calls():
         if (shift := lost.get(node.name)) is not None and (layer := Layer.of(node)) is not None:
             shift_output(graph, layer, shift[kept[node.name]] if node.name in kept else shift)
+    graph.refresh()
 
 
 def expected_input(graph: Graph, value: Node) -> Tensor | None:
