@@ -44,6 +44,7 @@ from graphopt.passmanager.runner import outputs, run
 from graphopt.passmanager.step import Step
 from graphopt.targets import Target
 from graphopt.utils.errors import InputError
+from graphopt.utils.memory import give_back
 
 Evaluate: TypeAlias = Callable[[Callable[..., Any]], float]
 
@@ -82,6 +83,7 @@ class Work:
         """A graph's deployed form, its artifact, and what answers for that on this machine."""
         deployed = self.backend.deploy(graph, self.target)
         artifact = self.backend.lower(deployed, self.target, name=self.report.model, tuning=tuning)
+        give_back(cost.weight_bytes(graph))
         return Lowered(deployed, artifact, stand_in(self.placed(artifact), graph, self.backend.simulate, self.target))
 
     def placed(self, artifact: Artifact) -> Artifact:
@@ -111,6 +113,7 @@ def begin(
         backend.check_tuning(target, options.tuning)
     graph, notes = _graph(model, example_inputs, dynamic_batch and not target.static_shapes)
     check_float32(graph)
+    give_back(cost.weight_bytes(graph))
     report = Report(model=_name(model), target=target.name, notes=[*graph.notes, *notes], original=_original(graph))
     data = Calibration(calibration, graph) if calibration is not None else without_data(graph)
     if data.synthetic and options.quantization.weight_only is None:

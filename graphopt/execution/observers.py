@@ -144,12 +144,13 @@ def observe(
     """
     lists: dict[Node, list[Statistic]] = {n: s if isinstance(s, list) else [s] for n, s in watched.items()}
     executor, seen = Executor(graph, overrides=overrides), 0
+    given = [*graph.placeholders, *filter(graph.is_constant, lists)]
     for batch in batches:
         values = executor.inputs(batch)
         try:
-            for node in chain(graph.placeholders, executor.walk(values, lists)):
+            for node in chain(given, executor.walk(values, lists)):
                 for statistic in lists.get(node, ()):
-                    statistic.update(values[node])
+                    statistic.update(executor.read(node, values))
         except _NonFinite:
             raise NonFiniteError(first_non_finite(executor, batch)) from None
         seen += 1

@@ -42,13 +42,14 @@ class Frontier:
         self._at: Node | None = None
 
     def before(self, node: Node, wanted: Sequence[Node]) -> list[list[Any]]:
-        """Walk up to `node`, which is not computed yet; of each batch the values of `wanted`, which must be in flight there."""
+        """Walk up to `node`, which is not computed yet; of each batch the values of `wanted`, which must be in flight there, or
+        constants."""
         self._at = node if self._at is None else max(self._at, node)
         alive, found = self._executor.alive(self._at), []
         for values in self._values:
             for _ in self._executor.walk(values, wanted, keep=alive):
                 pass
-            found.append([values[source] for source in wanted])
+            found.append([self._executor.read(source, values) for source in wanted])
             if self._keep is not None:
                 for source in alive:
                     if source.op == "call_function" and source not in self._kept and isinstance(values[source], Tensor):

@@ -217,7 +217,7 @@ class _Capture:
         args, kwargs = pytree.tree_unflatten(leaves, self.structure)
         # Torch prints the unfinished graph of a failed attempt to stderr, whatever the log levels.
         silence = contextlib.redirect_stderr(io.StringIO())
-        with working_copy(self.model) as model, torch.enable_grad(), silence:
+        with working_copy(self.eager, share_parameters=True) as model, torch.enable_grad(), silence:
             signature.name_keywords(model, kwargs)
             return torch.export.export(model, args, kwargs, dynamic_shapes=shapes if any(free) else None, strict=False)
 
@@ -226,7 +226,7 @@ class _Capture:
     def _graph(self, program: ExportedProgram, free: list[bool]) -> Graph:
         module, notes = self._rewritten(program, free)
         names = first_names(self.model)
-        own_weights(module, names)
+        own_weights(module, names, [] if self.eager is self.model else list(self.eager.parameters()))
         spec = module.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
         returned: Any = module.graph.output_node().args[0]
         leaves = zip(signature.leaf_paths(spec), returned, strict=True)

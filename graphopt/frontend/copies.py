@@ -7,17 +7,21 @@ import copy
 import logging
 import operator
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import fx, nn
 
 
 @contextlib.contextmanager
-def working_copy(model: nn.Module) -> Iterator[nn.Module]:
-    """A deep copy of the model; the model itself where it cannot be copied, restored afterwards."""
+def working_copy(model: nn.Module, *, share_parameters: bool = False) -> Iterator[nn.Module]:
+    """A deep copy of the model; the model itself where it cannot be copied, restored afterwards.
+
+    Args:
+        share_parameters: those of the model instead of copies, for what does not compute with them (export does not).
+    """
     try:
-        duplicate = copy.deepcopy(model)
+        duplicate = copy.deepcopy(model, {id(p): p for p in model.parameters()} if share_parameters else {})
     except Exception:  # a module may hold locks, files, tensors with a gradient history
         with _restored(model):
             yield model
@@ -64,8 +68,12 @@ def first_names(model: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(id(value), name) for name, value in weights}
 
 
-def own_weights(module: fx.GraphModule, names: Mapping[str, str]) -> None:
+def own_weights(module: fx.GraphModule, names: Mapping[str, str], ours: Collection[nn.Parameter] = ()) -> None:
     """Give the module its own copy of every weight (the export shares the caller's), under its first name.
+
+    Args:
+        names: see `first_names`.
+        ours: parameters of a working copy, which need no further copy.
 
     Tensors that export keeps as plain attributes become buffers, so that they are saved and listed like the rest.
     """
@@ -75,6 +83,7 @@ def own_weights(module: fx.GraphModule, names: Mapping[str, str]) -> None:
         delattr(module, child)
     for table in (module._parameters, module._buffers):
         table.clear()
+    taken = {id(parameter) for parameter in ours if parameter.untyped_storage().nbytes() == parameter.nbytes}
     for node in nodes:
         value = values[node]
         node.target = names.get(str(node.target), str(node.target))
@@ -85,7 +94,7 @@ def own_weights(module: fx.GraphModule, names: Mapping[str, str]) -> None:
             if part not in owner._modules:
                 owner.add_module(part, nn.Module())
             owner = owner.get_submodule(part)
-        own = value.detach().clone()
+        own = value.detach() if id(value) in taken else value.detach().clone()
         if isinstance(value, nn.Parameter):
             owner.register_parameter(leaf, nn.Parameter(own, value.requires_grad))
         else:

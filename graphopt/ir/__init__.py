@@ -14,6 +14,7 @@ quantizers.py       reading quantizers of a simulated graph
 quantized_units.py  which quantizers belong to which layer
 scales.py           which scales may change and what follows
 masks.py            sparsity masks
+constants.py        calls that only constants lead to, computed once
 float16.py          values in 16-bit floats
 checkpoint.py       the captured model's own checkpoint
 equal_calls.py      calls that compute the same

@@ -61,7 +61,7 @@ def deploy(graph: Graph, *, half: bool = False) -> Graph:
         InputError: a bias is not on the grid of its layer's sums.
     """
     check_biases(graph)
-    deployed = graph.clone().eval()
+    deployed = graph.clone(share_weights=True).eval()
     baked = bake(deployed)
     found = quantizers(deployed)
     packed: dict[tuple[Any, ...], Node] = {}

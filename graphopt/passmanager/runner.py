@@ -21,6 +21,7 @@ from graphopt.ir.passes import Change, Pass, Shortfall
 from graphopt.passmanager.step import Step
 from graphopt.utils.errors import GraphoptError, PassError, first_line
 from graphopt.utils.files import write_atomically
+from graphopt.utils.memory import give_back
 from graphopt.utils.progress import track
 
 TOLERANCE = 1e-4  # relative to the largest output
@@ -68,6 +69,7 @@ def run(
         if verify and transform.exact and changes:
             _compare(transform, number, before, after)
         before = after
+        give_back(cost.weight_bytes(graph))
         steps.append(_step(name, transform, changes, seconds, graph, reference, after))
         if folder is not None:
             write_atomically(folder / f"{number:02}_{name}.txt", str(graph).encode() + b"\n")

@@ -1,4 +1,4 @@
-"""Quantities as people read them: counts, bytes, ratios, decibels."""
+"""Quantities: counts, bytes, ratios and decibels as people read them; numbers of channels as kernels like them."""
 
 from __future__ import annotations
 
@@ -30,3 +30,8 @@ def decibel(value: float | None) -> str:
     if value is None:
         return "not measured"
     return "equal" if value == math.inf else f"{value:.1f} dB"
+
+
+def multiple_within(multiple: int, whole: int) -> int:
+    """`multiple`, but where that is more than half of the whole, the largest power of two that is not: so much can be left."""
+    return multiple if 2 * multiple <= whole else max(1, min(multiple, 2 ** ((whole // 2).bit_length() - 1)))

@@ -14,16 +14,15 @@ Keeps:  outputs, up to float rounding; a constant folded from trainable weights 
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 from torch.fx.node import Node
 
+from graphopt.ir import constants
 from graphopt.ir.equal_calls import merge_equal_calls
 from graphopt.ir.facts import FLOAT_REFERENCE
 from graphopt.ir.graph import Graph
@@ -32,7 +31,7 @@ from graphopt.ir.linears import take_bias, weight_of, write_linear
 from graphopt.ir.masks import mask_of
 from graphopt.ir.ops import argument, aten, family, info, is_float, operand, shape, value
 from graphopt.ir.passes import Change
-from graphopt.ir.quantizers import is_quantizer, is_scale_expression, quantizers
+from graphopt.ir.quantizers import quantizers
 from graphopt.passes.cleanup.name_activations import name_activation
 
 CASTS = (aten.to.dtype, aten._to_copy.default, aten.to.dtype_layout, aten.to.device)
@@ -92,24 +91,10 @@ def _is_identity(node: Node) -> bool:
 
 def fold_constant(graph: Graph, node: Node) -> str:
     """Compute a call that reads only constants."""
-    inputs = node.all_input_nodes
-    if not inputs or not all(graph.is_constant(n) for n in inputs) or is_quantizer(node):
-        return ""
     if mask_of(graph, node):
         return ""  # lives until a pass needs the weight as a constant
-    if is_scale_expression(node) or any(graph.fact(n, FLOAT_REFERENCE) is not None for n in inputs):
-        return ""  # has to follow the scales it is computed from; and what a constant was before would be lost
-    if torch.Tag.nondeterministic_seeded in node.target.tags or not isinstance(value(node), Tensor):  # type: ignore[union-attr]
-        return ""
-    sizes = shape(node)
-    if not all(isinstance(size, int) for size in sizes):
-        return ""
-    if math.prod(sizes) > max(sum(graph.tensor(n).numel() for n in inputs), 1024):
-        return ""
-    result = graph.tensor(node).clone()
-    name = f"{inputs[0].target}_{node.name}"
-    graph.replace(node, graph.add_constant(name, result, before=node, like=inputs))
-    return f"{name} computed once"
+    name = constants.fold_constant(graph, node)
+    return f"{name} computed once" if name else ""
 
 
 def write_as_linear(graph: Graph, node: Node) -> str:

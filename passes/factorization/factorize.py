@@ -24,6 +24,7 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
+from graphopt.ir.constants import fold_weights
 from graphopt.ir.graph import Graph
 from graphopt.ir.masks import bake
 from graphopt.ir.passes import Change, Shortfall, Timer, in_eval_mode
@@ -64,7 +65,8 @@ class Factorize:
         methods: those to choose from, each with its own options (their ranks are not used here).
         data: batches of inputs (see `graphopt.data.Calibration`). None: the weights decide, and nothing is repaired.
         layers: name pattern -> None to leave a layer alone, or a method with the rank to use there. The first match counts.
-        round_to: multiples of ranks that the target's kernels like (`Target.channel_multiple`).
+        round_to: multiples of ranks that the target's kernels like (`Target.channel_multiple`); of full ranks below twice that,
+            multiples of the largest power of two up to half of them.
         timer: measures graphs on the runtime (`graphopt.compiler.latency.LatencyTimer`).
         nonlinear: with data, fit through the activation behind a layer.
         refine_steps: with data, that many steps of gradient descent on the factors of each layer, through its activation.
@@ -104,6 +106,7 @@ class Factorize:
         """What the pass would do to a graph, as a table; the graph stays as it is."""
         copy = graph.clone(share_weights=True)
         bake(copy)
+        fold_weights(copy)
         plan = FactorizationPlan.of(self, copy)
         if self.max_latency is None:
             plan.choose(self._share)
@@ -113,7 +116,7 @@ class Factorize:
 
     @in_eval_mode
     def __call__(self, graph: Graph) -> list[Change]:
-        changes = bake(graph)
+        changes = bake(graph) + fold_weights(graph)
         plan = FactorizationPlan.of(self, graph)
         if self.max_latency is None:
             plan.choose(self._share)

@@ -22,6 +22,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from graphopt.ir.constants import fold_weights
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.ir.masks import bake
@@ -196,7 +197,7 @@ class Method(ABC):
     # ---- The pass ---------------------------------------------------------------------------------------------------
 
     def __call__(self, graph: Graph) -> list[Change]:
-        changes = bake(graph)
+        changes = bake(graph) + fold_weights(graph)
         found = list(sites(graph))
         check_named(self.layers, found)
         chosen = [(site, ranks) for site in found if (ranks := self._ranks(graph, site)) is not None]

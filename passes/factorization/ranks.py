@@ -19,6 +19,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from graphopt.utils.checks import check_share
+from graphopt.utils.quantities import multiple_within
 
 
 @dataclass(frozen=True)
@@ -133,5 +134,6 @@ def check_rank(name: str, rank: object) -> None:
 
 
 def rounded(rank: int, full: int, multiple: int) -> int:
-    """The multiple nearest to a rank, at least one of it; no more than `full`."""
+    """The multiple nearest to a rank, at least one of it; no more than `full`. Small ranks: see `multiple_within`."""
+    multiple = multiple_within(multiple, full)
     return min(full, max(multiple, multiple * round(rank / multiple))) if multiple > 1 else min(full, rank)

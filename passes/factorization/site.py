@@ -100,6 +100,9 @@ def _place(graph: Graph, layer: Layer, chain: Chain, weights: Sequence[Node]) ->
             x = graph.call(aten.add.Tensor, x, layer.bias, before=layer.node)
     if (moments := graph.fact(layer.node, MOMENTS)) is not None:
         graph.set_fact(x, MOMENTS, moments)
+    x.meta["val"] = value(
+        layer.node
+    )  # a layer right behind it may be replaced next, and asks for the shape of what it reads
     graph.replace(layer.node, x)
     return Placed(layer.node.name, made[0], tuple(calls), x)
 

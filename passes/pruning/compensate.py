@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -22,13 +22,16 @@ NODES = 64  # of the quadrature
 Removed = Iterable[tuple[Group, list[int]]]
 
 
-def absorb_means(graph: Graph, removed: Removed) -> None:
-    """Move the mean of what is about to be removed into its readers' biases: b + W_u E[x_u].
+def means(graph: Graph, removed: Removed) -> dict[str, Tensor]:
+    """What readers lose on average with what is about to be removed: W_u E[x_u], by the name of the reader's call, [out].
+
+    `add_means` gives it back behind the removal, which readers without a bias get one by.
 
     The mean comes from the batch norm in front: its output is taken as normal with mean beta and deviation |gamma|, and followed
     through the functions behind by Gauss-Hermite quadrature, as in Nagel et al. 2019, section 4.2.1. A reader with anything else
     in front is left alone. (At zero-padded borders the mean is not reached; that is accepted.)
     """
+    lost: dict[str, Tensor] = {}
     for group, units in removed:
         for reader in readers(graph, group):
             mean = expected_input(graph, reader.layer.input)
@@ -36,7 +39,23 @@ def absorb_means(graph: Graph, removed: Removed) -> None:
                 gone = torch.from_numpy(np.isin(reader.units, units))
                 weight = weight_matrix(reader.layer, graph.tensor(reader.layer.weight))
                 per_column = mean.repeat_interleave(weight.shape[1] // len(mean)).to(weight.dtype)
-                shift_output(graph, reader.layer, weight[:, gone] @ per_column[gone])
+                name = reader.layer.node.name
+                lost[name] = lost.get(name, 0) + weight[:, gone] @ per_column[gone]
+    return lost
+
+
+def add_means(graph: Graph, lost: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
+    """Add to the biases of readers what they lost on average.
+
+    Args:
+        graph: after the removal.
+        lost: see `means`.
+        kept: the output channels that calls still have, by name, where they lost some.
+    """
+    for node in graph.calls():
+        if (shift := lost.get(node.name)) is not None and (layer := Layer.of(node)) is not None:
+            shift_output(graph, layer, shift[kept[node.name]] if node.name in kept else shift)
+    graph.refresh()
 
 
 def expected_input(graph: Graph, value: Node) -> Tensor | None:

@@ -6,6 +6,8 @@ columns of unit u in a reader's weight and x_u its inputs, the contributions of 
     Q_uv = tr( W_u E[x_u x_v^T] W_v^T )         [units, units], centred: a constant goes into the bias
 
 and removing the set R without re-fitting costs sum of Q over R x R. Each reader counts relative to its output's power.
+
+Units that no layer reads directly (positions of queries and keys) cannot be judged: infinitely good, so they stay.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.fx.node import Node
@@ -40,7 +43,11 @@ class _Reading(ABC):
     data: Iterable[list[Tensor]] = field(repr=False)
 
     def prepare(self, graph: Graph, groups: list[Group]) -> Criterion:
-        scores = {g.key: self.scores(graph, g, found, m) for g, found, m in reader_moments(graph, groups, self.data)}
+        scores = {}
+        for group, found, moments in reader_moments(graph, groups, self.data):
+            read = np.isin(np.arange(len(group)), [unit for reader in found for unit in reader.units])
+            judged = self.scores(graph, group, found, moments)
+            scores[group.key] = judged.masked_fill(~torch.from_numpy(read), STAYS)
         return lambda graph, group: scores[group.key]
 
     @abstractmethod
@@ -50,14 +57,11 @@ class _Reading(ABC):
 
 @dataclass(frozen=True)
 class Reconstruction(_Reading):
-    """Least error of the readers after re-fitting them by least squares, greedily (see `graphopt.passes.pruning.surgeon`).
-
-    Units that no layer reads directly (queries and keys) cannot be judged: infinitely good, so they stay.
-    """
+    """Least error of the readers after re-fitting them by least squares, greedily (see `graphopt.passes.pruning.surgeon`)."""
 
     def scores(self, graph: Graph, group: Group, readers: list[Reader], moments: dict[Node, Moments]) -> Tensor:
         problems = [_problem(graph, r, moments[r.layer.node]) for r in readers]
-        return _ranked(len(group), removal_order(problems, len(group), group.fixed)[0] if problems else Order([], []))
+        return _ranked(len(group), removal_order(problems, group)[0])
 
 
 @dataclass(frozen=True)

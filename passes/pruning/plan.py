@@ -19,6 +19,7 @@ from graphopt.passes.pruning.criteria import Criterion, l2_norm
 from graphopt.passes.pruning.greedy import Reconstruction
 from graphopt.passes.pruning.sensitivity import measured_orders
 from graphopt.utils.checks import names_weight
+from graphopt.utils.quantities import multiple_within
 
 if TYPE_CHECKING:
     from graphopt.passes.pruning.prune import Prune
@@ -66,7 +67,7 @@ class PruningPlan:
             share = _share(options, group)
             start = min(round(len(group) * (1 - share)), len(order)) if share else 0
             plain = group.width == 1  # of plain channels; multiples of heads mean nothing
-            multiple, least = (_multiple(options.round_to, len(group)), options.least) if plain else (1, 1)
+            multiple, least = (multiple_within(options.round_to, len(group)), options.least) if plain else (1, 1)
             curves.append(Curve(order, [] if start else damage, len(group), multiple, least, start))
         full = Budget(price, [curve.order for curve in curves], [0] * len(curves)).now
         return cls(chosen, curves, price, full, scope == "sensitivity")
@@ -84,11 +85,6 @@ class PruningPlan:
                 "keep more, or let more layers be pruned (layers=, streams=, round_to=, least=)"
             )
         return [(g, curve.order[:n]) for g, curve, n in zip(self.groups, self.curves, counts, strict=True)]
-
-
-def _multiple(round_to: int, units: int) -> int:
-    """`round_to`, but where that is more than half of a group, the largest power of two that is not."""
-    return round_to if 2 * round_to <= units else max(1, min(round_to, 2 ** ((units // 2).bit_length() - 1)))
 
 
 def _matches(pattern: str, group: Group) -> bool:
@@ -132,7 +128,7 @@ def _ranked(
         scores = _checked(criterion, score(graph, group), group)
         free = torch.from_numpy(group.free)
         order = free[torch.argsort(scores[free], stable=True)].tolist()
-        order = [unit for unit in order if torch.isfinite(scores[unit])]
+        order = group.removable(unit for unit in order if torch.isfinite(scores[unit]))
         if uniform:  # equal shares: rising in proportion to the share gone
             damage = [(k + 1) ** 2 / len(group) for k in range(len(order))]
         else:

@@ -24,11 +24,12 @@ from torch import Tensor
 from graphopt.analysis.channels.removal import remove
 from graphopt.analysis.channels.shuffles import gather_shuffles
 from graphopt.analysis.channels.trace import Trace
+from graphopt.ir.constants import fold_weights
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.ir.masks import bake
 from graphopt.ir.passes import Change, in_eval_mode
-from graphopt.passes.pruning.compensate import absorb_means, merge_twins
+from graphopt.passes.pruning.compensate import add_means, means, merge_twins
 from graphopt.passes.pruning.criteria import Criterion, PreparedCriterion
 from graphopt.passes.pruning.plan import PruningPlan
 from graphopt.passes.pruning.readers import readers
@@ -113,6 +114,7 @@ class Prune:
     @in_eval_mode
     def __call__(self, graph: Graph) -> list[Change]:
         bake(graph)
+        fold_weights(graph)
         gather_shuffles(graph)
         start = {str(n.target): tuple(graph.tensor(n).shape) for n in graph.nodes if graph.is_constant(n)}
         full = None
@@ -131,14 +133,14 @@ class Prune:
         units = plan.units(ratio * full)
         how = self.compensate or ("means" if self.data is None else "all")
         original = graph.clone(share_weights=True) if how in ("all", "readers") else graph
-        if how == "means":
-            absorb_means(graph, units)
-        elif how == "merge":
+        lost = means(graph, units) if how == "means" else {}
+        if how == "merge":
             merge_twins(graph, units)
         only = None
         if how == "readers":
             only = {r.layer.node.name for group, gone in units if gone for r in readers(graph, group)}
         kept = remove(graph, trace, units)
+        add_means(graph, lost, kept)
         if how in ("all", "readers"):
             assert self.data is not None
             reconstruct(original, graph, kept, self.data, only)

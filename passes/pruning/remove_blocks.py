@@ -4,7 +4,10 @@
 
 The branch that matters least goes first: for each, the output without it is compared with the output with it.
 
-    damage = sum |z' - z|^2 / sum |z|^2        z: all outputs on the data, z': without the branch
+    damage = mean over outputs of  sum |z' - z|^2 / sum |z|^2        z: one output on the data, z': without the branch
+
+A branch that holds nearly everything, as that of a denoiser whose output is its input and a small correction, is no block but the
+network itself: what would leave less than half of what was asked for stays.
 
 Needs:  a float graph.
 Paper:  Veit et al. 2016, "Residual Networks Behave Like Ensembles of Relatively Shallow Networks", section 4.1.
@@ -28,6 +31,8 @@ from graphopt.ir.passes import Change, in_eval_mode
 from graphopt.passes.pruning.reconstruct import reconstruct
 from graphopt.utils.checks import check_repeatable, check_share
 
+LEAST = 0.5  # of the target, which is left in any case
+
 
 class Branch(NamedTuple):
     """A sum and its two operands: what stays, and the branch."""
@@ -39,7 +44,7 @@ class Branch(NamedTuple):
 
 @dataclass(frozen=True)
 class RemoveBlocks:
-    """Remove residual branches until `keep_ratio` of the multiply-accumulates is left, or less.
+    """Remove residual branches until `keep_ratio` of the multiply-accumulates is left, or less, but at least half of that.
 
     Attributes:
         keep_ratio: over 0 and under 1.
@@ -47,7 +52,7 @@ class RemoveBlocks:
         fit: re-fit all layers on the data afterwards, to give what they gave (see `graphopt.passes.pruning.reconstruct`).
 
     Raises:
-        ValueError: there is no residual branch, or removing all of them does not save as much.
+        ValueError: there is no residual branch, or removing all that may go does not save as much.
     """
 
     exact: ClassVar[bool] = False
@@ -67,20 +72,30 @@ class RemoveBlocks:
         changes = []
         while cost.macs(graph) > target:
             found = branches(graph)
-            if not found:
-                left = cost.macs(graph) / cost.macs(original)
-                raise ValueError(
-                    f"without any residual branch the network still has {left:.0%} of its multiply-accumulates, "
-                    f"{self.keep_ratio:.0%} were asked for"
-                )
-            damages = [probe.damage(_without(graph, number)) for number in range(len(found))]
-            least = min(range(len(found)), key=damages.__getitem__)
+            shorter = {number: _without(graph, number) for number in range(len(found))}
+            damages = {
+                number: probe.damage(copy) for number, copy in shorter.items() if cost.macs(copy) >= LEAST * target
+            }
+            if not damages:
+                raise ValueError(self._refusal(cost.macs(graph) / cost.macs(original), graph, found))
+            least = min(damages, key=damages.__getitem__)
             total = found[least].total
             changes.append(Change(graph.site(total), f"branch removed, output moved by {damages[least] ** 0.5:.1%}"))
             _skip(graph, found[least])
         if self.fit and changes:
             reconstruct(original, graph, {}, self.data)
         return changes
+
+    def _refusal(self, left: float, graph: Graph, found: list[Branch]) -> str:
+        """Why no further branch goes."""
+        which = "any residual branch"
+        if found:
+            names = ", ".join(graph.site(branch.total) for branch in found[:3])
+            which = f"any branch but those that hold nearly all of what is left (added at {names})"
+        return (
+            f"without {which} the network still has {left:.0%} of its multiply-accumulates, {self.keep_ratio:.0%} were "
+            "asked for; keep more, or remove channels (Prune)"
+        )
 
 
 def branches(graph: Graph) -> list[Branch]:

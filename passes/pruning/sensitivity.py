@@ -51,7 +51,7 @@ def measured_orders(
                 levels = sorted({max(1, round(len(group) * level)) for level in LEVELS})
                 names = [str(r.layer.weight.target) for r in readers]
                 points = []
-                order, fitted = removal_order(problems, len(group), group.fixed, worth[group.key], levels)
+                order, fitted = removal_order(problems, group, worth[group.key], levels)
                 for level, matrices in fitted.items():
                     changed = {
                         name: from_matrix(r.layer, m.to(w.dtype), graph.tensor(r.layer.weight))

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from graphopt.analysis.channels.groups import Group
 from graphopt.analysis.channels.labels import Array
 
 RIDGE = 1e-2  # of the mean second moment
@@ -79,32 +80,35 @@ def _stacked(columns: list[Tensor]) -> Tensor | None:
 
 def removal_order(
     problems: list[tuple[Tensor, Tensor, Array]],
-    count: int,
-    fixed: npt.NDArray[np.bool_],
+    group: Group,
     worth: npt.NDArray[np.float64] | None = None,
     levels: Collection[int] = (),
 ) -> tuple[Order, dict[int, list[Tensor]]]:
-    """The greedy order of a group's free units (all but one of them, where none is fixed).
+    """The greedy order of a group's units, as far as they can be removed.
+
+    Units that no reader reads, such as the positions of queries and keys beside those of values, cannot be judged: they stay.
 
     Args:
         problems: of each reader the weight matrix [out, d], the centred second moments of its input rows [d, d] (float64),
             and the unit of each of the d columns (-1: none).
-        count: units of the group.
-        fixed: [count], which must stay.
-        worth: [count], what removing a unit is good for: the error is weighed by it. None: all the same.
+        group: says which units have to stay.
+        worth: [units], what removing a unit is good for: the error is weighed by it. None: all the same.
         levels: numbers of removed units at which the fitted weights are wanted.
 
     Returns:
         The order, and the fitted weight matrices of the readers at each level reached.
     """
+    count = len(group)
     work = [_Problem(*problem, count) for problem in problems]
-    alive = torch.nonzero(~torch.from_numpy(fixed)).flatten()
+    read = np.isin(np.arange(count), [unit for _, _, owners in problems for unit in owners])
+    left = np.ones(count, dtype=bool)
     value = torch.ones(count).double() if worth is None else torch.from_numpy(worth).double().clamp(min=1e-30)
     units: list[int] = []
     error: list[float] = []
     fitted = {}
     total = 0.0
-    while len(alive) > (0 if fixed.any() else 1):
+    while len(spare := [unit for unit in group.spare(left) if read[unit]]):
+        alive = torch.tensor(spare)
         costs = torch.stack([problem.costs(alive) for problem in work]).sum(0)
         best = int((costs / value[alive]).argmin())
         unit = int(alive[best])
@@ -113,7 +117,7 @@ def removal_order(
             problem.remove(unit)
         units.append(unit)
         error.append(total)
-        alive = torch.cat([alive[:best], alive[best + 1 :]])
+        left[unit] = False
         if len(units) in levels:
             fitted[len(units)] = [problem.weight.clone() for problem in work]
     return Order(units, error), fitted

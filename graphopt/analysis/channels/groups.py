@@ -15,7 +15,9 @@ group of a grouped convolution.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 import networkx as nx
 import numpy as np
@@ -65,6 +67,8 @@ class Group:
         why: why they have to, in a few words; empty where none has to.
         statistics: normalisations that compute statistics over the units: those change with every removal.
         stream: whether the units are sums of what several layers give (a residual stream).
+        wholes: [sets, units], the sets of units that make up a dimension somewhere, all of them together first: one of each
+            has to be left. (A packed layer makes the positions of queries and keys, and those of values: two more sets.)
     """
 
     name: str
@@ -74,6 +78,7 @@ class Group:
     why: str
     statistics: tuple[str, ...]
     stream: bool
+    wholes: npt.NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -85,9 +90,22 @@ class Group:
 
     @property
     def free(self) -> Array:
-        """The units that can be removed, as long as one unit is left."""
-        found = np.flatnonzero(~self.fixed)
-        return found if len(self) > 1 else found[:0]
+        """The units that can be removed, each alone."""
+        return self.spare(np.ones(len(self), dtype=bool))
+
+    def spare(self, left: npt.NDArray[np.bool_]) -> Array:
+        """The units that can be removed next, where of [units] these are left."""
+        last = self.wholes[(self.wholes & left).sum(1) == 1].any(0)
+        return np.flatnonzero(left & ~self.fixed & ~last)
+
+    def removable(self, order: Iterable[int]) -> list[int]:
+        """Of units in the order they should go, those that can."""
+        left, found = np.ones(len(self), dtype=bool), []
+        for unit in order:
+            if unit in self.spare(left):
+                left[unit] = False
+                found.append(unit)
+        return found
 
     @property
     def width(self) -> int:
@@ -142,6 +160,7 @@ def groups(graph: Graph, trace: Trace | None = None) -> list[Group]:
     pinned = trace.labels.pinned()
     unit_of, group_of, members_of = _units(trace)
     members: list[list[Member]] = [[] for _ in members_of]
+    wholes = _wholes(trace, unit_of, group_of, members_of)
     writing = {(node, dim) for node, dim in trace.writers}
     for node, dims in trace.dims.items():
         if node.op != "get_attr":
@@ -166,7 +185,7 @@ def groups(graph: Graph, trace: Trace | None = None) -> list[Group]:
     sums = [n for n in graph.calls() if family(n) == "add" and not any(map(graph.is_constant, n.all_input_nodes))]
     streams = {owner for n in sums if len(n.all_input_nodes) == 2 for c in trace.of(n) for owner in met(c)}
     return [
-        _group(np.array(labels), own, pinned, tuple(names), owner in streams)
+        _group(np.array(labels), own, pinned, tuple(names), owner in streams, wholes[owner])
         for owner, (labels, own, names) in enumerate(zip(members_of, members, statistics, strict=True))
     ]
 
@@ -191,8 +210,29 @@ def _units(trace: Trace) -> tuple[Array, Array, list[list[int]]]:
     return unit_of, group_of, components
 
 
+def _wholes(trace: Trace, unit_of: Array, group_of: Array, members_of: list[list[int]]) -> list[npt.NDArray[np.bool_]]:
+    """Of each group the sets of its units that make up a whole dimension of some value."""
+    found: list[dict[bytes, npt.NDArray[np.bool_]]] = []
+    for members in members_of:
+        every = np.ones(len(members), dtype=bool)
+        found.append({every.tobytes(): every})
+    for dims in chain(trace.dims.values(), *trace.parts.values()):
+        for column in chain.from_iterable(map(trace.labels.resolve, dims)):
+            owners: list[int] = np.unique(group_of[column]).tolist() if (column != NONE).all() else []
+            if len(owners) == 1 and owners[0] >= 0:
+                units = np.zeros(len(members_of[owners[0]]), dtype=bool)
+                units[unit_of[column]] = True
+                found[owners[0]].setdefault(units.tobytes(), units)
+    return [np.stack(list(sets.values())) for sets in found]
+
+
 def _group(
-    labels: Array, members: list[Member], pinned: dict[int, str], statistics: tuple[str, ...], stream: bool
+    labels: Array,
+    members: list[Member],
+    pinned: dict[int, str],
+    statistics: tuple[str, ...],
+    stream: bool,
+    wholes: npt.NDArray[np.bool_],
 ) -> Group:
     fixed = np.array([label in pinned for label in labels.tolist()])
     why = next((pinned[label] for label in labels.tolist() if label in pinned), "")
@@ -205,4 +245,5 @@ def _group(
         why=why,
         statistics=statistics,
         stream=stream,
+        wholes=wholes,
     )

@@ -18,7 +18,7 @@ from torch.fx.node import Node
 
 from graphopt.analysis.channels.groups import Group
 from graphopt.analysis.channels.labels import Array, Columns
-from graphopt.analysis.channels.trace import Trace, concrete, sizes
+from graphopt.analysis.channels.trace import Trace, call_on_labels, sizes, spread
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.ir.ops import argument, aten, family, operand, value
@@ -154,17 +154,11 @@ class _Removal:
     def cut_slice(self, node: Node) -> None:
         """A range of the indices that stay; where they no longer are a range, they are listed."""
         source = operand(node)
-        dim = (argument(node, "dim") or 0) % value(source).dim()
+        shape = sizes(value(source))
+        dim = 1 if family(node) == "shuffle" else (argument(node, "dim") or 0) % len(shape)
         kept = self.stays[source][dim]
-        if node.target is aten.index_select.default:
-            chosen = concrete(self.graph, operand(node, 2)).numpy()
-        elif node.target is aten.narrow.default:
-            chosen = np.arange(len(kept))[node.args[2] :][: node.args[3]]
-        elif node.target is aten.channel_shuffle.default:
-            chosen = np.arange(len(kept)).reshape(argument(node, "groups"), -1).T.reshape(-1)
-            dim = 1
-        else:
-            chosen = np.arange(len(kept))[argument(node, "start") : argument(node, "end") : argument(node, "step")]
+        (moved,) = call_on_labels(self.graph, node, spread(np.arange(len(kept)), dim, shape))
+        chosen = moved.movedim(dim, 0).flatten(1)[:, 0].numpy()
         rank = np.cumsum(kept) - 1
         new = rank[chosen[self.stays[node][dim]]]
         if len(new) and np.array_equal(new, np.arange(new[0], new[0] + len(new))):

@@ -1,0 +1,84 @@
+"""Calls that only constants lead to, computed once.
+
+What `torch.nn.utils.parametrizations` leaves of a weight (weight_norm, spectral_norm) reads the same: calls on constants. Passes
+that cut weights or take them apart need those to be constants, and begin with `fold_weights`.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+
+import torch
+from torch import Tensor
+from torch.fx.node import Node
+
+from graphopt.ir.equal_calls import equal_calls
+from graphopt.ir.facts import FLOAT_REFERENCE
+from graphopt.ir.graph import Graph
+from graphopt.ir.layer import Layer
+from graphopt.ir.ops import shape, value
+from graphopt.ir.passes import Change
+from graphopt.ir.quantizers import is_quantizer, is_scale_expression
+
+
+def fold_constant(graph: Graph, node: Node) -> str:
+    """Put a constant in the place of a call that reads constants alone, unless it would be larger than what it reads; trainable
+    where one of those is. Returns its name, or nothing where the call stays."""
+    inputs = node.all_input_nodes
+    if not inputs or not all(graph.is_constant(n) for n in inputs) or is_quantizer(node):
+        return ""
+    if is_scale_expression(node) or any(graph.fact(n, FLOAT_REFERENCE) is not None for n in inputs):
+        return ""  # has to follow the scales it is computed from; and what a constant was before would be lost
+    if torch.Tag.nondeterministic_seeded in node.target.tags or not isinstance(value(node), Tensor):  # type: ignore[union-attr]
+        return ""
+    sizes = shape(node)
+    if not all(isinstance(size, int) for size in sizes):
+        return ""
+    if math.prod(sizes) > max(sum(graph.tensor(n).numel() for n in inputs), 1024):
+        return ""
+    folded = graph.add_constant(_name(graph, node), graph.tensor(node).clone(), before=node, like=inputs)
+    graph.replace(node, folded)
+    return str(folded.target)
+
+
+def _name(graph: Graph, node: Node) -> str:
+    """A layer's weight is called after the layer."""
+    for reader in node.users:
+        layer = Layer.of(reader)
+        if layer is not None and layer.weight is node:
+            return f"{graph.site(reader)}.weight"
+    return f"{node.all_input_nodes[0].target}_{node.name}"
+
+
+def fold_weights(graph: Graph) -> list[Change]:
+    """Compute the weights and biases of layers that are calls on constants, in place. Outputs stay as they are.
+
+    The weights are new parameters: make an optimizer afterwards.
+    """
+    wanted, changes = _before_layers(graph), []
+    if not wanted:
+        return []
+    for node, twin in equal_calls(graph, operator.is_).items():
+        if node in wanted:
+            wanted.discard(node)
+            graph.replace(node, twin)  # a layer that runs twice has one weight
+    for node in sorted(wanted):
+        site = graph.site(node)
+        if name := fold_constant(graph, node):
+            changes.append(Change(site, f"{name} computed once"))
+    graph.refresh()
+    return changes
+
+
+def _before_layers(graph: Graph) -> set[Node]:
+    """The calls that weights and biases are computed by."""
+    layers = [layer for node in graph.calls() if (layer := Layer.of(node))]
+    todo = [node for layer in layers for node in (layer.weight, layer.bias) if node is not None]
+    found = set[Node]()
+    while todo:
+        node = todo.pop()
+        if node.op == "call_function" and node not in found and not is_quantizer(node):
+            found.add(node)
+            todo += node.all_input_nodes
+    return found
