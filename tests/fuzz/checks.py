@@ -191,7 +191,14 @@ EXACT: list[Pass] = [
     Simplify(), FoldBatchNorm(), FoldBatchNorm(depthwise=True), FoldConstantChannels(),
     DecomposeActivations(("hardswish", "silu")), EqualizeChannels(), EqualizeChannels(clips=False),
 ]  # fmt: skip
-SEQUENCE: list[Pass] = [Simplify(), FoldBatchNorm(), FoldConstantChannels(), EqualizeChannels(), DecomposeActivations(("hardswish", "silu")), Simplify()]
+SEQUENCE: list[Pass] = [
+    Simplify(),
+    FoldBatchNorm(),
+    FoldConstantChannels(),
+    EqualizeChannels(),
+    DecomposeActivations(("hardswish", "silu")),
+    Simplify(),
+]
 
 
 def _passes(network: Network, built: Built) -> None:
@@ -241,7 +248,10 @@ def _quantized(name: str) -> Callable[[Network, Built], None]:
         graph = graph_of(network, built)
         target = target_of(name)
         batches = [[*built.inputs], [x * 0.8 if x.is_floating_point() else x for x in built.inputs]]
-        passes = [Quantize(target, batches, estimator="minmax") if isinstance(p, Quantize) else p for p in recipe(target, batches)]
+        passes = [
+            Quantize(target, batches, estimator="minmax") if isinstance(p, Quantize) else p
+            for p in recipe(target, batches)
+        ]
         run(passes, graph, verify=False)
         if not any("fake_quantize" in str(n.target) for n in graph.calls()):
             raise _SkippedError

@@ -129,7 +129,9 @@ def batch_norm(d: Draw) -> str | None:
     if (x := d.pick(2, 3, 4, 5)) is None:
         return None
     n = max(len(d.shape(x)) - 2, 1)
-    return f"{d.part(f'nn.BatchNorm{n}d({d.shape(x)[1]}, eps={d.of(1e-5, 0.1)}, affine={d.of(True, True, False)})')}({x})"
+    return (
+        f"{d.part(f'nn.BatchNorm{n}d({d.shape(x)[1]}, eps={d.of(1e-5, 0.1)}, affine={d.of(True, True, False)})')}({x})"
+    )
 
 
 def other_norm(d: Draw) -> str | None:
@@ -176,7 +178,9 @@ def attention(d: Draw) -> str | None:
     width = d.shape(x)[-1]
     heads = d.of(*(h for h in (1, 2, 3, 4) if width % h == 0))
     if d.rng.random() < 0.5:
-        return f"{d.part(f'nn.MultiheadAttention({width}, {heads}, batch_first={d.of(True, False)})')}({x}, {x}, {x})[0]"
+        return (
+            f"{d.part(f'nn.MultiheadAttention({width}, {heads}, batch_first={d.of(True, False)})')}({x}, {x}, {x})[0]"
+        )
     causal = written(is_causal=True) if d.rng.random() < 0.3 else ""
     return f"F.scaled_dot_product_attention({x}, {x}, {x} * 0.5{causal})"
 
@@ -208,7 +212,9 @@ def max_pool(d: Draw) -> str | None:
     if (x := d.pick(3, 4, 5)) is None:
         return None
     n = len(d.shape(x)) - 2
-    options = written(stride=d.sizes(n, 1, 2, 3), padding=d.of(0, 1), dilation=d.of(1, 1, 2), ceil_mode=d.of(True, False))
+    options = written(
+        stride=d.sizes(n, 1, 2, 3), padding=d.of(0, 1), dilation=d.of(1, 1, 2), ceil_mode=d.of(True, False)
+    )
     return f"F.max_pool{n}d({x}, {d.sizes(n, 2, 3)}{options})"
 
 
@@ -252,6 +258,7 @@ def shuffle(d: Draw) -> str | None:
 
 def _other(d: Draw, x: str) -> str | None:
     """A value that x can be broadcast with, not always of x's rank; now and then a number or a slice of x."""
+
     def fits(shape: tuple[int, ...]) -> bool:
         return all(a == b or 1 in (a, b) for a, b in zip(reversed(shape), reversed(d.shape(x)), strict=False))
 
@@ -284,8 +291,11 @@ def joined(d: Draw) -> str | None:
         return None
     shape = d.shape(x)
     dim = d.rng.randrange(-len(shape), len(shape)) if d.rng.random() < 0.4 else min(1, len(shape) - 1)
+
     def fits(other: tuple[int, ...]) -> bool:
-        return len(other) == len(shape) and all(a == b for n, (a, b) in enumerate(zip(other, shape, strict=True)) if n != dim % len(shape))
+        return len(other) == len(shape) and all(
+            a == b for n, (a, b) in enumerate(zip(other, shape, strict=True)) if n != dim % len(shape)
+        )
 
     others = [name for name, v in d.values.items() if v.dtype == d.values[x].dtype and fits(tuple(v.shape))]
     same = [name for name in others if d.shape(name) == shape]
@@ -301,7 +311,9 @@ def product(d: Draw) -> str | None:
     turned = f"{x}.transpose(-1, -2)"
     fits = [n for n, v in d.values.items() if v.is_floating_point() and v.dim() > 1 and v.shape[-2] == d.shape(x)[-1]]
     y = d.of(turned, *fits)
-    return d.of(f"torch.matmul({x}, {y}) * 0.3", f"{turned} @ {x} * 0.3", f"torch.bmm({x}, {turned})", f"(0.5 * {x}) @ {y}")  # type: ignore[no-any-return]
+    return d.of(
+        f"torch.matmul({x}, {y}) * 0.3", f"{turned} @ {x} * 0.3", f"torch.bmm({x}, {turned})", f"(0.5 * {x}) @ {y}"
+    )  # type: ignore[no-any-return]
 
 
 # ---- Moves ----------------------------------------------------------------------------------------------------------
@@ -346,7 +358,9 @@ def reduced(d: Draw) -> str | None:
     if (x := d.pick(2, 3, 4, 5)) is None:
         return None
     rank = len(d.shape(x))
-    dims = d.of(tuple(range(2, rank)) or (1,), (1,), (-1,), tuple(sorted(d.rng.sample(range(rank), d.of(1, min(2, rank))))))
+    dims = d.of(
+        tuple(range(2, rank)) or (1,), (1,), (-1,), tuple(sorted(d.rng.sample(range(rank), d.of(1, min(2, rank)))))
+    )
     how = d.of("mean", "mean", "sum", "amax", "amin", "std", "var")
     return f"{x}.{how}({dims}, keepdim={d.of(True, False)})"
 
@@ -417,7 +431,15 @@ KINDS: dict[str, Kind] = {
     "statistic": listed("STATISTICS", 1), "order": listed("ORDERS", 1), "move": listed("MOVES", 1),
     "move of integers": listed("MOVES", 1, floating=False), "image": listed("IMAGES", 1), "indexing": listed("INDEXING", 2),
 }  # fmt: skip
-WEIGHTS = {"convolution": 5.0, "linear": 3.0, "batch norm": 2.5, "activation": 4.0, "arithmetic": 3.0, "joined": 2.0, "again": 2.0}
+WEIGHTS = {
+    "convolution": 5.0,
+    "linear": 3.0,
+    "batch norm": 2.5,
+    "activation": 4.0,
+    "arithmetic": 3.0,
+    "joined": 2.0,
+    "again": 2.0,
+}
 WEIGHTS |= dict.fromkeys(["recurrent", "unary", "quotient", "order", "move of integers", "unary of positive"], 0.4)
 OF_IMAGES = dict.fromkeys(KINDS, 0.03) | {  # what convolutional networks are made of
     "convolution": 8.0, "batch norm": 5.0, "activation": 5.0, "arithmetic": 4.0, "joined": 2.0, "again": 1.5, "prelu": 1.0,

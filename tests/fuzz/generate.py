@@ -47,7 +47,9 @@ class _Growing:
 
     def _input(self, name: str, batch: int | None) -> None:
         rng = self.rng
-        rank = rng.choice([1, 2, 2, 2, 2, 3, 1, 0]) if self.inputs else 3 if self.images else rng.choice([1, 2, 3, 3, 4])
+        rank = (
+            rng.choice([1, 2, 2, 2, 2, 3, 1, 0]) if self.inputs else 3 if self.images else rng.choice([1, 2, 3, 3, 4])
+        )
         sizes = [rng.choice([1, 2, 3, 4, 4, 6, 8]), *(rng.choice([5, 6, 7, 8, 9]) for _ in range(3))][:rank]
         shape = [*([] if batch is None else [batch]), *sizes] or [1]
         text = ", ".join(map(str, shape))
@@ -112,7 +114,7 @@ class _Growing:
 def _sound(x: Tensor) -> bool:
     if not 0 < x.numel() <= LARGEST or x.dim() > 5 or x.is_complex():
         return False
-    return not x.is_floating_point() or bool(torch.isfinite(x).all()) and float(x.abs().max()) < REACH
+    return not x.is_floating_point() or (bool(torch.isfinite(x).all()) and float(x.abs().max()) < REACH)
 
 
 def _steady(x: Tensor, moved: Tensor) -> bool:

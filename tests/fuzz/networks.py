@@ -10,7 +10,6 @@ stopped. At the end a table of counts is printed, and refusals and faults by kin
 from __future__ import annotations
 
 import argparse
-import collections
 import json
 import multiprocessing
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[2]))  # this checkout
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))  # where pytest's configuration has it
 from checks import CHECKS, Outcome
 from generate import generate
@@ -141,7 +141,9 @@ def main() -> None:
     found = summary(run(seeds, checks, options.results, options.workers))
     print(table(found))
     for each in found["messages"]:
-        print(f"{each['count']:5}  {each['kind']}  (seeds {', '.join(map(str, each['seeds']))})\n       {each['example'][:300]}")
+        print(
+            f"{each['count']:5}  {each['kind']}  (seeds {', '.join(map(str, each['seeds']))})\n       {each['example'][:300]}"
+        )
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n")
 

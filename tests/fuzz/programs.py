@@ -92,7 +92,9 @@ class Network:
 def reads(expression: str) -> set[str]:
     """The values and inputs that an expression reads, and the parts that it calls."""
     nodes = list(ast.walk(ast.parse(expression)))
-    parts = {n.attr for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == "self"}
+    parts = {
+        n.attr for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == "self"
+    }
     return parts | {node.id for node in nodes if isinstance(node, ast.Name)}
 
 

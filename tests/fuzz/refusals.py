@@ -1,4 +1,4 @@
-"""Does a refusal help? One sentence that names an operator, a layer or an input of the network, and says what to do."""
+"""Does a refusal help? One sentence that names an operator, layer, input or output of the network, and says what to do."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def unclear(message: str, network: Network) -> str:
     if len(message) > LONGEST:
         return "long"
     if not names(message, network):
-        return "names no operator, layer or input"
+        return "names no operator, layer, input or output"
     return "" if REMEDY.search(message.lower()) else "says not what to do"
 
 
 def names(message: str, network: Network) -> bool:
     words = {word.lower() for word in re.findall(r"[A-Za-z]\w*", message)}
     known = {word.lower() for word in [*network.parts, *network.inputs, *network.operators]}
-    return bool(words & known) or "aten." in message
+    return bool(words & known) or "aten." in message or "output '" in message

@@ -77,7 +77,9 @@ def _cut(network: Network) -> Iterator[Network]:
     for name in reversed(network.steps):
         value = values.get(name)
         if isinstance(value, Tensor) and name in reads(" + ".join(["0", *network.steps.values()])):
-            made = f"torch.randn{_shape(value)}" if value.is_floating_point() else f"torch.randint(0, 4, {_shape(value)})"
+            made = (
+                f"torch.randn{_shape(value)}" if value.is_floating_point() else f"torch.randint(0, 4, {_shape(value)})"
+            )
             steps = {n: e for n, e in network.steps.items() if n != name}
             yield replace(network, inputs={**network.inputs, name: made}, steps=steps)
 
