@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 import torch.utils._pytree as pytree
-from checks import CHECKS, Outcome, checked, compare, graph_of
+from checks import CHECKS, Outcome, answers, checked, compare, graph_of
 from drawing import KINDS
 from generate import generate
 from networks import run, summary, table, try_one
 from programs import Built, Network, Noisy
 from refusals import unclear
-from rewriting import assert_close
+from rewriting import apply, assert_close
 from shrink import shrink
 from torch import Tensor
 
@@ -101,8 +101,8 @@ def test_noise_moves_what_it_should() -> None:
 
 def folded(network: Network, built: Built) -> None:
     graph = graph_of(network, built)
-    FoldBatchNorm()(graph)
-    compare(network, built, graph(*built.inputs), built.inputs, "folded")
+    apply(FoldBatchNorm(), graph)
+    compare(network, built, answers(graph, built.inputs), built.inputs, "folded")
 
 
 @pytest.mark.thorough
