@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -199,13 +200,7 @@ def lower(graph: Graph, target: Target, *, name: str = "model") -> OnnxRuntimeAr
         except GraphoptError:
             raise
         except Exception as error:
-            root: BaseException = error  # the exporter wraps the reason in pages of advice
-            while root.__cause__ is not None:
-                root = root.__cause__
-            reasons = [line for line in str(root).splitlines() if line.strip()]
-            raise GraphoptError(
-                f"the graph cannot be written as ONNX: {reasons[0] if reasons else type(root).__name__}"
-            ) from error
+            raise GraphoptError(_refusal(error, deployed)) from error
     choose_products(model, target.block_products)
     folder = temporary_folder()
     weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
@@ -213,6 +208,21 @@ def lower(graph: Graph, target: Target, *, name: str = "model") -> OnnxRuntimeAr
     onnx.checker.check_model(str(folder / MODEL))
     manifest = describe(graph, target, folder, model=name, options={"layers": layers(deployed)})
     return OnnxRuntimeArtifact(folder, manifest, temporary=True)
+
+
+_MISSING = re.compile(r"No ONNX function found for <OpOverload\(op='(\w+\.\w+)'")
+
+
+def _refusal(error: BaseException, graph: Graph) -> str:
+    """The exporter's reason, which it wraps in pages of advice: which of the graph's operators it is about, and what helps."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    reason = first_line(error)
+    if (missing := _MISSING.search(reason)) is not None:
+        stem = missing[1].partition(".")[2].strip("_")  # it may be what one of ours was decomposed into
+        node = next((node for node in graph.calls() if stem in str(node.target)), None)
+        reason = f"{missing[1] if node is None else f'{graph.site(node)}: {node.target}'} has no translation"
+    return f"the graph cannot be written as ONNX: {reason}; compute it with other operators of torch"
 
 
 def layers(deployed: Graph) -> dict[str, dict[str, Any]]:

@@ -19,7 +19,7 @@ from graphopt.backends.tvm.connection import connect
 from graphopt.backends.tvm.emit import Emitted, emit
 from graphopt.backends.tvm.machine import processor
 from graphopt.backends.tvm.schedules import Conv, Variant
-from graphopt.backends.tvm.static import example_batch, fix_batch
+from graphopt.backends.tvm.static import check_independent, example_batch, fix_batch
 from graphopt.backends.tvm.tuning import Budget, Here, There, Tuned, Tuner, TuningDevice
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
@@ -52,7 +52,8 @@ def lower(
         device: where to measure, as `TvmArtifact.on` takes it; None: on this machine.
 
     Raises:
-        InputError: unknown CPU, missing compiler; an output without the free batch; tuning for what does not run here.
+        InputError: unknown CPU, missing compiler; an output without the free batch, samples of it that are mixed; tuning for
+            what does not run here.
         GraphoptError: an operator cannot be lowered; names it.
     """
     code = Code.of(target)
@@ -115,6 +116,8 @@ class _Lowering:
     def __init__(self, graph: Graph, target: Target, code: Code, name: str, batch: int | None) -> None:
         self.graph, self.target, self.code, self.name, self.batch = graph, target, code, name, batch
         self.command = [] if code.bare else linker(code, target.compiler)
+        if batch:
+            check_independent(graph)
         self._fixed = fix_batch(graph, batch) if batch else graph
         self._emitted = compiled(self._fixed, code, samples=batch or 1)
         self.layers = self._emitted.layers

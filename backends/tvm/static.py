@@ -1,16 +1,20 @@
-"""Fix the batch size of a graph."""
+"""Fix the batch size of a graph, where that leaves every sample its answer."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.node import Node
 
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import aten
-from graphopt.ir.shapes import is_free
+from graphopt.ir.shapes import batched, is_free, resized
+from graphopt.utils.errors import InputError
+
+PROBES = (0.9, 1.1)  # what numbers of a sample are multiplied by: near one, for some are indices to be
 
 
 def example_batch(graph: Graph) -> int:
@@ -42,3 +46,59 @@ def fold_numbers(graph: Graph) -> None:
         if not node.all_input_nodes and not isinstance(node.target, torch._ops.OpOverload):
             target: Any = node.target
             node.replace_all_uses_with(target(*node.args, **node.kwargs))
+
+
+def check_independent(graph: Graph) -> None:
+    """Of two samples one is changed: the answer for the other must stay as it is, to the last bit.
+
+    Raises:
+        InputError: it does not, so a batch cannot be computed in slices; names the first operator that mixes samples.
+    """
+    fakes = [node.meta["val"] for node in graph.placeholders]
+    tensors = iter(graph.example.tensors())
+    leaves = [next(tensors) if isinstance(fake, Tensor) else fake for fake in fakes]
+    leaves = [resized(x, 2) if free else x for x, free in zip(leaves, batched(fakes), strict=True)]
+    for factor in PROBES:
+        changed = [_changed(x, factor) if free else x for x, free in zip(leaves, batched(fakes), strict=True)]
+        if _mixing(graph, graph.outputs, leaves, changed) is not None:
+            node = _mixing(graph, graph.nodes, leaves, changed)
+            assert node is not None
+            raise InputError(
+                f"{graph.site(node)}: {node.target} mixes the samples of a batch, and TVM kernels compute a free batch in "
+                "slices; capture with dynamic_batch=False"
+            )
+
+
+def _changed(x: Tensor, factor: float) -> Tensor:
+    """With another first sample; integers keep their range."""
+    turned = x[0].flip(tuple(range(x.dim() - 1)))
+    first = turned * factor + 0.1 if x.is_floating_point() else turned
+    return torch.cat([first[None].to(x.dtype), x[1:]])
+
+
+def _mixing(graph: Graph, watched: list[Node], leaves: list[Any], changed: list[Any]) -> Node | None:
+    """The first of these nodes whose second sample moves with the first."""
+    values = {n: n.meta["val"] for n in watched if n.op == "call_function" and batched([n.meta.get("val")])[0]}
+    free = {n for n, value in values.items() if value.shape[0].node.expr.is_Symbol}  # one row for each sample
+    before, after = (_Watched(graph.module, free).values(given) for given in (leaves, changed))
+    moved = (n for n in watched if n in free and not torch.equal(before[n], after[n]))
+    return next(moved, None)
+
+
+class _Watched(fx.Interpreter):
+    """Keeps the second half of some values."""
+
+    def __init__(self, module: fx.GraphModule, watched: set[Node]) -> None:
+        super().__init__(module)
+        self.watched, self.kept = watched, dict[Node, Tensor]()
+
+    def values(self, leaves: list[Any]) -> dict[Node, Tensor]:
+        with torch.no_grad():
+            self.run(*leaves, enable_io_processing=False)
+        return self.kept
+
+    def run_node(self, n: Node) -> Any:
+        result = super().run_node(n)
+        if n in self.watched:  # where what is no number equals itself
+            self.kept[n] = result[len(result) // 2 :].double().nan_to_num(nan=1e300)
+        return result

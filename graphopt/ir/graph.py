@@ -421,7 +421,9 @@ class Graph:
             return graph.create_node("call_function", target, args, {}, graph._target_to_str(name))
 
     def replace(self, old: Node, new: Node) -> None:
-        """Let every reader of `old` read `new`, and remove `old`."""
+        """Let every reader of `old` read `new`, and remove `old`. A new call has the shape of what it stands for from then on."""
+        if "val" in old.meta:
+            new.meta.setdefault("val", old.meta["val"])
         old.replace_all_uses_with(new, propagate_meta=False)
         self.module.graph.erase_node(old)
 

@@ -94,7 +94,8 @@ class Quantize:
         plan = self.place(graph)
         if not plan.layers:
             raise InputError(
-                f"nothing to quantize: the graph has no convolution or linear layer that {self.target.name!r} computes in integer"
+                f"nothing to quantize: the graph has no convolution or linear layer that {self.target.name!r} computes in "
+                "integer; leave Quantize out and deploy it in float (optimize: passes=[])"
             )
         check_weights(graph, plan)
         scales: dict[Node, Tensor] = {}

@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from blocks import conv, images, model_of
+from rewriting import Model
 from torch import Tensor, nn
 from tvm_lowering import lower_through_tvm
 
@@ -103,6 +105,42 @@ def test_an_output_without_the_free_batch_is_refused() -> None:
 
     with pytest.raises(InputError, match="dynamic_batch=False"):
         lowered(Summed().eval(), images(2))
+
+
+@needs_tvm
+@needs_x86
+@pytest.mark.parametrize(
+    ("body", "operator"),
+    [
+        (lambda m, x: m.conv(x) + x[:1].mean(), "slice|mean|add"),
+        (lambda m, x: m.conv(x).softmax(0), "softmax"),
+        (lambda m, x: m.conv(x) - m.conv(x).amax(0), "sub"),
+        (lambda m, x: m.conv(x).flip(0), "flip"),
+        (lambda m, x: m.conv(x).cumsum(0), "cumsum"),
+    ],
+)
+@pytest.mark.parametrize("count", [1, 2])
+def test_samples_that_are_mixed_are_refused_where_the_batch_is_free(
+    body: Callable[..., Tensor], operator: str, count: int
+) -> None:
+    model = Model(body, conv=nn.Conv2d(3, 4, 3)).eval()
+    with pytest.raises(InputError, match=rf"aten\.({operator}).* mixes the samples of a batch.*dynamic_batch=False"):
+        lowered(model, images(count))
+    graph, x = Graph.capture(model, images(count), dynamic_batch=False), images(count)
+    with torch.no_grad():
+        torch.testing.assert_close(lower_through_tvm(graph, find("tvm-x86"))(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@needs_tvm
+@needs_x86
+def test_samples_side_by_side_are_not_mixed() -> None:
+    class Turned(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            turned = x.transpose(0, 1).flip(0).transpose(0, 1)
+            return (turned.reshape(-1, 64).softmax(1).reshape(-1, 3, 8, 8) * 2).amax((1, 2))
+
+    x = images(5)
+    torch.testing.assert_close(lowered(Turned().eval(), images(2))(x), Turned()(x), rtol=1e-4, atol=1e-5)
 
 
 @needs_tvm

@@ -304,6 +304,12 @@ def test_a_model_with_nothing_to_quantize_is_refused() -> None:
         quick(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)).eval())
 
 
+def test_a_model_with_nothing_to_quantize_is_deployed_in_float_without_passes() -> None:
+    model = nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)).eval()
+    result = graphopt.optimize(model, images(2), target="x86", passes=[], measure=False)
+    assert torch.equal(result.artifact(images(2)), model(images(2)))
+
+
 def test_a_weight_that_is_not_a_number_is_named() -> None:
     model = nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 2)).eval()
     with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -263,6 +264,17 @@ def test_inputs_and_outputs_are_nested_as_the_models() -> None:
     assert isinstance(found["parts"][1], list)
     assert torch.equal(found["parts"][1][1], one)
     assert_equal(simulation, artifact, one, other)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("made", [lambda y: y > 0, lambda y: (y > 0).to(torch.int64), lambda y: y[:, :0]])
+def test_outputs_that_are_no_numbers_are_compared_too(made: Callable[[Tensor], Tensor]) -> None:
+    def body(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = m.b(m.a(x).relu())
+        return y, made(y)
+
+    graph = quantized(Model(body, a=conv(3, 4), b=conv(4, 4)), "x86", images(4))
+    assert_equal(simulation_of(graph, "x86"), lower(graph, target_of("x86")), images(4))
 
 
 @pytest.mark.thorough

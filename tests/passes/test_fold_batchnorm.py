@@ -180,6 +180,12 @@ def test_two_norms_in_a_row_both_fold() -> None:
     assert names(check(model, torch.randn(2, 3, 6, 6), by=FOLD, changes=2)) == ["conv2d"]
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_norms_of_images_in_a_row_all_fold_where_depthwise_convolutions_are_asked_for(count: int) -> None:
+    model = norm(*(nn.BatchNorm2d(5) for _ in range(count)))
+    assert names(check(model, torch.randn(2, 5, 3, 4), by=FoldBatchNorm(depthwise=True), changes=count)) == ["conv2d"]
+
+
 def test_a_norm_between_two_layers_goes_to_the_one_before() -> None:
     model = norm(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 5, 3, padding=1))
     graph = check(model, torch.randn(2, 3, 8, 8), by=FOLD, changes=1)

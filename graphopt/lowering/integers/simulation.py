@@ -188,7 +188,8 @@ class Simulation:
         found = []
         plain = [t for t in pytree.tree_leaves(artifact(*tensors)) if isinstance(t, Tensor)]
         for name, answer, alone in zip(self._graph.output_names, map(torch.from_numpy, watched), plain, strict=True):
-            apart = (answer.double() - alone.double()).abs()
+            answer, alone = answer.double(), alone.double()  # of any type: truths, too
+            apart = (answer - alone).abs()
             differing = int((apart > ROUNDING * float(alone.abs().max())).sum()) if apart.numel() else 0
             if differing:
                 steps = float(apart.max()) / self._step(name)

@@ -1,0 +1,331 @@
+"""What must hold for every network: each check answers None, or an outcome that says what is wrong or refused.
+
+    outcome = CHECKS["capture"](network)
+
+A check of what capture refuses answers None: the refusal is the outcome of `capture` alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from blocks import target_of
+from exactness import Reference, quarter
+from programs import Built, Network, Noisy
+from refusals import unclear
+from torch import Tensor
+
+import graphopt
+from graphopt.analysis.channels.groups import groups
+from graphopt.analysis.channels.removal import remove
+from graphopt.analysis.channels.shuffles import gather_shuffles
+from graphopt.analysis.channels.trace import Trace
+from graphopt.artifacts.artifact import Artifact
+from graphopt.backends.onnxruntime import lower as lower_onnx
+from graphopt.compiler.recipes import recipe
+from graphopt.ir import cost
+from graphopt.ir.graph import Graph
+from graphopt.ir.passes import Pass
+from graphopt.passes.cleanup.decompose_activations import DecomposeActivations
+from graphopt.passes.cleanup.fold_batchnorm import FoldBatchNorm
+from graphopt.passes.cleanup.fold_constant_channels import FoldConstantChannels
+from graphopt.passes.cleanup.simplify import Simplify
+from graphopt.passes.equalization.absorb_bias import AbsorbHighBias
+from graphopt.passes.equalization.equalize_channels import EqualizeChannels
+from graphopt.passes.factorization import SVD, ChannelWise, Separable, Tucker
+from graphopt.passes.factorization.method import Method
+from graphopt.passes.factorization.site import sites
+from graphopt.passes.quantization import Quantize
+from graphopt.passmanager.runner import run
+from graphopt.targets import find, machine_here
+from graphopt.utils.errors import GraphoptError, PassError
+
+TOLERANCE = 1e-4  # of the largest value of an output
+NOISE = 1e-6  # of every value; an answer that it moves by a third of the tolerance says nothing
+WORST_DB = 6.0  # of 8-bit answers against torch; less is a warning
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """kind: `wrong` (other numbers), `foreign` (an exception not ours), `unclear` (a refusal that helps nobody), `refused`,
+    or `warning` (right, and far from the float model).
+    """
+
+    check: str
+    kind: str
+    message: str
+
+    @property
+    def bad(self) -> bool:
+        return self.kind in ("wrong", "foreign", "unclear")
+
+
+class WrongError(Exception):
+    """Other numbers than torch's."""
+
+
+class WarningError(Exception):
+    """Worth a line in the report."""
+
+
+Check = Callable[[Network], "Outcome | None"]
+
+
+# ---- What checks share ----------------------------------------------------------------------------------------------
+
+
+def checked(name: str, body: Callable[[Network, Built], object]) -> Check:
+    """A check of a body that raises where something is wrong."""
+
+    def check(network: Network) -> Outcome | None:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                body(network, network.build())
+        except _SkippedError:
+            return None
+        except WrongError as error:
+            return Outcome(name, "wrong", str(error))
+        except WarningError as error:
+            return Outcome(name, "warning", str(error))
+        except PassError as error:
+            return Outcome(name, "wrong", str(error))
+        except GraphoptError as error:
+            why = unclear(str(error), network)
+            return Outcome(name, "unclear" if why else "refused", f"{why}: {error}" if why else str(error))
+        except Exception as error:
+            return Outcome(name, "foreign", f"{type(error).__name__}: {error}")
+        return None
+
+    return check
+
+
+class _SkippedError(Exception):
+    """There is nothing to check."""
+
+
+def graph_of(network: Network, built: Built) -> Graph:
+    try:
+        return Graph.capture(built.model, built.inputs, dynamic_batch=network.free_batch)
+    except Exception:
+        raise _SkippedError from None
+
+
+def answers(function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Any:
+    with torch.no_grad():
+        return pytree.tree_map_only(Tensor, torch.Tensor.detach, function(*inputs))
+
+
+def compare(network: Network, built: Built, found: Any, inputs: tuple[Tensor, ...], what: str) -> None:
+    """Raise where an answer is not torch's, and rounding cannot be why."""
+    expected = answers(built.model, inputs)
+    if difference := differs(found, expected):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            noisy = [Noisy(NOISE, seed)(network, built.model, inputs) for seed in range(3)]
+        if not any(differs(moved, expected, TOLERANCE / 3) for moved in noisy):
+            raise WrongError(f"{what}: {difference}")
+
+
+def differs(found: Any, expected: Any, tolerance: float = TOLERANCE) -> str:
+    """How two answers differ in nesting, types, sizes or numbers; empty where they do not."""
+    ours, nesting = pytree.tree_flatten(found)
+    theirs, wanted = pytree.tree_flatten(expected)
+    if nesting != wanted:
+        return f"nested as {nesting}, not {wanted}"
+    for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+        if one.dtype != other.dtype or one.shape != other.shape:
+            return f"output {number} is {one.dtype}{list(one.shape)}, not {other.dtype}{list(other.shape)}"
+        if not other.is_floating_point():
+            if count := int((one != other).sum()):
+                return f"output {number} has {count} other values"
+            continue
+        reach = float(other.abs().max()) if other.numel() else 0.0
+        moved = float((one.double() - other.double()).abs().max()) if other.numel() else 0.0
+        if not moved <= tolerance * max(reach, 1e-6):
+            return f"output {number} moved by {moved:.2e} of {reach:.2e}"
+    return ""
+
+
+def other_inputs(graph: Graph, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Twice the batch, where it is free."""
+    fakes = [node.meta["val"] for node in graph.placeholders]
+    return tuple(
+        torch.cat([x, x.flip(0)]) if fake.dim() and isinstance(fake.shape[0], torch.SymInt) else x
+        for x, fake in zip(inputs, fakes, strict=True)
+    )
+
+
+# ---- Float ----------------------------------------------------------------------------------------------------------
+
+
+def _capture(network: Network, built: Built) -> None:
+    before = copy.deepcopy(built.model.state_dict())
+    graph = Graph.capture(built.model, built.inputs, dynamic_batch=network.free_batch)
+    for inputs in (built.inputs, other_inputs(graph, built.inputs)):
+        compare(network, built, answers(graph, inputs), inputs, f"captured, on {[list(x.shape) for x in inputs]}")
+    if any(not torch.equal(v, before[k]) for k, v in built.model.state_dict().items()):
+        raise WrongError("capture changed the caller's weights")
+
+
+def _saved(network: Network, built: Built) -> None:
+    graph = graph_of(network, built)
+    with tempfile.TemporaryDirectory() as folder:
+        graph.save(Path(folder) / "graph.pt2")
+        again = Graph.load(Path(folder) / "graph.pt2")
+    if str(again) != str(graph):
+        raise WrongError("a saved graph has another text")
+    if difference := differs(answers(again, built.inputs), answers(graph, built.inputs), 0.0):
+        raise WrongError(f"a saved graph answers otherwise: {difference}")
+
+
+EXACT: list[Pass] = [
+    Simplify(), FoldBatchNorm(), FoldBatchNorm(depthwise=True), FoldConstantChannels(),
+    DecomposeActivations(("hardswish", "silu")), EqualizeChannels(), EqualizeChannels(clips=False),
+]  # fmt: skip
+SEQUENCE: list[Pass] = [
+    Simplify(),
+    FoldBatchNorm(),
+    FoldConstantChannels(),
+    EqualizeChannels(),
+    DecomposeActivations(("hardswish", "silu")),
+    Simplify(),
+]
+
+
+def _passes(network: Network, built: Built) -> None:
+    """Each alone on the graph as captured and with batch norms folded, and all in sequence."""
+    graph = graph_of(network, built)
+    folded = graph.clone()
+    run([Simplify(), FoldBatchNorm()], folded, verify=False)
+    for start in (graph, folded):
+        for transform in EXACT:
+            _apply(network, built, start.clone(), [transform])
+    _apply(network, built, graph.clone(), SEQUENCE)
+    run([*SEQUENCE, AbsorbHighBias()], graph, verify=False)
+    answers(graph, built.inputs)
+
+
+def _apply(network: Network, built: Built, graph: Graph, passes: list[Pass]) -> None:
+    run(passes, graph, verify=False)
+    text = str(graph)
+    for inputs in (built.inputs, other_inputs(graph, built.inputs)):
+        compare(network, built, answers(graph, inputs), inputs, ", ".join(map(str, passes)))
+    if run(passes[-1:], graph, verify=False)[0].changes or str(graph) != text:
+        raise WrongError(f"{passes[-1]} finds something to do when it runs again")
+
+
+def _onnx(network: Network, built: Built) -> None:
+    graph = graph_of(network, built)
+    _float(network, built, graph, lower_onnx(graph, find("x86")), "ONNX Runtime")
+
+
+def _tvm(network: Network, built: Built) -> None:
+    from graphopt.backends.tvm import lower
+
+    graph = graph_of(network, built)
+    _float(network, built, graph, lower(graph, find("tvm-x86")), "TVM")
+
+
+def _float(network: Network, built: Built, graph: Graph, artifact: Artifact, what: str) -> None:
+    for inputs in (built.inputs, other_inputs(graph, built.inputs)):
+        compare(network, built, artifact(*inputs), inputs, f"{what}, on {[list(x.shape) for x in inputs]}")
+
+
+# ---- Integers -------------------------------------------------------------------------------------------------------
+
+
+def _quantized(name: str) -> Callable[[Network, Built], None]:
+    def body(network: Network, built: Built) -> None:
+        graph = graph_of(network, built)
+        target = target_of(name)
+        batches = [[*built.inputs], [x * 0.8 if x.is_floating_point() else x for x in built.inputs]]
+        passes = [
+            Quantize(target, batches, estimator="minmax") if isinstance(p, Quantize) else p
+            for p in recipe(target, batches)
+        ]
+        run(passes, graph, verify=False)
+        if not any("fake_quantize" in str(n.target) for n in graph.calls()):
+            raise _SkippedError
+        if name.startswith("tvm"):
+            from graphopt.backends.tvm import lower
+        else:
+            lower = lower_onnx
+        artifact = lower(graph, target)
+        machine = None if name.startswith("tvm") else machine_here()
+        simulation = graphopt.simulate(graph, target, machine=machine)
+        inputs = other_inputs(graph, built.inputs)
+        lines = [line for line in simulation.mismatches(artifact, *inputs) if line.differing]
+        if lines := [line for line in lines if line.kernel != "quantize" or line.largest > 1]:
+            raise WrongError(f"{name} artifact and simulation: {'; '.join(map(str, lines))}")
+        _nearby(network, built, artifact, inputs)
+
+    return body
+
+
+def _nearby(network: Network, built: Built, artifact: Artifact, inputs: tuple[Tensor, ...]) -> None:
+    expected, found = answers(built.model, inputs), artifact(*inputs)
+    ours, theirs = (pytree.tree_leaves(answer) for answer in (found, expected))
+    if [(t.dtype, t.shape) for t in ours] != [(t.dtype, t.shape) for t in theirs]:
+        raise WrongError(f"the artifact answers {[(t.dtype, t.shape) for t in ours]}")
+    pairs = [(a, b) for a, b in zip(theirs, ours, strict=True) if a.is_floating_point() and bool(a.any())]
+    if pairs and (worst := min(cost.sqnr([a], [b]) for a, b in pairs)) < WORST_DB:
+        raise WarningError(f"the signal is {worst:.1f} dB over the noise of quantization")
+
+
+# ---- Fewer channels, factors ----------------------------------------------------------------------------------------
+
+
+def _pruned(network: Network, built: Built) -> None:
+    graph = graph_of(network, built)
+    gather_shuffles(graph)
+    trace = Trace(graph)
+    chosen = quarter(groups(graph, trace))
+    if not chosen:
+        raise _SkippedError
+    reference = Reference(graph, trace, chosen)
+    try:
+        remove(graph, trace, chosen)
+    except ValueError as error:
+        if "nothing would be left" in str(error):
+            raise _SkippedError from None
+        raise
+    graph.refresh()
+    expected = pytree.tree_leaves(answers(reference, built.inputs))
+    if difference := differs(pytree.tree_leaves(answers(graph, built.inputs)), expected):
+        noisy = [x + NOISE * x.abs().max() * torch.randn_like(x) if x.is_floating_point() else x for x in built.inputs]
+        if not differs(pytree.tree_leaves(answers(reference, tuple(noisy))), expected, TOLERANCE / 3):
+            raise WrongError(f"without {[(g.name, units) for g, units in chosen]}: {difference}")
+
+
+METHODS: tuple[Method, ...] = (SVD(), ChannelWise(), Separable(), Tucker())
+
+
+def _factorized(network: Network, built: Built) -> None:
+    """Every layer at its full rank, with each method that takes it."""
+    graph = graph_of(network, built)
+    found = list(sites(graph))
+    for method in METHODS:
+        ranks = {s.name: method.full(s.layer) for s in found if not any(map(method.refuses, s.layers))}
+        if ranks:
+            one = graph.clone()
+            run([replace(method, layers={**ranks, "*": None})], one, verify=False)
+            compare(network, built, answers(one, built.inputs), built.inputs, f"{type(method).__name__} of {ranks}")
+
+
+CHECKS: dict[str, Check] = {
+    name: checked(name, body)
+    for name, body in {
+        "capture": _capture, "saved": _saved, "passes": _passes, "onnx": _onnx, "pruned": _pruned, "factorized": _factorized,
+        "x86": _quantized("x86"), "arm": _quantized("arm"), "tvm": _tvm, "tvm-x86": _quantized("tvm-x86"),
+    }.items()
+}  # fmt: skip
+CHEAP = ("capture", "saved", "passes", "onnx", "pruned", "factorized")

@@ -1,0 +1,172 @@
+"""Sixty random networks through everything; and what makes, checks and shrinks them. See `networks.py`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.utils._pytree as pytree
+from checks import CHECKS, Outcome, answers, checked, compare, graph_of
+from drawing import KINDS
+from generate import generate
+from networks import run, summary, table, try_one
+from programs import Built, Network, Noisy
+from refusals import unclear
+from rewriting import apply, assert_close
+from shrink import shrink
+from torch import Tensor
+
+from graphopt.passes.cleanup.fold_batchnorm import FoldBatchNorm
+from graphopt.targets import architecture
+
+SEEDS = range(60)
+EACH = ("capture", "saved", "passes", "pruned", "factorized")
+TVM = importlib.util.find_spec("tvm") is not None and architecture() == "x86_64"
+SMALL = Network({"x0": "torch.randn(2, 3, 7)"}, {"p0": "nn.Conv1d(3, 4, 3)"}, {"v0": "self.p0(x0)"}, "[v0, (v0,)]")
+
+
+def deployed(seed: int) -> list[str]:
+    """Those that take seconds, for a few seeds each."""
+    turns = {"onnx": (3, 0), "x86": (6, 1), "arm": (6, 4), **({"tvm": (15, 0), "tvm-x86": (20, 1)} if TVM else {})}
+    return [name for name, (every, start) in turns.items() if seed % every == start]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_capture_and_exact_passes_answer_what_torch_answers(seed: int) -> None:
+    assert [line for line in try_one(seed, EACH) if line["kind"] in ("wrong", "foreign", "unclear")] == []
+
+
+@pytest.mark.parametrize("seed", [seed for seed in SEEDS if deployed(seed)])
+def test_artifacts_answer_what_torch_and_the_simulation_answer(seed: int) -> None:
+    assert [line for line in try_one(seed, deployed(seed)) if line["kind"] in ("wrong", "foreign", "unclear")] == []
+
+
+# ---- The generator --------------------------------------------------------------------------------------------------
+
+
+def test_a_seed_makes_the_same_network_again_and_another_another() -> None:
+    texts = [generate(seed).text() for seed in range(20)]
+    assert texts == [generate(seed).text() for seed in range(20)]
+    assert len(set(texts)) == 20
+
+
+def test_the_callers_random_numbers_stay() -> None:
+    before = torch.random.get_rng_state()
+    generate(3).build()
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_operator_is_reached(kind: str) -> None:
+    kinds = {kind: KINDS[kind]} | ({"linear": KINDS["linear"]} if kind == "again" else {})
+    found = (network for seed in range(100) if (network := generate(seed, kinds)).steps)
+    network = next(found)
+    assert network.operators or "product" in kind
+    model, inputs = network.build()
+    assert pytree.tree_leaves(model(*inputs))
+
+
+def test_the_text_alone_makes_the_same_model() -> None:
+    for seed in range(5):
+        network, scope = generate(seed), dict[str, Any]()
+        exec(network.text(), scope)
+        model, inputs = network.build()
+        assert_close(scope["model"](*scope["inputs"]), model(*inputs), 0.0)
+
+
+def test_networks_have_what_they_are_to_have() -> None:
+    found = [generate(seed) for seed in range(150)]
+    assert any(len(n.inputs) > 1 for n in found)
+    assert any("(" in n.returned and "[" in n.returned for n in found)
+    assert any(f"self.{part}(" in a and f"self.{part}(" in b for n in found for part in n.parts
+               for a, b in zip([*n.steps.values()], [*n.steps.values()][1:], strict=False))  # fmt: skip
+    assert {n.free_batch for n in found} == {False, True}
+    assert sum(len(n.steps) > 4 for n in found) > 50
+
+
+def test_noise_moves_what_it_should() -> None:
+    model, inputs = SMALL.build()
+    plain = [t.detach() for t in pytree.tree_leaves(model(*inputs))]
+    assert_close(Noisy(0.0)(SMALL, model, inputs), plain, 0.0)
+    moved = pytree.tree_leaves(Noisy(1e-3)(SMALL, model, inputs))
+    assert 1e-5 < float((moved[0] - plain[0]).abs().max() / plain[0].abs().max()) < 1e-1
+
+
+# ---- Faults, and what is made of them -------------------------------------------------------------------------------
+
+
+def folded(network: Network, built: Built) -> None:
+    graph = graph_of(network, built)
+    apply(FoldBatchNorm(), graph)
+    compare(network, built, answers(graph, built.inputs), built.inputs, "folded")
+
+
+@pytest.mark.thorough
+def test_a_planted_fault_is_found_and_shrunk_to_a_few_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    fold = FoldBatchNorm.fold_back
+
+    def careless(self: Any, graph: Any, norm: Any, layer: Any, scale: Tensor, shift: Tensor) -> None:
+        fold(self, graph, norm, layer, scale.abs(), shift)
+
+    monkeypatch.setattr(FoldBatchNorm, "fold_back", careless)
+    fold_check = checked("folded", folded)
+    kinds = {kind: KINDS[kind] for kind in ("convolution", "batch norm", "activation", "arithmetic", "average pool")}
+    network = next(n for seed in range(20) if fold_check(n := generate(seed, kinds)))
+    small = shrink(network, lambda n: outcome.kind if (outcome := fold_check(n)) else None)
+    assert len(small.steps) == len(small.parts) == 2 < len(network.steps)
+    assert "BatchNorm" in small.text()
+    monkeypatch.undo()
+    assert fold_check(small) is None
+
+
+def test_shrinking_keeps_only_what_fails() -> None:
+    def fails(network: Network) -> str | None:
+        return "avg_pool2d" if any("F.avg_pool2d" in step for step in network.steps.values()) else None
+
+    small = shrink(next(n for n in map(generate, range(500)) if fails(n) and len(n.steps) > 4), fails)
+    (step,) = small.steps.values()
+    assert step.startswith("F.avg_pool2d(")
+    assert "=" not in step
+    assert not small.parts
+    with pytest.raises(ValueError, match="does not fail"):
+        shrink(SMALL, fails)
+
+
+@pytest.mark.parametrize(
+    ("message", "lacks"),
+    [
+        ("p0: Conv1d has no kernel; leave it in float", ""),
+        ("p0: Conv1d has no kernel", "what to do"),
+        ("it has no kernel; leave it in float", "names no"),
+        ("p0: no kernel;\nleave it in float", "more than one line"),
+        ("p0: no kernel; leave it in float" * 30, "long"),
+    ],
+)
+def test_a_refusal_names_something_and_a_remedy(message: str, lacks: str) -> None:
+    found = unclear(message, SMALL)
+    assert lacks in found if lacks else not found
+
+
+def test_a_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def check(network: Network) -> Outcome | None:
+        calls.append(len(calls))
+        return Outcome("odd", "wrong", "output 0 moved by 3e-2") if len(calls) % 2 else None
+
+    monkeypatch.setitem(CHECKS, "odd", check)
+    results = tmp_path / "results.jsonl"
+    assert len(run(range(3), ["odd"], results)) == 3
+    lines = run(range(5), ["odd"], results)
+    assert len(calls) == len(lines) == len(results.read_text().splitlines()) == 5
+    assert json.loads(results.read_text().splitlines()[0]) == {
+        "seed": 0, "check": "odd", "kind": "wrong", "message": "output 0 moved by 3e-2",
+    }  # fmt: skip
+    found = summary(lines)
+    assert found["networks"] == 5
+    assert found["checks"]["odd"]["wrong"] == found["messages"][0]["count"] == 3
+    assert table(found).splitlines()[1].split() == ["odd", "2", "0", "0", "3", "0", "0"]
