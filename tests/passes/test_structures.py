@@ -237,7 +237,8 @@ def test_a_parametrized_layer_that_runs_twice_keeps_one_weight() -> None:
 # ---- Frozen weights -------------------------------------------------------------------------------------------------
 
 FROZEN: list[Any] = [
-    Prune(0.7), Prune(0.7, data=DATA), Factorize(target_macs=0.7, methods=QUICK), Factorize(target_macs=0.7, methods=QUICK, data=DATA),
+    Prune(0.7), Prune(0.7, data=DATA),
+    Factorize(target_macs=0.7, methods=QUICK), Factorize(target_macs=0.7, methods=QUICK, data=DATA),
     RemoveBlocks(0.8, DATA), FoldBatchNorm(), FoldConstantChannels(), EqualizeChannels(), AbsorbHighBias(), Simplify(),
 ]  # fmt: skip
 
