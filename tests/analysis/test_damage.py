@@ -63,6 +63,7 @@ def test_a_pass_finds_in_training_mode_what_it_finds_in_eval_mode(name: str) -> 
     torch.testing.assert_close(answers[1], answers[0])
 
 
+@pytest.mark.thorough
 def test_optimize_takes_a_graph_in_training_mode() -> None:
     graph = Graph.capture(network(), X[:2])
     wanted = graphopt.optimize(graph, target="x86", calibration=X, measure=False).graph(X)

@@ -275,6 +275,7 @@ def test_no_call_overwrites_what_is_still_read(calls: Calls) -> None:
 # ---- Artifacts ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_the_command_compiles_what_was_deployed(tmp_path: Path) -> None:
     artifact = lowered("plain", "int8")
     artifact.save(tmp_path / "deployed")

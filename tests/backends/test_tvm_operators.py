@@ -76,6 +76,7 @@ def test_the_report_names_a_decomposed_operator_once() -> None:
     assert [f.operator for f in found.floating] == ["conv2d", "mish", "mul"]
 
 
+@pytest.mark.thorough
 def test_a_transformer_layer_keeps_its_batch_free() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 16), nn.TransformerEncoderLayer(16, 2, 16, batch_first=True)).eval()
@@ -99,6 +100,7 @@ STRUCTURES = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_structures_between_quantized_layers_lower(name: str) -> None:
     torch.manual_seed(0)

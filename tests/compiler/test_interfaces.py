@@ -120,6 +120,7 @@ SQUEEZES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", SQUEEZES)
 def test_a_squeezed_batch_is_kept_where_it_is_free_and_fixed_where_the_example_is_one(name: str) -> None:
     model = Returns(SQUEEZES[name]).eval()
@@ -163,6 +164,7 @@ class Whole(Named):
         return self.layer(batch["values"] * batch["mask"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("model, keys", [(Named, ["values"]), (Named, ["mask", "values"]), (Whole, ["values", "mask"])])
 def test_a_dictionary_is_what_forward_takes_by_name_or_takes_as_a_whole(
     model: type[nn.Module], keys: list[str]

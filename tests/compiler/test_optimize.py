@@ -373,6 +373,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         tmp_path.chmod(stat.S_IRWXU)
 
 
+@pytest.mark.thorough
 def test_a_file_where_the_folder_should_go_is_refused(tmp_path: Path) -> None:
     (artifact, *_), *_ = result()
     (tmp_path / "out").write_text("mine")

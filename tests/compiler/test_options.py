@@ -64,6 +64,7 @@ def test_what_does_not_fit_is_refused_before_any_work(given: dict[str, Any], say
         options(**given)
 
 
+@pytest.mark.thorough
 def test_the_original_is_lowered_only_to_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     from graphopt.backends.onnxruntime import artifact
 

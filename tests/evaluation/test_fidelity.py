@@ -41,6 +41,7 @@ class Sizes(nn.Module):
         return self.conv(x) * self.size
 
 
+@pytest.mark.thorough
 def test_channels_that_drown_are_named() -> None:
     torch.manual_seed(0)
     report = graphopt.optimize(Sizes().eval(), X, target="x86", calibration=X, measure=False).report

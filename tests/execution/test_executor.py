@@ -95,6 +95,7 @@ def test_what_stands_behind_the_inputs_is_left_alone() -> None:
 # ---- Parts of it -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @settings(max_examples=25, deadline=None)
 @given(data=st.data(), name=st.sampled_from(sorted(PLAIN)))
 def test_from_any_place_on_the_rest_gives_the_same(data: st.DataObject, name: str) -> None:
@@ -132,6 +133,7 @@ def test_no_more_is_computed_than_a_value_needs(name: str) -> None:
     assert seen == sorted(needed)
 
 
+@pytest.mark.thorough
 def test_values_are_let_go_of_behind_their_last_reader() -> None:
     graph = capture(nn.Sequential(*(nn.Linear(4, 4) for _ in range(6))), torch.randn(2, 4))
     alive: list[weakref.ref[Tensor]] = []

@@ -42,6 +42,7 @@ def test_few_bits_are_rounded_on_data_by_default_and_better_for_it() -> None:
     assert quality(residual()) > quality(residual(rounding="nearest")) + 1
 
 
+@pytest.mark.thorough
 def test_bits_on_average_are_kept_and_better_than_the_same_everywhere() -> None:
     done = residual(target="x86", average_bits=4)
     sizes = weight_sizes(done.graph)
@@ -50,12 +51,14 @@ def test_bits_on_average_are_kept_and_better_than_the_same_everywhere() -> None:
     assert quality(done) > quality(residual()) - 0.5
 
 
+@pytest.mark.thorough
 def test_fewer_bits_than_there_are_give_the_fewest_and_a_warning() -> None:
     done = residual(target="x86", average_bits=1)
     assert {bits for bits, _ in weight_sizes(done.graph).values()} == {2}
     assert any("2 of 1 bits per weight" in warning for warning in done.report.warnings)
 
 
+@pytest.mark.thorough
 def test_a_layer_named_in_formats_keeps_its_bits_beside_an_average() -> None:
     formats = {"head*": LayerFormat(Format(8, per_channel=True)), "second": None}
     sizes = weight_sizes(residual(target="x86", average_bits=4, formats=formats).graph)
@@ -109,6 +112,7 @@ def test_layers_named_in_formats_keep_float_or_more_bits_when_weights_alone_are_
     assert bits == {"up": 32, "down": 8}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", [residual, weight_only])
 def test_an_interrupted_call_goes_on_where_it_was(kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = kind(checkpoint=tmp_path).graph.module.state_dict()

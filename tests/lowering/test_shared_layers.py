@@ -81,12 +81,14 @@ def test_all_work_of_a_layer_that_is_called_twice_is_counted(target: str, layer:
     assert answers_as_simulated(result, inputs, target)
 
 
+@pytest.mark.thorough
 def test_each_of_two_layers_with_equal_weights_is_known_by_its_name() -> None:
     result = optimized(Shared(conv(), conv()), (X, X * 0.7))
     assert result.report.integer_macs == 1.0
     assert sorted(audit(result.artifact).integer) == ["head", "second"]
 
 
+@pytest.mark.thorough
 def test_what_a_layer_does_in_float_is_no_work_in_integer() -> None:
     """One of two calls of a layer on equal weights stays float: half of the work."""
     result = optimized(Shared(conv(), conv()), (X, X * 0.7), formats={"second": None})
@@ -113,6 +115,7 @@ def test_equal_calls_on_several_grids_answer_as_simulated(target: str, between: 
     assert answers_as_simulated(result, (X,), target)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("between", SAME)
 @pytest.mark.parametrize("target", ["x86", "tvm-x86"])
 def test_equal_calls_are_computed_once_and_in_integer_where_the_graph_was_cleaned_first(
@@ -125,6 +128,7 @@ def test_equal_calls_are_computed_once_and_in_integer_where_the_graph_was_cleane
     assert answers_as_simulated(result, (X,), target)
 
 
+@pytest.mark.thorough
 def test_one_value_that_is_returned_twice_comes_twice() -> None:
     result = optimized(Shared(conv()), (X, X))
     first, second = result.artifact(X, X * 2)

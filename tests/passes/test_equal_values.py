@@ -149,6 +149,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("target", ["x86", "arm", "tvm-x86"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_what_a_device_answers_is_as_near_to_float_as_eight_bits_allow(name: str, target: str) -> None:

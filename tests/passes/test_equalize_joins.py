@@ -72,6 +72,7 @@ PER_TENSOR = [
 ]  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("target", PER_TENSOR)
 @pytest.mark.parametrize("name", SHUFFLES)
 def test_the_recipe_of_every_target_with_one_scale_per_tensor_takes_shuffles(target: str, name: str) -> None:
