@@ -135,7 +135,7 @@ PASSES: dict[str, Any] = {
     "CorrectBias by norms": CorrectBias(),
     "CorrectBias": CorrectBias(BATCHES),
     "gptq": LearnRounding(BATCHES),
-    "RefineRanges": RefineRanges(BATCHES, evaluations=10),
+    "RefineRanges": RefineRanges(BATCHES, evaluations=60),
 }
 
 
