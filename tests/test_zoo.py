@@ -10,8 +10,8 @@ import torch
 import torch.utils._pytree as pytree
 import zoo
 
-from graphopt.frontend.capture import to_exported_program
 from graphopt.ir.graph import Graph
+from graphopt.ir.program import to_exported_program
 
 
 @pytest.mark.slow

@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 
 from graphopt.artifacts import packing
@@ -30,6 +29,7 @@ from graphopt.ir.graph import Example, Graph
 from graphopt.ir.layer import Layer
 from graphopt.ir.masks import bake
 from graphopt.ir.quantizers import is_quantizer, quantizer_of
+from graphopt.ir.structure import tensors
 from graphopt.targets import Target
 from graphopt.utils.errors import ArtifactError, InputError
 
@@ -47,7 +47,7 @@ class PackedArtifact(Artifact):
         args, kwargs = batches.nested(self.graph.example, [torch.from_numpy(array) for array in inputs])
         with torch.no_grad():
             results = self.graph(*args, **kwargs)
-        return [t.numpy() for t in pytree.tree_leaves(results) if isinstance(t, Tensor)]
+        return [tensor.numpy() for tensor in tensors(results)]
 
     def set_threads(self, threads: int) -> None:
         """Nothing to set: simulations are not timed."""

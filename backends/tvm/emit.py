@@ -25,7 +25,7 @@ from graphopt.backends.tvm.schedules import Conv, Variant
 from graphopt.formats.blocks import DEQUANTIZE_BLOCKS
 from graphopt.ir.float16 import half_of
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import family, shape
+from graphopt.ir.ops import family, is_random, shape
 from graphopt.lowering.integers.arithmetic import dequantize, quantize
 from graphopt.lowering.integers.fusion import Kernel, fuse
 from graphopt.lowering.integers.legalize import CLIP_CODES, gate_codes, is_dequantized, slice_parts
@@ -122,7 +122,7 @@ def _require_static(graph: Graph) -> None:
 def _fold_constants(graph: Graph) -> None:
     """Calls that read only constants, or nothing, are computed now."""
     for node in graph.calls():
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        if is_random(node):
             continue
         if all(map(graph.is_constant, node.all_input_nodes)):
             target: Any = node.target

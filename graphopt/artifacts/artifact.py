@@ -251,7 +251,7 @@ def describe(
     """
     with torch.no_grad():
         result = graph(*graph.example.args, **graph.example.kwargs)
-    tensors = [t for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
+    tensors = structure.tensors(result)
     outputs = [
         TensorSpec(name, _dtype(tensor), tuple(s if isinstance(s, int) else None for s in node.meta["val"].shape))
         for name, node, tensor in zip(graph.output_names, graph.outputs, tensors, strict=True)

@@ -15,6 +15,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from graphopt.ir.batches import batched
 from graphopt.ir.graph import Example, Graph
 from graphopt.utils import printing
 from graphopt.utils.errors import InputError
@@ -68,15 +69,10 @@ def inputs(graph: Graph | Signature) -> list[Input]:
     example = (graph.example.args, dict(graph.example.kwargs))
     leaves = [(p, t) for p, t in pytree.tree_leaves_with_path(example) if isinstance(t, Tensor)]
     out = []
-    nodes = [n for n in graph.inputs if isinstance(n.meta.get("val"), Tensor)]  # flags and numbers are built in
-    for name, (path, tensor), node in zip(graph.input_names, leaves, nodes, strict=True):
+    for name, (path, tensor), counts in zip(graph.input_names, leaves, batched(graph), strict=True):
         key = getattr(path[-1], "key", None)
         keys = (name, key) if isinstance(key, str) and key != name else (name,)
-        if graph.dynamic_batch:
-            batched = tensor.ndim > 0 and not isinstance(node.meta["val"].shape[0], int)
-        else:
-            batched = tensor.ndim > 0 and tensor.shape[0] == leaves[0][1].shape[0]
-        out.append(Input(name, keys, tuple(tensor.shape), tensor.dtype, batched))
+        out.append(Input(name, keys, tuple(tensor.shape), tensor.dtype, counts))
     return out
 
 

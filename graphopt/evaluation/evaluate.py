@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 
 from graphopt.artifacts.artifact import Artifact
@@ -24,7 +23,9 @@ from graphopt.evaluation.fidelity import LOW, Fidelity
 from graphopt.evaluation.sensitivity import analyze
 from graphopt.formats import FAKE_QUANTIZE, in_blocks
 from graphopt.ir import cost as measures
+from graphopt.ir.batches import count as samples_of
 from graphopt.ir.graph import Graph
+from graphopt.ir.structure import tensors
 from graphopt.passmanager.runner import outputs
 from graphopt.passmanager.step import Step
 from graphopt.targets import Target, architecture, machine_here
@@ -114,7 +115,7 @@ def judge(
             if data.synthetic
             else "the calibration data is an iterator, which was used up; give a list or a DataLoader"
         )
-        fidelity.update(_floating(reference), _floating(pytree.tree_leaves(results)))
+        fidelity.update(_floating(reference), _floating(tensors(results)))
         _say(report, fidelity, None, graph, "the example")
         return
     slow = isinstance(answers, Artifact) and answers.emulated
@@ -137,7 +138,7 @@ def _compare_with_original(
             fidelity.update(_floating(ours), _floating(theirs))
             alike = measures.agreement(ours, theirs)
             classes = not math.isnan(alike)
-            count = len(batch[0]) if batch[0].dim() else 1
+            count = samples_of(original, batch)
             equal += alike * count if classes else 0.0
             seen += count
             if seen >= enough:
@@ -261,12 +262,11 @@ def confirm(
         return
     args, kwargs = graph.example.args, graph.example.kwargs
     with torch.no_grad():
-        answers = [pytree.tree_leaves(model(*args, **kwargs)) for model in (artifact, expected)]
+        answers = [tensors(model(*args, **kwargs)) for model in (artifact, expected)]
     differing = total = 0
     for ours, theirs in zip(*answers, strict=True):
-        if isinstance(ours, Tensor):
-            same = ours == theirs if exact else torch.isclose(ours, theirs, rtol=1e-4, atol=1e-5)
-            differing, total = differing + int((~same).sum()), total + ours.numel()
+        same = ours == theirs if exact else torch.isclose(ours, theirs, rtol=1e-4, atol=1e-5)
+        differing, total = differing + int((~same).sum()), total + ours.numel()
     reference = "its simulation" if exact else "the graph"
     said = f"{artifact.device} answered the example with {differing} of {total} numbers unlike {reference}"
     (report.warnings if differing else report.notes).append(said)
@@ -305,7 +305,7 @@ def zeros_note(zeros: float, before: Artifact | None, after: Artifact) -> str:
 
 def _flat(model: Callable[..., Any], batch: list[Tensor]) -> list[Tensor]:
     args, kwargs = _nested(model, batch)
-    return [t for t in pytree.tree_leaves(model(*args, **kwargs)) if isinstance(t, Tensor)]
+    return tensors(model(*args, **kwargs))
 
 
 def _nested(model: Any, batch: list[Tensor]) -> tuple[Any, Any]:

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torch.utils._pytree as pytree
 from torch import Tensor
 
+from graphopt.ir.structure import tensors
 from graphopt.utils.errors import InputError
 
 Loss = Callable[[Any, list[Tensor]], Tensor]
@@ -38,7 +38,7 @@ def own_outputs(output: Any, batch: list[Tensor]) -> Tensor:
 
 
 def _floating(output: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return [tensor for tensor in tensors(output) if tensor.is_floating_point()]
 
 
 def _logits(output: Any) -> Tensor:

@@ -36,7 +36,6 @@ from graphopt.ir.facts import ALWAYS_TRAINING, FACTS, TORCH_META
 from graphopt.ir.graph import Example, Graph, is_tensor
 from graphopt.ir.linears import write_linears
 from graphopt.ir.ops import argument, has_argument, info
-from graphopt.ir.program import to_exported_program
 from graphopt.ir.shapes import batched, fake_inputs, propagate, resized, stand_in
 from graphopt.utils.alone import ALONE, undisturbed
 from graphopt.utils.errors import CaptureError, GraphoptError, InputError
@@ -173,9 +172,8 @@ class _Capture:
             raise _FixedBatch(_short_reason(error)) from error
         try:
             self._compare(graph, self.leaves, self.reference)
-        except (
-            CaptureError
-        ) as error:  # traced with a batch of another size; where that is not why, `_static` meets it again
+        except CaptureError as error:
+            # It was traced with a batch of another size; where that is not why, `_static` meets it again.
             raise _FixedBatch(f"a batch of {size} needs another graph than others ({_first(error)})") from error
         one = {1} if SQUEEZED not in graph.notes else set()
         for other in sorted({max(size, 2) + 1, *one} - {size}):
@@ -377,6 +375,3 @@ def _short_reason(error: BaseException) -> str:
 
 def _first(error: BaseException | None) -> str:
     return diagnose.headline(error) if error is not None else "it fails"
-
-
-__all__ = ["CaptureError", "capture", "to_exported_program"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import operator
 
-import torch
 from torch import Tensor
 from torch.fx.node import Node
 
@@ -17,7 +16,7 @@ from graphopt.ir.equal_calls import equal_calls
 from graphopt.ir.facts import FLOAT_REFERENCE
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
-from graphopt.ir.ops import shape, value
+from graphopt.ir.ops import is_random, shape, value
 from graphopt.ir.passes import Change
 from graphopt.ir.quantizers import is_quantizer, is_scale_expression
 
@@ -30,7 +29,7 @@ def fold_constant(graph: Graph, node: Node) -> str:
         return ""
     if is_scale_expression(node) or any(graph.fact(n, FLOAT_REFERENCE) is not None for n in inputs):
         return ""  # has to follow the scales it is computed from; and what a constant was before would be lost
-    if torch.Tag.nondeterministic_seeded in node.target.tags or not isinstance(value(node), Tensor):  # type: ignore[union-attr]
+    if is_random(node) or not isinstance(value(node), Tensor):
         return ""
     sizes = shape(node)
     if not all(isinstance(size, int) for size in sizes):

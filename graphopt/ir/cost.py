@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.fx.node import Node
 
 from graphopt.ir.graph import Graph
 from graphopt.ir.quantizers import is_quantizer, is_uniform, quantizer_of
+from graphopt.ir.structure import tensors
 from graphopt.targets import cpu_features
 
 # ---- Work and size --------------------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def sqnr(reference: Any, value: Any) -> float:
 
     Infinite where nothing differs, NaN where `value` is not finite.
     """
-    pairs = zip(_tensors(reference), _tensors(value), strict=True)
+    pairs = zip(tensors(reference), tensors(value), strict=True)
     inexact = ((r, v) for r, v in pairs if r.is_floating_point() or r.is_complex())
     return min((_sqnr(r, v) for r, v in inexact), default=math.inf, key=_nan_first)
 
@@ -223,7 +223,7 @@ def agreement(reference: Any, value: Any) -> float:
     A prediction is the largest class: classes lie along dimension 1 of images ([N, C], [N, C, H, W]) and along the last one of
     sequences ([N, T, C]). Flags and integers are predictions themselves. NaN where no output holds predictions.
     """
-    for ours, theirs in zip(_tensors(reference), _tensors(value), strict=True):
+    for ours, theirs in zip(tensors(reference), tensors(value), strict=True):
         predicted, answered = _predictions(ours), _predictions(theirs)
         if predicted is not None and answered is not None:
             return float(torch.eq(predicted, answered).double().mean())
@@ -236,10 +236,6 @@ def _predictions(output: Tensor) -> Tensor | None:
     if not output.is_floating_point():
         return output if output.dim() else None
     return output.argmax(1 if output.ndim in (2, 4, 5) else -1) if output.dim() > 1 else None
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    return [t for t in pytree.tree_leaves(value) if isinstance(t, Tensor)]
 
 
 # ---- Speed ----------------------------------------------------------------------------------------------------------

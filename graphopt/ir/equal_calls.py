@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 from torch.fx.node import Node, map_arg
 
 from graphopt.ir.graph import Graph
+from graphopt.ir.ops import is_random
 
 Same = Callable[[Tensor, Tensor], bool]
 
@@ -29,7 +29,7 @@ def equal_calls(graph: Graph, same: Same) -> dict[Node, Node]:
             alike = constants.setdefault((tensor.dtype, tensor.shape), [])
             twin = next((other for other in alike if same(graph.parameter(other), tensor)), None)
             alike.append(node) if twin is None else found.update({node: twin})
-        elif node.op == "call_function" and not _is_random(node):
+        elif node.op == "call_function" and not is_random(node):
             arguments = map_arg((node.args, node.kwargs), lambda source: found.get(source, source))
             twin = first.setdefault((node.target, repr(arguments)), node)  # unlike ==, repr tells 1, 1.0 and True apart
             if twin is not node:
@@ -44,7 +44,3 @@ def merge_equal_calls(graph: Graph, same: Same) -> list[tuple[str, str]]:
     for node, twin in pairs:
         graph.replace(node, twin)
     return sites
-
-
-def _is_random(node: Node) -> bool:
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())

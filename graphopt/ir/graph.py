@@ -28,6 +28,7 @@ from torch.fx.node import Argument, Node
 from graphopt.ir.checkpoint import Entries, translated
 from graphopt.ir.facts import ALWAYS_TRAINING, FLOAT_REFERENCE, REFERENCE_LEFT_OUT, Fact
 from graphopt.ir.ops import info, set_argument
+from graphopt.ir.structure import tensors
 from graphopt.utils import printing
 from graphopt.utils.errors import InputError
 
@@ -44,8 +45,7 @@ class Example:
     kwargs: Mapping[str, Any]
 
     def tensors(self) -> list[Tensor]:
-        leaves = pytree.tree_leaves((self.args, dict(self.kwargs)))
-        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        return tensors((self.args, dict(self.kwargs)))
 
 
 class Graph:

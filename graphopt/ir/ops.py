@@ -266,6 +266,11 @@ def is_elementwise(node: Node) -> bool:
     return info(node).pointwise or torch.Tag.pointwise in getattr(node.target, "tags", ())
 
 
+def is_random(node: Node) -> bool:
+    """Whether a call draws random numbers."""
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
 def function_of_one(node: Any) -> Callable[[Tensor], Tensor] | None:
     """The function of a pointwise call that reads one tensor and is the same for all its elements; None for other calls."""
     if not info(node).pointwise or node.all_input_nodes != [node.args[0]]:

@@ -35,6 +35,11 @@ class Fields(dict[str, Any]):
         return list(self.values())[key] if isinstance(key, (int, slice)) else super().__getitem__(key)
 
 
+def tensors(value: Any) -> list[Tensor]:
+    """The tensors in a nested value, in order."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
 @dataclass(frozen=True)
 class Size:
     """A number that follows the batch size: sum of coefficients[k] * batch ** k."""

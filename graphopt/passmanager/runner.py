@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
 from graphopt.ir.passes import Change, Pass, Shortfall
+from graphopt.ir.structure import tensors
 from graphopt.passmanager.step import Step
 from graphopt.utils.errors import GraphoptError, PassError, first_line
 from graphopt.utils.files import write_atomically
@@ -69,8 +69,8 @@ def run(
         if verify and transform.exact and changes:
             _compare(transform, number, before, after)
         before = after
-        give_back(cost.weight_bytes(graph))
         steps.append(_step(name, transform, changes, seconds, graph, reference, after))
+        give_back(steps[-1].weight_bytes)
         if folder is not None:
             write_atomically(folder / f"{number:02}_{name}.txt", str(graph).encode() + b"\n")
         if on_step is not None:
@@ -118,7 +118,7 @@ def outputs(graph: Graph) -> list[Tensor]:
     """The float outputs on the graph's own example, flat."""
     with torch.no_grad():
         result = graph(*graph.example.args, **graph.example.kwargs)
-    return [t for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
+    return tensors(result)
 
 
 def _compare(transform: Pass, number: int, before: list[Tensor], after: list[Tensor]) -> None:

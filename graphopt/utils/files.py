@@ -128,7 +128,8 @@ def steady(folder: Path, read: Callable[[], T]) -> T:
     Raises:
         ArtifactError: it was replaced during each of many attempts. Whatever `read` raises, where it was not replaced.
     """
-    partial.sweep(folder)  # a writer may have died between two renames
+    if not folder.exists():
+        partial.sweep(folder)  # a writer may have died between two renames
     for _ in range(ATTEMPTS):
         before = identity(folder)
         if not before and partial.moved_aside(folder):

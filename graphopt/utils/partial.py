@@ -191,4 +191,4 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
+            path.unlink()

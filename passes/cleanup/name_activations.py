@@ -12,7 +12,6 @@ Keeps:  outputs, up to float rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,8 +39,9 @@ def name_activation(graph: Graph, node: Node) -> str:
     for entry, part in _parts(graph, node):
         if len(part) < 3 or shape(entry) != shape(node):
             continue
+        computed = _computed(graph, node, entry)
         for name, (target, options) in KNOWN.items():
-            if _equal(graph, node, entry, lambda x: target(x, **options)):  # noqa: B023 - called at once
+            if computed is not None and _equal(computed, target(GRID, **options)):
                 call = graph.call(target, entry, before=node, **options)
                 call.meta["val"] = value(node)
                 graph.replace(node, call)
@@ -70,11 +70,14 @@ def _is_number(graph: Graph, node: Node) -> bool:
     return graph.is_constant(node) and graph.tensor(node).numel() == 1
 
 
-def _equal(graph: Graph, node: Node, entry: Node, function: Callable[[Tensor], Tensor]) -> bool:
-    """Whether the calls between an entry and a node compute a function of every element."""
+def _computed(graph: Graph, node: Node, entry: Node) -> Tensor | None:
+    """What the calls between an entry and a node make of the grid; None where one does not take double precision."""
     try:
-        found = Executor(graph).run([node], {entry: GRID})[node]
-    except ExecutionError:  # a call that does not take double precision
-        return False
-    wanted = function(GRID)
-    return found.shape == wanted.shape and bool(((found - wanted).abs() <= TOLERANCE * (1 + wanted.abs())).all())
+        found: Tensor = Executor(graph).run([node], {entry: GRID})[node]
+    except ExecutionError:
+        return None
+    return found if found.shape == GRID.shape else None
+
+
+def _equal(found: Tensor, wanted: Tensor) -> bool:
+    return bool(((found - wanted).abs() <= TOLERANCE * (1 + wanted.abs())).all())

@@ -18,8 +18,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from graphopt.frontend.capture import to_exported_program
 from graphopt.ir.graph import Graph
+from graphopt.ir.program import to_exported_program
 from graphopt.utils.errors import CaptureError, InputError, NonFiniteError
 
 aten = torch.ops.aten

@@ -102,7 +102,7 @@ def kill_some(target: Path, how: str, times: int) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()  # type: ignore[union-attr]
-        partial.sweep(target)  # as every reader does
+        partial.sweep(target)  # as the next reader or writer does
         if target.exists():
             versions.add(version(target))
         else:

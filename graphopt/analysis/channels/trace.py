@@ -20,7 +20,7 @@ from torch.fx.node import Node
 
 from graphopt.analysis.channels.labels import NONE, Columns, Labels
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import aten, family, operand, value
+from graphopt.ir.ops import aten, family, is_random, operand, value
 
 Dims = list[Columns]  # one entry per dimension of a value
 LIKE = (aten.expand_as.default, aten.reshape_as.default, aten.view_as.default)  # of a second tensor they read the shape
@@ -181,7 +181,7 @@ def is_known(graph: Graph, node: Node) -> bool:
     """Whether a value is a constant, or computed of constants and numbers alone."""
     if node.op != "call_function":
         return graph.is_constant(node)
-    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+    if is_random(node):
         return False
     return all(is_known(graph, source) for source in node.all_input_nodes)
 

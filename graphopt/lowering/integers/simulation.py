@@ -16,13 +16,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.execution.executor import Executor
 from graphopt.execution.reference import unquantized
 from graphopt.formats import FLOAT16_FORMATS, in_blocks
+from graphopt.ir import structure
 from graphopt.ir.graph import Example, Graph
 from graphopt.ir.ops import family
 from graphopt.ir.quantizers import is_uniform, quantizer_of, quantizers
@@ -186,7 +186,7 @@ class Simulation:
     def _unwatched(self, artifact: Any, watched: list[Any], tensors: list[Tensor]) -> list[Mismatch]:
         """What the artifact answers only while it is watched: values that are returned can keep kernels from being merged."""
         found = []
-        plain = [t for t in pytree.tree_leaves(artifact(*tensors)) if isinstance(t, Tensor)]
+        plain = structure.tensors(artifact(*tensors))
         for name, answer, alone in zip(self._graph.output_names, map(torch.from_numpy, watched), plain, strict=True):
             answer, alone = answer.double(), alone.double()  # of any type: truths, too
             apart = (answer - alone).abs()
