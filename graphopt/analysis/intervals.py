@@ -3,10 +3,13 @@
 Interval arithmetic through the graph: a layer maps center c and radius r of its inputs to W c + b and |W| r; activations clip;
 what is not followed has no bounds. Inputs of the model are unknown, so bounds exist only behind something that clips
 (ReLU6, sigmoid, ...) or behind weights that are zero.
+
+An operator's rule takes the graph, the call and the intervals known so far, and returns the call's, or None.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -15,7 +18,8 @@ from torch.fx.node import Node
 
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
-from graphopt.ir.ops import family, function_of_one, info, operand, shape
+from graphopt.ir.ops import function_of_one, info, operand, shape
+from graphopt.ir.rules import Rules
 
 
 class Interval(NamedTuple):
@@ -25,36 +29,64 @@ class Interval(NamedTuple):
     high: Tensor
 
 
+Known = Mapping[Node, Interval]
+RULES: Rules[Callable[[Graph, Node, Known], Interval | None]] = Rules("interval")
+
+
 def extend(graph: Graph, node: Node, known: dict[Node, Interval]) -> None:
     """Add the interval of one value to those of the values before it, where it can be followed."""
-    interval = _of(graph, node, known)
+    interval = (RULES.find(node) or by_traits)(graph, node, known)
     if interval is not None:
         known[node] = interval
 
 
-def _of(graph: Graph, node: Node, found: dict[Node, Interval]) -> Interval | None:
-    kind, told = family(node), info(node)
-    source = found.get(node.args[0]) if node.args and isinstance(node.args[0], Node) else None
+def by_traits(graph: Graph, node: Node, known: Known) -> Interval | None:
+    """What the operator table alone says of a call."""
+    traits, source = info(node), _source(node, known)
     if (layer := Layer.of(node)) is not None:
         return through_layer(graph, layer, source)
-    if told.range is not None and len(shape(node)) > 1 and isinstance(shape(node)[1], int):
-        low, high = (torch.full((shape(node)[1],), end, dtype=torch.float64) for end in told.range)
+    if traits.range is not None and len(shape(node)) > 1 and isinstance(shape(node)[1], int):
+        low, high = (torch.full((shape(node)[1],), end, dtype=torch.float64) for end in traits.range)
         return Interval(low, high)
     if source is None:
         return None
-    if told.monotone and (function := function_of_one(node)) is not None:
+    if traits.monotone and (function := function_of_one(node)) is not None:
         return Interval(*map(function, source))
-    if kind == "pad":
-        return (
-            Interval(source.low.clamp(max=0), source.high.clamp(min=0)) if len(source.low) == shape(node)[1] else None
-        )
-    if kind == "reshape":
-        (batch, *_), (kept, *sizes) = shape(operand(node)), shape(node)
-        return source if kept == batch and sizes[:1] == [len(source.low)] else None
-    if kind == "add" and isinstance(node.args[1], Node) and (other := found.get(node.args[1])) is not None:
-        same = shape(operand(node))[1:] == shape(operand(node, 1))[1:]
-        return Interval(source.low + other.low, source.high + other.high) if same else None
-    return source if told.within_channels and (told.selects or told.averages) else None
+    return source if traits.within_channels and (traits.selects or traits.averages) else None
+
+
+@RULES.of("pad")
+def pad(graph: Graph, node: Node, known: Known) -> Interval | None:
+    """Zeros at the border of each channel; channels that are added have no interval."""
+    source = _source(node, known)
+    if source is None or len(source.low) != shape(node)[1]:
+        return None
+    return Interval(source.low.clamp(max=0), source.high.clamp(min=0))
+
+
+@RULES.of("reshape")
+def reshape(graph: Graph, node: Node, known: Known) -> Interval | None:
+    """Samples and channels stay where they are."""
+    source = _source(node, known)
+    if source is None:
+        return None
+    (batch, *_), (kept, *sizes) = shape(operand(node)), shape(node)
+    return source if kept == batch and sizes[:1] == [len(source.low)] else None
+
+
+@RULES.of("add")
+def add(graph: Graph, node: Node, known: Known) -> Interval | None:
+    """The ends are added, where both operands have the same shape."""
+    source = _source(node, known)
+    other = known.get(node.args[1]) if isinstance(node.args[1], Node) else None
+    if source is None or other is None or shape(operand(node))[1:] != shape(operand(node, 1))[1:]:
+        return None
+    return Interval(source.low + other.low, source.high + other.high)
+
+
+def _source(node: Node, known: Known) -> Interval | None:
+    first = node.args[0] if node.args else None
+    return known.get(first) if isinstance(first, Node) else None
 
 
 def through_layer(graph: Graph, layer: Layer, source: Interval | None) -> Interval | None:

@@ -5,8 +5,9 @@
     argument(node, "padding")      # an argument by its name, its default where it is not given
     register(target, OpInfo(...))  # an operator of your own
 
-Analyses, passes and backends ask for traits and keep no lists of operators. What needs more than a trait (how channels go through
-a convolution, how TVM writes a pool) is a rule, kept where it is used, by operator or family.
+Analyses, passes and backends ask for traits and keep no lists of operators. What needs more than a trait is a rule, a function
+(how channels go through a convolution, what bounds a sum has). The rules of torch's own operators are kept by the analysis that
+they belong to (`graphopt.ir.rules`), those of an operator of your own in its entry.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -26,6 +27,7 @@ from graphopt.utils.errors import InputError
 
 aten = torch.ops.aten
 INFINITY = math.inf
+RULES = ("channels", "scales", "interval", "distribution")  # the analyses that have rules
 End = float | str  # of a clip: a number, or the name of the argument that holds it (None there: no end)
 
 
@@ -50,6 +52,7 @@ class OpInfo:
         clips: the ends of a clip that are the same for all channels.
         training_flag: the argument that switches training behaviour on.
         refine: for operators that mean something else by their arguments: the traits of one call.
+        rules: what analyses do with the operator, by their names in `RULES`; `docs/internals/an-operator.md` shows each.
     """
 
     family: str | None
@@ -68,6 +71,7 @@ class OpInfo:
     clips: tuple[End, End] | None = None
     training_flag: str | None = None
     refine: Callable[[Node], OpInfo] | None = None
+    rules: Mapping[str, Callable[..., Any]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         """Raises `InputError` where one trait denies another."""
@@ -81,6 +85,8 @@ class OpInfo:
         ):
             if not holds:
                 raise InputError(f"operators of the family {self.family!r}: one that {what}; say so in its OpInfo")
+        if unknown := set(self.rules) - set(RULES):
+            raise InputError(f"rules are for {', '.join(RULES)}, not for {', '.join(sorted(unknown))}")
 
 
 UNKNOWN = OpInfo(None)

@@ -13,7 +13,8 @@ from rewriting import Model, apply, capture
 from scipy import integrate, stats
 from torch import Tensor, nn
 
-from graphopt.analysis.distributions import Distributions, clipped_normal, expected_maximum
+from graphopt.analysis.distributions import Distributions
+from graphopt.analysis.normals import clipped_normal, expected_maximum
 from graphopt.ir.graph import Graph
 from graphopt.passes.cleanup.fold_batchnorm import FoldBatchNorm
 from graphopt.passes.cleanup.fold_constant_channels import FoldConstantChannels
@@ -88,6 +89,7 @@ BODIES: dict[str, Any] = {
     "residual": lambda a, b: F.relu(F.relu(a) + b),
     "difference": lambda a, b: a - F.relu(b),
     "twice": lambda a, b: a + a,
+    "itself taken away": lambda a, b: a - a,
     "leaky": lambda a, b: F.leaky_relu(a, 0.1),
     "hard-swish": lambda a, b: a * F.hardsigmoid(a),
     "silu": lambda a, b: F.silu(a),

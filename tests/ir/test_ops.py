@@ -167,7 +167,7 @@ def test_an_argument_is_set_where_it_was_written() -> None:
 
 
 def test_a_rule_of_an_operator_goes_before_its_familys() -> None:
-    rules: Rules[str] = Rules()
+    rules: Rules[str] = Rules("interval")
     rules.of("clamp", "relu")("family")
     rules.of(torch.ops.aten.relu6.default)("operator")
     graph = capture(nn.Sequential(nn.ReLU(), nn.Hardtanh(-2, 2), nn.Sigmoid()), torch.randn(2, 3))

@@ -123,7 +123,7 @@ def reduce(trace: Trace, node: Node) -> Any:
     return rest if isinstance(value(node), Tensor) else [rest, rest]
 
 
-RULES: Rules[Rule] = Rules()
+RULES: Rules[Rule] = Rules("channels")
 """Where traits do not say enough."""
 
 for _rule, _keys in (
