@@ -74,7 +74,7 @@ def measured(graph: Graph, row: Row, calibration: Tensor, x: Tensor, wanted: Ten
     graph = graph.clone()
     batches = Calibration(calibration, graph)
     run(
-        [Quantize(find("x86"), batches, weights=row.weights, activations=row.values), CorrectBias(batches)],
+        [Quantize(find("x86"), batches, weights=row.weights, activations=row.activations), CorrectBias(batches)],
         graph,
         verify=False,
     )
@@ -87,7 +87,7 @@ def measured(graph: Graph, row: Row, calibration: Tensor, x: Tensor, wanted: Ten
     lost = 100 * float((wanted.argmax(1) == y).double().mean() - (classes == y).double().mean())
     return {
         "weights": str(row.weights),
-        "values": str(row.values),
+        "values": str(row.activations),
         "top-1 %": 100 * float((classes == y).double().mean()),
         "lost": round(lost, 2),
         "may lose": row.wanted,
@@ -111,7 +111,7 @@ def main() -> None:
             {"weights": "float32", "values": "float32", "top-1 %": 100 * float((wanted.argmax(1) == y).double().mean())}
         )
         for row in ROWS:
-            common.log(f"{row.weights} x {row.values}")
+            common.log(f"{row.weights} x {row.activations}")
             rows.append(measured(graph, row, calibration, x, wanted, y))
     common.finish({f"ResNet-20, {len(x)} test images": rows}, options.json)
 

@@ -45,7 +45,7 @@ def main() -> None:
 
     plain = optimize([])
     analysis = graphopt.analyze(plain.graph, typical)
-    analysis.print(layers=8, values=5)
+    analysis.print(layers=8, tensors=5)
     ranked = [layer.name for layer in analysis.ranked() if layer.weight_bits is not None]
     with torch.no_grad():
         rows = [{"8-bit layers": "float network", "top-1 %": accuracy(model)}]

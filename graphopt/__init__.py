@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from graphopt.artifacts.backend import Tuning
     from graphopt.compiler.optimize import Optimized, load, optimize, simulate
     from graphopt.compiler.options import Measurement, Quantization, Shrinking
+    from graphopt.evaluation.analysis import Analysis
     from graphopt.evaluation.compliance import Violation, check
     from graphopt.evaluation.file_audit import FileAudit, Fixed, audit
-    from graphopt.evaluation.sensitivity import Analysis, analyze
+    from graphopt.evaluation.sensitivity import analyze
     from graphopt.ir.graph import Graph
     from graphopt.ir.operators import allow_operators
     from graphopt.targets import Target
@@ -54,7 +55,7 @@ __all__ = [
 ]  # fmt: skip
 
 _HOME = {
-    "Analysis": "graphopt.evaluation.sensitivity",
+    "Analysis": "graphopt.evaluation.analysis",
     "Artifact": "graphopt.artifacts.artifact",
     "Fixed": "graphopt.evaluation.file_audit",
     "FileAudit": "graphopt.evaluation.file_audit",

@@ -24,7 +24,8 @@ from graphopt.artifacts.artifact import Artifact
 from graphopt.artifacts.report import Attempt, Report
 from graphopt.compiler.options import ROUNDINGS, Rounding
 from graphopt.compiler.recipes import FEW_BITS
-from graphopt.evaluation.sensitivity import LayerDamage, analyze
+from graphopt.evaluation.analysis import LayerSensitivity
+from graphopt.evaluation.sensitivity import analyze
 from graphopt.formats import Format, with_bits
 from graphopt.ir.graph import Graph
 from graphopt.ir.passes import Pass
@@ -151,6 +152,6 @@ class Ladder:
         return few + [(layer.name, None) for layer in ranked]
 
 
-def bits(layer: LayerDamage) -> int:
+def bits(layer: LayerSensitivity) -> int:
     """The fewest that its weight or its result have."""
-    return min(b for b in (layer.weight_bits, layer.value_bits, EIGHT) if b is not None)
+    return min(b for b in (layer.weight_bits, layer.activation_bits, EIGHT) if b is not None)

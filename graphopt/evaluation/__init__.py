@@ -1,7 +1,8 @@
 """How good a compressed model is, and why.
 
 sensitivity.py     `analyze`: which layer loses accuracy
-value_errors.py    how well a grid fits its values
+analysis.py        what it found
+tensor_statistics.py  how well a grid fits a quantized activation or weight
 fidelity.py        how far answers are from the original's, by output and channel
 evaluate.py        accuracy, fidelity, integer share and time of an artifact
 file_audit.py      `audit`: what of anyone's ONNX file computes in integer

@@ -1,4 +1,4 @@
-"""Pictures of an analysis: layers by damage, and of every value and weight its distribution with the range of its grid.
+"""Pictures of an analysis: layers by what their quantization costs, and the distribution of every quantized tensor.
 
 Needs matplotlib, which comes with `pip install 'graphopt[plots]'`.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from graphopt.evaluation.value_errors import ValueDamage
+from graphopt.evaluation.tensor_statistics import TensorStatistics
 from graphopt.utils.checks import check_count
 from graphopt.utils.errors import InputError
 from graphopt.utils.files import check_writable, write_atomically
@@ -21,7 +21,7 @@ from graphopt.utils.progress import track
 from graphopt.utils.quantities import decibel
 
 if TYPE_CHECKING:
-    from graphopt.evaluation.sensitivity import Analysis, LayerDamage
+    from graphopt.evaluation.analysis import Analysis, LayerSensitivity
 
 FORMATS = ("png", "svg")
 BARS = 128  # of a histogram
@@ -44,16 +44,16 @@ def check(folder: str | Path, format: str = "png") -> Path:
 
 
 def draw(analysis: Analysis, folder: str | Path, worst: int | None = None, format: str = "png") -> list[Path]:
-    """Write `layers.<format>` and one file per value or weight; see `Analysis.plot`."""
+    """Write `layers.<format>` and one file per quantized tensor; see `Analysis.plot`."""
     if worst is not None:
         check_count("worst", worst, least=0)
     target = check(folder, format)
     target.mkdir(exist_ok=True)
     written = [_write(layers(analysis), target / f"layers.{format}")]
-    for value in track(analysis.worst_values()[:worst], "drawing"):
-        number = analysis.values.index(value)
-        name = re.sub(r"[^\w.-]+", "_", f"{number:03}_{value.kind}_{value.name}")[:100]
-        written.append(_write(histogram(value), target / f"{name}.{format}"))
+    for tensor in track(analysis.worst_tensors()[:worst], "drawing"):
+        number = analysis.tensors.index(tensor)
+        name = re.sub(r"[^\w.-]+", "_", f"{number:03}_{tensor.kind}_{tensor.name}")[:100]
+        written.append(_write(histogram(tensor), target / f"{name}.{format}"))
     return written
 
 
@@ -84,41 +84,41 @@ def layers(analysis: Analysis) -> Any:
     return figure
 
 
-def histogram(value: ValueDamage) -> Any:
+def histogram(tensor: TensorStatistics) -> Any:
     """A matplotlib figure: how often values occur (logarithmic), and the ends of the grid."""
     figure = _figure(7, 3.5)
     axes = figure.subplots()
-    edges, counts = _coarse(value)
+    edges, counts = _coarse(tensor)
     axes.stairs(counts, edges, fill=True, color=ALONE)
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.5)
-    if math.isfinite(value.high):  # blocks that find their own exponents have no ends
-        axes.axvline(value.low, color=RANGE, linewidth=1.2)
-        label = "range" if value.channels == 1 else f"range, the widest of {value.channels} channels"
-        axes.axvline(value.high, color=RANGE, linewidth=1.2, label=label)
+    if math.isfinite(tensor.high):  # blocks that find their own exponents have no ends
+        axes.axvline(tensor.low, color=RANGE, linewidth=1.2)
+        label = "range" if tensor.channels == 1 else f"range, the widest of {tensor.channels} channels"
+        axes.axvline(tensor.high, color=RANGE, linewidth=1.2, label=label)
         axes.legend(loc="upper right", fontsize=8)
     axes.set_title(
-        f"{value.name}: {value.bits} bits, SQNR {decibel(value.sqnr_db)}, {value.clipped:.3%} clipped, "
-        f"{value.used} of {value.codes} codes used",
+        f"{tensor.name}: {tensor.bits} bits, SQNR {decibel(tensor.sqnr_db)}, {tensor.clipped:.3%} clipped, "
+        f"{tensor.used} of {tensor.codes} codes used",
         fontsize=9,
     )
     axes.set_ylabel("elements")
     return figure
 
 
-def _coarse(value: ValueDamage) -> tuple[list[float], list[float]]:
+def _coarse(tensor: TensorStatistics) -> tuple[list[float], list[float]]:
     """The bins in use, joined to about `BARS`: edges (one more than counts) and counts."""
-    used = torch.nonzero(value.counts).flatten()
+    used = torch.nonzero(tensor.counts).flatten()
     if not len(used):
         return [0.0, 1.0], [0.0]
     first, last = int(used[0]), int(used[-1]) + 1
     step = max(1, (last - first) // BARS)
-    counts = [float(value.counts[i : min(i + step, last)].sum()) for i in range(first, last, step)]
-    edges = [float(value.edges[min(first + i * step, last)]) for i in range(len(counts) + 1)]
+    counts = [float(tensor.counts[i : min(i + step, last)].sum()) for i in range(first, last, step)]
+    edges = [float(tensor.edges[min(first + i * step, last)]) for i in range(len(counts) + 1)]
     return edges, counts
 
 
-def _noise(layer: LayerDamage, kind: str) -> float:
+def _noise(layer: LayerSensitivity, kind: str) -> float:
     return -(layer.alone if kind == "alone" else layer.cumulative).output.sqnr_db
 
 

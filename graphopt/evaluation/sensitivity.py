@@ -1,8 +1,8 @@
-"""Which layers lose accuracy to quantization: every layer and every value of a simulated graph against its float reference.
+"""Which layers lose accuracy to quantization: layers and tensors of a simulated graph against its float reference.
 
     analysis = graphopt.analyze(result.graph, calibration)
     analysis.print()                        worst layers first
-    analysis.layers, analysis.values        the numbers
+    analysis.layers, analysis.tensors       the numbers
     analysis.first_bad(20.0)                the first layer whose cumulative SQNR is below 20 dB
     analysis.plot("plots")                  bar charts and histograms
 
@@ -23,19 +23,17 @@ output is measured on fewer samples, because each layer costs two runs of the ne
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.analysis.output_error import samples as worth
-from graphopt.artifacts.report import portable
 from graphopt.data.calibration import Calibration, synthetic
-from graphopt.evaluation.value_errors import GridUse, ValueDamage
+from graphopt.evaluation.analysis import Analysis, Effect, Fidelity, LayerSensitivity, ascending
+from graphopt.evaluation.tensor_statistics import GridUse, TensorStatistics
 from graphopt.execution.reference import NONE, PartialQuantization, is_reference_left_out, reference_of
 from graphopt.ir import batches
 from graphopt.ir.cost import Match
@@ -43,156 +41,13 @@ from graphopt.ir.facts import LEFT
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import operand
 from graphopt.ir.quantized_units import Unit, units
-from graphopt.utils import terminal
 from graphopt.utils.checks import check_count
 from graphopt.utils.errors import InputError
-from graphopt.utils.printed import Printed
 from graphopt.utils.progress import track
-from graphopt.utils.quantities import decibel
-from graphopt.utils.tables import Block, Column, Line, Table, numbers
-
-VALUES = 10  # shown unless asked otherwise
-
-
-class Fidelity(NamedTuple):
-    """How close to float: signal-to-quantization-noise ratio in decibels (infinite where equal), cosine similarity."""
-
-    sqnr_db: float
-    cosine: float
-
-    def __str__(self) -> str:
-        return "equal" if self.sqnr_db == math.inf else f"{decibel(self.sqnr_db)} {self.cosine:.4f}"
-
-
-class Effect(NamedTuple):
-    """What quantizing does at the layer's own result, and at the network's output (the worst one where there are several)."""
-
-    here: Fidelity
-    output: Fidelity
-
-
-@dataclass(frozen=True)
-class LayerDamage:
-    """One layer, or another operator or input whose value is quantized.
-
-    Attributes:
-        name: the module's path.
-        operator: `conv`, `linear`, `add`, `input`, ...
-        weight_bits, value_bits: of its codes; None where weights or result are float.
-        alone: only this layer quantized.
-        cumulative: everything up to it in execution order quantized.
-        reason: why a layer is float, where the quantizer left word.
-    """
-
-    name: str
-    operator: str
-    weight_bits: int | None
-    value_bits: int | None
-    alone: Effect
-    cumulative: Effect
-    reason: str = ""
-
-    @property
-    def is_float(self) -> bool:
-        return self.weight_bits is None and self.value_bits is None
-
-
-@dataclass(frozen=True)
-class Analysis(Printed):
-    """What `analyze` found.
-
-    Attributes:
-        layers: in execution order.
-        values: every quantized value and weight, in execution order.
-        samples: on which layers and values were compared.
-        output_samples: on which the network's output was compared.
-        notes: remarks, for instance that the inputs were made up.
-    """
-
-    width: ClassVar[int] = 130
-    layers: list[LayerDamage]
-    values: list[ValueDamage]
-    samples: int
-    output_samples: int
-    notes: list[str] = field(default_factory=list)
-
-    def ranked(self) -> list[LayerDamage]:
-        """Layers by what quantizing each alone does to the network's output, worst first; float layers last."""
-        return sorted(self.layers, key=lambda layer: (layer.is_float, _ascending(layer.alone.output.sqnr_db)))
-
-    def worst_values(self) -> list[ValueDamage]:
-        """Values and weights by SQNR, worst first."""
-        return sorted(self.values, key=lambda value: _ascending(value.sqnr_db))
-
-    def first_bad(self, sqnr_db: float) -> LayerDamage | None:
-        """The first layer in execution order whose cumulative SQNR, at its own result, is below this; None where all hold."""
-        return next((layer for layer in self.layers if not layer.cumulative.here.sqnr_db >= sqnr_db), None)
-
-    # ---- Showing and keeping ----------------------------------------------------------------------------------------
-
-    def blocks(self) -> list[Block]:
-        return self._blocks(None, VALUES)
-
-    def print(self, layers: int | None = None, values: int | None = VALUES) -> None:
-        """Show so many layers and values, worst first (None: all). In colour on a terminal, as plain text in a pipe."""
-        for name, count in (("layers", layers), ("values", values)):
-            if count is not None:
-                check_count(name, count, least=0)
-        terminal.show(self._blocks(layers, values), self.width)
-
-    def plot(self, folder: str | Path, worst: int | None = None, format: str = "png") -> list[Path]:
-        """Draw the layers by damage, and of every value and weight the histogram with its range.
-
-        Args:
-            folder: made where it does not exist; files of the same names are replaced, each whole or not at all.
-            worst: draw only so many histograms, by SQNR.
-            format: `png` or `svg`.
-
-        Returns:
-            The files.
-
-        Raises:
-            InputError: matplotlib is not installed, the format is unknown, or the folder cannot be written.
-        """
-        from graphopt.evaluation import plots
-
-        return plots.draw(self, folder, worst, format)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, without histograms; infinities and NaN as strings."""
-        plain: dict[str, Any] = portable(
-            {
-                "samples": self.samples,
-                "output_samples": self.output_samples,
-                "notes": self.notes,
-                "layers": [_layer_dict(layer) for layer in self.layers],
-                "values": [value.to_dict() for value in self.values],
-            }
-        )
-        return plain
-
-    def _blocks(self, layers: int | None, values: int | None) -> list[Block]:
-        quantized = [layer for layer in self.ranked() if not layer.is_float]
-        floating = [layer for layer in self.layers if layer.is_float]
-        reasons = [f"{layer.name} stays float: {layer.reason}" for layer in floating if layer.reason]
-        columns = numbers("bits", "alone: here", "at the output", "cumulative: here", "at the output")
-        parts: list[Block] = [
-            Line(
-                f"{len(quantized)} quantized layers, worst first: SQNR and cosine against float on {self.samples} samples, "
-                f"at the output on {self.output_samples}",
-                "title",
-            ),
-            Table([Column("layer"), *columns], [_row(layer) for layer in [*quantized[:layers], *floating]]),
-        ]
-        if values is None or values > 0:
-            columns = numbers("bits", "range", "seen", "clipped", "codes used", "SQNR")
-            grids = Table([Column("value or weight"), *columns], [v.cells() for v in self.worst_values()[:values]])
-            parts += [Line("values and weights, worst first", "title"), grids]
-        return parts + [Line(f"note: {note}") for note in [*self.notes, *reasons]]
 
 
 def analyze(graph: Graph, calibration: Any = None, *, output_samples: int | None = None) -> Analysis:
-    """Measure what quantization costs, layer by layer and value by value.
+    """Measure what quantization costs, layer by layer and tensor by tensor.
 
     Args:
         graph: quantized, as `Optimized.graph`; it is not changed.
@@ -230,7 +85,7 @@ def analyze(graph: Graph, calibration: Any = None, *, output_samples: int | None
             "the graph was saved without its float reference, so what was chosen or corrected on data counts as exact; "
             "save it with reference=True to compare with the weights before"
         )
-    return Analysis(meter.layers(), meter.values(), data.samples, compared, [*notes, *data.notes])
+    return Analysis(meter.layers(), meter.tensors(), data.samples, compared, [*notes, *data.notes])
 
 
 def _split(graph: Graph, batch: list[Tensor], left: int) -> Iterator[tuple[list[Tensor], int, bool]]:
@@ -312,9 +167,9 @@ class _Meter:
     def _source(self, quantizer: Node) -> Node:
         return operand(quantizer)
 
-    def layers(self) -> list[LayerDamage]:
+    def layers(self) -> list[LayerSensitivity]:
         return [
-            LayerDamage(
+            LayerSensitivity(
                 unit.name,
                 unit.operator,
                 self._bits(unit.weight),
@@ -329,13 +184,13 @@ class _Meter:
     def _bits(self, quantizer: Node | None) -> int | None:
         return self.uses[quantizer].quantizer.format.bits if quantizer is not None else None
 
-    def values(self) -> list[ValueDamage]:
+    def tensors(self) -> list[TensorStatistics]:
         found = []
         for unit in self.units:
             if unit.weight is not None:
-                found.append(self.uses[unit.weight].damage(str(unit.weight.args[0].target), "weight"))  # type: ignore[union-attr]
+                found.append(self.uses[unit.weight].found(str(unit.weight.args[0].target), "weight"))  # type: ignore[union-attr]
             if unit.value is not None:
-                found.append(self.uses[unit.value].damage(unit.name, "value"))
+                found.append(self.uses[unit.value].found(unit.name, "activation"))
         return found
 
 
@@ -345,36 +200,4 @@ def _update(matches: list[Match], reference: list[Tensor], values: list[Tensor])
 
 
 def _worst(matches: list[Match]) -> Fidelity:
-    return min((Fidelity(m.sqnr_db, m.cosine) for m in matches), key=lambda f: _ascending(f.sqnr_db))
-
-
-def _ascending(sqnr_db: float) -> float:
-    return -math.inf if math.isnan(sqnr_db) else sqnr_db
-
-
-def _row(layer: LayerDamage) -> list[str]:
-    effects = [layer.alone.here, layer.alone.output, layer.cumulative.here, layer.cumulative.output]
-    return [layer.name, _bits(layer), *map(str, effects)]
-
-
-def _bits(layer: LayerDamage) -> str:
-    """Of weights and result, as "4 / 8"; a dash where there are no weights, as in sums."""
-    if layer.is_float:
-        return "float"
-    weights = "-" if layer.weight_bits is None else str(layer.weight_bits)
-    return f"{weights} / {'float' if layer.value_bits is None else layer.value_bits}"
-
-
-def _layer_dict(layer: LayerDamage) -> Mapping[str, Any]:
-    def effect(found: Effect) -> dict[str, Any]:
-        return {"here": found.here._asdict(), "output": found.output._asdict()}
-
-    return {
-        "name": layer.name,
-        "operator": layer.operator,
-        "weight_bits": layer.weight_bits,
-        "value_bits": layer.value_bits,
-        "alone": effect(layer.alone),
-        "cumulative": effect(layer.cumulative),
-        "reason": layer.reason,
-    }
+    return min((Fidelity(m.sqnr_db, m.cosine) for m in matches), key=lambda f: ascending(f.sqnr_db))

@@ -21,8 +21,8 @@ from graphopt.execution.observers import Histogram, observe
 from graphopt.formats import Format, fake_quantize
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import family
+from graphopt.passes.quantization.grids import fit_uniform
 from graphopt.passes.quantization.placement import QuantizationPlan
-from graphopt.passes.quantization.values import fit_uniform
 
 ENOUGH = 20.0  # dB that a part has to keep on a common grid
 BORNE = 10.0  # dB that a common grid may cost beside a grid of its own, where less is left

@@ -6,7 +6,7 @@ computes in float, can be fine-tuned, and answers what the integer artifact will
 
     activations  placement.py decides which values share a grid; ranges.py turns a streamed histogram into a range
     weights      symmetric, per output channel or per tensor
-    bias         int32 (`biases.py`); float where the target wants it so, or weights or input are not uniform (`values.py`)
+    bias         int32 (`biases.py`); float where the target wants it so, or weights or input are not uniform (`grids.py`)
 
 Needs:  batch norm folded (an unfolded one stays float and is paid for in speed).
 Paper:  Jacob et al. 2018, sections 2 and 3; Krishnamoorthi 2018, "Quantizing deep convolutional networks for efficient
@@ -36,12 +36,12 @@ from graphopt.ir.passes import Change, in_eval_mode
 from graphopt.ir.quantizers import constants, is_quantized
 from graphopt.passes.quantization.activations import clip_before_moves
 from graphopt.passes.quantization.biases import channel_shift, fit_bias, quantize_bias
+from graphopt.passes.quantization.grids import block_axis, fit_grids, known_range, weight_block_axis
 from graphopt.passes.quantization.joins import drowning, last_joins
 from graphopt.passes.quantization.placement import LayerFormat, QuantizationPlan, SharedGrid, override, place
 from graphopt.passes.quantization.ranges import ESTIMATORS, WEIGHT_METHODS, percentile, weight_range
 from graphopt.passes.quantization.readers import best_ranges, candidates
 from graphopt.passes.quantization.rest import round_rest
-from graphopt.passes.quantization.values import block_axis, fit_grids, known_range, weight_block_axis
 from graphopt.targets import Target
 from graphopt.utils.errors import InputError, NonFiniteError
 
@@ -143,7 +143,7 @@ class Quantize:
         statistics = self.watch(graph, plan, first)
         ranges = [self.range_of(grid, stat) for grid, stat in zip(plan.grids, statistics, strict=True)]
         for grid, stat in zip(plan.grids, statistics, strict=True):
-            check_size(f"values of {graph.site(grid.observed[0])!r}", max(-stat.low, stat.high), grid.format)
+            check_size(f"activations of {graph.site(grid.observed[0])!r}", max(-stat.low, stat.high), grid.format)
         if self.by_output:
             options = {
                 index: candidates(stat, grid.format)
@@ -201,7 +201,7 @@ class Quantize:
                 scales[rounded] = quantizer.parameters[0]
             for reader in readers.get(node) or [user for user in node.users if user is not rounded]:
                 reader.replace_input_with(node, rounded)
-        return Change(graph.site(values[0]), f"values on {grid.format}{ends(quantizer)}")
+        return Change(graph.site(values[0]), f"activations on {grid.format}{ends(quantizer)}")
 
     # ---- Layers -----------------------------------------------------------------------------------------------------
 

@@ -175,7 +175,7 @@ def test_batches_of_any_size_give_the_same() -> None:
     whole, parts = graphopt.analyze(graph, x), graphopt.analyze(graph, list(x.split(5)))
     for a, b in zip(whole.layers, parts.layers, strict=True):
         assert a.alone.output.sqnr_db == pytest.approx(b.alone.output.sqnr_db, abs=1e-2)
-    assert [v.clipped for v in whole.values] == [v.clipped for v in parts.values]
+    assert [v.clipped for v in whole.tensors] == [v.clipped for v in parts.tensors]
 
 
 def test_a_fixed_batch_is_not_cut() -> None:
@@ -217,9 +217,9 @@ def test_a_layer_of_two_bits_ranks_first_and_is_found() -> None:
     assert analysis.ranked()[0].name == "third"
     bad = analysis.first_bad(15)
     assert bad is not None
-    assert (bad.name, bad.weight_bits, bad.value_bits) == ("third", 2, 8)
+    assert (bad.name, bad.weight_bits, bad.activation_bits) == ("third", 2, 8)
     assert analysis.first_bad(-100) is None
-    assert analysis.worst_values()[0].name == "third.weight"
+    assert analysis.worst_tensors()[0].name == "third.weight"
 
 
 def test_the_first_bad_layer_is_judged_by_what_has_piled_up() -> None:
@@ -239,7 +239,7 @@ def test_a_channel_blown_up_under_one_scale_per_tensor_is_found() -> None:
     graph = quantized(model, weights=Format(8))
     analysis = graphopt.analyze(graph, images())
     assert "second" in [layer.name for layer in analysis.ranked()[:2]]  # the sum with it suffers as much
-    weights = [value for value in analysis.worst_values() if value.kind == "weight"]
+    weights = [value for value in analysis.worst_tensors() if value.kind == "weight"]
     codes = {value.name: value.used for value in weights}
     assert codes["second.weight"] < codes["first.weight"], "most weights share the few codes around zero"
 
@@ -262,9 +262,9 @@ def test_histograms_count_every_element_and_what_is_clipped() -> None:
     x = images()
     graph = quantized(Small())
     exact = by_hand(graph, set(), x)
-    found = {(v.kind, v.name): v for v in graphopt.analyze(graph, x.split(5)).values}
+    found = {(v.kind, v.name): v for v in graphopt.analyze(graph, x.split(5)).tensors}
     for unit in units(graph):
-        for kind, quantizer in (("weight", unit.weight), ("value", unit.value)):
+        for kind, quantizer in (("weight", unit.weight), ("activation", unit.value)):
             if quantizer is None:
                 continue
             _, scale, zero_point, low, high, axis = quantizer.args
@@ -287,15 +287,15 @@ def test_values_beyond_the_calibrated_range_are_clipped() -> None:
     graph = quantized(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()), torch.rand(8, 3, 4, 4), estimator="minmax")
     x = torch.rand(8, 3, 4, 4)
     x[:2] = 3.0
-    value = graphopt.analyze(graph, x).values[0]
-    assert (value.kind, value.clipped) == ("value", 0.25)
+    value = graphopt.analyze(graph, x).tensors[0]
+    assert (value.kind, value.clipped) == ("activation", 0.25)
     assert value.counts[value.edges[:-1] > value.high].sum() == 2 * 3 * 4 * 4
 
 
 def test_a_large_value_is_counted_whole() -> None:
     x = torch.rand(1, 3, 900, 900)  # more elements than other histograms take from one batch
     x[0, 0, 0, 1] = 7.0  # where those would look past it
-    value = graphopt.analyze(quantized(nn.Conv2d(3, 2, 1), x, dynamic_batch=False), x).values[0]
+    value = graphopt.analyze(quantized(nn.Conv2d(3, 2, 1), x, dynamic_batch=False), x).tensors[0]
     assert value.counts.sum() == x.numel()
     assert value.counts[value.edges[1:] >= 7].sum() == 1
 
@@ -358,7 +358,7 @@ def test_the_table_ranks_layers_and_shows_as_many_as_wanted(
     lines = capsys.readouterr().out.splitlines()
     rows = [line.split()[0] for line in lines if line.startswith(" ")]
     assert rows[2 : 2 + len(analysis.layers)] == [layer.name.split()[0] for layer in analysis.ranked()]
-    analysis.print(layers=2, values=0)
+    analysis.print(layers=2, tensors=0)
     short = capsys.readouterr().out
     assert analysis.ranked()[1].name in short
     assert "codes used" not in short
@@ -370,7 +370,7 @@ def test_the_numbers_are_kept_as_json(analysis: Analysis, tmp_path: Path) -> Non
     assert [layer["name"] for layer in data["layers"]] == [layer.name for layer in analysis.layers]
     assert data["layers"][0]["alone"]["here"]["sqnr_db"] == analysis.layers[0].alone.here.sqnr_db
     assert next(layer for layer in data["layers"] if layer["name"] == "second")["alone"]["here"]["sqnr_db"] == "inf"
-    assert data["values"][0]["clipped"] == analysis.values[0].clipped
+    assert data["tensors"][0]["clipped"] == analysis.tensors[0].clipped
 
 
 @pytest.mark.thorough
@@ -393,7 +393,7 @@ def test_plots_are_whole_files(analysis: Analysis, tmp_path: Path, format: str) 
 def test_every_value_and_weight_has_its_plot(analysis: Analysis, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     names = [path.name for path in analysis.plot(tmp_path / "plots")]
-    assert len(set(names)) == 1 + len(analysis.values)
+    assert len(set(names)) == 1 + len(analysis.tensors)
     assert any(name.endswith("weight_first.weight.png") for name in names)
 
 
@@ -436,7 +436,7 @@ def test_extreme_numbers_can_be_drawn(analysis: Analysis, tmp_path: Path) -> Non
     drawn = dataclasses.replace(analysis, layers=layers).plot(tmp_path / "odd", worst=0)
     assert drawn
     assert all(path.stat().st_size > 0 for path in drawn)
-    dataclasses.replace(analysis, layers=[], values=[]).plot(tmp_path / "none")
+    dataclasses.replace(analysis, layers=[], tensors=[]).plot(tmp_path / "none")
 
 
 MODELS = """
@@ -478,7 +478,7 @@ def test_codes_chosen_on_data_are_compared_with_the_weights_they_stand_for() -> 
     x, model = images(), Small().eval()
     four = dataclasses.replace(X86, weights=Format(4, per_channel=True))
     done = graphopt.optimize(model, x[:4], target=four, calibration=x, rounding="gptq", measure=False)
-    found = {value.name: value for value in graphopt.analyze(done.graph, x).values if value.kind == "weight"}
+    found = {value.name: value for value in graphopt.analyze(done.graph, x).tensors if value.kind == "weight"}
     for name, weight in model.named_parameters():
         if name.endswith("weight"):
             quantizer = next(n for n in done.graph.calls(FAKE_QUANTIZE) if str(n.args[0].target).startswith(name))
@@ -495,7 +495,7 @@ def test_weights_of_few_bits_in_blocks_are_analyzed() -> None:
     for bits in (4, 8):
         done = graphopt.optimize(model, x[:4], target=X86, calibration=x, weight_only=bits, measure=False)
         analysis = graphopt.analyze(done.graph, x)
-        weights = [value for value in analysis.values if value.kind == "weight"]
+        weights = [value for value in analysis.tensors if value.kind == "weight"]
         assert [value.bits for value in weights] == [bits, bits]
         assert all(6 * bits - 12 < value.sqnr_db < 6 * bits + 6 for value in weights)
         assert all(layer.alone.output.sqnr_db < 6 * bits + 18 for layer in analysis.layers)

@@ -116,7 +116,7 @@ def test_values_beyond_float16_are_refused_with_their_place() -> None:
     model = nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 2))
     with torch.no_grad():
         model[0].weight *= 1e6
-    with pytest.raises(InputError, match=r"values of '[01]': .* is beyond the largest float16 number, 65504"):
+    with pytest.raises(InputError, match=r"activations of '[01]': .* is beyond the largest float16 number, 65504"):
         quantized(model, values=FLOAT16)
     with pytest.raises(InputError, match=r"weight '0.weight': .* is beyond the largest float16 number"):
         quantized(model, FLOAT16)
@@ -214,12 +214,12 @@ def test_analysis_measures_every_format(format: NumberFormat, tmp_path: Path) ->
     graph, x = quantized(model_of("plain"), format, format), images(8)
     analysis = graphopt.analyze(graph, x)
     assert all(layer.weight_bits in (None, format.bits) for layer in analysis.layers)
-    for value in analysis.values:
+    for value in analysis.tensors:
         assert value.bits == format.bits
         assert value.sqnr_db > 20
         assert 1 < value.used <= value.codes
         assert value.clipped < 0.01
-    weight = next(value for value in analysis.values if value.name == "first.0.weight")
+    weight = next(value for value in analysis.tensors if value.name == "first.0.weight")
     layer = layers(graph)[0]
     float_weight = graph.tensor(layer.weight.args[0])  # type: ignore[arg-type]
     assert weight.sqnr_db == pytest.approx(

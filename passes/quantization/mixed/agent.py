@@ -1,7 +1,7 @@
 """The assignment that a reinforcement-learning agent finds under a budget, as in HAQ.
 
 An episode goes through the decisions in execution order. The agent sees one at a time (`observations`: layer index, channels in
-and out, kernel, stride, size of the feature map, number of weights, depthwise or not, weights or values; and its action before)
+and out, kernel, stride, size of the feature map, number of weights, depthwise or not, weights or activations; its last action)
 and answers with an action in [0, 1], which stands for one of the choices in order. Where the whole is over the budget, the bits
 are lowered until it is not. The reward, the same for each step of an episode, is measured:
 
@@ -100,7 +100,7 @@ def observations(space: Space) -> Numbers:
 
 def _features(decision: Decision) -> list[float]:
     layer = Layer.of(decision.nodes[0])
-    if layer is None:  # values
+    if layer is None:  # activations
         sizes = [size for size in shape(decision.nodes[0])[1:] if isinstance(size, int)]
         channels = sizes[0] if sizes else 1
         return [channels, channels, 1, 1, math.prod(sizes[1:]) ** 0.5, 0, 0, 1]

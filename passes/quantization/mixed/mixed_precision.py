@@ -73,13 +73,13 @@ class MixedPrecision:
         data: batches of inputs, gone through several times (see `graphopt.data.Calibration`).
         average_bits: of the weights in layers that are not pinned.
         max_bytes: of all stored weights.
-        max_bit_operations: multiply-accumulates x bits of weights x bits of the values read. At most 1: the share of what the
+        max_bit_operations: multiply-accumulates x bits of weights x bits of activations. At most 1: the share of what the
             target's formats cost; (w, a): what uniform bits cost; else the number.
         max_latency_ms: milliseconds of a call on the graph's example, by `timer`.
         choices: bits of weights to choose from; None is float.
-        activations: bits to choose from for the values that layers and other integer operators produce; empty: the target's.
+        activations: bits to choose from for what layers and other integer operators produce; empty: the target's.
             Inputs of the integer region, such as images, keep the target's.
-        layers: name pattern (`fnmatch`, first match wins) -> bits of the weights, (bits of weights, of values produced), or None
+        layers: name pattern (`fnmatch`, first match wins) -> bits of the weights, (bits of weights, of activations), or None
             for float; pinned, so that nothing is chosen there.
         sensitivity: `kl`, `sqnr` or `hessian`.
         solver: `ilp` or `agent`.

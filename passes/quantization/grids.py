@@ -63,7 +63,7 @@ def fit_other(graph: Graph, grid: SharedGrid, ends: tuple[float, float], stat: R
     try:
         return grid.format.fit_values(*ends, seen, stat.counts[used], 1, method)  # type: ignore[arg-type]
     except InputError as error:
-        raise InputError(f"values of {graph.site(grid.observed[0])!r}: {error}") from error
+        raise InputError(f"activations of {graph.site(grid.observed[0])!r}: {error}") from error
 
 
 def block_axis(value: Node) -> int:

@@ -20,12 +20,12 @@ from graphopt.utils.quantities import decibel
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no equality that is a bool
-class ValueDamage:
-    """A quantized value, as the float network computes it, or a weight.
+class TensorStatistics:
+    """A quantized activation, as the float network computes it, or a weight.
 
     Attributes:
-        name: of the layer that produces the value, or of the weight.
-        kind: `value` or `weight`.
+        name: of the layer that produces the activation, or of the weight.
+        kind: `activation` or `weight`.
         bits: of its codes.
         low, high: the ends of its grid; the outermost ones where each channel has its own, infinite where blocks find their own.
         channels: how many grids it has: 1, or one per output channel.
@@ -132,9 +132,9 @@ class GridUse:
         self.used[(self.quantizer.quantize(stored) - self.first).long().flatten()] = True
         self.match.update(value, self.quantizer(stored))
 
-    def damage(self, name: str, kind: str) -> ValueDamage:
+    def found(self, name: str, kind: str) -> TensorStatistics:
         reach, bins = self.histogram.reach, len(self.histogram.counts)
-        return ValueDamage(
+        return TensorStatistics(
             name=name,
             kind=kind,
             bits=self.quantizer.format.bits,
