@@ -15,10 +15,11 @@ from graphopt.backends.tvm.images import call_layer, layer_input, layer_spec
 from graphopt.backends.tvm.layouts import Value
 from graphopt.backends.tvm.program import Program
 from graphopt.backends.tvm.schedules import Epilogue
+from graphopt.ir.binary import Binary
 from graphopt.ir.float16 import half_of, narrows
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
-from graphopt.ir.ops import clip_of, family, shape
+from graphopt.ir.ops import clip_of, shape
 from graphopt.lowering.integers.kernels import Window
 
 
@@ -56,12 +57,13 @@ def chains(graph: Graph) -> dict[Node, Chain]:
         rounding = _rounding(node)
         own = rounding[-1] if rounding else node
         reader = _only_reader(own)
-        if reader is not None and family(reader) == "add" and all(_fits(a, node) for a in reader.args[:2]):
-            others = [a for a in reader.args[:2] if isinstance(a, Node) and a is not own]
-            if len(others) == 1 and reader not in summed:
-                summed.add(reader)
-                added = others[0]
-                calls += [*rounding, reader]
+        total = Binary.of(reader)
+        if total is not None and total.kind == "add" and all(_fits(a, node) for a in total.operands):
+            other = total.other(own)
+            if isinstance(other, Node) and total.node not in summed:
+                summed.add(total.node)
+                added = other
+                calls += [*rounding, total.node]
         reader = _only_reader(calls[-1])
         if reader is not None and (ends := clip_of(reader)) is not None:
             low, high = ends

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
+from graphopt.ir.binary import Binary
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import argument, aten, family, function_of_one, gives_several, info
 from graphopt.lowering.integers.arithmetic import Table, dequantize, quantize
@@ -46,9 +47,9 @@ def keep_codes(graph: Graph) -> None:
 
 def _concat_codes(graph: Graph, node: Node, source: Node) -> list[Node]:
     parts = []
-    for part in source.args[0]:  # type: ignore[union-attr]
+    for part in argument(source, "tensors"):
         codes = graph.call(quantize, part, *node.args[1:], before=node)
-        codes.meta["val"] = part.meta["val"].to(node.args[5])  # type: ignore[union-attr]
+        codes.meta["val"] = part.meta["val"].to(QuantizationParameters.of(node).dtype)
         parts.append(codes)
     dim = argument(source, "dim")
     joined = graph.call(aten.cat.default, parts, dim, before=node)
@@ -62,7 +63,7 @@ def _move_or_look_up(graph: Graph, node: Node) -> None:
     if chain is None:
         return
     source, *steps = chain
-    x, y = QuantizationParameters(*source.args[1:]), QuantizationParameters(*node.args[1:])  # type: ignore[arg-type]
+    x, y = QuantizationParameters.of(source), QuantizationParameters.of(node)
     codes: Any = source.args[0]
     functions = [step for step in steps if not moves_codes(step)]
     for step in steps:
@@ -96,7 +97,8 @@ def _chain(node: Node) -> list[Node] | None:
 
 def _with_numbers(node: Node) -> bool:
     """Is this value + 3, value / 6, ...?"""
-    return family(node) in ("add", "sub", "mul", "div") and all(isinstance(a, (int, float)) for a in node.args[1:])
+    binary = Binary.of(node)
+    return binary is not None and binary.number is not None and len(binary.tensors) == 1
 
 
 def _moved(graph: Graph, step: Node, codes: Node, grid: QuantizationParameters, *, before: Node) -> Node:

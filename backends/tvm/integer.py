@@ -138,13 +138,13 @@ def _softmax(program: Program, node: Node, kernel: Kernel, function: Softmax) ->
 
 
 def emit_quantize(program: Program, node: Node) -> Value:
-    source, grid = program.value(operand(node)), QuantizationParameters(*node.args[1:])  # type: ignore[arg-type]
+    source, grid = program.value(operand(node)), QuantizationParameters.of(node)
     spec = Quantize(source.stored, grid.scale, codes_of(grid))
     return Value(program.call(spec, [source.expr]), source.shape, source.order)
 
 
 def emit_dequantize(program: Program, node: Node) -> Value:
-    source, grid = program.value(operand(node)), QuantizationParameters(*node.args[1:])  # type: ignore[arg-type]
+    source, grid = program.value(operand(node)), QuantizationParameters.of(node)
     spec = Dequantize(source.stored, grid.scale, grid.zero_point, dtype_of(grid))
     return Value(program.call(spec, [source.expr]), source.shape, source.order)
 

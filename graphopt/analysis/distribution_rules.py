@@ -17,6 +17,7 @@ from torch.fx.node import Node
 from graphopt.analysis.distributions import Distribution, Distributions, Unknown
 from graphopt.analysis.normals import clipped_normal, expected_maximum, moments_of, once_where_equal
 from graphopt.execution.reference import unquantized
+from graphopt.ir.binary import Binary
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Pool
 from graphopt.ir.ops import argument, clip_of, info, operand
@@ -80,29 +81,31 @@ def function(known: Distributions, graph: Graph, node: Node) -> Distribution:
 @RULES.of("add", "sub")
 def add(known: Distributions, graph: Graph, node: Node) -> Distribution:
     """Operands are independent, but for a value added to itself or taken from itself."""
-    one, other = (known.operand(a) for a in node.args[:2])
+    total = _binary(node)
+    one, other = map(known.operand, total.operands)
     variance = one.variance + other.variance
-    if node.args[0] is node.args[1]:
-        variance = 4 * one.variance if info(node).family == "add" else torch.zeros_like(one.variance)
+    if total.is_of_one_value:
+        variance = 4 * one.variance if total.kind == "add" else torch.zeros_like(one.variance)
     return Distribution(known.run(node, known.mean), variance)
 
 
 @RULES.of("mul")
 def multiply(known: Distributions, graph: Graph, node: Node) -> Distribution:
     """Operands are independent, but for an activation's result times its input."""
-    if (gate := _gate(node)) is not None:
+    product = _binary(node)
+    if (gate := _gate(product)) is not None:
         base, applied = known.known[operand(gate)], _applied(known, gate)
         return Distribution(*moments_of(lambda x: x * applied(x), base.mean, base.variance.sqrt()))
-    if node.args[0] is node.args[1]:
+    if product.is_of_one_value:
         return unknown(known, graph, node)
-    (a, s), (b, t) = (known.operand(a) for a in node.args[:2])
+    (a, s), (b, t) = map(known.operand, product.operands)
     return Distribution(a * b, s * t + s * b**2 + t * a**2)
 
 
 @RULES.of("div")
 def divide(known: Distributions, graph: Graph, node: Node) -> Distribution:
     """By constants only."""
-    (a, s), (b, t) = (known.operand(a) for a in node.args[:2])
+    (a, s), (b, t) = map(known.operand, _binary(node).operands)
     return Distribution(a / b, s / b**2) if not (t != 0).any() else unknown(known, graph, node)
 
 
@@ -121,9 +124,15 @@ def _applied(known: Distributions, node: Node) -> Callable[[Tensor], Tensor]:
     return lambda x: known.run(node, lambda n: x if n is node.args[0] else known.mean(n))
 
 
-def _gate(node: Node) -> Node | None:
+def _binary(node: Node) -> Binary:
+    found = Binary.of(node)
+    assert found is not None
+    return found
+
+
+def _gate(product: Binary) -> Node | None:
     """The activation f of a product x f(x)."""
-    one, other = (unquantized(a) if isinstance(a, Node) else None for a in node.args[:2])
+    one, other = (unquantized(a) if isinstance(a, Node) else None for a in product.operands)
     for x, gate in ((one, other), (other, one)):
         if gate is not None and info(gate).pointwise and not info(gate).fusable and unquantized(operand(gate)) is x:
             return gate

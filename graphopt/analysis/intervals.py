@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
+from graphopt.ir.binary import Binary
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.ir.ops import function_of_one, info, operand, shape
@@ -77,11 +78,13 @@ def reshape(graph: Graph, node: Node, known: Known) -> Interval | None:
 @RULES.of("add")
 def add(graph: Graph, node: Node, known: Known) -> Interval | None:
     """The ends are added, where both operands have the same shape."""
-    source = _source(node, known)
-    other = known.get(node.args[1]) if isinstance(node.args[1], Node) else None
-    if source is None or other is None or shape(operand(node))[1:] != shape(operand(node, 1))[1:]:
+    total = Binary.of(node)
+    if total is None or not all(a in known for a in total.operands):
         return None
-    return Interval(source.low + other.low, source.high + other.high)
+    one, other = total.tensors
+    if shape(one)[1:] != shape(other)[1:]:
+        return None
+    return Interval(known[one].low + known[other].low, known[one].high + known[other].high)
 
 
 def _source(node: Node, known: Known) -> Interval | None:

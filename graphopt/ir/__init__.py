@@ -5,6 +5,7 @@ facts.py            what passes know about nodes: `Fact`, each kind declared onc
 invalidation.py     which facts no longer hold after a constant was replaced
 ops.py              what is known about each operator: `OpInfo`, `register`
 layer.py            views of layers, pools and norms
+binary.py           a view of sums, differences, products and quotients
 rules.py            rules by operator or family
 arguments.py        the arguments of a call by name, and which were read
 shapes.py           shapes and free batch sizes

@@ -127,6 +127,12 @@ class QuantizationParameters(NamedTuple):
     quant_max: int
     dtype: torch.dtype
 
+    @classmethod
+    def of(cls, node: Node) -> QuantizationParameters:
+        """Those of such a call, whose arguments behind the first they are."""
+        parameters: Any = node.args[1:]
+        return cls(*parameters)
+
 
 def storage(quant_min: int, quant_max: int) -> torch.dtype:
     """The smallest integer type that holds these codes."""

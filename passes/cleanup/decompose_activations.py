@@ -16,6 +16,7 @@ from typing import ClassVar
 import torch
 from torch.fx.node import Node
 
+from graphopt.ir.binary import Binary
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import aten, family, is_float, value
 from graphopt.ir.passes import Change
@@ -37,8 +38,8 @@ class DecomposeActivations:
             kind = family(node)
             if kind in self.activations:
                 changes.append(self.write_out(graph, node, str(kind)))
-            elif kind in ("add", "mul") and is_float(node) and isinstance(node.args[1], (int, float)):
-                changes.append(self.make_constant(graph, node))
+            elif kind in ("add", "mul") and is_float(node) and (scalar := Binary(node, kind).number) is not None:
+                changes.append(self.make_constant(graph, node, scalar))
         return changes
 
     def write_out(self, graph: Graph, node: Node, kind: str) -> Change:
@@ -49,8 +50,7 @@ class DecomposeActivations:
         graph.replace(node, product)
         return Change(graph.site(product), f"{kind} written as a product")
 
-    def make_constant(self, graph: Graph, node: Node) -> Change:
-        scalar = node.args[1]
+    def make_constant(self, graph: Graph, node: Node, scalar: float) -> Change:
         constant = graph.add_constant(
             f"{node.name}_operand", torch.tensor(scalar, dtype=value(node).dtype), before=node
         )

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.ir import constants
+from graphopt.ir.binary import Binary
 from graphopt.ir.equal_calls import merge_equal_calls
 from graphopt.ir.facts import FLOAT_REFERENCE
 from graphopt.ir.graph import Graph
@@ -35,7 +36,6 @@ from graphopt.ir.quantizers import quantizers
 from graphopt.passes.cleanup.name_activations import name_activation
 
 CASTS = (aten.to.dtype, aten._to_copy.default, aten.to.dtype_layout, aten.to.device)
-NUMBERS = (int, float)
 
 
 @dataclass(frozen=True)
@@ -164,21 +164,18 @@ def argument_or_none(node: Node, name: str) -> Any:
 
 def turn_scalar(graph: Graph, node: Node) -> str:
     """x - c -> x + (-c);  x / c -> x * (1 / c): additions and products have integer kernels."""
-    kind = family(node)
-    if kind not in ("sub", "div") or not is_float(node) or not is_float(node.args[0]):
+    binary = Binary.of(node)
+    if binary is None or (scalar := binary.number) is None or not is_float(node) or not is_float(binary.left):
         return ""
-    scalar = node.args[1]
-    if not isinstance(scalar, NUMBERS) or isinstance(scalar, bool):
-        return ""
-    if kind == "sub" and argument(node, "alpha") == 1:
-        new = graph.call(aten.add.Tensor, node.args[0], -scalar, before=node)
-    elif kind == "div" and scalar:
-        new = graph.call(aten.mul.Tensor, node.args[0], 1 / scalar, before=node)
+    if binary.kind == "sub" and argument(node, "alpha") == 1:
+        new = graph.call(aten.add.Tensor, binary.left, -scalar, before=node)
+    elif binary.kind == "div" and scalar:
+        new = graph.call(aten.mul.Tensor, binary.left, 1 / scalar, before=node)
     else:
         return ""
     new.meta["val"] = value(node)
     graph.replace(node, new)
-    return "subtraction of a scalar written as addition" if kind == "sub" else "division by a scalar written as product"
+    return "subtraction of a scalar written as addition" if binary.kind == "sub" else "division by a scalar written as product"
 
 
 RULES: tuple[Rule, ...] = (

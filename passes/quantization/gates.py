@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.formats import Format
+from graphopt.ir.binary import Binary
 from graphopt.ir.ops import family
 
 
@@ -26,7 +27,9 @@ def gate_of(value: Node) -> Node | None:
     products = [user for user in value.users if family(user) == "mul"]
     if len(gates) != 1 or len(products) != 1 or len(value.users) != 2:
         return None
-    return gates[0] if set(products[0].args[:2]) == {value, gates[0]} and len(gates[0].users) == 1 else None
+    product = Binary.of(products[0])
+    beside = product.other(value) if product is not None else None
+    return gates[0] if beside is gates[0] and len(gates[0].users) == 1 else None
 
 
 def shared_grid(high: float, format: Format) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None:

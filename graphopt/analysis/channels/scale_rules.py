@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.analysis.channels import movement as moves
 from graphopt.analysis.channels import rules, windows
 from graphopt.analysis.channels.scale_trace import ScaleTrace, Site
 from graphopt.analysis.channels.trace import LIKE, Dims, sizes
+from graphopt.ir.binary import Binary
 from graphopt.ir.layer import BIAS, BatchNorm, Layer
 from graphopt.ir.ops import argument, aten, clip_of, info, operand, value
 from graphopt.ir.rules import Rules
@@ -80,7 +80,8 @@ def channel_clip(trace: ScaleTrace, node: Node) -> Dims | None:
 
 def add(trace: ScaleTrace, node: Node) -> Dims | None:
     """Operands of one shape are tied; a constant with an element for each channel is divided with what it is added to."""
-    operands = [a for a in node.args[:2] if isinstance(a, Node) and isinstance(value(a), Tensor)]
+    total = Binary.of(node)
+    operands = total.tensors if total is not None else []
     if len(operands) == 2:
         constants = [trace.graph.is_constant(a) for a in operands]
         if sum(constants) == 1:
@@ -99,10 +100,12 @@ def add(trace: ScaleTrace, node: Node) -> Dims | None:
 
 def multiply(trace: ScaleTrace, node: Node) -> Dims | None:
     """Of two factors one keeps its labels: the first with labels and the shape of the result. A divisor keeps none."""
-    operands = [a for a in node.args[:2] if isinstance(a, Node) and isinstance(value(a), Tensor)]
+    product = Binary.of(node)
+    assert product is not None
+    operands = product.tensors
     shaped = [a for a in operands if sizes(value(a)) == sizes(value(node)) and any(trace.of(a))]
     main = shaped[0] if shaped and operands.count(shaped[0]) == 1 else None
-    if info(node).family == "div" and main is not node.args[0]:
+    if product.kind == "div" and main is not product.left:
         main = None
     for other in operands:
         if other is not main:

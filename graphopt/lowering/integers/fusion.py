@@ -86,7 +86,7 @@ def fuse(graph: Graph, machine: str) -> dict[Node, str]:
         if function is None:
             continue
         reader = quantizer(node)
-        result = QuantizationParameters(*reader.args[1:]) if reader is not None else None  # type: ignore[arg-type]
+        result = QuantizationParameters.of(reader) if reader is not None else None
         kernel = Kernel(_kind(node), function, [o.grid for o in operands], result)
         call = graph.call(kernel, *(o.codes for o in operands), before=reader or node, like=node)
         call.meta["val"] = (reader or node).meta["val"]
@@ -137,8 +137,7 @@ def operand(value: Any) -> Operand | None:
     """The 8-bit codes that a value is dequantized from."""
     if not isinstance(value, Node) or value.target is not DEQUANTIZE or value.args[5] not in BYTES:
         return None
-    codes, *grid = value.args
-    return Operand(codes, QuantizationParameters(*grid))  # type: ignore[arg-type]
+    return Operand(value.all_input_nodes[0], QuantizationParameters.of(value))
 
 
 def _kernel(graph: Graph, node: Node, machine: Machine) -> tuple[Callable[..., Tensor] | None, list[Operand]]:
@@ -151,7 +150,7 @@ def _kernel(graph: Graph, node: Node, machine: Machine) -> tuple[Callable[..., T
     if make is None or reader is None:
         return None, []
     operands = [operand(a) for a in node.args[: 2 if kind in ("add", "mul") else 1]]
-    y = QuantizationParameters(*reader.args[1:])  # type: ignore[arg-type]
+    y = QuantizationParameters.of(reader)
     found = [o for o in operands if o is not None and o.grid.dtype == y.dtype]
     if len(found) < len(operands):
         return None, []
@@ -173,7 +172,7 @@ def _layer(graph: Graph, node: Node, machine: Machine) -> tuple[LayerKernel | No
     layer, x = Layer.of(node), operand(node.args[0])
     assert layer is not None
     reader = quantizer(node)
-    y = QuantizationParameters(*reader.args[1:]) if reader is not None else None  # type: ignore[arg-type]
+    y = QuantizationParameters.of(reader) if reader is not None else None
     stays_float = y is None and (layer.kind == "conv" or any(r.target is QUANTIZE for r in node.users))
     if x is None or stays_float or (y is not None and y.dtype != x.grid.dtype) or not is_dequantized(layer.weight):
         return None, []

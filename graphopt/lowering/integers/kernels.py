@@ -29,6 +29,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -204,5 +206,5 @@ class Softmax:
     def exponentials(self, length: int) -> Tensor:
         """exp of the distance to the largest code, scaled so that no sum overflows."""
         scale = float(f32(self.x.scale))
-        shift = max(0.0, float(np.log(np.finfo(np.float32).max / np.float32(length))) - 5) / scale
+        shift = max(0.0, math.log(float(np.finfo(np.float32).max / np.float32(length))) - 5) / scale
         return torch.exp((torch.arange(256, dtype=torch.float64) - 255 + shift) * scale).float()
