@@ -55,11 +55,27 @@ def softmax(rows: tuple[int, int], x: QuantizationParameters, y: QuantizationPar
     inverse = float(np.floor(np.float32(1) / np.float32(y.scale)))
 
     def share(i: Any, c: Any) -> Any:
-        steps = exact.quotient(e[i, c] * exact.number(inverse, "float32"), total[i])
-        value = exact.nearest(steps) + tirx.const(float(y.zero_point), "float32")
-        return _clamp(value, y).astype(_name(y))
+        steps = _nearest_quotient(e[i, c], exact.number(inverse, "float32"), total[i])
+        return _clamp(steps + tirx.const(float(y.zero_point), "float32"), y).astype(_name(y))
 
     return te.create_prim_func([codes, table, te.compute(rows, share, "y")])
+
+
+def _nearest_quotient(a: Any, b: Any, c: Any) -> Any:
+    """The whole number next to a b / c, of two the even one, for positive numbers, exactly.
+
+    The product is its rounded value and the rest of it; the quotient of the former is at most one off, which the remainder tells.
+    """
+    zero, half, one = (tirx.const(n, "float32") for n in (0.0, 0.5, 1.0))
+    product = exact.product(a, b)
+    rest = exact.fma(a, b, zero - product)
+    found = exact.nearest(exact.quotient(product, c))
+    remainder = exact.fma(zero - found, c, product)
+    above, below = (remainder - c * half) + rest, (remainder + c * half) + rest
+    odd = found - tirx.const(2.0, "float32") * tirx.floor(found * half) > half
+    up = tirx.any(above > zero, tirx.all(above == zero, odd))
+    down = tirx.any(below < zero, tirx.all(below == zero, odd))
+    return found + tirx.Select(up, one, zero) - tirx.Select(down, one, zero)
 
 
 def _clamp(value: Any, grid: QuantizationParameters) -> Any:

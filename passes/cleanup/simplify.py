@@ -175,7 +175,11 @@ def turn_scalar(graph: Graph, node: Node) -> str:
         return ""
     new.meta["val"] = value(node)
     graph.replace(node, new)
-    return "subtraction of a scalar written as addition" if binary.kind == "sub" else "division by a scalar written as product"
+    return (
+        "subtraction of a scalar written as addition"
+        if binary.kind == "sub"
+        else "division by a scalar written as product"
+    )
 
 
 RULES: tuple[Rule, ...] = (

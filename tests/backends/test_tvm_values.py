@@ -12,10 +12,15 @@ import torch.nn.functional as F
 
 pytest.importorskip("tvm", reason="needs graphopt[tvm]")
 
+import tvm
 from tvm_running import HOST, SAME, onnx, onnx_sum, random, run
 
 from graphopt.backends.tvm import schedules as S
+from graphopt.backends.tvm import tables
+from graphopt.backends.tvm.machine import host
 from graphopt.backends.tvm.schedules import Codes, Pool, Sum, elementwise, pool
+from graphopt.lowering.integers.kernels import Softmax
+from graphopt.lowering.qdq import QuantizationParameters
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="ONNX Runtime adds in fixed point elsewhere")
@@ -121,3 +126,19 @@ def test_codes_are_looked_up_from_the_lowest(data: str, result: str) -> None:
     np.testing.assert_array_equal(
         run(elementwise(S.Lookup(x.shape, data, result), HOST), x, table), table[x.astype(int) - lowest]
     )
+
+
+@pytest.mark.parametrize("scale", [29.592336654663086, 0.05])
+def test_shares_of_a_softmax_round_as_they_are_simulated(scale: float) -> None:
+    """The largest elements are equal, so that shares fall between two steps, or data are random."""
+    x_grid = QuantizationParameters(float(np.float32(scale)), 0, 0, 255, torch.uint8)
+    y_grid = QuantizationParameters(float(np.float32(1 / 255)), 0, 0, 255, torch.uint8)
+    for length in (2, 7, 276):
+        equal = [torch.where(torch.arange(length) < count, 200, 0) for count in range(1, 20)]
+        codes = torch.cat([torch.stack(equal), torch.randint(0, 256, (2000, length))]).to(torch.uint8)
+        kernel = Softmax(x_grid, y_grid, -1)
+        with tvm.transform.PassContext(config=S.PASS_CONFIG):
+            built = tvm.compile(tables.softmax((len(codes), length), x_grid, y_grid), host())
+        result = tvm.runtime.tensor(np.zeros(codes.shape, np.uint8))
+        built["main"](*map(tvm.runtime.tensor, (codes.numpy(), kernel.exponentials(length).numpy())), result)
+        assert np.array_equal(result.numpy(), kernel(codes).numpy()), length

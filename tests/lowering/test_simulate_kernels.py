@@ -126,6 +126,19 @@ def test_softmax(found: list[QuantizationParameters], length: int) -> None:
     assert torch.equal(Softmax(x_grid, y_grid, -1)(x), expected)
 
 
+@on_x86
+@pytest.mark.parametrize("scale", [29.592336654663086, 0.02])
+def test_shares_that_fall_between_two_steps_are_rounded_as_the_operator_does(scale: float) -> None:
+    """Equal largest elements have shares of 127, 63.5, 31.75 steps, ... and the sum of other codes is next to nothing, or not."""
+    low, high = TYPES[torch.uint8]
+    x_grid = QuantizationParameters(float(np.float32(scale)), 0, low, high, torch.uint8)
+    y_grid = QuantizationParameters(float(np.float32(1 / 255)), 0, low, high, torch.uint8)
+    for length in range(20, 300, 8):
+        x = torch.stack([torch.where(torch.arange(length) < equal, 200, 0) for equal in range(1, 20)]).to(torch.uint8)
+        expected = run("QLinearSoftmax", [x_grid, y_grid], x, axis=-1, opset=18)
+        assert torch.equal(Softmax(x_grid, y_grid, -1)(x), expected), length
+
+
 # ---- The steps of the ARM kernels, one code at a time ---------------------------------------------------------------
 
 

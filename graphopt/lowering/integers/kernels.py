@@ -29,8 +29,6 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
 
-import math
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -189,7 +187,7 @@ class AveragePool:
 
 @dataclass(frozen=True, eq=False)
 class Softmax:
-    """Softmax along `dim`. Sums run from the first element to the last in float32."""
+    """Softmax along `dim`. Sums run from the first element to the last in float32; shares of them are rounded once, to a step."""
 
     x: QuantizationParameters
     y: QuantizationParameters
@@ -200,11 +198,12 @@ class Softmax:
         table = self.exponentials(moved.shape[-1])
         e = table[(moved + (255 - moved.amax(-1, keepdim=True))).long()]
         total = torch.from_numpy(np.add.accumulate(e.numpy(), axis=-1)[..., -1:])
-        share = torch.round(e * torch.floor(1 / f32(self.y.scale)) / total)
+        steps = torch.floor(1 / f32(self.y.scale)).double()
+        share = torch.round(e.double() * steps / total.double()).float()  # e * steps is exact in 53 bits
         return saturate(share, self.y).movedim(-1, self.dim)
 
     def exponentials(self, length: int) -> Tensor:
         """exp of the distance to the largest code, scaled so that no sum overflows."""
         scale = float(f32(self.x.scale))
-        shift = max(0.0, math.log(float(np.finfo(np.float32).max / np.float32(length))) - 5) / scale
+        shift = max(0.0, float(np.log(np.finfo(np.float32).max / np.float32(length))) - 5) / scale
         return torch.exp((torch.arange(256, dtype=torch.float64) - 255 + shift) * scale).float()
