@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from drawing import KINDS, OF_IMAGES, WEIGHTS, Draw
+from drawing import Draw
+from kinds import KINDS, OF_IMAGES, WEIGHTS
 from programs import Network, Noisy, pruned, reads
 from torch import Tensor
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.utils._pytree as pytree
 from checks import CHECKS, Outcome, answers, checked, compare, graph_of
-from drawing import KINDS
 from generate import generate
+from kinds import KINDS
 from networks import run, summary, table, try_one
 from programs import Built, Network, Noisy
 from refusals import unclear
