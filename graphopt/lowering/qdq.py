@@ -64,6 +64,7 @@ def deploy(graph: Graph, *, half: bool = False) -> Graph:
     deployed = graph.clone(share_weights=True).eval()
     baked = bake(deployed)
     found = quantizers(deployed)
+    unsigned = _has_unsigned_bytes(deployed, found)
     packed: dict[tuple[Any, ...], Node] = {}
     for node in found:
         if half and not is_uniform(node) and quantizer_of(deployed, node).format in FLOAT16_FORMATS:
@@ -75,7 +76,7 @@ def deploy(graph: Graph, *, half: bool = False) -> Graph:
         elif deployed.is_constant(_evaluated(deployed, node.args[0])):  # type: ignore[arg-type]
             _store_codes(deployed, node)
         else:
-            _quantize_value(deployed, node)
+            _quantize_value(deployed, node, unsigned=unsigned)
     if found or baked:
         deployed.refresh()
     return deployed
@@ -134,9 +135,10 @@ class QuantizationParameters(NamedTuple):
         return cls(*parameters)
 
 
-def storage(quant_min: int, quant_max: int) -> torch.dtype:
-    """The smallest integer type that holds these codes."""
-    for dtype in (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32):
+def storage(quant_min: int, quant_max: int, *, unsigned: bool = False) -> torch.dtype:
+    """The smallest integer type that holds these codes; of two as small, the signed one, unless `unsigned`."""
+    bytes_ = (torch.uint8, torch.int8) if unsigned else (torch.int8, torch.uint8)
+    for dtype in (*bytes_, torch.int16, torch.uint16, torch.int32):
         info = torch.iinfo(dtype)
         if info.min <= quant_min and quant_max <= info.max:
             return dtype
@@ -180,9 +182,16 @@ def _pack(graph: Graph, node: Node, packed: dict[tuple[Any, ...], Node]) -> None
     graph.replace(node, packed[arguments])
 
 
-def _quantize_value(graph: Graph, node: Node) -> None:
+def _has_unsigned_bytes(graph: Graph, found: list[Node]) -> bool:
+    """Whether some activation has codes above 127. Few bits beside it are unsigned bytes then, too: kernels take one type."""
+    activations = [node for node in found if is_uniform(node) and not graph.is_constant(operand(node))]
+    return any(_parameters(graph, node)[3] in range(128, 256) for node in activations)
+
+
+def _quantize_value(graph: Graph, node: Node, *, unsigned: bool) -> None:
     scale, zero_point, quant_min, quant_max, _ = _parameters(graph, node)
-    grid = QuantizationParameters(float(scale), int(zero_point), quant_min, quant_max, storage(quant_min, quant_max))
+    dtype = storage(quant_min, quant_max, unsigned=unsigned)
+    grid = QuantizationParameters(float(scale), int(zero_point), quant_min, quant_max, dtype)
     source = operand(node)
     if family(source) == "channel_clamp" and len(source.users) == 1:
         inner = _without_implied_clip(source.args[0], grid)  # type: ignore[arg-type]

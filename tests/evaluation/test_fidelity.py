@@ -12,7 +12,7 @@ import graphopt
 from graphopt.evaluation.fidelity import Fidelity
 from graphopt.formats import Format
 from graphopt.ir.graph import Graph
-from graphopt.passes.quantization import LayerFormat, Quantize
+from graphopt.passes.quantization import Quantize
 from graphopt.targets import find
 from graphopt.utils.errors import InputError
 
@@ -71,32 +71,3 @@ def test_values_too_small_for_any_scale_are_refused_by_name(where: str) -> None:
         model[0].bias.mul_(1e-13 if where == "values" else 1)  # type: ignore[union-attr, operator]
     with pytest.raises(InputError, match="too small"):
         Quantize(find("x86"), [[X]])(Graph.capture(model, X))
-
-
-class Residual(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.one, self.two, self.head = (nn.Conv2d(n, m, 3) for n, m in ((3, 8), (8, 8), (8, 8), (8, 2)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.stem(x))
-        x = torch.relu(self.two(torch.relu(self.one(x))) + x[..., 2:-2, 2:-2])
-        found: Tensor = self.head(x)
-        return found
-
-
-@pytest.mark.parametrize("bits", [8, 4], ids=["sums of as many bits", "sums of more bits"])
-def test_work_that_stays_in_float_because_widths_differ_is_a_warning(bits: int) -> None:
-    """Kernels of one type of codes do not read sums of another: the layers beside them compute in float."""
-    torch.manual_seed(0)
-
-    def format(bits: int) -> Format:
-        return Format(bits, signed=False, symmetric=False)
-
-    formats = {
-        "add*": LayerFormat(activations=format(8)),
-        "*": LayerFormat(Format(4, per_channel=True), format(bits)),
-    }
-    report = graphopt.optimize(Residual().eval(), X, target="arm", calibration=X, formats=formats, measure=False).report
-    said = [warning for warning in report.warnings if "stay in float" in warning]
-    assert len(said) == (bits == 4)

@@ -1,0 +1,60 @@
+"""Activations of several widths in one graph: few bits where layers multiply, eight where sums are added."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import graphopt
+from graphopt.formats import Format
+from graphopt.passes.quantization import LayerFormat
+from graphopt.targets import architecture, machine_here
+
+pytestmark = pytest.mark.skipif(
+    architecture() != "x86_64", reason="aarch64 kernels were never compared with the runtime"
+)
+X = torch.randn(8, 3, 14, 14, generator=torch.Generator().manual_seed(0))
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one, self.two, self.head = (nn.Conv2d(n, m, 3) for n, m in ((3, 8), (8, 8), (8, 8), (8, 2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(self.two(torch.relu(self.one(x))) + x[..., 2:-2, 2:-2])
+        found: Tensor = self.head(x)
+        return found
+
+
+def optimized(target: str, bits: int, *, signed: bool) -> graphopt.Optimized:
+    torch.manual_seed(0)
+
+    def format(bits: int) -> Format:
+        return Format(bits, signed=signed, symmetric=False)
+
+    formats = {
+        "add*": LayerFormat(activations=format(8)),
+        "*": LayerFormat(Format(4, per_channel=True), format(bits)),
+    }
+    return graphopt.optimize(Residual().eval(), X, target=target, calibration=X, formats=formats, measure=False)
+
+
+@pytest.mark.parametrize("bits", [4, 2, 7])
+@pytest.mark.parametrize(("target", "signed"), [("x86", False), ("tvm-x86", False), ("arm", True)])
+def test_all_of_it_computes_in_integer_bit_for_bit_as_simulated(target: str, signed: bool, bits: int) -> None:
+    if target.startswith("tvm"):
+        pytest.importorskip("tvm", reason="needs graphopt[tvm]")
+    result = optimized(target, bits, signed=signed)
+    assert result.report.integer_macs == 1.0
+    assert not [warning for warning in result.report.warnings if "float" in warning]
+    simulation = graphopt.simulate(result.graph, target, machine=machine_here())
+    assert torch.equal(simulation(X), torch.as_tensor(result.artifact(X)))
+
+
+def test_work_that_stays_in_float_because_signs_differ_is_a_warning() -> None:
+    """On ARM inputs are signed; layers whose activations are made unsigned do not read them in integer."""
+    (said,) = [w for w in optimized("arm", 8, signed=False).report.warnings if "stay in float" in w]
+    assert "% of the multiply-accumulates" in said
