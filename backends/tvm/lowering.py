@@ -56,7 +56,7 @@ def lower(
             what does not run here.
         GraphoptError: an operator cannot be lowered; names it.
     """
-    code = Code.of(target)
+    code = Code.of(target.runtime)
     batch = (batch or example_batch(graph)) if graph.dynamic_batch else None
     budget = check_tuning(target, tune, tune_database, tuner, device)
     lowering = _Lowering(graph, target, code, name, batch)
@@ -66,7 +66,9 @@ def lower(
         assert tune_database is not None
         return lowering.artifact(tuning.known(lowering.layers, code, tune_database))
     plain = lowering.artifact()  # first: what it refuses is refused before any time is spent
-    tuned = tuning.tune(lowering.layers, _place(code, target, device), budget, tune_database, tuner)
+    tuned = tuning.tune(
+        lowering.layers, _place(code, target.runtime.generated.compiler, device), budget, tune_database, tuner
+    )
     taken, outcome = _faster(plain, lowering.artifact(tuned), device) if tuned.variants else (plain, "")
     taken.manifest.options["tuned"] = str(tuned) + outcome
     return taken
@@ -84,26 +86,26 @@ def check_tuning(
     Raises:
         InputError: it cannot. ArtifactError: the device is of another architecture. Either before any work is done.
     """
-    code = Code.of(target)
+    code = Code.of(target.runtime)
     if tune is None and tuner != "tiles":
         raise InputError(f"tuner={tuner!r} says how tune=... measures; give that, too")
-    if code.kernels != "cpu" and (tune is not None or tune_database is not None):
-        raise InputError(f"tune measures kernels of CPUs; {target.name!r} computes with {code.kernels}: leave it out")
+    if code.device != "cpu" and (tune is not None or tune_database is not None):
+        raise InputError(f"tune measures kernels of CPUs; {target.name!r} computes with {code.device}: leave it out")
     if tune_database is not None:
         tuning.Database(tune_database, code, read_only=tune is None)
     if tune is None:
         return None
     budget = Budget.of(tune)
     tuning.check_tuner(tuner)
-    _place(code, target, device)
+    _place(code, target.runtime.generated.compiler, device)
     return budget
 
 
-def _place(code: Code, target: Target, device: str | None) -> TuningDevice:
+def _place(code: Code, compiler: str, device: str | None) -> TuningDevice:
     """Where kernels are measured. C without a runtime, which no server can load, is measured nowhere but here."""
     if device is None or code.bare:
         return Here(code)
-    return There(code, connect(device), linker(code, target.compiler))
+    return There(code, connect(device), linker(code, compiler))
 
 
 class _Lowering:
@@ -115,7 +117,7 @@ class _Lowering:
 
     def __init__(self, graph: Graph, target: Target, code: Code, name: str, batch: int | None) -> None:
         self.graph, self.target, self.code, self.name, self.batch = graph, target, code, name, batch
-        self.command = [] if code.bare else linker(code, target.compiler)
+        self.command = [] if code.bare else linker(code, target.runtime.generated.compiler)
         if batch:
             check_independent(graph)
         self._fixed = fix_batch(graph, batch) if batch else graph
@@ -133,8 +135,8 @@ class _Lowering:
         if not code.bare:
             executable = build(kernels, code)
             link(executable, folder / LIBRARY, self.command)
-            if code.kernels in SOURCES:
-                (folder / SOURCES[code.kernels]).write_text(device_source(executable))
+            if code.device in SOURCES:
+                (folder / SOURCES[code.device]).write_text(device_source(executable))
         manifest = describe(self.graph, self.target, folder, model=self.name, options=options)
         if self.batch is not None:
             for output in manifest.outputs:
@@ -146,7 +148,7 @@ class _Lowering:
         if code.bare:
             manifest.options[OBJECTS] = write_objects(recorded(kernels), manifest, folder)
             manifest.files = listing(folder)
-        keeps = not code.bare and code.kernels == "cpu"
+        keeps = not code.bare and code.device == "cpu"
         return TvmArtifact(folder, manifest, temporary=True, graph=self.graph, kernels=kernels if keeps else None)
 
 

@@ -20,7 +20,7 @@ from graphopt.utils.errors import ArtifactError, InputError
 from graphopt.utils.files import MANIFEST, sha256, steady
 from graphopt.utils.version import __version__, versions
 
-FORMAT = 1  # raised whenever an older graphopt could misread what a newer one writes
+FORMAT = 2  # raised whenever what is written changes; other formats are refused by name
 DTYPES = frozenset(
     {"float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "uint16", "bool"}
 )
@@ -52,7 +52,7 @@ class Manifest:
 
     Attributes:
         model: the model's name.
-        target: `Target.to_dict()`; its "runtime" names the backend.
+        target: `Target.to_dict()`; the name of its runtime is that of the backend.
         inputs, outputs: the tensors, in order.
         input_structure: the nesting of `(args, kwargs)`; see `graphopt.ir.structure`.
         output_structure: the nesting of the result.
@@ -77,7 +77,7 @@ class Manifest:
 
     @property
     def runtime(self) -> str:
-        return str(self.target.get("runtime", ""))
+        return str(self.target["runtime"]["name"])
 
     def to_json(self) -> bytes:
         content = asdict(self)
@@ -88,7 +88,7 @@ class Manifest:
         """Parse and check a manifest.
 
         Raises:
-            ArtifactError: it is damaged, altered, or of a newer format.
+            ArtifactError: it is damaged, altered, or of another format.
         """
         try:
             data = json_data.parse(text)
@@ -99,7 +99,12 @@ class Manifest:
         if data["format"] > FORMAT:
             raise ArtifactError(
                 f"{where} was written by graphopt {_writer(data)} in format {data['format']}, but graphopt {__version__} "
-                f"reads formats up to {FORMAT}; upgrade graphopt"
+                f"reads format {FORMAT}; upgrade graphopt"
+            )
+        if data["format"] < FORMAT:
+            raise ArtifactError(
+                f"{where} was written by graphopt {_writer(data)} in format {data['format']}, but graphopt {__version__} "
+                f"reads format {FORMAT}; optimize the model again, or load it with the graphopt that wrote it"
             )
         checksum = data.pop("checksum", None)
         if checksum != _checksum(data):
@@ -156,7 +161,7 @@ def read_manifest(folder: str | Path) -> Manifest:
 
     Raises:
         InputError: there is no such folder.
-        ArtifactError: it is no artifact, is damaged, was altered, or comes from a newer graphopt.
+        ArtifactError: it is no artifact, is damaged, was altered, or is in the format of another graphopt.
     """
     folder = Path(folder).expanduser()
     return steady(folder, lambda: _verified(folder))

@@ -145,7 +145,7 @@ class Ladder:
     def lifts(self, graph: Graph) -> list[tuple[str, LayerFormat | None]]:
         """What to give back, most needed first: 8 bits to layers with fewer, then float."""
         ranked = [layer for layer in analyze(graph, self.data).ranked() if layer.weight_bits is not None]
-        formats = (self.target.weights, self.target.activations)
+        formats = (self.target.formats.weights, self.target.formats.activations)
         eight = LayerFormat(*(with_bits(f, EIGHT) if isinstance(f, Format) else f for f in formats))
         few: list[tuple[str, LayerFormat | None]] = [(layer.name, eight) for layer in ranked if bits(layer) < FEW_BITS]
         return few + [(layer.name, None) for layer in ranked]

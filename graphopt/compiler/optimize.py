@@ -122,7 +122,7 @@ def simulate(graph: Graph, target: str | Target = "arm", *, machine: str | None 
         InputError: the graph is not quantized; unknown target or machine.
     """
     chosen = find(target)
-    backend = registry.backend(chosen.runtime)
+    backend = registry.backend(chosen.runtime.name)
     return backend.simulate(graph, chosen, machine)
 
 

@@ -106,12 +106,12 @@ def begin(
     dynamic_batch: bool,
 ) -> Work:
     """Capture the model and look at the data, after checking what can be checked without either."""
-    backend = registry.backend(target.runtime)
+    backend = registry.backend(target.runtime.name)
     device = options.measurement.device
     connection = backend.connect(device, target) if device is not None else None
     if options.tuning.asked_for:
         backend.check_tuning(target, options.tuning)
-    graph, notes = _graph(model, example_inputs, dynamic_batch and not target.static_shapes)
+    graph, notes = _graph(model, example_inputs, dynamic_batch and not target.runtime.static_shapes)
     check_float32(graph)
     give_back(cost.weight_bytes(graph))
     report = Report(model=_name(model), target=target.name, notes=[*graph.notes, *notes], original=_original(graph))
@@ -185,13 +185,13 @@ def shrink(work: Work) -> list[Pass]:
     data = None if work.data.synthetic else work.data
     passes: list[Pass] = []
     if chosen.keep_macs is not None and chosen.shrink_by == "prune":
-        passes.append(Prune(chosen.keep_macs, data=data, round_to=target.channel_multiple))
+        passes.append(Prune(chosen.keep_macs, data=data, round_to=target.kernels.channel_multiple))
     elif chosen.keep_macs is not None:
-        passes.append(Factorize(target_macs=chosen.keep_macs, data=data, round_to=target.channel_multiple))
+        passes.append(Factorize(target_macs=chosen.keep_macs, data=data, round_to=target.kernels.channel_multiple))
     if chosen.max_latency is not None:
         timer = LatencyTimer(target, threads=work.options.measurement.threads)
         passes.append(
-            Factorize(max_latency=chosen.max_latency, data=data, round_to=target.channel_multiple, timer=timer)
+            Factorize(max_latency=chosen.max_latency, data=data, round_to=target.kernels.channel_multiple, timer=timer)
         )
     return passes
 
@@ -226,7 +226,7 @@ def _weight_only(work: Work, bits: int) -> list[Pass]:
             "every weight has its nearest code: choosing codes goes through the calibration data several times"
         )
     chosen_on = None if data.synthetic or data.one_shot else data
-    layers = recipes.weight_bits(work.target, chosen.formats or {})
+    layers = recipes.weight_bits(work.target.formats.weights, chosen.formats or {})
     return recipes.weight_only(work.target, bits, data=chosen_on, layers=layers, checkpoint=chosen.checkpoint)
 
 

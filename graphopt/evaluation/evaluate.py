@@ -28,7 +28,7 @@ from graphopt.ir.graph import Graph
 from graphopt.ir.structure import tensors
 from graphopt.passmanager.runner import outputs
 from graphopt.passmanager.step import Step
-from graphopt.targets import Target, architecture, machine_here
+from graphopt.targets import Runtime, Target, architecture, machine_here
 from graphopt.utils.errors import InputError, first_line
 from graphopt.utils.progress import track
 from graphopt.utils.quantities import size
@@ -204,7 +204,7 @@ def _floating_names(graph: Graph, answers: list[Tensor]) -> list[str]:
 
 
 def clock(report: Report, target: Target, before: Artifact, after: Artifact, graph: Graph, threads: int) -> None:
-    if reason := _untimed(target, after):
+    if reason := _untimed(target.runtime, after):
         report.missing["latency"] = reason
         return
     args, kwargs = graph.example.args, graph.example.kwargs
@@ -235,7 +235,7 @@ def _arithmetic(report: Report) -> str:
     return "float16" if report.float16_macs else "weights in few bits"
 
 
-def _untimed(target: Target, artifact: Artifact) -> str:
+def _untimed(target: Runtime, artifact: Artifact) -> str:
     """Why its latency cannot be measured where it runs; empty where it can."""
     if artifact.device:
         return f"{artifact.device} takes other times than the hardware" if artifact.emulated else ""

@@ -195,7 +195,7 @@ def audit(
         ArtifactError: ONNX Runtime refuses the model.
     """
     chosen = find(target)
-    if chosen.runtime != "onnxruntime":
+    if chosen.runtime.name != "onnxruntime":
         raise InputError(
             f"{chosen.name} runs no ONNX files; audit for one of: arm, x86, x86-avx2, hexagon, nvidia, ..."
         )

@@ -22,7 +22,7 @@ PACKAGE = """
 from dataclasses import replace
 
 from graphopt.backends.onnxruntime.backend import OnnxRuntime
-from graphopt.targets import find
+from graphopt.targets import Runtime, find
 
 
 class Echo(OnnxRuntime):
@@ -34,7 +34,7 @@ class Echo(OnnxRuntime):
 
 
 BACKEND = Echo()
-TARGET = replace(find("x86"), name="board", runtime="echo")
+TARGET = find("x86").replace(name="board", runtime=Runtime("echo", architecture="x86_64"))
 NO_TARGET = "board"
 """
 ENTRY_POINTS = """

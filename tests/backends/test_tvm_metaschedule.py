@@ -66,7 +66,7 @@ CPUS = {"the machine at hand": "", "pmaddwd": "x86-64-v3", "sse": "x86-64-v2"}
 
 
 def code(cpu: str = "") -> Code:
-    return Code.of(replace(TARGET, cpu=cpu, triple="x86_64-linux-gnu") if cpu else TARGET)
+    return Code.of((TARGET.replace(cpu=cpu, triple="x86_64-linux-gnu") if cpu else TARGET).runtime)
 
 
 def samples(layer: Conv, cpu: Code, count: int) -> list[Sample]:
@@ -113,7 +113,7 @@ def test_answers_that_differ_do_not_agree() -> None:
 
 
 def test_a_kernel_holds_its_tile_in_registers_and_uses_the_dot_product() -> None:
-    a76 = Code.of(replace(find("tvm-cortex-a76"), compiler="g++"))
+    a76 = Code.of(find("tvm-cortex-a76").replace(compiler="g++").runtime)
     layer = replace(INTEGER, data="int8")
     sample = Sample(False, False, (3, 2, 2), (3, 1, 4), (4, 2, 2), (4, 2))
     kernel = kernel_of(layer, machine(a76.target()), sample)
@@ -251,7 +251,7 @@ def network() -> nn.Module:
 
 def remember_samples(graph: graphopt.Graph, target: Any, path: Path) -> int:
     """Write a database in which every layer that has samples gains by one; how many do."""
-    there = Code.of(target)
+    there = Code.of(target.runtime)
     database = Database(path, there)
     layers = compiled(fix_batch(graph, 2), there).layers
     found = {layer: samples(layer, there, 3) for layer in layers if sampled.applies(layer, machine(there.target()))}

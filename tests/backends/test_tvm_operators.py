@@ -27,7 +27,7 @@ REFUSED: Refused = {"products": {len(OPERATORS["products"]) - 2: "_trilinear"}}
 
 
 def emitted(graph: Graph) -> object:
-    return compiled(graph, Code.of(TARGET))
+    return compiled(graph, Code.of(TARGET.runtime))
 
 
 @pytest.mark.parametrize("kind", OPERATORS)

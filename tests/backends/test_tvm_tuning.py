@@ -37,7 +37,7 @@ DEPTHWISE = replace(SMALLER, groups=16, data="uint8", epilogue=Epilogue(result=C
 
 
 def code() -> Code:
-    return Code.of(TARGET)
+    return Code.of(TARGET.runtime)
 
 
 def candidates(layer: Conv) -> list[Tile]:
@@ -155,7 +155,7 @@ def test_a_budget_is_trials_or_seconds() -> None:
 def test_tuning_for_another_machine_or_runtime_is_refused(tmp_path: Path) -> None:
     graph = simulated(network(), TARGET)
     with pytest.raises(InputError, match=r"tuning measures on this machine, but the code is for cortex-a76"):
-        lower(graph, replace(find("tvm-cortex-a76"), compiler="g++"), tune=5)
+        lower(graph, find("tvm-cortex-a76").replace(compiler="g++"), tune=5)
     with pytest.raises(InputError, match=r"there is no database .*tiles.jsonl; tune=\.\.\. writes one"):
         lower(graph, TARGET, tune_database=tmp_path / "tiles.jsonl")
     with pytest.raises(InputError, match="tune is for targets of TVM"):
@@ -165,8 +165,8 @@ def test_tuning_for_another_machine_or_runtime_is_refused(tmp_path: Path) -> Non
 @pytest.mark.thorough
 def test_what_a_database_knows_is_used_without_measuring(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As where a device tuned itself, and other machines compile for it."""
-    path, target = tmp_path / "device.jsonl", replace(find("tvm-cortex-a76"), compiler=COPY)
-    graph, there = simulated(network(), target), Code.of(target)
+    path, target = tmp_path / "device.jsonl", find("tvm-cortex-a76").replace(compiler=COPY)
+    graph, there = simulated(network(), target), Code.of(target.runtime)
     plain = lower(graph, target)
     layer = next(s for s in emitted_layers(graph, there) if s.kernel == (3, 3) and s.groups == 1 and s.shape[3] == 32)
     tile = schedules.tiles_of(layer, machine(there.target()))[5]

@@ -131,7 +131,7 @@ def test_nothing_saturates_with_7_bits_nor_vnni_nor_signed_values(target: str, m
 
 def test_the_target_without_vnni_has_7_bits_and_its_own_kernels() -> None:
     target = find("x86-avx2")
-    assert target.weights.bits == max(target.weight_bits) == 7
+    assert target.formats.weights.bits == max(target.formats.weight_bits) == 7
     assert graphopt.simulate(saturated("plain", "x86-avx2"), target).machine == "avx2"
 
 
@@ -159,5 +159,5 @@ def test_the_host_is_told_by_its_instructions(
     monkeypatch.setattr("graphopt.targets.machine.architecture", lambda: architecture)
     monkeypatch.setattr("graphopt.targets.machine.cpu_features", lambda: frozenset(features))
     assert targets.machine_here() == machine
-    assert targets.host().weights == find(like).weights
-    assert targets.host().machine == find(like).machine
+    assert targets.host().formats.weights == find(like).formats.weights
+    assert targets.host().runtime.machine == find(like).runtime.machine

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from textwrap import dedent
 from typing import Any
 
@@ -354,7 +353,7 @@ def test_training_the_simulated_graph_reduces_its_loss() -> None:
 
 
 def test_a_target_of_ones_own_decides_what_is_integer() -> None:
-    own = replace(X86, integer=frozenset({"conv"}), moves=frozenset(), float_output=frozenset())
+    own = X86.replace(integer=frozenset({"conv"}), moves=frozenset(), float_output=frozenset())
     graph = quantized(Model(lambda m, x: m.b(F.max_pool2d(m.a(x).relu(), 2)).sum((2, 3)), a=conv(3, 4), b=conv(4, 2)), images(2),
                       target=own)  # fmt: skip
     assert grids(graph) == ["input", "relu", "max_pool2d", "conv2d"]

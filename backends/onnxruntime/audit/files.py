@@ -53,7 +53,7 @@ def _audit(path: Path, model: Model, target: Target, feeds: Feeds) -> FileAudit:
     found = FileAudit(
         path, target, reading.how, {name: value.shape for name, value in feeds.items()}, sum(work[n] for n in integer),
         sum(work.values()), conversions=sum(1 for _ in reading.of(Kind.CONVERTS)),
-        saturating=saturating(reading, origins, target),
+        saturating=saturating(reading, origins, target.runtime),
     )  # fmt: skip
     for node in reading.nodes:
         found.operators[node.op_type] = found.operators.get(node.op_type, 0) + 1

@@ -112,7 +112,7 @@ class Roundings:
         moments = {} if data is None else input_moments(space.graph, layers, data)
         self.trials: list[list[Trial]] = []
         for number, decision in track(list(enumerate(space.decisions)), "rounding"):
-            own = space.target.weights if decision.kind == "weights" else space.target.activations
+            own = space.target.formats.weights if decision.kind == "weights" else space.target.formats.activations
             formats = [None if bits is None else with_bits(own, bits) for bits in decision.choices]
             if decision.kind == "weights":
                 rounders = {node: WeightRounder(space.graph, node, moments.pop(node, None)) for node in decision.nodes}

@@ -74,7 +74,7 @@ class Space:
     ) -> Space:
         """`values`: choices for the values that layers produce; empty: they keep the target's format."""
         floats = [name for name in _names(graph, pins) if _pin(name, pins) == (True, None)]
-        plan = place(graph, target, target.weights, target.activations, dict.fromkeys(floats))
+        plan = place(graph, target.kernels, target.formats.weights, target.formats.activations, dict.fromkeys(floats))
         if not plan.layers:
             raise InputError(
                 f"there is no layer that {target.name!r} computes in integer and that is not kept in float"
@@ -117,9 +117,9 @@ class Space:
                 if before is None or bits is None:
                     found[site] = None
                 elif decision.kind == "weights":
-                    found[site] = replace(before, weights=with_bits(self.target.weights, bits))
+                    found[site] = replace(before, weights=with_bits(self.target.formats.weights, bits))
                 else:
-                    found[site] = replace(before, activations=with_bits(self.target.activations, bits))
+                    found[site] = replace(before, activations=with_bits(self.target.formats.activations, bits))
         return found
 
 
