@@ -15,6 +15,7 @@ from typing import Any
 
 from graphopt.artifacts.report import Report
 from graphopt.ir import structure
+from graphopt.targets import Formats, Kernels, Runtime, Target
 from graphopt.utils import json_data
 from graphopt.utils.errors import ArtifactError, InputError
 from graphopt.utils.files import MANIFEST, sha256, steady
@@ -123,6 +124,7 @@ class Manifest:
             wanted = {"str": str, "int": int, "dict": dict, "list": list}.get(kind.split("[")[0])
             if wanted and not isinstance(data[name], wanted):
                 raise ValueError(f"{name} is a {type(data[name]).__name__}, not a {kind}")
+        _check_target(data["target"])
         manifest = cls(**data)
         manifest.inputs = [_spec(s) for s in data["inputs"]]
         manifest.outputs = [_spec(s) for s in data["outputs"]]
@@ -192,6 +194,16 @@ def _checksum(content: Mapping[str, Any]) -> str:
 def _writer(data: Mapping[str, Any]) -> str:
     found = data.get("versions")
     return str(found.get("graphopt", "(unknown)")) if isinstance(found, dict) else "(unknown)"
+
+
+def _check_target(described: Mapping[str, Any]) -> None:
+    """Raise `ValueError` unless this is what `Target.to_dict` returns, its values aside."""
+    parts: dict[str, tuple[Any, type]] = {"the target": (described, Target)}
+    for name, part in (("formats", Formats), ("kernels", Kernels), ("runtime", Runtime)):
+        parts[f"the target's {name}"] = (described.get(name), part)
+    for what, (found, kind) in parts.items():
+        if not isinstance(found, dict) or set(found) != {f.name for f in fields(kind)}:
+            raise ValueError(f"{what} must be described by {', '.join(f.name for f in fields(kind))}, got {found!r}")
 
 
 def _spec(data: Mapping[str, Any]) -> TensorSpec:

@@ -19,6 +19,7 @@ from graphopt.artifacts.report import Report
 from graphopt.cli import main, reporting
 from graphopt.data.loaders import Named
 from graphopt.ir.graph import Graph
+from graphopt.targets import find
 from graphopt.utils.errors import PassError
 
 MODELS = """
@@ -174,7 +175,7 @@ def test_show_tells_what_a_deployed_model_is(tmp_path: Path) -> None:
     (folder / "model.onnx").write_bytes(b"x" * 2000)
     tensor = TensorSpec("x", "float32", (None, 3))
     manifest = Manifest(
-        "Net", {"name": "arm", "runtime": "onnxruntime"}, [tensor], [tensor], [None], None,
+        "Net", find("arm").to_dict(), [tensor], [tensor], [None], None,
         files=listing(folder), report=Report("Net", "arm").to_dict(),
     )  # fmt: skip
     manifest.input_structure = {"tuple": [{"tuple": [None]}, {"dict": {}}]}
