@@ -82,7 +82,11 @@ class Work:
     def lower(self, graph: Graph, tuning: Tuning | None = None) -> Lowered:
         """A graph's deployed form, its artifact, and what answers for that on this machine."""
         deployed = self.backend.deploy(graph, self.target)
-        artifact = self.backend.lower(deployed, self.target, name=self.report.model, tuning=tuning)
+        name = self.report.model
+        if tuning is None:
+            artifact = self.backend.lower(deployed, self.target, name=name)
+        else:
+            artifact = self.backend.tune(deployed, self.target, name=name, tuning=tuning)
         give_back(cost.weight_bytes(graph))
         return Lowered(deployed, artifact, stand_in(self.placed(artifact), graph, self.backend.simulate, self.target))
 

@@ -19,6 +19,7 @@ from rewriting import Model
 from torch import Tensor, nn
 
 import graphopt
+from graphopt.artifacts.backend import Tuning
 from graphopt.formats import FLOAT16
 from graphopt.ir.graph import Graph
 from graphopt.lowering.qdq import deploy
@@ -291,7 +292,7 @@ def test_a_gpu_that_cuda_does_not_name_so_is_refused() -> None:
 
 def test_tuning_is_for_cpus() -> None:
     with pytest.raises(InputError, match="'tvm-cuda' computes with cuda: leave it out"):
-        lower(small(), CUDA, tune=1)
+        lower(small(), CUDA, tuning=Tuning(1))
 
 
 @pytest.mark.skipif(architecture() != "x86_64", reason="links for x86-64")

@@ -17,6 +17,7 @@ from rewriting import Model
 from torch import Tensor, nn
 
 import graphopt
+from graphopt.artifacts.backend import Tuning
 from graphopt.targets import architecture, find
 from graphopt.utils.errors import InputError
 
@@ -265,7 +266,7 @@ def remember_samples(graph: graphopt.Graph, target: Any, path: Path) -> int:
 def test_samples_compiled_to_c_answer_the_same(tmp_path: Path) -> None:
     graph, x = simulated(network(), TARGET), images(2, seed=3)
     assert remember_samples(graph, TARGET, tmp_path / "tuned.jsonl") == 2
-    artifact = lower(graph, TARGET, tune_database=tmp_path / "tuned.jsonl")
+    artifact = lower(graph, TARGET, tuning=Tuning(database=tmp_path / "tuned.jsonl"))
     assert torch.equal(in_c(artifact, tmp_path, x), graphopt.simulate(graph, TARGET)(x))
 
 
@@ -277,7 +278,7 @@ def test_an_artifact_of_samples_answers_what_it_should(kind: str, monkeypatch: p
     monkeypatch.setattr("graphopt.ir.cost.Timings.speedup", lambda self, before, after: 1.2)
     x = images(4, seed=3)
     graph = simulated(network(), TARGET) if kind == "int8" else graphopt.Graph.capture(network().eval(), (images(2),))
-    artifact, plain = lower(graph, TARGET, tune=24, tuner="metaschedule"), lower(graph, TARGET)
+    artifact, plain = lower(graph, TARGET, tuning=Tuning(24, tuner="metaschedule")), lower(graph, TARGET)
     if kind == "int8":
         assert torch.equal(artifact(x), graphopt.simulate(graph, TARGET)(x))
     else:
