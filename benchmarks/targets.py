@@ -10,6 +10,7 @@ Targets: within 0.5 points of float at 8 bits, logarithms within 1; no violation
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import common
@@ -19,7 +20,7 @@ from torch import Tensor
 
 import graphopt
 from graphopt.artifacts.registry import available, backend
-from graphopt.evaluation.evaluate import stand_in
+from graphopt.evaluation.devices import stand_in
 from graphopt.formats import LogFormat
 from graphopt.targets import Target, find, machine_here, names
 
@@ -47,7 +48,8 @@ def answers(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 def row(case: Case, name: str, target: Target, x: Tensor, y: Tensor, exact: Tensor) -> dict[str, Any]:
     done = graphopt.optimize(case.model, x[:250], target=target, calibration=case.batches, measure=False)
-    found = answers(stand_in(done.artifact, done.graph, backend(target.runtime.name).simulate, target), x)
+    simulate = partial(backend(target.runtime.name).simulate, target=target)
+    found = answers(stand_in(done.artifact, done.graph, simulate), x)
     top1, float_top1 = (100 * float((classes == y).double().mean()) for classes in (found, exact))
     return {
         "network": case.name,

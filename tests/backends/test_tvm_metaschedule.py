@@ -302,7 +302,7 @@ def test_what_is_missing_is_said_before_any_work(monkeypatch: pytest.MonkeyPatch
     def captured(*arguments: Any) -> None:
         raise AssertionError("work was begun")
 
-    monkeypatch.setattr("graphopt.compiler.stages._graph", captured)
+    monkeypatch.setattr("graphopt.compiler.request.Request.graph", captured)
     monkeypatch.setitem(sys.modules, "xgboost", None)
     with pytest.raises(InputError, match=r"needs xgboost: pip install 'graphopt\[metaschedule\]'"):
         graphopt.optimize(network(), images(1), target="tvm-x86", tune=5, tuner="metaschedule")

@@ -25,7 +25,7 @@ from graphopt.artifacts.report_text import slower
 from graphopt.backends.onnxruntime import backend, lower
 from graphopt.compiler import stages
 from graphopt.compiler.optimize import Optimized, optimize
-from graphopt.evaluation.evaluate import clock
+from graphopt.evaluation.timing import clock
 from graphopt.formats import FAKE_QUANTIZE
 from graphopt.ir import cost as measures
 from graphopt.ir.cost import sqnr
@@ -157,12 +157,12 @@ def test_a_result_that_is_slower_than_float_is_warned_of(speedup: float, monkeyp
     monkeypatch.setattr(measures, "timings", lambda calls, **_: taken)
     report = Report("Net", "host", integer_macs=1.0)
     artifact, _, graph = result()[0]
-    clock(report, find("host"), artifact, artifact, graph, 1)
+    clock(report, artifact, artifact, graph.example, 1)
     assert [w.partition(";")[0] for w in report.warnings] == (
         ["the integer model is slower than float here: 0.77x"] if speedup < 1 else []
     )
     float_only = Report("Net", "host")
-    clock(float_only, find("host"), artifact, artifact, graph, 1)
+    clock(float_only, artifact, artifact, graph.example, 1)
     assert float_only.warnings == []
 
 
@@ -179,7 +179,7 @@ def test_the_simulated_graph_is_deployed_once(monkeypatch: pytest.MonkeyPatch) -
         return stand_in()
 
     monkeypatch.setattr(backend, "BACKEND", replace(backend.BACKEND, lower=recorded))
-    monkeypatch.setattr(stages, "judge", lambda report, backend, artifact, deployed, *rest: judged.append(deployed))
+    monkeypatch.setattr(stages, "judge", lambda report, audit, candidate, *rest: judged.append(candidate.deployed))
     simulated = quick(nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 2)).eval()).graph
     (integer,) = lowered  # the float original is lowered only where it is measured
     assert integer is judged[0]

@@ -216,7 +216,7 @@ def test_activations_are_chosen_where_bit_operations_count(graph: Graph) -> None
     assert plan.budget == bit_operations(space, (4, 4)).budget
     assert plan.met
     assert plan.divergence[plan.chosen] <= plan.divergence["uniform 4/4"]
-    assert {row.values for row in plan.rows if row.values} <= set(CHOICES)
+    assert {row.activations for row in plan.rows if row.activations} <= set(CHOICES)
 
 
 # ---- What is done with a plan ---------------------------------------------------------------------------------------

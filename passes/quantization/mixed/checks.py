@@ -38,14 +38,14 @@ def check(options: MixedPrecision) -> None:
     for bits in options.choices:
         _check_weights(options.target, "choices", bits)
     for bits in options.activations:
-        _check_values(options.target, "activations", bits)
+        _check_activations(options.target, "activations", bits)
     for pattern, pin in options.layers.items():
         name = f"layers[{pattern!r}]"
         if isinstance(pin, tuple) and len(pin) != 2:
-            raise ValueError(f"{name} must be bits, (bits of weights, bits of values), or None, got {pin!r}")
+            raise ValueError(f"{name} must be bits, (bits of weights, bits of activations), or None, got {pin!r}")
         _check_weights(options.target, name, pin[0] if isinstance(pin, tuple) else pin, pair=isinstance(pin, tuple))
         if isinstance(pin, tuple):
-            _check_values(options.target, name, pin[1])
+            _check_activations(options.target, name, pin[1])
     _check_budget(options)
 
 
@@ -53,7 +53,7 @@ def _check_weights(target: Target, name: str, bits: Bits, *, pair: bool = False)
     _check_bits(target, name, "weights", bits, target.formats.weight_bits, target.kernels.float_layers and not pair)
 
 
-def _check_values(target: Target, name: str, bits: Bits) -> None:
+def _check_activations(target: Target, name: str, bits: Bits) -> None:
     _check_bits(target, name, "activations", bits, target.formats.activation_bits, False)
 
 

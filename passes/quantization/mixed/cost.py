@@ -84,7 +84,7 @@ def bit_operations(space: Space, budget: float | tuple[int, int]) -> Cost:
     joint: dict[tuple[int, int], Numbers] = {}
     formats, own = space.target.formats, 0.0
     for number, decision in enumerate(space.decisions):
-        if decision.kind == "values":
+        if decision.kind == "activations":
             continue
         bits = np.array([FLOAT if b is None else b for b in decision.choices], dtype=np.float64)
         for node in decision.nodes:

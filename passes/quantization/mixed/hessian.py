@@ -71,7 +71,7 @@ def _curvature(slope: Tensor | None, x: Tensor, generator: torch.Generator) -> f
 def estimated(space: Space, divergence: Divergence, roundings: Roundings, seed: int) -> list[Numbers]:
     """Of every decision, what each of its choices costs by the quadratic."""
     layers = [n for d in space.decisions if d.kind == "weights" and len(d.choices) > 1 for n in d.nodes]
-    values = [n for d in space.decisions if d.kind == "values" and len(d.choices) > 1 for n in d.nodes]
+    values = [n for d in space.decisions if d.kind == "activations" and len(d.choices) > 1 for n in d.nodes]
     curvature = traces(space.graph, layers, values, divergence.batches, seed)
     found = [np.zeros(len(trials)) for trials in roundings.trials]
     for number, trials in enumerate(roundings.trials):
@@ -82,7 +82,7 @@ def estimated(space: Space, divergence: Divergence, roundings: Roundings, seed: 
     hooks = {
         node: partial(_errors, roundings.trials[number], node, curvature[node] / 2 / divergence.samples, found[number])
         for number, decision in enumerate(space.decisions)
-        if decision.kind == "values" and len(decision.choices) > 1
+        if decision.kind == "activations" and len(decision.choices) > 1
         for node in decision.nodes
     }
     for batch in divergence.batches if hooks else ():

@@ -17,11 +17,11 @@ WIDTH = 140  # of the plan as text
 
 @dataclass(frozen=True)
 class Row:
-    """One layer. `values`: bits of what it produces, where that was to be chosen. `sensitivity`: of its chosen weights alone."""
+    """One layer. `activations`: bits of its output, where they were to be chosen. `sensitivity`: of its chosen weights alone."""
 
     name: str
     weights: Bits
-    values: Bits
+    activations: Bits
     parameters: int
     macs: int
     sensitivity: float | None
@@ -69,19 +69,19 @@ class MixedPlan:
         return "\n".join([plain([self._table()], WIDTH), self.summary(), *self.notes])
 
     def _table(self) -> Table:
-        values = any(row.values is not None for row in self.rows)
-        names = ("weights", *(["values"] if values else []), "parameters", "MACs", "sensitivity")
+        chosen = any(row.activations is not None for row in self.rows)
+        names = ("weights", *(["activations"] if chosen else []), "parameters", "MACs", "sensitivity")
         shown = []
         for row in self.rows:
             cells = [row.name, _bits(row.weights, row.parameters)]
-            cells += ["" if row.values is None else str(row.values)] if values else []
+            cells += ["" if row.activations is None else str(row.activations)] if chosen else []
             work = [count(row.parameters), count(row.macs)] if row.parameters else ["", ""]
             shown.append([*cells, *work, "" if row.sensitivity is None else f"{row.sensitivity:.2g}"])
         return Table([Column("layer"), *numbers(*names)], shown)
 
 
 def rows(space: Space, assignment: Sequence[int], sensitivities: Sequence[Numbers]) -> list[Row]:
-    """One for each layer, and for each other operator whose values' bits were to be chosen; in execution order."""
+    """One for each layer, and for each other operator whose output's bits were to be chosen; in execution order."""
     work = measure.layer_macs(space.graph)
     found: dict[str, Row] = {}
     for number, (decision, bits) in enumerate(zip(space.decisions, space.bits(assignment), strict=True)):
@@ -90,7 +90,7 @@ def rows(space: Space, assignment: Sequence[int], sensitivities: Sequence[Number
             if decision.kind == "weights":
                 macs = sum(work[node] for node in decision.nodes)
                 cost = float(sensitivities[number][assignment[number]]) if len(decision.choices) > 1 else None
-                row = Row(site, bits, row.values, stored(decision), macs, cost)
+                row = Row(site, bits, row.activations, stored(decision), macs, cost)
             else:
                 row = Row(site, row.weights, bits, row.parameters, row.macs, row.sensitivity)
             found[site] = row

@@ -1,4 +1,4 @@
-"""What there is to decide: the bits of every layer's weights, and of the values that share a grid.
+"""What there is to decide: the bits of every layer's weights, and of the activations that share a grid.
 
 A layer is known by its name. Layers of one name (a module called twice), and grids whose values come from operators of one name,
 are one decision, since a format is given by name. Values that come from outside the integer region (the image) keep the target's
@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import networkx as nx
 from torch.fx.node import Node
@@ -21,6 +20,7 @@ from graphopt.ir.layer import Layer
 from graphopt.ir.ops import value
 from graphopt.passes.quantization.placement import LayerFormat, QuantizationPlan, SharedGrid, override, place
 from graphopt.targets import Target
+from graphopt.targets.number_formats import Kind
 from graphopt.utils.errors import InputError
 
 Bits = int | None  # None: float
@@ -38,7 +38,7 @@ class Decision:
         pinned: by the caller, so that it does not count in an average.
     """
 
-    kind: Literal["weights", "values"]
+    kind: Kind
     sites: tuple[str, ...]
     nodes: tuple[Node, ...]
     choices: tuple[Bits, ...]
@@ -57,7 +57,7 @@ class Space:
         placement: where the quantizers go, with every decision open.
         floats: names of the layers that the caller keeps in float.
         reads: layer -> the decision about the values it reads, None where they keep the target's format.
-        grids: of each decision about values, the grids it is about.
+        grids: of each decision about activations, the grids it is about.
     """
 
     graph: Graph
@@ -70,16 +70,16 @@ class Space:
 
     @classmethod
     def of(
-        cls, graph: Graph, target: Target, weights: Sequence[Bits], values: Sequence[int], pins: Mapping[str, Pin]
+        cls, graph: Graph, target: Target, weights: Sequence[Bits], activations: Sequence[int], pins: Mapping[str, Pin]
     ) -> Space:
-        """`values`: choices for the values that layers produce; empty: they keep the target's format."""
+        """`activations`: choices for the outputs of layers; empty: they keep the target's format."""
         floats = [name for name in _names(graph, pins) if _pin(name, pins) == (True, None)]
         plan = place(graph, target.kernels, target.formats.weights, target.formats.activations, dict.fromkeys(floats))
         if not plan.layers:
             raise InputError(
                 f"there is no layer that {target.name!r} computes in integer and that is not kept in float"
             )
-        found = [*_weights(graph, plan, weights, pins), *_values(graph, plan, values, pins)]
+        found = [*_weights(graph, plan, weights, pins), *_activations(graph, plan, activations, pins)]
         order = {node: number for number, node in enumerate(graph.nodes)}
         found.sort(key=lambda pair: (order[pair[0].nodes[0]], pair[0].kind))
         decisions, grids = [decision for decision, _ in found], {n: g for n, (_, g) in enumerate(found) if g}
@@ -90,22 +90,22 @@ class Space:
     def bits(self, assignment: Sequence[int]) -> list[Bits]:
         return [decision.choices[index] for decision, index in zip(self.decisions, assignment, strict=True)]
 
-    def assignment(self, weights: Bits, values: Bits) -> tuple[int, ...]:
+    def assignment(self, weights: Bits, activations: Bits) -> tuple[int, ...]:
         """The uniform one: these bits wherever they are a choice, what is pinned as it is."""
-        wanted = {"weights": weights, "values": values}
+        wanted = {"weights": weights, "activations": activations}
         return tuple(d.choices.index(wanted[d.kind]) if len(d.choices) > 1 else 0 for d in self.decisions)
 
     def uniforms(self) -> dict[str, tuple[int, ...]]:
         """All uniform assignments by what they are called."""
-        choices: dict[str, list[Bits]] = {"weights": [None], "values": [None]}
+        choices: dict[str, list[Bits]] = {"weights": [None], "activations": [None]}
         for decision in self.decisions:
             if len(decision.choices) > 1:
                 choices[decision.kind] = list(decision.choices)
-        several = len(choices["values"]) > 1
+        several = len(choices["activations"]) > 1
         return {
             f"uniform {w or 'float'}" + (f"/{v}" if several else ""): self.assignment(w, v)
             for w in choices["weights"]
-            for v in choices["values"]
+            for v in choices["activations"]
         }
 
     def formats(self, assignment: Sequence[int]) -> dict[str, LayerFormat | None]:
@@ -144,7 +144,7 @@ def _weights(graph: Graph, plan: QuantizationPlan, choices: Sequence[Bits], pins
     return found
 
 
-def _values(graph: Graph, plan: QuantizationPlan, choices: Sequence[int], pins: Mapping[str, Pin]) -> list[Found]:
+def _activations(graph: Graph, plan: QuantizationPlan, choices: Sequence[int], pins: Mapping[str, Pin]) -> list[Found]:
     ties = nx.Graph()
     for number, grid in enumerate(plan.grids):
         for node in grid.produced:
@@ -157,7 +157,7 @@ def _values(graph: Graph, plan: QuantizationPlan, choices: Sequence[int], pins: 
         pin = next((p[1] for site in sites if isinstance(p := _pin(site, pins)[1], tuple)), None)
         if pin is not None or choices:
             own = tuple(choices) if pin is None else (pin,)
-            found.append((Decision("values", sites, tuple(nodes), own, pin is not None), grids))
+            found.append((Decision("activations", sites, tuple(nodes), own, pin is not None), grids))
     return found
 
 
