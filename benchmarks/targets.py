@@ -31,7 +31,7 @@ def variants(chosen: list[str]) -> Iterator[tuple[str, Target]]:
     """Targets in their own format of values and the others that they take; by default those with formats of their own."""
     for name in chosen or [name for name in names() if name not in ALIKE and available(find(name).runtime.name)]:
         target = find(name)
-        for values in target.formats.accepted("values"):
+        for values in target.formats.accepted("activations"):
             sixteen = next(
                 (w for w in target.formats.more_weights if w.bits == values.bits and w.bits > 8), target.formats.weights
             )

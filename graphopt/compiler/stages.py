@@ -156,7 +156,7 @@ def _climb(work: Work, max_drop: float) -> Tried:
 
     ladder = Ladder(
         start=work.graph,
-        target=work.target,
+        own=work.target.formats,
         data=work.data,
         quantized=_quantized(work),
         judge=lower_and_score,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -220,7 +219,7 @@ def test_a_linear_layer_with_a_float_result_is_audited_as_left_to_the_cpu_and_re
 @needs_qnn
 def test_a_pool_of_large_windows_has_one_grid_because_htp_saturates_on_another() -> None:
     model = nn.Sequential(conv_bn(3, 8), nn.AvgPool2d(4), nn.Conv2d(8, 5, 1)).eval()
-    apart = replace(WIDE, shares=frozenset())  # means have a finer grid than what they are of
+    apart = WIDE.replace(shares=frozenset())  # means have a finer grid than what they are of
     x, errors = images(1, seed=9), []
     for target in (WIDE, apart):
         done = graphopt.optimize(model, x, target=target, calibration=DATA, estimator="minmax", measure=False)

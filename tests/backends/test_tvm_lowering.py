@@ -34,7 +34,7 @@ from graphopt.backends.tvm.lowering import compiled
 from graphopt.backends.tvm.static import fix_batch
 
 UNSIGNED = find("tvm-x86")
-SIGNED = replace(UNSIGNED, activations=replace(UNSIGNED.activations, signed=True))
+SIGNED = UNSIGNED.replace(activations=replace(UNSIGNED.formats.activations, signed=True))
 FORMATS = {"u8": UNSIGNED, "s8": SIGNED}
 
 
@@ -106,7 +106,7 @@ def test_a_sum_is_added_in_the_layer_that_is_its_either_operand(first: bool) -> 
 
 @pytest.mark.thorough
 def test_codes_of_fewer_bits_are_clipped_at_their_own_ends() -> None:
-    narrow = replace(UNSIGNED, activations=Format(4, signed=False, symmetric=False))
+    narrow = UNSIGNED.replace(activations=Format(4, signed=False, symmetric=False))
     assert_identical(simulated(model_of("plain"), narrow), narrow, images(8, seed=3) * 2)
 
 

@@ -44,7 +44,7 @@ def climb(judge: Judge, least: float, bits: int = 8, data: Any = DATA, **options
         artifact = OnnxRuntimeArtifact.__new__(OnnxRuntimeArtifact)
         return Lowered(found, artifact, artifact), judge(found)
 
-    ladder = Ladder(graph, target, data, partial(integer, target, data), score, least, reference, **options)
+    ladder = Ladder(graph, target.formats, data, partial(integer, target, data), score, least, reference, **options)
     return ladder.climb(report), report
 
 

@@ -80,7 +80,7 @@ def test_a_format_that_the_hardware_lacks_breaks_its_rules() -> None:
 @pytest.mark.parametrize(
     "name, layer, says",
     [
-        ("nvidia", LayerFormat(None, Format(8, signed=False, symmetric=False)), "takes no values in u8 affine"),
+        ("nvidia", LayerFormat(None, Format(8, signed=False, symmetric=False)), "takes no activations in u8 affine"),
         ("vitis", LayerFormat(Format(8, per_channel=True)), "takes no weights in s8 symmetric per channel"),
         ("hexagon", LayerFormat(Format(16)), "takes no weights in s16"),
         ("nnie", LayerFormat(Format(8)), "it takes log8"),

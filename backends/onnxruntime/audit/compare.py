@@ -15,7 +15,7 @@ from graphopt.data.calibration import Calibration
 from graphopt.evaluation.compliance.model import Model
 from graphopt.evaluation.file_audit import Fixed
 from graphopt.ir import cost
-from graphopt.targets import Target
+from graphopt.targets import Runtime
 from graphopt.targets.machine import architecture
 
 
@@ -46,9 +46,9 @@ def example(source: Any, taken: Signature) -> Feeds:
     return {i.name: t.numpy() for i, t in zip(taken.inputs, tensors, strict=True)}
 
 
-def difference(before: Path, after: Path, feeds: Feeds, target: Target) -> dict[str, tuple[float, str]]:
+def difference(before: Path, after: Path, feeds: Feeds, runtime: Runtime) -> dict[str, tuple[float, str]]:
     """The largest difference of every output that is a number: in steps of its grid, or relative to its largest value."""
-    signed = target.runtime.architecture == "aarch64"
+    signed = runtime.architecture == "aarch64"
     sessions = [open_session(path, defaults=True, signed=signed) for path in (before, after)]
     names = [output.name for output in sessions[0].get_outputs()]
     old, new = (session.run(names, feeds) for session in sessions)

@@ -87,7 +87,7 @@ def fix(found: FileAudit, path: Path, calibration: Any, example: Any, measure: b
         draft = Path(folder) / path.name
         ir.save(model, draft)
         after = _audit(draft, Model.read(draft), found.target, feeds)
-        gap = compare.difference(found.path, draft, given, found.target)
+        gap = compare.difference(found.path, draft, given, found.target.runtime)
         result = Fixed(draft, found, after, applied, gap)
         if measure:
             compare.time(result, given)
