@@ -104,5 +104,7 @@ class Runtime:
             InputError: it does not.
         """
         if self.code is None:
-            raise InputError(f"the runtime {self.name!r} generates no code")
+            raise InputError(
+                f"the runtime {self.name!r} generates no code: no triple, cpu, features, compiler or device is to be given"
+            )
         return self.code

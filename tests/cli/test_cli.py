@@ -119,6 +119,10 @@ MISTAKES = [
     (("optimize", "weights.pth"), "holds weights without the model's code"),
     (("optimize", "model.pt2"), "there is no .pt2 file model.pt2"),
     (("optimize", "cli_models:net", "--target", "amr"), "unknown target 'amr'; did you mean 'arm'?"),
+    (
+        ("optimize", "cli_models:net", "--target", "arm", "--compiler", "g++"),
+        "'onnxruntime' generates no code: no triple",
+    ),
     (("optimize", "cli_models:net", "--calibration", "nowhere"), "there is no file, folder or package.module:function"),
     (("optimize", "cli_models:net", "--input-shape", "a,b"), "--input-shape 'a,b' is not a shape"),
     (("optimize", "cli_models:net", "--calibration", ".", "--mean", "grey"), "--mean 'grey' is not a list of numbers"),
