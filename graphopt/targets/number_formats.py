@@ -41,13 +41,14 @@ class Formats:
     float_bias: bool = False
 
     def __post_init__(self) -> None:
-        for name, format in (
-            *(("weights", format) for format in self.accepted("weights")),
-            *(("activations", format) for format in self.accepted("activations")),
-        ):
-            if not callable(getattr(format, "fit", None)):
-                raise InputError(f"{name} must be in a number format, such as Format(8), got {format!r}")
-            if name == "activations" and format.per_channel:
+        for name in ("more_weights", "more_activations", "weight_bits", "activation_bits"):
+            if not isinstance(getattr(self, name), tuple):
+                raise InputError(f"{name} must be a tuple, got {getattr(self, name)!r}")
+        for format in self.accepted("weights"):
+            _check_format("weights", format)
+        for format in self.accepted("activations"):
+            _check_format("activations", format)
+            if format.per_channel:
                 raise InputError(f"activations have one scale for the whole tensor, but {format} has one per channel")
         if self.rest is not None and not isinstance(self.rest, FloatFormat):
             raise InputError(f"rest is a float format, such as FLOAT16, or None for float32, got {self.rest!r}")
@@ -74,6 +75,12 @@ class Formats:
         if not isinstance(self.activations, Format):
             raise InputError(f"activations are {self.activations}, which ONNX has no codes for")
         return self.activations
+
+
+def _check_format(name: str, format: Any) -> None:
+    """Raise `InputError` unless this is a number format, rather than a class or a name of one."""
+    if isinstance(format, type) or not callable(getattr(format, "fit", None)):
+        raise InputError(f"{name} must be in a number format, such as Format(8), got {format!r}")
 
 
 def _check_widths(name: str, widths: tuple[int, ...]) -> None:

@@ -44,6 +44,9 @@ PARTS = (Target, Formats, Kernels, Runtime, CodeGeneration)
         (lambda: Formats("s8", U8), "weights must be in a number format, such as .*, got 's8'"),  # type: ignore[arg-type]
         (lambda: Formats(S8, U8, more_activations=(8,)), "activations must be in a number format, .*got 8"),  # type: ignore[arg-type]
         (lambda: Formats(S8, Format(8, per_channel=True)), "activations have one scale for the whole tensor"),
+        (lambda: Formats(Format, U8), "weights must be in a number format, .*got <class"),  # type: ignore[arg-type]
+        (lambda: Formats(S8, U8, more_weights=S8), "more_weights must be a tuple, got Format"),  # type: ignore[arg-type]
+        (lambda: Formats(S8, U8, weight_bits=4), "weight_bits must be a tuple, got 4"),  # type: ignore[arg-type]
         (lambda: Formats(S8, U8, rest=S8), "rest is a float format, such as FLOAT16"),  # type: ignore[arg-type]
         (lambda: Formats(S8, U8, weight_bits=(4, 17)), r"weight_bits=\(4, 17\): .*from 2 to 16, got 17"),
         (lambda: Formats(S8, U8, activation_bits=(1,)), r"activation_bits=\(1,\): .*from 2 to 16, got 1"),
