@@ -58,7 +58,8 @@ class Runtime:
 
     Attributes:
         name: of the runtime, by which its backend is found: `onnxruntime`, `tvm`, `packed`, or one of an installed package.
-        architecture: that of the hardware, as `platform.machine()` returns it there; latency is measured on no other.
+        architecture: of the CPU, as `platform.machine()` returns it there ("aarch64"), or the name of the accelerator; latency is
+            measured on a machine of this architecture only, or on a device.
         machine: whose integer kernels `graphopt.simulate` computes, where the architecture has several: `avx2` for x86-64 without
             VNNI. None: those of the architecture.
         static_shapes: the batch size must be fixed when the model is captured.
