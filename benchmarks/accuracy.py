@@ -18,7 +18,6 @@ Wanted: ResNet-20 at least 91.7 with agreement 99.2, both formats; MobileNetV1 a
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from graphopt.formats import Format
 from graphopt.passes.quantization.ranges import ESTIMATORS
 from graphopt.targets import Target, find, machine_here
 
-PER_TENSOR = dataclasses.replace(find("x86"), weights=Format(8, True, True, False))
+PER_TENSOR = find("x86").replace(weights=Format(8, True, True, False))
 CASES: dict[str, tuple[str, Target, float, float | None]] = {  # network, target, wanted top-1 and agreement
     "ResNet-20 x86": ("resnet20", find("x86"), 91.7, 99.2),
     "ResNet-20 arm": ("resnet20", find("arm"), 91.7, 99.2),
@@ -101,7 +100,7 @@ def rows(case: str, estimators: list[str], loaded: dict[str, Any], folder: Path)
         )
         print(found[-1], flush=True)
     common.log(f"{case}, quantize_static")
-    signed, per_channel = target.activations.signed, target.weights.per_channel
+    signed, per_channel = target.formats.activations.signed, target.formats.weights.per_channel
     reference = common.quantize_static(
         folder / f"{name}.onnx", folder / "static.onnx", iter(batches), per_channel=per_channel, signed=signed
     )

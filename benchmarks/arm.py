@@ -52,7 +52,7 @@ def by_default(model: Any, x: Tensor, target: Target, folder: Path) -> None:
 
     from graphopt.backends.tvm.build import Code, link, linker
 
-    code = Code.of(target)
+    code = Code.of(target.runtime)
     with torch.no_grad():
         module = from_exported_program(torch.export.export(model, (x,)), keep_params_as_input=False)
     link(compiled(module, code.target()), folder / "model.so", linker(code, ""))

@@ -63,7 +63,7 @@ def rows(name: str, latency: float, rounds: int) -> common.Rows:
         with tempfile.TemporaryDirectory() as folder:
             timer = LatencyTimer("host", integer=integer, cache=Path(folder) / "latency.json")
             made = {"whole": whole}
-            for label, passes in variants(name, latency, timer, find("host").channel_multiple):
+            for label, passes in variants(name, latency, timer, find("host").kernels.channel_multiple):
                 common.log(f"{name} {'int8' if integer else 'float'} {label}")
                 graph = whole.clone()
                 run(passes, graph, verify=False)

@@ -29,7 +29,7 @@ def table(name: str, target: str, networks: dict[str, Any]) -> dict[str, Any]:
     x, y = x[:simulated], y[:simulated]
     options: dict[str, Any] = {"calibration": calibration, "estimator": "minmax", "measure": False}
     graph = graphopt.optimize(model, x[:1], target=chosen, **options).graph
-    simulation = graph if chosen.weights in FLOAT16_FORMATS else graphopt.simulate(graph, chosen)
+    simulation = graph if chosen.formats.weights in FLOAT16_FORMATS else graphopt.simulate(graph, chosen)
     with torch.no_grad():
         expected = torch.cat([simulation(part) for part in x.split(50)])
         reference = torch.cat([model(part) for part in x.split(50)])

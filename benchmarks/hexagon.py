@@ -17,7 +17,6 @@ Wanted: top-1 within 0.5 of the simulation's, same class at least 99. Needs grap
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from typing import Any
 
 import common
@@ -33,7 +32,7 @@ from graphopt.utils.progress import track
 
 CODES = 4  # images on which codes inside are compared
 U8 = find("hexagon")
-U16 = replace(U8, activations=U8.activation_formats[0])
+U16 = U8.replace(activations=U8.formats.more_activations[0])
 CASES: dict[str, tuple[str, Target, tuple[str, ...]]] = {  # network, target, architectures
     "ResNet-20": ("resnet20", U8, ("v68", "v73")),
     "ResNet-20, 16-bit values": ("resnet20", U16, ("v73",)),

@@ -63,14 +63,13 @@ class Row:
     @property
     def target(self) -> Target:
         target = find("x86")
-        return replace(
-            target,
-            weights=replace(target.weights, bits=self.weights, per_channel=self.per_channel),
-            activations=replace(target.activations, bits=8 if self.ends else self.activations),
+        return target.replace(
+            weights=replace(target.formats.weights, bits=self.weights, per_channel=self.per_channel),
+            activations=replace(target.formats.activations, bits=8 if self.ends else self.activations),
         )
 
     def formats(self, graph: Graph) -> dict[str, LayerFormat | None]:
-        return formats(graph, replace(find("x86").activations, bits=self.activations)) if self.ends else {}
+        return formats(graph, replace(find("x86").formats.activations, bits=self.activations)) if self.ends else {}
 
 
 CASES: dict[str, dict[str, Row]] = {

@@ -1,7 +1,7 @@
 """How much faster a pruned network is, measured in ONNX Runtime: float and int8, one image, one thread.
 
 Half of the multiply-accumulates are removed, every group the same share, once in multiples of what the target's kernels like
-(`Target.channel_multiple`) and once to any number of channels. Weights are random for ResNet-18 (they do not change the time).
+(`Kernels.channel_multiple`) and once to any number of channels. Weights are random for ResNet-18 (they do not change the time).
 The pruned and the unpruned network run in turn; a ratio is the median of the ratios within a round: 0.5 would be all of the
 saving.
 
@@ -51,7 +51,7 @@ def rows(name: str, rounds: int) -> common.Rows:
     whole = Graph.capture(model, (example,))
     batches = list(common.images(16, size=SIZES[name]))
     made = {"whole": (whole, artifacts(whole, target, batches))}
-    for multiple in dict.fromkeys((2 * target.channel_multiple, target.channel_multiple, 8, 1)):
+    for multiple in dict.fromkeys((2 * target.kernels.channel_multiple, target.kernels.channel_multiple, 8, 1)):
         pruned = whole.clone()
         try:
             Prune(0.5, scope="uniform", round_to=multiple)(pruned)
@@ -74,7 +74,9 @@ def rows(name: str, rounds: int) -> common.Rows:
             "MACs kept": cost.macs(graph) / cost.macs(whole),
             "ms": taken.median(f"{label} {kind}"),
             "time kept": 1 / taken.speedup(f"whole {kind}", f"{label} {kind}"),
-            "wanted": WANTED if name in TARGETED and label == f"multiples of {target.channel_multiple}" else None,
+            "wanted": WANTED
+            if name in TARGETED and label == f"multiples of {target.kernels.channel_multiple}"
+            else None,
         }
         for label, (graph, found) in made.items()
         for kind in found

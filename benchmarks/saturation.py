@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import common
@@ -71,7 +70,7 @@ def main() -> None:
         title = f"{name}, {len(x)} test images; float {100 * float((wanted == y).double().mean()):.2f}"
         rows = tables.setdefault(title, [])
         for bits in (8, 7):
-            target = replace(find("x86"), weights=Format(bits, per_channel=True))
+            target = find("x86").replace(weights=Format(bits, per_channel=True))
             calibration = torch.cat([batch[0] for batch in case.batches])
             result = graphopt.optimize(case.model, x[:1], target=target, calibration=calibration, measure=False)
             exact = graphopt.simulate(result.graph, target, machine="x86_64")

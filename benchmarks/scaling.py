@@ -6,7 +6,6 @@ operator of the captured graph must not grow.
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 import time
 
@@ -37,7 +36,7 @@ def seconds(model: nn.Module) -> tuple[int, dict[str, float]]:
     count = len(graph.calls())
     for label, target in (
         ("", find("x86")),
-        (" (per tensor)", dataclasses.replace(find("x86"), weights=Format(8, True, True, False))),
+        (" (per tensor)", find("x86").replace(weights=Format(8, True, True, False))),
     ):
         fresh = graph.clone()
         start = time.perf_counter()

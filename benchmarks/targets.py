@@ -10,7 +10,7 @@ Targets: within 0.5 points of float at 8 bits, logarithms within 1; no violation
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import common
@@ -20,7 +20,7 @@ from torch import Tensor
 
 import graphopt
 from graphopt.artifacts.registry import available, backend
-from graphopt.evaluation.evaluate import stand_in
+from graphopt.evaluation.devices import stand_in
 from graphopt.formats import LogFormat
 from graphopt.targets import Target, find, machine_here, names
 
@@ -29,11 +29,16 @@ ALIKE = {"host", "tvm-cortex-a53", "tvm-cortex-a72", "tvm-neoverse-n1", "tvm-app
 
 def variants(chosen: list[str]) -> Iterator[tuple[str, Target]]:
     """Targets in their own format of values and the others that they take; by default those with formats of their own."""
-    for name in chosen or [name for name in names() if name not in ALIKE and available(find(name).runtime)]:
+    for name in chosen or [name for name in names() if name not in ALIKE and available(find(name).runtime.name)]:
         target = find(name)
-        for values in target.known("values"):
-            sixteen = next((w for w in target.weight_formats if w.bits == values.bits and w.bits > 8), target.weights)
-            yield name, replace(target, activations=values, weights=sixteen if values.bits > 8 else target.weights)
+        for values in target.formats.accepted("activations"):
+            sixteen = next(
+                (w for w in target.formats.more_weights if w.bits == values.bits and w.bits > 8), target.formats.weights
+            )
+            yield (
+                name,
+                target.replace(activations=values, weights=sixteen if values.bits > 8 else target.formats.weights),
+            )
 
 
 def answers(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -43,16 +48,17 @@ def answers(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 def row(case: Case, name: str, target: Target, x: Tensor, y: Tensor, exact: Tensor) -> dict[str, Any]:
     done = graphopt.optimize(case.model, x[:250], target=target, calibration=case.batches, measure=False)
-    found = answers(stand_in(done.artifact, done.graph, backend(target.runtime).simulate, target), x)
+    simulate = partial(backend(target.runtime.name).simulate, target=target)
+    found = answers(stand_in(done.artifact, done.graph, simulate), x)
     top1, float_top1 = (100 * float((classes == y).double().mean()) for classes in (found, exact))
     return {
         "network": case.name,
         "target": name,
-        "weights": str(target.weights),
-        "values": str(target.activations),
+        "weights": str(target.formats.weights),
+        "values": str(target.formats.activations),
         "top-1": top1,
         "lost": float_top1 - top1,
-        "may lose": 1.0 if isinstance(target.weights, LogFormat) else 0.5,
+        "may lose": 1.0 if isinstance(target.formats.weights, LogFormat) else 0.5,
         "agreement": 100 * float((found == exact).double().mean()),
         "integer": 100 * done.report.integer_macs,
         "kB": done.artifact.size_bytes / 1000,

@@ -19,6 +19,7 @@ import torch
 import zoo
 
 import graphopt
+from graphopt.artifacts.backend import Tuning
 from graphopt.backends import onnxruntime, tvm
 from graphopt.compiler.recipes import clean
 from graphopt.ir import cost
@@ -52,7 +53,9 @@ def timed(name: str, rounds: int, tune: str, tuner: Any) -> common.Rows:
         start = time.perf_counter()
         ours[kind] = tvm.lower(graph, find("tvm-x86"))
         seconds[kind] = time.perf_counter() - start
-    tuned = {k: tvm.lower(g, find("tvm-x86"), tune=tune, tuner=tuner) for k, g in graphs.items()} if tune else {}
+    tuned = (
+        {k: tvm.lower(g, find("tvm-x86"), tuning=Tuning(tune, tuner=tuner)) for k, g in graphs.items()} if tune else {}
+    )
     for kind, artifact in tuned.items():
         print(f"{name} {kind}: {artifact.manifest.options['tuned']}")
     theirs = {"float": onnxruntime.lower(real, find("x86")), "int8": integers["x86"].artifact}

@@ -11,7 +11,6 @@ trained network, of which none is at hand; what counts there is the order, not t
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +88,7 @@ def rows(name: str, lengths: list[int], layers: int, rounds: int, folder: Path) 
         for way, (bits, products) in WAYS.items():
             graph = Graph.capture(model, x)
             run(weight_only(HOST, bits), graph)
-            artifacts[way] = lower(graph, replace(HOST, block_products=products))
+            artifacts[way] = lower(graph, HOST.replace(block_products=products))
         paths = {way: artifact.folder / MODEL for way, artifact in artifacts.items()}
         paths["ONNX Runtime's own int4"] = their_quantizer(paths["float"], folder / "theirs.onnx")
         taken = cost.timings(

@@ -8,7 +8,6 @@ As a control, as many of the layers ranked last get 8 bits.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import common
@@ -26,7 +25,7 @@ def main() -> None:
     typical = zoo.cifar10("train10k")[0][:512]
     x, y = (part[: options.images] for part in zoo.cifar10("test"))
     model = zoo.cifar_resnet(20)
-    target = replace(find("x86"), weights=Format(4, per_channel=True))
+    target = find("x86").replace(weights=Format(4, per_channel=True))
     eight = LayerFormat(weights=Format(8, per_channel=True))
 
     def accuracy(network: object) -> float:

@@ -181,7 +181,7 @@ def expose(artifact: OnnxRuntimeArtifact, names: list[str], folder: Path) -> lis
 
 def deploy(graph: Graph, target: Target) -> Graph:
     """A deployed copy of a simulated graph, with float16 values where the target computes in them."""
-    return deploy_with(graph, half=target.rest is not None)
+    return deploy_with(graph, half=target.formats.rest is not None)
 
 
 def lower(graph: Graph, target: Target, *, name: str = "model") -> OnnxRuntimeArtifact:
@@ -196,12 +196,12 @@ def lower(graph: Graph, target: Target, *, name: str = "model") -> OnnxRuntimeAr
     with torch.no_grad():
         deployed = deploy(graph, target)
         try:
-            model = to_onnx(deployed, plain=target.vendor_compiler)
+            model = to_onnx(deployed, plain=target.runtime.vendor_compiler)
         except GraphoptError:
             raise
         except Exception as error:
             raise GraphoptError(_refusal(error, deployed)) from error
-    choose_products(model, target.block_products)
+    choose_products(model, target.kernels.block_products)
     folder = temporary_folder()
     weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     ir.save(model, folder / MODEL, external_data=WEIGHTS if weights > ONE_FILE else None)

@@ -2,7 +2,7 @@
 
     linear(x, dequantize_blocks(codes, scale, zero_point), bias)    ->    matmul_blocks(x, codes, scale, zero_point, bias)
 
-What its kernels multiply with is the target's choice (`Target.block_products`): float32, or values rounded to 8 bits block by
+What its kernels multiply with is the target's choice (`Kernels.block_products`): float32, or values rounded to 8 bits block by
 block at run time. (A DequantizeLinear in blocks in front of a MatMul is fused by the runtime into the same operator.)
 """
 

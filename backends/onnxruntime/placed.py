@@ -48,7 +48,7 @@ class PlacedArtifact(OnnxRuntimeArtifact):
 
 def check_hardware(wanted: str, target: Mapping[str, Any]) -> None:
     """Raises InputError where a target, as `Target.to_dict` describes it, is for other hardware."""
-    if target.get("architecture") != wanted:
+    if target["runtime"]["architecture"] != wanted:
         raise InputError(
             f"{RUNS[wanted]} what is made for the target {wanted}, not for {target.get('name')}; "
             f"optimize with target={wanted!r}"

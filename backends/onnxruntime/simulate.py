@@ -13,10 +13,11 @@ from graphopt.targets import Target
 
 def simulate(graph: Graph, target: Target, machine: str | None = None) -> Simulation:
     """See `graphopt.simulate`."""
+    runtime = target.runtime
     return Simulation(
         graph,
-        machine or target.machine or target.architecture,
-        partial(legalize, plain=target.vendor_compiler),
+        machine or runtime.machine or runtime.architecture,
+        partial(legalize, plain=runtime.vendor_compiler),
         intermediate,
-        half=target.rest is not None,
+        half=target.formats.rest is not None,
     )

@@ -87,7 +87,7 @@ class TvmArtifact(Artifact):
         """
         from graphopt.backends.tvm.remote import RemoteArtifact
 
-        if self.code.get("kernels", "cpu") != "cpu":
+        if self.code["device"] != "cpu":
             raise InputError(
                 "artifacts for GPUs run where they are loaded; copy the folder to the device and load it there"
             )
@@ -161,7 +161,7 @@ class TvmArtifact(Artifact):
 
     @property
     def _device(self) -> Any:
-        return tvm.device(self.code.get("kernels", "cpu"), 0)
+        return tvm.device(self.code["device"], 0)
 
 
 def call(main: Any, inputs: Arrays, device: Any = None) -> Arrays:

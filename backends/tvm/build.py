@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -28,7 +27,7 @@ from graphopt.backends.tvm.machine import Gpu, Processor, processor
 from graphopt.backends.tvm.schedules import PASS_CONFIG, written_for
 from graphopt.backends.tvm.schedules.gpu.leftovers import threaded
 from graphopt.backends.tvm.schedules.leftovers import scheduled
-from graphopt.targets import Target, architecture
+from graphopt.targets import Runtime, architecture
 from graphopt.utils.errors import GraphoptError, InputError, last_line
 
 LINKERS = {  # architecture -> (compiler, Debian package)
@@ -44,48 +43,41 @@ class Code:
     """What code is generated for, in LLVM's words.
 
     Attributes:
-        architecture: as `Target.architecture`.
+        architecture: as `Runtime.architecture`.
         triple, cpu: LLVM's; where a GPU computes, `triple` is that of the machine it is part of, and `cpu` CUDA's name of it.
         features: `+dotprod`, `-avx512fp16`, ...: what differs from the CPU's own.
-        kernels: what computes: `cpu`, or a GPU through `cuda` or `opencl`.
+        device: what computes: `cpu`, or a GPU through `cuda` or `opencl`.
     """
 
     architecture: str
     triple: str
     cpu: str
     features: tuple[str, ...] = ()
-    kernels: str = "cpu"
+    device: str = "cpu"
 
     @classmethod
-    def of(cls, target: Target) -> Code:
-        """Raises InputError where LLVM does not know the CPU, or the target is the machine at hand and this is another."""
-        if target.kernels != "cpu":
-            if target.kernels == "cuda" and not re.fullmatch(r"sm_\d+[af]?", target.cpu):
-                raise InputError(
-                    f"target {target.name!r}: cpu={target.cpu!r} is no GPU of CUDA; give its compute capability, such as "
-                    "dataclasses.replace(target, cpu='sm_87')"
-                )
-            return cls(target.architecture, target.triple, target.cpu, target.features, target.kernels)
-        if target.cpu:
-            code = cls(target.architecture, target.triple, target.cpu, target.features)
-            known = [str(name) for name in codegen.llvm_get_cpu_archlist(_described(code.triple, ""))]
-            if target.cpu not in known:
-                near = difflib.get_close_matches(target.cpu, known, 1)
-                hint = f"did you mean {near[0]!r}? " if near else ""
-                raise InputError(
-                    f"target {target.name!r}: LLVM knows no CPU {target.cpu!r} for {target.triple}; {hint}"
-                    f"Known: {', '.join(sorted(known))}"
-                )
+    def of(cls, runtime: Runtime) -> Code:
+        """What a runtime generates code for, with this machine's names where it leaves them open.
+
+        Raises:
+            InputError: LLVM does not know the CPU, or it is this machine's and the architecture is another.
+        """
+        asked = runtime.generated
+        code = cls(runtime.architecture, asked.triple, asked.cpu, asked.features, asked.device)
+        if code.device != "cpu":
             return code
-        if target.architecture != architecture():
+        if code.cpu:
+            _check_cpu(code.triple, code.cpu)
+            return code
+        if runtime.architecture != architecture():
             raise InputError(
-                f"target {target.name!r} compiles for the machine at hand, but this machine is {architecture()}; name a CPU, "
-                f"for instance dataclasses.replace(find({target.name!r}), triple='x86_64-linux-gnu', cpu='x86-64-v3')"
+                f"the target compiles for the machine at hand and is {runtime.architecture}, but this machine is "
+                f"{architecture()}; name a CPU, for instance target.replace(triple='x86_64-linux-gnu', cpu='x86-64-v3')"
             )
         triple, cpu = str(codegen.llvm_get_system_triple()), str(codegen.llvm_get_system_cpu())
         promised = {str(f) for f in codegen.llvm_get_cpu_features(_described(triple, cpu))}
         missing = tuple(f"-{f}" for f in sorted(promised & lacking()))
-        return cls(target.architecture, triple, cpu, (*missing, *target.features))
+        return cls(runtime.architecture, triple, cpu, (*missing, *asked.features))
 
     @property
     def bare(self) -> bool:
@@ -94,14 +86,14 @@ class Code:
 
     def target(self) -> Any:
         """The `tvm.target.Target`."""
-        if self.kernels != "cpu":
-            gpu = {"kind": self.kernels} | ({"arch": self.cpu} if self.kernels == "cuda" else {})
+        if self.device != "cpu":
+            gpu = {"kind": self.device} | ({"arch": self.cpu} if self.device == "cuda" else {})
             return tvm.target.Target(gpu, host=_described(self.triple, "", self.features))
         return _described(self.triple, self.cpu, self.features)
 
     def required(self) -> list[str]:
         """Every instruction-set feature of a CPU that the generated code may use."""
-        if self.kernels != "cpu":
+        if self.device != "cpu":
             return []
         return sorted(str(f) for f in codegen.llvm_get_cpu_features(self.target()))
 
@@ -111,10 +103,19 @@ class Code:
     @classmethod
     def from_dict(cls, described: Mapping[str, Any]) -> Code:
         architecture, triple, cpu = (str(described[name]) for name in ("architecture", "triple", "cpu"))
-        return cls(architecture, triple, cpu, tuple(described["features"]), described.get("kernels", "cpu"))
+        return cls(architecture, triple, cpu, tuple(described["features"]), described["device"])
 
     def __str__(self) -> str:
-        return " ".join([self.cpu or self.kernels, *self.features, f"({self.triple})"])
+        return " ".join([self.cpu or self.device, *self.features, f"({self.triple})"])
+
+
+def _check_cpu(triple: str, cpu: str) -> None:
+    """Raise `InputError` where LLVM knows no such CPU, with the nearest that it knows."""
+    known = [str(name) for name in codegen.llvm_get_cpu_archlist(_described(triple, ""))]
+    if cpu not in known:
+        near = difflib.get_close_matches(cpu, known, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise InputError(f"LLVM knows no CPU {cpu!r} for {triple}; {hint}Known: {', '.join(sorted(known))}")
 
 
 def _described(triple: str, cpu: str, features: tuple[str, ...] = ()) -> Any:
@@ -142,14 +143,14 @@ def lacking() -> set[str]:
 def refusal(code: Mapping[str, Any]) -> str:
     """Why code, described as by `to_dict`, does not run on this machine; empty where it does."""
     made = f"it was compiled for {code['cpu'] or 'OpenCL'} ({code['triple']})"
-    kernels = code.get("kernels", "cpu")
+    device = code["device"]
     if code["architecture"] != architecture():
         here = f"{made}; this machine is {architecture()}"
-        if kernels != "cpu":
+        if device != "cpu":
             return f"{here}: copy the folder to a machine with such a GPU, and load it there"
         return f"{here}: copy the folder to such a device and load it there, or run it there from here: .on('rpc://host:port')"
-    if kernels != "cpu" and not has_gpu(kernels):
-        lack = f"{made}, for a GPU; this machine has no {GPU_RUNTIMES[kernels]}"
+    if device != "cpu" and not has_gpu(device):
+        lack = f"{made}, for a GPU; this machine has no {GPU_RUNTIMES[device]}"
         return f"{lack}: copy the folder to one that has, and load it there"
     if missing := sorted(set(code["required"]) & lacking()):
         return f"{made}, which has {', '.join(missing)}; this machine has not: run it on a machine that has, or compile again"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from graphopt.artifacts.artifact import describe, temporary_folder
+from graphopt.artifacts.backend import Tuning
 from graphopt.artifacts.manifest import listing
-from graphopt.backends.tvm import tuning
 from graphopt.backends.tvm.artifact import LIBRARY, SOURCES, TvmArtifact
 from graphopt.backends.tvm.bare import OBJECTS, recorded, write_objects
 from graphopt.backends.tvm.build import Code, build, device_source, kernels_of, link, linker
@@ -20,23 +19,28 @@ from graphopt.backends.tvm.emit import Emitted, emit
 from graphopt.backends.tvm.machine import processor
 from graphopt.backends.tvm.schedules import Conv, Variant
 from graphopt.backends.tvm.static import check_independent, example_batch, fix_batch
-from graphopt.backends.tvm.tuning import Budget, Here, There, Tuned, Tuner, TuningDevice
+from graphopt.backends.tvm.tuning import (
+    Budget,
+    Database,
+    Here,
+    There,
+    Tuned,
+    Tuner,
+    TuningDevice,
+    check_tuner,
+    known,
+    tune,
+)
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
 from graphopt.targets import Target
 from graphopt.utils.errors import InputError
 
+UNTUNED = Tuning()
+
 
 def lower(
-    graph: Graph,
-    target: Target,
-    *,
-    name: str = "model",
-    batch: int | None = None,
-    tune: int | str | None = None,
-    tune_database: str | Path | None = None,
-    tuner: Tuner = "tiles",
-    device: str | None = None,
+    graph: Graph, target: Target, *, name: str = "model", batch: int | None = None, tuning: Tuning = UNTUNED
 ) -> TvmArtifact:
     """Compile a graph into an artifact in a temporary folder.
 
@@ -44,66 +48,61 @@ def lower(
 
     Args:
         batch: samples that one call of the kernels computes, where the graph's batch is free. None: that of its example.
-        tune: measure other kernels for the layers, on one thread: trials, or seconds as "60s". Those that are faster are taken if
-            the whole is.
-        tune_database: the file that remembers what was measured; another call reads it, and goes on from there. Without `tune`,
-            what it knows is used, and nothing is measured.
-        tuner: what is tried: `tiles`, other register tiles; or `metaschedule`, a search over whole schedules, for longer budgets.
-        device: where to measure, as `TvmArtifact.on` takes it; None: on this machine.
+        tuning: measure other kernels for the layers, on one thread. Those that are faster are taken if the whole is.
 
     Raises:
         InputError: unknown CPU, missing compiler; an output without the free batch, samples of it that are mixed; tuning for
             what does not run here.
         GraphoptError: an operator cannot be lowered; names it.
     """
-    code = Code.of(target)
+    code = Code.of(target.runtime)
     batch = (batch or example_batch(graph)) if graph.dynamic_batch else None
-    budget = check_tuning(target, tune, tune_database, tuner, device)
+    budget = check_tuning(target, tuning)
     lowering = _Lowering(graph, target, code, name, batch)
-    if budget is None and tune_database is None:
+    if budget is None and tuning.database is None:
         return lowering.artifact()
     if budget is None:
-        assert tune_database is not None
-        return lowering.artifact(tuning.known(lowering.layers, code, tune_database))
+        assert tuning.database is not None
+        return lowering.artifact(known(lowering.layers, code, tuning.database))
     plain = lowering.artifact()  # first: what it refuses is refused before any time is spent
-    tuned = tuning.tune(lowering.layers, _place(code, target, device), budget, tune_database, tuner)
-    taken, outcome = _faster(plain, lowering.artifact(tuned), device) if tuned.variants else (plain, "")
+    place = _place(code, target.runtime.generated.compiler, tuning.device)
+    tuned = tune(lowering.layers, place, budget, tuning.database, _tuner(tuning))
+    taken, outcome = _faster(plain, lowering.artifact(tuned), tuning.device) if tuned.variants else (plain, "")
     taken.manifest.options["tuned"] = str(tuned) + outcome
     return taken
 
 
-def check_tuning(
-    target: Target,
-    tune: int | str | None = None,
-    tune_database: str | Path | None = None,
-    tuner: Tuner = "tiles",
-    device: str | None = None,
-) -> Budget | None:
+def check_tuning(target: Target, tuning: Tuning) -> Budget | None:
     """How long `lower` will tune with these options; None: not at all.
 
     Raises:
         InputError: it cannot. ArtifactError: the device is of another architecture. Either before any work is done.
     """
-    code = Code.of(target)
-    if tune is None and tuner != "tiles":
+    code, tuner = Code.of(target.runtime), _tuner(tuning)
+    if tuning.budget is None and tuner != "tiles":
         raise InputError(f"tuner={tuner!r} says how tune=... measures; give that, too")
-    if code.kernels != "cpu" and (tune is not None or tune_database is not None):
-        raise InputError(f"tune measures kernels of CPUs; {target.name!r} computes with {code.kernels}: leave it out")
-    if tune_database is not None:
-        tuning.Database(tune_database, code, read_only=tune is None)
-    if tune is None:
+    if code.device != "cpu" and (tuning.budget, tuning.database) != (None, None):
+        raise InputError(f"tune measures kernels of CPUs; {target.name!r} computes with {code.device}: leave it out")
+    if tuning.database is not None:
+        Database(tuning.database, code, read_only=tuning.budget is None)
+    if tuning.budget is None:
         return None
-    budget = Budget.of(tune)
-    tuning.check_tuner(tuner)
-    _place(code, target, device)
+    budget = Budget.of(tuning.budget)
+    check_tuner(tuner)
+    _place(code, target.runtime.generated.compiler, tuning.device)
     return budget
 
 
-def _place(code: Code, target: Target, device: str | None) -> TuningDevice:
+def _tuner(tuning: Tuning) -> Tuner:
+    """The one asked for, which may be unknown; see `check_tuner`."""
+    return cast(Tuner, tuning.tuner or "tiles")
+
+
+def _place(code: Code, compiler: str, device: str | None) -> TuningDevice:
     """Where kernels are measured. C without a runtime, which no server can load, is measured nowhere but here."""
     if device is None or code.bare:
         return Here(code)
-    return There(code, connect(device), linker(code, target.compiler))
+    return There(code, connect(device), linker(code, compiler))
 
 
 class _Lowering:
@@ -115,7 +114,7 @@ class _Lowering:
 
     def __init__(self, graph: Graph, target: Target, code: Code, name: str, batch: int | None) -> None:
         self.graph, self.target, self.code, self.name, self.batch = graph, target, code, name, batch
-        self.command = [] if code.bare else linker(code, target.compiler)
+        self.command = [] if code.bare else linker(code, target.runtime.generated.compiler)
         if batch:
             check_independent(graph)
         self._fixed = fix_batch(graph, batch) if batch else graph
@@ -133,8 +132,8 @@ class _Lowering:
         if not code.bare:
             executable = build(kernels, code)
             link(executable, folder / LIBRARY, self.command)
-            if code.kernels in SOURCES:
-                (folder / SOURCES[code.kernels]).write_text(device_source(executable))
+            if code.device in SOURCES:
+                (folder / SOURCES[code.device]).write_text(device_source(executable))
         manifest = describe(self.graph, self.target, folder, model=self.name, options=options)
         if self.batch is not None:
             for output in manifest.outputs:
@@ -146,7 +145,7 @@ class _Lowering:
         if code.bare:
             manifest.options[OBJECTS] = write_objects(recorded(kernels), manifest, folder)
             manifest.files = listing(folder)
-        keeps = not code.bare and code.kernels == "cpu"
+        keeps = not code.bare and code.device == "cpu"
         return TvmArtifact(folder, manifest, temporary=True, graph=self.graph, kernels=kernels if keeps else None)
 
 

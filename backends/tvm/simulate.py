@@ -21,7 +21,7 @@ from graphopt.utils.errors import InputError
 
 def simulate(graph: Graph, target: Target, machine: str | None = None) -> Simulation:
     """See `graphopt.simulate`. The kernels compute alike on every CPU, so there is no machine to choose."""
-    if machine not in (None, target.architecture):
+    if machine not in (None, target.runtime.architecture):
         raise InputError(f"TVM kernels compute the same integers on every CPU; leave out machine={machine!r}")
     return Simulation(graph, ARITHMETIC, legalize, intermediate, everywhere=True)
 

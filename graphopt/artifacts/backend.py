@@ -1,19 +1,19 @@
-"""What a backend is: an object that lowers graphs for one runtime.
+"""What a backend is: the functions that lower graphs for one runtime and say what became of them, under the runtime's name.
 
-A package of someone else adds a runtime by an entry point, whose value is such an object:
+A package of someone else adds a runtime by an entry point, whose value is a `Backend`:
 
     [project.entry-points."graphopt.backends"]
     myruntime = "mypackage.backend:BACKEND"
 
-and a target that names it: `Target(..., runtime="myruntime")`.
+and a target that names it: `Target(..., runtime=Runtime("myruntime", ...))`.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, NoReturn, Protocol
 
 from graphopt.artifacts.artifact import Artifact
 from graphopt.artifacts.audit import Audit
@@ -46,55 +46,78 @@ class Tuning:
         return (self.budget, self.database, self.tuner) != (None, None, None)
 
 
-class Backend(ABC):
-    """A runtime that graphs are lowered to.
+class Lower(Protocol):
+    """Lowers a graph, float, simulated or deployed, to an artifact in a temporary folder. The graph itself is not changed.
+
+    Raises:
+        InputError: the graph holds what the backend has no kernel for; names it, with the layer.
+    """
+
+    def __call__(self, graph: Graph, target: Target, *, name: str = ...) -> Artifact: ...
+
+
+class Tune(Protocol):
+    """As `Lower`, with kernels that are measured and chosen.
+
+    Raises:
+        InputError: the graph cannot be lowered, or nothing can be measured.
+    """
+
+    def __call__(self, graph: Graph, target: Target, *, name: str = ..., tuning: Tuning) -> Artifact: ...
+
+
+class Simulate(Protocol):
+    """What an artifact of a simulated graph answers, to the last bit; see `graphopt.simulate`.
+
+    Raises:
+        InputError: the machine is unknown to the backend, or the graph cannot be simulated.
+    """
+
+    def __call__(self, graph: Graph, target: Target, machine: str | None = ...) -> Simulation: ...
+
+
+def own_copy(graph: Graph, target: Target) -> Graph:
+    """The simulated graph as it is, for backends that store that."""
+    return graph.clone()
+
+
+def runs_here_only(device: str, target: Target) -> NoReturn:
+    """For backends that reach no devices. Raises InputError."""
+    raise InputError(f"{target.runtime.name} runs on this machine only; leave out {device}")
+
+
+def cannot_be_tuned(target: Target, tuning: Tuning) -> NoReturn:
+    """For backends whose kernels are what they are. Raises InputError."""
+    raise InputError(f"tune is for targets of TVM, such as tvm-x86; the kernels of {target.name!r} cannot be tuned")
+
+
+def _tune_nothing(graph: Graph, target: Target, *, name: str = "model", tuning: Tuning) -> Artifact:
+    cannot_be_tuned(target, tuning)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """A runtime that graphs are lowered to, as functions.
 
     Attributes:
         name: of the runtime, as targets name it.
-        runs_on_devices: `connect` reaches devices other than this machine.
-        tunes: `lower` takes a `Tuning`.
+        lower: makes an artifact of a graph.
+        load: opens the artifact in a folder, whose files have been verified.
+        audit: what of an artifact computes in integer, and what does not and why; takes what `lower` and `load` return.
+        simulate: what artifacts answer, computed in torch.
+        deploy: the form of a simulated graph that is stored, as a new graph.
+        connect: a connection to a device, kept as long as the object lives; artifacts then run there with `.on(device)`. Raises
+            InputError where nothing answers there, or it does not run what is made for the target.
+        check_tuning: raises InputError where `tune` could not tune so; cheap, so it is called before any work.
+        tune: lowers with kernels that were measured.
     """
 
-    name: ClassVar[str]
-    runs_on_devices: ClassVar[bool] = False
-    tunes: ClassVar[bool] = False
-
-    @abstractmethod
-    def deploy(self, graph: Graph, target: Target) -> Graph:
-        """The form of a simulated graph that the backend stores; the graph itself is not changed."""
-
-    @abstractmethod
-    def lower(self, graph: Graph, target: Target, *, name: str = "model", tuning: Tuning | None = None) -> Artifact:
-        """Lower a graph, float, simulated or deployed, to an artifact in a temporary folder.
-
-        Raises:
-            InputError: the graph holds what the backend has no kernel for (named, with the layer), or it cannot tune.
-        """
-
-    @abstractmethod
-    def load(self, folder: Path, manifest: Manifest) -> Artifact:
-        """The artifact in a folder, whose files have been verified."""
-
-    @abstractmethod
-    def audit(self, artifact: Artifact) -> Audit:
-        """What of an artifact computes in integer, and what does not and why."""
-
-    @abstractmethod
-    def simulate(self, graph: Graph, target: Target, machine: str | None = None) -> Simulation:
-        """What an artifact of a simulated graph answers, to the last bit; see `graphopt.simulate`.
-
-        Raises:
-            InputError: the machine is unknown to the backend, or the graph cannot be simulated.
-        """
-
-    def connect(self, device: str, target: Target) -> Any:
-        """A connection to a device, kept as long as the object lives; artifacts then run there with `.on(device)`.
-
-        Raises:
-            InputError: nothing answers there, or it does not run what is made for the target.
-        """
-        raise InputError(f"{self.name} runs on this machine only; leave out {device}")
-
-    def check_tuning(self, target: Target, tuning: Tuning) -> None:
-        """Raise `InputError` where `lower` could not tune so; cheap, so it is called before any work."""
-        raise InputError(f"tune is for targets of TVM, such as tvm-x86; the kernels of {target.name!r} cannot be tuned")
+    name: str
+    lower: Lower
+    load: Callable[[Path, Manifest], Artifact]
+    audit: Callable[[Any], Audit]
+    simulate: Simulate
+    deploy: Callable[[Graph, Target], Graph] = own_copy
+    connect: Callable[[str, Target], Any] = runs_here_only
+    check_tuning: Callable[[Target, Tuning], object] = cannot_be_tuned
+    tune: Tune = _tune_nothing

@@ -15,12 +15,13 @@ from typing import Any
 
 from graphopt.artifacts.report import Report
 from graphopt.ir import structure
+from graphopt.targets import Formats, Kernels, Runtime, Target
 from graphopt.utils import json_data
 from graphopt.utils.errors import ArtifactError, InputError
 from graphopt.utils.files import MANIFEST, sha256, steady
 from graphopt.utils.version import __version__, versions
 
-FORMAT = 1  # raised whenever an older graphopt could misread what a newer one writes
+FORMAT = 2  # raised whenever what is written changes; other formats are refused by name
 DTYPES = frozenset(
     {"float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "uint16", "bool"}
 )
@@ -52,7 +53,7 @@ class Manifest:
 
     Attributes:
         model: the model's name.
-        target: `Target.to_dict()`; its "runtime" names the backend.
+        target: `Target.to_dict()`; the name of its runtime is that of the backend.
         inputs, outputs: the tensors, in order.
         input_structure: the nesting of `(args, kwargs)`; see `graphopt.ir.structure`.
         output_structure: the nesting of the result.
@@ -77,7 +78,7 @@ class Manifest:
 
     @property
     def runtime(self) -> str:
-        return str(self.target.get("runtime", ""))
+        return str(self.target["runtime"]["name"])
 
     def to_json(self) -> bytes:
         content = asdict(self)
@@ -88,7 +89,7 @@ class Manifest:
         """Parse and check a manifest.
 
         Raises:
-            ArtifactError: it is damaged, altered, or of a newer format.
+            ArtifactError: it is damaged, altered, or of another format.
         """
         try:
             data = json_data.parse(text)
@@ -99,7 +100,12 @@ class Manifest:
         if data["format"] > FORMAT:
             raise ArtifactError(
                 f"{where} was written by graphopt {_writer(data)} in format {data['format']}, but graphopt {__version__} "
-                f"reads formats up to {FORMAT}; upgrade graphopt"
+                f"reads format {FORMAT}; upgrade graphopt"
+            )
+        if data["format"] < FORMAT:
+            raise ArtifactError(
+                f"{where} was written by graphopt {_writer(data)} in format {data['format']}, but graphopt {__version__} "
+                f"reads format {FORMAT}; optimize the model again, or load it with the graphopt that wrote it"
             )
         checksum = data.pop("checksum", None)
         if checksum != _checksum(data):
@@ -118,6 +124,7 @@ class Manifest:
             wanted = {"str": str, "int": int, "dict": dict, "list": list}.get(kind.split("[")[0])
             if wanted and not isinstance(data[name], wanted):
                 raise ValueError(f"{name} is a {type(data[name]).__name__}, not a {kind}")
+        _check_target(data["target"])
         manifest = cls(**data)
         manifest.inputs = [_spec(s) for s in data["inputs"]]
         manifest.outputs = [_spec(s) for s in data["outputs"]]
@@ -156,7 +163,7 @@ def read_manifest(folder: str | Path) -> Manifest:
 
     Raises:
         InputError: there is no such folder.
-        ArtifactError: it is no artifact, is damaged, was altered, or comes from a newer graphopt.
+        ArtifactError: it is no artifact, is damaged, was altered, or is in the format of another graphopt.
     """
     folder = Path(folder).expanduser()
     return steady(folder, lambda: _verified(folder))
@@ -187,6 +194,16 @@ def _checksum(content: Mapping[str, Any]) -> str:
 def _writer(data: Mapping[str, Any]) -> str:
     found = data.get("versions")
     return str(found.get("graphopt", "(unknown)")) if isinstance(found, dict) else "(unknown)"
+
+
+def _check_target(described: Mapping[str, Any]) -> None:
+    """Raise `ValueError` unless this is what `Target.to_dict` returns, its values aside."""
+    parts: dict[str, tuple[Any, type]] = {"the target": (described, Target)}
+    for name, part in (("formats", Formats), ("kernels", Kernels), ("runtime", Runtime)):
+        parts[f"the target's {name}"] = (described.get(name), part)
+    for what, (found, kind) in parts.items():
+        if not isinstance(found, dict) or set(found) != {f.name for f in fields(kind)}:
+            raise ValueError(f"{what} must be described by {', '.join(f.name for f in fields(kind))}, got {found!r}")
 
 
 def _spec(data: Mapping[str, Any]) -> TensorSpec:

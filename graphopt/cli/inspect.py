@@ -71,7 +71,10 @@ def targets(name: Annotated[str | None, typer.Argument(help="One of them, in ful
             return
         columns = [Column(name) for name in ("target", "runtime", "weights", "activations", "description")]
         found = [(known, targets.find(known)) for known in targets.names()]
-        rows = [[known, t.runtime, str(t.weights), str(t.activations), t.description] for known, t in found]
+        rows = [
+            [known, t.runtime.name, str(t.formats.weights), str(t.formats.activations), t.description]
+            for known, t in found
+        ]
         terminal.show([Table(columns, rows)], 140)
 
 

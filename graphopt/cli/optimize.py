@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -90,7 +89,7 @@ def optimize(
 
         found = targets.find(target)
         if compiler is not None:
-            found = replace(found, compiler=compiler)
+            found = found.replace(compiler=compiler)
         if out is not None:
             files.check_replaceable(out)
         if report is not None:

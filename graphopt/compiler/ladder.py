@@ -32,7 +32,7 @@ from graphopt.ir.passes import Pass
 from graphopt.passes.quantization import LayerFormat
 from graphopt.passmanager.runner import run
 from graphopt.passmanager.step import Step
-from graphopt.targets import Target
+from graphopt.targets import Formats as TargetFormats
 from graphopt.utils.errors import GraphoptError
 
 EIGHT = 8  # bits that a layer with fewer than `FEW_BITS` gets back before it stays in float
@@ -65,6 +65,7 @@ class Ladder:
 
     Attributes:
         start: the float graph; it is not changed.
+        own: the number formats of the target.
         data: calibration batches, gone through several times.
         quantized: the passes that quantize with a way of rounding and formats by layer name.
         judge: lowers a simulated graph and gives the accuracy of the artifact.
@@ -75,7 +76,7 @@ class Ladder:
     """
 
     start: Graph
-    target: Target
+    own: TargetFormats
     data: Iterable[list[Tensor]]
     quantized: Callable[[Rounding, Formats], list[Pass]]
     judge: Callable[[Graph], tuple[Lowered, float]]
@@ -146,7 +147,7 @@ class Ladder:
     def lifts(self, graph: Graph) -> list[tuple[str, LayerFormat | None]]:
         """What to give back, most needed first: 8 bits to layers with fewer, then float."""
         ranked = [layer for layer in analyze(graph, self.data).ranked() if layer.weight_bits is not None]
-        formats = (self.target.weights, self.target.activations)
+        formats = (self.own.weights, self.own.activations)
         eight = LayerFormat(*(with_bits(f, EIGHT) if isinstance(f, Format) else f for f in formats))
         few: list[tuple[str, LayerFormat | None]] = [(layer.name, eight) for layer in ranked if bits(layer) < FEW_BITS]
         return few + [(layer.name, None) for layer in ranked]

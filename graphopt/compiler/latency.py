@@ -53,9 +53,10 @@ class LatencyTimer:
         seconds: float = 6.0,
     ) -> None:
         self.target = find(target)
-        if self.target.architecture != architecture():
+        wanted = self.target.runtime.architecture
+        if wanted != architecture():
             raise InputError(
-                f"target {self.target.name!r} is {self.target.architecture}, this machine is {architecture()}: "
+                f"target {self.target.name!r} is {wanted}, this machine is {architecture()}: "
                 "nothing can be timed for it here; use a target of this machine, such as 'host'"
             )
         self.integer, self.threads, self.repeats, self.seconds = integer, threads, repeats, seconds
@@ -74,7 +75,7 @@ class LatencyTimer:
 
     def fresh(self, graphs: Sequence[Graph]) -> list[float]:
         """Measured now, whatever is remembered: the median milliseconds of each."""
-        lowering = backend(self.target.runtime)
+        lowering = backend(self.target.runtime.name)
         calls = {}
         for number, graph in enumerate(graphs):
             copy = graph.clone(share_weights=True)
@@ -94,8 +95,8 @@ class LatencyTimer:
         return [taken.median(name) for name in calls]
 
     def _key(self, graphs: Sequence[Graph]) -> str:
-        version = importlib.metadata.version(RUNTIMES[self.target.runtime].distribution)
-        how = [cost.host_cpu(), self.target.runtime, version, self.target.to_dict(), self.integer, self.threads]
+        version = importlib.metadata.version(RUNTIMES[self.target.runtime.name].distribution)
+        how = [cost.host_cpu(), self.target.runtime.name, version, self.target.to_dict(), self.integer, self.threads]
         inputs = [[list(t.shape) for t in graph.example.tensors()] for graph in graphs]
         return hashlib.sha256(json.dumps([how, inputs, [str(g) for g in graphs]], default=str).encode()).hexdigest()
 

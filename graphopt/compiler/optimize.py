@@ -16,6 +16,7 @@ from graphopt.artifacts.manifest import read_manifest
 from graphopt.artifacts.report import Report
 from graphopt.compiler import stages
 from graphopt.compiler.options import Measurement, Options, Quantization, Shortcuts, Shrinking
+from graphopt.compiler.request import Request
 from graphopt.data.calibration import Calibration
 from graphopt.ir.graph import Graph
 from graphopt.ir.passes import Pass
@@ -88,7 +89,10 @@ def optimize(
     """
     options = Options.of(shrinking, quantization, tuning, measurement, shortcuts)
     options.check(passes, evaluate)
-    work = stages.begin(model, example_inputs, find(target), options, calibration, evaluate, dump, dynamic_batch)
+    request = Request(
+        model, example_inputs, find(target), options, calibration, evaluate, dump=dump, dynamic_batch=dynamic_batch
+    )
+    work = stages.capture(request)
     if passes is None:
         passes = [*stages.shrink(work), *stages.prepare(work), *stages.quantize(work)]
     elif callable(passes):
@@ -122,7 +126,7 @@ def simulate(graph: Graph, target: str | Target = "arm", *, machine: str | None 
         InputError: the graph is not quantized; unknown target or machine.
     """
     chosen = find(target)
-    backend = registry.backend(chosen.runtime)
+    backend = registry.backend(chosen.runtime.name)
     return backend.simulate(graph, chosen, machine)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from graphopt.compiler.options import Rounding
-from graphopt.formats import FloatFormat, Format
+from graphopt.formats import FloatFormat, Format, NumberFormat
 from graphopt.ir.passes import Pass
 from graphopt.passes.cleanup.decompose_activations import DecomposeActivations
 from graphopt.passes.cleanup.fold_batchnorm import FoldBatchNorm
@@ -28,7 +28,7 @@ FEW_BITS = 7  # weights with fewer are rounded on data
 
 def clean(target: Target) -> list[Pass]:
     """Exact rewrites: what computes nothing, and batch norm, are gone."""
-    return [Simplify(), FoldBatchNorm(depthwise=target.depthwise_norm)]
+    return [Simplify(), FoldBatchNorm(depthwise=target.kernels.depthwise_norm)]
 
 
 def equalize(*, clips: bool = True) -> list[Pass]:
@@ -38,8 +38,8 @@ def equalize(*, clips: bool = True) -> list[Pass]:
 
 def prepare(target: Target) -> list[Pass]:
     """Everything before `integer`: a float network that suits the target."""
-    one_scale = isinstance(target.weights, Format) and not target.weights.per_channel
-    return clean(target) + (equalize(clips=not target.vendor_compiler) if one_scale else [])
+    one_scale = isinstance(target.formats.weights, Format) and not target.formats.weights.per_channel
+    return clean(target) + (equalize(clips=not target.runtime.vendor_compiler) if one_scale else [])
 
 
 def integer(
@@ -66,33 +66,33 @@ def integer(
     formats = formats or {}
     quantize: Pass = Quantize(target, calibration, estimator=estimator, formats=formats)
     if average_bits is not None:
-        pinned = weight_bits(target, formats)
+        pinned = weight_bits(target.formats.weights, formats)
         quantize = MixedPrecision(target, calibration, average_bits, estimator=estimator, layers=pinned)
-    passes: list[Pass] = [DecomposeActivations(target.decompose), quantize]
+    passes: list[Pass] = [DecomposeActivations(target.kernels.decompose), quantize]
     if quantized and rounding in (None, "nearest"):
         return passes
-    if isinstance(target.weights, FloatFormat) and rounding in (None, "nearest"):
+    if isinstance(target.formats.weights, FloatFormat) and rounding in (None, "nearest"):
         return passes  # errors of single numbers have no mean worth taking out
     if getattr(calibration, "one_shot", False):  # everything else goes through the data once more
         if rounding not in (None, "nearest"):
             raise InputError(f"rounding={rounding!r} goes through the data several times; give a list or a DataLoader")
         return passes
     if rounding is None:
-        fewest = average_bits or fewest_bits(target, formats)
+        fewest = average_bits or fewest_bits(target.formats.weights, formats)
         rounding = "gptq" if fewest < FEW_BITS else "nearest"
     if rounding == "nearest":
         return [*passes, CorrectBias(calibration)]
     return [*passes, LearnRounding(calibration, method=rounding, checkpoint=checkpoint)]
 
 
-def fewest_bits(target: Target, formats: Mapping[str, LayerFormat | None]) -> int:
-    """Of any layer's weights, those counted whose codes can be chosen."""
-    chosen = [target.weights, *(layer.weights for layer in formats.values() if layer and layer.weights)]
+def fewest_bits(own: NumberFormat, formats: Mapping[str, LayerFormat | None]) -> int:
+    """Of any layer's weights, those counted whose codes can be chosen. `own`: the format where `formats` says nothing."""
+    chosen = [own, *(layer.weights for layer in formats.values() if layer and layer.weights)]
     return min((format.bits for format in chosen if isinstance(format, Format)), default=FEW_BITS)
 
 
-def weight_bits(target: Target, formats: Mapping[str, LayerFormat | None]) -> dict[str, int | None]:
-    """What formats say about bits of weights; None: float.
+def weight_bits(own: NumberFormat, formats: Mapping[str, LayerFormat | None]) -> dict[str, int | None]:
+    """What formats say about bits of weights; None: float. `own`: the format where a layer's says nothing.
 
     Raises:
         InputError: a format that is not uniform, which says more than its bits.
@@ -103,7 +103,7 @@ def weight_bits(target: Target, formats: Mapping[str, LayerFormat | None]) -> di
                 f"average_bits and weight_only choose bits of uniform formats, but {name!r} is to have {layer.weights}; leave "
                 "one of them out"
             )
-    return {name: None if f is None else (f.weights or target.weights).bits for name, f in formats.items()}
+    return {name: None if f is None else (f.weights or own).bits for name, f in formats.items()}
 
 
 def weight_only(

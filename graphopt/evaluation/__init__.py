@@ -4,7 +4,10 @@ sensitivity.py     `analyze`: which layer loses accuracy
 analysis.py        what it found
 tensor_statistics.py  how well a grid fits a quantized activation or weight
 fidelity.py        how far answers are from the original's, by output and channel
-evaluate.py        accuracy, fidelity, integer share and time of an artifact
+evaluate.py        integer share and fidelity of a result
+scores.py          its accuracy, by the caller's function
+timing.py          its time beside the original's
+devices.py         results that run elsewhere: what stands for them here, what they answer there
 file_audit.py      `audit`: what of anyone's ONNX file computes in integer
 float_regions.py   what computes in float between integers
 compliance/        `check`: does a file obey the rules of a target?

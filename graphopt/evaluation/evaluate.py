@@ -1,4 +1,4 @@
-"""What a finished artifact measures: its accuracy, its fidelity to the original, its share in integer, its time.
+"""What a report says of a result beside accuracy and time: its share in integer, its fidelity to the original.
 
 Each goes into the report, or the reason why it could not be measured.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,21 +16,18 @@ from torch import Tensor
 
 from graphopt.artifacts.artifact import Artifact
 from graphopt.artifacts.audit import Audit
-from graphopt.artifacts.report import Latency, Report
-from graphopt.artifacts.report_text import slower
+from graphopt.artifacts.report import Report
 from graphopt.data import batches
 from graphopt.data.calibration import Calibration
 from graphopt.evaluation.fidelity import LOW, Fidelity
 from graphopt.evaluation.sensitivity import analyze
-from graphopt.formats import FAKE_QUANTIZE, in_blocks
+from graphopt.formats import FAKE_QUANTIZE
 from graphopt.ir import cost as measures
 from graphopt.ir.batches import count as samples_of
 from graphopt.ir.graph import Graph
 from graphopt.ir.structure import tensors
 from graphopt.passmanager.runner import outputs
 from graphopt.passmanager.step import Step
-from graphopt.targets import Target, architecture, machine_here
-from graphopt.utils.errors import InputError, first_line
 from graphopt.utils.progress import track
 from graphopt.utils.quantities import size
 
@@ -38,72 +36,37 @@ COMPARED_SAMPLES = 64  # on which a device is compared with the simulation; and 
 FAR = 0.8  # share of equal predictions below which the layer to blame is looked for
 BLAMED_ON = 16  # samples that it is looked for on
 FLOAT_SHARE = 0.2  # of the work in float from which a report warns
-ALIKE = 0.95  # share of equal predictions below which a report warns
 
 
-def score(evaluate: Callable[[Callable[..., Any]], float], model: Callable[..., Any], what: str) -> float:
-    try:
-        with torch.no_grad():
-            value = evaluate(model)
-    except Exception as error:
-        reason = first_line(error, "no message")
-        raise InputError(f"evaluate raised {type(error).__name__} for {what}: {reason}") from error
-    try:
-        value = float(value)
-    except (TypeError, ValueError):
-        raise InputError(f"evaluate must return a number, got {type(value).__name__} for {what}") from None
-    if math.isnan(value):
-        raise InputError(f"evaluate returned NaN for {what}")
-    return value
+@dataclass(frozen=True)
+class Candidate:
+    """A result to be judged.
 
+    Attributes:
+        original: the float graph that it was made of.
+        graph: the simulated one.
+        deployed: that as the backend stores it.
+        answers: what computes the result's answers on this machine: the artifact, or its simulation.
+    """
 
-def stand_in(
-    artifact: Artifact, graph: Graph, simulate: Callable[[Graph, Target], Callable[..., Any]], target: Target
-) -> Callable[..., Any]:
-    """What answers on this machine for an artifact: itself, or where it cannot run, its simulation (float graphs: themselves)."""
-    if not artifact.refusal:
-        return artifact
-    return simulate(graph, target) if graph.calls(FAKE_QUANTIZE) else graph
-
-
-def last_score(
-    evaluate: Callable[[Callable[..., Any]], float], artifact: Callable[..., Any], report: Report
-) -> float | None:
-    """The score of the result; work that is done is not thrown away where it cannot be had."""
-    try:
-        return score(evaluate, artifact, "the artifact")
-    except InputError as error:
-        report.missing["accuracy"] = str(error)
-        report.warnings.append(str(error))
-        return None
+    original: Graph
+    graph: Graph
+    deployed: Graph
+    answers: Callable[..., Any]
 
 
 def judge(
-    report: Report,
-    audit: Audit,
-    answers: Callable[..., Any],
-    deployed: Graph,
-    original: Graph,
-    graph: Graph,
-    data: Calibration,
-    held_out: Calibration | None = None,
+    report: Report, audit: Audit, candidate: Candidate, data: Calibration, held_out: Calibration | None = None
 ) -> None:
-    """Weights as stored, share in integer, fidelity of the deployed model.
+    """Weights as stored, share in integer, fidelity of the answers.
 
     Args:
-        graph: the simulated one.
-        data: what choices were made on. held_out: samples that they were not made on, which fidelity is measured on if given.
+        data: what choices were made on.
+        held_out: samples that they were not made on, which fidelity is measured on if given.
     """
-    last = report.steps[-1] if report.steps else report.original
-    assert last is not None
-    reference = outputs(original)
-    results = answers(*original.example.args, **original.example.kwargs)
-    report.steps.append(
-        Step(
-            "(lowered)", "", [], 0.0, measures.parameters(deployed), measures.macs(deployed), measures.weight_bytes(deployed),
-            measures.sqnr(reference, results),
-        )
-    )  # fmt: skip
+    original = candidate.original
+    reference, results = outputs(original), candidate.answers(*original.example.args, **original.example.kwargs)
+    report.steps.append(_lowered(candidate.deployed, measures.sqnr(reference, results)))
     report.integer_macs, report.weight_only_macs = audit.share, audit.weight_only_shares
     report.float16_macs, report.float_operators = audit.float16_share, audit.floating
     if (few := few_in_integer(audit)) is not None:
@@ -116,25 +79,30 @@ def judge(
             else "the calibration data is an iterator, which was used up; give a list or a DataLoader"
         )
         fidelity.update(_floating(reference), _floating(tensors(results)))
-        _say(report, fidelity, None, graph, "the example")
+        _say(report, fidelity, None, candidate.graph, "the example")
         return
-    slow = isinstance(answers, Artifact) and answers.emulated
-    enough = COMPARED_SAMPLES if slow else AGREEMENT_SAMPLES
-    samples = _compare_with_original(report, fidelity, original, answers, held_out or data, enough)
+    samples = _compare_with_original(report, fidelity, candidate, held_out or data)
     where = f"{samples} calibration samples, which choices were {'not ' if held_out else ''}made on"
     if report.agreement is not None:
         report.notes.append(f"agreement was measured on {where}")
-    _say(report, fidelity, next(iter(data)), graph, where)
+    _say(report, fidelity, next(iter(data)), candidate.graph, where)
 
 
-def _compare_with_original(
-    report: Report, fidelity: Fidelity, original: Graph, answers: Callable[..., Any], data: Calibration, enough: int
-) -> int:
-    """Learn fidelity, and agreement of the classes, on at most so many samples; the number that it took."""
+def _lowered(deployed: Graph, sqnr_db: float) -> Step:
+    """The last line of a report's steps: the graph as it is stored."""
+    weights = measures.weight_bytes(deployed)
+    return Step("(lowered)", "", [], 0.0, measures.parameters(deployed), measures.macs(deployed), weights, sqnr_db)
+
+
+def _compare_with_original(report: Report, fidelity: Fidelity, candidate: Candidate, data: Calibration) -> int:
+    """Learn fidelity, and agreement of the classes, on as many samples as are enough; the number that it took."""
+    original, answers = candidate.original, candidate.answers
+    slow = isinstance(answers, Artifact) and answers.emulated
+    enough = COMPARED_SAMPLES if slow else AGREEMENT_SAMPLES
     seen, equal, classes = 0, 0.0, True
     with torch.no_grad():
         for batch in track(data, "comparing with the original"):
-            ours, theirs = _flat(original, batch), _flat(answers, batch)
+            ours, theirs = answers_to(original, batch), answers_to(answers, batch)
             fidelity.update(_floating(ours), _floating(theirs))
             alike = measures.agreement(ours, theirs)
             classes = not math.isnan(alike)
@@ -203,96 +171,6 @@ def _floating_names(graph: Graph, answers: list[Tensor]) -> list[str]:
     return [name for name, t in zip(graph.output_names, answers, strict=True) if t.is_floating_point()]
 
 
-def clock(report: Report, target: Target, before: Artifact, after: Artifact, graph: Graph, threads: int) -> None:
-    if reason := _untimed(target, after):
-        report.missing["latency"] = reason
-        return
-    args, kwargs = graph.example.args, graph.example.kwargs
-    for artifact in (before, after):
-        artifact.set_threads(threads)
-    calls = {
-        "before": lambda: before.milliseconds(*args, **kwargs),
-        "after": lambda: after.milliseconds(*args, **kwargs),
-    }
-    taken = measures.timings(calls, clocked=True)
-    runtime = after.manifest.runtime
-    report.latency = Latency(
-        before_ms=taken.median("before"),
-        after_ms=taken.median("after"),
-        speedup=taken.speedup("before", "after"),
-        before=f"{runtime}, float",
-        after=f"{runtime}, {_arithmetic(report)}",
-        threads=threads,
-        host=after.device or measures.host_cpu(),
-    )
-    if report.integer_macs and (warning := slower(report.latency, report.float_operators)):
-        report.warnings.append(warning)
-
-
-def _arithmetic(report: Report) -> str:
-    if report.integer_macs or not (report.weight_only_macs or report.float16_macs):
-        return "integer"
-    return "float16" if report.float16_macs else "weights in few bits"
-
-
-def _untimed(target: Target, artifact: Artifact) -> str:
-    """Why its latency cannot be measured where it runs; empty where it can."""
-    if artifact.device:
-        return f"{artifact.device} takes other times than the hardware" if artifact.emulated else ""
-    if architecture() != target.architecture:
-        return f"the target is {target.architecture}, this machine is {architecture()}"
-    if target.machine not in (None, machine_here()):
-        return f"the target has the kernels of {target.machine}, this machine those of {machine_here()}"
-    return artifact.refusal
-
-
-def confirm(
-    report: Report,
-    artifact: Artifact,
-    graph: Graph,
-    simulate: Callable[[Graph, Target], Callable[..., Any]],
-    target: Target,
-    data: Calibration,
-) -> None:
-    """Compare what a device answers with what it should: simulated integers, to the last bit where it is said to keep them."""
-    exact = not all(map(in_blocks, graph.calls(FAKE_QUANTIZE)))
-    expected = simulate(graph, target) if exact else graph
-    if not artifact.exact:
-        _compare(report, artifact, expected, [graph.example.tensors()] if data.one_shot else data)
-        return
-    args, kwargs = graph.example.args, graph.example.kwargs
-    with torch.no_grad():
-        answers = [tensors(model(*args, **kwargs)) for model in (artifact, expected)]
-    differing = total = 0
-    for ours, theirs in zip(*answers, strict=True):
-        same = ours == theirs if exact else torch.isclose(ours, theirs, rtol=1e-4, atol=1e-5)
-        differing, total = differing + int((~same).sum()), total + ours.numel()
-    reference = "its simulation" if exact else "the graph"
-    said = f"{artifact.device} answered the example with {differing} of {total} numbers unlike {reference}"
-    (report.warnings if differing else report.notes).append(said)
-
-
-def _compare(report: Report, artifact: Artifact, expected: Callable[..., Any], batches: Iterable[list[Tensor]]) -> None:
-    """How often a device that rounds in its own way predicts the same class, and how far its answers are apart."""
-    pairs: list[tuple[Tensor, Tensor]] = []
-    for batch in track(batches, "comparing with the simulation"):
-        with torch.no_grad():
-            pairs.append((_flat(artifact, batch)[0], _flat(expected, batch)[0]))
-        if sum(len(theirs) for theirs, _ in pairs) >= COMPARED_SAMPLES:
-            break
-    theirs, ours = (
-        torch.cat([t.reshape(len(t) if t.dim() else 1, -1) for t in column]) for column in zip(*pairs, strict=True)
-    )
-    span = float(ours.max() - ours.min())
-    share = float((theirs - ours).abs().max()) / span if span else 0.0
-    said = f"{artifact.device} differs from its simulation by {share:.1%} of the range of answers at most, on {len(ours)} samples"
-    if pairs[0][0].dim() < 2:
-        report.notes.append(said)
-        return
-    alike = sum(measures.agreement(*pair) * len(pair[0]) for pair in pairs) / sum(len(pair[0]) for pair in pairs)
-    (report.notes if alike >= ALIKE else report.warnings).append(f"{said}; {alike:.1%} have the same class")
-
-
 def zeros_note(zeros: float, before: Artifact | None, after: Artifact) -> str:
     """What zeros among the weights save; with the sizes of both files where both were measured."""
     measured = [artifact for artifact in (before, after) if artifact is not None]
@@ -303,7 +181,8 @@ def zeros_note(zeros: float, before: Artifact | None, after: Artifact) -> str:
     )
 
 
-def _flat(model: Callable[..., Any], batch: list[Tensor]) -> list[Tensor]:
+def answers_to(model: Callable[..., Any], batch: list[Tensor]) -> list[Tensor]:
+    """What a graph, a simulation or an artifact answers to a batch, as flat as the batch."""
     args, kwargs = _nested(model, batch)
     return tensors(model(*args, **kwargs))
 

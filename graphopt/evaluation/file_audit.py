@@ -11,11 +11,12 @@ file's quantizers say.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
+from graphopt.artifacts.backend import Backend
 from graphopt.artifacts.registry import backend
 from graphopt.evaluation.float_regions import FloatRegion
 from graphopt.ir.passes import Change
@@ -195,7 +196,7 @@ def audit(
         ArtifactError: ONNX Runtime refuses the model.
     """
     chosen = find(target)
-    if chosen.runtime != "onnxruntime":
+    if chosen.runtime.name != "onnxruntime":
         raise InputError(
             f"{chosen.name} runs no ONNX files; audit for one of: arm, x86, x86-avx2, hexagon, nvidia, ..."
         )
@@ -203,15 +204,17 @@ def audit(
     return found
 
 
-@runtime_checkable
-class FileAuditor(Protocol):
-    """A backend that reads ONNX files, whoever made them."""
+@dataclass(frozen=True, kw_only=True)
+class FileAuditor(Backend):
+    """A backend that reads ONNX files, whoever made them.
 
-    def audit_file(self, path: Path, target: Target, shapes: Sequence[Sequence[int]] | None = None) -> FileAudit:
-        """See `audit`."""
+    Attributes:
+        audit_file: of a path, for a target, with these shapes of inputs; see `audit`.
+        fix: of an audited file, into a path, with calibration data and an example, measured or not; see `FileAudit.fix`.
+    """
 
-    def fix(self, found: FileAudit, path: Path, calibration: Any, example: Any, measure: bool) -> Fixed:
-        """See `FileAudit.fix`."""
+    audit_file: Callable[[Path, Target, Sequence[Sequence[int]] | None], FileAudit]
+    fix: Callable[[FileAudit, Path, Any, Any, bool], Fixed]
 
 
 def _auditor() -> FileAuditor:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
+from graphopt.targets.families import add_family
 from graphopt.utils.errors import InputError
 
 aten = torch.ops.aten
@@ -244,6 +245,8 @@ def register(target: Any, info: OpInfo) -> None:
         if name is not None and name not in _positions(target):
             raise InputError(f"{target} has no argument {name!r}; it has {', '.join(_positions(target)) or 'none'}")
     _TABLE[target] = info
+    if info.family is not None:
+        add_family(info.family)
 
 
 def registered(condition: Callable[[OpInfo], Any]) -> dict[Any, OpInfo]:

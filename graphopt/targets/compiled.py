@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from graphopt.formats import FLOAT16, Format
 from graphopt.targets.cpus import SIGNED_WEIGHTS
 from graphopt.targets.families import TVM_INTEGER
+from graphopt.targets.kernels import Kernels
+from graphopt.targets.number_formats import Formats
+from graphopt.targets.runtime import CodeGeneration, Runtime
 from graphopt.targets.target import Target
+
+TVM_KERNELS = Kernels(integer=TVM_INTEGER, tables=True, channel_multiple=16, decompose=frozenset())
 
 
 def _tvm(name: str, description: str, architecture: str, triple: str = "", cpu: str = "", *features: str) -> Target:
@@ -15,17 +18,9 @@ def _tvm(name: str, description: str, architecture: str, triple: str = "", cpu: 
     return Target(
         name=name,
         description=f"{description} through TVM: compiled ahead of time",
-        runtime="tvm",
-        architecture=architecture,
-        weights=SIGNED_WEIGHTS,
-        activations=Format(bits=8, signed=architecture != "x86_64", symmetric=False),
-        integer=TVM_INTEGER,
-        tables=True,
-        channel_multiple=16,
-        decompose=frozenset(),
-        triple=triple,
-        cpu=cpu,
-        features=features,
+        formats=Formats(SIGNED_WEIGHTS, activations=Format(bits=8, signed=architecture != "x86_64", symmetric=False)),
+        runtime=Runtime("tvm", architecture, code=CodeGeneration(triple, cpu, features)),
+        kernels=TVM_KERNELS,
     )
 
 
@@ -65,8 +60,7 @@ _COMPILED = [
         "cortex-m7",
     ),
 ]
-_HALF = replace(
-    next(target for target in _COMPILED if target.cpu == "cortex-a76"),
+_HALF = next(target for target in _COMPILED if target.name == "tvm-cortex-a76").replace(
     name="tvm-cortex-a76-fp16",
     description="64-bit ARM cores with float16 (Raspberry Pi 5, phones) through TVM: float16 in memory, sums in float32",
     weights=FLOAT16,

@@ -1,6 +1,45 @@
-"""Families of `graphopt.ir.ops` by what kernels make of them."""
+"""Families of operators: their names, and which of them kernels compute in integer.
+
+What a family means is said in `graphopt.ir.ops`, which adds the families of operators that others register.
+"""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+
+from graphopt.utils.errors import InputError
+
+_KNOWN = {
+    "adaptive_average_pool", "add", "average_pool", "batch_norm", "channel_clamp", "clamp", "concat", "conv", "conv_transpose",
+    "div", "expand", "flip", "gelu", "getitem", "global_average_pool", "hard_sigmoid", "hard_swish", "identity", "leaky_relu",
+    "linear", "matmul", "max_pool", "mean", "mul", "pad", "prelu", "relu", "reshape", "resize_linear", "resize_nearest", "roll",
+    "shuffle", "sigmoid", "silu", "slice", "softmax", "split", "stack", "sub", "tanh", "transpose",
+}  # fmt: skip
+
+
+def known_families() -> frozenset[str]:
+    """The names of all families, those of operators that others have registered included."""
+    return frozenset(_KNOWN)
+
+
+def add_family(name: str) -> None:
+    """Make the family of a registered operator known, for this process."""
+    _KNOWN.add(name)
+
+
+def check_families(what: str, families: Collection[str]) -> None:
+    """Raise `InputError` where a family is unknown, with the nearest that is known."""
+    if isinstance(families, str) or not isinstance(families, Collection):
+        raise InputError(f"{what} must be a set of families, such as frozenset({{'conv'}}), got {families!r}")
+    for name in sorted(set(families) - _KNOWN, key=str):
+        near = difflib.get_close_matches(str(name), sorted(_KNOWN), 1)
+        hint = f"did you mean {near[0]!r}? " if near else f"known: {', '.join(sorted(_KNOWN))}. "
+        raise InputError(
+            f"{what}: unknown family {name!r}; {hint}One of your own is known once its operator is registered "
+            "(graphopt.ir.ops.register)"
+        )
+
 
 # Families of graphopt.ir.ops that have integer kernels in ONNX Runtime's CPU provider (measured on 1.31, opset 18-21).
 # Convolution and linear layers start an integer region, the others join one.
@@ -29,3 +68,6 @@ ONNXRUNTIME_MOVES = frozenset(
 
 # TVM computes any function of one code by a table.
 TVM_INTEGER = ONNXRUNTIME_INTEGER | {"hard_swish", "silu", "gelu", "tanh"}
+
+# Accelerators that multiply and add in fixed point, and have no integer kernels of functions and products.
+FIXED_POINT_INTEGER = ONNXRUNTIME_INTEGER - {"mul", "sigmoid", "hard_sigmoid", "leaky_relu", "softmax"}

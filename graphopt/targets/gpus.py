@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 from graphopt.formats import FLOAT16_WITHOUT_SUBNORMALS, Format
+from graphopt.targets.compiled import TVM_KERNELS
 from graphopt.targets.cpus import SIGNED_WEIGHTS
-from graphopt.targets.families import TVM_INTEGER
+from graphopt.targets.number_formats import Formats
+from graphopt.targets.runtime import CodeGeneration, Device, Runtime
 from graphopt.targets.target import Target
 
 
-def _gpu(
-    name: str, description: str, kernels: Literal["cuda", "opencl"], architecture: str, triple: str, gpu: str
-) -> Target:
+def _gpu(name: str, description: str, device: Device, architecture: str, triple: str, gpu: str) -> Target:
     return Target(
         name=name,
         description=description,
-        runtime="tvm",
-        architecture=architecture,
-        weights=SIGNED_WEIGHTS,
-        activations=Format(bits=8, signed=True, symmetric=False),
-        integer=TVM_INTEGER,
-        tables=True,
-        channel_multiple=32,
-        decompose=frozenset(),
-        triple=triple,
-        cpu=gpu,
-        kernels=kernels,
+        formats=Formats(SIGNED_WEIGHTS, activations=Format(bits=8, signed=True, symmetric=False)),
+        runtime=Runtime("tvm", architecture, code=CodeGeneration(triple, gpu, device=device)),
+        kernels=replace(TVM_KERNELS, channel_multiple=32),
         source="CUDA programming guide: dp4a adds four products of signed bytes from compute capability 6.1 on"
-        if kernels == "cuda"
+        if device == "cuda"
         else "OpenCL 1.2: bytes and 32-bit integers are required of every device",
     )
 
@@ -43,8 +34,7 @@ _ORIN = _gpu(
 _OPENCL = _gpu(
     "tvm-opencl", "GPUs with OpenCL through TVM: OpenCL source", "opencl", "aarch64", "aarch64-linux-gnu", ""
 )
-_ADRENO = replace(
-    _OPENCL,
+_ADRENO = _OPENCL.replace(
     name="adreno",
     description="Qualcomm Adreno 5xx and 6xx through TVM: OpenCL source, float16, sums in float32",
     weights=FLOAT16_WITHOUT_SUBNORMALS,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import replace
 
 from graphopt.targets.compiled import COMPILED
 from graphopt.targets.cpus import CPUS
@@ -49,4 +48,4 @@ def find(target: str | Target) -> Target:
 def host() -> Target:
     """The machine this runs on."""
     name = {"aarch64": "arm", "avx2": "x86-avx2"}.get(machine_here(), "x86")
-    return replace(KNOWN[name], name="host")
+    return KNOWN[name].replace(name="host")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def architecture() -> str:
-    """What this machine is called in `Target.architecture`."""
+    """What this machine is called in `Runtime.architecture`."""
     return platform.machine().lower().replace("arm64", "aarch64").replace("amd64", "x86_64")
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from graphopt.formats import LogFormat
-from graphopt.targets.families import ONNXRUNTIME_INTEGER
+from graphopt.targets.families import FIXED_POINT_INTEGER
+from graphopt.targets.kernels import Kernels
+from graphopt.targets.number_formats import Formats
+from graphopt.targets.runtime import Runtime
 from graphopt.targets.target import Target
 
-_ALL = [
-    Target(
-        name="nnie", description="HiSilicon NNIE (Hi3559, Hi3519, Hi3516): logarithms", runtime="packed", architecture="nnie",
-        weights=LogFormat(8), activations=LogFormat(8), weight_formats=(LogFormat(16),), activation_formats=(LogFormat(16),),
-        integer=ONNXRUNTIME_INTEGER - {"mul", "sigmoid", "hard_sigmoid", "leaky_relu", "softmax"},
-        depthwise_norm=False, decompose=frozenset(), source="vendor's number formats: 8 and 16 bits, logarithmic",
-    )
-]  # fmt: skip
-PACKED = {target.name: target for target in _ALL}
+_NNIE = Target(
+    name="nnie",
+    description="HiSilicon NNIE (Hi3559, Hi3519, Hi3516): logarithms",
+    formats=Formats(LogFormat(8), LogFormat(8), more_weights=(LogFormat(16),), more_activations=(LogFormat(16),)),
+    runtime=Runtime("packed", architecture="nnie"),
+    kernels=Kernels(integer=FIXED_POINT_INTEGER, depthwise_norm=False, decompose=frozenset()),
+    source="vendor's number formats: 8 and 16 bits, logarithmic",
+)
+PACKED = {_NNIE.name: _NNIE}

@@ -9,73 +9,94 @@ from __future__ import annotations
 from dataclasses import replace
 
 from graphopt.formats import FLOAT16, Format
-from graphopt.targets.families import ONNXRUNTIME_INTEGER
+from graphopt.targets.families import FIXED_POINT_INTEGER
+from graphopt.targets.kernels import Kernels
+from graphopt.targets.number_formats import Formats
+from graphopt.targets.runtime import Runtime
 from graphopt.targets.target import Target
 
 S8 = Format(bits=8, signed=True, symmetric=True)
 S8_PER_CHANNEL = replace(S8, per_channel=True)
-S8_VALUES = replace(S8, full_range=True)
+S8_FULL = replace(S8, full_range=True)
 U8 = Format(bits=8, signed=False, symmetric=False)
 SHIFTED = replace(S8, power_of_two=True)  # Ristretto: fixed point with a radix point per tensor
-SHIFTED_VALUES = replace(SHIFTED, full_range=True)
+SHIFTED_FULL = replace(SHIFTED, full_range=True)
 
 
 def _sixteen(*formats: Format) -> tuple[Format, ...]:
     return tuple(replace(format, bits=16) for format in formats)
 
 
-FIXED_POINT = ONNXRUNTIME_INTEGER - {"mul", "sigmoid", "hard_sigmoid", "leaky_relu", "softmax"}
+RISTRETTO = Formats(SHIFTED, SHIFTED_FULL, more_weights=_sixteen(SHIFTED), more_activations=_sixteen(SHIFTED_FULL))
+
+KERNELS = Kernels(depthwise_norm=False)
+WIDE = replace(KERNELS, channel_multiple=32)
+FIXED_POINT = replace(KERNELS, integer=FIXED_POINT_INTEGER, decompose=frozenset())
 
 
-def _vendor(name: str, description: str, weights: Format, activations: Format, source: str, **others: object) -> Target:
-    return Target(
-        name=name, description=description, runtime="onnxruntime", architecture=name, machine="x86_64", weights=weights,
-        activations=activations, depthwise_norm=False, source=source, vendor_compiler=True, **others,  # type: ignore[arg-type]
-    )  # fmt: skip
+def _vendor(
+    name: str,
+    description: str,
+    source: str,
+    formats: Formats,
+    kernels: Kernels = KERNELS,
+    *,
+    static_shapes: bool = False,
+) -> Target:
+    runtime = Runtime(
+        "onnxruntime", architecture=name, machine="x86_64", static_shapes=static_shapes, vendor_compiler=True
+    )
+    return Target(name, description, formats, runtime, kernels, source)
 
 
 _ALL = [
     _vendor(
         "nvidia", "NVIDIA GPUs through TensorRT: explicit quantization, the rest in float16",
-        S8_PER_CHANNEL, S8_VALUES, "TensorRT documentation, Working with Quantized Types and Q/DQ placement: zero points are 0, "
-        "biases float, a layer and the sum behind it one kernel",
-        weight_formats=(S8,), channel_multiple=32, fused_sums=True, float_bias=True, rest=FLOAT16,
+        "TensorRT documentation, Working with Quantized Types and Q/DQ placement: zero points are 0, biases float, a layer and "
+        "the sum behind it one kernel",
+        Formats(S8_PER_CHANNEL, S8_FULL, more_weights=(S8,), rest=FLOAT16, float_bias=True),
+        replace(WIDE, fused_sums=True),
     ),
     _vendor(
         "hexagon", "Qualcomm Hexagon (HTP v68 and later) through QNN or SNPE",
-        S8_PER_CHANNEL, U8, "QNN HTP operator definitions; SNPE: 8 or 16 bits, asymmetric, one grid per layer",
-        weight_formats=(U8, S8), activation_formats=_sixteen(U8), channel_multiple=32, static_shapes=True,
-        float_output=frozenset(),  # a layer that hands out floats is left to the CPU
-        shares=frozenset({"average_pool"}),  # 4x4 and 8x8 pools are steps of 2x2 on the grid of the result, which saturate there
+        "QNN HTP operator definitions; SNPE: 8 or 16 bits, asymmetric, one grid per layer",
+        Formats(S8_PER_CHANNEL, U8, more_weights=(U8, S8), more_activations=_sixteen(U8)),
+        replace(
+            WIDE,
+            float_output=frozenset(),  # a layer that hands out floats is left to the CPU
+            # 4x4 and 8x8 pools are steps of 2x2 on the grid of the result, which saturate there
+            shares=frozenset({"average_pool"}),
+        ),
+        static_shapes=True,
     ),
     _vendor(
-        "ascend", "Huawei Ascend 310 through ACL",
-        S8_PER_CHANNEL, replace(S8, symmetric=False), "AscendQuant: a scale and an offset; weights without offset",
-        weight_formats=(S8,), activation_formats=(S8_VALUES,), channel_multiple=32,
+        "ascend", "Huawei Ascend 310 through ACL", "AscendQuant: a scale and an offset; weights without offset",
+        Formats(S8_PER_CHANNEL, replace(S8, symmetric=False), more_weights=(S8,), more_activations=(S8_FULL,)),
+        WIDE,
     ),
     _vendor(
-        "ceva", "CEVA DSPs", replace(U8, per_channel=True), U8,
-        "vendor's number formats: 8 and 16 bits, uniform, asymmetric, per layer or channel",
-        weight_formats=(U8, S8, S8_PER_CHANNEL, *_sixteen(U8, replace(U8, per_channel=True), S8, S8_PER_CHANNEL)),
-        activation_formats=_sixteen(U8),
+        "ceva", "CEVA DSPs", "vendor's number formats: 8 and 16 bits, uniform, asymmetric, per layer or channel",
+        Formats(
+            replace(U8, per_channel=True), U8,
+            more_weights=(U8, S8, S8_PER_CHANNEL, *_sixteen(U8, replace(U8, per_channel=True), S8, S8_PER_CHANNEL)),
+            more_activations=_sixteen(U8),
+        ),
     ),
     _vendor(
-        "sigmastar", "SigmaStar IPUs", S8_PER_CHANNEL, S8_VALUES,
-        "vendor's number formats: 8 and 16 bits, weights per channel, everything symmetric",
-        weight_formats=(S8, *_sixteen(S8, S8_PER_CHANNEL)), activation_formats=_sixteen(S8_VALUES),
+        "sigmastar", "SigmaStar IPUs", "vendor's number formats: 8 and 16 bits, weights per channel, everything symmetric",
+        Formats(
+            S8_PER_CHANNEL, S8_FULL, more_weights=(S8, *_sixteen(S8, S8_PER_CHANNEL)), more_activations=_sixteen(S8_FULL)
+        ),
     ),
     _vendor(
-        "vitis", "Xilinx FPGAs (DPU) through Vitis AI", SHIFTED, SHIFTED_VALUES,
+        "vitis", "Xilinx FPGAs (DPU) through Vitis AI",
         "MQBench documentation, Vitis: 8 bits per tensor, symmetric, power-of-two scales",
-        integer=FIXED_POINT, decompose=frozenset(),
+        Formats(SHIFTED, SHIFTED_FULL), FIXED_POINT,
     ),
     _vendor(
-        "ambarella", "Ambarella CVFlow", SHIFTED, SHIFTED_VALUES, "vendor's number formats: 8 and 16 bits, Ristretto",
-        weight_formats=_sixteen(SHIFTED), activation_formats=_sixteen(SHIFTED_VALUES), integer=FIXED_POINT, decompose=frozenset(),
+        "ambarella", "Ambarella CVFlow", "vendor's number formats: 8 and 16 bits, Ristretto",
+        RISTRETTO, FIXED_POINT,
     ),
-    _vendor(
-        "wuqi", "WuQi DSPs", SHIFTED, SHIFTED_VALUES, "vendor's number formats: 8 and 16 bits, Ristretto",
-        weight_formats=_sixteen(SHIFTED), activation_formats=_sixteen(SHIFTED_VALUES), integer=FIXED_POINT, decompose=frozenset(),
-    ),
+    _vendor("wuqi", "WuQi DSPs", "vendor's number formats: 8 and 16 bits, Ristretto", RISTRETTO, FIXED_POINT),
 ]  # fmt: skip
 VENDORS = {target.name: target for target in _ALL}

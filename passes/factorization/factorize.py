@@ -65,7 +65,7 @@ class Factorize:
         methods: those to choose from, each with its own options (their ranks are not used here).
         data: batches of inputs (see `graphopt.data.Calibration`). None: the weights decide, and nothing is repaired.
         layers: name pattern -> None to leave a layer alone, or a method with the rank to use there. The first match counts.
-        round_to: multiples of ranks that the target's kernels like (`Target.channel_multiple`); of full ranks below twice that,
+        round_to: multiples of ranks that the target's kernels like (`Kernels.channel_multiple`); of full ranks below twice that,
             multiples of the largest power of two up to half of them.
         timer: measures graphs on the runtime (`graphopt.compiler.latency.LatencyTimer`).
         nonlinear: with data, fit through the activation behind a layer.

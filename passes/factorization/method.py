@@ -48,7 +48,7 @@ class Method(ABC):
         data: batches of inputs (see `graphopt.data.Calibration`) to fit the factors to what the layers answer, instead of to
             their weights alone.
         round_to: ranks are multiples of this where `rank` does not name them, as the kernels of a target like
-            (`Target.channel_multiple`).
+            (`Kernels.channel_multiple`).
         nonlinear: with data, fit through the activation behind a layer.
         refine_steps: with data, that many steps of gradient descent on the factors of each layer, through its activation.
 

@@ -61,7 +61,7 @@ class Prune:
         streams: whether channels that several layers write into (residual streams) are pruned, too.
         kinds: which groups are pruned: `channels`, `rows` (attention heads, groups of grouped convolutions) and `columns` (the
             same position in every row). None: all.
-        round_to: keep multiples of this many channels, as the kernels of a target like (`Target.channel_multiple`): vector
+        round_to: keep multiples of this many channels, as the kernels of a target like (`Kernels.channel_multiple`): vector
             units process that many at once, and a rest costs as much as a full step. Groups narrower than twice that use the
             largest power of two up to half of their width.
         least: channels kept in each group at least.

@@ -10,23 +10,25 @@ Keeps:  every value; max pooling and clipping both are monotone, so they commute
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from torch.fx.node import Node
 
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import clip_of, family, gives_several, info, operand, value
 from graphopt.ir.passes import Change
 from graphopt.passes.quantization.placement import in_integer
-from graphopt.targets import Target
+from graphopt.targets import Kernels
 
 
-def clip_before_moves(graph: Graph, target: Target) -> list[Change]:
+def clip_before_moves(graph: Graph, kernels: Kernels) -> list[Change]:
     """Do so where an operator with an integer kernel makes the value, and nothing else reads it on the way."""
     changes = []
     for node in graph.calls():
         if (ends := clip_of(node)) is None:
             continue
-        first, source = _moved(node, ends, target)
-        if first is None or not in_integer(source, target) or len(source.users) > 1:
+        first, source = _moved(node, ends, kernels.moves)
+        if first is None or not in_integer(source, kernels) or len(source.users) > 1:
             continue
         clipped = graph.call(node.target, source, *node.args[1:], before=first, like=node, **node.kwargs)
         clipped.meta["val"] = value(source)
@@ -36,10 +38,10 @@ def clip_before_moves(graph: Graph, target: Target) -> list[Change]:
     return changes
 
 
-def _moved(clip: Node, ends: tuple[float, float], target: Target) -> tuple[Node | None, Node]:
-    """The first of the target's moves in front of a clip (None where there is none), and what it moves."""
+def _moved(clip: Node, ends: tuple[float, float], moves: Collection[str]) -> tuple[Node | None, Node]:
+    """The first of the moves in front of a clip (None where there is none), and what it moves."""
     first, source = None, operand(clip)
-    while family(source) in target.moves and len(source.users) == 1 and not gives_several(source.args[0]):
+    while family(source) in moves and len(source.users) == 1 and not gives_several(source.args[0]):
         zeros = family(source) == "pad" and ends[0] <= 0 <= ends[1]
         if not (info(source).selects or zeros):
             break

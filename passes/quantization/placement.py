@@ -5,7 +5,7 @@ convolutions and linear layers; other operators with integer kernels join when o
 integer unit, or the caller, reads the result: a sum between two layer norms, say, stays float. Operators that only move
 values carry codes through.
 
-A sum that the target computes behind one of its layers (`Target.fused_sums`) takes that layer's result as it is: only the other
+A sum that the target computes behind one of its layers (`Kernels.fused_sums`) takes that layer's result as it is: only the other
 operand and the sum are rounded.
 
 Each value that has to be integer gets a *grid*. Values that must have the same grid (in front of and behind a move, around a
@@ -28,14 +28,14 @@ from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.ir.ops import family, function_of_one, info, is_float, operand, shape
 from graphopt.ir.quantizers import is_quantizer
-from graphopt.targets import Target
+from graphopt.targets import Kernels
 
 
-def in_integer(node: Node, target: Target) -> bool:
-    """Whether the target has an integer kernel for a call, or looks it up in a table. Clips have none of their own."""
+def in_integer(node: Node, kernels: Kernels) -> bool:
+    """Whether there is an integer kernel for a call, or a table. Clips have no kernels of their own."""
     known = info(node)
-    looked_up = target.tables and not known.fusable and function_of_one(node) is not None
-    return known.family in target.integer or looked_up
+    looked_up = kernels.tables and not known.fusable and function_of_one(node) is not None
+    return known.family in kernels.integer or looked_up
 
 
 @dataclass(frozen=True)
@@ -81,27 +81,27 @@ def override(name: str, formats: Mapping[str, LayerFormat | None]) -> tuple[bool
 
 def place(
     graph: Graph,
-    target: Target,
+    kernels: Kernels,
     weights: NumberFormat,
     activations: NumberFormat,
     formats: Mapping[str, LayerFormat | None],
     floating: Mapping[Node, str] | None = None,
 ) -> QuantizationPlan:
     """Decide what is computed in integer. See the head of this file. `floating`: calls that stay float, and why."""
-    return _Placement(graph, target, weights, activations, formats, floating or {}).plan()
+    return _Placement(graph, kernels, weights, activations, formats, floating or {}).plan()
 
 
 class _Placement:
     def __init__(
         self,
         graph: Graph,
-        target: Target,
+        kernels: Kernels,
         weights: NumberFormat,
         activations: NumberFormat,
         formats: Mapping[str, LayerFormat | None],
         floating: Mapping[Node, str],
     ) -> None:
-        self.graph, self.target, self.formats, self.floating = graph, target, formats, floating
+        self.graph, self.kernels, self.formats, self.floating = graph, kernels, formats, floating
         self.weights, self.activations = weights, activations
         self.layers: dict[Node, NumberFormat] = {}
         self.left: dict[Node, str] = {}
@@ -114,7 +114,7 @@ class _Placement:
         for node in self.graph.nodes:
             self.visit(node)
         self.keep_what_is_read()
-        if self.target.fused_sums:
+        if self.kernels.fused_sums:
             self.fuse_sums()
         return QuantizationPlan(self.layers, self.grids(), self.left, self.ends, self.rest())
 
@@ -122,7 +122,7 @@ class _Placement:
 
     def visit(self, node: Node) -> None:
         kind, known = family(node), info(node)
-        integer = in_integer(node, self.target)
+        integer = in_integer(node, self.kernels)
         if node in self.floating:
             self.left[node] = self.floating[node]
             return
@@ -135,13 +135,13 @@ class _Placement:
             self.start(node, chosen)
         elif known.fusable and self.fuses(node):
             self.ends[node] = self.ends.pop(_data(node)[0])
-        elif kind in self.target.moves:
+        elif kind in self.kernels.moves:
             if (source := _moved(node)) is not None and (source in self.ends or source in self.moves):
                 self.moves[node] = None
         elif (integer or known.fusable) and is_float(node) and self.joins(node):
             self.ends[node] = node
         elif kind == "conv_transpose":
-            self.left[node] = f"{self.target.runtime} has no integer kernel for transposed convolutions"
+            self.left[node] = "there is no integer kernel for transposed convolutions"
 
     def start(self, node: Node, chosen: LayerFormat | None) -> None:
         layer = Layer.of(node)
@@ -184,7 +184,7 @@ class _Placement:
         for operator, end in reversed(end_of.items()):
             kind = family(operator)
             if info(operator).layer:
-                if kind in self.target.float_output and not read(end, output=False):
+                if kind in self.kernels.float_output and not read(end, output=False):
                     self.float_ends.add(end)
             elif not read(end, output=self.mostly_integer(operator)):
                 kept.remove(operator)
@@ -243,7 +243,7 @@ class _Placement:
                 if source not in integer:
                     entered.setdefault(source, []).append(operator)
                     ties.add_node(("entry", source))
-                if family(operator) in self.target.shares:
+                if family(operator) in self.kernels.shares:
                     ties.add_edge(end, source if source in integer else ("entry", source))
         order = {node: i for i, node in enumerate(self.graph.nodes)}
 

@@ -43,6 +43,7 @@ from graphopt.passes.quantization.ranges import ESTIMATORS, WEIGHT_METHODS, perc
 from graphopt.passes.quantization.readers import best_ranges, candidates
 from graphopt.passes.quantization.rest import round_rest
 from graphopt.targets import Target
+from graphopt.targets.number_formats import Kind
 from graphopt.utils.errors import InputError, NonFiniteError
 
 BY_OUTPUT = "output_mse"
@@ -90,7 +91,7 @@ class Quantize:
             return []
         self.check_patterns(graph)
         self.check_formats()
-        changes = bake(graph) + clip_before_moves(graph, self.target)
+        changes = bake(graph) + clip_before_moves(graph, self.target.kernels)
         plan = self.place(graph)
         if not plan.layers:
             raise InputError(
@@ -105,17 +106,18 @@ class Quantize:
             changes.append(self.quantize_layer(graph, node, format, scales))
         for node, why in plan.left.items():
             graph.set_fact(node, LEFT, why)
-        if self.target.rest is not None:
-            changes += round_rest(graph, plan.rest, self.target.rest)
+        if self.target.formats.rest is not None:
+            changes += round_rest(graph, plan.rest, self.target.formats.rest)
         return changes + [Change(graph.site(node), f"stays float: {why}") for node, why in plan.left.items()]
 
     def place(self, graph: Graph) -> QuantizationPlan:
         """What is computed in integer; joins of values that one grid cannot hold are not."""
-        weights, activations = self.weights or self.target.weights, self.activations or self.target.activations
-        plan = place(graph, self.target, weights, activations, self.formats)
+        formats, kernels = self.target.formats, self.target.kernels
+        weights, activations = self.weights or formats.weights, self.activations or formats.activations
+        plan = place(graph, kernels, weights, activations, self.formats)
         joins = {} if getattr(self.calibration, "one_shot", False) else last_joins(plan)
         if joins and (floating := drowning(graph, joins, self.calibration)):
-            plan = place(graph, self.target, weights, activations, self.formats, floating)
+            plan = place(graph, kernels, weights, activations, self.formats, floating)
         return plan
 
     def check_patterns(self, graph: Graph) -> None:
@@ -130,10 +132,14 @@ class Quantize:
         """Raise where a format was asked for that the hardware does not take."""
         given = [("every layer", LayerFormat(self.weights, self.activations)), *self.formats.items()]
         for where, layer in given:
-            for kind, format in (("weights", layer.weights), ("values", layer.activations)) if layer else ():
-                if format is not None and not self.target.takes(format, kind):  # type: ignore[arg-type]
-                    known = ", ".join(map(str, self.target.known(kind)))  # type: ignore[arg-type]
-                    raise InputError(f"{where}: {self.target.name!r} takes no {kind} in {format}; it takes {known}")
+            if layer is not None:
+                self.check_format(where, layer.weights, "weights")
+                self.check_format(where, layer.activations, "activations")
+
+    def check_format(self, where: str, format: NumberFormat | None, kind: Kind) -> None:
+        if format is not None and not self.target.takes(format, kind):
+            known = ", ".join(map(str, self.target.formats.accepted(kind)))
+            raise InputError(f"{where}: {self.target.name!r} takes no {kind} in {format}; it takes {known}")
 
     # ---- Activations ------------------------------------------------------------------------------------------------
 
@@ -208,7 +214,7 @@ class Quantize:
     def quantize_layer(self, graph: Graph, node: Node, format: NumberFormat, scales: dict[Node, Tensor]) -> Change:
         layer = Layer.of(node)
         assert layer is not None
-        step = None if self.target.float_bias else scales.get(layer.input)
+        step = None if self.target.formats.float_bias else scales.get(layer.input)
         quantizer = self.fit_weight(graph, layer, format, step)
         arguments = constants(graph, quantizer, str(layer.weight.target), before=node)
         quantized = graph.call(format.operator, layer.weight, *arguments, before=node)

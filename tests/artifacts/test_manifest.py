@@ -6,7 +6,10 @@ import pytest
 
 from graphopt.artifacts.manifest import FORMAT, Manifest, TensorSpec, _checksum, listing, read_manifest
 from graphopt.artifacts.report import Report
+from graphopt.targets import find
 from graphopt.utils.errors import ArtifactError, InputError
+
+TARGET = find("x86").to_dict()
 
 
 @pytest.fixture
@@ -14,7 +17,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "model.onnx").write_bytes(b"weights" * 100)
     manifest = Manifest(
         model="Net",
-        target={"name": "host", "runtime": "onnxruntime"},
+        target=TARGET,
         inputs=[TensorSpec("x", "float32", (None, 3, 8, 8))],
         outputs=[TensorSpec("output", "float32", (None, 10))],
         input_structure={"tuple": [{"tuple": [None]}, {"dict": {}}]},
@@ -92,7 +95,13 @@ def test_an_edited_manifest_is_noticed(folder: Path) -> None:
 
 def test_a_newer_format_says_who_wrote_it_and_to_upgrade(folder: Path) -> None:
     alter(folder, format=FORMAT + 1, versions={"graphopt": "9.1"}, invention=3)
-    with pytest.raises(ArtifactError, match=r"written by graphopt 9\.1 in format 2, .*upgrade graphopt"):
+    with pytest.raises(ArtifactError, match=r"written by graphopt 9\.1 in format 3, .*upgrade graphopt"):
+        read_manifest(folder)
+
+
+def test_an_older_format_says_who_wrote_it_and_what_to_do(folder: Path) -> None:
+    alter(folder, format=FORMAT - 1, versions={"graphopt": "0.0.9"}, target={"name": "x86", "runtime": "onnxruntime"})
+    with pytest.raises(ArtifactError, match=r"written by graphopt 0\.0\.9 in format 1, .*optimize the model again"):
         read_manifest(folder)
 
 
@@ -116,6 +125,15 @@ def test_file_names_cannot_leave_the_folder(folder: Path, name: str) -> None:
         ({"files": {"a": {"size": "7", "sha256": ""}}}, "the entry of a is"),
         ({"report": {"nonsense": 1}}, "cannot hold nonsense"),
         ({"target": "arm"}, "target is a str"),
+        ({"target": {"name": "arm"}}, "the target must be described by name, description, formats"),
+        (
+            {"target": {**TARGET, "runtime": "onnxruntime"}},
+            "the target's runtime must be described by name, architecture",
+        ),
+        (
+            {"target": {**TARGET, "kernels": {"integer": []}}},
+            "the target's kernels must be described by integer, tables",
+        ),
     ],
 )
 def test_entries_of_an_unknown_kind_are_refused(folder: Path, changes: dict[str, Any], says: str) -> None:

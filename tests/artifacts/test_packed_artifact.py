@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,9 @@ from graphopt.utils.errors import ArtifactError, InputError
 NNIE = find("nnie")
 KINDS = {
     "nnie": NNIE,
-    "16-bit logarithms": replace(NNIE, weights=LogFormat(16), activations=LogFormat(16)),
-    "block floating point": replace(NNIE, weights=BlockFloat(8), activations=BlockFloat(8)),
-    "codebooks and codes": replace(NNIE, weights=Codebook(4, per_channel=True), activations=Format(8, symmetric=False)),
+    "16-bit logarithms": NNIE.replace(weights=LogFormat(16), activations=LogFormat(16)),
+    "block floating point": NNIE.replace(weights=BlockFloat(8), activations=BlockFloat(8)),
+    "codebooks and codes": NNIE.replace(weights=Codebook(4, per_channel=True), activations=Format(8, symmetric=False)),
 }  # fmt: skip
 
 
@@ -106,7 +105,7 @@ def planted(what: str) -> Any:
         graph = capture(nn.Sequential(model[0], nn.ReLU(), model[1]).eval(), images(2))
         apply(Quantize(NNIE, [[images(2)]]), graph)
         return graph
-    lenient = replace(NNIE, weight_formats=(Codebook(4),), activation_formats=(BlockFloat(8),))
+    lenient = NNIE.replace(more_weights=(Codebook(4),), more_activations=(BlockFloat(8),))
     return optimized(model, lenient, formats=formats).artifact
 
 
@@ -160,4 +159,9 @@ def test_there_are_no_kernels_to_be_simulated() -> None:
 @pytest.mark.thorough
 def test_the_manifest_tells_the_formats_apart(tmp_path: Path) -> None:
     folder = optimized(model_of("plain")).artifact.save(tmp_path / "deployed")
-    assert read_manifest(folder).target["weights"] == {"kind": "log", "bits": 8, "per_channel": False, "steps": 16}
+    assert read_manifest(folder).target["formats"]["weights"] == {
+        "kind": "log",
+        "bits": 8,
+        "per_channel": False,
+        "steps": 16,
+    }

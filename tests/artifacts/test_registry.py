@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,28 +12,20 @@ from torch import nn
 
 import graphopt
 from graphopt.artifacts import registry
-from graphopt.artifacts.artifact import Artifact
-from graphopt.artifacts.backend import Backend, Tuning
+from graphopt.artifacts.backend import Backend, Tuning, cannot_be_tuned, runs_here_only
+from graphopt.ir.graph import Graph
 from graphopt.targets import find, names
 from graphopt.utils.errors import InputError
 
 PACKAGE = """
 from dataclasses import replace
 
-from graphopt.backends.onnxruntime.backend import OnnxRuntime
-from graphopt.targets import find
+from graphopt.artifacts.backend import runs_here_only
+from graphopt.backends.onnxruntime.backend import BACKEND as ONNXRUNTIME
+from graphopt.targets import Runtime, find
 
-
-class Echo(OnnxRuntime):
-    name = "echo"
-    runs_on_devices = False
-
-    def connect(self, device, target):
-        return super(OnnxRuntime, self).connect(device, target)
-
-
-BACKEND = Echo()
-TARGET = replace(find("x86"), name="board", runtime="echo")
+BACKEND = replace(ONNXRUNTIME, name="echo", connect=runs_here_only)
+TARGET = find("x86").replace(name="board", runtime=Runtime("echo", architecture="x86_64"))
 NO_TARGET = "board"
 """
 ENTRY_POINTS = """
@@ -91,20 +82,18 @@ def test_every_backend_of_ours_says_what_it_can_and_refuses_the_rest(name: str) 
     assert isinstance(backend, Backend)
     assert backend.name == name
     target = find({"onnxruntime": "x86", "packed": "nnie", "tvm": "tvm-x86"}[name])
-    if not backend.tunes:
-        with pytest.raises(InputError, match="cannot be tuned"):
+    if backend.check_tuning is cannot_be_tuned:
+        with pytest.raises(InputError, match=f"the kernels of {target.name!r} cannot be tuned"):
             backend.check_tuning(target, Tuning(5))
-    if not backend.runs_on_devices:
-        with pytest.raises(InputError, match="runs on this machine only"):
+        with pytest.raises(InputError, match=f"the kernels of {target.name!r} cannot be tuned"):
+            backend.tune(Graph.capture(nn.ReLU().eval(), torch.zeros(1)), target, tuning=Tuning(5))
+    if backend.connect is runs_here_only:
+        with pytest.raises(InputError, match=f"{name} runs on this machine only"):
             backend.connect("rpc://pi:9090", target)
 
 
 def test_a_backend_that_lacks_a_part_cannot_be_made() -> None:
-    class Half(Backend):
-        name = "half"
-
-        def load(self, folder: Path, manifest: Any) -> Artifact:
-            raise AssertionError
-
-    with pytest.raises(TypeError, match="abstract"):
-        Half()  # type: ignore[abstract]
+    with pytest.raises(
+        TypeError, match="missing 4 required keyword-only arguments: 'lower', 'load', 'audit', and 'simulate'"
+    ):
+        Backend(name="half")  # type: ignore[call-arg]

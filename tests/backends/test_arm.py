@@ -19,6 +19,7 @@ from torch import Tensor
 from tvm_lowering import lower_through_tvm
 
 import graphopt
+from graphopt.artifacts.backend import Tuning
 from graphopt.backends.onnxruntime import lower
 from graphopt.backends.onnxruntime.artifact import expose
 from graphopt.backends.onnxruntime.audit.reading import Kind, executed, optimized
@@ -90,7 +91,7 @@ def test_sampled_schedules_answer_on_arm_what_the_simulation_answers(cpu: str, t
     target, x = find(f"tvm-{cpu}"), images(4, seed=3)
     graph = simulated(network(), target)
     assert remember_samples(graph, target, tmp_path / "tuned.jsonl") >= 2
-    artifact = lower_through_tvm(graph, target, tune_database=tmp_path / "tuned.jsonl")
+    artifact = lower_through_tvm(graph, target, tuning=Tuning(database=tmp_path / "tuned.jsonl"))
     assert torch.equal(on_arm(artifact, cpu, x), graphopt.simulate(graph, target)(x))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ needs_qnn = pytest.mark.skipif(
     reason="the HTP emulator needs graphopt[qnn] on x86-64",
 )
 HEXAGON = find("hexagon")
-WIDE = replace(HEXAGON, activations=HEXAGON.activation_formats[0])
+WIDE = HEXAGON.replace(activations=HEXAGON.formats.more_activations[0])
 DATA = [images(8, seed=s) for s in range(4)]
 
 
@@ -205,7 +204,7 @@ def test_an_operator_that_htp_does_not_take_is_named() -> None:
 
 @needs_qnn
 def test_a_linear_layer_with_a_float_result_is_audited_as_left_to_the_cpu_and_refused(tmp_path: Path) -> None:
-    target = replace(HEXAGON, float_output=frozenset({"linear"}))
+    target = HEXAGON.replace(float_output=frozenset({"linear"}))
     result = graphopt.optimize(model_of("plain"), images(1), target=target, calibration=DATA, measure=False)
     assert [(f.site, f.operator) for f in result.report.float_operators] == [("head", "Gemm")]
     assert "HTP does not take it" in result.report.float_operators[0].reason
@@ -220,7 +219,7 @@ def test_a_linear_layer_with_a_float_result_is_audited_as_left_to_the_cpu_and_re
 @needs_qnn
 def test_a_pool_of_large_windows_has_one_grid_because_htp_saturates_on_another() -> None:
     model = nn.Sequential(conv_bn(3, 8), nn.AvgPool2d(4), nn.Conv2d(8, 5, 1)).eval()
-    apart = replace(WIDE, shares=frozenset())  # means have a finer grid than what they are of
+    apart = WIDE.replace(shares=frozenset())  # means have a finer grid than what they are of
     x, errors = images(1, seed=9), []
     for target in (WIDE, apart):
         done = graphopt.optimize(model, x, target=target, calibration=DATA, estimator="minmax", measure=False)

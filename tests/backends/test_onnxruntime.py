@@ -174,7 +174,7 @@ def test_ends_per_channel_equal_the_simulation(target: str) -> None:
     chosen = target_of(target)
     graph = capture(uneven(), images(2))
     assert apply(EqualizeChannels(), graph)
-    weights = Format(min(PER_TENSOR.bits, chosen.weights.bits))
+    weights = Format(min(PER_TENSOR.bits, chosen.formats.weights.bits))
     apply(Quantize(chosen, [[images(16) * 4]], estimator="minmax", weights=weights), graph)
     artifact, x = lower(graph, chosen), images(32, seed=3) * 6
     with torch.no_grad():

@@ -9,7 +9,6 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from tvm_lowering import lower_through_tvm
 
 import graphopt
 from graphopt.ir.graph import Graph
-from graphopt.targets import architecture, find
+from graphopt.targets import Runtime, architecture, find
 from graphopt.utils.errors import ArtifactError, GraphoptError, InputError
 
 needs_tvm = pytest.mark.skipif(importlib.util.find_spec("tvm") is None, reason="the TVM backend needs graphopt[tvm]")
@@ -58,7 +57,7 @@ def test_without_tvm_a_target_says_how_to_install_it(monkeypatch: pytest.MonkeyP
 
 def test_an_unknown_runtime_is_refused_with_those_there_are() -> None:
     with pytest.raises(InputError, match="no runtime 'tflite'; it has onnxruntime, packed, tvm"):
-        graphopt.optimize(small(), images(1), target=replace(X86, runtime="tflite"))
+        graphopt.optimize(small(), images(1), target=X86.replace(runtime=Runtime("tflite", "x86_64")))
 
 
 # ---- On this machine ------------------------------------------------------------------------------------------------
@@ -194,12 +193,14 @@ def test_a_loaded_artifact_cannot_be_compared_inside_and_says_so(tmp_path: Path)
 @needs_tvm
 @pytest.mark.parametrize("name", MACHINES)
 def test_code_for_other_machines_is_generated_and_kept_from_running_here(name: str, tmp_path: Path) -> None:
-    target = replace(find(name), compiler=COPY)
+    target = find(name).replace(compiler=COPY)
     artifact = lowered(small(), images(1), target=target)
     header = (artifact.folder / "model.so").read_bytes()[:20]
     assert struct.unpack_from("<4s14xH", header) == (b"\x7fELF", MACHINES[name])
     loaded = graphopt.load(artifact.save(tmp_path / "deployed"))
-    with pytest.raises(ArtifactError, match=rf"compiled for {target.cpu} .* copy the folder to such a device"):
+    with pytest.raises(
+        ArtifactError, match=rf"compiled for {target.runtime.generated.cpu} .* copy the folder to such a device"
+    ):
         loaded(images(1))
 
 
@@ -209,7 +210,7 @@ def test_the_report_for_another_machine_is_that_of_the_simulation() -> None:
     def positive(f: Any) -> float:
         return float((f(images(8)) > 0).float().mean())
 
-    target = replace(find("tvm-cortex-a76"), compiler=COPY)
+    target = find("tvm-cortex-a76").replace(compiler=COPY)
     result = graphopt.optimize(small(), images(1), target=target, calibration=images(8), evaluate=positive)
     assert result.report.accuracy_after == positive(graphopt.simulate(result.graph, target))
     assert result.report.agreement is not None
@@ -224,7 +225,7 @@ def test_a_missing_cross_compiler_names_its_package(monkeypatch: pytest.MonkeyPa
     with pytest.raises(InputError, match="install the Debian package g\\+\\+-aarch64-linux-gnu"):
         lowered(small(), images(1), target=find("tvm-cortex-a72"))
     with pytest.raises(InputError, match="there is no compiler 'zig'"):
-        lowered(small(), images(1), target=replace(find("tvm-riscv64"), compiler="zig c++"))
+        lowered(small(), images(1), target=find("tvm-riscv64").replace(compiler="zig c++"))
     with pytest.raises(InputError, match="no compiler is known that links for arm64-apple-macos"):
         lowered(small(), images(1), target=find("tvm-apple-m1"))
 
@@ -233,19 +234,19 @@ def test_a_missing_cross_compiler_names_its_package(monkeypatch: pytest.MonkeyPa
 @needs_x86
 def test_a_linker_that_fails_is_quoted() -> None:
     with pytest.raises(GraphoptError, match=r"false could not link model.so: it wrote nothing"):
-        lowered(small(), images(1), target=replace(X86, compiler="false"))
+        lowered(small(), images(1), target=X86.replace(compiler="false"))
 
 
 @needs_tvm
 def test_an_unknown_cpu_is_refused_with_the_nearest() -> None:
     with pytest.raises(InputError, match=r"knows no CPU 'cortex-a67' .* did you mean 'cortex-a"):
-        lowered(small(), images(1), target=replace(find("tvm-arm64"), cpu="cortex-a67"))
+        lowered(small(), images(1), target=find("tvm-arm64").replace(cpu="cortex-a67"))
 
 
 @needs_tvm
 @needs_x86
 def test_features_this_machine_lacks_are_for_cross_compilation_only() -> None:
-    target = replace(X86, triple="x86_64-linux-gnu", cpu="x86-64-v2", features=("+amx-fp8",), compiler="g++")
+    target = X86.replace(triple="x86_64-linux-gnu", cpu="x86-64-v2", features=("+amx-fp8",), compiler="g++")
     artifact = lowered(small(), images(1), target=target)
     with pytest.raises(ArtifactError, match=r"which has .*amx-fp8.*; this machine has not"):
         artifact(images(1))

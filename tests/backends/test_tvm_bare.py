@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -148,7 +147,7 @@ def test_resnet20_in_c_answers_what_its_artifact_answers_in_less_than_half_the_m
 )
 def test_on_emulated_cpus_c_answers_what_the_simulation_answers(block: str, name: str, tmp_path: Path) -> None:
     compiler, emulator = cross(name)
-    target, x = replace(find(name), compiler=COPY), images(4, seed=3)
+    target, x = find(name).replace(compiler=COPY), images(4, seed=3)
     graph = simulated(model_of(block), target)
     found = in_c(lower(graph, target), tmp_path, x, compiler=compiler, emulator=emulator)
     assert torch.equal(found, graphopt.simulate(graph, target)(x))
@@ -193,7 +192,7 @@ def test_two_models_share_one_program(tmp_path: Path) -> None:
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", TARGETS)
 def test_objects_need_the_c_library_at_most(name: str, tmp_path: Path) -> None:
-    artifact = lower(Graph.capture(model_of("silu residual"), (images(1),)), replace(find(name), compiler=COPY))
+    artifact = lower(Graph.capture(model_of("silu residual"), (images(1),)), find(name).replace(compiler=COPY))
     place = written(artifact, tmp_path / "bare")
     kernels, weights = (Object((place / f"model_{part}.o").read_bytes()) for part in ("kernels", "weights"))
     assert set(kernels.undefined()) <= {"memcpy", "memset", "expf", "floorf"}
@@ -225,7 +224,9 @@ def test_symbols_and_sections_are_what_binutils_read(tmp_path: Path) -> None:
 def test_on_32_bit_arm_mathematics_gets_its_numbers_in_registers_for_floats() -> None:
     target = find("tvm-armv7")
     graph = fix_batch(Graph.capture(model_of("squeeze-excite linear"), (images(1),)), 1)
-    built = build(kernels_of(compiled(graph, Code.of(target)).module, Code.of(target)), Code.of(target))
+    built = build(
+        kernels_of(compiled(graph, Code.of(target.runtime)).module, Code.of(target.runtime)), Code.of(target.runtime)
+    )
     (machine_code,) = [m.inspect_source("asm") for m in built.mod.imports if m.kind == "llvm"]
     calls = re.findall(r"(.*)\n\tbl\tfloorf", machine_code)
     assert calls
@@ -338,7 +339,7 @@ def test_what_cannot_be_compiled_to_c_says_why(tmp_path: Path, monkeypatch: pyte
         artifact.compile(tmp_path / "bare", name="My-Model")
     with pytest.raises(InputError, match="is compiled for tvm-x86; lower it again for another CPU"):
         artifact.compile(tmp_path / "bare", ["v73"])
-    gpu = lower(Graph.capture(model_of("plain"), (images(1),)), replace(find("tvm-opencl"), compiler=COPY))
+    gpu = lower(Graph.capture(model_of("plain"), (images(1),)), find("tvm-opencl").replace(compiler=COPY))
     with pytest.raises(InputError, match="for tvm-opencl holds no kernels to compile to C, which is for CPUs only"):
         gpu.compile(tmp_path / "bare")
     monkeypatch.setattr(tvm, "__version__", "0.99")

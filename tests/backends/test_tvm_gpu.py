@@ -19,6 +19,7 @@ from rewriting import Model
 from torch import Tensor, nn
 
 import graphopt
+from graphopt.artifacts.backend import Tuning
 from graphopt.formats import FLOAT16
 from graphopt.ir.graph import Graph
 from graphopt.lowering.qdq import deploy
@@ -156,7 +157,7 @@ def test_resnet20_runs_as_opencl(opencl: ModuleType, zoo: ModuleType, target: Ta
 
 # ---- float16 --------------------------------------------------------------------------------------------------------
 
-HALF = replace(find("tvm-x86"), weights=FLOAT16, activations=FLOAT16)
+HALF = find("tvm-x86").replace(weights=FLOAT16, activations=FLOAT16)
 
 
 @pytest.mark.thorough
@@ -170,7 +171,7 @@ def test_a_cpu_computes_halves_too() -> None:
 
 def test_values_and_weights_are_float16_from_layer_to_layer() -> None:
     graph = fix_batch(simulated(model_of("residual"), ADRENO), 1)
-    module = compiled(graph, Code.of(ADRENO)).module["main"]
+    module = compiled(graph, Code.of(ADRENO.runtime)).module["main"]
     assert str(module).count("R.call_tir") == 5  # four layers, the sum and its activation within one, and a mean
     assert str(module).count('R.astype(inputs_0, dtype="float16")') == 1
     assert str(module).count("R.astype") == 1
@@ -250,7 +251,7 @@ def test_layers_of_codes_are_cuda_with_dot_products_in_shared_memory(tmp_path: P
 @pytest.mark.thorough
 @needs_nvcc
 @pytest.mark.skipif(architecture() != "x86_64", reason="links for x86-64")
-@pytest.mark.parametrize("target", [CUDA, replace(CUDA, weights=FLOAT16, activations=FLOAT16)], ids=["int8", "float16"])
+@pytest.mark.parametrize("target", [CUDA, CUDA.replace(weights=FLOAT16, activations=FLOAT16)], ids=["int8", "float16"])
 def test_nvcc_compiles_the_source(tmp_path: Path, target: Target) -> None:
     artifact = lower(simulated(model_of("squeeze-excite"), target), target)
     command = ["nvcc", "-ptx", "-arch=sm_75", str(artifact.folder / "kernels.cu"), "-o", str(tmp_path / "kernels.ptx")]
@@ -270,7 +271,7 @@ def attention(m: Any, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("target", [CUDA, OPENCL], ids=["cuda", "opencl"])
 def test_operators_of_tvm_run_on_threads_as_well(target: Target) -> None:
     model, x = Model(attention, qkv=nn.Linear(3, 12), head=nn.Linear(4, 2)).eval(), torch.randn(2, 3, 4, 4)
-    code = Code.of(target)
+    code = Code.of(target.runtime)
     module = kernels_of(compiled(Graph.capture(model, (x,), dynamic_batch=False), code).module, code)
     functions = [f for _, f in module.functions_items() if type(f).__name__ == "PrimFunc"]
     assert len(functions) > 8
@@ -286,12 +287,12 @@ def small() -> Graph:
 
 def test_a_gpu_that_cuda_does_not_name_so_is_refused() -> None:
     with pytest.raises(InputError, match="cpu='orin' is no GPU of CUDA; give its compute capability"):
-        lower(small(), replace(CUDA, cpu="orin"))
+        lower(small(), CUDA.replace(cpu="orin"))
 
 
 def test_tuning_is_for_cpus() -> None:
     with pytest.raises(InputError, match="'tvm-cuda' computes with cuda: leave it out"):
-        lower(small(), CUDA, tune=1)
+        lower(small(), CUDA, tuning=Tuning(1))
 
 
 @pytest.mark.skipif(architecture() != "x86_64", reason="links for x86-64")

@@ -34,7 +34,7 @@ from graphopt.backends.tvm.lowering import compiled
 from graphopt.backends.tvm.static import fix_batch
 
 UNSIGNED = find("tvm-x86")
-SIGNED = replace(UNSIGNED, activations=replace(UNSIGNED.activations, signed=True))
+SIGNED = UNSIGNED.replace(activations=replace(UNSIGNED.formats.activations, signed=True))
 FORMATS = {"u8": UNSIGNED, "s8": SIGNED}
 
 
@@ -97,7 +97,7 @@ def test_a_sum_is_added_in_the_layer_that_is_its_either_operand(first: bool) -> 
 
     graph = quantized(Model(body, stem=conv(3, 8), second=conv(8, 8), head=conv(8, 4)), UNSIGNED, images(8))
     artifact = assert_identical(graph, UNSIGNED, images(4, seed=3) * 1.5)
-    module = compiled(fix_batch(graph, 4), Code.of(UNSIGNED)).module
+    module = compiled(fix_batch(graph, 4), Code.of(UNSIGNED.runtime)).module
     kernels = {name.name_hint.rstrip("0123456789") for name in module.get_global_vars()}
     assert kernels == {"main", "conv", "quantize", "dequantize"}
     found = graphopt.simulate(graph, UNSIGNED).mismatches(artifact, images(4, seed=3))
@@ -106,7 +106,7 @@ def test_a_sum_is_added_in_the_layer_that_is_its_either_operand(first: bool) -> 
 
 @pytest.mark.thorough
 def test_codes_of_fewer_bits_are_clipped_at_their_own_ends() -> None:
-    narrow = replace(UNSIGNED, activations=Format(4, signed=False, symmetric=False))
+    narrow = UNSIGNED.replace(activations=Format(4, signed=False, symmetric=False))
     assert_identical(simulated(model_of("plain"), narrow), narrow, images(8, seed=3) * 2)
 
 
@@ -222,7 +222,7 @@ def two_branches(m: Any, x: Tensor) -> Tensor:
 @pytest.mark.thorough
 def test_of_two_layers_that_are_added_one_adds_and_both_are_our_kernels() -> None:
     model, x = Model(two_branches, first=conv(3, 8), second=conv(3, 8, 1)), images(2, seed=3)
-    emitted = str(compiled(cleaned(model, x, dynamic_batch=False), Code.of(UNSIGNED)).module["main"])
+    emitted = str(compiled(cleaned(model, x, dynamic_batch=False), Code.of(UNSIGNED.runtime)).module["main"])
     assert emitted.count("R.call_tir") == 2  # no sum, no clamp
     assert "R.nn" not in emitted
     with torch.no_grad():

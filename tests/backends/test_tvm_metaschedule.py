@@ -17,6 +17,7 @@ from rewriting import Model
 from torch import Tensor, nn
 
 import graphopt
+from graphopt.artifacts.backend import Tuning
 from graphopt.targets import architecture, find
 from graphopt.utils.errors import InputError
 
@@ -66,7 +67,7 @@ CPUS = {"the machine at hand": "", "pmaddwd": "x86-64-v3", "sse": "x86-64-v2"}
 
 
 def code(cpu: str = "") -> Code:
-    return Code.of(replace(TARGET, cpu=cpu, triple="x86_64-linux-gnu") if cpu else TARGET)
+    return Code.of((TARGET.replace(cpu=cpu, triple="x86_64-linux-gnu") if cpu else TARGET).runtime)
 
 
 def samples(layer: Conv, cpu: Code, count: int) -> list[Sample]:
@@ -113,7 +114,7 @@ def test_answers_that_differ_do_not_agree() -> None:
 
 
 def test_a_kernel_holds_its_tile_in_registers_and_uses_the_dot_product() -> None:
-    a76 = Code.of(replace(find("tvm-cortex-a76"), compiler="g++"))
+    a76 = Code.of(find("tvm-cortex-a76").replace(compiler="g++").runtime)
     layer = replace(INTEGER, data="int8")
     sample = Sample(False, False, (3, 2, 2), (3, 1, 4), (4, 2, 2), (4, 2))
     kernel = kernel_of(layer, machine(a76.target()), sample)
@@ -251,7 +252,7 @@ def network() -> nn.Module:
 
 def remember_samples(graph: graphopt.Graph, target: Any, path: Path) -> int:
     """Write a database in which every layer that has samples gains by one; how many do."""
-    there = Code.of(target)
+    there = Code.of(target.runtime)
     database = Database(path, there)
     layers = compiled(fix_batch(graph, 2), there).layers
     found = {layer: samples(layer, there, 3) for layer in layers if sampled.applies(layer, machine(there.target()))}
@@ -265,7 +266,7 @@ def remember_samples(graph: graphopt.Graph, target: Any, path: Path) -> int:
 def test_samples_compiled_to_c_answer_the_same(tmp_path: Path) -> None:
     graph, x = simulated(network(), TARGET), images(2, seed=3)
     assert remember_samples(graph, TARGET, tmp_path / "tuned.jsonl") == 2
-    artifact = lower(graph, TARGET, tune_database=tmp_path / "tuned.jsonl")
+    artifact = lower(graph, TARGET, tuning=Tuning(database=tmp_path / "tuned.jsonl"))
     assert torch.equal(in_c(artifact, tmp_path, x), graphopt.simulate(graph, TARGET)(x))
 
 
@@ -277,7 +278,7 @@ def test_an_artifact_of_samples_answers_what_it_should(kind: str, monkeypatch: p
     monkeypatch.setattr("graphopt.ir.cost.Timings.speedup", lambda self, before, after: 1.2)
     x = images(4, seed=3)
     graph = simulated(network(), TARGET) if kind == "int8" else graphopt.Graph.capture(network().eval(), (images(2),))
-    artifact, plain = lower(graph, TARGET, tune=24, tuner="metaschedule"), lower(graph, TARGET)
+    artifact, plain = lower(graph, TARGET, tuning=Tuning(24, tuner="metaschedule")), lower(graph, TARGET)
     if kind == "int8":
         assert torch.equal(artifact(x), graphopt.simulate(graph, TARGET)(x))
     else:
@@ -301,7 +302,7 @@ def test_what_is_missing_is_said_before_any_work(monkeypatch: pytest.MonkeyPatch
     def captured(*arguments: Any) -> None:
         raise AssertionError("work was begun")
 
-    monkeypatch.setattr("graphopt.compiler.stages._graph", captured)
+    monkeypatch.setattr("graphopt.compiler.request.Request.graph", captured)
     monkeypatch.setitem(sys.modules, "xgboost", None)
     with pytest.raises(InputError, match=r"needs xgboost: pip install 'graphopt\[metaschedule\]'"):
         graphopt.optimize(network(), images(1), target="tvm-x86", tune=5, tuner="metaschedule")

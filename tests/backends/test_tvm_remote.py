@@ -6,7 +6,6 @@ import importlib.util
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +91,7 @@ def test_kernels_are_tuned_on_the_device(server: str, tuner: str, tmp_path: Path
 
 @needs_x86
 def test_tuning_for_a_device_of_another_architecture_is_refused_before_any_work(server: str) -> None:
-    target = replace(find("tvm-cortex-a76"), compiler=COPY)
+    target = find("tvm-cortex-a76").replace(compiler=COPY)
     with pytest.raises(ArtifactError, match=r"what is tuned was compiled for cortex-a76 .*is another architecture"):
         graphopt.optimize(nn.Identity(), images(1), target=target, tune=5, device=server)
 
@@ -101,7 +100,7 @@ def test_tuning_for_a_device_of_another_architecture_is_refused_before_any_work(
 @needs_x86
 def test_a_device_of_another_architecture_is_refused(server: str) -> None:
     target = find("tvm-cortex-a76")
-    artifact = lower_through_tvm(Graph.capture(model_of("plain"), (images(1),)), replace(target, compiler=COPY))
+    artifact = lower_through_tvm(Graph.capture(model_of("plain"), (images(1),)), target.replace(compiler=COPY))
     with pytest.raises(
         ArtifactError, match=r"compiled for cortex-a76 .*another architecture: take a target for x86_64"
     ):
@@ -111,7 +110,7 @@ def test_a_device_of_another_architecture_is_refused(server: str) -> None:
 @pytest.mark.thorough
 @needs_x86
 def test_a_library_the_device_cannot_load_is_refused_with_its_reason(server: str) -> None:
-    artifact = lower_through_tvm(Graph.capture(model_of("plain"), (images(1),)), replace(X86, compiler=COPY))
+    artifact = lower_through_tvm(Graph.capture(model_of("plain"), (images(1),)), X86.replace(compiler=COPY))
     for _ in range(2):  # the server is free again behind an error
         with pytest.raises(ArtifactError, match=r"cannot load it: .*\.so"):  # an object file, not linked
             artifact.on(server)

@@ -15,6 +15,7 @@ from rewriting import Model
 from torch import Tensor, nn
 
 import graphopt
+from graphopt.artifacts.backend import Tuning
 from graphopt.targets import architecture, find
 from graphopt.utils.errors import InputError
 
@@ -37,7 +38,7 @@ DEPTHWISE = replace(SMALLER, groups=16, data="uint8", epilogue=Epilogue(result=C
 
 
 def code() -> Code:
-    return Code.of(TARGET)
+    return Code.of(TARGET.runtime)
 
 
 def candidates(layer: Conv) -> list[Tile]:
@@ -121,7 +122,7 @@ def test_any_tile_answers_what_the_simulation_answers(monkeypatch: pytest.Monkey
     monkeypatch.setattr("graphopt.backends.tvm.tuning.tune", remember)
     monkeypatch.setattr("graphopt.ir.cost.Timings.speedup", lambda self, before, after: 1.2)
     graph, x = simulated(network(), TARGET), images(4, seed=3)
-    artifact = lower(graph, TARGET, tune=1000)
+    artifact = lower(graph, TARGET, tuning=Tuning(1000))
     assert len(chosen) == 3
     assert torch.equal(artifact(x), graphopt.simulate(graph, TARGET)(x))
 
@@ -136,7 +137,7 @@ def test_kernels_that_are_faster_alone_are_taken_if_the_whole_is_faster(
     timed_as(monkeypatch, dict.fromkeys(candidates(LAYER), 1.5))
     monkeypatch.setattr("graphopt.ir.cost.Timings.speedup", lambda self, before, after: gain)
     graph = graphopt.Graph.capture(nn.Conv2d(16, 32, 3, padding=1).eval(), (torch.zeros(1, 16, 6, 6),))
-    plain, tuned = lower(graph, TARGET), lower(graph, TARGET, tune=2)
+    plain, tuned = lower(graph, TARGET), lower(graph, TARGET, tuning=Tuning(2))
     same = (tuned.folder / "model.so").read_bytes() == (plain.folder / "model.so").read_bytes()
     assert same == (gain < 1)
     start = "tuning: of 2 kernels measured for 1 layers, those of 1 are faster than the rule's, 1.50 to 1.50 times; "
@@ -155,9 +156,9 @@ def test_a_budget_is_trials_or_seconds() -> None:
 def test_tuning_for_another_machine_or_runtime_is_refused(tmp_path: Path) -> None:
     graph = simulated(network(), TARGET)
     with pytest.raises(InputError, match=r"tuning measures on this machine, but the code is for cortex-a76"):
-        lower(graph, replace(find("tvm-cortex-a76"), compiler="g++"), tune=5)
+        lower(graph, find("tvm-cortex-a76").replace(compiler="g++"), tuning=Tuning(5))
     with pytest.raises(InputError, match=r"there is no database .*tiles.jsonl; tune=\.\.\. writes one"):
-        lower(graph, TARGET, tune_database=tmp_path / "tiles.jsonl")
+        lower(graph, TARGET, tuning=Tuning(database=tmp_path / "tiles.jsonl"))
     with pytest.raises(InputError, match="tune is for targets of TVM"):
         graphopt.optimize(network().eval(), images(1), target="x86", tune=5)
 
@@ -165,14 +166,14 @@ def test_tuning_for_another_machine_or_runtime_is_refused(tmp_path: Path) -> Non
 @pytest.mark.thorough
 def test_what_a_database_knows_is_used_without_measuring(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As where a device tuned itself, and other machines compile for it."""
-    path, target = tmp_path / "device.jsonl", replace(find("tvm-cortex-a76"), compiler=COPY)
-    graph, there = simulated(network(), target), Code.of(target)
+    path, target = tmp_path / "device.jsonl", find("tvm-cortex-a76").replace(compiler=COPY)
+    graph, there = simulated(network(), target), Code.of(target.runtime)
     plain = lower(graph, target)
     layer = next(s for s in emitted_layers(graph, there) if s.kernel == (3, 3) and s.groups == 1 and s.shape[3] == 32)
     tile = schedules.tiles_of(layer, machine(there.target()))[5]
     Database(path, there).add(layer, tile, 1.5)
     monkeypatch.setattr(Bench, "speedup", None)
-    used = lower(graph, target, tune_database=path)
+    used = lower(graph, target, tuning=Tuning(database=path))
     assert (used.folder / "model.so").read_bytes() != (plain.folder / "model.so").read_bytes()
     monkeypatch.setattr("graphopt.backends.tvm.tuning.database.check_writable", None)  # it is only read
     assert tuning.known([layer], there, path).variants == {layer: tile}

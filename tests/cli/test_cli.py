@@ -19,6 +19,7 @@ from graphopt.artifacts.report import Report
 from graphopt.cli import main, reporting
 from graphopt.data.loaders import Named
 from graphopt.ir.graph import Graph
+from graphopt.targets import find
 from graphopt.utils.errors import PassError
 
 MODELS = """
@@ -118,6 +119,10 @@ MISTAKES = [
     (("optimize", "weights.pth"), "holds weights without the model's code"),
     (("optimize", "model.pt2"), "there is no .pt2 file model.pt2"),
     (("optimize", "cli_models:net", "--target", "amr"), "unknown target 'amr'; did you mean 'arm'?"),
+    (
+        ("optimize", "cli_models:net", "--target", "arm", "--compiler", "g++"),
+        "'onnxruntime' generates no code: no triple",
+    ),
     (("optimize", "cli_models:net", "--calibration", "nowhere"), "there is no file, folder or package.module:function"),
     (("optimize", "cli_models:net", "--input-shape", "a,b"), "--input-shape 'a,b' is not a shape"),
     (("optimize", "cli_models:net", "--calibration", ".", "--mean", "grey"), "--mean 'grey' is not a list of numbers"),
@@ -174,7 +179,7 @@ def test_show_tells_what_a_deployed_model_is(tmp_path: Path) -> None:
     (folder / "model.onnx").write_bytes(b"x" * 2000)
     tensor = TensorSpec("x", "float32", (None, 3))
     manifest = Manifest(
-        "Net", {"name": "arm", "runtime": "onnxruntime"}, [tensor], [tensor], [None], None,
+        "Net", find("arm").to_dict(), [tensor], [tensor], [None], None,
         files=listing(folder), report=Report("Net", "arm").to_dict(),
     )  # fmt: skip
     manifest.input_structure = {"tuple": [{"tuple": [None]}, {"dict": {}}]}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from graphopt.targets import find
 from graphopt.utils.errors import InputError
 
 DATA = [[images(8, seed=s)] for s in range(4)]
-FOUR = replace(find("x86"), weights=Format(4, per_channel=True))
+FOUR = find("x86").replace(weights=Format(4, per_channel=True))
 TARGETS = {8: find("x86"), 4: FOUR}
 LAYERS = ("stem.0", "first.0", "second", "head")
 
@@ -45,7 +44,7 @@ def climb(judge: Judge, least: float, bits: int = 8, data: Any = DATA, **options
         artifact = OnnxRuntimeArtifact.__new__(OnnxRuntimeArtifact)
         return Lowered(found, artifact, artifact), judge(found)
 
-    ladder = Ladder(graph, target, data, partial(integer, target, data), score, least, reference, **options)
+    ladder = Ladder(graph, target.formats, data, partial(integer, target, data), score, least, reference, **options)
     return ladder.climb(report), report
 
 

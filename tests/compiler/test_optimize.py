@@ -6,6 +6,7 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,10 +22,10 @@ import graphopt
 from graphopt.artifacts.artifact import Artifact
 from graphopt.artifacts.report import Report
 from graphopt.artifacts.report_text import slower
-from graphopt.backends.onnxruntime import artifact as lowering
+from graphopt.backends.onnxruntime import backend, lower
 from graphopt.compiler import stages
 from graphopt.compiler.optimize import Optimized, optimize
-from graphopt.evaluation.evaluate import clock
+from graphopt.evaluation.timing import clock
 from graphopt.formats import FAKE_QUANTIZE
 from graphopt.ir import cost as measures
 from graphopt.ir.cost import sqnr
@@ -65,14 +66,14 @@ def quick(model: nn.Module, *args: Any, **options: Any) -> Optimized:
 
 @cache
 def stand_in() -> Artifact:
-    return lowering.lower(Graph.capture(nn.ReLU().eval(), images(2)), find("host"))
+    return lower(Graph.capture(nn.ReLU().eval(), images(2)), find("host"))
 
 
 @pytest.fixture
 def unlowered(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of what happens before lowering, which takes a second: any artifact will do, but that of `result`."""
     artifact = stand_in()  # before `lower`, which makes it, is replaced
-    monkeypatch.setattr(lowering, "lower", lambda *args, **options: artifact)
+    monkeypatch.setattr(backend, "BACKEND", replace(backend.BACKEND, lower=lambda *args, **options: artifact))
     monkeypatch.setattr(stages, "judge", lambda *args: None)
 
 
@@ -156,12 +157,12 @@ def test_a_result_that_is_slower_than_float_is_warned_of(speedup: float, monkeyp
     monkeypatch.setattr(measures, "timings", lambda calls, **_: taken)
     report = Report("Net", "host", integer_macs=1.0)
     artifact, _, graph = result()[0]
-    clock(report, find("host"), artifact, artifact, graph, 1)
+    clock(report, artifact, artifact, graph.example, 1)
     assert [w.partition(";")[0] for w in report.warnings] == (
         ["the integer model is slower than float here: 0.77x"] if speedup < 1 else []
     )
     float_only = Report("Net", "host")
-    clock(float_only, find("host"), artifact, artifact, graph, 1)
+    clock(float_only, artifact, artifact, graph.example, 1)
     assert float_only.warnings == []
 
 
@@ -173,12 +174,12 @@ def test_the_simulated_graph_is_deployed_once(monkeypatch: pytest.MonkeyPatch) -
     lowered: list[Graph] = []
     judged: list[Graph] = []
 
-    def lower(graph: Graph, *args: Any, **options: Any) -> Any:
+    def recorded(graph: Graph, *args: Any, **options: Any) -> Any:
         lowered.append(graph)
         return stand_in()
 
-    monkeypatch.setattr(lowering, "lower", lower)
-    monkeypatch.setattr(stages, "judge", lambda report, backend, artifact, deployed, *rest: judged.append(deployed))
+    monkeypatch.setattr(backend, "BACKEND", replace(backend.BACKEND, lower=recorded))
+    monkeypatch.setattr(stages, "judge", lambda report, audit, candidate, *rest: judged.append(candidate.deployed))
     simulated = quick(nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 2)).eval()).graph
     (integer,) = lowered  # the float original is lowered only where it is measured
     assert integer is judged[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -66,10 +66,11 @@ def test_what_does_not_fit_is_refused_before_any_work(given: dict[str, Any], say
 
 @pytest.mark.thorough
 def test_the_original_is_lowered_only_to_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    from graphopt.backends.onnxruntime import artifact
+    from graphopt.backends.onnxruntime import backend
 
-    lowered, lower = [], artifact.lower
-    monkeypatch.setattr(artifact, "lower", lambda *args, **kwargs: lowered.append(args) or lower(*args, **kwargs))
+    lowered, ours = [], backend.BACKEND
+    counting = replace(ours, lower=lambda *args, **kwargs: lowered.append(args) or ours.lower(*args, **kwargs))
+    monkeypatch.setattr(backend, "BACKEND", counting)
     model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), torch.randn(16, 4)
     result = graphopt.optimize(model, x, target="host", calibration=x, measure=False)
     assert len(lowered) == 1

@@ -137,15 +137,12 @@ def test_optimize_without_data_distils_and_says_so() -> None:
 @pytest.mark.slow
 def test_resnet20_in_four_bits_without_any_image(zoo: ModuleType) -> None:
     """Noise gives 47 %, real images 89 %."""
-    from dataclasses import replace
 
     from graphopt.formats import Format
     from graphopt.targets import find
 
     x, y = (part[:2000] for part in zoo.cifar10("test"))
-    low = replace(
-        find("x86"), weights=Format(4, per_channel=True), activations=Format(4, signed=False, symmetric=False)
-    )
+    low = find("x86").replace(weights=Format(4, per_channel=True), activations=Format(4, signed=False, symmetric=False))
     graph = optimize(zoo.cifar_resnet(20), torch.zeros(1, 3, 32, 32), target=low, measure=False).graph
     with torch.no_grad():
         right = sum(int((graph(a).argmax(1) == b).sum()) for a, b in zip(x.split(100), y.split(100), strict=True))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from graphopt.formats import Format
 from graphopt.targets import Target, find
 from graphopt.utils.errors import InputError
 
-WIDE = replace(find("hexagon"), activations=Format(16, signed=False, symmetric=False))
-STRICT = replace(find("nvidia"), name="strict", float_layers=False)
+WIDE = find("hexagon").replace(activations=Format(16, signed=False, symmetric=False))
+STRICT = find("nvidia").replace(name="strict", float_layers=False)
 
 
 @cache

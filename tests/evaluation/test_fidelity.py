@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -52,7 +50,7 @@ def test_channels_that_drown_are_named() -> None:
 def test_answers_far_from_the_originals_are_a_warning_that_names_a_layer() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
-    few = replace(find("x86"), weights=Format(2), activations=Format(2, signed=False, symmetric=False))
+    few = find("x86").replace(weights=Format(2), activations=Format(2, signed=False, symmetric=False))
     report = graphopt.optimize(model, X, target=few, calibration=X, measure=False, rounding="nearest").report
     (said,) = [warning for warning in report.warnings if "far from the original's" in warning]
     assert "costs most" in said

@@ -476,7 +476,7 @@ def test_the_command_finds_mistakes_before_the_work(tmp_path: Path, monkeypatch:
 @pytest.mark.thorough
 def test_codes_chosen_on_data_are_compared_with_the_weights_they_stand_for() -> None:
     x, model = images(), Small().eval()
-    four = dataclasses.replace(X86, weights=Format(4, per_channel=True))
+    four = X86.replace(weights=Format(4, per_channel=True))
     done = graphopt.optimize(model, x[:4], target=four, calibration=x, rounding="gptq", measure=False)
     found = {value.name: value for value in graphopt.analyze(done.graph, x).tensors if value.kind == "weight"}
     for name, weight in model.named_parameters():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import onnx
 import pytest
 import torch
@@ -19,13 +17,13 @@ from graphopt.targets import Target, find
 from graphopt.targets.vendors import VENDORS
 from graphopt.utils.errors import InputError
 
-FORMATS = [(name, i) for name, target in VENDORS.items() for i in range(1 + len(target.activation_formats))]
+FORMATS = [(name, i) for name, target in VENDORS.items() for i in range(1 + len(target.formats.more_activations))]
 
 
 def variant(name: str, number: int) -> Target:
     """A target with its own or another format of values that its hardware takes."""
     target = find(name)
-    return replace(target, activations=[target.activations, *target.activation_formats][number])
+    return target.replace(activations=[target.formats.activations, *target.formats.more_activations][number])
 
 
 def optimized(target: Target, block: str) -> Optimized:
@@ -52,7 +50,9 @@ def test_every_format_obeys_and_answers_what_was_simulated(name: str, number: in
     span = float(exact.max() - exact.min())
     torch.testing.assert_close(done.artifact(x), graphopt.simulate(done.graph, target)(x), rtol=0, atol=1e-5 * span)
     assert float((done.artifact(x) - simulated).abs().max()) < 0.01 * span
-    assert float((done.artifact(x) - exact).abs().max()) < (0.1 if target.activations.bits == 8 else 0.02) * span
+    assert (
+        float((done.artifact(x) - exact).abs().max()) < (0.1 if target.formats.activations.bits == 8 else 0.02) * span
+    )
 
 
 @pytest.mark.thorough
@@ -72,7 +72,7 @@ def test_a_compiler_that_needs_the_batch_size_gets_it() -> None:
 
 @pytest.mark.thorough
 def test_a_format_that_the_hardware_lacks_breaks_its_rules() -> None:
-    wide = replace(find("nvidia"), activations=Format(8, signed=False, symmetric=False))
+    wide = find("nvidia").replace(activations=Format(8, signed=False, symmetric=False))
     rules = {v.rule for v in graphopt.check(optimized(wide, "plain").artifact, "nvidia")}
     assert rules == {"value-sign"}
 
@@ -80,7 +80,7 @@ def test_a_format_that_the_hardware_lacks_breaks_its_rules() -> None:
 @pytest.mark.parametrize(
     "name, layer, says",
     [
-        ("nvidia", LayerFormat(None, Format(8, signed=False, symmetric=False)), "takes no values in u8 affine"),
+        ("nvidia", LayerFormat(None, Format(8, signed=False, symmetric=False)), "takes no activations in u8 affine"),
         ("vitis", LayerFormat(Format(8, per_channel=True)), "takes no weights in s8 symmetric per channel"),
         ("hexagon", LayerFormat(Format(16)), "takes no weights in s16"),
         ("nnie", LayerFormat(Format(8)), "it takes log8"),
@@ -186,6 +186,6 @@ def test_tensorrt_gets_what_stays_float_in_float16() -> None:
 
 @pytest.mark.thorough
 def test_the_rest_can_be_left_in_float32() -> None:
-    wide = replace(find("nvidia"), rest=None)
+    wide = find("nvidia").replace(rest=None)
     done = graphopt.optimize(Tokens().eval(), images(2), target=wide, calibration=[images(8)], measure=False)
     assert "Cast" not in {node.op_type for node in Model.read(done.artifact).nodes}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from graphopt.targets import find
 from graphopt.utils.errors import InputError
 
 DATA = [[images(8, seed=s)] for s in range(4)]
-FOUR = replace(find("x86"), weights=Format(4, per_channel=True))
+FOUR = find("x86").replace(weights=Format(4, per_channel=True))
 
 
 def residual(target: Any = FOUR, **options: Any) -> Optimized:

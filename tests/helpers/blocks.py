@@ -128,8 +128,8 @@ def images(count: int, seed: int = 1) -> Tensor:
 def target_of(name: str) -> Target:
     """A target in the weight format this machine computes without saturation."""
     found = find(name)
-    weights: Any = found.weights
-    return replace(found, weights=replace(weights, bits=host().weights.bits))
+    weights: Any = found.formats.weights
+    return found.replace(weights=replace(weights, bits=host().formats.weights.bits))
 
 
 class Lowered(NamedTuple):

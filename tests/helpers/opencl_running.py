@@ -90,7 +90,7 @@ class OpenCL:
     """A graph lowered for a target of OpenCL, with a fixed batch."""
 
     def __init__(self, graph: Graph, target: Target) -> None:
-        code = Code.of(target)
+        code = Code.of(target.runtime)
         self.module = kernels_of(compiled(graph, code).module, code)
         self.program = Program(device_source(build(self.module, code)))
 

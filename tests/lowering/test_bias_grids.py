@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from graphopt.passmanager.runner import run
 from graphopt.targets import Target, find, machine_here
 from graphopt.utils.errors import InputError
 
-X86 = replace(find("x86"), weights=Format(7, per_channel=True))  # with 8 bits, pairs of products may saturate
+X86 = find("x86").replace(weights=Format(7, per_channel=True))  # with 8 bits, pairs of products may saturate
 X = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 BATCHES = [[part] for part in X.split(4)]
 LAYERS = {
@@ -228,7 +227,7 @@ def test_a_float_bias_among_integer_ones_is_refused() -> None:
 
 
 def test_float_biases_stay_where_the_hardware_wants_them() -> None:
-    graph = quantized(target=replace(X86, float_bias=True))
+    graph = quantized(target=X86.replace(float_bias=True))
     assert not any(bias_quantizer(layer) for layer in layers(graph))
     deploy(graph)
 

@@ -16,10 +16,9 @@ from torch import nn
 
 import graphopt
 from graphopt import targets
-from graphopt.artifacts.report import Report
 from graphopt.backends.onnxruntime import lower
 from graphopt.backends.onnxruntime.artifact import expose
-from graphopt.evaluation.evaluate import clock
+from graphopt.evaluation import timing
 from graphopt.ir.graph import Graph
 from graphopt.targets import find
 
@@ -131,17 +130,17 @@ def test_nothing_saturates_with_7_bits_nor_vnni_nor_signed_values(target: str, m
 
 def test_the_target_without_vnni_has_7_bits_and_its_own_kernels() -> None:
     target = find("x86-avx2")
-    assert target.weights.bits == max(target.weight_bits) == 7
+    assert target.formats.weights.bits == max(target.formats.weight_bits) == 7
     assert graphopt.simulate(saturated("plain", "x86-avx2"), target).machine == "avx2"
 
 
-@pytest.mark.skipif(targets.machine_here() != "x86_64", reason="needs VNNI")
-def test_a_latency_without_vnni_is_not_measured_with_it() -> None:
-    _, graph, artifact = lowered("plain", "x86")
-    report = Report(model="plain", target="x86-avx2")
-    clock(report, find("x86-avx2"), artifact, artifact, graph, 1)
-    assert report.latency is None
-    assert report.missing["latency"] == "the target has the kernels of avx2, this machine those of x86_64"
+def test_a_latency_without_vnni_is_not_measured_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact, runtime = lowered("plain", "x86").artifact, find("x86-avx2").runtime
+    monkeypatch.setattr(timing, "architecture", lambda: "x86_64")
+    monkeypatch.setattr(timing, "machine_here", lambda: "x86_64")
+    assert timing.untimed(runtime, artifact) == "the target has the kernels of avx2, this machine those of x86_64"
+    monkeypatch.setattr(timing, "machine_here", lambda: "avx2")
+    assert timing.untimed(runtime, artifact) == ""
 
 
 @pytest.mark.parametrize(
@@ -159,5 +158,5 @@ def test_the_host_is_told_by_its_instructions(
     monkeypatch.setattr("graphopt.targets.machine.architecture", lambda: architecture)
     monkeypatch.setattr("graphopt.targets.machine.cpu_features", lambda: frozenset(features))
     assert targets.machine_here() == machine
-    assert targets.host().weights == find(like).weights
-    assert targets.host().machine == find(like).machine
+    assert targets.host().formats.weights == find(like).formats.weights
+    assert targets.host().runtime.machine == find(like).runtime.machine

@@ -98,7 +98,7 @@ def test_an_operand_that_is_repeated_over_an_image_comes_second_as_in_the_runtim
 @pytest.mark.parametrize("target", TARGETS)
 def test_weights_with_one_scale_are_bit_identical(target: str) -> None:
     chosen = target_of(target)
-    chosen = replace(chosen, weights=replace(chosen.weights, per_channel=False))
+    chosen = chosen.replace(weights=replace(chosen.formats.weights, per_channel=False))
     graph = simulated(model_of("plain"), chosen)
     assert_equal(graphopt.simulate(graph, chosen, machine=HERE), lower(graph, chosen), images(64, seed=3))
 
@@ -106,7 +106,7 @@ def test_weights_with_one_scale_are_bit_identical(target: str) -> None:
 @pytest.mark.thorough
 @pytest.mark.parametrize("target", TARGETS)
 def test_codes_of_fewer_bits_are_bit_identical(target: str) -> None:
-    signed = target_of(target).activations.signed
+    signed = target_of(target).formats.activations.signed
     graph = quantized(model_of("plain"), target, images(16), activations=Format(4, signed=signed, symmetric=False))
     found = assert_equal(simulation_of(graph, target), lower(graph, target_of(target)), images(64, seed=3))
     assert "conv" in {line.kernel for line in found}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -105,7 +103,7 @@ def test_a_layer_of_equal_weights_answers_like_float(kind: str, bits: int, per_c
         layer.weight.fill_(-0.004)
     model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU(), layer).eval()
     x = torch.rand(4, 3, 8, 8)
-    target = replace(find("x86"), weights=Format(bits, per_channel=per_channel))
+    target = find("x86").replace(weights=Format(bits, per_channel=per_channel))
     graph = Graph.capture(model, x)
     Quantize(target, [[x]])(graph)
     alone = graph.clone()

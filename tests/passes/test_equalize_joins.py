@@ -68,7 +68,7 @@ def test_a_network_of_shuffles_is_equalized_in_all_its_channels(name: str) -> No
 
 
 PER_TENSOR = [
-    name for name in names() if isinstance(find(name).weights, Format) and not find(name).weights.per_channel  # type: ignore[union-attr]
+    name for name in names() if isinstance(find(name).formats.weights, Format) and not find(name).formats.weights.per_channel  # type: ignore[union-attr]
 ]  # fmt: skip
 
 

@@ -279,7 +279,7 @@ def test_a_stopwatch_measures_once_and_remembers(tmp_path: Path, monkeypatch: py
 
 
 def test_a_stopwatch_for_another_machine_says_so() -> None:
-    other = {"x86": "arm", "arm": "x86"}["arm" if find("host").architecture == "aarch64" else "x86"]
+    other = {"x86": "arm", "arm": "x86"}["arm" if find("host").runtime.architecture == "aarch64" else "x86"]
     with pytest.raises(InputError, match="nothing can be timed for it here"):
         LatencyTimer(other)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from rewriting import capture
@@ -57,5 +55,5 @@ def test_a_join_that_an_integer_layer_reads_stays_integer() -> None:
 
 def test_sixteen_bits_hold_what_eight_do_not() -> None:
     torch.manual_seed(0)
-    wide = replace(find("hexagon"), activations=Format(16, signed=False, symmetric=False))
+    wide = find("hexagon").replace(activations=Format(16, signed=False, symmetric=False))
     assert quantized(Head(64), torch.rand(4, 3, 12, 12), target=wide)[1] == []

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -349,7 +348,7 @@ def test_options_that_do_not_fit_are_refused(options: dict[str, Any], message: s
 
 
 def test_only_formats_that_the_target_has_are_chosen() -> None:
-    seven = replace(X86, weight_bits=(2, 4, 7), float_layers=False)
+    seven = X86.replace(weight_bits=(2, 4, 7), float_layers=False)
     with pytest.raises(ValueError, match="no 8-bit weights here; it has 2, 4, 7 bits"):
         MixedPrecision(seven, BATCHES, average_bits=4, choices=(4, 8))
     with pytest.raises(ValueError, match="no float weights here"):

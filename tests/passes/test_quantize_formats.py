@@ -194,15 +194,14 @@ def test_other_passes_keep_going(format: NumberFormat) -> None:
 
 
 def test_mixed_precision_refuses_targets_in_other_formats() -> None:
-    from dataclasses import replace
-
+    own = X86.formats.weights
     with pytest.raises(ValueError, match="chooses bits of uniform formats, but the weights of target 'x86' are log8"):
-        MixedPrecision(replace(X86, weights=LogFormat(8)), [[images(2)]], average_bits=4)  # type: ignore[arg-type]
+        MixedPrecision(X86.replace(weights=LogFormat(8)), [[images(2)]], average_bits=4)  # type: ignore[arg-type]
     with pytest.raises(
         InputError, match="average_bits and weight_only choose bits of uniform formats, but 'head' is to have"
     ):
-        recipes.weight_bits(X86, {"head": LayerFormat(LogFormat(8))})
-    assert recipes.fewest_bits(X86, {"head": LayerFormat(LogFormat(4))}) == 8
+        recipes.weight_bits(own, {"head": LayerFormat(LogFormat(8))})
+    assert recipes.fewest_bits(own, {"head": LayerFormat(LogFormat(4))}) == 8
 
 
 # ---- Tools and backends ---------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +31,7 @@ from graphopt.targets import find, machine_here
 from graphopt.utils.errors import InputError, NonFiniteError
 
 X86 = find("x86")
-EXACT = replace(X86, block_products="float32")
+EXACT = X86.replace(block_products="float32")
 
 
 def perceptron(features: int = 72) -> nn.Module:
@@ -237,7 +236,7 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(NonFiniteError, match=r"2\.weight"):
         QuantizeWeights()(capture(broken, tokens()))
     with pytest.raises(InputError, match="block_products"):
-        replace(X86, block_products="int4")  # type: ignore[arg-type]
+        X86.replace(block_products="int4")  # type: ignore[arg-type]
 
 
 # ---- The artifact ---------------------------------------------------------------------------------------------------

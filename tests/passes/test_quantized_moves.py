@@ -70,7 +70,7 @@ def test_a_clip_behind_moves_goes_in_front_of_them(name: str, target: str) -> No
         assert family(source) not in ("relu", "clamp") or family(source.args[0]) in ("conv", "linear", "add")  # type: ignore[union-attr]
         graph.replace(quantizer, source)  # type: ignore[arg-type]
     graph.refresh()
-    if not find(target).rest:
+    if not find(target).formats.rest:
         torch.testing.assert_close(graph(x), wanted)
 
 

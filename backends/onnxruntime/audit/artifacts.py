@@ -17,10 +17,10 @@ from graphopt.evaluation.compliance.model import Model
 def audit(artifact: OnnxRuntimeArtifact) -> Audit:
     """Read back what the runtime makes of an artifact on this machine; for other hardware, what the model's quantizers say."""
     target = artifact.manifest.target
-    vendor = target.get("vendor_compiler")
+    vendor = target["runtime"]["vendor_compiler"]
     refused = left_to_cpu(artifact) if vendor else {}
     if vendor:
-        reading = declared(Model.read(artifact), Hardware.of(target))
+        reading = declared(Model.read(artifact), Hardware.of(target["kernels"]))
     else:
         reading = executed(optimized(artifact.folder / MODEL), "the runtime's graph")
     layers = artifact.manifest.options["layers"]  # weight name -> site and MACs, written by `lower`

@@ -15,7 +15,7 @@ from graphopt.data.calibration import Calibration
 from graphopt.evaluation.compliance.model import Model
 from graphopt.evaluation.file_audit import Fixed
 from graphopt.ir import cost
-from graphopt.targets import Target
+from graphopt.targets import Runtime
 from graphopt.targets.machine import architecture
 
 
@@ -46,9 +46,9 @@ def example(source: Any, taken: Signature) -> Feeds:
     return {i.name: t.numpy() for i, t in zip(taken.inputs, tensors, strict=True)}
 
 
-def difference(before: Path, after: Path, feeds: Feeds, target: Target) -> dict[str, tuple[float, str]]:
+def difference(before: Path, after: Path, feeds: Feeds, runtime: Runtime) -> dict[str, tuple[float, str]]:
     """The largest difference of every output that is a number: in steps of its grid, or relative to its largest value."""
-    signed = target.architecture == "aarch64"
+    signed = runtime.architecture == "aarch64"
     sessions = [open_session(path, defaults=True, signed=signed) for path in (before, after)]
     names = [output.name for output in sessions[0].get_outputs()]
     old, new = (session.run(names, feeds) for session in sessions)
@@ -68,7 +68,7 @@ def difference(before: Path, after: Path, feeds: Feeds, target: Target) -> dict[
 def time(fixed: Fixed, feeds: Feeds, rounds: int = 100) -> None:
     """Note the medians of both, taken in turn on one thread, where the machine at hand is the target."""
     target = fixed.before.target
-    if target.architecture != architecture():
+    if target.runtime.architecture != architecture():
         fixed.note = f"the time on {target.name} was not measured: it cannot run here"
         return
     before, after = (open_session(path, defaults=True, signed=False) for path in (fixed.before.path, fixed.path))

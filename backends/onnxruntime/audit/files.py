@@ -53,7 +53,7 @@ def _audit(path: Path, model: Model, target: Target, feeds: Feeds) -> FileAudit:
     found = FileAudit(
         path, target, reading.how, {name: value.shape for name, value in feeds.items()}, sum(work[n] for n in integer),
         sum(work.values()), conversions=sum(1 for _ in reading.of(Kind.CONVERTS)),
-        saturating=saturating(reading, origins, target),
+        saturating=saturating(reading, origins, target.runtime),
     )  # fmt: skip
     for node in reading.nodes:
         found.operators[node.op_type] = found.operators.get(node.op_type, 0) + 1
@@ -87,7 +87,7 @@ def fix(found: FileAudit, path: Path, calibration: Any, example: Any, measure: b
         draft = Path(folder) / path.name
         ir.save(model, draft)
         after = _audit(draft, Model.read(draft), found.target, feeds)
-        gap = compare.difference(found.path, draft, given, found.target)
+        gap = compare.difference(found.path, draft, given, found.target.runtime)
         result = Fixed(draft, found, after, applied, gap)
         if measure:
             compare.time(result, given)

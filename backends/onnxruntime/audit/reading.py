@@ -20,7 +20,7 @@ from graphopt.backends.onnxruntime.artifact import ONE_FILE, open_session
 from graphopt.backends.onnxruntime.audit.operators import CONVERSIONS, INDICES, INTEGER_WORK, TO_FLOAT
 from graphopt.evaluation.compliance.model import ACTIVATIONS, LAYERS, Model
 from graphopt.evaluation.compliance.rules import MOVES, family_of
-from graphopt.targets import Target
+from graphopt.targets import Runtime, Target
 from graphopt.targets.machine import architecture, machine_here
 
 FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
@@ -118,16 +118,16 @@ def _kind(node: onnx.NodeProto, read: list[str]) -> tuple[Kind, str]:
 
 
 class Hardware(NamedTuple):
-    """What of a `Target` tells integers from floats in a file."""
+    """What of `Kernels` tells integers from floats in a file."""
 
     integer: Collection[str]
     float_output: Collection[str]
     fused_sums: bool
 
     @classmethod
-    def of(cls, target: Mapping[str, Any]) -> Hardware:
-        """From `Target.to_dict()`, which manifests hold."""
-        return cls(target["integer"], target["float_output"], bool(target.get("fused_sums")))
+    def of(cls, kernels: Mapping[str, Any]) -> Hardware:
+        """From the kernels of `Target.to_dict()`, which manifests hold."""
+        return cls(kernels["integer"], kernels["float_output"], kernels["fused_sums"])
 
 
 def declared(model: Model, hardware: Hardware) -> Reading:
@@ -163,21 +163,22 @@ def _declared(model: Model, node: onnx.NodeProto, hardware: Hardware, kinds: dic
 
 def read(path: Path, model: Model, target: Target) -> Reading:
     """What of a file runs on a target, as well as it can be known here."""
-    if target.vendor_compiler:
-        return declared(model, Hardware.of(target.to_dict()))
-    signed = target.architecture == "aarch64"
+    if target.runtime.vendor_compiler:
+        kernels = target.kernels
+        return declared(model, Hardware(kernels.integer, kernels.float_output, kernels.fused_sums))
+    signed = target.runtime.architecture == "aarch64"
     how = "the graph as ONNX Runtime rewrote it for this machine"
-    if target.architecture != architecture():
+    if target.runtime.architecture != architecture():
         how += ", with signed codes left as they are, as on 64-bit ARM" if signed else ", as on x86-64"
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
         named = _named(path, model, Path(folder))
-        return executed(optimized(named, defaults=True, signed=signed, weights=adds_pairs(target)), how)
+        return executed(optimized(named, defaults=True, signed=signed, weights=adds_pairs(target.runtime)), how)
 
 
-def adds_pairs(target: Target) -> bool:
+def adds_pairs(runtime: Runtime) -> bool:
     """Whether products of bytes are added in pairs that saturate: on x86-64 without VNNI, said of the target or found here."""
-    here = target.architecture == architecture() and machine_here() == "avx2"
-    return target.machine == "avx2" or (here and not target.vendor_compiler)
+    here = runtime.architecture == architecture() and machine_here() == "avx2"
+    return runtime.machine == "avx2" or (here and not runtime.vendor_compiler)
 
 
 def _named(path: Path, model: Model, folder: Path) -> Path:

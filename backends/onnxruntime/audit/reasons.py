@@ -69,7 +69,7 @@ def gate(case: Case) -> FloatReason | None:
 
 def no_kernel(case: Case) -> FloatReason | None:
     name = case.node.op_type
-    known = case.family in case.target.integer or name in MOVES or name in ACTIVATIONS or name in WRITERS
+    known = case.family in case.target.kernels.integer or name in MOVES or name in ACTIVATIONS or name in WRITERS
     if known and name != "ConvTranspose":
         return None
     if name == "BatchNormalization":
@@ -116,7 +116,7 @@ def input_without_quantizer(case: Case) -> FloatReason | None:
 def wide(case: Case) -> FloatReason | None:
     grids = [*case.into.values(), *case.out]
     sixteen = any(grid is not None and grid.dtype.itemsize == 2 for grid in grids)
-    if not sixteen or case.target.vendor_compiler:
+    if not sixteen or case.target.runtime.vendor_compiler:
         return None
     return FloatReason("16-bit", "codes of 16 bits have no kernels on CPUs", "quantize to 8 bits, or leave it in float")
 
@@ -198,7 +198,7 @@ def result_without_quantizer(case: Case) -> FloatReason | None:
 
 
 def activation_grid(case: Case) -> FloatReason | None:
-    if case.target.vendor_compiler or case.target.codes.symmetric:
+    if case.target.runtime.vendor_compiler or case.target.formats.codes.symmetric:
         return None
     readers = [r for v in case.node.output for r in case.model.readers.get(v, [])]
     acts = case.node.op_type in ACTIVATIONS or any(r.op_type in ACTIVATIONS for r in readers)
@@ -218,7 +218,8 @@ def signs(case: Case) -> FloatReason | None:
     if len(types) > 1:
         why = f"it reads and writes codes of different types ({', '.join(sorted(types))})"
         return FloatReason("mixed-signs", why, "give all one sign", "signs")
-    if types == {"int8"} and case.target.architecture == "x86_64" and not case.target.vendor_compiler:
+    runtime = case.target.runtime
+    if types == {"int8"} and runtime.architecture == "x86_64" and not runtime.vendor_compiler:
         shared = [value for value, _ in grids if code_readers(case.model, value) > 1]
         shared += [v for v in case.node.output if sum(readers_behind(case.model, v)) > 1]
         where = f", and {shown(shared)} {'has' if len(shared) == 1 else 'have'} several readers" if shared else ""

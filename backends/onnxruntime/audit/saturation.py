@@ -15,15 +15,15 @@ from graphopt.backends.onnxruntime.audit.float_regions import Origins
 from graphopt.backends.onnxruntime.audit.reading import Reading, adds_pairs
 from graphopt.evaluation.compliance.model import attribute
 from graphopt.lowering.integers.pairs import can_saturate
-from graphopt.targets import Target
+from graphopt.targets import Runtime
 
 LAYERS = {"QLinearConv", "QGemm", "QLinearMatMul"}
 VALUES_ZERO_POINT, WEIGHT = 2, 3  # among the inputs of all three
 
 
-def saturating(reading: Reading, origins: Origins, target: Target) -> list[str]:
+def saturating(reading: Reading, origins: Origins, runtime: Runtime) -> list[str]:
     """Names of the file's layers that can, in the order in which they run; none for targets whose sums are exact."""
-    if not adds_pairs(target):
+    if not adds_pairs(runtime):
         return []
     found = [node for node in reading.nodes if node.op_type in LAYERS and _saturates(node, reading)]
     names = [origins.model.name(origins.original[id(n)]) if id(n) in origins.original else n.name for n in found]

@@ -39,7 +39,7 @@ def left_to_cpu(artifact: Artifact) -> dict[str, str]:
 
     Empty for targets other than hexagon, and for contexts, which HTP has taken whole.
     """
-    if artifact.manifest.target.get("architecture") != HEXAGON or missing() or contexts_of(artifact.manifest):
+    if artifact.manifest.target["runtime"]["architecture"] != HEXAGON or missing() or contexts_of(artifact.manifest):
         return {}
     path = artifact.folder / FILE
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import onnx
 
 from graphopt.evaluation.compliance.model import ACTIVATIONS, LAYERS, DeclaredGrid, Model, attribute
 from graphopt.evaluation.compliance.quantizers import Misfit, misfits
@@ -13,7 +12,7 @@ from graphopt.evaluation.compliance.violation import Violation
 from graphopt.targets import Target
 
 CODES = {"QuantizeLinear", "DequantizeLinear"}
-# Operators with integer kernels between codes, as families of `Target.integer`.
+# Operators with integer kernels between codes, as families of `Kernels.integer`.
 FAMILIES = {
     "Add": "add", "Mul": "mul", "Concat": "concat", "Sigmoid": "sigmoid", "HardSigmoid": "hard_sigmoid", "Softmax": "softmax",
     "LeakyRelu": "leaky_relu", "AveragePool": "average_pool", "GlobalAveragePool": "global_average_pool",
@@ -49,7 +48,7 @@ def weights(model: Model, target: Target) -> Iterator[Violation]:
         axis = LAYERS[node.op_type]
         if node.op_type == "Gemm" and not attribute(node, "transB"):
             axis = 1
-        yield from _named("weight", grid, misfits(grid, target.known("weights"), axis))
+        yield from _named("weight", grid, misfits(grid, target.formats.accepted("weights"), axis))
 
 
 def values(model: Model, target: Target) -> Iterator[Violation]:
@@ -57,7 +56,7 @@ def values(model: Model, target: Target) -> Iterator[Violation]:
     for node in model.nodes:
         if node.op_type == "QuantizeLinear" and not model.is_weight(node.input[0]):
             grid = model.grid_of(node)
-            yield from _named("value", grid, misfits(grid, target.known("values"), None))
+            yield from _named("value", grid, misfits(grid, target.formats.accepted("activations"), None))
 
 
 def biases(model: Model, target: Target) -> Iterator[Violation]:
@@ -65,7 +64,7 @@ def biases(model: Model, target: Target) -> Iterator[Violation]:
     for node in model.layers():
         if len(node.input) < 3 or not node.input[2]:
             continue
-        if target.float_bias:
+        if target.formats.float_bias:
             if model.grid(node.input[2]) is not None:
                 yield Violation("bias-codes", model.name(node), "the bias is codes", "store it in float")
             continue
@@ -84,10 +83,11 @@ def biases(model: Model, target: Target) -> Iterator[Violation]:
 def floats(model: Model, target: Target) -> Iterator[Violation]:
     """Convolutions and linear layers read codes, and their results become codes again."""
     for node in model.layers():
-        grid = model.grid if target.vendor_compiler else model.moved_grid  # runtimes move the quantizer themselves
+        # runtimes move the quantizer themselves, compilers do not
+        grid = model.grid if target.runtime.vendor_compiler else model.moved_grid
         missing = [what for what, value in zip(("input", "weight"), node.input, strict=False) if grid(value) is None]
         if len(missing) == 2 and not any(r.op_type == "QuantizeLinear" for r in model.behind(node)):
-            if not target.float_layers:
+            if not target.kernels.float_layers:
                 yield Violation(
                     "float-layer",
                     model.name(node),
@@ -101,24 +101,21 @@ def floats(model: Model, target: Target) -> Iterator[Violation]:
                 "put QuantizeLinear and DequantizeLinear in front of it, or it computes in float",
             )  # fmt: skip
             continue
-        readers = model.behind(node, sums=target.fused_sums)
-        if any(reader.op_type != "QuantizeLinear" for reader in readers) and not _may_leave(node, target):
+        readers = model.behind(node, sums=target.kernels.fused_sums)
+        may_leave = family_of(node.op_type) in target.kernels.float_output
+        if not may_leave and any(reader.op_type != "QuantizeLinear" for reader in readers):
             yield Violation(
                 "float-result", model.name(node), f"the result of {node.op_type} is not quantized",
                 "put QuantizeLinear and DequantizeLinear behind it and its activation, or it computes in float",
             )  # fmt: skip
 
 
-def _may_leave(node: onnx.NodeProto, target: Target) -> bool:
-    return family_of(node.op_type) in target.float_output
-
-
 def sums(model: Model, target: Target) -> Iterator[Violation]:
     """Operators with several inputs read codes from all sides, or from none."""
     for node in model.nodes:
-        if FAMILIES.get(node.op_type) not in {"add", "mul", "concat"} & target.integer:
+        if FAMILIES.get(node.op_type) not in {"add", "mul", "concat"} & target.kernels.integer:
             continue
-        if target.fused_sums and model.summed(node) is not None:
+        if target.kernels.fused_sums and model.summed(node) is not None:
             continue
         float_inputs = [value for value in node.input if model.grid(value) is None]
         if float_inputs and len(float_inputs) < len(node.input):
@@ -128,7 +125,7 @@ def sums(model: Model, target: Target) -> Iterator[Violation]:
 
 def split_sums(model: Model, target: Target) -> Iterator[Violation]:
     """Where a sum is computed behind a layer, nothing rounds the layer's result in between."""
-    for node in model.nodes if target.fused_sums else []:
+    for node in model.nodes if target.kernels.fused_sums else []:
         if node.op_type != "Add" or model.summed(node) is not None:
             continue
         for value in node.input:
@@ -143,9 +140,10 @@ def split_sums(model: Model, target: Target) -> Iterator[Violation]:
 
 def operators(model: Model, target: Target) -> Iterator[Violation]:
     """What lies between codes has an integer kernel."""
+    kernels = target.kernels
     for node in model.nodes:
         family = FAMILIES.get(node.op_type)
-        if family is None or family in target.integer or not model.between_codes(node, sums=target.fused_sums):
+        if family is None or family in kernels.integer or not model.between_codes(node, sums=kernels.fused_sums):
             continue
         what = f"{target.name} has no integer {node.op_type}"
         yield Violation("operator", model.name(node), what, "leave it in float, without quantizers, or replace it")
@@ -154,7 +152,7 @@ def operators(model: Model, target: Target) -> Iterator[Violation]:
 def moves(model: Model, target: Target) -> Iterator[Violation]:
     """What only moves codes keeps their grid, and so do kernels that compute on one."""
     for node in model.nodes:
-        shares = FAMILIES.get(node.op_type) in target.shares
+        shares = FAMILIES.get(node.op_type) in target.kernels.shares
         if not (shares or node.op_type in MOVES) or (grid := model.grid(node.input[0])) is None:
             continue
         for reader in model.readers.get(node.output[0], []):
@@ -185,7 +183,7 @@ def requantized(model: Model, target: Target) -> Iterator[Violation]:
 
 def codes(model: Model, target: Target) -> Iterator[Violation]:
     """Codes are read by DequantizeLinear, or moved; vendors' compilers know no arithmetic on them."""
-    if target.vendor_compiler:
+    if target.runtime.vendor_compiler:
         for node in model.nodes:
             if node.op_type != "QuantizeLinear":
                 continue
@@ -221,7 +219,7 @@ def forms(model: Model, target: Target) -> Iterator[Violation]:
 
 def shapes(model: Model, target: Target) -> Iterator[Violation]:
     """Sizes are known where the compiler needs them."""
-    if target.static_shapes:
+    if target.runtime.static_shapes:
         for value in model.graph.input:
             sizes = value.type.tensor_type.shape.dim
             free = [d.dim_param or "?" for d in sizes if not d.HasField("dim_value")]

@@ -38,7 +38,7 @@ def formats(graph: Graph, target: Target) -> Iterator[Violation]:
         if node not in weights and graph.is_constant(source):
             continue  # a bias, in the width of the sums
         kind = "weight" if node in weights else "value"
-        known = target.known("weights" if kind == "weight" else "values")
+        known = target.formats.accepted("weights" if kind == "weight" else "activations")
         if is_uniform(node) and in_blocks(node):
             found = "a scale per block"
         elif (format := quantizer_of(graph, node).format) in known:

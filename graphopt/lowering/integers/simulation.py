@@ -265,7 +265,7 @@ def _check_quantized(graph: Graph, half: bool) -> None:
     if found and all(map(in_blocks, found)):
         raise InputError(
             "only weights are quantized, values stay float, so there are no integers to simulate; the graph itself answers "
-            "what the artifact answers, up to rounding (target.block_products='float32')"
+            "what the artifact answers, up to rounding (target.kernels.block_products='float32')"
         )
     if not found:
         raise InputError(

@@ -21,7 +21,8 @@ BUDGETS = ("average_bits", "max_bytes", "max_bit_operations", "max_latency_ms")
 
 def check(options: MixedPrecision) -> None:
     """Raise `ValueError` where an option does not fit, or asks for bits that the target does not have."""
-    for name, own in (("weights", options.target.weights), ("activations", options.target.activations)):
+    formats = options.target.formats
+    for name, own in (("weights", formats.weights), ("activations", formats.activations)):
         if not isinstance(own, Format):
             raise ValueError(
                 f"MixedPrecision chooses bits of uniform formats, but the {name} of target {options.target.name!r} are {own}; "
@@ -49,11 +50,11 @@ def check(options: MixedPrecision) -> None:
 
 
 def _check_weights(target: Target, name: str, bits: Bits, *, pair: bool = False) -> None:
-    _check_bits(target, name, "weights", bits, target.weight_bits, target.float_layers and not pair)
+    _check_bits(target, name, "weights", bits, target.formats.weight_bits, target.kernels.float_layers and not pair)
 
 
 def _check_activations(target: Target, name: str, bits: Bits) -> None:
-    _check_bits(target, name, "activations", bits, target.activation_bits, False)
+    _check_bits(target, name, "activations", bits, target.formats.activation_bits, False)
 
 
 def _check_bits(target: Target, name: str, what: str, bits: Bits, known: Sequence[int], float_too: bool) -> None:
@@ -72,7 +73,7 @@ def _check_budget(options: MixedPrecision) -> None:
         raise ValueError(f"give exactly one of {', '.join(BUDGETS)}; got {', '.join(given) or 'none'}")
     ((name, budget),) = given.items()
     if name == "max_bit_operations" and isinstance(budget, tuple):
-        known = tuple(options.activations) or (options.target.activations.bits,)
+        known = tuple(options.activations) or (options.target.formats.activations.bits,)
         if len(budget) != 2 or budget[0] not in options.choices or budget[1] not in known:
             raise ValueError(
                 f"max_bit_operations={budget} must be one of choices {tuple(options.choices)} and one of activations {known}: "
@@ -92,6 +93,6 @@ def _check_budget(options: MixedPrecision) -> None:
         )
     if name == "max_latency_ms" and (None not in options.choices or len(set(options.choices)) < 2):
         raise ValueError(
-            f"on {options.target.runtime} all integer formats take the same time, so that only float differs; "
+            f"on {options.target.runtime.name} all integer formats take the same time, so that only float differs; "
             "choices must have None (float) and a number of bits"
         )

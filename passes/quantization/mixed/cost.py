@@ -82,16 +82,16 @@ def bit_operations(space: Space, budget: float | tuple[int, int]) -> Cost:
     work = measure.layer_macs(space.graph)
     single = each(space, [0.0] * len(space.decisions))
     joint: dict[tuple[int, int], Numbers] = {}
-    own = 0.0
+    formats, own = space.target.formats, 0.0
     for number, decision in enumerate(space.decisions):
         if decision.kind == "activations":
             continue
         bits = np.array([FLOAT if b is None else b for b in decision.choices], dtype=np.float64)
         for node in decision.nodes:
             read = space.reads[node]
-            own += work[node] * space.target.weights.bits * space.target.activations.bits
+            own += work[node] * formats.weights.bits * formats.activations.bits
             if read is None:
-                single[number] += work[node] * bits * space.target.activations.bits
+                single[number] += work[node] * bits * formats.activations.bits
             else:
                 others = np.array(space.decisions[read].choices, dtype=np.float64)
                 pair = work[node] * np.outer(bits, others)

@@ -12,7 +12,7 @@
    sensitivities nor rewards were measured on, and the best is taken: the result is not worse than uniform bits there.
 
 `LearnRounding` behind it takes most of the errors out, as behind `Quantize`; step 1 rounds as it does. Choices are those of
-`Target.weight_bits` and `activation_bits`: on CPUs fewer than 8 bits are stored in 8, so that they save no time there, and files
+`Formats.weight_bits` and `activation_bits`: on CPUs fewer than 8 bits are stored in 8, so that they save no time there, and files
 only where codes are packed or compressed.
 
 Needs:  batch norm folded, as `Quantize`; data that can be gone through several times.

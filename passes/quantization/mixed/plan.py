@@ -17,7 +17,7 @@ WIDTH = 140  # of the plan as text
 
 @dataclass(frozen=True)
 class Row:
-    """One layer. `activations`: bits of its output, where that was to be chosen. `sensitivity`: of its chosen weights alone."""
+    """One layer. `activations`: bits of its output, where they were to be chosen. `sensitivity`: of its chosen weights alone."""
 
     name: str
     weights: Bits
@@ -69,19 +69,19 @@ class MixedPlan:
         return "\n".join([plain([self._table()], WIDTH), self.summary(), *self.notes])
 
     def _table(self) -> Table:
-        activations = any(row.activations is not None for row in self.rows)
-        names = ("weights", *(["activations"] if activations else []), "parameters", "MACs", "sensitivity")
+        chosen = any(row.activations is not None for row in self.rows)
+        names = ("weights", *(["activations"] if chosen else []), "parameters", "MACs", "sensitivity")
         shown = []
         for row in self.rows:
             cells = [row.name, _bits(row.weights, row.parameters)]
-            cells += ["" if row.activations is None else str(row.activations)] if activations else []
+            cells += ["" if row.activations is None else str(row.activations)] if chosen else []
             work = [count(row.parameters), count(row.macs)] if row.parameters else ["", ""]
             shown.append([*cells, *work, "" if row.sensitivity is None else f"{row.sensitivity:.2g}"])
         return Table([Column("layer"), *numbers(*names)], shown)
 
 
 def rows(space: Space, assignment: Sequence[int], sensitivities: Sequence[Numbers]) -> list[Row]:
-    """One for each layer, and for each other operator whose activations' bits were to be chosen; in execution order."""
+    """One for each layer, and for each other operator whose output's bits were to be chosen; in execution order."""
     work = measure.layer_macs(space.graph)
     found: dict[str, Row] = {}
     for number, (decision, bits) in enumerate(zip(space.decisions, space.bits(assignment), strict=True)):

@@ -112,13 +112,13 @@ class Roundings:
         moments = {} if data is None else input_moments(space.graph, layers, data)
         self.trials: list[list[Trial]] = []
         for number, decision in track(list(enumerate(space.decisions)), "rounding"):
-            own = space.target.weights if decision.kind == "weights" else space.target.activations
+            own = space.target.formats.weights if decision.kind == "weights" else space.target.formats.activations
             formats = [None if bits is None else with_bits(own, bits) for bits in decision.choices]
             if decision.kind == "weights":
                 rounders = {node: WeightRounder(space.graph, node, moments.pop(node, None)) for node in decision.nodes}
                 self.trials.append([_weights(rounders, format, method) for format in formats])
             else:
-                self.trials.append([_values(space.grids[number], format, ranges) for format in formats])
+                self.trials.append([_activations(space.grids[number], format, ranges) for format in formats])
 
     def __call__(self, assignment: Sequence[int]) -> Trial:
         """All choices of an assignment at once."""
@@ -131,7 +131,7 @@ def _weights(rounders: Mapping[Node, WeightRounder], format: Format | None, meth
     return Trial({node: rounder(format, method) for node, rounder in rounders.items()}, {})
 
 
-def _values(
+def _activations(
     grids: Sequence[SharedGrid], format: Format | None, ranges: Callable[[SharedGrid, Format], tuple[float, float]]
 ) -> Trial:
     assert format is not None

@@ -1,4 +1,4 @@
-"""What there is to decide: the bits of every layer's weights, and of the values that share a grid.
+"""What there is to decide: the bits of every layer's weights, and of the activations that share a grid.
 
 A layer is known by its name. Layers of one name (a module called twice), and grids whose values come from operators of one name,
 are one decision, since a format is given by name. Values that come from outside the integer region (the image) keep the target's
@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import networkx as nx
 from torch.fx.node import Node
@@ -21,6 +20,7 @@ from graphopt.ir.layer import Layer
 from graphopt.ir.ops import value
 from graphopt.passes.quantization.placement import LayerFormat, QuantizationPlan, SharedGrid, override, place
 from graphopt.targets import Target
+from graphopt.targets.number_formats import Kind
 from graphopt.utils.errors import InputError
 
 Bits = int | None  # None: float
@@ -38,7 +38,7 @@ class Decision:
         pinned: by the caller, so that it does not count in an average.
     """
 
-    kind: Literal["weights", "activations"]
+    kind: Kind
     sites: tuple[str, ...]
     nodes: tuple[Node, ...]
     choices: tuple[Bits, ...]
@@ -72,9 +72,9 @@ class Space:
     def of(
         cls, graph: Graph, target: Target, weights: Sequence[Bits], activations: Sequence[int], pins: Mapping[str, Pin]
     ) -> Space:
-        """`activations`: choices for what layers produce; empty: they keep the target's format."""
+        """`activations`: choices for the outputs of layers; empty: they keep the target's format."""
         floats = [name for name in _names(graph, pins) if _pin(name, pins) == (True, None)]
-        plan = place(graph, target, target.weights, target.activations, dict.fromkeys(floats))
+        plan = place(graph, target.kernels, target.formats.weights, target.formats.activations, dict.fromkeys(floats))
         if not plan.layers:
             raise InputError(
                 f"there is no layer that {target.name!r} computes in integer and that is not kept in float"
@@ -117,9 +117,9 @@ class Space:
                 if before is None or bits is None:
                     found[site] = None
                 elif decision.kind == "weights":
-                    found[site] = replace(before, weights=with_bits(self.target.weights, bits))
+                    found[site] = replace(before, weights=with_bits(self.target.formats.weights, bits))
                 else:
-                    found[site] = replace(before, activations=with_bits(self.target.activations, bits))
+                    found[site] = replace(before, activations=with_bits(self.target.formats.activations, bits))
         return found
 
 

@@ -33,7 +33,7 @@ from graphopt.targets import Target
 
 def start_at_zero(model: ir.Model, target: Target) -> list[Change]:
     """See above."""
-    if target.codes.symmetric:
+    if target.formats.codes.symmetric:
         return []
     changes, editor = [], Editor(model)
     for node in [n for n in model.graph if n.op_type == QUANTIZES]:

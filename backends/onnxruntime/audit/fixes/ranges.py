@@ -13,7 +13,7 @@ Keeps:  values within half a step of their range.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,7 @@ from graphopt.utils.progress import track
 
 def measure_ranges(model: ir.Model, target: Target, batches: Iterable[Feeds]) -> list[Change]:
     """See above; `batches` are inputs by name."""
-    wanted = [value for value in _values(model) if _lacks(value, target)]
+    wanted = [value for value in _values(model) if _lacks(value, target.kernels.integer)]
     names = [str(value.name) for value in wanted]
     if not names:
         return []
@@ -48,9 +48,10 @@ def measure_ranges(model: ir.Model, target: Target, batches: Iterable[Feeds]) ->
         for feeds in track(batches, "measuring ranges"):
             for name, value in values(Path(folder) / "model.onnx", names, feeds).items():
                 low[name], high[name] = min(low[name], float(value.min())), max(high[name], float(value.max()))
-    editor, dtype, changes = Editor(model), _code_type(model, target), []
+    codes = target.formats.codes
+    editor, dtype, changes = Editor(model), _code_type(model, codes.signed), []
     for value, name in zip(wanted, names, strict=True):
-        grid = _grid(low[name], high[name], dtype, target)
+        grid = _grid(low[name], high[name], dtype, codes.symmetric)
         maker = value.producer()
         node = next(iter(model.graph)) if maker is None else _behind(model, maker)
         uses = [(n, i) for n, i in value.uses() if n.op_type != QUANTIZES]
@@ -73,7 +74,7 @@ def _values(model: ir.Model) -> list[ir.Value]:
     return [*inputs, *(out for node in model.graph for out in node.outputs)]
 
 
-def _lacks(value: ir.Value, target: Target) -> bool:
+def _lacks(value: ir.Value, integer: Collection[str]) -> bool:
     """Whether integer kernels need a grid that a value does not have."""
     maker = value.producer()
     if maker is not None and maker.op_type in (DEQUANTIZES, QUANTIZES, "Constant", "Shape"):
@@ -89,37 +90,37 @@ def _lacks(value: ir.Value, target: Target) -> bool:
     source = (
         maker.inputs[0].producer() if maker is not None and maker.op_type in ACTIVATIONS and maker.inputs[0] else maker
     )
-    made = source is not None and _has_kernel(source, target)
+    made = source is not None and _has_kernel(source, integer)
     if not readers and source is not None and source.op_type in ("Gemm", "MatMul"):
         return False
     return made or any(
-        _has_kernel(node, target) and (node.op_type not in LAYERS or index == 0) for node, index in readers
+        _has_kernel(node, integer) and (node.op_type not in LAYERS or index == 0) for node, index in readers
     )
 
 
-def _has_kernel(node: ir.Node, target: Target) -> bool:
+def _has_kernel(node: ir.Node, integer: Collection[str]) -> bool:
     if node.op_type in ("Conv", "Gemm", "MatMul"):
         weight = node.inputs[1].producer() if node.inputs[1] is not None else None
         return constant(node.inputs[1]) is not None or (weight is not None and constant(weight.inputs[0]) is not None)
-    return FAMILIES.get(node.op_type) in target.integer
+    return FAMILIES.get(node.op_type) in integer
 
 
-def _code_type(model: ir.Model, target: Target) -> np.dtype[np.generic]:
+def _code_type(model: ir.Model, signed: bool) -> np.dtype[np.generic]:
     """The codes that the file has already, or those of the target."""
     types = [constant(n.inputs[2]) for n in model.graph if n.op_type == QUANTIZES and len(n.inputs) > 2]
     known = [t.dtype for t in types if t is not None and t.dtype.itemsize == 1]
-    return max(set(known), key=known.count) if known else np.dtype(np.int8 if target.codes.signed else np.uint8)
+    return max(set(known), key=known.count) if known else np.dtype(np.int8 if signed else np.uint8)
 
 
-def _grid(low: float, high: float, dtype: np.dtype[np.generic], target: Target) -> FixedGrid:
+def _grid(low: float, high: float, dtype: np.dtype[np.generic], symmetric: bool) -> FixedGrid:
     info = np.iinfo(dtype)  # type: ignore[type-var]
-    if target.codes.symmetric:
+    if symmetric:
         scale, point = max(-low, high) / info.max, 0 if info.min < 0 else 128
     else:
         scale = (high - low) / (info.max - info.min)
         point = 0
     scale = max(scale, SMALLEST_SCALE) if scale else 1.0
-    if not target.codes.symmetric:
+    if not symmetric:
         point = int(np.clip(np.rint(info.min - low / scale), info.min, info.max))
     return FixedGrid(np.array(scale, np.float32), np.array(point, dtype))
 

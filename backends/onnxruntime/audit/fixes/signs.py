@@ -36,9 +36,9 @@ TYPES = {True: np.dtype(np.int8), False: np.dtype(np.uint8)}
 
 def store_signs(model: ir.Model, target: Target) -> list[Change]:
     """See above; for x86 and for hardware whose values have one sign."""
-    if target.architecture == "aarch64":
+    if target.runtime.architecture == "aarch64":
         return []  # its kernels take both
-    signed = target.codes.signed
+    signed, symmetric = target.formats.codes.signed, target.formats.codes.symmetric
     moving, wanted = TYPES[not signed], TYPES[signed]
     regions, points, blocked = _regions(model, moving)
     changes, editor = [], Editor(model)
@@ -49,7 +49,7 @@ def store_signs(model: ir.Model, target: Target) -> list[Change]:
             continue
         delta = int(np.iinfo(wanted).min) - int(np.iinfo(moving).min)
         found = [_point(node, index, moving) for node, index in uses]
-        if target.codes.symmetric and signed and any(np.any(p.astype(int) + delta) for p in found):
+        if symmetric and signed and any(np.any(p.astype(int) + delta) for p in found):
             continue
         for (node, index), point in zip(uses, found, strict=True):
             _set(editor, node, index, (point.astype(int) + delta).astype(wanted))

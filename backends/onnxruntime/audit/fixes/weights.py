@@ -26,7 +26,8 @@ from graphopt.targets import Target
 def quantize_weights(model: ir.Model, target: Target) -> list[Change]:
     """See above."""
     changes, editor = [], Editor(model)
-    top = 2 ** (target.weights.bits - 1) - 1
+    format = target.formats.weights
+    top = 2 ** (format.bits - 1) - 1
     for node in [n for n in model.graph if n.op_type in ("Conv", "Gemm", "MatMul")]:
         weight = constant(node.inputs[1])
         if (
@@ -37,7 +38,7 @@ def quantize_weights(model: ir.Model, target: Target) -> list[Change]:
         ):
             continue
         stacked = weight.ndim > 2 and node.op_type == "MatMul"
-        axis = _axis(node, weight.ndim) if target.weights.per_channel and not stacked else None
+        axis = _axis(node, weight.ndim) if format.per_channel and not stacked else None
         others = tuple(d for d in range(weight.ndim) if d != axis) if axis is not None else None
         scale = np.maximum(np.abs(weight).max(axis=others), np.finfo(np.float32).tiny * 2**20).astype(np.float32) / top
         spread = scale if axis is None else np.expand_dims(scale, others or ())
@@ -47,7 +48,7 @@ def quantize_weights(model: ir.Model, target: Target) -> list[Change]:
         operands = [editor.constant(part, f"{name}_{what}") for part, what in parts]
         made = editor.node(DEQUANTIZES, operands, name, node, attributes=None if axis is None else {"axis": axis})
         editor.reroute(node.inputs[1], made, [(node, 1)])
-        changes.append(Change(site(node), f"weight quantized to {target.weights}"))
+        changes.append(Change(site(node), f"weight quantized to {format}"))
     return changes
 
 

@@ -1,0 +1,104 @@
+"""What `graphopt.optimize` is asked for, and what it finds out about that before any work: the graph, the data, the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from graphopt.artifacts.backend import Backend
+from graphopt.compiler.options import Options
+from graphopt.data.calibration import Calibration
+from graphopt.data.synthesize import without_data
+from graphopt.evaluation.scores import Evaluate
+from graphopt.frontend.infer_inputs import infer
+from graphopt.ir.graph import Graph
+from graphopt.ir.layer import Layer
+from graphopt.targets import Target
+from graphopt.utils.errors import InputError
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of `graphopt.optimize`, which documents them; `target` and `options` are found and checked."""
+
+    model: Any
+    example_inputs: Any
+    target: Target
+    options: Options
+    calibration: Any = None
+    evaluate: Evaluate | None = None
+    dump: str | Path | None = None
+    dynamic_batch: bool = True
+
+    @property
+    def name(self) -> str:
+        """What the model is called in reports and files."""
+        if isinstance(self.model, (str, Path)):
+            return Path(self.model).stem
+        return type(self.model).__name__ if not isinstance(self.model, Graph) else "model"
+
+    def connect(self, backend: Backend) -> Any:
+        """The connection to the device that is to be measured on, None where that is this machine.
+
+        Raises:
+            InputError: nothing answers there, or kernels cannot be tuned as asked for.
+        """
+        device, tuning = self.options.measurement.device, self.options.tuning
+        connection = backend.connect(device, self.target) if device is not None else None
+        if tuning.asked_for:
+            backend.check_tuning(self.target, tuning)
+        return connection
+
+    def graph(self) -> tuple[Graph, list[str]]:
+        """The captured model, and notes on how it was captured.
+
+        Raises:
+            CaptureError: it cannot be captured; InputError: it is not float32 throughout.
+        """
+        graph, notes = self._captured()
+        check_float32(graph)
+        return graph, [*graph.notes, *notes]
+
+    def _captured(self) -> tuple[Graph, list[str]]:
+        model, inputs = self.model, self.example_inputs
+        dynamic_batch = self.dynamic_batch and not self.target.runtime.static_shapes
+        if isinstance(model, Graph):
+            return model.clone().eval(), []
+        if inputs is None and isinstance(model, nn.Module):
+            guess = infer(model)
+            return Graph.capture(model, guess.args, guess.kwargs, dynamic_batch=dynamic_batch), [guess.note]
+        return Graph.capture(model, () if inputs is None else inputs, dynamic_batch=dynamic_batch), []
+
+    def data(self, graph: Graph) -> tuple[Calibration, list[str]]:
+        """The calibration data, inputs made up where there are none, and warnings about them.
+
+        Raises:
+            InputError: the data do not fit the graph, or can be gone through once only where that is not enough.
+        """
+        chosen, warnings = self.options.quantization, []
+        data = Calibration(self.calibration, graph) if self.calibration is not None else without_data(graph)
+        if data.synthetic and chosen.weight_only is None:
+            warnings.append(
+                "no calibration data was given: ranges come from made-up inputs, so accuracy will suffer; pass "
+                "calibration=..."
+            )
+        if chosen.max_drop is not None and data.one_shot:
+            raise InputError("max_drop goes through the calibration data several times; give a list or a DataLoader")
+        return data, warnings
+
+
+def check_float32(graph: Graph) -> None:
+    """Raises InputError, by name, where weights, inputs or layers are of another floating-point type than float32."""
+    layers = [(f"layer {graph.site(node)!r}", node.meta["val"]) for node in graph.calls() if Layer.of(node) is not None]
+    weights = [(f"weight {name!r}", value) for name, value in graph.named_parameters()]
+    inputs = [(f"input {name!r}", v) for name, v in zip(graph.input_names, graph.example.tensors(), strict=True)]
+    for what, value in [*weights, *inputs, *layers]:
+        if value.is_floating_point() and value.dtype != torch.float32:
+            dtype = str(value.dtype).removeprefix("torch.")
+            raise InputError(
+                f"{what} is in {dtype}: give the model and its inputs in float32 (model.float(), x.float())"
+            )

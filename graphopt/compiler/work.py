@@ -1,0 +1,78 @@
+"""The work of one `graphopt.optimize`, as its stages hand it on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from graphopt.artifacts.artifact import Artifact
+from graphopt.artifacts.backend import Backend, Tuning
+from graphopt.artifacts.report import Report
+from graphopt.compiler.ladder import Lowered
+from graphopt.compiler.options import Options
+from graphopt.compiler.request import Request
+from graphopt.data.calibration import Calibration
+from graphopt.evaluation.devices import stand_in
+from graphopt.ir import cost
+from graphopt.ir.graph import Graph
+from graphopt.ir.passes import Pass
+from graphopt.passmanager.runner import run
+from graphopt.targets import Target
+from graphopt.utils.memory import give_back
+
+
+@dataclass
+class Work:
+    """What the stages hand on.
+
+    Attributes:
+        request: what was asked for.
+        backend: of the target's runtime.
+        original: the graph as it was captured; no stage changes it.
+        graph: the one that passes rewrite.
+        data: calibration batches that ranges, codes and layers are chosen on.
+        held_out: batches that the result is judged on, where there is enough for both.
+        report: what is known of the result so far.
+        connection: to the device that artifacts are measured on, kept for all of them.
+    """
+
+    request: Request
+    backend: Backend
+    original: Graph
+    graph: Graph
+    data: Calibration
+    held_out: Calibration | None
+    report: Report
+    connection: Any = None
+
+    @property
+    def target(self) -> Target:
+        return self.request.target
+
+    @property
+    def options(self) -> Options:
+        return self.request.options
+
+    def run(self, passes: Sequence[Pass]) -> None:
+        """Run passes on the graph; the report gets their steps."""
+        self.report.steps += run(passes, self.graph, dump=self.request.dump)
+
+    def lower(self, graph: Graph, tuning: Tuning | None = None) -> Lowered:
+        """A graph's deployed form, its artifact, and what answers for that on this machine."""
+        deployed, name = self.backend.deploy(graph, self.target), self.report.model
+        if tuning is None:
+            artifact = self.backend.lower(deployed, self.target, name=name)
+        else:
+            artifact = self.backend.tune(deployed, self.target, name=name, tuning=tuning)
+        give_back(cost.weight_bytes(graph))
+        return Lowered(deployed, artifact, stand_in(self.placed(artifact), graph, self.simulate))
+
+    def simulate(self, graph: Graph) -> Callable[..., Any]:
+        """What artifacts of a simulated graph answer, computed here."""
+        return self.backend.simulate(graph, self.target)
+
+    def placed(self, artifact: Artifact) -> Artifact:
+        """The artifact where it is measured."""
+        device = self.options.measurement.device
+        return artifact if device is None else artifact.on(device)

@@ -1,0 +1,85 @@
+"""Every operator through ONNX Runtime and TVM answers what torch answers, whatever its arguments, or is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from against_torch import Refused, captured, refusals, spread, taken, wrong
+from operators import OPERATORS, Sample
+from rewriting import Model, capture
+from torch import Tensor, nn
+
+from graphopt.artifacts.artifact import Artifact
+from graphopt.artifacts.registry import available, backend
+from graphopt.ir.graph import Graph
+from graphopt.targets import architecture, find
+from graphopt.utils.errors import GraphoptError
+
+REFUSED: dict[str, Refused] = {
+    "onnxruntime": {
+        "statistics": {10: "prod"},
+        "pools": {3: "adaptive_avg_pool3d"},
+        "recurrent layers": {2: "proj_size=2"},
+    },
+    "tvm": {"products": {len(OPERATORS["products"]) - 2: "_trilinear"}},
+}
+TARGETS = {"onnxruntime": find("x86"), "tvm": find("tvm-x86")}
+COMPILES = pytest.mark.skipif(
+    architecture() != "x86_64" or not available("tvm"),
+    reason="needs graphopt[tvm], and compiles for the x86-64 machine at hand",
+)
+MARKS = {"onnxruntime": [], "tvm": [COMPILES]}
+
+
+def through(runtime: str) -> Callable[[Graph], Artifact]:
+    """Lowering for a target of this runtime."""
+    return lambda graph: backend(runtime).lower(graph, TARGETS[runtime])
+
+
+KINDS = [pytest.param(runtime, kind, marks=MARKS[runtime]) for runtime in TARGETS for kind in OPERATORS]
+
+
+@pytest.mark.parametrize("runtime, kind", KINDS)
+def test_operators_answer_what_torch_answers(runtime: str, kind: str) -> None:
+    assert wrong(spread(taken(kind, REFUSED[runtime])), through(runtime)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime, kind", KINDS)
+def test_operators_answer_what_torch_answers_with_all_their_arguments(runtime: str, kind: str) -> None:
+    assert wrong(taken(kind, REFUSED[runtime]), through(runtime)) == []
+
+
+@pytest.mark.parametrize(
+    "runtime, sample, word",
+    [
+        pytest.param(runtime, *refused, marks=MARKS[runtime], id=f"{runtime}-{refused[1]}")
+        for runtime in TARGETS
+        for refused in refusals(REFUSED[runtime])
+    ],
+)
+def test_what_a_backend_has_no_right_rule_for_is_refused_by_name(runtime: str, sample: Sample, word: str) -> None:
+    with pytest.raises(GraphoptError, match=word):
+        through(runtime)(captured([sample]))
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (lambda x: F.adaptive_avg_pool3d(x, (2, 3, 4)), r"aten\.adaptive_avg_pool3d\.default has no translation"),
+        (lambda x: x.cumprod(1), r"aten\.cumprod\.default has no translation"),
+        (lambda x: torch.special.bessel_j0(x), r"aten\.special_bessel_j0\.default has no translation"),
+    ],
+)
+def test_a_refusal_to_write_onnx_is_one_sentence_of_the_models_operator_and_a_remedy(
+    body: Callable[[Tensor], Tensor], says: str
+) -> None:
+    model = Model(lambda m, x: body(m.inner(x)), inner=nn.Softsign())
+    with pytest.raises(
+        GraphoptError,
+        match=rf"^the graph cannot be written as ONNX: \S+: {says}; compute it with other operators of torch$",
+    ):
+        through("onnxruntime")(capture(model, torch.randn(2, 3, 5, 6, 7)))
