@@ -12,15 +12,15 @@ import re
 from collections.abc import Callable, Container, Mapping
 from typing import Any
 
-from graphopt.ir import operators, raw_tensors, stored_facts
+from graphopt.ir import operators, raw_tensors, sizes, stored_facts
 from graphopt.ir.facts import FACTS, FLOAT_REFERENCE, TORCH_META
 from graphopt.utils.errors import InputError
 
 MEMORY_FORMATS = {"contiguous_format", "preserve_format", "channels_last", "channels_last_3d"}
 CONTAINERS = {"tuple", "list", "dict", "OrderedDict", "defaultdict", "deque"}
 KEYS = {
-    "format", "version", "input_names", "output_names", "dynamic_batch", "batched", "notes", "training", "arguments", "inputs",
-    "outputs", "example", "constants", "nodes", "tensors",
+    "format", "version", "input_names", "output_names", "notes", "training", "arguments", "inputs", "outputs", "example",
+    "constants", "nodes", "tensors",
 }  # fmt: skip
 # A part of a constant's path. Where it is no identifier, torch.fx puts it between double quotes.
 PART = r"[\w+:=@,/ ()<>-]+"
@@ -30,6 +30,7 @@ DEVICE = re.compile(r"(cpu|cuda|meta|mps|xpu|hip)(:\d{1,3})?", re.ASCII)
 CLASS = re.compile(r"[\w.]+:[\w.<>]+")
 FACTS_SINCE = 2  # the version of the format that holds facts; before, passes left any plain data
 CHECKPOINT_SINCE = 3  # the version that holds the model's own names
+SIZES_SINCE = 4  # the version that holds free sizes; before, the batch alone could be free
 LONGEST = 1000  # characters of a name
 
 
@@ -40,12 +41,11 @@ def check(data: Any) -> None:
         ValueError, KeyError: names what does not fit.
         InputError: an operator that a file may not call.
     """
-    _keys(data, KEYS | {"checkpoint"} if data.get("version", 0) >= CHECKPOINT_SINCE else KEYS, "the description")
+    _keys(data, _known(data.get("version", 0)), "the description")
     for tensor in _list(data["tensors"], "tensors"):
         if not isinstance(tensor, dict):
             raise ValueError("a tensor's description is no object")
-    for name in ("dynamic_batch", "training"):
-        _is(data[name], bool, name)
+    _is(data["training"], bool, "training")
     for name in ("input_names", "output_names"):
         for label in _list(data[name], name):
             _matches(label, LABEL, f"one of {name}")
@@ -55,15 +55,34 @@ def check(data: Any) -> None:
     _constants(data["constants"], len(data["tensors"]))
     places = _nodes(data["nodes"], data["constants"], data["tensors"], loose=data["version"] < FACTS_SINCE)
     _signature(data["arguments"], data["inputs"])
-    if leaves(data["inputs"]) != len(places) or len(_list(data["batched"], "batched")) != len(places):
+    if leaves(data["inputs"]) != len(places):
         raise ValueError(f"inputs of {leaves(data['inputs'])} leaves for {len(places)} placeholders")
-    for free in data["batched"]:
-        _is(free, bool, "batched")
     leaves(data["outputs"])
     _example(data["example"], len(data["tensors"]), len(places))
-    inputs = sum(isinstance(leaf, dict) and "tensor" in leaf for leaf in data["example"]["leaves"])
-    if len(data["input_names"]) != inputs:
-        raise ValueError(f"{len(data['input_names'])} names for {inputs} inputs")
+    indices = [leaf["tensor"] for leaf in data["example"]["leaves"] if isinstance(leaf, dict) and "tensor" in leaf]
+    if len(data["input_names"]) != len(indices):
+        raise ValueError(f"{len(data['input_names'])} names for {len(indices)} inputs")
+    _free(data, [data["tensors"][index]["shape"] for index in indices], len(places))
+
+
+def _known(version: Any) -> set[str]:
+    found = KEYS | {"checkpoint"} if version >= CHECKPOINT_SINCE else KEYS
+    return found | ({"free_sizes"} if version >= SIZES_SINCE else {"dynamic_batch", "batched"})
+
+
+def _free(data: Any, shapes: list[Any], places: int) -> None:
+    """The free sizes, which the example must have."""
+    if "free_sizes" in data:
+        if not all(map(raw_tensors.are_sizes, shapes)):
+            raise ValueError("the example has no sizes")
+        sizes.check(data["free_sizes"], [len(shape) for shape in shapes])
+        sizes.read(map(sizes.FreeSize.from_dict, data["free_sizes"]), data["input_names"], shapes)
+        return
+    _is(data["dynamic_batch"], bool, "dynamic_batch")
+    if len(_list(data["batched"], "batched")) != places:
+        raise ValueError(f"{len(data['batched'])} of {places} placeholders are said to be batched or not")
+    for free in data["batched"]:
+        _is(free, bool, "batched")
 
 
 # ---- Names ----------------------------------------------------------------------------------------------------------
