@@ -12,6 +12,7 @@ from graphopt.artifacts.manifest import Manifest
 from graphopt.backends.tvm import artifact as artifacts
 from graphopt.backends.tvm import connection, float16, lowering
 from graphopt.backends.tvm.simulate import simulate as simulate_integers
+from graphopt.backends.tvm.static import check_only_batch
 from graphopt.ir.graph import Graph
 from graphopt.lowering.integers.simulation import Simulation
 from graphopt.targets import Target
@@ -41,6 +42,9 @@ class Tvm(Backend):
 
     def connect(self, device: str, target: Target) -> Any:
         return connection.connect(device, target)
+
+    def check_graph(self, graph: Graph, target: Target) -> None:
+        check_only_batch(graph)
 
     def check_tuning(self, target: Target, tuning: Tuning) -> None:
         lowering.check_tuning(target, **_keywords(tuning))

@@ -95,6 +95,9 @@ class Backend(ABC):
         """
         raise InputError(f"{self.name} runs on this machine only; leave out {device}")
 
+    def check_graph(self, graph: Graph, target: Target) -> None:  # noqa: B027 - most take every graph
+        """Raise `InputError` where `lower` could not take a graph as it was captured; cheap, so it is called before any work."""
+
     def check_tuning(self, target: Target, tuning: Tuning) -> None:
         """Raise `InputError` where `lower` could not tune so; cheap, so it is called before any work."""
         raise InputError(f"tune is for targets of TVM, such as tvm-x86; the kernels of {target.name!r} cannot be tuned")

@@ -14,13 +14,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from graphopt.artifacts.report import Report
-from graphopt.ir import structure
+from graphopt.ir import sizes, structure
+from graphopt.ir.sizes import BATCH, FreeSize, Place
 from graphopt.utils import json_data
 from graphopt.utils.errors import ArtifactError, InputError
 from graphopt.utils.files import MANIFEST, sha256, steady
 from graphopt.utils.version import __version__, versions
 
-FORMAT = 1  # raised whenever an older graphopt could misread what a newer one writes
+FORMAT = 2  # raised whenever an older graphopt could misread what a newer one writes
+SIZES_SINCE = 2  # the format that lists free sizes
 DTYPES = frozenset(
     {"float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "uint16", "bool"}
 )
@@ -28,14 +30,25 @@ DTYPES = frozenset(
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output: its name, element type ("float32") and sizes, None where a size is free."""
+    """An input or output: its name, element type ("float32") and sizes, None where a size is free.
+
+    Attributes:
+        free: what the free ones are called, in order; empty where that is not known.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | None, ...]
+    free: tuple[str, ...] = ()
+
+    @property
+    def sizes(self) -> tuple[int | str, ...]:
+        """The sizes, free ones by name."""
+        names = iter(self.free)
+        return tuple(next(names, "N") if s is None else s for s in self.shape)
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.dtype}[{', '.join('N' if s is None else str(s) for s in self.shape)}]"
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.sizes))}]"
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,7 @@ class Manifest:
         model: the model's name.
         target: `Target.to_dict()`; its "runtime" names the backend.
         inputs, outputs: the tensors, in order.
+        free_sizes: the sizes that calls may choose.
         input_structure: the nesting of `(args, kwargs)`; see `graphopt.ir.structure`.
         output_structure: the nesting of the result.
         files: by name relative to the folder.
@@ -69,6 +83,7 @@ class Manifest:
     outputs: list[TensorSpec]
     input_structure: Any
     output_structure: Any
+    free_sizes: list[FreeSize] = field(default_factory=list)
     files: dict[str, FileEntry] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
@@ -111,6 +126,8 @@ class Manifest:
 
     @classmethod
     def _checked(cls, data: dict[str, Any]) -> Manifest:
+        if data["format"] < SIZES_SINCE:
+            data = {**data, "free_sizes": _batch(data["inputs"])}
         known = {f.name: str(f.type) for f in fields(cls)}
         if set(data) != set(known):
             raise ValueError(f"unknown or missing entries {', '.join(sorted(set(data) ^ set(known)))}")
@@ -121,6 +138,11 @@ class Manifest:
         manifest = cls(**data)
         manifest.inputs = [_spec(s) for s in data["inputs"]]
         manifest.outputs = [_spec(s) for s in data["outputs"]]
+        sizes.check(data["free_sizes"], [len(spec.shape) for spec in manifest.inputs])
+        manifest.free_sizes = [FreeSize.from_dict(size) for size in data["free_sizes"]]
+        places = {(place.input, place.dimension) for size in manifest.free_sizes for place in size.places}
+        if places != {(i, d) for i, spec in enumerate(manifest.inputs) for d, n in enumerate(spec.shape) if n is None}:
+            raise ValueError("the free sizes are not those of the inputs")
         manifest.files = {_safe(name): _file(name, entry) for name, entry in data["files"].items()}
         for tensors, nesting in (
             (manifest.inputs, data["input_structure"]),
@@ -195,7 +217,16 @@ def _spec(data: Mapping[str, Any]) -> TensorSpec:
         raise ValueError(f"{data['name']} has the unknown element type {data['dtype']!r}")
     if not isinstance(shape, list) or not all(s is None or (isinstance(s, int) and s >= 0) for s in shape):
         raise ValueError(f"{data['name']} has the shape {shape!r}")
-    return TensorSpec(str(data["name"]), data["dtype"], tuple(shape))
+    free = data.get("free", [])
+    if not isinstance(free, list) or not all(isinstance(name, str) for name in free):
+        raise ValueError(f"{data['name']} has free sizes called {free!r}")
+    return TensorSpec(str(data["name"]), data["dtype"], tuple(shape), tuple(free))
+
+
+def _batch(inputs: Any) -> list[dict[str, Any]]:
+    """The free sizes of a manifest that does not list them: the batch."""
+    places = tuple(Place(index, 0) for index, spec in enumerate(inputs) if None in spec["shape"][:1])
+    return [FreeSize(BATCH, places).to_dict()] if places else []
 
 
 def _file(name: str, data: Mapping[str, Any]) -> FileEntry:

@@ -56,6 +56,7 @@ def optimize(
     measurement: Measurement | None = None,
     dump: str | Path | None = None,
     dynamic_batch: bool = True,
+    dynamic_shapes: Any = None,
     **shortcuts: Unpack[Shortcuts],
 ) -> Optimized:
     """Make a trained model small and fast, and prove it.
@@ -76,6 +77,7 @@ def optimize(
         measurement: `measure`, `threads`, `device`.
         dump: a folder for the text of the graph after every pass.
         dynamic_batch: let the batch size stay free where the model and the target allow it.
+        dynamic_shapes: other sizes that stay free, in the form of `torch.export.export`; see `Graph.capture`.
         **shortcuts: any field of the groups above, as a keyword: `rounding="gptq"` is
             `quantization=Quantization(rounding="gptq")`. `graphopt.compiler.options` documents each.
 
@@ -88,7 +90,9 @@ def optimize(
     """
     options = Options.of(shrinking, quantization, tuning, measurement, shortcuts)
     options.check(passes, evaluate)
-    work = stages.begin(model, example_inputs, find(target), options, calibration, evaluate, dump, dynamic_batch)
+    work = stages.begin(
+        model, example_inputs, find(target), options, calibration, evaluate, dump, dynamic_batch, dynamic_shapes
+    )
     if passes is None:
         passes = [*stages.shrink(work), *stages.prepare(work), *stages.quantize(work)]
     elif callable(passes):

@@ -18,20 +18,19 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from torch import nn
 
 from graphopt.artifacts import registry
 from graphopt.artifacts.artifact import Artifact
 from graphopt.artifacts.backend import Backend, Tuning
 from graphopt.artifacts.report import Report
 from graphopt.compiler import recipes
+from graphopt.compiler.capturing import capture
 from graphopt.compiler.ladder import Ladder, Lowered
 from graphopt.compiler.latency import LatencyTimer
 from graphopt.compiler.options import Options
 from graphopt.data.calibration import Calibration
 from graphopt.data.synthesize import without_data
 from graphopt.evaluation.evaluate import clock, confirm, judge, last_score, score, stand_in, zeros_note
-from graphopt.frontend.infer_inputs import infer
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
@@ -104,6 +103,7 @@ def begin(
     evaluate: Evaluate | None,
     dump: str | Path | None,
     dynamic_batch: bool,
+    dynamic_shapes: Any = None,
 ) -> Work:
     """Capture the model and look at the data, after checking what can be checked without either."""
     backend = registry.backend(target.runtime)
@@ -111,7 +111,8 @@ def begin(
     connection = backend.connect(device, target) if device is not None else None
     if options.tuning.asked_for:
         backend.check_tuning(target, options.tuning)
-    graph, notes = _graph(model, example_inputs, dynamic_batch and not target.static_shapes)
+    graph, notes = capture(model, example_inputs, target, dynamic_batch, dynamic_shapes)
+    backend.check_graph(graph, target)
     check_float32(graph)
     give_back(cost.weight_bytes(graph))
     report = Report(model=_name(model), target=target.name, notes=[*graph.notes, *notes], original=_original(graph))
@@ -152,15 +153,6 @@ def check_float32(graph: Graph) -> None:
             raise InputError(
                 f"{what} is in {dtype}: give the model and its inputs in float32 (model.float(), x.float())"
             )
-
-
-def _graph(model: Any, example_inputs: Any, dynamic_batch: bool) -> tuple[Graph, list[str]]:
-    if isinstance(model, Graph):
-        return model.clone().eval(), []
-    if example_inputs is None and isinstance(model, nn.Module):
-        guess = infer(model)
-        return Graph.capture(model, guess.args, guess.kwargs, dynamic_batch=dynamic_batch), [guess.note]
-    return Graph.capture(model, () if example_inputs is None else example_inputs, dynamic_batch=dynamic_batch), []
 
 
 def _name(model: Any) -> str:

@@ -221,7 +221,7 @@ class _Capture:
             program = self._export([w.size for w in wanted], numbers)
         except Exception as error:
             raise Tied(_short_reason(error)) from error
-        found = domains(program, wanted, tensors(self.leaves))
+        found = domains(program, wanted, tensors(self.leaves), numbers)
         try:
             graph = self._graph(program, [d.wanted.size for d in found])
         except (CaptureError, Tied):

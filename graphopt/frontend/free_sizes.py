@@ -22,10 +22,12 @@ from torch.export import ExportedProgram
 
 from graphopt.frontend import diagnose
 from graphopt.frontend.dynamic_shapes import Wanted
-from graphopt.ir.shapes import is_free, sizes_of
+from graphopt.frontend.programs import bare
+from graphopt.ir.shapes import TiedSize, fake_inputs, is_free, propagate, sizes_of
 from graphopt.ir.sizes import FreeSize, Place
 
 STEPS = 1024  # the longest step between sizes that is looked for
+PLAIN = "the model uses it as a plain number"
 DOUBTFUL = 3  # sizes compared by running because a guard says they may need another graph
 
 
@@ -49,8 +51,13 @@ class Domain(NamedTuple):
     doubtful: tuple[int, ...]
 
 
-def domains(program: ExportedProgram, wanted: Sequence[Wanted], example: Sequence[Tensor]) -> list[Domain]:
+def domains(
+    program: ExportedProgram, wanted: Sequence[Wanted], example: Sequence[Tensor], numbers: Sequence[int]
+) -> list[Domain]:
     """For every size that was to be free the numbers it takes; those that the model always has equal are one.
+
+    Args:
+        numbers: the sizes that the program was traced with.
 
     Raises:
         Tied: one of them is a number, two with names of their own are equal, or the example has a size that is not taken.
@@ -59,7 +66,12 @@ def domains(program: ExportedProgram, wanted: Sequence[Wanted], example: Sequenc
     for each in wanted:
         fixed = [p for p in each.size.places if not is_free(traced.length(p))]
         if fixed:
-            raise Tied(why_fixed(traced.inputs, traced.length(fixed[0])), each, places=fixed)
+            reason = (
+                why_fixed(traced.inputs, traced.length(fixed[0]))
+                or _operator(program, wanted, example, numbers)
+                or PLAIN
+            )
+            raise Tied(reason, each, places=fixed)
     merged = _merged(traced, list(wanted))
     owners = {symbol: each for each in merged for symbol in traced.symbols(each)}
     own = dict(zip([w.size.name for w in merged], sizes_of([w.size for w in merged], example), strict=True))
@@ -218,13 +230,30 @@ def placeholder_values(program: ExportedProgram) -> list[Any]:
 
 
 def why_fixed(values: Sequence[Any], number: Any = None) -> str:
-    """The line of the model that turned a free size into a number, as the inputs' shape environment remembers it.
-
-    Args:
-        number: that it was turned into, where it is known.
-    """
+    """The line of the model that turned a free size into this number, as the inputs' shape environment remembers it; empty
+    where it does not."""
     place = next(_places(values, number), None) or next(_places(values, None), None)
-    return "the model uses it as a plain number" + (f" at {place}" if place else "")
+    return f"{PLAIN} at {place}" if place else ""
+
+
+def _operator(
+    program: ExportedProgram, wanted: Sequence[Wanted], example: Sequence[Tensor], numbers: Sequence[int]
+) -> str:
+    """The operator that takes no free size, found by giving it one; empty where none does so by itself."""
+    module = bare(program.module(check_guards=False))
+    inputs = [n for n in module.graph.nodes if n.op == "placeholder"]
+    if len(inputs) != len(example):
+        return ""
+    for node, value in zip(inputs, fake_inputs(example, [w.size for w in wanted], numbers), strict=True):
+        node.meta["val"] = value
+    try:
+        propagate(module)
+    except TiedSize as error:
+        place = diagnose.place_of_node(error.node)
+        return error.reason + (f" at {place}" if place else "")
+    except Exception:  # what was traced with a number may fit no other
+        return ""
+    return ""
 
 
 def _places(values: Sequence[Any], number: Any) -> Iterator[diagnose.SourceLine]:

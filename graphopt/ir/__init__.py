@@ -1,13 +1,18 @@
 """The intermediate representation: the graph, what is known about its operators, and how it is kept.
 
-graph.py            `Graph`: nodes, constants, example inputs, edits
+graph.py            `Graph`: captured, called, copied, kept
+reading.py          what a graph says about its nodes
+editing.py          how passes rewrite it
+training.py         modes, parameters and checkpoints
+inputs.py           what it is called with, checked
+sizes.py            free sizes: names, ranges, and the dimensions that have them
 facts.py            what passes know about nodes: `Fact`, each kind declared once
 invalidation.py     which facts no longer hold after a constant was replaced
 ops.py              what is known about each operator: `OpInfo`, `register`
 layer.py            views of layers, pools and norms
 rules.py            rules by operator or family
 arguments.py        the arguments of a call by name, and which were read
-shapes.py           shapes and free batch sizes
+shapes.py           shapes with free sizes, derived by fake tensors
 batches.py          samples of batches
 passes.py           the contract of a pass: `Pass`, `Change`
 quantizers.py       reading quantizers of a simulated graph

@@ -22,6 +22,7 @@ from torch import Tensor, fx
 from graphopt.ir.checkpoint import Entries
 from graphopt.ir.editing import Editing, one_node_per_constant
 from graphopt.ir.inputs import check_inputs, check_tensors
+from graphopt.ir.shapes import propagate, symbols
 from graphopt.ir.sizes import FreeSize, batch_of
 from graphopt.ir.structure import tensors
 from graphopt.ir.training import Trainable
@@ -182,6 +183,11 @@ class Graph(Editing, Trainable):
     # ---- Reading ----------------------------------------------------------------------------------------------------
 
     @property
+    def size_names(self) -> dict[Any, str]:
+        """What the symbols in shapes are called."""
+        return symbols([node.meta["val"] for node in self.inputs], self.free_sizes)
+
+    @property
     def batch(self) -> FreeSize | None:
         """The free size that counts samples; None where the number of samples is fixed."""
         return batch_of(self.free_sizes)
@@ -206,8 +212,6 @@ class Graph(Editing, Trainable):
         Raises:
             Exception: whatever the checks or an operator's shape rule raise; `pipeline.run` names the pass behind it.
         """
-        from graphopt.ir.shapes import propagate
-
         self.sweep()
         self.module.graph.lint()
         propagate(self.module)

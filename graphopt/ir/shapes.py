@@ -34,11 +34,11 @@ class TiedSize(InputError):
     """An operator ties a free size to a number or to another size.
 
     Attributes:
-        name: of the size. reason: the operator and what it needs.
+        name: of the size. node: the call. reason: the operator and what it needs.
     """
 
-    def __init__(self, name: str, operator: str, value: str) -> None:
-        self.name, self.reason = name, f"{operator} needs it to be {value}"
+    def __init__(self, name: str, node: Node, value: str) -> None:
+        self.name, self.node, self.reason = name, node, f"{node.target} needs it to be {value}"
         super().__init__(f"the size {name!r} cannot be free: {self.reason}; capture with that size fixed")
 
 
@@ -67,7 +67,7 @@ class _Shapes(fx.Interpreter):
             return
         symbol, value = list(environment.replacements.items())[-1]
         names = {symbol: name for name, symbol in environment.source_to_var.items()}
-        raise TiedSize(str(names.get(symbol, symbol)), str(n.target), str(value.xreplace(_called(names))))
+        raise TiedSize(str(names.get(symbol, symbol)), n, str(value.xreplace(_called(names))))
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         operators.check_arithmetic(target, args)
@@ -92,17 +92,17 @@ def propagate(module: fx.GraphModule) -> None:
         interpreter.run(*inputs, enable_io_processing=False)
 
 
-def fake_inputs(values: Sequence[Any], sizes: Sequence[FreeSize]) -> list[Any]:
+def fake_inputs(values: Sequence[Any], sizes: Sequence[FreeSize], hints: Sequence[int] | None = None) -> list[Any]:
     """Fake twins of example values, with a symbol for every free size.
 
     Args:
         values: tensors, and anything else, which is returned as it is.
+        hints: numbers that stand for the sizes where an operator must choose a path; two or more is the general case.
     """
     environment = ShapeEnv()
     mode = FakeTensorMode(shape_env=environment)
     tensors = [v for v in values if isinstance(v, Tensor)]
-    # The hints stand in for the sizes where an operator must choose a path; two or more is the general case.
-    hints = numbers_for(sizes, tensors)
+    hints = numbers_for(sizes, tensors) if hints is None else hints
     free = {
         (place.input, place.dimension): place.length(symbol)  # type: ignore[arg-type]
         for size, symbol in zip(sizes, _symbols(environment, sizes, hints), strict=True)
