@@ -46,6 +46,7 @@ def to_exported_program(graph: Graph) -> ExportedProgram:
                     f"dimension {place.dimension} ({size.label(place)!r}) of input {graph.input_names[place.input]!r} became "
                     "fixed when the graph was exported again; capture with that size fixed (dynamic_batch=False for the batch)"
                 )
+    program._guards_code = []  # those on sizes, which the graph checks when it is called; they stop decompositions
     return program
 
 
