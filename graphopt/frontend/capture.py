@@ -227,7 +227,7 @@ class _Capture:
         except (CaptureError, Tied):
             raise
         except TiedSize as error:
-            raise Tied(error.reason, *(w for w in wanted if w.size.name == error.name)) from error
+            raise Tied(error.reason(diagnose.place_of_node(error.node)), *(w for w in wanted if w.size.name == error.name)) from error
         except Exception as error:
             raise Tied(_short_reason(error)) from error
         try:

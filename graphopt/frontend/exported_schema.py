@@ -318,7 +318,7 @@ TEXTS: dict[str, Callable[[str, str], Any]] = {
 KEYS: dict[str, Callable[[str, str], Any]] = {
     "Argument.as_string_to_argument": identifier,
     "ExportedProgram.opset_version": _pattern(LABEL),
-    "ExportedProgram.range_constraints": _pattern(SYMBOL),
+    "ExportedProgram.range_constraints": _size,
     "Graph.tensor_values": identifier,
     "Graph.sym_int_values": identifier,
     "Graph.sym_float_values": identifier,

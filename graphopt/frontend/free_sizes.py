@@ -242,17 +242,21 @@ def _operator(
     """The operator that takes no free size, found by giving it one; empty where none does so by itself."""
     module = bare(program.module(check_guards=False))
     inputs = [n for n in module.graph.nodes if n.op == "placeholder"]
+    calls = [n for n in module.graph.nodes if n.op == "call_function"]
     if len(inputs) != len(example):
         return ""
+    for node in calls:
+        node.meta.pop("val", None)
     for node, value in zip(inputs, fake_inputs(example, [w.size for w in wanted], numbers), strict=True):
         node.meta["val"] = value
     try:
-        propagate(module)
+        propagate(module, rules=False)
     except TiedSize as error:
-        place = diagnose.place_of_node(error.node)
-        return error.reason + (f" at {place}" if place else "")
-    except Exception:  # what was traced with a number may fit no other
-        return ""
+        return error.reason(diagnose.place_of_node(error.node))
+    except Exception:  # of many kinds: an operator of its own, or a number that an earlier one was traced with
+        failed = next((n for n in calls if "val" not in n.meta), None)
+        if failed is not None and (place := diagnose.place_of_node(failed)):
+            return f"{failed.target} at {place} takes no free size"
     return ""
 
 

@@ -6,6 +6,7 @@ a graph that passes here fits for every size. An operator that ties it to a numb
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -34,12 +35,16 @@ class TiedSize(InputError):
     """An operator ties a free size to a number or to another size.
 
     Attributes:
-        name: of the size. node: the call. reason: the operator and what it needs.
+        name: of the size. node: the call. value: what it must be.
     """
 
     def __init__(self, name: str, node: Node, value: str) -> None:
-        self.name, self.node, self.reason = name, node, f"{node.target} needs it to be {value}"
-        super().__init__(f"the size {name!r} cannot be free: {self.reason}; capture with that size fixed")
+        self.name, self.node, self.value = name, node, value
+        super().__init__(f"the size {name!r} cannot be free: {self.reason()}; capture with that size fixed")
+
+    def reason(self, place: object = None) -> str:
+        """The operator, where it is, and what it needs."""
+        return f"{self.node.target}" + (f" at {place}" if place else "") + f" needs it to be {self.value}"
 
 
 def _called(names: Mapping[Any, str]) -> dict[Any, Any]:
@@ -81,14 +86,19 @@ class _Shapes(fx.Interpreter):
         return self.constants[target]
 
 
-def propagate(module: fx.GraphModule) -> None:
-    """Set `meta["val"]` of every node to its fake value. Raises what the operator raises where shapes do not fit."""
+def propagate(module: fx.GraphModule, *, rules: bool = True) -> None:
+    """Set `meta["val"]` of every node to its fake value. Raises what the operator raises where shapes do not fit.
+
+    Args:
+        rules: with torch's rules for composite operators; `torch.export` traces without them.
+    """
     inputs = [n.meta["val"] for n in module.graph.nodes if n.op == "placeholder"]
     mode = next((v.fake_mode for v in inputs if isinstance(v, FakeTensor)), None) or FakeTensorMode()
     inputs = [mode.from_tensor(v) if isinstance(v, Tensor) and not isinstance(v, FakeTensor) else v for v in inputs]
     interpreter = _Shapes(module, mode)
     # Without the Python dispatcher, some composite operators (pad) ask for the batch as a number and thereby fix it.
-    with ALONE, mode, torch.no_grad(), enable_python_dispatcher():
+    dispatcher = enable_python_dispatcher() if rules else contextlib.nullcontext()
+    with ALONE, mode, torch.no_grad(), dispatcher:
         interpreter.run(*inputs, enable_io_processing=False)
 
 
