@@ -52,8 +52,8 @@ def lower(
         device: where to measure, as `TvmArtifact.on` takes it; None: on this machine.
 
     Raises:
-        InputError: a free size other than the batch; unknown CPU, missing compiler; an output without the free batch, samples of it that are mixed; tuning for
-            what does not run here.
+        InputError: a free size other than the batch; unknown CPU, missing compiler; an output without the free batch, samples of
+            it that are mixed; tuning for what does not run here.
         GraphoptError: an operator cannot be lowered; names it.
     """
     code = Code.of(target)

@@ -29,9 +29,9 @@ def check_only_batch(graph: Graph) -> None:
         if size is not graph.batch:
             place = size.places[0]
             raise InputError(
-                f"dimension {place.dimension} of input {graph.input_names[place.input]!r} ({size.label(place)!r}) is free, and TVM "
-                "kernels are made for one shape; capture without it in dynamic_shapes, which fixes it at the example's size, or use "
-                "a target of ONNX Runtime (arm, x86)"
+                f"dimension {place.dimension} of input {graph.input_names[place.input]!r} ({size.label(place)!r}) is free, and "
+                "TVM kernels are made for one shape; capture without it in dynamic_shapes, which fixes it at the example's size, "
+                "or use a target of ONNX Runtime (arm, x86)"
             )
 
 

@@ -141,7 +141,9 @@ class Manifest:
         sizes.check(data["free_sizes"], [len(spec.shape) for spec in manifest.inputs])
         manifest.free_sizes = [FreeSize.from_dict(size) for size in data["free_sizes"]]
         places = {(place.input, place.dimension) for size in manifest.free_sizes for place in size.places}
-        if places != {(i, d) for i, spec in enumerate(manifest.inputs) for d, n in enumerate(spec.shape) if n is None}:
+        if not places <= {
+            (i, d) for i, spec in enumerate(manifest.inputs) for d, n in enumerate(spec.shape) if n is None
+        }:
             raise ValueError("the free sizes are not those of the inputs")
         manifest.files = {_safe(name): _file(name, entry) for name, entry in data["files"].items()}
         for tensors, nesting in (

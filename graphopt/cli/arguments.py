@@ -90,7 +90,9 @@ def dynamic_shapes(texts: list[str] | None) -> dict[str, dict[int, str]] | None:
     for text in texts or []:
         name, _, sizes = text.partition(":")
         pairs = [size.partition("=") for size in sizes.split(",")]
-        if not name or not all(number.strip().isdecimal() and label.strip().isidentifier() for number, _, label in pairs):
+        if not name or not all(
+            number.strip().isdecimal() and label.strip().isidentifier() for number, _, label in pairs
+        ):
             raise InputError(f"--dynamic-shape {text!r} is not of the form image:2=height,3=width")
         found[name] = {int(number): label.strip() for number, _, label in pairs}
     return found or None

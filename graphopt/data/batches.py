@@ -110,7 +110,7 @@ def to_tensors(batch: Any, takes: list[Input], where: str) -> list[Tensor]:
 
 
 def check_sizes(free: Iterable[FreeSize], takes: list[Input], tensors: list[Tensor], where: str) -> None:
-    """Raise `InputError` where a batch has free sizes that the graph does not take, or different ones where they must be equal."""
+    """Raise `InputError` where a batch has free sizes that the graph does not take, or two that must be equal and are not."""
     try:
         sizes.read(free, [i.name for i in takes], [t.shape for t in tensors])
     except InputError as error:

@@ -47,9 +47,9 @@ def capture(
     if isinstance(model, (str, Path)):
         from graphopt.frontend.exported_file import load_program
 
-        program = load_program(Path(model))
+        loaded = load_program(Path(model))
         try:
-            return capture(program, args, kwargs, dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes)
+            return capture(loaded, args, kwargs, dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes)
         except GraphoptError:
             raise
         except Exception as error:  # of many kinds: torch builds a module of whatever the file describes
@@ -227,7 +227,8 @@ class _Capture:
         except (CaptureError, Tied):
             raise
         except TiedSize as error:
-            raise Tied(error.reason(diagnose.place_of_node(error.node)), *(w for w in wanted if w.size.name == error.name)) from error
+            tied = [w for w in wanted if w.size.name == error.name]
+            raise Tied(error.reason(diagnose.place_of_node(error.node)), *tied) from error
         except Exception as error:
             raise Tied(_short_reason(error)) from error
         try:

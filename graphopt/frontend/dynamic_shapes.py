@@ -239,8 +239,8 @@ def _linear(length: Any, place: Place) -> tuple[Any, Place]:
     polynomial = expression.as_poly(*symbols) if len(symbols) == 1 else None
     if polynomial is None or polynomial.degree() != 1 or not all(c.is_Integer for c in polynomial.coeffs()):
         raise InputError(
-            f"the program declares dimension {place.dimension} of input {place.input} as {expression}, which is no free size times a "
-            "number; export it with another Dim"
+            f"the program declares dimension {place.dimension} of input {place.input} as {expression}, which is no free size "
+            "times a number; export it with another Dim"
         )
     factor, offset = int(polynomial.nth(1)), int(polynomial.nth(0))
     return symbols[0], replace(place, factor=factor, offset=offset)

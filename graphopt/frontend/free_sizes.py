@@ -16,7 +16,7 @@ from dataclasses import replace
 from itertools import islice, product
 from typing import Any, NamedTuple
 
-import sympy
+import sympy  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.export import ExportedProgram
 
@@ -45,10 +45,27 @@ class Tied(Exception):
 
 
 class Domain(NamedTuple):
-    """What a size may be, and where that is in doubt."""
+    """What a size may be.
+
+    Attributes:
+        declared: the least that was asked for; 1 where nothing was said.
+        doubtful: where it may need another graph.
+    """
 
     wanted: Wanted
+    declared: int
     doubtful: tuple[int, ...]
+
+    def with_least(self, least: int) -> Domain:
+        """The same from `least` on.
+
+        Raises:
+            Tied: less was declared.
+        """
+        size = self.wanted.size
+        if self.declared > 1 and least >= self.declared + size.step:
+            raise Tied(f"the model takes no less than {least}; declare Dim({size.name!r}, min={least})", self.wanted)
+        return self._replace(wanted=replace(self.wanted, size=replace(size, min=least)))
 
 
 def domains(
@@ -167,17 +184,9 @@ def _domain(traced: _Traced, wanted: Wanted, own: int) -> Domain:
         raise Tied(f"no other size than the example's {own} was found that the model takes", wanted)
     low = max(low, size.min)
     least = next(v for v in range(low + (own - low) % step, own + 1, step) if v == own or holds(needed, v))
-    check_least(wanted, least, step)
-    found = replace(wanted, size=replace(size, min=least, max=high, step=step))
-    small = islice(found.size.following(least + step), 64)
-    return Domain(found, tuple(islice((v for v in small if v < own and not holds(unequal, v)), DOUBTFUL)))
-
-
-def check_least(wanted: Wanted, least: int, step: int = 1) -> None:
-    """Raise `Tied` where a minimum was declared that the model does not take."""
-    declared = wanted.size.min
-    if declared > 1 and least >= declared + step:
-        raise Tied(f"the model takes no less than {least}; declare Dim({wanted.size.name!r}, min={least})", wanted)
+    found = Domain(replace(wanted, size=replace(size, max=high, step=step)), size.min, ()).with_least(least)
+    small = islice(found.wanted.size.following(least + step), 64)
+    return found._replace(doubtful=tuple(islice((v for v in small if v < own and not holds(unequal, v)), DOUBTFUL)))
 
 
 def _ties(guard: Any) -> bool:

@@ -1,16 +1,15 @@
 """Whether a graph answers what the model answers on sizes that are not the example's.
 
 Guards say what torch saw while it traced; only running tells the rest: what the model itself rejects, and what it computes in
-another way where a size is one. Tried are a larger size and the least one of every free size, and those that guards make doubtful.
+another way where a size is one. Tried are a larger and the least number for every free size, and those that guards make doubtful.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from graphopt.frontend import diagnose
-from graphopt.frontend.free_sizes import Domain, Tied, check_least
+from graphopt.frontend.free_sizes import Domain, Tied
 from graphopt.ir.sizes import BATCH, FreeSize
 from graphopt.utils.errors import InputError
 
@@ -89,10 +88,7 @@ class _Trial:
         self._raise_least(index, candidates[high])
 
     def _raise_least(self, index: int, least: int) -> None:
-        domain = self.domains[index]
-        check_least(domain.wanted, least, domain.wanted.size.step)
-        changed = replace(domain.wanted, size=replace(domain.wanted.size, min=least))
-        self.domains[index] = domain._replace(wanted=changed)
+        self.domains[index] = self.domains[index].with_least(least)
 
     def _only(self, index: int, number: int) -> list[int]:
         return [number if i == index else own for i, own in enumerate(self.own)]

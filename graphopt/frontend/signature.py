@@ -122,12 +122,15 @@ def input_paths(bound: Mapping[str, Any], forward: Callable[..., Any]) -> list[t
 
 
 def by_name(bound: Mapping[str, Any], forward: Callable[..., Any]) -> dict[str, Any]:
-    """Bound arguments by name; keyword parameters collected in `**kwargs` stand by their own name."""
+    """Bound arguments by name; those collected in `**kwargs` stand by their own name, those in `*args` are numbered."""
     parameters = inspect.signature(forward).parameters
     out: dict[str, Any] = {}
     for name, value in bound.items():
-        variadic = name in parameters and parameters[name].kind is inspect.Parameter.VAR_KEYWORD
-        out |= value if variadic else {name: value}
+        kind = parameters[name].kind if name in parameters else None
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            out |= {f"{name}_{number}": each for number, each in enumerate(value)}
+        else:
+            out |= value if kind is inspect.Parameter.VAR_KEYWORD else {name: value}
     return out
 
 

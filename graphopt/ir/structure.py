@@ -45,7 +45,7 @@ def tensors(value: Any) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Size:
-    """A number that follows the free sizes: the sum of coefficient * size[0] ** power[0] * size[1] ** power[1] ... over `terms`."""
+    """A number that follows the free sizes: the sum over `terms` of coefficient * size[0] ** power[0] * size[1] ** power[1]"""
 
     terms: tuple[tuple[int, tuple[int, ...]], ...]
 

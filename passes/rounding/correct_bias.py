@@ -92,7 +92,7 @@ class CorrectBias:
         constants = [graph.tensor(a) if isinstance(a, Node) else a for a in weight.args]
         lost = constants[0].double() - weight.target(*constants).double()
         target: Any = layer.node.target
-        return lambda x: target(x, lost, None, *layer.node.args[3:], **layer.node.kwargs)  # type: ignore[no-any-return]
+        return lambda x: target(x, lost, None, *layer.node.args[3:], **layer.node.kwargs)
 
     def correct(self, graph: Graph, layer: Layer, response: MeanResponse) -> Change:
         """Shift the bias by what the lost part of the weight makes of the layer's inputs on average."""

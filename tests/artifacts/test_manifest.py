@@ -92,7 +92,7 @@ def test_an_edited_manifest_is_noticed(folder: Path) -> None:
 
 def test_a_newer_format_says_who_wrote_it_and_to_upgrade(folder: Path) -> None:
     alter(folder, format=FORMAT + 1, versions={"graphopt": "9.1"}, invention=3)
-    with pytest.raises(ArtifactError, match=r"written by graphopt 9\.1 in format 2, .*upgrade graphopt"):
+    with pytest.raises(ArtifactError, match=r"written by graphopt 9\.1 in format 3, .*upgrade graphopt"):
         read_manifest(folder)
 
 
