@@ -1,4 +1,4 @@
-"""Networks with free sizes, optimized as a user does: the artifact, the simulation and the model agree on sizes not seen before."""
+"""Networks with free sizes, optimized as a user does: artifact, simulation and model agree on sizes not seen before."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -233,7 +233,7 @@ def test_calibration_data_of_sizes_that_are_not_taken_are_named() -> None:
     x = torch.randn(2, 3, 16, 16)
     wrong = [x, torch.randn(2, 3, 700, 16)]
     with pytest.raises(
-        InputError, match="batch 2 of the calibration data does not fit.* is 700, but 'h' goes from 1 to 512"
+        InputError, match=r"batch 2 of the calibration data does not fit.* is 700, but 'h' goes from 1 to 512"
     ):
         graphopt.optimize(
             plain(), x, target="arm", calibration=wrong, dynamic_shapes=({2: Dim("h", max=512)},), measure=False
