@@ -8,6 +8,7 @@ from torch import nn
 
 from graphopt.frontend.infer_inputs import infer
 from graphopt.ir.graph import Graph
+from graphopt.ir.shapes import sizes_of
 from graphopt.targets import Target
 from graphopt.utils.errors import InputError
 
@@ -23,7 +24,8 @@ def capture(
     if isinstance(model, Graph):
         if dynamic_shapes is not None:
             raise InputError("dynamic_shapes is for models; this graph is captured already: give it to Graph.capture")
-        return model.clone().eval(), []
+        graph = model.clone().eval()
+        return graph, _counted(graph)
     free: dict[str, Any] = {
         "dynamic_batch": dynamic_batch and not target.static_shapes,
         "dynamic_shapes": dynamic_shapes,
@@ -43,4 +45,12 @@ def capture(
             f"{target.name!r} takes fixed sizes alone; leave it out of dynamic_shapes (of a program, pass program.module()), "
             "which fixes it at the example's"
         )
-    return graph, notes
+    return graph, notes + _counted(graph)
+
+
+def _counted(graph: Graph) -> list[str]:
+    """The sizes that numbers in the report are of."""
+    others = [size for size in graph.free_sizes if size is not graph.batch]
+    values = sizes_of(others, graph.example.tensors())
+    shown = ", ".join(f"{size.name} = {value}" for size, value in zip(others, values, strict=True))
+    return [f"multiply-accumulates and times are those of the example's sizes: {shown}"] if others else []

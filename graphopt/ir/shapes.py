@@ -10,6 +10,7 @@ import contextlib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import sympy  # type: ignore[import-untyped]
 import torch
@@ -113,9 +114,15 @@ def fake_inputs(values: Sequence[Any], sizes: Sequence[FreeSize], hints: Sequenc
     mode = FakeTensorMode(shape_env=environment)
     tensors = [v for v in values if isinstance(v, Tensor)]
     hints = numbers_for(sizes, tensors) if hints is None else hints
+    symbols = _symbols(environment, sizes, hints)
+    batch = batch_of(sizes)
+    _COUNTED[environment] = {
+        symbol.node.expr: 1 if size is batch else own
+        for size, symbol, own in zip(sizes, symbols, sizes_of(sizes, tensors), strict=True)
+    }
     free = {
         (place.input, place.dimension): place.length(symbol)  # type: ignore[arg-type]
-        for size, symbol in zip(sizes, _symbols(environment, sizes, hints), strict=True)
+        for size, symbol in zip(sizes, symbols, strict=True)
         for place in size.places
     }
 
@@ -142,6 +149,18 @@ def _symbols(environment: ShapeEnv, sizes: Sequence[FreeSize], hints: Sequence[i
         symbol = environment.create_symbol(hint, source=source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None)
         found.append(environment.create_symintnode(symbol, hint=hint, source=source))
     return found  # type: ignore[return-value]
+
+
+# What the free sizes of a graph count as in numbers of operations: one sample, and the example's sizes.
+_COUNTED: WeakKeyDictionary[ShapeEnv, dict[Any, int]] = WeakKeyDictionary()
+
+
+def counted(size: Any) -> int:
+    """A size in numbers: one where it is the batch, the example's where it is another free one."""
+    if not is_free(size):
+        return int(size)
+    expression, known = size.node.expr, _COUNTED.get(size.node.shape_env, {})
+    return int(expression.subs({symbol: known.get(symbol, 1) for symbol in expression.free_symbols}))
 
 
 def numbers_for(sizes: Sequence[FreeSize], example: Sequence[Tensor], others: Iterable[Tensor] = ()) -> list[int]:
