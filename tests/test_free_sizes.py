@@ -1,5 +1,6 @@
 """Networks with free sizes, optimized as a user does: artifact, simulation and model agree on sizes not seen before."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -238,3 +239,13 @@ def test_calibration_data_of_sizes_that_are_not_taken_are_named() -> None:
         graphopt.optimize(
             plain(), x, target="arm", calibration=wrong, dynamic_shapes=({2: Dim("h", max=512)},), measure=False
         )
+
+
+@pytest.mark.slow
+def test_the_documented_example_answers_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parent.parent / "docs/dynamic-shapes.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    promised = re.findall(r"print\(.*\)  # (.*)", code)
+    exec(compile(code, "docs/dynamic-shapes.md", "exec"), {})
+    assert len(promised) == 2
+    assert capsys.readouterr().out.splitlines() == promised

@@ -92,8 +92,8 @@ class MeanResponse:
 
     def __init__(self, dims: int, function: Callable[[Tensor], Tensor]) -> None:
         """Args:
-            dims: of a position: 2 for images [N, C, H, W], 0 for rows [..., C].
-            function: float64 [1, in, *image] -> [1, out, *image].
+        dims: of a position: 2 for images [N, C, H, W], 0 for rows [..., C].
+        function: float64 [1, in, *image] -> [1, out, *image].
         """
         self.dims, self.function = dims, function
         self.total: Tensor | float = 0.0

@@ -28,6 +28,7 @@ cost.py             multiply-accumulates, parameters, bytes, measured time
 structure.py        nested inputs and outputs as JSON
 storage.py          graphs in files
 schema.py           what a saved graph must look like before anything is built
+plain_data.py       names and containers read from files, checked
 stored_facts.py     facts as JSON
 operators.py        which operators a file may name
 raw_tensors.py      tensors as bytes, type and shape
