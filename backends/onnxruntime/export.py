@@ -25,9 +25,11 @@ from graphopt.backends.onnxruntime.float16 import compute_in_half
 from graphopt.backends.onnxruntime.legalize import legalize
 from graphopt.backends.onnxruntime.nbits import MATMUL_BLOCKS, translate
 from graphopt.backends.onnxruntime.surgery import drop_zero_biases, fold_pads
+from graphopt.ir import sizes
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import aten
 from graphopt.ir.program import to_exported_program
+from graphopt.ir.shapes import label
 from graphopt.lowering.integers.legalize import CLIP_CODES, GLOBAL_AVERAGE_POOL
 from graphopt.lowering.qdq import Q
 from graphopt.utils.alone import ALONE
@@ -42,7 +44,7 @@ def to_onnx(graph: Graph, *, plain: bool = False) -> ir.Model:
     """Translate a deployed graph; `plain`: without arithmetic on codes, for compilers other than ONNX Runtime.
 
     Returns:
-        A model with the graph's own input and output names; a free batch is the symbol `batch`.
+        A model with the graph's own names of inputs, outputs and free sizes.
     """
     prepared = graph.clone(share_weights=True)
     write_out_arguments(prepared)
@@ -68,7 +70,7 @@ def to_onnx(graph: Graph, *, plain: bool = False) -> ir.Model:
     drop_zero_biases(model)
     fold_pads(model)
     common.RemoveUnusedNodesPass()(model)
-    _name_batch(model, graph)
+    _name_sizes(model, graph)
     return model
 
 
@@ -132,15 +134,14 @@ def _tidy(model: ir.Model) -> None:
         transform(model)
 
 
-def _name_batch(model: ir.Model, graph: Graph) -> None:
-    """Call the free batch size `batch` in every input and output."""
-    if not graph.dynamic_batch:
-        return
-    symbols = {str(v.shape[0]) for v in model.graph.inputs if v.shape and isinstance(v.shape[0], ir.SymbolicDim)}
-    for value in [*model.graph.inputs, *model.graph.outputs]:
-        for position, size in enumerate(value.shape or ()):
-            if isinstance(size, ir.SymbolicDim) and (str(size) in symbols or str(size.value) in symbols):
-                value.shape[position] = ir.SymbolicDim("batch")
+def _name_sizes(model: ir.Model, graph: Graph) -> None:
+    """Call the free sizes in inputs and outputs by their names, as in `height` and `2*height - 2`."""
+    inputs = sizes.labels(graph.free_sizes, [t.shape for t in graph.example.tensors()])
+    names = graph.size_names
+    outputs = [[label(s, names) or int(s) for s in node.meta["val"].shape] for node in graph.outputs]
+    pairs = [*zip(model.graph.inputs, inputs, strict=True), *zip(model.graph.outputs, outputs, strict=True)]
+    for value, shape in pairs:
+        value.shape = ir.Shape([ir.SymbolicDim(s) if isinstance(s, str) else s for s in shape])
 
 
 @contextlib.contextmanager

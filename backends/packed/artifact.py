@@ -75,7 +75,7 @@ def deploy(graph: Graph, target: Target | None = None) -> Graph:
 def without_data(graph: Graph) -> Example:
     """Zeros in place of the example's elements, which are the user's own, and two samples where any number will do."""
     tensors = [
-        torch.zeros_like(t[:2] if graph.dynamic_batch and spec.batched else t)
+        torch.zeros_like(t[:2] if graph.batch is not None and graph.batch.takes(min(2, len(t))) and spec.batched else t)
         for t, spec in zip(graph.example.tensors(), batches.inputs(graph), strict=True)
     ]
     return Example(*batches.nested(graph.example, tensors))

@@ -8,6 +8,7 @@ from graphopt.backends.tvm.connection import connect
 from graphopt.backends.tvm.float16 import deploy
 from graphopt.backends.tvm.lowering import check_tuning, lower
 from graphopt.backends.tvm.simulate import simulate
+from graphopt.backends.tvm.static import check_only_batch
 
 BACKEND = Backend(
     name="tvm",
@@ -17,6 +18,7 @@ BACKEND = Backend(
     simulate=simulate,
     deploy=deploy,
     connect=connect,
+    check_graph=check_only_batch,
     check_tuning=check_tuning,
     tune=lower,
 )

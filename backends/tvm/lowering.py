@@ -18,7 +18,7 @@ from graphopt.backends.tvm.connection import connect
 from graphopt.backends.tvm.emit import Emitted, emit
 from graphopt.backends.tvm.machine import processor
 from graphopt.backends.tvm.schedules import Conv, Variant
-from graphopt.backends.tvm.static import check_independent, example_batch, fix_batch
+from graphopt.backends.tvm.static import check_independent, check_only_batch, example_batch, fix_batch
 from graphopt.backends.tvm.tuning import (
     Budget,
     Database,
@@ -51,11 +51,12 @@ def lower(
         tuning: measure other kernels for the layers, on one thread. Those that are faster are taken if the whole is.
 
     Raises:
-        InputError: unknown CPU, missing compiler; an output without the free batch, samples of it that are mixed; tuning for
-            what does not run here.
+        InputError: a free size other than the batch; unknown CPU, missing compiler; an output without the free batch, samples of
+            it that are mixed; tuning for what does not run here.
         GraphoptError: an operator cannot be lowered; names it.
     """
     code = Code.of(target.runtime)
+    check_only_batch(graph)
     batch = (batch or example_batch(graph)) if graph.dynamic_batch else None
     budget = check_tuning(target, tuning)
     lowering = _Lowering(graph, target, code, name, batch)

@@ -9,9 +9,10 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import Node
 
+from graphopt.ir.batches import batched
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import aten
-from graphopt.ir.shapes import batched, is_free, resized
+from graphopt.ir.shapes import is_free, resized
 from graphopt.utils.errors import InputError
 
 PROBES = (0.9, 1.1)  # what numbers of a sample are multiplied by: near one, for some are indices to be
@@ -19,8 +20,19 @@ PROBES = (0.9, 1.1)  # what numbers of a sample are multiplied by: near one, for
 
 def example_batch(graph: Graph) -> int:
     """The batch size of the example a graph with a free batch was captured with."""
-    tensors = iter(graph.example.tensors())
-    return next(len(t) for node, t in zip(graph.inputs, tensors, strict=True) if is_free(node.meta["val"].shape[0]))
+    return next(len(t) for t, counts in zip(graph.example.tensors(), batched(graph), strict=True) if counts)
+
+
+def check_only_batch(graph: Graph) -> None:
+    """Raise `InputError` where a size other than the batch is free: every TVM kernel is made for one shape."""
+    for size in graph.free_sizes:
+        if size is not graph.batch:
+            place = size.places[0]
+            raise InputError(
+                f"dimension {place.dimension} of input {graph.input_names[place.input]!r} ({size.label(place)!r}) is free, and "
+                "TVM kernels are made for one shape; capture without it in dynamic_shapes, which fixes it at the example's size, "
+                "or use a target of ONNX Runtime (arm, x86)"
+            )
 
 
 def fix_batch(graph: Graph, batch: int) -> Graph:
@@ -35,6 +47,7 @@ def fix_batch(graph: Graph, batch: int) -> Graph:
                 node.meta["val"] = torch.empty(sizes, dtype=fake.dtype)
     for node in fixed.calls(aten.sym_size.int):
         node.replace_all_uses_with(batch)  # type: ignore[arg-type]
+    fixed.free_sizes = ()
     fold_numbers(fixed)
     fixed.refresh()
     return fixed
@@ -57,9 +70,10 @@ def check_independent(graph: Graph) -> None:
     fakes = [node.meta["val"] for node in graph.placeholders]
     tensors = iter(graph.example.tensors())
     leaves = [next(tensors) if isinstance(fake, Tensor) else fake for fake in fakes]
-    leaves = [resized(x, 2) if free else x for x, free in zip(leaves, batched(fakes), strict=True)]
+    counts = [_counts(fake) for fake in fakes]
+    leaves = [resized(x, 2) if free else x for x, free in zip(leaves, counts, strict=True)]
     for factor in PROBES:
-        changed = [_changed(x, factor) if free else x for x, free in zip(leaves, batched(fakes), strict=True)]
+        changed = [_changed(x, factor) if free else x for x, free in zip(leaves, counts, strict=True)]
         if _mixing(graph, graph.outputs, leaves, changed) is not None:
             node = _mixing(graph, graph.nodes, leaves, changed)
             assert node is not None
@@ -67,6 +81,10 @@ def check_independent(graph: Graph) -> None:
                 f"{graph.site(node)}: {node.target} mixes the samples of a batch, and TVM kernels compute a free batch in "
                 "slices; capture with dynamic_batch=False"
             )
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and is_free(value.shape[0])
 
 
 def _changed(x: Tensor, factor: float) -> Tensor:
@@ -78,7 +96,7 @@ def _changed(x: Tensor, factor: float) -> Tensor:
 
 def _mixing(graph: Graph, watched: list[Node], leaves: list[Any], changed: list[Any]) -> Node | None:
     """The first of these nodes whose second sample moves with the first."""
-    values = {n: n.meta["val"] for n in watched if n.op == "call_function" and batched([n.meta.get("val")])[0]}
+    values = {n: n.meta["val"] for n in watched if n.op == "call_function" and _counts(n.meta.get("val"))}
     free = {n for n, value in values.items() if value.shape[0].node.expr.is_Symbol}  # one row for each sample
     before, after = (_Watched(graph.module, free).values(given) for given in (leaves, changed))
     moved = (n for n in watched if n in free and not torch.equal(before[n], after[n]))

@@ -26,10 +26,9 @@ from torch.fx.node import Node
 
 from graphopt.artifacts.manifest import Manifest, TensorSpec, listing
 from graphopt.artifacts.report import Report
-from graphopt.data import batches
-from graphopt.ir import structure
+from graphopt.ir import sizes, structure
 from graphopt.ir.graph import Graph
-from graphopt.ir.shapes import is_free, size_of
+from graphopt.ir.shapes import is_free, label, size_of
 from graphopt.targets import Target
 from graphopt.utils.errors import ArtifactError, GraphoptError, InputError
 from graphopt.utils.files import MANIFEST, check_replaceable, folder_atomically, identity
@@ -142,18 +141,18 @@ class Artifact(ABC):
         outputs = self._run(arrays)
         if len(outputs) != len(self.manifest.outputs):
             raise GraphoptError(f"the runtime returned {len(outputs)} outputs, expected {len(self.manifest.outputs)}")
-        batches = (len(a) for s, a in zip(self.manifest.inputs, arrays, strict=True) if None in s.shape[:1])
-        return structure.decode(self.manifest.output_structure, map(_tensor, outputs), next(batches, 1))
+        return structure.decode(self.manifest.output_structure, map(_tensor, outputs), self._sizes(arrays))
 
     def _arrays(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[np.ndarray[Any, Any]]:
         """The inputs, flat and checked."""
         inputs = self._inputs(args, kwargs)
         arrays = [_checked(spec, value) for spec, value in zip(self.manifest.inputs, inputs, strict=True)]
-        sizes = {s.name: a.shape[0] for s, a in zip(self.manifest.inputs, arrays, strict=True) if None in s.shape[:1]}
-        if len(set(sizes.values())) > 1:
-            shown = ", ".join(f"{name}: {size}" for name, size in sizes.items())
-            raise InputError(f"the inputs have different batch sizes ({shown}); they must be equal")
+        self._sizes(arrays)
         return arrays
+
+    def _sizes(self, arrays: Sequence[np.ndarray[Any, Any]]) -> list[int]:
+        """The free sizes of a call."""
+        return sizes.read(self.manifest.free_sizes, [s.name for s in self.manifest.inputs], [a.shape for a in arrays])
 
     def _inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
         specs = self.manifest.inputs
@@ -252,18 +251,14 @@ def describe(
     with torch.no_grad():
         result = graph(*graph.example.args, **graph.example.kwargs)
     tensors = structure.tensors(result)
+    names = graph.size_names
     outputs = [
-        TensorSpec(name, _dtype(tensor), tuple(s if isinstance(s, int) else None for s in node.meta["val"].shape))
+        _described(name, tensor, [label(s, names) or int(s) for s in node.meta["val"].shape])
         for name, node, tensor in zip(graph.output_names, graph.outputs, tensors, strict=True)
     ]
-    inputs = [
-        TensorSpec(
-            i.name,
-            str(i.dtype).removeprefix("torch."),
-            (None, *i.shape[1:]) if graph.dynamic_batch and i.batched else i.shape,
-        )
-        for i in batches.inputs(graph)
-    ]
+    given = graph.example.tensors()
+    shapes = sizes.labels(graph.free_sizes, [t.shape for t in given])
+    inputs = [_described(*each) for each in zip(graph.input_names, given, shapes, strict=True)]
     return Manifest(
         model=model,
         target=target.to_dict(),
@@ -271,17 +266,27 @@ def describe(
         outputs=outputs,
         input_structure=structure.encode((tuple(graph.example.args), dict(graph.example.kwargs))),
         output_structure=structure.encode(_with_sizes(graph, result)),
+        free_sizes=list(graph.free_sizes),
         files=listing(folder),
         options=dict(options or {}),
     )
 
 
 def _with_sizes(graph: Graph, result: Any) -> Any:
-    """What a model returned, with numbers that follow the batch as such."""
+    """What a model returned, with numbers that follow free sizes as such."""
     leaves, spec = pytree.tree_flatten(result)
     values: list[Any] = [node.meta.get("val") if isinstance(node, Node) else None for node in graph.returned]
-    found = [size_of(v) if is_free(v) else leaf for v, leaf in zip(values, leaves, strict=True)]
+    fakes = [node.meta["val"] for node in graph.inputs]
+    found = [
+        size_of(v, fakes, graph.free_sizes) if is_free(v) else leaf for v, leaf in zip(values, leaves, strict=True)
+    ]
     return pytree.tree_unflatten(found, spec)
+
+
+def _described(name: str, tensor: Tensor, shape: Sequence[int | str]) -> TensorSpec:
+    """An input or output whose free sizes are names in `shape`."""
+    free = tuple(s for s in shape if isinstance(s, str))
+    return TensorSpec(name, _dtype(tensor), tuple(None if isinstance(s, str) else s for s in shape), free)
 
 
 def _dtype(tensor: Tensor) -> str:
@@ -296,10 +301,7 @@ def _checked(spec: TensorSpec, value: Any) -> np.ndarray[Any, Any]:
         dtype = str(value.dtype)
     else:
         raise InputError(f"input {spec.name!r} must be a tensor or numpy array, got {type(value).__name__}")
-    fits = len(value.shape) == len(spec.shape) and all(
-        w is None or w == s for w, s in zip(spec.shape, value.shape, strict=True)
-    )
-    if not fits or dtype != spec.dtype:
+    if not sizes.fits(value.shape, spec.shape) or dtype != spec.dtype:
         came = f"{dtype}[{', '.join(map(str, value.shape))}]"
         raise InputError(f"input {spec.name!r} must be {str(spec).partition(': ')[2]}, got {came}")
     return np.asarray(value.detach().cpu().numpy() if isinstance(value, Tensor) else value, order="C")

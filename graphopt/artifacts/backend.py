@@ -81,6 +81,10 @@ def own_copy(graph: Graph, target: Target) -> Graph:
     return graph.clone()
 
 
+def takes_every_graph(graph: Graph) -> None:
+    """For backends that refuse nothing before they lower."""
+
+
 def runs_here_only(device: str, target: Target) -> NoReturn:
     """For backends that reach no devices. Raises InputError."""
     raise InputError(f"{target.runtime.name} runs on this machine only; leave out {device}")
@@ -108,6 +112,7 @@ class Backend:
         deploy: the form of a simulated graph that is stored, as a new graph.
         connect: a connection to a device, kept as long as the object lives; artifacts then run there with `.on(device)`. Raises
             InputError where nothing answers there, or it does not run what is made for the target.
+        check_graph: raises InputError where `lower` could not take a graph as it was captured; called before any work.
         check_tuning: raises InputError where `tune` could not tune so; cheap, so it is called before any work.
         tune: lowers with kernels that were measured.
     """
@@ -119,5 +124,6 @@ class Backend:
     simulate: Simulate
     deploy: Callable[[Graph, Target], Graph] = own_copy
     connect: Callable[[str, Target], Any] = runs_here_only
+    check_graph: Callable[[Graph], object] = takes_every_graph
     check_tuning: Callable[[Target, Tuning], object] = cannot_be_tuned
     tune: Tune = _tune_nothing

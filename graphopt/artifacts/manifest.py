@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from graphopt.artifacts.report import Report
-from graphopt.ir import structure
+from graphopt.ir import sizes, structure
+from graphopt.ir.sizes import FreeSize
 from graphopt.targets import Formats, Kernels, Runtime, Target
 from graphopt.utils import json_data
 from graphopt.utils.errors import ArtifactError, InputError
@@ -29,14 +30,25 @@ DTYPES = frozenset(
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output: its name, element type ("float32") and sizes, None where a size is free."""
+    """An input or output: its name, element type ("float32") and sizes, None where a size is free.
+
+    Attributes:
+        free: what the free ones are called, in order; empty where that is not known.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | None, ...]
+    free: tuple[str, ...] = ()
+
+    @property
+    def sizes(self) -> tuple[int | str, ...]:
+        """The sizes, free ones by name."""
+        names = iter(self.free)
+        return tuple(next(names, "N") if s is None else s for s in self.shape)
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.dtype}[{', '.join('N' if s is None else str(s) for s in self.shape)}]"
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.sizes))}]"
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,7 @@ class Manifest:
         model: the model's name.
         target: `Target.to_dict()`; the name of its runtime is that of the backend.
         inputs, outputs: the tensors, in order.
+        free_sizes: the sizes that calls may choose.
         input_structure: the nesting of `(args, kwargs)`; see `graphopt.ir.structure`.
         output_structure: the nesting of the result.
         files: by name relative to the folder.
@@ -70,6 +83,7 @@ class Manifest:
     outputs: list[TensorSpec]
     input_structure: Any
     output_structure: Any
+    free_sizes: list[FreeSize] = field(default_factory=list)
     files: dict[str, FileEntry] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
@@ -128,6 +142,13 @@ class Manifest:
         manifest = cls(**data)
         manifest.inputs = [_spec(s) for s in data["inputs"]]
         manifest.outputs = [_spec(s) for s in data["outputs"]]
+        sizes.check(data["free_sizes"], [len(spec.shape) for spec in manifest.inputs])
+        manifest.free_sizes = [FreeSize.from_dict(size) for size in data["free_sizes"]]
+        places = {(place.input, place.dimension) for size in manifest.free_sizes for place in size.places}
+        if not places <= {
+            (i, d) for i, spec in enumerate(manifest.inputs) for d, n in enumerate(spec.shape) if n is None
+        }:
+            raise ValueError("the free sizes are not those of the inputs")
         manifest.files = {_safe(name): _file(name, entry) for name, entry in data["files"].items()}
         for tensors, nesting in (
             (manifest.inputs, data["input_structure"]),
@@ -212,7 +233,10 @@ def _spec(data: Mapping[str, Any]) -> TensorSpec:
         raise ValueError(f"{data['name']} has the unknown element type {data['dtype']!r}")
     if not isinstance(shape, list) or not all(s is None or (isinstance(s, int) and s >= 0) for s in shape):
         raise ValueError(f"{data['name']} has the shape {shape!r}")
-    return TensorSpec(str(data["name"]), data["dtype"], tuple(shape))
+    free = data.get("free", [])
+    if not isinstance(free, list) or not all(isinstance(name, str) for name in free):
+        raise ValueError(f"{data['name']} has free sizes called {free!r}")
+    return TensorSpec(str(data["name"]), data["dtype"], tuple(shape), tuple(free))
 
 
 def _file(name: str, data: Mapping[str, Any]) -> FileEntry:

@@ -26,6 +26,10 @@ Shapes = Annotated[
     list[str] | None,
     typer.Option(help="Shape of an example input, e.g. 1,3,224,224 or 1,128:int64; once per input."),
 ]
+Free = Annotated[
+    list[str] | None,
+    typer.Option(help="Sizes of an input that calls may choose, by name, e.g. image:2=height,3=width; once per input."),
+]
 Samples = Annotated[int, typer.Option(min=1, help="Calibration samples to take at most, evenly spread.")]
 Scale = Annotated[float, typer.Option(help="What raw pixels are multiplied by first.", show_default="1/255")]
 Mean = Annotated[str, typer.Option(help="Then the mean that is subtracted, per channel.")]
@@ -78,6 +82,20 @@ def is_saved_graph(path: Path) -> bool:
 def sizes(shapes: list[str] | None) -> list[tuple[int, ...]] | None:
     """The shape of every input; None where none was given."""
     return [tuple(_example(shape).shape) for shape in shapes or []] or None
+
+
+def dynamic_shapes(texts: list[str] | None) -> dict[str, dict[int, str]] | None:
+    """`image:2=height,3=width` -> {"image": {2: "height", 3: "width"}}; None where none was given."""
+    found: dict[str, dict[int, str]] = {}
+    for text in texts or []:
+        name, _, sizes = text.partition(":")
+        pairs = [size.partition("=") for size in sizes.split(",")]
+        if not name or not all(
+            number.strip().isdecimal() and label.strip().isidentifier() for number, _, label in pairs
+        ):
+            raise InputError(f"--dynamic-shape {text!r} is not of the form image:2=height,3=width")
+        found[name] = {int(number): label.strip() for number, _, label in pairs}
+    return found or None
 
 
 def _example(text: str) -> Tensor:

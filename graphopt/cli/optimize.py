@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from graphopt.cli import arguments
-from graphopt.cli.arguments import Aim, Estimator, Mean, Model, Samples, Scale, Shapes, Std, Typical
+from graphopt.cli.arguments import Aim, Estimator, Free, Mean, Model, Samples, Scale, Shapes, Std, Typical
 from graphopt.cli.reporting import reporting
 from graphopt.utils.errors import InputError
 
@@ -22,6 +22,7 @@ def optimize(
         str | None, typer.Option(help="package.module:function that takes a model and returns its accuracy.")
     ] = None,
     input_shape: Shapes = None,
+    dynamic_shape: Free = None,
     samples: Samples = 512,
     scale: Scale = 1 / 255,
     mean: Mean = "0.485,0.456,0.406",
@@ -109,6 +110,7 @@ def optimize(
             calibration=source,
             evaluate=judge,
             dump=dump,
+            dynamic_shapes=arguments.dynamic_shapes(dynamic_shape),
             estimator=estimator,
             keep_macs=keep_macs,
             shrink_by=cast("Any", shrink_by),

@@ -4,6 +4,7 @@ optimize.py   `optimize`, `load`, `simulate`
 options.py    the options of `optimize`, in groups
 stages.py     its stages, in order
 request.py    what it is asked for: the model, its data, the device
+capturing.py  the graph that they begin with
 work.py       what the stages hand on
 recipes.py    the passes of a target
 ladder.py     ways to quantize, in the order of what they cost

@@ -57,6 +57,7 @@ def optimize(
     measurement: Measurement | None = None,
     dump: str | Path | None = None,
     dynamic_batch: bool = True,
+    dynamic_shapes: Any = None,
     **shortcuts: Unpack[Shortcuts],
 ) -> Optimized:
     """Make a trained model small and fast, and prove it.
@@ -77,6 +78,7 @@ def optimize(
         measurement: `measure`, `threads`, `device`.
         dump: a folder for the text of the graph after every pass.
         dynamic_batch: let the batch size stay free where the model and the target allow it.
+        dynamic_shapes: other sizes that stay free, in the form of `torch.export.export`; see `Graph.capture`.
         **shortcuts: any field of the groups above, as a keyword: `rounding="gptq"` is
             `quantization=Quantization(rounding="gptq")`. `graphopt.compiler.options` documents each.
 
@@ -90,7 +92,15 @@ def optimize(
     options = Options.of(shrinking, quantization, tuning, measurement, shortcuts)
     options.check(passes, evaluate)
     request = Request(
-        model, example_inputs, find(target), options, calibration, evaluate, dump=dump, dynamic_batch=dynamic_batch
+        model,
+        example_inputs,
+        find(target),
+        options,
+        calibration,
+        evaluate,
+        dump=dump,
+        dynamic_batch=dynamic_batch,
+        dynamic_shapes=dynamic_shapes,
     )
     work = stages.capture(request)
     if passes is None:

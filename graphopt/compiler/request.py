@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from graphopt.artifacts.backend import Backend
+from graphopt.compiler.capturing import capture
 from graphopt.compiler.options import Options
 from graphopt.data.calibration import Calibration
 from graphopt.data.synthesize import without_data
 from graphopt.evaluation.scores import Evaluate
-from graphopt.frontend.infer_inputs import infer
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.targets import Target
@@ -33,6 +32,7 @@ class Request:
     evaluate: Evaluate | None = None
     dump: str | Path | None = None
     dynamic_batch: bool = True
+    dynamic_shapes: Any = None
 
     @property
     def name(self) -> str:
@@ -57,21 +57,13 @@ class Request:
         """The captured model, and notes on how it was captured.
 
         Raises:
-            CaptureError: it cannot be captured; InputError: it is not float32 throughout.
+            CaptureError: it cannot be captured; InputError: it is not float32 throughout, or a free size was asked for that the
+                target cannot take.
         """
-        graph, notes = self._captured()
+        free = {"dynamic_batch": self.dynamic_batch, "dynamic_shapes": self.dynamic_shapes}
+        graph, notes = capture(self.model, self.example_inputs, self.target, **free)
         check_float32(graph)
         return graph, [*graph.notes, *notes]
-
-    def _captured(self) -> tuple[Graph, list[str]]:
-        model, inputs = self.model, self.example_inputs
-        dynamic_batch = self.dynamic_batch and not self.target.runtime.static_shapes
-        if isinstance(model, Graph):
-            return model.clone().eval(), []
-        if inputs is None and isinstance(model, nn.Module):
-            guess = infer(model)
-            return Graph.capture(model, guess.args, guess.kwargs, dynamic_batch=dynamic_batch), [guess.note]
-        return Graph.capture(model, () if inputs is None else inputs, dynamic_batch=dynamic_batch), []
 
     def data(self, graph: Graph) -> tuple[Calibration, list[str]]:
         """The calibration data, inputs made up where there are none, and warnings about them.

@@ -47,6 +47,7 @@ def capture(request: Request) -> Work:
     backend = registry.backend(request.target.runtime.name)
     connection = request.connect(backend)
     graph, notes = request.graph()
+    backend.check_graph(graph)
     give_back(cost.weight_bytes(graph))
     data, warnings = request.data(graph)
     data, held_out = data.hold_out()

@@ -15,8 +15,10 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from graphopt.ir import sizes
 from graphopt.ir.batches import batched
 from graphopt.ir.graph import Example, Graph
+from graphopt.ir.sizes import FreeSize
 from graphopt.utils import printing
 from graphopt.utils.errors import InputError
 
@@ -33,6 +35,7 @@ class Input:
         shape: the example's sizes.
         dtype: the element type.
         batched: whether the first dimension counts samples.
+        sizes: the sizes, names in place of those that are free.
     """
 
     name: str
@@ -40,10 +43,15 @@ class Input:
     shape: tuple[int, ...]
     dtype: torch.dtype
     batched: bool
+    sizes: tuple[int | str, ...] = ()
+
+    @property
+    def wanted(self) -> tuple[int | str, ...]:
+        """The sizes of batches, names in place of numbers that may be others."""
+        return ("N", *(self.sizes or self.shape)[1:]) if self.batched else self.sizes or self.shape
 
     def __str__(self) -> str:
-        sizes = ["N", *self.shape[1:]] if self.batched else self.shape
-        return f"{printing.dtype(self.dtype)}[{', '.join(map(str, sizes))}]"
+        return f"{printing.dtype(self.dtype)}[{', '.join(map(str, self.wanted))}]"
 
 
 @dataclass(frozen=True)
@@ -69,10 +77,11 @@ def inputs(graph: Graph | Signature) -> list[Input]:
     example = (graph.example.args, dict(graph.example.kwargs))
     leaves = [(p, t) for p, t in pytree.tree_leaves_with_path(example) if isinstance(t, Tensor)]
     out = []
-    for name, (path, tensor), counts in zip(graph.input_names, leaves, batched(graph), strict=True):
+    shapes = sizes.labels(graph.free_sizes, [t.shape for _, t in leaves])
+    for name, (path, tensor), counts, shape in zip(graph.input_names, leaves, batched(graph), shapes, strict=True):
         key = getattr(path[-1], "key", None)
         keys = (name, key) if isinstance(key, str) and key != name else (name,)
-        out.append(Input(name, keys, tuple(tensor.shape), tensor.dtype, counts))
+        out.append(Input(name, keys, tuple(tensor.shape), tensor.dtype, counts, shape))
     return out
 
 
@@ -93,11 +102,19 @@ def to_tensors(batch: Any, takes: list[Input], where: str) -> list[Tensor]:
             raise InputError(f"{where} does not fit the model: {reason}")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{where} has NaN or infinity in input {takes_one.name!r}; remove or repair those samples")
-    sizes = {i.name: t.shape[0] for i, t in zip(takes, tensors, strict=True) if i.batched}
-    if len(set(sizes.values())) > 1:
-        shown = ", ".join(f"{name}: {size}" for name, size in sizes.items())
+    counts = {i.name: t.shape[0] for i, t in zip(takes, tensors, strict=True) if i.batched}
+    if len(set(counts.values())) > 1:
+        shown = ", ".join(f"{name}: {size}" for name, size in counts.items())
         raise InputError(f"{where} has a different number of samples per input ({shown}); they must be equal")
     return tensors
+
+
+def check_sizes(free: Iterable[FreeSize], takes: list[Input], tensors: list[Tensor], where: str) -> None:
+    """Raise `InputError` where a batch has free sizes that the graph does not take, or two that must be equal and are not."""
+    try:
+        sizes.read(free, [i.name for i in takes], [t.shape for t in tensors])
+    except InputError as error:
+        raise InputError(f"{where} does not fit the model: {error}") from None
 
 
 def misfit(takes: Input, tensor: Tensor) -> str | None:
@@ -112,12 +129,12 @@ def misfit(takes: Input, tensor: Tensor) -> str | None:
         return f"{begin}, which looks like a single sample; add the batch dimension with a DataLoader or torch.stack"
     if floating and tensor.dtype == torch.uint8:
         return f"{begin}, which looks like raw pixels; convert and normalize them as in training, e.g. x.float() / 255"
-    skip = 1 if takes.batched else 0
-    if rank == 4 and tensor.ndim == 4 and shape[skip:] != takes.shape[skip:]:
+    fits = sizes.fits(shape, takes.wanted)
+    if rank == 4 and tensor.ndim == 4 and not fits:
         channels_first = (shape[0], shape[3], shape[1], shape[2])
-        if channels_first[skip:] == takes.shape[skip:]:
+        if sizes.fits(channels_first, takes.wanted):
             return f"{begin}, which looks like channels last; use x.permute(0, 3, 1, 2)"
-    if tensor.ndim != rank or shape[skip:] != takes.shape[skip:]:
+    if not fits:
         return f"{begin}; give it the shape the model was captured with"
     if tensor.dtype != takes.dtype:
         return f"{begin}; convert it with .to({takes.dtype})"

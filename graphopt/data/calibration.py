@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import RandomSampler
 
-from graphopt.data.batches import BATCH, Input, Signature, as_tensor, inputs, misfit, to_tensors
+from graphopt.data.batches import BATCH, Input, Signature, as_tensor, check_sizes, inputs, misfit, to_tensors
 from graphopt.data.loaders import Named
 from graphopt.ir.graph import Graph
 from graphopt.utils.errors import InputError
@@ -58,6 +58,7 @@ class Calibration:
         self.synthetic = synthetic
         self.notes: list[str] = []
         self.samples = 0
+        self._free = [s for s in graph.free_sizes if s is not graph.batch] if isinstance(graph, Graph) else []
         self._fixed = None if graph.dynamic_batch else next((i.shape[0] for i in self.inputs if i.batched), None)
         self._open = _opener(source, self.inputs)
         self._once: Iterator[Any] | None = None
@@ -89,9 +90,14 @@ class Calibration:
         if first is _NOTHING:
             hint = "; it may be an iterator that was used up before" if one_shot else ""
             raise InputError(f"the calibration data is empty{hint}; give at least one batch")
-        to_tensors(first, self.inputs, _where(1))
+        self._tensors(first, 1)
         if one_shot:
             self._once = chain([first], stream)
+
+    def _tensors(self, batch: Any, number: int) -> list[Tensor]:
+        tensors = to_tensors(batch, self.inputs, _where(number))
+        check_sizes(self._free, self.inputs, tensors, _where(number))
+        return tensors
 
     def __iter__(self) -> Iterator[list[Tensor]]:
         self._passes += 1
@@ -107,7 +113,7 @@ class Calibration:
         for batch in self._once or self._open():
             number += 1
             if self._takes(number):
-                yield to_tensors(batch, self.inputs, _where(number))
+                yield self._tensors(batch, number)
         if number == 0:
             raise InputError(
                 f"the calibration data was empty in pass {self._passes}; "
@@ -125,6 +131,10 @@ class Calibration:
         """Batches of exactly the graph's own size, cut and joined from those of the source."""
         size, held, full = self._fixed or 1, None, 0
         for tensors in self._batches():
+            if held is not None and not self._joins(held, tensors):  # of other free sizes
+                if rest := self._length(held):
+                    self._note(f"{rest} calibration samples do not fill the model's fixed batch of {size}; left out")
+                held = None
             held = tensors if held is None else self._join(held, tensors)
             while self._length(held) >= size:
                 yield self._slice(held, 0, size)
@@ -147,6 +157,11 @@ class Calibration:
     def _join(self, first: list[Tensor], second: list[Tensor]) -> list[Tensor]:
         pairs = zip(self.inputs, first, second, strict=True)
         return [torch.cat([a, b]) if i.batched else b for i, a, b in pairs]
+
+    def _joins(self, first: list[Tensor], second: list[Tensor]) -> bool:
+        """Whether two batches can be one."""
+        pairs = zip(self.inputs, first, second, strict=True)
+        return all(a.shape[1:] == b.shape[1:] for i, a, b in pairs if i.batched)
 
     def _note(self, note: str) -> None:
         if note not in self.notes:

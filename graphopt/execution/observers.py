@@ -84,25 +84,33 @@ class Histogram(Range):
         return (torch.arange(BINS, dtype=torch.float64) + 0.5) * self.width - self.reach
 
 
-class PositionMean:
-    """Mean over all leading dimensions but the last `dims`: of images [N, C, H, W] with 3, over the samples alone."""
+class MeanResponse:
+    """Mean of what a linear function answers to values, by channel, over samples and positions; images may be of many sizes.
 
-    def __init__(self, dims: int) -> None:
-        self.dims = dims
+    As the function is linear, the samples of a batch are averaged before it is asked.
+    """
+
+    def __init__(self, dims: int, function: Callable[[Tensor], Tensor]) -> None:
+        """Args:
+        dims: of a position: 2 for images [N, C, H, W], 0 for rows [..., C].
+        function: float64 [1, in, *image] -> [1, out, *image].
+        """
+        self.dims, self.function = dims, function
         self.total: Tensor | float = 0.0
         self.count = 0
 
     def update(self, value: Tensor) -> None:
-        samples = value.detach().reshape(-1, *value.shape[value.dim() - self.dims :])
+        samples = value.detach().reshape(-1, *value.shape[value.dim() - self.dims - 1 :])
         total = samples.double().sum(0)
         if not bool(torch.isfinite(total).all()):
             raise _NonFinite
-        self.total = self.total + total
-        self.count += len(samples)
+        answered = self.function(total[None]).movedim(-1 - self.dims, 0).flatten(1)
+        self.total = self.total + answered.sum(1)
+        self.count += len(samples) * answered.shape[1]
 
     @property
     def mean(self) -> Tensor:
-        """Of the shape of the last dimensions, float64."""
+        """[out], float64."""
         return torch.as_tensor(self.total) / max(self.count, 1)
 
 

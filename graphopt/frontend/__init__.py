@@ -1,6 +1,10 @@
 """From a PyTorch model to a graph.
 
 capture.py         `torch.export` and what follows it
+translation.py     from a traced program to a graph
+dynamic_shapes.py  which sizes are to be free
+free_sizes.py      which of them a traced program leaves free
+other_sizes.py     whether a graph answers as the model does on other sizes
 exported_file.py   `.pt2` files read without running anything of them
 exported_schema.py what the description of an exported program may hold
 compare.py         whether a graph answers what the model answers
@@ -10,7 +14,7 @@ infer_inputs.py    example inputs guessed from the model
 copies.py          modules copied for capture
 functionalize.py   in-place operators removed
 normalize.py       several spellings of one operator made one
-squeezes.py        squeeze where the batch is free
+squeezes.py        squeeze where a size is free
 signature.py       names of inputs and outputs
 diagnose.py        why a model cannot be captured
 """

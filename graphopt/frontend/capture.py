@@ -2,9 +2,9 @@
 
     check      the model is in eval mode, on the CPU, its weights finite; the inputs fit its signature
     run        once on the example, for reference; the model's own complaint about the inputs surfaces here
-    export     with a free batch where the model allows it, else with the example's sizes and a note why
-    rewrite    functional, normalised (functional.py, normalize.py), with weights of its own
-    compare    outputs against the reference, on the example and on other batch sizes
+    export     with free sizes where the model allows it, else with the example's and a note why
+    rewrite    functional, normalised, with weights of its own (translation.py)
+    compare    outputs against the reference, on the example and on other sizes
 
 All of it works on copies: whatever happens, the caller's model and inputs stay as they were.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,44 +22,42 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
-from torch.fx.node import Node
 
-from graphopt.frontend import diagnose, normalize, signature
+from graphopt.frontend import diagnose, other_sizes, signature
+from graphopt.frontend import dynamic_shapes as declarations
 from graphopt.frontend.compare import compare, shown_type
-from graphopt.frontend.copies import first_names, own_weights, quiet, working_copy
-from graphopt.frontend.functionalize import UnknownAliasError, make_functional
+from graphopt.frontend.copies import quiet, working_copy
+from graphopt.frontend.dynamic_shapes import Wanted
+from graphopt.frontend.free_sizes import Domain, Tied, domains
 from graphopt.frontend.preconditions import check_inputs, check_model, tensors
-from graphopt.frontend.programs import bare, of_export, of_program
-from graphopt.frontend.squeezes import keep_batch
-from graphopt.ir.checkpoint import entries
-from graphopt.ir.facts import ALWAYS_TRAINING, FACTS, TORCH_META
-from graphopt.ir.graph import Example, Graph, is_tensor
+from graphopt.frontend.programs import of_export, of_program
+from graphopt.frontend.translation import SQUEEZED, Translation
+from graphopt.ir.graph import Example, Graph
 from graphopt.ir.linears import write_linears
-from graphopt.ir.ops import argument, has_argument, info
-from graphopt.ir.shapes import batched, fake_inputs, propagate, resized, stand_in
+from graphopt.ir.shapes import TiedSize, numbers_for, sizes_of, with_sizes
+from graphopt.ir.sizes import BATCH, FreeSize
 from graphopt.utils.alone import ALONE, undisturbed
 from graphopt.utils.errors import CaptureError, GraphoptError, InputError
 
-aten = torch.ops.aten
 
-SQUEEZED = "squeeze() drops a batch of one from the model's answers; the graph keeps it"
-
-
-def capture(model: Any, args: Any, kwargs: Mapping[str, Any] | None, *, dynamic_batch: bool) -> Graph:
+def capture(
+    model: Any, args: Any, kwargs: Mapping[str, Any] | None, *, dynamic_batch: bool, dynamic_shapes: Any = None
+) -> Graph:
     """See `Graph.capture`."""
     if isinstance(model, (str, Path)):
         from graphopt.frontend.exported_file import load_program
 
-        program = load_program(Path(model))
+        loaded = load_program(Path(model))
         try:
-            return capture(program, args, kwargs, dynamic_batch=dynamic_batch)
+            return capture(loaded, args, kwargs, dynamic_batch=dynamic_batch, dynamic_shapes=dynamic_shapes)
         except GraphoptError:
             raise
         except Exception as error:  # of many kinds: torch builds a module of whatever the file describes
             raise InputError(f"{model} holds no program that can be captured: {_short_reason(error)}") from error
     who = type(model).__name__
-    if isinstance(model, ExportedProgram):
-        model, args, kwargs = of_program(model, args, kwargs)
+    program = model if isinstance(model, ExportedProgram) else None
+    if program is not None:
+        model, args, kwargs = of_program(program, args, kwargs)
     elif isinstance(model, fx.GraphModule) and any(
         isinstance(n.target, torch._ops.OpOverload) for n in model.graph.nodes
     ):
@@ -74,13 +72,25 @@ def capture(model: Any, args: Any, kwargs: Mapping[str, Any] | None, *, dynamic_
         k: kwargs[k] for k in [*(k for k in bound if k in kwargs), *kwargs]
     }  # in the order of forward's parameters
     example = Example(pytree.tree_map(_own, args), pytree.tree_map(_own, kwargs))
+    names = _input_names(model, bound)
+    wanted = _wanted(signature.by_name(bound, model.forward), names, dynamic_shapes, program, dynamic_batch)
     with ALONE, quiet(), undisturbed():
-        return _Capture(model, example, _input_names(model, bound)).run(dynamic_batch)
+        return _Capture(model, example, names).run(wanted)
 
 
 def _input_names(model: nn.Module, bound: Mapping[str, Any]) -> list[str]:
     names = signature.names_of(signature.input_paths(bound, model.forward), "input")
     return [n for n, leaf in zip(names, pytree.tree_leaves(dict(bound)), strict=True) if isinstance(leaf, Tensor)]
+
+
+def _wanted(
+    inputs: Mapping[str, Any], names: Sequence[str], shapes: Any, program: ExportedProgram | None, batch: bool
+) -> list[Wanted]:
+    """The sizes that are to be free; `inputs`: the example's by name, `names`: of its tensors."""
+    declared = declarations.declared(program, names) if program is not None else []
+    if not batch:
+        declared = [w for w in declared if w.size.name != BATCH]
+    return declarations.wanted(inputs, names, declarations.asked(shapes, inputs, names), declared, batch)
 
 
 def _own(value: Any) -> Any:
@@ -91,22 +101,17 @@ def _own(value: Any) -> Any:
 # ---- The capture itself ---------------------------------------------------------------------------------------------
 
 
-class _FixedBatch(Exception):
-    """The batch cannot be free; the message says why."""
-
-
 @dataclass
 class _Capture:
     model: nn.Module
     example: Example
     input_names: list[str]
     leaves: list[Any] = field(init=False)
-    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.leaves, self.structure = pytree.tree_flatten((self.example.args, dict(self.example.kwargs)))
 
-    def run(self, dynamic_batch: bool) -> Graph:
+    def run(self, wanted: list[Wanted]) -> Graph:
         with working_copy(self.model) as self.eager:
             self.reference = self._run(self.eager, self.leaves)
             if (odd := signature.unsupported_leaf(self.reference)) is not None:
@@ -118,87 +123,142 @@ class _Capture:
                 raise CaptureError(
                     f"{self._who} returns no tensor, so there is nothing to compile; return the result of forward"
                 )
-            graph = self._compared(dynamic_batch)
+            graph = self._compared(wanted)
             write_linears(graph)  # last: sums in another order round in another way
             return graph
-
-    def _compared(self, dynamic_batch: bool) -> Graph:
-        """The graph, after comparing its outputs with the model's."""
-        reason = ""
-        if dynamic_batch:
-            try:
-                return self._dynamic()
-            except _FixedBatch as why:
-                reason = str(why)
-        graph = self._static()
-        if reason:
-            size = next((t.shape[0] for t in self.example.tensors() if t.dim()), 1)
-            graph.notes.insert(0, f"the batch is fixed at {size}: {reason}")
-        return graph
 
     @property
     def _who(self) -> str:
         return type(self.model).__name__
 
-    # ---- With a free batch, and without
+    # ---- With free sizes, and without
 
-    def _dynamic(self) -> Graph:
-        candidates = [v.shape[0] if isinstance(v, Tensor) and v.dim() else None for v in self.leaves]
-        size = next((c for c in candidates if c is not None), None)
-        if size is None:
-            raise _FixedBatch("no input has a dimension")
-        free = [c == size for c in candidates]
-        traced = stand_in(self.leaves, free, self.eager.state_dict().values())
-        while True:
+    def _compared(self, wanted: list[Wanted]) -> Graph:
+        """The graph with as many of the wanted sizes free as can be, after comparing its outputs with the model's."""
+        notes: list[str] = []
+        while wanted:
             try:
-                program = self._export(free, traced)
-            except Exception as error:
-                first = [i == free.index(True) for i in range(len(free))]
-                if first == free:
-                    raise _FixedBatch(_short_reason(error)) from error
-                free = first  # the others may share the size by chance
-                continue
-            still = batched(_placeholder_values(program))
-            if still == free:
+                graph = self._free(wanted)
                 break
-            if not any(still):
-                raise _FixedBatch(_why_fixed(_placeholder_values(program)))
-            free = [f and s for f, s in zip(free, still, strict=True)]
+            except Tied as why:
+                wanted, fixed = self._without(wanted, why)
+                notes += fixed
+        else:
+            graph = self._static()
+        graph.notes[:0] = notes
+        return graph
+
+    def _without(self, wanted: list[Wanted], why: Tied) -> tuple[list[Wanted], list[str]]:
+        """What is left of the wanted sizes where some cannot be free, and what the graph's notes say about it.
+
+        Raises:
+            InputError: one that is required.
+        """
+        tied = [w for w in wanted if w.size.name in {t.size.name for t in why.wanted}]
+        lost = next(iter(tied), None) or next((w for w in reversed(wanted) if not w.required), None)
+        if lost is None or lost.required:
+            raise self._refusal(wanted, lost, why) from why
+        places = lost.size.places
+        rest = tuple(p for p in places if p not in why.places) if why.places else places[: 1 if tied == [] else 0]
+        if rest and rest != places:  # the others may share the size by chance
+            return [lost.at(*rest) if w is lost else w for w in wanted], []
+        number = sizes_of([lost.size], tensors(self.leaves))[0]
+        what = "the batch" if lost.size.name == BATCH else self._dimension(lost)
+        return [w for w in wanted if w is not lost], [f"{what} is fixed at {number}: {why}"]
+
+    def _refusal(self, wanted: list[Wanted], lost: Wanted | None, why: Tied) -> InputError:
+        reason = str(why)
+        if lost is None and len(wanted) > 1:
+            for each in wanted:
+                try:
+                    self._free([each])
+                except Tied as alone:
+                    lost, reason = each, str(alone)
+                    break
+        lost = lost or wanted[-1]
+        number = sizes_of([lost.size], tensors(self.leaves))[0]
+        length = lost.size.places[0].length(number)
+        return InputError(
+            f"{self._dimension(lost)} cannot be free: {reason}; {lost.remedy}, which fixes it at the example's {length}"
+        )
+
+    def _dimension(self, wanted: Wanted) -> str:
+        place = wanted.size.places[0]
+        label = f" ({wanted.size.label(place)!r})" if wanted.named else ""
+        return f"dimension {place.dimension} of input {self.input_names[place.input]!r}{label}"
+
+    def _free(self, wanted: list[Wanted]) -> Graph:
+        """The graph with these sizes free.
+
+        Raises:
+            Tied: they cannot be.
+        """
+        tries = list(self._numbers([w.size for w in wanted]))
+        for number, numbers in enumerate(tries):
+            try:
+                return self._traced(wanted, numbers)
+            except Tied:
+                if number == len(tries) - 1:
+                    raise
+        raise AssertionError("there is always something to try")
+
+    def _numbers(self, sizes: Sequence[FreeSize]) -> Iterator[list[int]]:
+        """Numbers to trace with: unlike all others, so that nothing seems equal by chance; where the model does not take those,
+        multiples of the example's sizes, for they are divided and joined again; last the example's own."""
+        example = tensors(self.leaves)
+        unlike, own = numbers_for(sizes, example, self.eager.state_dict().values()), sizes_of(sizes, example)
+        given, seen = [n if s.name != BATCH and n > 1 else u for s, n, u in zip(sizes, own, unlike, strict=True)], []
+        multiples = [n * (2 + i) if s.name != BATCH else n for i, (s, n) in enumerate(zip(sizes, given, strict=True))]
+        for numbers in (unlike, multiples, given):
+            if numbers not in seen and all(s.takes(n) for s, n in zip(sizes, numbers, strict=True)):
+                seen.append(numbers)
+                yield numbers
+        if not seen:
+            yield own
+
+    def _traced(self, wanted: list[Wanted], numbers: Sequence[int]) -> Graph:
         try:
-            graph = self._graph(program, free)
-        except (CaptureError, _FixedBatch):
-            raise
+            program = self._export([w.size for w in wanted], numbers)
         except Exception as error:
-            raise _FixedBatch(_short_reason(error)) from error
+            raise Tied(_short_reason(error)) from error
+        found = domains(program, wanted, tensors(self.leaves), numbers)
+        try:
+            graph = self._graph(program, [d.wanted.size for d in found])
+        except (CaptureError, Tied):
+            raise
+        except TiedSize as error:
+            tied = [w for w in wanted if w.size.name == error.name]
+            raise Tied(error.reason(diagnose.place_of_node(error.node)), *tied) from error
+        except Exception as error:
+            raise Tied(_short_reason(error)) from error
         try:
             self._compare(graph, self.leaves, self.reference)
         except CaptureError as error:
-            # It was traced with a batch of another size; where that is not why, `_static` meets it again.
-            raise _FixedBatch(f"a batch of {size} needs another graph than others ({_first(error)})") from error
-        one = {1} if SQUEEZED not in graph.notes else set()
-        for other in sorted({max(size, 2) + 1, *one} - {size}):
-            self._compare_batch(graph, free, other)
+            # It was traced with other sizes; where that is not why, `_static` meets it again.
+            raise Tied(f"the example's size needs another graph than others ({_first(error)})") from error
+        self._compare_elsewhere(graph, found)
         return graph
 
-    def _compare_batch(self, graph: Graph, free: list[bool], size: int) -> None:
-        leaves = [resized(v, size) if f else v for v, f in zip(self.leaves, free, strict=True)]
-        try:
-            expected = self._run(self.eager, leaves)
-        except InputError as error:
-            raise _FixedBatch(f"the model itself rejects a batch of {size} ({_first(error.__cause__)})") from error
-        try:
-            self._compare(graph, leaves, expected)
-        except Exception as error:
-            raise _FixedBatch(f"a batch of {size} needs another graph ({_first(error)})") from error
+    def _compare_elsewhere(self, graph: Graph, found: list[Domain]) -> None:
+        sizes, example = graph.free_sizes, tensors(self.leaves)
+
+        def compare_at(numbers: Sequence[int]) -> None:
+            leaves = self._leaves(with_sizes(example, sizes, numbers))
+            self._compare(graph, leaves, self._run(self.eager, leaves))
+
+        smallest = 2 if SQUEEZED in graph.notes else 1
+        graph.free_sizes = tuple(other_sizes.check(found, sizes_of(sizes, example), compare_at, smallest))
+        for size in graph.free_sizes:
+            if size.step != 1:
+                graph.notes.append(f"{size}: the model takes no others")
 
     def _static(self) -> Graph:
-        free = [False] * len(self.leaves)
         try:
-            program = self._export(free, 0)
+            program = self._export([], [])
         except Exception as error:
             raise diagnose.capture_error(error, self.model) from error
         try:
-            graph = self._graph(program, free)
+            graph = self._graph(program, [])
         except GraphoptError:
             raise
         except Exception as error:
@@ -206,123 +266,27 @@ class _Capture:
         self._compare(graph, self.leaves, self.reference)
         return graph
 
-    def _export(self, free: list[bool], traced: int) -> ExportedProgram:
-        leaves = [resized(v, traced) if f else _own(v) for v, f in zip(self.leaves, free, strict=True)]
+    def _export(self, sizes: Sequence[FreeSize], numbers: Sequence[int]) -> ExportedProgram:
+        given = [_own(t) for t in with_sizes(tensors(self.leaves), sizes, numbers)]
         shapes: Any = ShapesCollection()  # type: ignore[no-untyped-call]
-        for leaf, is_batched in zip(leaves, free, strict=True):
-            if is_batched:
-                shapes[leaf] = {0: Dim.AUTO}
-        args, kwargs = pytree.tree_unflatten(leaves, self.structure)
+        for index, tensor in enumerate(given):
+            if free := {p.dimension: Dim.AUTO for s in sizes for p in s.places if p.input == index}:
+                shapes[tensor] = free
+        args, kwargs = pytree.tree_unflatten(self._leaves(given), self.structure)
         # Torch prints the unfinished graph of a failed attempt to stderr, whatever the log levels.
         silence = contextlib.redirect_stderr(io.StringIO())
         with working_copy(self.eager, share_parameters=True) as model, torch.enable_grad(), silence:
             signature.name_keywords(model, kwargs)
-            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes if any(free) else None, strict=False)
+            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes if sizes else None, strict=False)
 
-    # ---- From program to graph
+    def _graph(self, program: ExportedProgram, sizes: Sequence[FreeSize]) -> Graph:
+        ours = [] if self.eager is self.model else list(self.eager.parameters())
+        return Translation(self.model, self.example, self.input_names, self.leaves, ours).graph(program, sizes)
 
-    def _graph(self, program: ExportedProgram, free: list[bool]) -> Graph:
-        module, notes = self._rewritten(program, free)
-        names = first_names(self.model)
-        own_weights(module, names, [] if self.eager is self.model else list(self.eager.parameters()))
-        spec = module.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
-        returned: Any = module.graph.output_node().args[0]
-        leaves = zip(signature.leaf_paths(spec), returned, strict=True)
-        paths = [path for path, leaf in leaves if isinstance(leaf, Node) and is_tensor(leaf)]
-        graph = Graph(
-            module,
-            self.example,
-            input_names=self.input_names,
-            output_names=signature.names_of(paths, "output", taken=self.input_names),
-            dynamic_batch=any(free),
-            notes=notes,
-        )
-        for node in graph.nodes:  # what other tools left there means nothing here, and files would not hold it
-            for key in node.meta.keys() - TORCH_META - FACTS.keys():
-                del node.meta[key]
-        for node in graph.calls():
-            flag = info(node).training_flag
-            if flag is not None and argument(node, flag) is True:
-                graph.set_fact(node, ALWAYS_TRAINING, True)
-        graph.refresh()
-        graph.checkpoint = entries(self.model, names, [str(n.target) for n in graph.nodes if graph.is_constant(n)])
-        if any(free) and (squeezed := keep_batch(graph)):
-            if any(len(v) == 1 for v, f in zip(self.leaves, free, strict=True) if f):
-                raise _FixedBatch(f"{graph.site(squeezed[0])!r} drops the batch where it is one, as in the example")
-            graph.notes.append(SQUEEZED)
-        if grouped := [
-            n for n in graph.calls() if has_argument(n, "groups") and isinstance(argument(n, "groups"), Node)
-        ]:
-            raise _FixedBatch(f"the groups of the convolution {graph.site(grouped[0])!r} follow it")
-        if any(free) and batched([n.meta["val"] for n in module.graph.nodes if n.op == "placeholder"]) != free:
-            raise _FixedBatch(_why_fixed([n.meta["val"] for n in module.graph.nodes if n.op == "placeholder"]))
-        return graph
-
-    def _rewritten(self, program: ExportedProgram, free: list[bool]) -> tuple[fx.GraphModule, list[str]]:
-        if normalize.has_active_autocast(program.graph_module):
-            program = program.run_decompositions({})  # makes the casts of autocast visible
-        module = self._inlined(program, free)
-        try:
-            changed = make_functional(module)
-        except UnknownAliasError:
-            module = self._inlined(program.run_decompositions({}), free)
-            try:
-                changed = make_functional(module)
-            except UnknownAliasError as unknown:
-                node = next(n for n in module.graph.nodes if str(n.target) == str(unknown))
-                raise diagnose.make_error(
-                    self.model, diagnose.place_of_node(node), diagnose.IN_PLACE, str(unknown)
-                ) from None
-        cut = normalize.strip(module)
-        notes = self._notes(module, changed)
-        norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        if any(m.momentum is None and m.track_running_stats for m in norms):
-            notes.append("training the graph leaves running statistics alone where batch norm has momentum=None")
-        if cut:
-            notes.append("gradients are not stopped where the model detaches a value or disables gradients")
-        if normalize.needs_simplifying(module):
-            propagate(module)
-            normalize.simplify(module)
-        return module, notes
-
-    def _inlined(self, program: ExportedProgram, free: list[bool]) -> fx.GraphModule:
-        module = bare(program.module(check_guards=False))
-        normalize.inline_regions(module)
-        normalize.drop_assertions(module)
-        for node in module.graph.nodes:
-            self._check_node(module, node)
-        normalize.merge_constants(module)
-        placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
-        for node, value in zip(placeholders, fake_inputs(self.leaves, free), strict=True):
-            node.meta["val"] = value
-        return module
-
-    def _check_node(self, module: fx.GraphModule, node: Node) -> None:
-        """Refuse what no fixed plan can run: values and sizes that depend on the data, and control flow."""
-        if node.op == "call_function" and isinstance(node.target, torch._ops.HigherOrderOperator):
-            reason = diagnose.BRANCH
-        elif node.target in (aten.item.default, aten._local_scalar_dense.default):
-            reason = diagnose.ITEM
-        elif normalize.has_data_dependent_size(node.meta.get("val")):
-            reason = diagnose.DATA_SHAPE
-        else:
-            return
-        raise diagnose.make_error(self.model, diagnose.place_of_node(node), reason, str(node.target))
-
-    def _notes(self, module: fx.GraphModule, changed: Mapping[Node, Node]) -> list[str]:
-        notes = []
-        for node in changed:
-            if node.op == "placeholder":
-                notes.append(f"the model writes into its input {node.name!r}; the graph leaves it alone")
-            elif node in module.graph.nodes and node.users:
-                raise diagnose.make_error(
-                    self.model, diagnose.place_of_node(changed[node]), diagnose.STATE, str(node.target)
-                )
-            else:
-                notes.append(
-                    f"the model keeps state in {str(node.target)!r} that no output depends on; the graph drops it"
-                )
-        return notes
+    def _leaves(self, given: Sequence[Tensor]) -> list[Any]:
+        """The example's leaves with other tensors."""
+        stream = iter(given)
+        return [next(stream) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
 
     # ---- Running and comparing
 
@@ -349,23 +313,6 @@ class _Capture:
     def _compare(self, graph: Graph, leaves: Sequence[Any], expected: Any) -> None:
         """Raise `CaptureError` where the graph's outputs are not the model's."""
         compare(self._run(graph, leaves), expected, graph.output_names, self._who)
-
-
-def _placeholder_values(program: ExportedProgram) -> list[Any]:
-    names = set(program.graph_signature.user_inputs)
-    inputs = [n for n in program.graph.nodes if n.op == "placeholder"]
-    weights = len(inputs) - len(program.graph_signature.user_inputs)
-    assert len(names) <= len(inputs)
-    return [n.meta.get("val") for n in inputs[weights:]]
-
-
-def _why_fixed(values: Sequence[Any]) -> str:
-    """The line of the model that turned the free batch into a number, as the inputs' shape environment remembers it."""
-    environment = next((v.fake_mode.shape_env for v in values if hasattr(v, "fake_mode")), None)
-    guards = [g for g in getattr(environment, "guards", []) if getattr(g.expr, "rel_op", "") == "=="]
-    places = [diagnose.place_of_frame(f) for g in guards for f in (g.sloc.maybe_user_loc, g.sloc.framework_loc)]
-    place = next((p for p in places if p), None)
-    return "the model uses it as a plain number" + (f" at {place}" if place else "")
 
 
 def _short_reason(error: BaseException) -> str:

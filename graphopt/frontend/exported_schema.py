@@ -22,7 +22,8 @@ from torch._export.serde import schema as torch_schema
 from torch._export.serde.union import _Union
 
 from graphopt.ir import operators
-from graphopt.ir.schema import DEVICE, LABEL, constant, identifier
+from graphopt.ir.plain_data import LABEL, constant, identifier
+from graphopt.ir.schema import DEVICE
 from graphopt.utils import json_data
 
 # Regions that capture resolves, and a branch, which it refuses by name.
@@ -318,7 +319,7 @@ TEXTS: dict[str, Callable[[str, str], Any]] = {
 KEYS: dict[str, Callable[[str, str], Any]] = {
     "Argument.as_string_to_argument": identifier,
     "ExportedProgram.opset_version": _pattern(LABEL),
-    "ExportedProgram.range_constraints": _pattern(SYMBOL),
+    "ExportedProgram.range_constraints": _size,
     "Graph.tensor_values": identifier,
     "Graph.sym_int_values": identifier,
     "Graph.sym_float_values": identifier,

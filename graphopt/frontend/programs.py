@@ -1,4 +1,4 @@
-"""Exported programs as modules that can be captured: nothing in training mode, no size free but the batch."""
+"""Exported programs as modules that can be captured: nothing in training mode."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch.export import ExportedProgram
 from torch.fx.node import Node
 
 from graphopt.ir.ops import argument
-from graphopt.ir.shapes import is_free
 from graphopt.utils.errors import InputError
 
 aten = torch.ops.aten
@@ -22,21 +21,7 @@ def of_program(program: ExportedProgram, args: Any, kwargs: Mapping[str, Any] | 
         if program.example_inputs is None:
             raise InputError("the exported program carries no example inputs; pass them as args")
         args, kwargs = program.example_inputs
-    _check_sizes(program)
     return of_export(program.module(check_guards=False)), args, kwargs
-
-
-def _check_sizes(program: ExportedProgram) -> None:
-    """Only a free batch is kept; other sizes that a program declares free would be fixed without a word."""
-    user = set(program.graph_signature.user_inputs)
-    for node in program.graph.nodes:
-        sizes = getattr(node.meta.get("val"), "shape", ())
-        free = [f"{d} ({size})" for d, size in enumerate(sizes) if d > 0 and is_free(size)]
-        if node.op == "placeholder" and node.name in user and free:
-            raise InputError(
-                f"the program lets dimension {', '.join(free)} of input {node.name!r} vary, but only the first one, the batch, "
-                "can stay free; to fix the others at the example's sizes, pass program.module() in place of the program"
-            )
 
 
 def of_export(module: nn.Module) -> fx.GraphModule:

@@ -26,11 +26,12 @@ def leaf_paths(spec: Any) -> list[tuple[str, ...]]:
     if spec.is_leaf():
         return [()]
     children = [spec.child(i) for i in range(spec.num_children)]
-    keys = _child_keys(spec, len(children))
+    keys = keys_of(spec, len(children))
     return [(key, *rest) for key, child in zip(keys, children, strict=True) for rest in leaf_paths(child)]
 
 
-def _child_keys(spec: Any, count: int) -> list[str]:
+def keys_of(spec: Any, count: int) -> list[str]:
+    """What the children of a node of a tree are called."""
     # The context of a namedtuple is its class, of a dict its keys, of a defaultdict (factory, keys), of a dataclass
     # (names, names of the fields that are None).
     if spec.type in (list, tuple):
@@ -118,6 +119,19 @@ def input_paths(bound: Mapping[str, Any], forward: Callable[..., Any]) -> list[t
         variadic = name in parameters and parameters[name].kind is inspect.Parameter.VAR_KEYWORD
         paths += below if variadic else [(name, *path) for path in below]
     return paths
+
+
+def by_name(bound: Mapping[str, Any], forward: Callable[..., Any]) -> dict[str, Any]:
+    """Bound arguments by name; those collected in `**kwargs` stand by their own name, those in `*args` are numbered."""
+    parameters = inspect.signature(forward).parameters
+    out: dict[str, Any] = {}
+    for name, value in bound.items():
+        kind = parameters[name].kind if name in parameters else None
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            out |= {f"{name}_{number}": each for number, each in enumerate(value)}
+        else:
+            out |= value if kind is inspect.Parameter.VAR_KEYWORD else {name: value}
+    return out
 
 
 def register_dataclasses(value: Any) -> None:

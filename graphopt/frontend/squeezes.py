@@ -1,4 +1,4 @@
-"""`squeeze` where the batch is free: it drops a batch of one, so one graph cannot be right for every batch size.
+"""`squeeze` where a size is free: it drops a size of one, so one graph cannot be right for every size.
 
 squeeze(x), x: [N, 4, 1]     ->   squeeze(x, dims=[2])      the batch stays a dimension, also where it is one
 """
@@ -18,7 +18,7 @@ from graphopt.ir.shapes import is_free
 aten = torch.ops.aten
 
 
-def keep_batch(graph: Graph) -> list[Node]:
+def keep_free(graph: Graph) -> list[Node]:
     """Let no `squeeze` drop a free size; returns those that might have."""
     found = [
         node

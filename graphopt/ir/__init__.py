@@ -1,6 +1,11 @@
 """The intermediate representation: the graph, what is known about its operators, and how it is kept.
 
-graph.py            `Graph`: nodes, constants, example inputs, edits
+graph.py            `Graph`: captured, called, copied, kept
+reading.py          what a graph says about its nodes
+editing.py          how passes rewrite it
+training.py         modes, parameters and checkpoints
+inputs.py           what it is called with, checked
+sizes.py            free sizes: names, ranges, and the dimensions that have them
 facts.py            what passes know about nodes: `Fact`, each kind declared once
 invalidation.py     which facts no longer hold after a constant was replaced
 ops.py              what is known about each operator: `OpInfo`, `register`
@@ -8,7 +13,7 @@ layer.py            views of layers, pools and norms
 binary.py           a view of sums, differences, products and quotients
 rules.py            rules by operator or family
 arguments.py        the arguments of a call by name, and which were read
-shapes.py           shapes and free batch sizes
+shapes.py           shapes with free sizes, derived by fake tensors
 batches.py          samples of batches
 passes.py           the contract of a pass: `Pass`, `Change`
 quantizers.py       reading quantizers of a simulated graph
@@ -24,6 +29,7 @@ cost.py             multiply-accumulates, parameters, bytes, measured time
 structure.py        nested inputs and outputs as JSON
 storage.py          graphs in files
 schema.py           what a saved graph must look like before anything is built
+plain_data.py       names and containers read from files, checked
 stored_facts.py     facts as JSON
 operators.py        which operators a file may name
 raw_tensors.py      tensors as bytes, type and shape

@@ -17,11 +17,13 @@ from graphopt.ir.shapes import is_free
 def batched(graph: Graph) -> list[bool]:
     """Of each input tensor whether its first dimension counts samples: where the batch size is fixed, those whose size is that of
     the first input that has one."""
+    if graph.batch is not None:
+        counting = {place.input for place in graph.batch.places}
+        return [index in counting for index in range(len(graph.inputs))]
     shapes = [node.meta["val"].shape for node in graph.inputs]
-    if graph.dynamic_batch:
-        return [len(shape) > 0 and is_free(shape[0]) for shape in shapes]
-    size = next((shape[0] for shape in shapes if len(shape)), None)
-    return [len(shape) > 0 and shape[0] == size for shape in shapes]
+    firsts = [None if len(shape) == 0 or is_free(shape[0]) else shape[0] for shape in shapes]
+    size = next((n for n, shape in zip(firsts, shapes, strict=True) if len(shape)), None)
+    return [n is not None and n == size for n in firsts]
 
 
 def count(graph: Graph, batch: Sequence[Tensor]) -> int:

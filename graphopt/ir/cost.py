@@ -1,6 +1,7 @@
 """Numbers about a graph and its outputs: work, size, fidelity, speed. Everything a report says comes from here.
 
-Counts are per sample: a free batch size counts as one. A graph captured for a fixed batch is counted at that batch.
+Counts are per sample: a free batch size counts as one, other free sizes as those of the example. A graph captured for a fixed
+batch is counted at that batch.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch.fx.node import Node
 
 from graphopt.ir.graph import Graph
 from graphopt.ir.quantizers import is_quantizer, is_uniform, quantizer_of
+from graphopt.ir.shapes import counted
 from graphopt.ir.structure import tensors
 from graphopt.targets import cpu_features
 
@@ -125,7 +127,7 @@ def _einsum(node: Node) -> list[list[tuple[Node, int]]]:
 
 
 def length(node: Node, dim: int) -> int:
-    """The length of a dimension; a free batch counts as one sample."""
+    """The length of a dimension; a free batch counts as one sample, another free size as the example's."""
     return _sizes(node)[dim]
 
 
@@ -135,16 +137,9 @@ def _name(node: Node) -> str:
 
 
 def _sizes(node: Any) -> list[int]:
-    """The shape of a value, with every free size counted as one."""
+    """The shape of a value, with a free batch counted as one and other free sizes as the example has them."""
     value = node.meta["val"]
-    return [_concrete(s) for s in value.shape] if isinstance(value, Tensor) else []
-
-
-def _concrete(size: Any) -> int:
-    if isinstance(size, int):
-        return size
-    expression = size.node.expr
-    return int(expression.subs(dict.fromkeys(expression.free_symbols, 1)))
+    return [counted(s) for s in value.shape] if isinstance(value, Tensor) else []
 
 
 # ---- Fidelity -------------------------------------------------------------------------------------------------------

@@ -1,19 +1,18 @@
 """A graph as a `torch.export.ExportedProgram` again, for tools that read those (the ONNX exporter, other compilers).
 
 The program is flat: it takes the graph's input tensors one by one, in order and under `graph.input_names`, and returns
-a tuple of the output tensors in the order of `graph.output_names`. Weights keep their names. A dynamic batch stays
-dynamic.
+a tuple of the output tensors in the order of `graph.output_names`. Weights keep their names. Free sizes stay free.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
-from graphopt.ir.shapes import batched, resized, stand_in
+from graphopt.ir.shapes import is_free, numbers_for, with_sizes
 from graphopt.utils.errors import GraphoptError, InputError
 
 if TYPE_CHECKING:
@@ -25,25 +24,29 @@ def to_exported_program(graph: Graph) -> ExportedProgram:
 
     Raises:
         InputError: the graph is in training mode.
-        GraphoptError: an operator of the graph fixes a batch size that the graph promises to be free.
+        GraphoptError: an operator of the graph fixes a size that the graph promises to be free.
     """
     if graph.training:
         raise InputError("the graph is in training mode; call graph.eval() before deploying it")
     module = flat_module(graph)
-    free = batched([n.meta["val"] for n in graph.inputs])
     given = graph.example.tensors()
-    size = stand_in(given, free, module.state_dict().values())
-    example = tuple(resized(t, size) if f else t for t, f in zip(given, free, strict=True))
-    shapes = tuple({0: Dim.AUTO} if f else None for f in free) if any(free) else None
+    numbers = numbers_for(graph.free_sizes, given, module.state_dict().values())
+    example = tuple(with_sizes(given, graph.free_sizes, numbers))
+    free: list[dict[int, Any]] = [{} for _ in given]
+    for size in graph.free_sizes:
+        for place in size.places:
+            free[place.input][place.dimension] = Dim.AUTO
     with torch.no_grad():
-        program = torch.export.export(module, example, dynamic_shapes=shapes, strict=False)
-    inputs = [n for n in program.graph.nodes if n.op == "placeholder"][-len(free) :]
-    if (kept := batched([n.meta["val"] for n in inputs])) != free:
-        fixed = next(name for name, f, k in zip(graph.input_names, free, kept, strict=True) if f != k)
-        raise GraphoptError(
-            f"the batch of input {fixed!r} became fixed when the graph was exported again; "
-            "capture with dynamic_batch=False to deploy for one batch size"
-        )
+        program = torch.export.export(module, example, dynamic_shapes=tuple(free), strict=False)
+    inputs = [n for n in program.graph.nodes if n.op == "placeholder"][-len(given) :]
+    for size in graph.free_sizes:
+        for place in size.places:
+            if not is_free(inputs[place.input].meta["val"].shape[place.dimension]):
+                raise GraphoptError(
+                    f"dimension {place.dimension} ({size.label(place)!r}) of input {graph.input_names[place.input]!r} became "
+                    "fixed when the graph was exported again; capture with that size fixed (dynamic_batch=False for the batch)"
+                )
+    program._guards_code = []  # those on sizes, which the graph checks when it is called; they stop decompositions
     return program
 
 

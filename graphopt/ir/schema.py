@@ -7,30 +7,26 @@ constants, operators, devices. Every other text stays data.
 
 from __future__ import annotations
 
-import keyword
 import re
 from collections.abc import Callable, Container, Mapping
 from typing import Any
 
-from graphopt.ir import operators, raw_tensors, stored_facts
+from graphopt.ir import operators, raw_tensors, sizes, stored_facts
 from graphopt.ir.facts import FACTS, FLOAT_REFERENCE, TORCH_META
+from graphopt.ir.plain_data import LABEL, as_list, constant, has_keys, identifier, is_a, matches
 from graphopt.utils.errors import InputError
 
 MEMORY_FORMATS = {"contiguous_format", "preserve_format", "channels_last", "channels_last_3d"}
 CONTAINERS = {"tuple", "list", "dict", "OrderedDict", "defaultdict", "deque"}
 KEYS = {
-    "format", "version", "input_names", "output_names", "dynamic_batch", "batched", "notes", "training", "arguments", "inputs",
-    "outputs", "example", "constants", "nodes", "tensors",
+    "format", "version", "input_names", "output_names", "notes", "training", "arguments", "inputs", "outputs", "example",
+    "constants", "nodes", "tensors",
 }  # fmt: skip
-# A part of a constant's path. Where it is no identifier, torch.fx puts it between double quotes.
-PART = r"[\w+:=@,/ ()<>-]+"
-CONSTANT = re.compile(rf"{PART}(\.{PART})*")
-LABEL = re.compile(r"[\w.:/-]+")
 DEVICE = re.compile(r"(cpu|cuda|meta|mps|xpu|hip)(:\d{1,3})?", re.ASCII)
 CLASS = re.compile(r"[\w.]+:[\w.<>]+")
 FACTS_SINCE = 2  # the version of the format that holds facts; before, passes left any plain data
 CHECKPOINT_SINCE = 3  # the version that holds the model's own names
-LONGEST = 1000  # characters of a name
+SIZES_SINCE = 4  # the version that holds free sizes; before, the batch alone could be free
 
 
 def check(data: Any) -> None:
@@ -40,98 +36,74 @@ def check(data: Any) -> None:
         ValueError, KeyError: names what does not fit.
         InputError: an operator that a file may not call.
     """
-    _keys(data, KEYS | {"checkpoint"} if data.get("version", 0) >= CHECKPOINT_SINCE else KEYS, "the description")
-    for tensor in _list(data["tensors"], "tensors"):
+    has_keys(data, _known(data.get("version", 0)), "the description")
+    for tensor in as_list(data["tensors"], "tensors"):
         if not isinstance(tensor, dict):
             raise ValueError("a tensor's description is no object")
-    for name in ("dynamic_batch", "training"):
-        _is(data[name], bool, name)
+    is_a(data["training"], bool, "training")
     for name in ("input_names", "output_names"):
-        for label in _list(data[name], name):
-            _matches(label, LABEL, f"one of {name}")
-    for note in _list(data["notes"], "notes"):
-        _is(note, str, "a note")
+        for label in as_list(data[name], name):
+            matches(label, LABEL, f"one of {name}")
+    for note in as_list(data["notes"], "notes"):
+        is_a(note, str, "a note")
     _checkpoint(data.get("checkpoint", {}))
     _constants(data["constants"], len(data["tensors"]))
     places = _nodes(data["nodes"], data["constants"], data["tensors"], loose=data["version"] < FACTS_SINCE)
     _signature(data["arguments"], data["inputs"])
-    if leaves(data["inputs"]) != len(places) or len(_list(data["batched"], "batched")) != len(places):
+    if leaves(data["inputs"]) != len(places):
         raise ValueError(f"inputs of {leaves(data['inputs'])} leaves for {len(places)} placeholders")
-    for free in data["batched"]:
-        _is(free, bool, "batched")
     leaves(data["outputs"])
     _example(data["example"], len(data["tensors"]), len(places))
-    inputs = sum(isinstance(leaf, dict) and "tensor" in leaf for leaf in data["example"]["leaves"])
-    if len(data["input_names"]) != inputs:
-        raise ValueError(f"{len(data['input_names'])} names for {inputs} inputs")
+    indices = [leaf["tensor"] for leaf in data["example"]["leaves"] if isinstance(leaf, dict) and "tensor" in leaf]
+    if len(data["input_names"]) != len(indices):
+        raise ValueError(f"{len(data['input_names'])} names for {len(indices)} inputs")
+    _free(data, [data["tensors"][index]["shape"] for index in indices], len(places))
 
 
-# ---- Names ----------------------------------------------------------------------------------------------------------
+def _known(version: Any) -> set[str]:
+    found = KEYS | {"checkpoint"} if version >= CHECKPOINT_SINCE else KEYS
+    return found | ({"free_sizes"} if version >= SIZES_SINCE else {"dynamic_batch", "batched"})
 
 
-def identifier(name: Any, what: str) -> str:
-    """A name that stands in generated code by itself."""
-    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name) or len(name) > LONGEST:
-        raise ValueError(f"{what} is {str(name)[:100]!r}, not a name")
-    return name
-
-
-def constant(name: Any, what: str) -> str:
-    """A dotted path that stands in generated code between quotes where it is no identifier."""
-    _matches(name, CONSTANT, what)
-    for part in name.split("."):
-        if keyword.iskeyword(part) or part.startswith("__"):
-            raise ValueError(f"{what} is {name[:100]!r}, which holds the reserved word {part[:100]!r}")
-    return str(name)
-
-
-def _matches(value: Any, pattern: re.Pattern[str], what: str) -> None:
-    if not isinstance(value, str) or len(value) > LONGEST or not pattern.fullmatch(value):
-        raise ValueError(f"{what} is {str(value)[:100]!r}, not a name")
-
-
-def _is(value: Any, kind: type, what: str) -> None:
-    if type(value) is not kind:
-        raise ValueError(f"{what} is {str(value)[:100]!r}, not a {kind.__name__}")
-
-
-def _list(value: Any, what: str) -> list[Any]:
-    _is(value, list, what)
-    return value  # type: ignore[no-any-return]
-
-
-def _keys(value: Any, wanted: set[str], what: str, optional: set[str] | None = None) -> None:
-    _is(value, dict, what)
-    for key in wanted:
-        value[key]
-    if odd := value.keys() - wanted - (optional or set()):
-        raise ValueError(f"{what} holds {sorted(odd)[0][:100]!r}, which is unknown")
+def _free(data: Any, shapes: list[Any], places: int) -> None:
+    """The free sizes, which the example must have."""
+    if "free_sizes" in data:
+        if not all(map(raw_tensors.are_sizes, shapes)):
+            raise ValueError("the example has no sizes")
+        sizes.check(data["free_sizes"], [len(shape) for shape in shapes])
+        sizes.read(map(sizes.FreeSize.from_dict, data["free_sizes"]), data["input_names"], shapes)
+        return
+    is_a(data["dynamic_batch"], bool, "dynamic_batch")
+    if len(as_list(data["batched"], "batched")) != places:
+        raise ValueError(f"{len(data['batched'])} of {places} placeholders are said to be batched or not")
+    for free in data["batched"]:
+        is_a(free, bool, "batched")
 
 
 # ---- Constants and nodes --------------------------------------------------------------------------------------------
 
 
 def _constants(data: Any, tensors: int) -> None:
-    _is(data, dict, "constants")
+    is_a(data, dict, "constants")
     for name, described in data.items():
         constant(name, "a constant")
-        _keys(described, {"tensor", "kind", "requires_grad"}, f"constant {name}")
+        has_keys(described, {"tensor", "kind", "requires_grad"}, f"constant {name}")
         if described["tensor"] is not None:
             _index(described["tensor"], tensors)
         if described["kind"] not in ("parameter", "buffer"):
             raise ValueError(f"constant {name} is neither parameter nor buffer")
-        _is(described["requires_grad"], bool, f"requires_grad of {name}")
+        is_a(described["requires_grad"], bool, f"requires_grad of {name}")
 
 
 def _nodes(data: Any, constants: Mapping[str, Any], tensors: list[Any], *, loose: bool) -> set[str]:
     """Check the nodes in order, each of which may read those before it; the targets of the placeholders."""
     names: set[str] = set()
     places: set[str] = set()
-    for number, node in enumerate(_list(data, "nodes")):
+    for number, node in enumerate(as_list(data, "nodes")):
         where = f"node {number}"
-        _is(node, dict, where)
+        is_a(node, dict, where)
         op, target = node["op"], node["target"]
-        _keys(node, {"op", "name", "target", "args", "kwargs"}, where, {"modules", "meta"})
+        has_keys(node, {"op", "name", "target", "args", "kwargs"}, where, {"modules", "meta"})
         if op == "placeholder":
             if identifier(target, f"the target of {where}") in places:
                 raise ValueError(f"two inputs are called {target}")
@@ -140,7 +112,7 @@ def _nodes(data: Any, constants: Mapping[str, Any], tensors: list[Any], *, loose
             if not isinstance(target, str) or target not in constants:
                 raise ValueError(f"{where} reads {str(target)[:100]!r}, which is no constant")
         elif op == "call_function":
-            _is(target, str, f"the target of {where}")
+            is_a(target, str, f"the target of {where}")
             operators.find(target)
         elif op != "output" or target != "output" or number != len(data) - 1:
             raise ValueError(f"{where} is {str(op)[:100]!r} of {str(target)[:100]!r}")
@@ -159,8 +131,8 @@ def _nodes(data: Any, constants: Mapping[str, Any], tensors: list[Any], *, loose
 
 
 def _arguments(node: dict[str, Any], names: Container[str], where: str) -> None:
-    args, kwargs = _list(node["args"], f"args of {where}"), node["kwargs"]
-    _is(kwargs, dict, f"kwargs of {where}")
+    args, kwargs = as_list(node["args"], f"args of {where}"), node["kwargs"]
+    is_a(kwargs, dict, f"kwargs of {where}")
     # A default of a placeholder would become text of a signature, which torch.fx takes apart at colons.
     if (args and node["op"] in ("placeholder", "get_attr")) or (kwargs and node["op"] != "call_function"):
         raise ValueError(f"{where} is {node['op']} with arguments")
@@ -174,23 +146,23 @@ def _arguments(node: dict[str, Any], names: Container[str], where: str) -> None:
 
 
 def _checkpoint(data: Any) -> None:
-    _is(data, dict, "the checkpoint")
+    is_a(data, dict, "the checkpoint")
     for name, found in data.items():
-        for entry in _list(found, f"the checkpoint's entry {name!r:.100}"):
+        for entry in as_list(found, f"the checkpoint's entry {name!r:.100}"):
             if not isinstance(entry, list) or [type(part) for part in entry] != [str, bool]:
                 raise ValueError(f"the checkpoint's entry {name!r:.100}")
 
 
 def _notes(node: dict[str, Any], where: str) -> None:
-    for entry in _list(node.get("modules", []), f"modules of {where}"):
-        if len(_list(entry, f"modules of {where}")) != 3 or not all(isinstance(text, str) for text in entry):
+    for entry in as_list(node.get("modules", []), f"modules of {where}"):
+        if len(as_list(entry, f"modules of {where}")) != 3 or not all(isinstance(text, str) for text in entry):
             raise ValueError(f"modules of {where} are not three texts each")
 
 
 def _loose(node: dict[str, Any], where: str) -> None:
     """What passes left before facts were declared: plain data."""
     meta = node.get("meta", {})
-    _is(meta, dict, f"meta of {where}")
+    is_a(meta, dict, f"meta of {where}")
     for key, value in meta.items():
         if identifier(key, f"meta of {where}") in TORCH_META or not _plain(value):
             raise ValueError(f"meta of {where} holds {key}")
@@ -200,7 +172,7 @@ def _loose(node: dict[str, Any], where: str) -> None:
 
 def _facts(node: dict[str, Any], where: str, constants: Mapping[str, Any], tensors: list[Any]) -> None:
     facts = node.get("meta", {})
-    _is(facts, dict, f"meta of {where}")
+    is_a(facts, dict, f"meta of {where}")
     for name, value in facts.items():
         if identifier(name, f"a fact of {where}") not in FACTS:
             raise InputError(
@@ -253,14 +225,14 @@ def _value(data: Any, nodes: Container[str], tensors: int) -> None:
 
 def _special(kind: str, content: Any, nodes: Container[str], tensors: int) -> None:
     if kind in ("tuple", "dict"):
-        for each in _list(content, f"a {kind}"):
+        for each in as_list(content, f"a {kind}"):
             if kind == "dict":
-                if len(_list(each, "an entry of a dict")) != 2 or not isinstance(each[0], str):
+                if len(as_list(each, "an entry of a dict")) != 2 or not isinstance(each[0], str):
                     raise ValueError("an entry of a dict is not a text and a value")
                 each = each[1]
             _value(each, nodes, tensors)
     elif kind in ("slice", "complex"):
-        if len(_list(content, f"a {kind}")) != (3 if kind == "slice" else 2):
+        if len(as_list(content, f"a {kind}")) != (3 if kind == "slice" else 2):
             raise ValueError(f"a {kind} of {len(content)} values")
         for each in content:
             if isinstance(each, (list, str)) or (isinstance(each, dict) and not each.keys() <= {"node", "float"}):
@@ -294,12 +266,12 @@ def leaves(data: Any) -> int:
     """The number of leaves of a structure, checked; see `encoding.spec`."""
     if data is None:
         return 1
-    _is(data, dict, "a structure")
+    is_a(data, dict, "a structure")
     named = "type" in data
-    _keys(data, {"type" if named else "class", "context", "children"}, "a structure")
-    children, context = _list(data["children"], "children"), data["context"]
+    has_keys(data, {"type" if named else "class", "context", "children"}, "a structure")
+    children, context = as_list(data["children"], "children"), data["context"]
     if not named:
-        _matches(data["class"], CLASS, "a class")
+        matches(data["class"], CLASS, "a class")
         if not _plain(context):
             raise ValueError(f"a structure {data['class']} with {str(context)[:100]}")
     elif not _fits(data["type"], context, len(children)):
@@ -319,7 +291,7 @@ def _fits(kind: Any, context: Any, count: int) -> bool:
 
 def _signature(arguments: Any, inputs: Any) -> None:
     """The arguments by name; keywords stand in generated code too."""
-    for name in _list(arguments, "arguments"):
+    for name in as_list(arguments, "arguments"):
         if identifier(name, "an argument") == "self":
             raise ValueError("an argument is called self")
     positional, keywords = _parts(inputs)
@@ -340,11 +312,11 @@ def _parts(data: Any) -> tuple[int, list[Any]]:
 
 
 def _example(data: Any, tensors: int, places: int) -> None:
-    _keys(data, {"structure", "leaves"}, "the example")
+    has_keys(data, {"structure", "leaves"}, "the example")
     _, keywords = _parts(data["structure"])
     for name in keywords:
         identifier(name, "a keyword of the example")
-    if not leaves(data["structure"]) == len(_list(data["leaves"], "the example's leaves")) == places:
+    if not leaves(data["structure"]) == len(as_list(data["leaves"], "the example's leaves")) == places:
         raise ValueError(f"an example of {len(data['leaves'])} leaves for {places} placeholders")
     for value in data["leaves"]:
         _value(value, (), tensors)

@@ -1,15 +1,18 @@
 """Shapes of every value, derived with fake tensors: no data moves, and an operator that no longer fits raises.
 
-The free batch size is one symbol that the placeholders carry in `meta["val"]` since capture; it travels through the
-graph unchanged, so a graph that passes here fits for every batch size.
+A free size is one symbol that the placeholders carry in `meta["val"]` since capture; it travels through the graph unchanged, so
+a graph that passes here fits for every size. An operator that ties it to a number is refused by name.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import sympy  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
@@ -19,6 +22,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.fx.node import Node
 
 from graphopt.ir import operators
+from graphopt.ir.sizes import FreeSize, batch_of, stand_ins
 from graphopt.ir.structure import Size
 from graphopt.utils.alone import ALONE
 from graphopt.utils.errors import InputError
@@ -28,17 +32,48 @@ UNUSUAL = 23  # no number of heads, no size of a kernel or a feature map that is
 ROOM = 2**28  # bytes of inputs to be traced with so many samples
 
 
+class TiedSize(InputError):
+    """An operator ties a free size to a number or to another size.
+
+    Attributes:
+        name: of the size. node: the call. value: what it must be.
+    """
+
+    def __init__(self, name: str, node: Node, value: str) -> None:
+        self.name, self.node, self.value = name, node, value
+        super().__init__(f"the size {name!r} cannot be free: {self.reason()}; capture with that size fixed")
+
+    def reason(self, place: object = None) -> str:
+        """The operator, where it is, and what it needs."""
+        return f"{self.node.target}" + (f" at {place}" if place else "") + f" needs it to be {self.value}"
+
+
+def _called(names: Mapping[Any, str]) -> dict[Any, Any]:
+    return {symbol: sympy.Symbol(name) for symbol, name in names.items()}
+
+
 class _Shapes(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, mode: FakeTensorMode) -> None:
         super().__init__(module)
         self.mode = mode
         self.constants: dict[str, Any] = {}
+        self.tied = len(mode.shape_env.replacements) if mode.shape_env is not None else 0
 
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
         if n.op != "output":
             n.meta["val"] = value
+        self._check_free(n)
         return value
+
+    def _check_free(self, n: Node) -> None:
+        """Comparing sizes may tie two of them, or one to a number, for good: `torch.fx` would go on with that in silence."""
+        environment = self.mode.shape_env
+        if environment is None or len(environment.replacements) == self.tied:
+            return
+        symbol, value = list(environment.replacements.items())[-1]
+        names = {symbol: name for name, symbol in environment.source_to_var.items()}
+        raise TiedSize(str(names.get(symbol, symbol)), n, str(value.xreplace(_called(names))))
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         operators.check_arithmetic(target, args)
@@ -52,70 +87,120 @@ class _Shapes(fx.Interpreter):
         return self.constants[target]
 
 
-def propagate(module: fx.GraphModule) -> None:
-    """Set `meta["val"]` of every node to its fake value. Raises what the operator raises where shapes do not fit."""
+def propagate(module: fx.GraphModule, *, rules: bool = True) -> None:
+    """Set `meta["val"]` of every node to its fake value. Raises what the operator raises where shapes do not fit.
+
+    Args:
+        rules: with torch's rules for composite operators; `torch.export` traces without them.
+    """
     inputs = [n.meta["val"] for n in module.graph.nodes if n.op == "placeholder"]
     mode = next((v.fake_mode for v in inputs if isinstance(v, FakeTensor)), None) or FakeTensorMode()
     inputs = [mode.from_tensor(v) if isinstance(v, Tensor) and not isinstance(v, FakeTensor) else v for v in inputs]
     interpreter = _Shapes(module, mode)
     # Without the Python dispatcher, some composite operators (pad) ask for the batch as a number and thereby fix it.
-    with ALONE, mode, torch.no_grad(), enable_python_dispatcher():
+    dispatcher = enable_python_dispatcher() if rules else contextlib.nullcontext()
+    with ALONE, mode, torch.no_grad(), dispatcher:
         interpreter.run(*inputs, enable_io_processing=False)
 
 
-def fake_inputs(values: Sequence[Any], batched: Sequence[bool]) -> list[Any]:
-    """Fake twins of example values; the first dimension of each `batched` one is the same free symbol.
+def fake_inputs(values: Sequence[Any], sizes: Sequence[FreeSize], hints: Sequence[int] | None = None) -> list[Any]:
+    """Fake twins of example values, with a symbol for every free size.
 
     Args:
         values: tensors, and anything else, which is returned as it is.
-        batched: for each value whether its first dimension is the batch.
+        hints: numbers that stand for the sizes where an operator must choose a path; two or more is the general case.
     """
     environment = ShapeEnv()
     mode = FakeTensorMode(shape_env=environment)
-    # The hint stands in for the size where an operator must choose a path; two or more is the general case.
-    hint = stand_in(values, batched)
-    source = ConstantSource("batch")
-    symbol = environment.create_symbol(hint, source=source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None)
-    batch = environment.create_symintnode(symbol, hint=hint, source=source)
+    tensors = [v for v in values if isinstance(v, Tensor)]
+    hints = numbers_for(sizes, tensors) if hints is None else hints
+    symbols = _symbols(environment, sizes, hints)
+    batch = batch_of(sizes)
+    _COUNTED[environment] = {
+        symbol.node.expr: 1 if size is batch else own
+        for size, symbol, own in zip(sizes, symbols, sizes_of(sizes, tensors), strict=True)
+    }
+    free = {
+        (place.input, place.dimension): place.length(symbol)  # type: ignore[arg-type]
+        for size, symbol in zip(sizes, symbols, strict=True)
+        for place in size.places
+    }
 
-    def twin(value: Any, free: bool) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        if not free:
+    def twin(index: int, value: Tensor) -> Tensor:
+        dims = range(value.dim())
+        if not any((index, d) in free for d in dims):
             return mode.from_tensor(value.detach(), static_shapes=True)
         # The order of the dimensions in memory decides which views are possible (channels last, transposed examples).
-        dims = range(value.dim())
         strides: list[int] = list(value.stride())
         order = sorted(dims, key=lambda d: (-strides[d], d)) if 0 not in strides else list(dims)
-        sizes = [batch, *value.shape[1:]]
+        sizes = [free.get((index, d), value.shape[d]) for d in dims]
         with mode:
             dense = torch.empty([sizes[d] for d in order], dtype=value.dtype, device=value.device)
             return dense.permute([order.index(d) for d in dims])
 
-    return [twin(v, free) for v, free in zip(values, batched, strict=True)]
+    index = itertools.count()
+    return [twin(next(index), v) if isinstance(v, Tensor) else v for v in values]
 
 
-def resized(value: Any, size: int) -> Any:
-    """The same samples, repeated or cut to another batch size; the memory layout stays."""
-    copies = -(-size // value.shape[0])
-    return torch.cat([value] * copies)[:size] if copies > 1 else value[:size].clone(memory_format=torch.preserve_format)
+def _symbols(environment: ShapeEnv, sizes: Sequence[FreeSize], hints: Sequence[int]) -> list[torch.SymInt]:
+    found = []
+    for size, hint in zip(sizes, hints, strict=True):
+        source = ConstantSource(size.name)
+        symbol = environment.create_symbol(hint, source=source, dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None)
+        found.append(environment.create_symintnode(symbol, hint=hint, source=source))
+    return found  # type: ignore[return-value]
 
 
-def stand_in(values: Sequence[Any], batched: Sequence[bool], others: Iterable[Tensor] = ()) -> int:
-    """The number that stands for the free batch size while it is traced: two or more, and unlike all other sizes, because an
-    operator that compares two equal numbers fixes the batch.
+# What the free sizes of a graph count as in numbers of operations: one sample, and the example's sizes.
+_COUNTED: WeakKeyDictionary[ShapeEnv, dict[Any, int]] = WeakKeyDictionary()
+
+
+def counted(size: Any) -> int:
+    """A size in numbers: one where it is the batch, the example's where it is another free one."""
+    if not is_free(size):
+        return int(size)
+    expression, known = size.node.expr, _COUNTED.get(size.node.shape_env, {})
+    return int(expression.subs({symbol: known.get(symbol, 1) for symbol in expression.free_symbols}))
+
+
+def numbers_for(sizes: Sequence[FreeSize], example: Sequence[Tensor], others: Iterable[Tensor] = ()) -> list[int]:
+    """The numbers that stand for free sizes while they are traced; see `stand_ins`.
 
     Args:
-        values, batched: as for `fake_inputs`. others: tensors whose sizes it must not have either.
+        example: the input tensors. others: tensors whose sizes they must not have either.
     """
-    tensors = [(v, free) for v, free in zip(values, batched, strict=True) if isinstance(v, Tensor)]
-    taken = {
-        int(size) for shape in [*(v.shape[int(f) :] for v, f in tensors), *(t.shape for t in others)] for size in shape
-    }
-    size = max([2, *(int(v.shape[0]) for v, free in tensors if free)])
-    sample = sum(v[:1].numel() * v.element_size() for v, free in tensors if free)
-    least = size if sample * UNUSUAL > ROOM else max(size, UNUSUAL)
-    return next(number for number in itertools.count(least) if number not in taken)
+    places = {(p.input, p.dimension) for size in sizes for p in size.places}
+    fixed = {n for i, t in enumerate(example) for d, n in enumerate(t.shape) if (i, d) not in places}
+    batch, own = batch_of(sizes), sizes_of(sizes, example)
+    least = [max(2, n) for n in own]
+    if batch is not None:
+        counted = [example[p.input] for p in batch.places]
+        if sum(t[:1].numel() * t.element_size() for t in counted) * UNUSUAL <= ROOM:
+            position = list(sizes).index(batch)
+            least[position] = max(least[position], UNUSUAL)
+    return stand_ins(sizes, own, least, fixed | {n for t in others for n in t.shape})
+
+
+def sizes_of(sizes: Sequence[FreeSize], tensors: Sequence[Tensor]) -> list[int]:
+    """The free sizes that input tensors have, which are known to fit."""
+    return [s.places[0].size(tensors[s.places[0].input].shape[s.places[0].dimension]) or 0 for s in sizes]
+
+
+def with_sizes(tensors: Sequence[Tensor], sizes: Sequence[FreeSize], values: Sequence[int]) -> list[Tensor]:
+    """Input tensors of other sizes: their content repeated or cut; the memory layout stays."""
+    out = list(tensors)
+    for size, value in zip(sizes, values, strict=True):
+        for place in size.places:
+            out[place.input] = resized(out[place.input], place.length(value), place.dimension)
+    return out
+
+
+def resized(value: Tensor, length: int, dim: int = 0) -> Tensor:
+    """The same content along a dimension, repeated or cut to another length; the memory layout stays."""
+    copies = -(-length // value.shape[dim])
+    if copies > 1:
+        return torch.cat([value] * copies, dim).narrow(dim, 0, length)
+    return value.narrow(dim, 0, length).clone(memory_format=torch.preserve_format)
 
 
 def is_free(size: Any) -> bool:
@@ -123,23 +208,33 @@ def is_free(size: Any) -> bool:
     return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
 
 
-def size_of(value: torch.SymInt) -> Size:
-    """A size as a polynomial of the batch.
+def symbols(fakes: Sequence[Tensor], sizes: Sequence[FreeSize]) -> dict[Any, str]:
+    """What the symbols in the shapes of fake input tensors are called."""
+    found = {}
+    for size in sizes:
+        length: Any = fakes[size.places[0].input].shape[size.places[0].dimension]
+        for symbol in length.node.expr.free_symbols:
+            found[symbol] = size.name
+    return found
+
+
+def label(size: Any, names: Mapping[Any, str]) -> str | None:
+    """A size in terms of the free ones, as in `2*height + 1`; None for a number."""
+    if not is_free(size):
+        return None
+    return str(size.node.expr.xreplace(_called(names)))
+
+
+def size_of(value: torch.SymInt, fakes: Sequence[Tensor], sizes: Sequence[FreeSize]) -> Size:
+    """A number as a polynomial of the free sizes.
 
     Raises:
-        InputError: it is another function of it.
+        InputError: it is another function of them.
     """
-    expression = value.node.expr
-    polynomial = expression.as_poly(*expression.free_symbols)
-    if (
-        polynomial is None
-        or len(expression.free_symbols) != 1
-        or not all(c.is_Integer for c in polynomial.all_coeffs())
-    ):
-        raise InputError(f"the model returns the number {expression}, which an artifact cannot compute; return tensors")
-    return Size(tuple(int(c) for c in reversed(polynomial.all_coeffs())))
-
-
-def batched(values: Sequence[Any]) -> list[bool]:
-    """For each value: is it a tensor whose first dimension is free?"""
-    return [isinstance(v, Tensor) and v.dim() > 0 and is_free(v.shape[0]) for v in values]
+    expression, names = value.node.expr, symbols(fakes, sizes)
+    order = list(names)  # as `sizes`
+    polynomial = expression.as_poly(*order)
+    if polynomial is None or not all(c.is_Integer for c in polynomial.coeffs()):
+        shown = label(value, names)
+        raise InputError(f"the model returns the number {shown}, which an artifact cannot compute; return tensors")
+    return Size(tuple((int(c), powers) for powers, c in polynomial.terms()))

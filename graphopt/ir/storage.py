@@ -22,13 +22,14 @@ from torch import Tensor, fx, nn
 from graphopt.ir import encoding, operators, raw_tensors, schema, stored_facts
 from graphopt.ir.checkpoint import Entry
 from graphopt.ir.graph import Example, Graph
-from graphopt.ir.shapes import batched, fake_inputs
+from graphopt.ir.shapes import fake_inputs
+from graphopt.ir.sizes import BATCH, FreeSize, Place
 from graphopt.utils import archive, json_data
 from graphopt.utils.errors import InputError, first_line
 from graphopt.utils.files import write_atomically
 
 FORMAT = "graphopt graph"
-VERSION = 3
+VERSION = 4
 DESCRIPTION = "graph.json"
 
 
@@ -103,8 +104,7 @@ def _describe(graph: Graph, encoder: encoding.Encoder, without: Collection[str],
         "version": VERSION,
         "input_names": graph.input_names,
         "output_names": graph.output_names,
-        "dynamic_batch": graph.dynamic_batch,
-        "batched": batched([n.meta["val"] for n in graph.nodes if n.op == "placeholder"]),
+        "free_sizes": [size.to_dict() for size in graph.free_sizes],
         "notes": graph.notes,
         "checkpoint": {name: [[e.name, e.transposed] for e in found] for name, found in graph.checkpoint.items()},
         "training": graph.training,
@@ -163,7 +163,8 @@ def _restore(data: dict[str, Any], tensors: list[Tensor], elsewhere: Mapping[str
     leaves = [decoder.value(leaf) for leaf in data["example"]["leaves"]]
     args, kwargs = pytree.tree_unflatten(leaves, encoding.spec_of(data["example"]["structure"]))
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
-    for node, value in zip(placeholders, fake_inputs(leaves, data["batched"]), strict=True):
+    free_sizes = _free_sizes(data, leaves)
+    for node, value in zip(placeholders, fake_inputs(leaves, free_sizes), strict=True):
         node.meta["val"] = value
     module = fx.GraphModule(root, graph)
     module.training = data["training"]
@@ -172,12 +173,21 @@ def _restore(data: dict[str, Any], tensors: list[Tensor], elsewhere: Mapping[str
         Example(args, kwargs),
         input_names=data["input_names"],
         output_names=data["output_names"],
-        dynamic_batch=data["dynamic_batch"],
+        free_sizes=free_sizes,
         notes=data["notes"],
         checkpoint={name: tuple(Entry(*e) for e in found) for name, found in data.get("checkpoint", {}).items()},
     )
     loaded.refresh()
     return loaded
+
+
+def _free_sizes(data: dict[str, Any], leaves: list[Any]) -> list[FreeSize]:
+    """Those of a graph; until format 3, a free first dimension of some inputs."""
+    if "free_sizes" in data:
+        return [FreeSize.from_dict(size) for size in data["free_sizes"]]
+    tensors = [free for free, leaf in zip(data["batched"], leaves, strict=True) if isinstance(leaf, Tensor)]
+    places = tuple(Place(index, 0) for index, free in enumerate(tensors) if free)
+    return [FreeSize(BATCH, places)] if places else []
 
 
 def _register(root: nn.Module, name: str, value: Tensor) -> None:

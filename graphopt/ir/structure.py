@@ -3,7 +3,7 @@
     (x, {"mask": m})     <->  {"tuple": [null, {"dict": {"mask": null}}]}
     tensor               <->  null
     True, 3, "a", None   <->  {"value": true}, ...     part of the model, not an input
-    4 N + 1              <->  {"size": [1, 4]}         a number that follows the batch size N: coefficients, lowest power first
+    4 N L + 1            <->  {"size": [[4, [1, 1]], [1, [0, 0]]]}    a number that follows the free sizes N and L: see `Size`
     Point(x=x, y=y)      <->  {"named": {"type": "Point", "fields": {"x": null, "y": null}}}
 
 A named tuple comes back as a named tuple of the same fields; any other class with named fields as `Fields`.
@@ -12,8 +12,9 @@ A named tuple comes back as a named tuple of the same fields; any other class wi
 from __future__ import annotations
 
 import keyword
+import math
 from collections import defaultdict, namedtuple
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from graphopt.utils.errors import InputError
+
+LONGEST, HIGHEST = 100, 8  # terms of a size, and powers in them: enough for what models return
 
 
 class Fields(dict[str, Any]):
@@ -42,12 +45,12 @@ def tensors(value: Any) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Size:
-    """A number that follows the batch size: sum of coefficients[k] * batch ** k."""
+    """A number that follows the free sizes: the sum over `terms` of coefficient * size[0] ** power[0] * size[1] ** power[1]"""
 
-    coefficients: tuple[int, ...]
+    terms: tuple[tuple[int, tuple[int, ...]], ...]
 
-    def of(self, batch: int) -> int:
-        return sum(c * batch**power for power, c in enumerate(self.coefficients))
+    def of(self, sizes: Sequence[int]) -> int:
+        return sum(c * math.prod(s**p for s, p in zip(sizes, powers, strict=True)) for c, powers in self.terms)
 
 
 # Nested values of this class are flattened like those of the class that it stands for.
@@ -72,7 +75,7 @@ def _encode(spec: Any, leaves: Iterator[Any]) -> Any:
         if isinstance(leaf, Tensor):
             return None
         if isinstance(leaf, Size):
-            return {"size": list(leaf.coefficients)}
+            return {"size": [[c, list(powers)] for c, powers in leaf.terms]}
         if leaf is None or isinstance(leaf, (bool, int, float, str)):
             return {"value": leaf}
         raise InputError(
@@ -109,22 +112,22 @@ def _empty_fields(context: Any) -> list[str]:
     return list(context[1]) if two else []
 
 
-def decode(structure: Any, tensors: Iterator[Any], batch: int = 1) -> Any:
-    """The nested value again, its tensors taken in order from `tensors`; `batch`: the number of samples they are of."""
+def decode(structure: Any, tensors: Iterator[Any], sizes: Sequence[int] = ()) -> Any:
+    """The nested value again, its tensors taken in order from `tensors`; `sizes`: the free sizes of the call."""
     if structure is None:
         return next(tensors)
     (form, content), *_ = structure.items()
     if form == "value":
         return content
     if form == "size":
-        return Size(tuple(content)).of(batch)
+        return Size(_terms(content)).of(sizes)
     if form == "list":
-        return [decode(c, tensors, batch) for c in content]
+        return [decode(c, tensors, sizes) for c in content]
     if form == "tuple":
-        return tuple(decode(c, tensors, batch) for c in content)
+        return tuple(decode(c, tensors, sizes) for c in content)
     if form == "dict":
-        return {k: decode(c, tensors, batch) for k, c in content.items()}
-    fields = {k: decode(c, tensors, batch) for k, c in content["fields"].items()}
+        return {k: decode(c, tensors, sizes) for k, c in content.items()}
+    fields = {k: decode(c, tensors, sizes) for k, c in content["fields"].items()}
     if content["tuple"]:
         return namedtuple(content["type"], list(fields))(**fields)
     return Fields(fields)
@@ -170,8 +173,7 @@ def check(structure: Any) -> int:
             raise ValueError(f"not a plain value: {content!r}")
         return 0
     if form == "size":
-        if not isinstance(content, list) or not 0 < len(content) <= 8 or not all(type(c) is int for c in content):
-            raise ValueError(f"not the coefficients of a size: {content!r}")
+        _terms(content)
         return 0
     if form in ("list", "tuple") and isinstance(content, list):
         return sum(map(check, content))
@@ -186,6 +188,18 @@ def check(structure: Any) -> int:
         if not isinstance(content.get("tuple"), bool) or any(n.startswith("_") for n in names[1:]):
             raise ValueError(f"not a structure: {structure!r}")
     return sum(map(check, entries.values()))
+
+
+def _terms(content: Any) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    """The terms of a size. A plain list, which older files hold, are coefficients of one size, lowest power first."""
+    if not isinstance(content, list) or not 0 < len(content) <= LONGEST:
+        raise ValueError(f"not the terms of a size: {str(content)[:100]}")
+    terms = [c if isinstance(c, list) else [c, [power]] for power, c in enumerate(content)]
+    for term in terms:
+        powers = term[1] if len(term) == 2 and isinstance(term[1], list) else [-1]
+        if type(term[0]) is not int or not all(type(p) is int and 0 <= p <= HIGHEST for p in powers):
+            raise ValueError(f"not the terms of a size: {str(content)[:100]}")
+    return tuple((c, tuple(powers)) for c, powers in terms)
 
 
 def _shown(value: Any) -> str:

@@ -15,7 +15,7 @@ Paper:  Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.analysis.distributions import Distributions
-from graphopt.execution.observers import PositionMean, Statistic, observe
+from graphopt.execution.observers import MeanResponse, Statistic, observe
 from graphopt.execution.reference import float_reference, set_compensated, unquantized
 from graphopt.ir.facts import BIAS_CORRECTED
 from graphopt.ir.graph import Graph
@@ -58,13 +58,13 @@ class CorrectBias:
             return self.from_norms(graph, layers)
         reference = float_reference(graph)
         sources = {node.name: node for node in reference.nodes}
-        means = {layer.input: PositionMean(layer.dims + 1) for layer in layers}
+        shifts = [MeanResponse(layer.dims, self.lost(graph, layer)) for layer in layers]
         watched: dict[Node, list[Statistic]] = {}
-        for value, mean in means.items():
-            watched.setdefault(sources[unquantized(value).name], []).append(mean)
+        for layer, shift in zip(layers, shifts, strict=True):
+            watched.setdefault(sources[unquantized(layer.input).name], []).append(shift)
         if not observe(reference, watched, self.calibration):
             return []
-        return [self.correct(graph, layer, means[layer.input].mean) for layer in layers]
+        return [self.correct(graph, layer, shift) for layer, shift in zip(layers, shifts, strict=True)]
 
     def from_norms(self, graph: Graph, layers: list[Layer]) -> list[Change]:
         found = Distributions.of(graph)
@@ -80,17 +80,23 @@ class CorrectBias:
         for layer in known:
             mean = found.known[layer.input].mean
             mean = mean.flatten(0, -layer.dims - 2).mean(0) if mean.dim() > layer.dims + 1 else mean
-            changes.append(self.correct(graph, layer, mean))
+            shift = MeanResponse(layer.dims, self.lost(graph, layer))
+            shift.update(mean)
+            changes.append(self.correct(graph, layer, shift))
         left = [layer for layer in layers if layer not in known]
         return changes + [Change(graph.site(n.node), f"left as it is: {found.unknown[n.input]}") for n in left]
 
-    def correct(self, graph: Graph, layer: Layer, mean: Tensor) -> Change:
-        """Shift the bias by what the lost part of the weight makes of the mean input, [in, *image]."""
+    def lost(self, graph: Graph, layer: Layer) -> Callable[[Tensor], Tensor]:
+        """The layer with the lost part of its weight alone: [1, in, *image] -> [1, out, *image]."""
         weight: Any = layer.weight
         constants = [graph.tensor(a) if isinstance(a, Node) else a for a in weight.args]
         lost = constants[0].double() - weight.target(*constants).double()
-        response = layer.node.target(mean[None], lost, None, *layer.node.args[3:], **layer.node.kwargs)  # type: ignore[operator]
-        shift = response.movedim(-1 - layer.dims, 0).flatten(1).mean(1)
+        target: Any = layer.node.target
+        return lambda x: target(x, lost, None, *layer.node.args[3:], **layer.node.kwargs)
+
+    def correct(self, graph: Graph, layer: Layer, response: MeanResponse) -> Change:
+        """Shift the bias by what the lost part of the weight makes of the layer's inputs on average."""
+        shift = response.mean
         found = rounded_bias(layer)
         assert found is not None
         reader, bias = found

@@ -53,8 +53,12 @@ class Unit:
 
     @property
     def by_sample(self) -> bool:
-        """Whether samples can be taken one by one: inputs and result have one free first dimension. (A table has none.)"""
-        sizes = [_first_size(node) for node in (*self.inputs, self.output)]
+        """Whether samples can be taken one by one: inputs and result have one free first dimension (a table has none), and no
+        other, for batches of different sizes have no samples in common."""
+        nodes = (*self.inputs, self.output)
+        if any(is_free(size) for node in nodes for size in value(unquantized(node)).shape[1:]):
+            return False
+        sizes = [_first_size(node) for node in nodes]
         return sizes[0] is not None and all(size == sizes[0] for size in sizes)
 
 

@@ -91,7 +91,7 @@ def test_a_mixture_of_order_and_names_is_refused(artifact: NumpySums) -> None:
 def test_only_a_free_batch_may_vary_and_only_for_all_inputs_together(artifact: NumpySums) -> None:
     if artifact.manifest.inputs[0].shape[0] is None:
         assert artifact(X[:2], {"y": Y[:2]})["sum"].shape == (2, 3)
-        with pytest.raises(InputError, match=r"different batch sizes \(x: 4, y?.*: 2\)"):
+        with pytest.raises(InputError, match=r"different sizes: 'batch' is 4 by dimension 0 of input 'x' and 2 by"):
             artifact(X, {"y": Y[:2]})
     else:
         with pytest.raises(InputError, match=r"must be float32\[4, 3\], got float32\[2, 3\]"):

@@ -104,7 +104,7 @@ def in_the_signature(data: Any) -> None:
     constant = next(n for n in data["nodes"] if n["op"] == "get_attr")
     output = {**data["nodes"][-1], "args": [{"tuple": [{"node": constant["name"]}]}]}
     leaf = {"type": "tuple", "context": None, "children": [None]}
-    data.update(nodes=[constant, output], arguments=[f"a={RUN}"], inputs=whole, outputs=leaf, batched=[])
+    data.update(nodes=[constant, output], arguments=[f"a={RUN}"], inputs=whole, outputs=leaf, free_sizes=[])
     data["example"] = {"structure": whole, "leaves": []}
 
 

@@ -79,7 +79,7 @@ def test_a_saved_graph_comes_back_the_same(graph: Graph, tmp_path: Path) -> None
     graph.save(tmp_path / "graph.pt2")
     loaded = Graph.load(str(tmp_path / "graph.pt2"))
     assert str(loaded) == str(graph)
-    for field in ("input_names", "output_names", "dynamic_batch", "notes", "training"):
+    for field in ("input_names", "output_names", "free_sizes", "notes", "training"):
         assert getattr(loaded, field) == getattr(graph, field)
     assert [graph.site(n) for n in graph.calls()] == [loaded.site(n) for n in loaded.calls()]
     assert {n: p.requires_grad for n, p in loaded.named_parameters()} == {
@@ -210,7 +210,7 @@ def test_bad_files_are_named_in_one_sentence(graph: Graph, tmp_path: Path) -> No
     refused("damaged")
     path.write_bytes(good)
     rewritten(path, version=99)
-    refused("saved by a newer graphopt .format 99, this one reads 3.; upgrade graphopt")
+    refused("saved by a newer graphopt .format 99, this one reads 4.; upgrade graphopt")
     path.write_bytes(good)
     rewritten(path, nodes=[{"op": "call_function"}])
     refused("damaged .KeyError")
