@@ -4,6 +4,6 @@ channels/            which channels share a scale, which are removed together
 intervals.py         bounds of values
 distributions.py     means and variances by batch norms
 im2col.py            what a layer multiplies its weight with, as rows
-grouped_moments.py   moments of rows, group by group
+moments.py           moments of rows, group by group
 output_error.py      the error at the outputs of a changed graph
 """

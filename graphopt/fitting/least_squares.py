@@ -2,7 +2,7 @@
 
     W', b' = argmin  sum | W' x + b' - y |^2  +  r |W' - W|^2      x: the layer's inputs [d], y: wanted outputs [out]
 
-Only the moments of x and y are needed (`graphopt.analysis.im2col.Moments`).
+Only the moments of x and y are needed (`graphopt.analysis.moments`).
 
 Papers: He et al. 2017, "Channel Pruning for Accelerating Very Deep Neural Networks", section 3.2; Luo et al. 2017, "ThiNet".
 """
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
-from graphopt.analysis.im2col import Moments, from_matrix, weight_matrix
+from graphopt.analysis.im2col import from_matrix, weight_matrix
+from graphopt.analysis.moments import Moments
 from graphopt.fitting.fit import Found, Parametrization
 from graphopt.fitting.region import Region
 from graphopt.fitting.samples import Samples
@@ -65,9 +66,11 @@ class LayerWeights(Parametrization):
         moments = Moments(self.layer)
         gather(self.layer, samples, moments)
         old = graph.tensor(self.layer.weight)
-        weight, _ = least_squares(weight_matrix(self.layer, old), moments)
-        found = from_matrix(self.layer, weight.to(old.dtype), old)
-        return {"weight": found, "bias": moments.mean_t - weight @ moments.mean_x}
+        matrix = weight_matrix(self.layer, old)
+        grouped = matrix.reshape(self.layer.groups, -1, matrix.shape[1])
+        weight, _ = least_squares(grouped, moments)
+        bias = moments.mean_t - (weight @ moments.mean_x[..., None])[..., 0]
+        return {"weight": from_matrix(self.layer, weight.flatten(0, 1).to(old.dtype), old), "bias": bias.flatten()}
 
     def constants(self, graph: Graph, found: Found) -> Mapping[Node, Any]:
         return {self.layer.weight: found["weight"]}
@@ -102,16 +105,19 @@ def outputs(layer: Layer, y: Tensor) -> Tensor:
     return y.flatten(2).transpose(1, 2)
 
 
-def least_squares(weight: Tensor, moments: Moments) -> tuple[Tensor, Tensor]:
-    """Ridge regression around a weight [out, d]: the fitted weight, and the metric [d, d] its error is measured in; float64."""
-    weight, xx, metric = weight.double(), moments.xx, metric_of(moments)
-    return weight + torch.linalg.solve(metric, moments.xt - xx @ weight.T).T, metric
+def least_squares(weight: Tensor, moments: Moments, ridge: float = RIDGE) -> tuple[Tensor, Tensor]:
+    """Ridge regression around a weight [g, out, d]: the fitted weight, and the metric that its error is measured in, [g, d, d];
+    float64. `ridge`: a share of the mean second moment."""
+    weight, metric = weight.double(), metric_of(moments, ridge)
+    lost = moments.xt - moments.xx @ weight.transpose(1, 2)
+    return weight + torch.linalg.solve(metric, lost).transpose(1, 2), metric
 
 
-def metric_of(moments: Moments) -> Tensor:
-    """Second moments of a layer's inputs with a ridge, which makes every direction count: [d, d]."""
+def metric_of(moments: Moments, ridge: float = RIDGE) -> Tensor:
+    """Second moments of a layer's inputs with a ridge, which makes every direction count: [g, d, d]."""
     xx = moments.xx
-    return xx + RIDGE * xx.diagonal().mean().clamp(min=1e-12) * torch.eye(len(xx), dtype=xx.dtype)
+    size = xx.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
+    return xx + ridge * size[:, None, None] * torch.eye(xx.shape[-1], dtype=xx.dtype)
 
 
 def shift_output(graph: Graph, layer: Layer, shift: Tensor) -> None:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 from torch.fx.node import Node
 
-from graphopt.analysis.im2col import BUDGET, Moments, moment_bytes, weight_matrix
+from graphopt.analysis.im2col import weight_matrix
+from graphopt.analysis.moments import BUDGET, Moments, moment_bytes
 from graphopt.fitting.fit import Found, Parametrization, fit
 from graphopt.fitting.least_squares import LayerWeights, gather, least_squares
 from graphopt.fitting.region import Region
@@ -128,9 +129,10 @@ class Factors(Parametrization):
         method, ranks = self.chain.method, self.chain.ranks
         moments, sample = Moments(self.layer), Sample(self.layer, len(samples.parts))
         gather(self.layer, samples, moments, *([sample] if self.activation is not None else []))
-        problem = Problem(*least_squares(weight_matrix(self.layer, self.weight), moments))
+        (weight,), (metric,) = least_squares(weight_matrix(self.layer, self.weight)[None], moments)
+        problem = Problem(weight, metric)
         chain = method.fit(self.layer, problem, ranks)
-        found = Fitted(chain, moments.mean_t - chain.dense().flatten(1).double() @ moments.mean_x)
+        found = Fitted(chain, moments.mean_t[0] - chain.dense().flatten(1).double() @ moments.mean_x[0])
         if self.activation is not None:
             through = Through(sample, self.activation, found)
             if self.options.nonlinear:

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 from torch.fx.node import Node
 
-from graphopt.analysis.grouped_moments import GroupedMoments
+from graphopt.analysis.moments import Moments
 from graphopt.fitting import rounding
 from graphopt.fitting.fit import Found, Parametrization
-from graphopt.fitting.least_squares import gather
+from graphopt.fitting.least_squares import gather, least_squares
 from graphopt.fitting.samples import Samples
 from graphopt.ir.graph import Graph
 from graphopt.passes.rounding import bit_split
@@ -42,13 +41,10 @@ class Codes(Parametrization):
     def solve(self, graph: Graph, samples: Samples) -> Found:
         """`aim` is the weight that was rounded, [g, out, d]."""
         rounded = self.rounded
-        moments = GroupedMoments(rounded.layer, centred=rounded.bias is not None)
+        moments = Moments(rounded.layer, centred=rounded.bias is not None)
         gather(rounded.layer, samples, moments)
-        weight = rounded.grouped(rounded.weight(graph)).double()
-        xx = moments.xx
-        size = xx.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
-        metric = xx + RIDGE * size[:, None, None] * torch.eye(xx.shape[-1], dtype=xx.dtype)
-        aim = weight + torch.linalg.solve(metric, moments.xt - xx @ weight.transpose(1, 2)).transpose(1, 2)
+        weight = rounded.grouped(rounded.weight(graph))
+        aim, metric = least_squares(weight, moments, RIDGE)
         way = bit_split.fit if self.digits else rounding.fit
         scales = self.scales and not rounded.scales_fixed(graph)
         codes, lattice = way(aim, metric, rounded.lattice(graph), scales=scales)

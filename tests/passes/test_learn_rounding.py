@@ -12,16 +12,16 @@ from graphopt.execution.executor import Executor
 from graphopt.execution.spill import Overflow
 from graphopt.execution.streaming import Frontier
 from graphopt.fitting import rounding as q
+from graphopt.fitting import samples as fitting_samples
+from graphopt.fitting.region import Region
+from graphopt.fitting.samples import Samples
 from graphopt.formats import FAKE_QUANTIZE, Format, quantize
 from graphopt.ir.graph import Graph
 from graphopt.passes.cleanup.fold_batchnorm import FoldBatchNorm
 from graphopt.passes.quantization import Quantize
-from graphopt.fitting import samples as fitting_samples
-from graphopt.fitting.region import Region
-from graphopt.fitting.samples import Samples
 from graphopt.passes.rounding import LearnRounding, bit_split
-from graphopt.passes.rounding.correct_bias import CorrectBias
 from graphopt.passes.rounding.codes import Codes
+from graphopt.passes.rounding.correct_bias import CorrectBias
 from graphopt.passes.rounding.relaxed import RelaxedRounding
 from graphopt.passes.rounding.units import block_units, find_cuts, layer_units, rounded_nodes
 from graphopt.targets import find
