@@ -44,8 +44,8 @@ class LayerWeights(Parametrization):
         kept: Mapping[str, Tensor] | None = None,
         only: Collection[str] | None = None,
     ) -> list[LayerWeights]:
-        """One for each layer that can be fitted alone, in execution order: those without groups, with a constant weight of its
-        own and a bias that is constant or missing.
+        """One for each layer that can be fitted alone, in execution order: those with a constant weight of their own and a bias
+        that is constant or missing.
 
         Args:
             graph: the changed one.
@@ -134,4 +134,4 @@ def shift_output(graph: Graph, layer: Layer, shift: Tensor) -> None:
 
 def _fits(graph: Graph, layer: Layer) -> bool:
     own = graph.is_constant(layer.weight) and len(layer.weight.users) == 1
-    return own and layer.groups == 1 and (layer.bias is None or graph.is_constant(layer.bias))
+    return own and (layer.bias is None or graph.is_constant(layer.bias))
