@@ -1,4 +1,4 @@
-"""Walk a graph once over many batches, stopping wherever one likes: the values in flight are kept, everything else is dropped.
+"""Run a graph over many batches up to a call, then on to a later one: between two stops only the values in flight are kept.
 
     walk = Frontier(graph, batches)
     for layer in layers:

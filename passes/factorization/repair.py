@@ -185,9 +185,8 @@ def repair(
     factors = [Factors.of(original, sources[p.before], each, options) for each, p in placed if each.fits]
     layers = LayerWeights.all_of(graph, sources, only={node.name for node in graph.calls()} - stages)
     tasks = sorted([*factors, *layers], key=lambda task: task.region.first)
-    fits = fit(
-        original, graph, data, tasks, "fitting factors", names=names, checkpoint=checkpoint, options=f"{options}"
-    )
+    how = f"{options} {[(type(each.method).__name__, each.ranks) for each in replaced]}"
+    fits = fit(original, graph, data, tasks, "fitting factors", names=names, checkpoint=checkpoint, options=how)
     for task, found in zip(tasks, fits, strict=True):
         if isinstance(task, Factors):
             task.chain.error = found.error

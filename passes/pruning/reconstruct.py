@@ -27,7 +27,7 @@ def reconstruct(
         graph: after it; calls have the names they had.
         kept: name of a layer's call -> the output channels it still has.
         data: batches.
-        only: names of the calls to fit; None: all layers without groups.
+        only: names of the calls to fit; None: all that `LayerWeights` can fit.
         checkpoint: a folder that remembers the layers that are done.
     """
     tasks = LayerWeights.all_of(graph, {node.name: node for node in original.nodes}, kept, only)

@@ -3,20 +3,19 @@
     [*clean(target), Quantize(target, data, weights=Format(bits=4, per_channel=True)), LearnRounding(data)]
 
 1. Layer by layer, in execution order, with the inputs of the network quantized so far: the least-squares weight for what the
-   layer gave in float (a residual stream's error included) is rounded under the quadratic of its inputs (`quadratic.py`).
+   layer gave in float (a residual stream's error included) is rounded under the quadratic of its inputs (`codes.py`).
    `method="gptq"` ends here: seconds, no gradients.
    `method="bit_split"` minimizes the same error digit by digit (`bit_split.py`).
 2. `method="adaround"`: from there, unit by unit, rounding, biases and steps are learned by gradients through the activations
-   (`soft.py`, `reconstruct.py`). A unit is a layer (`unit="layer"`, AdaRound) or a block (`unit="block"`, BRECQ; `units.py`).
+   (`soft.py`, `relaxed.py`). A unit is a layer (`unit="layer"`, AdaRound) or a block (`unit="block"`, BRECQ; `units.py`).
    `method="adaquant"` lets weights travel further than to the next code (`free.py`).
 
 The float network is the simulated graph without its quantizers. Codes are stored as points of the grid (`weights.py`), so that
 simulation, integers and artifact agree.
 
-The second step starts from what the first found, and what it learns of a unit is taken only where samples held out of the
-learning gain by it. With a few hundred images and steps that is little: begin with `gptq`.
-
-With `checkpoint`, every layer and unit that is done is written down (`journal.py`), and the same task goes on behind the last.
+In both steps, what is found for a layer or unit is taken only where samples held out of the search gain by it
+(`graphopt.fitting.fit`). The second starts from what the first found; with a few hundred images and steps it adds little: begin
+with `gptq`. With `checkpoint`, every layer and unit that is done is written down, and the same call goes on behind the last.
 
 Needs:  a graph straight from `Quantize` or `QuantizeWeights`; `CorrectBias` is not needed, biases are learned with the codes.
 Papers: Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization"; Li et al. 2021, "BRECQ"; Frantar et al.

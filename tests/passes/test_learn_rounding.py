@@ -9,7 +9,6 @@ import graphopt
 from graphopt.backends.onnxruntime import lower
 from graphopt.data.calibration import Calibration
 from graphopt.execution.executor import Executor
-from graphopt.execution.spill import Overflow
 from graphopt.execution.streaming import Frontier
 from graphopt.fitting import rounding as q
 from graphopt.fitting import samples as fitting_samples
@@ -253,35 +252,7 @@ def test_two_inputs_have_no_value_in_common():
     assert len(LearnRounding(data, method="adaround", batch=8, iterations=3)(graph)) == 2
 
 
-# ---- The quadratic --------------------------------------------------------------------------------------------------
-
-
-def test_descent_is_as_good_as_trying_all_codes():
-    torch.manual_seed(0)
-    d = 4
-    weight, half = torch.randn(1, 3, d).double(), torch.randn(1, d, d).double()
-    metric = half @ half.transpose(1, 2) + 0.3 * torch.eye(d).double()
-    lattice = q.Lattice(torch.full((1, 3, 1), 0.7).double(), torch.zeros(1, 3, 1).double(), -1, 1)
-    every = torch.cartesian_prod(*[torch.arange(-1.0, 2)] * d).double()
-    lost = every[:, None] * 0.7 - weight[0]
-    best = torch.einsum("krd,de,kre->kr", lost, metric[0], lost).min(0).values
-    codes, _ = q.fit(weight, metric, lattice, scales=False)
-    found = q.cost(weight, metric, lattice.weight(codes))[0]
-    assert (found <= 1.3 * best + 1e-9).all()
-    nearest = q.cost(weight, metric, lattice.weight(lattice.codes(weight)))[0]
-    assert found.sum() < nearest.sum()
-
-
-def test_the_best_scale_is_a_minimum():
-    torch.manual_seed(0)
-    weight, half = torch.randn(2, 3, 5).double(), torch.randn(2, 5, 5).double()
-    metric = half @ half.transpose(1, 2)
-    lattice = q.Lattice(torch.full((2, 3, 1), 0.4).double(), torch.zeros(2, 3, 1).double(), -7, 7)
-    codes = lattice.codes(weight)
-    scaled = q.rescale(weight, metric, lattice, codes)
-    for factor in (0.99, 1.01):
-        other = q.Lattice(scaled.scale * factor, lattice.zero, -7, 7)
-        assert (q.cost(weight, metric, scaled.weight(codes)) <= q.cost(weight, metric, other.weight(codes))).all()
+# ---- Digits -------------------------------------------------------------------------------------------------------
 
 
 def test_digits_add_up_to_codes_and_stay_so_when_they_are_optimized():
@@ -360,21 +331,6 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     piece.write_bytes(b"cut short")
     with pytest.raises(InputError, match=r"rounding_layers_2\.pt is damaged; remove it"):
         learned(graph, method="gptq", checkpoint=tmp_path)
-
-
-# ---- Memory ---------------------------------------------------------------------------------------------------------
-
-
-def test_overflow_counts_what_it_keeps_and_lets_go(tmp_path):
-    overflow = Overflow(100, tmp_path)
-    x, y = torch.arange(20.0), torch.arange(30.0).reshape(5, 6)
-    first, second = overflow.keep(x), overflow.keep(y)
-    assert torch.equal(first, x)
-    assert torch.equal(second, y)
-    assert (overflow.inside, overflow.outside) == (80, 120)
-    del first, second
-    assert (overflow.inside, overflow.outside) == (0, 0)
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_walk_reads_a_changed_weight_behind_its_quantizer():
