@@ -8,8 +8,9 @@ The regions are taken in execution order. For each one,
 1. its inputs are taken from the changed network, in which the regions before it are fitted already, and what it should give from
    the original (asymmetric reconstruction);
 2. the parametrization is solved on these samples, one in eight held out (`graphopt.fitting.samples`);
-3. the region is run on the samples held out, with what was found and with what was there. What was found is stored where its
-   error is smaller; else the region stays as it is. So no region gets worse on data it was not fitted to. With less than eight
+3. the region is run on the samples held out, with what was found and with what was there. A parametrization may offer more
+   cautious choices, such as a stronger ridge; they are tried as long as the error falls. The best is stored where its error is
+   smaller than before; else the region stays as it is. So no region gets worse on data it was not fitted to. With up to eight
    samples one alone decides, and a single one decides about its own fit.
 
 Each graph is run once through all data. What is in flight between two regions stays in memory up to `memory` bytes and goes to
@@ -23,11 +24,11 @@ Paper:  Zhang et al. 2015, "Accelerating Very Deep Convolutional Networks for Cl
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -43,11 +44,13 @@ from graphopt.fitting.region import Region
 from graphopt.fitting.residual import Stream
 from graphopt.fitting.samples import Part, Samples
 from graphopt.ir.graph import Graph
+from graphopt.ir.layer import Layer
 from graphopt.utils.errors import InputError, NonFiniteError
 from graphopt.utils.progress import track
 
 MEMORY = 2**31  # bytes of values in flight that are held in memory, of both graphs together
 
+P = TypeVar("P", bound="Parametrization")
 Found = dict[str, Any]  # tensors, numbers, text, and lists and dictionaries of them: what a journal can hold
 
 
@@ -70,9 +73,18 @@ class Parametrization(ABC):
     kept: Tensor | None = None
     channel_dim: int = -1
 
+    @classmethod
+    def of_layer(cls: type[P], layer: Layer, source: Layer, /, **fields: Any) -> P:
+        """Of a layer, which stands for one of the original; `fields`: the others of the class."""
+        dim = -1 - layer.dims
+        return cls(region=Region.of_layer(layer), source=Region.of_layer(source), channel_dim=dim, **fields)
+
     @abstractmethod
-    def solve(self, graph: Graph, samples: Samples) -> Found:
-        """The best there is for the samples that are fitted on; the graph stays as it is."""
+    def solve(self, graph: Graph, samples: Samples) -> Iterator[Found]:
+        """What is best for the samples that are fitted on, and more cautious choices after it; the graph stays as it is.
+
+        The loop asks for the next one as long as the error on the samples held out falls.
+        """
 
     @abstractmethod
     def constants(self, graph: Graph, found: Found) -> Mapping[Node, Any]:
@@ -154,7 +166,9 @@ def fit(
         NonFiniteError: a region's wanted result holds NaN or infinity; names the call that is the first to give one.
         InputError: the data are empty, or a file in `checkpoint` is damaged.
     """
-    walk = _Walk(original, graph, data, tasks, names or {}, importance, MEMORY if memory is None else memory, folder)
+    weighted = [task.source.output for task in tasks] if importance else []
+    overflow = Overflow(MEMORY if memory is None else memory, folder)
+    walk = _Walk(original, graph, data, names or {}, weighted, overflow.keep)
     journal = Journal.of(checkpoint, lambda: fingerprint([original, graph], data, f"{doing}\n{options}"))
     done = []
     for number, task in enumerate(track(tasks, doing)):
@@ -168,24 +182,16 @@ def fit(
     return done
 
 
+@dataclass(eq=False)
 class _Walk:
     """Goes through both graphs side by side. The data are not held until the first region asks for its samples."""
 
-    def __init__(
-        self,
-        original: Graph,
-        graph: Graph,
-        data: Iterable[list[Tensor]],
-        tasks: Sequence[Parametrization],
-        names: Mapping[str, str],
-        importance: bool,
-        memory: int,
-        folder: Path | None,
-    ) -> None:
-        self.original, self.graph, self.data, self.names = original, graph, data, names
-        self.keep = Overflow(memory, folder).keep
-        self.weighted = [task.source.output for task in tasks] if importance else []
-        self._before = {node.name: node for node in original.nodes}
+    original: Graph
+    graph: Graph
+    data: Iterable[list[Tensor]]
+    names: Mapping[str, str]
+    weighted: Sequence[Node]  # results of the original whose elements have an importance
+    keep: Callable[[Tensor], Tensor]
 
     @cached_property
     def batches(self) -> list[list[Tensor]]:
@@ -202,19 +208,25 @@ class _Walk:
     def importance(self) -> dict[Node, list[Tensor]]:
         return fisher(self.original, self.weighted, self.batches, self.keep) if self.weighted else {}
 
+    @cached_property
+    def _sources(self) -> dict[str, Node]:
+        return {node.name: node for node in self.original.nodes}
+
     def source(self, node: Node) -> Node | None:
         """The value of the original that one of the changed graph stands for."""
-        return self._before.get(self.names.get(node.name, node.name))
+        return self._sources.get(self.names.get(node.name, node.name))
 
     def fit(self, task: Parametrization) -> Fit:
         samples = self.samples(task)
-        before = self.error(task, samples, {}, None)
-        found = task.solve(self.graph, samples)
-        return Fit(
-            found,
-            before,
-            self.error(task, samples, task.constants(self.graph, found), task.shift(self.graph, found)),
-        )
+        best, before = None, self.error(task, samples, {}, None)
+        for found in task.solve(self.graph, samples):
+            changed = task.constants(self.graph, found), task.shift(self.graph, found)
+            after = self.error(task, samples, *changed)
+            if best is not None and not after < best.after:
+                break
+            best = Fit(found, before, after)
+        assert best is not None
+        return best
 
     def error(
         self, task: Parametrization, samples: Samples, constants: Mapping[Node, Any], shift: Tensor | None

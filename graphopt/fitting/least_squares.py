@@ -2,16 +2,17 @@
 
     W', b' = argmin  sum | W' x + b' - y |^2  +  r |W' - W|^2      x: the layer's inputs [d], y: wanted outputs [out]
 
-Only the moments of x and y are needed (`graphopt.analysis.moments`).
+The less data, the stronger the ridge r that does best on samples held out. Only the moments of x and y are needed
+(`graphopt.analysis.moments`).
 
 Papers: He et al. 2017, "Channel Pruning for Accelerating Very Deep Neural Networks", section 3.2; Luo et al. 2017, "ThiNet".
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,12 +21,12 @@ from torch.fx.node import Node
 from graphopt.analysis.im2col import from_matrix, weight_matrix
 from graphopt.analysis.moments import Moments
 from graphopt.fitting.fit import Found, Parametrization
-from graphopt.fitting.region import Region
 from graphopt.fitting.samples import Samples
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import BatchNorm, Layer
 
 RIDGE = 1e-3  # of the mean second moment
+RIDGES = (RIDGE, 1e-2, 1e-1, 1.0, 10.0, 1e3)  # tried in this order; the last leaves little but the bias to be fitted
 
 
 @dataclass(eq=False, kw_only=True)
@@ -57,20 +58,19 @@ class LayerWeights(Parametrization):
         for node in graph.calls():
             layer, source = Layer.of(node), Layer.of(sources.get(node.name))
             if layer and source and _fits(graph, layer) and (only is None or node.name in only):
-                left = (kept or {}).get(node.name)
-                region, wanted = Region.of_layer(layer), Region.of_layer(source)
-                found.append(cls(region=region, source=wanted, kept=left, channel_dim=-1 - layer.dims, layer=layer))
+                found.append(cls.of_layer(layer, source, kept=(kept or {}).get(node.name), layer=layer))
         return found
 
-    def solve(self, graph: Graph, samples: Samples) -> Found:
+    def solve(self, graph: Graph, samples: Samples) -> Iterator[Found]:
         moments = Moments(self.layer)
-        gather(self.layer, samples, moments)
+        gather(self.layer, samples, moments.update)
         old = graph.tensor(self.layer.weight)
         matrix = weight_matrix(self.layer, old)
         grouped = matrix.reshape(self.layer.groups, -1, matrix.shape[1])
-        weight, _ = least_squares(grouped, moments)
-        bias = moments.mean_t - (weight @ moments.mean_x[..., None])[..., 0]
-        return {"weight": from_matrix(self.layer, weight.flatten(0, 1).to(old.dtype), old), "bias": bias.flatten()}
+        for ridge in RIDGES:
+            weight, _ = least_squares(grouped, moments, ridge)
+            bias = moments.mean_t - (weight @ moments.mean_x[..., None])[..., 0]
+            yield {"weight": from_matrix(self.layer, weight.flatten(0, 1).to(old.dtype), old), "bias": bias.flatten()}
 
     def constants(self, graph: Graph, found: Found) -> Mapping[Node, Any]:
         return {self.layer.weight: found["weight"]}
@@ -85,17 +85,11 @@ class LayerWeights(Parametrization):
         shift_output(graph, self.layer, shift)
 
 
-class Gathers(Protocol):
-    """What takes a layer's inputs and wanted outputs, [samples, positions, out], batch by batch."""
-
-    def update(self, x: Tensor, target: Tensor, /) -> None: ...
-
-
-def gather(layer: Layer, samples: Samples, *takers: Gathers) -> None:
-    """Give what a layer is fitted on to some statistics of it."""
+def gather(layer: Layer, samples: Samples, *update: Callable[[Tensor, Tensor], object]) -> None:
+    """Call functions with what a layer is fitted on, batch by batch: its inputs, and the wanted [samples, positions, out]."""
     for part in samples.batches():
-        for taker in takers:
-            taker.update(part.inputs[0], outputs(layer, part.wanted))
+        for function in update:
+            function(part.inputs[0], outputs(layer, part.wanted))
 
 
 def outputs(layer: Layer, y: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ W in the metric of those inputs (`graphopt.passes.factorization.fitting`); then 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,7 +18,7 @@ from torch.fx.node import Node
 from graphopt.analysis.im2col import weight_matrix
 from graphopt.analysis.moments import BUDGET, Moments, moment_bytes
 from graphopt.fitting.fit import Found, Parametrization, fit
-from graphopt.fitting.least_squares import LayerWeights, gather, least_squares
+from graphopt.fitting.least_squares import RIDGES, LayerWeights, gather, least_squares
 from graphopt.fitting.region import Region
 from graphopt.fitting.samples import Samples
 from graphopt.ir.graph import Graph
@@ -125,22 +125,27 @@ class Factors(Parametrization):
             options=options,
         )
 
-    def solve(self, graph: Graph, samples: Samples) -> Found:
-        method, ranks = self.chain.method, self.chain.ranks
+    def solve(self, graph: Graph, samples: Samples) -> Iterator[Found]:
         moments, sample = Moments(self.layer), Sample(self.layer, len(samples.parts))
-        gather(self.layer, samples, moments, *([sample] if self.activation is not None else []))
-        (weight,), (metric,) = least_squares(weight_matrix(self.layer, self.weight)[None], moments)
-        problem = Problem(weight, metric)
+        gather(self.layer, samples, moments.update, *([sample.update] if self.activation is not None else []))
+        for ridge in RIDGES:
+            (weight,), (metric,) = least_squares(weight_matrix(self.layer, self.weight)[None], moments, ridge)
+            found = self._fitted(Problem(weight, metric), moments, sample)
+            yield {"weights": list(found.chain.weights), "bias": found.bias}
+
+    def _fitted(self, problem: Problem, moments: Moments, sample: Sample) -> Fitted:
+        """The chain nearest to a weight, then bettered through the activation."""
+        method, ranks = self.chain.method, self.chain.ranks
         chain = method.fit(self.layer, problem, ranks)
         found = Fitted(chain, moments.mean_t[0] - chain.dense().flatten(1).double() @ moments.mean_x[0])
-        if self.activation is not None:
-            through = Through(sample, self.activation, found)
-            if self.options.nonlinear:
-                through.alternate(self.layer, method, ranks, problem)
-            if self.options.refine_steps:
-                through.descend_rows(self.options.refine_steps)
-            found = through.best
-        return {"weights": list(found.chain.weights), "bias": found.bias}
+        if self.activation is None:
+            return found
+        through = Through(sample, self.activation, found)
+        if self.options.nonlinear:
+            through.alternate(self.layer, method, ranks, problem)
+        if self.options.refine_steps:
+            through.descend_rows(self.options.refine_steps)
+        return through.best
 
     def constants(self, graph: Graph, found: Found) -> Mapping[Node, Any]:
         (placed,), chain = self.chain.placed, self.chain.chain.with_weights(found["weights"])

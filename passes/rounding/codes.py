@@ -3,7 +3,7 @@ inputs (`graphopt.fitting.rounding`), digit by digit where that is asked for (`b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -38,18 +38,18 @@ class Codes(Parametrization):
     digits: bool
     scales: bool
 
-    def solve(self, graph: Graph, samples: Samples) -> Found:
+    def solve(self, graph: Graph, samples: Samples) -> Iterator[Found]:
         """`aim` is the weight that was rounded, [g, out, d]."""
         rounded = self.rounded
         moments = Moments(rounded.layer, centred=rounded.bias is not None)
-        gather(rounded.layer, samples, moments)
+        gather(rounded.layer, samples, moments.update)
         weight = rounded.grouped(rounded.weight(graph))
         aim, metric = least_squares(weight, moments, RIDGE)
         way = bit_split.fit if self.digits else rounding.fit
         scales = self.scales and not rounded.scales_fixed(graph)
         codes, lattice = way(aim, metric, rounded.lattice(graph), scales=scales)
         lost = moments.mean_t - (lattice.weight(codes) @ moments.mean_x[..., None])[..., 0]
-        return {"codes": codes, "scale": lattice.scale, "bias": lost.flatten(), "aim": aim.float()}
+        yield {"codes": codes, "scale": lattice.scale, "bias": lost.flatten(), "aim": aim.float()}
 
     def constants(self, graph: Graph, found: Found) -> Mapping[Node, Any]:
         return {self.rounded.quantizer: self.rounded.settled(graph, found["codes"], found["scale"])[0]}

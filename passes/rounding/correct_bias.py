@@ -18,7 +18,7 @@ Paper:  Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -30,7 +30,6 @@ from graphopt.analysis.distributions import Distributions
 from graphopt.execution.executor import Executor
 from graphopt.execution.reference import float_reference, set_compensated
 from graphopt.fitting.fit import Found, Parametrization, fit
-from graphopt.fitting.region import Region
 from graphopt.fitting.samples import Samples
 from graphopt.ir.facts import BIAS_CORRECTED
 from graphopt.ir.graph import Graph
@@ -64,7 +63,9 @@ class CorrectBias:
         if self.calibration is None:
             return self.from_norms(graph, layers)
         reference = float_reference(graph)
-        tasks = [Bias.of(layer, reference) for layer in layers]
+        sources = {node.name: Layer.of(node) for node in reference.nodes}
+        pairs = [(layer, source) for layer in layers if (source := sources[layer.node.name])]
+        tasks = [Bias.of_layer(layer, source, layer=layer) for layer, source in pairs]
         fits = fit(reference, graph, self.calibration, tasks, "correcting biases")
         for layer in layers:
             graph.set_fact(layer.node, BIAS_CORRECTED, True)
@@ -107,23 +108,12 @@ class Bias(Parametrization):
 
     layer: Layer
 
-    @classmethod
-    def of(cls, layer: Layer, reference: Graph) -> Bias:
-        source = Layer.of(next(node for node in reference.nodes if node.name == layer.node.name))
-        assert source is not None
-        return cls(
-            region=Region.of_layer(layer),
-            source=Region.of_layer(source),
-            channel_dim=-1 - layer.dims,
-            layer=layer,
-        )
-
-    def solve(self, graph: Graph, samples: Samples) -> Found:
+    def solve(self, graph: Graph, samples: Samples) -> Iterator[Found]:
         executor, total, count = Executor(graph), torch.zeros(()), 0
         for part in samples.batches():
             lost = (part.wanted - self.region.run(executor, part.inputs)).movedim(self.channel_dim, 0).flatten(1)
             total, count = total + lost.double().sum(1), count + lost.shape[1]
-        return {"shift": total / count}
+        yield {"shift": total / count}
 
     def constants(self, graph: Graph, found: Found) -> Mapping[Node, Any]:
         return {}

@@ -191,16 +191,8 @@ class LearnRounding:
         for rounded in rounded_layers(graph):
             source = Layer.of(original(reference, rounded.layer.node))
             assert source is not None
-            tasks.append(
-                Codes(
-                    region=Region.of_layer(rounded.layer),
-                    source=Region.of_layer(source),
-                    channel_dim=-1 - source.dims,
-                    rounded=rounded,
-                    digits=self.method == "bit_split",
-                    scales=self.learn_steps,
-                )
-            )
+            how = {"rounded": rounded, "digits": self.method == "bit_split", "scales": self.learn_steps}
+            tasks.append(Codes.of_layer(rounded.layer, source, **how))
         found = self.fit(graph, reference, tasks, "rounding layers")
         return {task.rounded.layer.node: each for task, each in zip(tasks, found, strict=True)}
 

@@ -13,7 +13,7 @@ Papers: Nagel et al. 2020, sections 3.3 and 3.4 (asymmetric, with the activation
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,10 +58,10 @@ class RelaxedRounding(Parametrization):
     warmup: float
     regularizer: float
 
-    def solve(self, graph: Graph, samples: Samples) -> Found:
+    def solve(self, graph: Graph, samples: Samples) -> Iterator[Found]:
         learned = _Rounding(graph, self)
         descend(graph, self.region, samples, learned, self.search)
-        return learned.found()
+        yield learned.found()
 
     def constants(self, graph: Graph, found: Found) -> Mapping[Node, Any]:
         values: dict[Node, Any] = dict(self._steps(graph, found))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.fx.node import Node
 
 from graphopt.execution.executor import Executor
+from graphopt.fitting import least_squares
 from graphopt.fitting.fit import Found, Parametrization, fit
 from graphopt.fitting.least_squares import LayerWeights
 from graphopt.fitting.region import Region
@@ -81,7 +82,7 @@ def test_a_region_gets_what_regions_fitted_before_it_give_and_what_the_original_
 ) -> None:
     (original, graph), seen, solve = pair(), {}, LayerWeights.solve
 
-    def watched(self: LayerWeights, graph: Graph, samples: Samples) -> Found:
+    def watched(self: LayerWeights, graph: Graph, samples: Samples) -> Iterator[Found]:
         seen[self.layer.node] = samples
         return solve(self, graph, samples)
 
@@ -106,7 +107,7 @@ def test_what_a_residual_stream_has_lost_is_wanted_of_the_layer_that_adds_to_it(
     (original, graph), wanted = pair(), {}
 
     class Watched(LayerWeights):
-        def solve(self, graph: Graph, samples: Samples) -> Found:
+        def solve(self, graph: Graph, samples: Samples) -> Iterator[Found]:
             wanted[graph.site(self.layer.node)] = samples.parts[0].wanted
             return super().solve(graph, samples)
 
@@ -173,8 +174,8 @@ class Given(Parametrization):
         super().__init__(region=Region.of_layer(layer), source=Region.of_layer(source), channel_dim=-1 - layer.dims)
         self.layer, self.weight = layer, weight
 
-    def solve(self, graph: Graph, samples: Samples) -> Found:
-        return {"weight": self.weight}
+    def solve(self, graph: Graph, samples: Samples) -> Iterator[Found]:
+        yield {"weight": self.weight}
 
     def constants(self, graph: Graph, found: Found) -> Mapping[Node, Any]:
         return {self.layer.weight: found["weight"]}
@@ -204,8 +205,8 @@ def test_what_is_better_on_samples_held_out_is_taken_and_what_is_worse_is_not(fa
         assert torch.equal(graph.tensor(layer.weight), weight * factor)
 
 
-def test_a_closed_form_that_fits_its_few_samples_only_is_refused() -> None:
-    """Half of what the second layer reads is gone; 14 samples let the other half of 40 features stand in for it perfectly."""
+def test_a_closed_form_that_fits_its_few_samples_only_is_refused_or_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of what the second layer reads is gone; in 14 samples the other half of 40 features can stand in for it perfectly."""
     original = capture(nn.Sequential(nn.Linear(80, 80), nn.Linear(80, 4)), torch.randn(2, 80))
     graph = original.clone()
     first, second = (layer for node in graph.calls() if (layer := Layer.of(node)))
@@ -214,11 +215,36 @@ def test_a_closed_form_that_fits_its_few_samples_only_is_refused() -> None:
     names = {node.name: node for node in original.nodes}
     few, many = ([[torch.randn(n, 80, generator=generator)]] for n in (16, 4000))
     (task,) = LayerWeights.all_of(graph, names, only=[second.node.name])
-    (found,) = fit(original, graph, few, [task], "fitting")
-    assert found.after > found.before
-    assert_equal(graph, start)
+    with monkeypatch.context() as patch:
+        patch.setattr(least_squares, "RIDGES", least_squares.RIDGES[:1])
+        (free,) = fit(original, graph, few, [task], "fitting")
+        assert free.after > free.before
+        assert_equal(graph, start)
+    cautious = graph.clone()
+    (held,) = fit(original, cautious, few, tasks(original, cautious)[1:], "fitting")
+    assert held.after < held.before < free.after  # by a stronger ridge
     (found,) = fit(original, graph, many, [task], "fitting")
     assert found.accepted
+
+
+def test_more_cautious_choices_are_tried_as_long_as_they_gain() -> None:
+    original = capture(nn.Sequential(nn.Conv2d(3, 4, 3, bias=False)), DATA[0][0][:2])
+    graph, asked = original.clone(), list[float]()
+    (layer,) = (found for node in graph.calls() if (found := Layer.of(node)))
+    (source,) = (found for node in original.calls() if (found := Layer.of(node)))
+    weight = original.tensor(source.weight)
+    graph.put_constant(layer.weight, 3 * weight)
+
+    class Several(Given):
+        def solve(self, graph: Graph, samples: Samples) -> Iterator[Found]:
+            for factor in (2.0, 1.5, 1.6, 1.0):
+                asked.append(factor)
+                yield {"weight": factor * weight}
+
+    (found,) = fit(original, graph, DATA, [Several(layer, source, weight)], "fitting")
+    assert asked == [2.0, 1.5, 1.6]
+    assert found.after == pytest.approx(0.25, rel=1e-3)
+    assert torch.equal(graph.tensor(layer.weight), 1.5 * weight)
 
 
 def test_a_single_sample_is_fitted_on_and_judged_by() -> None:
@@ -234,7 +260,7 @@ def test_a_single_sample_is_fitted_on_and_judged_by() -> None:
 def counting(monkeypatch: pytest.MonkeyPatch, stop: Callable[[int], bool]) -> list[str]:
     done, solve = list[str](), LayerWeights.solve
 
-    def counted(self: LayerWeights, graph: Graph, samples: Samples) -> Found:
+    def counted(self: LayerWeights, graph: Graph, samples: Samples) -> Iterator[Found]:
         if stop(len(done)):
             raise KeyboardInterrupt
         done.append(graph.site(self.layer.node))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -47,10 +47,10 @@ class FreeBlock(Parametrization):
 
     strength = 0.0
 
-    def solve(self, graph: Graph, samples: Samples) -> Found:
+    def solve(self, graph: Graph, samples: Samples) -> Iterator[Found]:
         self.learned = Weights(graph, self.layers, self.strength)
         descend(graph, self.region, samples, self.learned, SEARCH)
-        return {str(node.target): value.detach() for node, value in self.learned.values(1.0).items()}
+        yield {str(node.target): value.detach() for node, value in self.learned.values(1.0).items()}
 
     @property
     def layers(self) -> list[Layer]:
