@@ -111,8 +111,9 @@ class Bias(Parametrization):
     def solve(self, graph: Graph, samples: Samples) -> Iterator[Found]:
         executor, total, count = Executor(graph), torch.zeros(()), 0
         for part in samples.batches():
-            lost = (part.wanted - self.region.run(executor, part.inputs)).movedim(self.channel_dim, 0).flatten(1)
-            total, count = total + lost.double().sum(1), count + lost.shape[1]
+            lost = (part.wanted - self.region.run(executor, part.inputs)).movedim(self.channel_dim, -1)
+            rows = lost.reshape(-1, lost.shape[-1])
+            total, count = total + rows.double().sum(0), count + len(rows)
         yield {"shift": total / count}
 
     def constants(self, graph: Graph, found: Found) -> Mapping[Node, Any]:
