@@ -6,6 +6,6 @@ distributions.py        means and variances by batch norms
 distribution_rules.py   what each operator makes of them
 normals.py              functions of normally distributed values
 im2col.py               what a layer multiplies its weight with, as rows
-grouped_moments.py      moments of rows, group by group
+moments.py              moments of rows, group by group
 output_error.py         the error at the outputs of a changed graph
 """

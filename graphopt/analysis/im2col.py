@@ -1,4 +1,4 @@
-"""What a layer multiplies its weight with, as rows of a matrix, and the moments of those rows in constant memory.
+"""What a layer multiplies its weight with, as rows of a matrix.
 
     y[n, o, p] = sum_d W[o, d] x[(n, p), d] + b[o]        d runs over input channels and kernel positions
 
@@ -8,20 +8,11 @@ zeros put between its elements; for a linear layer the rows are its inputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.fx.node import Node
 
-from graphopt.execution.observers import Statistic, observe
-from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.ir.ops import value
-
-BUDGET = 2**30  # bytes of moments kept at a time; more layers take more walks
-ROWS = 16384  # of one batch that enter the moments at most
 
 
 def weight_matrix(layer: Layer, weight: Tensor) -> Tensor:
@@ -66,78 +57,3 @@ def _spread(x: Tensor, stride: tuple[int, ...]) -> Tensor:
     out = x.new_zeros([*x.shape[:2], *sizes])
     out[(slice(None), slice(None), *(slice(None, None, s) for s in stride))] = x
     return out
-
-
-def input_moments(
-    graph: Graph, layers: Sequence[Layer], data: Iterable[list[Tensor]]
-) -> Iterator[tuple[Layer, Moments]]:
-    """The moments of each layer's inputs: in one walk through the data for all that fit into memory (`BUDGET`)."""
-    todo = list(layers)
-    while todo:
-        batch = [todo.pop(0)]
-        while todo and sum(map(moment_bytes, [*batch, todo[0]])) <= BUDGET:
-            batch.append(todo.pop(0))
-        found = [Moments(layer) for layer in batch]
-        watched: dict[Node, list[Statistic]] = {}
-        for moments in found:
-            watched.setdefault(moments.layer.input, []).append(moments)
-        observe(graph, watched, data)
-        yield from zip(batch, found, strict=True)
-
-
-def moment_bytes(layer: Layer) -> int:
-    """What the second moments of a layer's inputs take."""
-    columns = value(layer.weight).numel() // layer.out_channels * layer.groups
-    return int(8 * columns * columns)
-
-
-class Moments:
-    """First and second moments of the rows x of a layer, and with targets t their products: all float64 sums in constant memory.
-
-    Attributes:
-        count: rows seen.
-        mean_x, mean_t: [d], [out].
-        xx, xt: centred second moments per row, [d, d] and [d, out].
-    """
-
-    def __init__(self, layer: Layer) -> None:
-        self.layer = layer
-        self.count = 0
-        self._x: Tensor | None = None
-
-    def update(self, x: Tensor, target: Tensor | None = None) -> None:
-        """Add a batch: the layer's input, and its wanted output as [samples, positions, out]."""
-        flat = rows(self.layer, x.detach())
-        step = -(-flat.shape[0] * flat.shape[1] // ROWS)
-        step |= 1  # odd: not in step with the even sizes of images
-        flat = flat.flatten(0, 1)[::step]
-        t = None if target is None else target.detach().flatten(0, 1)[::step]
-        if self._x is None:
-            d = flat.shape[1]
-            self._x, self._xx = torch.zeros(d, dtype=torch.float64), torch.zeros(d, d, dtype=torch.float64)
-            if t is not None:
-                self._t = torch.zeros(t.shape[1], dtype=torch.float64)
-                self._xt = torch.zeros(d, t.shape[1], dtype=torch.float64)
-        self.count += len(flat)
-        self._x += flat.sum(0)
-        self._xx += flat.T @ flat
-        if t is not None:
-            self._t += t.sum(0)
-            self._xt += flat.T @ t
-
-    @property
-    def mean_x(self) -> Tensor:
-        assert self._x is not None
-        return self._x / self.count
-
-    @property
-    def mean_t(self) -> Tensor:
-        return self._t / self.count
-
-    @property
-    def xx(self) -> Tensor:
-        return self._xx / self.count - torch.outer(self.mean_x, self.mean_x)
-
-    @property
-    def xt(self) -> Tensor:
-        return self._xt / self.count - torch.outer(self.mean_x, self.mean_t)

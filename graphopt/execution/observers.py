@@ -84,36 +84,6 @@ class Histogram(Range):
         return (torch.arange(BINS, dtype=torch.float64) + 0.5) * self.width - self.reach
 
 
-class MeanResponse:
-    """Mean of what a linear function answers to values, by channel, over samples and positions; images may be of many sizes.
-
-    As the function is linear, the samples of a batch are averaged before it is asked.
-    """
-
-    def __init__(self, dims: int, function: Callable[[Tensor], Tensor]) -> None:
-        """Args:
-        dims: of a position: 2 for images [N, C, H, W], 0 for rows [..., C].
-        function: float64 [1, in, *image] -> [1, out, *image].
-        """
-        self.dims, self.function = dims, function
-        self.total: Tensor | float = 0.0
-        self.count = 0
-
-    def update(self, value: Tensor) -> None:
-        samples = value.detach().reshape(-1, *value.shape[value.dim() - self.dims - 1 :])
-        total = samples.double().sum(0)
-        if not bool(torch.isfinite(total).all()):
-            raise _NonFinite
-        answered = self.function(total[None]).movedim(-1 - self.dims, 0).flatten(1)
-        self.total = self.total + answered.sum(1)
-        self.count += len(samples) * answered.shape[1]
-
-    @property
-    def mean(self) -> Tensor:
-        """[out], float64."""
-        return torch.as_tensor(self.total) / max(self.count, 1)
-
-
 class _NonFinite(Exception):
     pass
 

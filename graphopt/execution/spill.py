@@ -10,12 +10,15 @@ happens: it is gone when its tensor is.
 from __future__ import annotations
 
 import mmap
+import os
 import tempfile
 import weakref
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from graphopt.utils.errors import InputError
 
 
 class Overflow:
@@ -30,7 +33,11 @@ class Overflow:
         self.inside = self.outside = 0
 
     def keep(self, tensor: Tensor) -> Tensor:
-        """The same values, kept until the result is let go of."""
+        """The same values, kept until the result is let go of.
+
+        Raises:
+            InputError: there is no space for the file.
+        """
         size = tensor.numel() * tensor.element_size()
         if self.inside + size <= self.limit or not size:
             kept = tensor.detach().clone()  # a storage of its own: a view would hold the whole
@@ -38,7 +45,7 @@ class Overflow:
             weakref.finalize(kept, self._leave, size, 0)
             return kept
         with tempfile.TemporaryFile(dir=self.folder) as file:
-            file.truncate(size)
+            _reserve(file.fileno(), size, self.folder)
             mapped = mmap.mmap(file.fileno(), size)
         kept = torch.frombuffer(mapped, dtype=tensor.dtype).reshape(tensor.shape)
         kept.copy_(tensor)
@@ -53,3 +60,17 @@ class Overflow:
     def _leave(self, inside: int, outside: int) -> None:
         self.inside -= inside
         self.outside -= outside
+
+
+def _reserve(file: int, size: int, folder: Path | None) -> None:
+    """Make a file that large. A write through memory to a file that a full disk cannot hold would end the process."""
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file, 0, size)
+        else:
+            os.truncate(file, size)
+    except OSError as error:
+        raise InputError(
+            f"cannot keep {size} bytes of values in {folder or tempfile.gettempdir()}: {error.strerror}; free some space, choose "
+            "another folder for temporary files (TMPDIR), or give fewer samples"
+        ) from error

@@ -1,4 +1,4 @@
-"""Walk a graph once over many batches, stopping wherever one likes: the values in flight are kept, everything else is dropped.
+"""Run a graph over many batches up to a call, then on to a later one: between two stops only the values in flight are kept.
 
     walk = Frontier(graph, batches)
     for layer in layers:
@@ -7,12 +7,11 @@
 
 Calls that read constants only (a weight's quantizer) are computed where they are used, so that a weight may be changed until its
 layer is. A walk over L layers costs one run of the graph, where running up to each layer anew would cost L / 2. Memory is what
-is in flight where the walk stops, for all batches; `in_flight` says how much that is before it is spent.
+is in flight where the walk stops, for all batches; with `keep` (see `graphopt.execution.spill`) some of it goes to files.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -20,9 +19,7 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.execution.executor import Executor
-from graphopt.ir import cost
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import value
 
 
 class Frontier:
@@ -62,15 +59,3 @@ class Frontier:
         self.before(node, [])
         for values in self._values:
             yield self._executor.run([node], values)[node]
-
-
-def in_flight(graph: Graph, node: Node) -> int:
-    """Bytes per sample of what is in flight just before `node` is computed."""
-    return sum(map(_bytes, Executor(graph).alive(node)))
-
-
-def _bytes(node: Node) -> int:
-    found = value(node)
-    if not isinstance(found, Tensor):
-        return 0
-    return math.prod(cost.length(node, dim) for dim in range(found.dim())) * found.element_size()

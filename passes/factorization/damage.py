@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from torch import Tensor
 
-from graphopt.analysis.im2col import input_moments, weight_matrix
+from graphopt.analysis.im2col import weight_matrix
+from graphopt.analysis.moments import input_moments
 from graphopt.analysis.output_error import Probe, power_law
 from graphopt.fitting.least_squares import metric_of
 from graphopt.ir.graph import Graph
@@ -44,7 +45,7 @@ def weigh(graph: Graph, found: Sequence[Choice], data: Iterable[list[Tensor]] | 
             advance()
         for layer, moments in input_moments(graph, list(watched), data):
             weight = weight_matrix(layer, graph.tensor(layer.weight)).double()
-            _by_responses(watched[layer], Problem(weight, metric_of(moments)))
+            _by_responses(watched[layer], Problem(weight, metric_of(moments)[0]))
             _try_some(graph, probe, watched[layer])
             advance()
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor
@@ -70,6 +71,7 @@ class Factorize:
         timer: measures graphs on the runtime (`graphopt.compiler.latency.LatencyTimer`).
         nonlinear: with data, fit through the activation behind a layer.
         refine_steps: with data, that many steps of gradient descent on the factors of each layer, through its activation.
+        checkpoint: a folder that remembers which layers are fitted, so that the same call goes on where it was interrupted.
 
     Raises:
         ValueError: an option does not fit, a pattern matches nothing, no layer can be factorized, or not as much can be saved.
@@ -87,6 +89,7 @@ class Factorize:
     timer: Timer | None = field(default=None, repr=False)
     nonlinear: bool = False
     refine_steps: int = 0
+    checkpoint: str | Path | None = None
 
     def __post_init__(self) -> None:
         given = {name: share for name in TARGETS if (share := getattr(self, name)) is not None}
@@ -165,5 +168,6 @@ class Factorize:
             return []
         graph.refresh()
         if self.data is not None:
-            repair(original, graph, done, self.data, Refinement(self.nonlinear, self.refine_steps))
+            refinement = Refinement(self.nonlinear, self.refine_steps)
+            repair(original, graph, done, self.data, refinement, self.checkpoint)
         return [each.change() for each in done] + alone

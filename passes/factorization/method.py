@@ -17,6 +17,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -51,6 +52,7 @@ class Method(ABC):
             (`Kernels.channel_multiple`).
         nonlinear: with data, fit through the activation behind a layer.
         refine_steps: with data, that many steps of gradient descent on the factors of each layer, through its activation.
+        checkpoint: a folder that remembers which layers are fitted, so that the same call goes on where it was interrupted.
 
     Raises:
         ValueError: a rank is no rank, or above the full one; a pattern matches no layer; a layer is named that the method
@@ -65,6 +67,7 @@ class Method(ABC):
     round_to: int = 1
     nonlinear: bool = False
     refine_steps: int = 0
+    checkpoint: str | Path | None = None
 
     def __post_init__(self) -> None:
         check_rank("rank", self.rank)
@@ -209,7 +212,8 @@ class Method(ABC):
         if done:
             graph.refresh()
         if self.data is not None and done:
-            repair(original, graph, done, self.data, Refinement(self.nonlinear, self.refine_steps))
+            refinement = Refinement(self.nonlinear, self.refine_steps)
+            repair(original, graph, done, self.data, refinement, self.checkpoint)
         return changes + [each.change() for each in done]
 
     def _ranks(self, graph: Graph, site: Site) -> Ranks | None:

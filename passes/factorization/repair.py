@@ -1,5 +1,4 @@
-"""Fit factors, and every layer behind them, to what the original network gives on data, as
-`graphopt.fitting.least_squares` orders them.
+"""Fit factors, and every layer behind them, to what the original network gives on data; see `graphopt.fitting.fit`.
 
 For each chain: the least-squares weight W of the layer it stands for, on the inputs it gets now; then the factors nearest to
 W in the metric of those inputs (`graphopt.passes.factorization.fitting`); then the mean error into the bias.
@@ -8,22 +7,28 @@ W in the metric of those inputs (`graphopt.passes.factorization.fitting`); then 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
+from torch.fx.node import Node
 
-from graphopt.analysis.im2col import BUDGET, Moments, moment_bytes, weight_matrix
-from graphopt.fitting.least_squares import Pairs, fit, fits, least_squares
+from graphopt.analysis.im2col import weight_matrix
+from graphopt.analysis.moments import BUDGET, Moments, moment_bytes
+from graphopt.fitting.fit import Found, Parametrization, fit
+from graphopt.fitting.least_squares import RIDGES, LayerWeights, gather, least_squares
+from graphopt.fitting.region import Region
+from graphopt.fitting.samples import Samples
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
+from graphopt.ir.ops import operand
 from graphopt.ir.passes import Change
 from graphopt.passes.factorization.chain import Chain
 from graphopt.passes.factorization.fitting import Problem
 from graphopt.passes.factorization.nonlinear import Activation, Fitted, Sample, Through
-from graphopt.passes.factorization.site import Placed, Site, put, set_mean, with_bias
-from graphopt.utils.progress import track
+from graphopt.passes.factorization.site import Placed, Site, bias_of, put, shift_chain, with_bias
 
 if TYPE_CHECKING:
     from graphopt.passes.factorization.method import Method, Ranks
@@ -39,7 +44,7 @@ class Replaced:
     Attributes:
         name: of the layer.
         placed: in place of each layer that had the weight.
-        error: the share of the weight's energy, or of the responses' power, that is lost.
+        error: the share of the weight's energy that is lost; once fitted, the share of the responses' power on samples held out.
         kept: multiply-accumulates left, of the layer's.
         fits: whether data can be fitted to.
         ms: milliseconds of the layer and of the chain, alone, where they were measured.
@@ -86,8 +91,89 @@ class Refinement:
         return self.nonlinear or self.refine_steps > 0
 
 
+@dataclass(eq=False, kw_only=True)
+class Factors(Parametrization):
+    """The factors of a chain, and its bias.
+
+    Attributes:
+        chain: in the changed graph.
+        layer: of the original, which the chain stands for.
+        weight: of that layer, in the operator's own layout.
+        activation: what is computed of each element of its result, where the fit goes through it.
+    """
+
+    makes_up: ClassVar[bool] = True
+
+    chain: Replaced
+    layer: Layer
+    weight: Tensor
+    activation: Activation | None
+    options: Refinement
+
+    @classmethod
+    def of(cls, original: Graph, source: Node, chain: Replaced, options: Refinement) -> Factors:
+        layer, (placed,) = Layer.of(source), chain.placed
+        assert layer is not None
+        return cls(
+            region=Region.between([operand(placed.start)], placed.end),
+            source=Region.of_layer(layer),
+            channel_dim=-1 - layer.dims,
+            chain=chain,
+            layer=layer,
+            weight=original.tensor(layer.weight),
+            activation=Activation.behind(original, source, layer.out_channels) if options.wanted else None,
+            options=options,
+        )
+
+    def solve(self, graph: Graph, samples: Samples) -> Iterator[Found]:
+        moments, sample = Moments(self.layer), Sample(self.layer, len(samples.parts))
+        gather(self.layer, samples, moments.update, *([sample.update] if self.activation is not None else []))
+        for ridge in RIDGES:
+            (weight,), (metric,) = least_squares(weight_matrix(self.layer, self.weight)[None], moments, ridge)
+            found = self._fitted(Problem(weight, metric), moments, sample)
+            yield {"weights": list(found.chain.weights), "bias": found.bias}
+
+    def _fitted(self, problem: Problem, moments: Moments, sample: Sample) -> Fitted:
+        """The chain nearest to a weight, then bettered through the activation."""
+        method, ranks = self.chain.method, self.chain.ranks
+        chain = method.fit(self.layer, problem, ranks)
+        found = Fitted(chain, moments.mean_t[0] - chain.dense().flatten(1).double() @ moments.mean_x[0])
+        if self.activation is None:
+            return found
+        through = Through(sample, self.activation, found)
+        if self.options.nonlinear:
+            through.alternate(self.layer, method, ranks, problem)
+        if self.options.refine_steps:
+            through.descend_rows(self.options.refine_steps)
+        return through.best
+
+    def constants(self, graph: Graph, found: Found) -> Mapping[Node, Any]:
+        (placed,), chain = self.chain.placed, self.chain.chain.with_weights(found["weights"])
+        pairs = zip(placed.calls, chain.stages, strict=True)
+        return {operand(call, 1): stage.native.to(self.weight.dtype) for call, stage in pairs}
+
+    def shift(self, graph: Graph, found: Found) -> Tensor:
+        bias: Tensor = found["bias"]
+        return bias if (old := bias_of(graph, self.region.output)) is None else bias - old.double()
+
+    def seen(self, result: Tensor) -> Tensor:
+        return result if self.activation is None else self.activation(result.movedim(self.channel_dim, -1))
+
+    def store(self, graph: Graph, found: Found) -> None:
+        shift = self.shift(graph, found)
+        for constant, value in self.constants(graph, found).items():
+            graph.put_constant(constant, value)
+        shift_chain(graph, self.region.output, shift)
+        self.chain.chain = self.chain.chain.with_weights(found["weights"])
+
+
 def repair(
-    original: Graph, graph: Graph, replaced: Sequence[Replaced], data: Iterable[list[Tensor]], options: Refinement
+    original: Graph,
+    graph: Graph,
+    replaced: Sequence[Replaced],
+    data: Iterable[list[Tensor]],
+    options: Refinement,
+    checkpoint: str | Path | None = None,
 ) -> None:
     """Fit chains and layers of `graph` in execution order, in place.
 
@@ -97,53 +183,23 @@ def repair(
         if each.fits:
             each.placed = [with_bias(graph, each.name, placed) for placed in each.placed]
     graph.refresh()
-    chains = {placed.calls[0]: (each, placed) for each in replaced for placed in each.placed}
-    stages = {call for _, placed in chains.values() for call in placed.calls}
-    names = {placed.end.name: placed.before for _, placed in chains.values()}
-    pairs = Pairs(original, graph, data, names)
-    for node in track([n for n in graph.calls() if Layer.of(n)], "fitting factors"):
-        if node in chains:
-            each, placed = chains[node]
-            if each.fits:
-                _fit_chain(graph, each, placed, pairs, options)
-        elif node not in stages:
-            layer = Layer.of(node)
-            assert layer is not None
-            if fits(graph, layer) and pairs.source(node) is not None:
-                moments = Moments(layer)
-                for x, wanted in pairs(node, node):
-                    moments.update(x, wanted)
-                fit(graph, layer, moments)
+    placed = [(each, placed) for each in replaced for placed in each.placed]
+    stages = {call.name for _, chain in placed for call in chain.calls}
+    names = {chain.end.name: chain.before for _, chain in placed}
+    sources = {node.name: node for node in original.nodes}
+    factors = [Factors.of(original, sources[p.before], each, options) for each, p in placed if each.fits]
+    layers = LayerWeights.all_of(graph, sources, only={node.name for node in graph.calls()} - stages)
+    tasks = sorted([*factors, *layers], key=lambda task: task.region.first)
+    how = f"{options} {[(type(each.method).__name__, each.ranks) for each in replaced]}"
+    fits = fit(original, graph, data, tasks, "fitting factors", names=names, checkpoint=checkpoint, options=how)
+    for task, found in zip(tasks, fits, strict=True):
+        if isinstance(task, Factors):
+            task.chain.error = found.error
 
 
 def fittable(site: Site) -> bool:
-    """Whether a chain at this site can be fitted to data: one layer, no groups, and moments that fit into memory."""
-    return len(site.layers) == 1 and site.layer.groups == 1 and moment_bytes(site.layer) <= BUDGET
-
-
-def _fit_chain(graph: Graph, each: Replaced, placed: Placed, pairs: Pairs, options: Refinement) -> None:
-    source = pairs.source(placed.end)
-    assert source is not None
-    layer = Layer.of(source)
-    assert layer is not None
-    activation = Activation.behind(pairs.original, source, layer.out_channels) if options.wanted else None
-    moments, sample = Moments(layer), Sample(layer, pairs.batches)
-    for x, wanted in pairs(placed.start, placed.end):
-        moments.update(x, wanted)
-        if activation is not None:
-            sample.update(x, wanted)
-    old = pairs.original.tensor(layer.weight)
-    problem = Problem(*least_squares(weight_matrix(layer, old), moments))
-    chain = each.method.fit(layer, problem, each.ranks)
-    found = Fitted(chain, moments.mean_t - chain.dense().flatten(1).double() @ moments.mean_x)
-    if activation is not None:
-        through = Through(sample, activation, found)
-        if options.nonlinear:
-            through.alternate(layer, each.method, each.ranks, problem)
-        if options.refine_steps:
-            through.descend_rows(options.refine_steps)
-        found = through.best
-    each.chain, each.error = found.chain, problem.error(found.chain)
-    for call, stage in zip(placed.calls, each.chain.stages, strict=True):
-        graph.put_constant(call.args[1], stage.native.to(old.dtype))  # type: ignore[arg-type]
-    set_mean(graph, placed, found.bias)
+    """Whether a chain at this site can be fitted to data: one layer, no groups, no computed bias, and moments that fit into
+    memory."""
+    layer, alone = site.layer, len(site.layers) == 1
+    given = layer.bias is None or layer.bias.op == "get_attr"
+    return alone and layer.groups == 1 and given and moment_bytes(layer) <= BUDGET

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
-from graphopt.fitting import least_squares
+from graphopt.fitting.least_squares import shift_output
 from graphopt.ir.facts import MOMENTS
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
-from graphopt.ir.ops import aten, shape, value
+from graphopt.ir.ops import aten, operand, shape, value
 from graphopt.passes.factorization.chain import Chain
 from graphopt.utils.checks import names_weight
 
@@ -119,10 +119,17 @@ def with_bias(graph: Graph, name: str, placed: Placed) -> Placed:
     return replace(placed, end=total)
 
 
-def set_mean(graph: Graph, placed: Placed, wanted: Tensor) -> None:
-    """Let `wanted` [out] be the bias of what a chain gives."""
-    last = Layer.of(placed.end)
-    if last is not None:
-        least_squares.set_mean(graph, last, wanted)
+def bias_of(graph: Graph, end: Node) -> Tensor | None:
+    """The constant bias of what a chain gives, [out]; None where there is none (see `with_bias`)."""
+    last = Layer.of(end)
+    bias = operand(end, 1) if last is None else last.bias
+    return None if bias is None else graph.tensor(bias)
+
+
+def shift_chain(graph: Graph, end: Node, shift: Tensor) -> None:
+    """Add a vector [out] to what a chain gives."""
+    if (last := Layer.of(end)) is not None:
+        shift_output(graph, last, shift)
     else:
-        graph.set_constant(placed.end, 1, wanted.to(value(placed.end).dtype))
+        old = graph.tensor(operand(end, 1))
+        graph.set_constant(end, 1, (old + shift).to(old.dtype))

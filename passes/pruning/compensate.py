@@ -1,4 +1,4 @@
-"""What can be done for the layers behind removed channels without data."""
+"""Make up for removed channels without data: their means go into biases, or their weights to those of similar channels."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Removed = Iterable[tuple[Group, list[int]]]
 
 
 def means(graph: Graph, removed: Removed) -> dict[str, Tensor]:
-    """What readers lose on average with what is about to be removed: W_u E[x_u], by the name of the reader's call, [out].
+    """What the layers that read removed channels lose on average: W_u E[x_u], by the name of the layer's call, [out].
 
-    `add_means` gives it back behind the removal, which readers without a bias get one by.
+    To be called before the channels are removed; `add_means` adds it to the biases afterwards.
 
     The mean comes from the batch norm in front: its output is taken as normal with mean beta and deviation |gamma|, and followed
     through the functions behind by Gauss-Hermite quadrature, as in Nagel et al. 2019, section 4.2.1. A reader with anything else

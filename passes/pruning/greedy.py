@@ -24,7 +24,8 @@ from torch.fx.node import Node
 
 from graphopt.analysis.channels.groups import Group
 from graphopt.analysis.channels.labels import Array
-from graphopt.analysis.im2col import Moments, weight_matrix
+from graphopt.analysis.im2col import weight_matrix
+from graphopt.analysis.moments import Moments
 from graphopt.ir.graph import Graph
 from graphopt.passes.pruning.criteria import Criterion
 from graphopt.passes.pruning.readers import Reader
@@ -84,7 +85,7 @@ class Lasso(_Reading):
 
 
 def _problem(graph: Graph, reader: Reader, moments: Moments) -> tuple[Tensor, Tensor, Array]:
-    return weight_matrix(reader.layer, graph.tensor(reader.layer.weight)), moments.xx, reader.units
+    return weight_matrix(reader.layer, graph.tensor(reader.layer.weight)), moments.xx[0], reader.units
 
 
 def _ranked(count: int, order: Order) -> Tensor:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
 from torch import Tensor
@@ -70,6 +71,7 @@ class Prune:
             weights to those of their most similar twin. None: `all` with data, else `means`.
         steps: go to the target in this many steps, the whole procedure at each.
         fine_tune: called with the graph between steps and at the end: train it there, in place.
+        checkpoint: a folder that remembers which layers are fitted, so that the same call goes on where it was interrupted.
 
     Raises:
         ValueError: an option does not fit, a criterion returned scores of a wrong length or NaN, a pattern matches nothing, or
@@ -92,6 +94,7 @@ class Prune:
     compensate: Compensate | None = None
     steps: int = 1
     fine_tune: Callable[[Graph], object] | None = field(default=None, repr=False)
+    checkpoint: str | Path | None = None
 
     def __post_init__(self) -> None:
         check_share("keep_ratio", self.keep_ratio)
@@ -143,7 +146,7 @@ class Prune:
         add_means(graph, lost, kept)
         if how in ("all", "readers"):
             assert self.data is not None
-            reconstruct(original, graph, kept, self.data, only)
+            reconstruct(original, graph, kept, self.data, only, self.checkpoint)
         return full
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor
@@ -50,6 +51,7 @@ class RemoveBlocks:
         keep_ratio: over 0 and under 1.
         data: batches of inputs.
         fit: re-fit all layers on the data afterwards, to give what they gave (see `graphopt.passes.pruning.reconstruct`).
+        checkpoint: a folder that remembers which layers are fitted, so that the same call goes on where it was interrupted.
 
     Raises:
         ValueError: there is no residual branch, or removing all that may go does not save as much.
@@ -60,6 +62,7 @@ class RemoveBlocks:
     keep_ratio: float
     data: Iterable[list[Tensor]] = field(repr=False)
     fit: bool = True
+    checkpoint: str | Path | None = None
 
     def __post_init__(self) -> None:
         check_share("keep_ratio", self.keep_ratio)
@@ -83,7 +86,7 @@ class RemoveBlocks:
             changes.append(Change(graph.site(total), f"branch removed, output moved by {damages[least] ** 0.5:.1%}"))
             _skip(graph, found[least])
         if self.fit and changes:
-            reconstruct(original, graph, {}, self.data)
+            reconstruct(original, graph, {}, self.data, checkpoint=self.checkpoint)
         return changes
 
     def _refusal(self, left: float, graph: Graph, found: list[Branch]) -> str:

@@ -46,7 +46,7 @@ def measured_orders(
             if readers:
                 weights = [weight_matrix(r.layer, graph.tensor(r.layer.weight)) for r in readers]
                 problems = [
-                    (weight, moments[r.layer.node].xx, r.units) for weight, r in zip(weights, readers, strict=True)
+                    (weight, moments[r.layer.node].xx[0], r.units) for weight, r in zip(weights, readers, strict=True)
                 ]
                 levels = sorted({max(1, round(len(group) * level)) for level in LEVELS})
                 names = [str(r.layer.weight.target) for r in readers]

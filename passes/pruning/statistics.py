@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.analysis.channels.groups import Group
-from graphopt.analysis.im2col import BUDGET, Moments, input_moments, moment_bytes
+from graphopt.analysis.moments import BUDGET, Moments, input_moments, moment_bytes
 from graphopt.ir.graph import Graph
 from graphopt.passes.pruning.readers import Reader, readers
 

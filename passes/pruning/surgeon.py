@@ -1,4 +1,4 @@
-"""In which order units hurt least, when the layers that read them are re-fitted after every removal.
+"""The order in which to remove units, where the layers that read them are fitted again after every removal.
 
 A reader computes y = W x. Without the columns I of a unit, the best other columns (least squares over the data) leave an error
 of

@@ -1,13 +1,16 @@
 """Take the mean error that rounded weights cause out of the biases.
 
-Rounding W to W^ shifts the mean of a layer's output by (W^ - W) E[x], channel by channel:
+With calibration data, layer by layer in execution order, with the inputs of the network quantized and corrected so far (section
+4.2.2): the bias moves by the mean, over samples and positions, of what the layer gave in float and what it gives
+now. It does so where the layer's error becomes smaller on samples held out (`graphopt.fitting.fit`).
+
+Without data (section 4.2.1) rounding W to W^ shifts the mean of a layer's output by (W^ - W) E[x], channel by channel:
 
     b' = b + mean over positions of (W - W^) E[x]           E[x]: [in, *image], mean over samples
 
-What E[x] is, calibration data tell (section 4.2.2): the means are those of the float network, to which the layers before will
-have come back once they are corrected, too. Without data, batch norms tell (section 4.2.1): their mean and deviation are pushed
-through the activations, sums and pools that follow (`graphopt.analysis.distributions`). Layers whose input no batch norm says
-anything about stay as they are: the first one, usually. E[x] has a value for every position, so borders of zeros count as such.
+E[x] follows from batch norms: their mean and deviation are pushed through the activations, sums and pools that follow
+(`graphopt.analysis.distributions`). Layers with no batch norm in front stay as they are: the first one, usually. E[x] has a value
+for every position, so borders of zeros count as such.
 
 Needs:  a simulated graph (fake-quantize nodes on weights); calibration data, or batch norms folded by `FoldBatchNorm`.
 Paper:  Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.2.
@@ -15,16 +18,19 @@ Paper:  Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.analysis.distributions import Distributions
-from graphopt.execution.observers import MeanResponse, Statistic, observe
-from graphopt.execution.reference import float_reference, set_compensated, unquantized
+from graphopt.execution.executor import Executor
+from graphopt.execution.reference import float_reference, set_compensated
+from graphopt.fitting.fit import Found, Parametrization, fit
+from graphopt.fitting.samples import Samples
 from graphopt.ir.facts import BIAS_CORRECTED
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
@@ -35,7 +41,7 @@ from graphopt.utils.errors import InputError
 
 @dataclass(frozen=True)
 class CorrectBias:
-    """`calibration`: batches to take the means from; None: batch norms tell them.
+    """`calibration`: batches of inputs; None: means are taken from batch norms.
 
     Raises:
         InputError: neither data nor batch norms: nothing is known of any layer's input.
@@ -57,14 +63,14 @@ class CorrectBias:
         if self.calibration is None:
             return self.from_norms(graph, layers)
         reference = float_reference(graph)
-        sources = {node.name: node for node in reference.nodes}
-        shifts = [MeanResponse(layer.dims, self.lost(graph, layer)) for layer in layers]
-        watched: dict[Node, list[Statistic]] = {}
-        for layer, shift in zip(layers, shifts, strict=True):
-            watched.setdefault(sources[unquantized(layer.input).name], []).append(shift)
-        if not observe(reference, watched, self.calibration):
-            return []
-        return [self.correct(graph, layer, shift) for layer, shift in zip(layers, shifts, strict=True)]
+        sources = {node.name: Layer.of(node) for node in reference.nodes}
+        pairs = [(layer, source) for layer in layers if (source := sources[layer.node.name])]
+        tasks = [Bias.of_layer(layer, source, layer=layer) for layer, source in pairs]
+        fits = fit(reference, graph, self.calibration, tasks, "correcting biases")
+        for layer in layers:
+            graph.set_fact(layer.node, BIAS_CORRECTED, True)
+        done = [(task.layer, each.found["shift"]) for task, each in zip(tasks, fits, strict=True) if each.accepted]
+        return [_moved(graph, layer, shift) for layer, shift in done]
 
     def from_norms(self, graph: Graph, layers: list[Layer]) -> list[Change]:
         found = Distributions.of(graph)
@@ -80,30 +86,58 @@ class CorrectBias:
         for layer in known:
             mean = found.known[layer.input].mean
             mean = mean.flatten(0, -layer.dims - 2).mean(0) if mean.dim() > layer.dims + 1 else mean
-            shift = MeanResponse(layer.dims, self.lost(graph, layer))
-            shift.update(mean)
-            changes.append(self.correct(graph, layer, shift))
+            changes.append(self.correct(graph, layer, mean))
         left = [layer for layer in layers if layer not in known]
         return changes + [Change(graph.site(n.node), f"left as it is: {found.unknown[n.input]}") for n in left]
 
-    def lost(self, graph: Graph, layer: Layer) -> Callable[[Tensor], Tensor]:
-        """The layer with the lost part of its weight alone: [1, in, *image] -> [1, out, *image]."""
+    def correct(self, graph: Graph, layer: Layer, mean: Tensor) -> Change:
+        """Shift the bias by what the lost part of the weight makes of the mean input, [in, *image]."""
         weight: Any = layer.weight
         constants = [graph.tensor(a) if isinstance(a, Node) else a for a in weight.args]
         lost = constants[0].double() - weight.target(*constants).double()
-        target: Any = layer.node.target
-        return lambda x: target(x, lost, None, *layer.node.args[3:], **layer.node.kwargs)
-
-    def correct(self, graph: Graph, layer: Layer, response: MeanResponse) -> Change:
-        """Shift the bias by what the lost part of the weight makes of the layer's inputs on average."""
-        shift = response.mean
-        found = rounded_bias(layer)
-        assert found is not None
-        reader, bias = found
-        corrected = (graph.tensor(bias).double() + shift).to(graph.tensor(bias).dtype)
-        set_compensated(graph, reader, reader.args.index(bias), corrected)
+        response = layer.node.target(mean[None], lost, None, *layer.node.args[3:], **layer.node.kwargs)  # type: ignore[operator]
+        shift = response.movedim(-1 - layer.dims, 0).flatten(1).mean(1)
+        shift_bias(graph, layer, shift)
         graph.set_fact(layer.node, BIAS_CORRECTED, True)
-        return Change(graph.site(layer.node), f"bias moved by up to {float(shift.abs().max()):.3g}")
+        return _moved(graph, layer, shift)
+
+
+@dataclass(eq=False, kw_only=True)
+class Bias(Parametrization):
+    """The bias of a layer whose weight is rounded: what is wanted and what the layer gives differ by nothing on average."""
+
+    layer: Layer
+
+    def solve(self, graph: Graph, samples: Samples) -> Iterator[Found]:
+        executor, total, count = Executor(graph), torch.zeros(()), 0
+        for part in samples.batches():
+            lost = (part.wanted - self.region.run(executor, part.inputs)).movedim(self.channel_dim, -1)
+            rows = lost.reshape(-1, lost.shape[-1])
+            total, count = total + rows.double().sum(0), count + len(rows)
+        yield {"shift": total / count}
+
+    def constants(self, graph: Graph, found: Found) -> Mapping[Node, Any]:
+        return {}
+
+    def shift(self, graph: Graph, found: Found) -> Tensor:
+        shift: Tensor = found["shift"]
+        return shift
+
+    def store(self, graph: Graph, found: Found) -> None:
+        shift_bias(graph, self.layer, found["shift"])
+
+
+def shift_bias(graph: Graph, layer: Layer, shift: Tensor) -> None:
+    """Add a vector [out] to the bias of a layer whose weight is rounded; the float reference keeps what it was."""
+    found = rounded_bias(layer)
+    assert found is not None
+    reader, bias = found
+    corrected = (graph.tensor(bias).double() + shift).to(graph.tensor(bias).dtype)
+    set_compensated(graph, reader, reader.args.index(bias), corrected)
+
+
+def _moved(graph: Graph, layer: Layer, shift: Tensor) -> Change:
+    return Change(graph.site(layer.node), f"bias moved by up to {float(shift.abs().max()):.3g}")
 
 
 def rounded_bias(layer: Layer) -> tuple[Node, Node] | None:

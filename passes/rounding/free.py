@@ -50,10 +50,6 @@ class FreeWeight:
         zero, scale = (self.lattice.over(p, rounded.shape[-1]) for p in (self.lattice.zero.float(), self.scale))
         return (rounded - zero) * scale
 
-    def hard_weight(self) -> Tensor:
-        codes, lattice = self.harden()
-        return lattice.weight(codes).float()
-
     def penalty(self, beta: float) -> Tensor:
         """Nothing drives the weights anywhere but the error."""
         return torch.zeros(())

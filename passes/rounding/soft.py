@@ -76,11 +76,6 @@ class SoftWeight:
         zero, scale = (self.lattice.over(p, self.base.shape[-1]) for p in (self.lattice.zero.float(), self.scale))
         return (self.base + rectified(self.v) - zero) * scale
 
-    def hard_weight(self) -> Tensor:
-        """The weight with every rounding at its end."""
-        codes, lattice = self.harden()
-        return lattice.weight(codes).float()
-
     def penalty(self, beta: float) -> Tensor:
         return (1 - (2 * rectified(self.v) - 1).abs().pow(beta)).sum()
 

@@ -15,69 +15,35 @@ Paper: Li et al. 2021, "BRECQ: Pushing the Limit of Post-Training Quantization b
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
-from typing import Any
 
 import networkx as nx
 from torch.fx.node import Node
 
-from graphopt.execution.reference import unquantized
-from graphopt.formats import FAKE_QUANTIZE
+from graphopt.fitting.region import Region
 from graphopt.ir.graph import Graph
-from graphopt.ir.layer import Layer
-from graphopt.ir.ops import family, info, is_float, value
+from graphopt.ir.ops import family, info, is_float, operand
 from graphopt.ir.quantizers import is_quantizer
-from graphopt.ir.shapes import is_free
 from graphopt.passes.rounding.weights import rounded_layers
 
 BLOCK, MOST = 2, 12  # layers
 
 
-@dataclass(frozen=True)
-class Unit:
-    """Part of a graph with one result.
-
-    Attributes:
-        inputs: the values it reads from outside.
-        first: the first of its calls that reads one of them.
-        nodes: its calls in execution order, the quantizers of its weights included.
-        layers: those of them that are layers with rounded weights.
-        output: its result, the last of the calls.
-    """
-
-    inputs: list[Node]
-    first: Node
-    nodes: list[Node]
-    layers: list[Node]
-    output: Node
-
-    @property
-    def by_sample(self) -> bool:
-        """Whether samples can be taken one by one: inputs and result have one free first dimension (a table has none), and no
-        other, for batches of different sizes have no samples in common."""
-        nodes = (*self.inputs, self.output)
-        if any(is_free(size) for node in nodes for size in value(unquantized(node)).shape[1:]):
-            return False
-        sizes = [_first_size(node) for node in nodes]
-        return sizes[0] is not None and all(size == sizes[0] for size in sizes)
+def layer_units(graph: Graph) -> list[Region]:
+    """Each layer with rounded weights, with the calls behind it that work element by element."""
+    return [Region.between([operand(node)], _behind(node)) for node in rounded_nodes(graph)]
 
 
-def layer_units(graph: Graph) -> list[Unit]:
-    """Each layer with rounded weights, and what is computed of its result element by element."""
-    return [make_unit([node.args[0]], _behind(node)) for node in rounded_nodes(graph)]  # type: ignore[list-item]
-
-
-def block_units(graph: Graph) -> list[Unit]:
+def block_units(graph: Graph) -> list[Region]:
     """Blocks, in execution order; layers of their own where no block can be formed."""
     cuts, wanted = find_cuts(graph), set(rounded_nodes(graph))
-    units: list[Unit] = []
+    units: list[Region] = []
     held: list[list[Node]] = []  # layers of the links joined so far
     start = end = cuts[0] if cuts else None
     for before, after in itertools.pairwise(cuts):
-        layers = [node for node in _between([before], after) if node in wanted]
+        layers = [node for node in Region.between([before], after).nodes if node in wanted]
         full = sum(map(len, held)) >= BLOCK or any(len(link) > 1 for link in held)
         if held and layers and (full or len(layers) > 1):
-            units.append(make_unit([start], end))  # type: ignore[list-item, arg-type]
+            units.append(Region.between([start], end))  # type: ignore[list-item, arg-type]
             start, held = end, []
         if len(layers) > MOST:
             start = end = after
@@ -87,11 +53,10 @@ def block_units(graph: Graph) -> list[Unit]:
         elif held and end is before and _follows(after):
             end = after
     if held:
-        units.append(make_unit([start], end))  # type: ignore[list-item, arg-type]
-    inside = {node for unit in units for node in unit.layers}
-    units += [unit for unit in layer_units(graph) if unit.layers[0] not in inside]
-    order = {node: position for position, node in enumerate(graph.nodes)}
-    return sorted(units, key=lambda unit: order[unit.first])
+        units.append(Region.between([start], end))  # type: ignore[list-item, arg-type]
+    inside = {node for unit in units for node in unit.nodes}
+    units += [unit for unit in layer_units(graph) if unit.first not in inside]
+    return sorted(units, key=lambda unit: unit.first)
 
 
 def find_cuts(graph: Graph) -> list[Node]:
@@ -120,26 +85,6 @@ def rounded_nodes(graph: Graph) -> list[Node]:
     return [found.layer.node for found in rounded_layers(graph)]
 
 
-def make_unit(inputs: list[Node], output: Node) -> Unit:
-    """The part of a graph that leads from some values to another one."""
-    nodes = _between(inputs, output)
-    first = next(n for n in nodes if any(source in inputs for source in n.all_input_nodes))
-    layers = [n for n in nodes if (layer := Layer.of(n)) is not None and layer.weight.target is FAKE_QUANTIZE]
-    return Unit(inputs, first, nodes, layers, output)
-
-
-def _between(inputs: list[Node], output: Node) -> list[Node]:
-    """The calls that lead from some values to another one, in execution order."""
-    found, todo = set[Node](), [output]
-    while todo:
-        node = todo.pop()
-        if node in found or node in inputs or node.op != "call_function":
-            continue
-        found.add(node)
-        todo.extend(node.all_input_nodes)
-    return sorted(found)
-
-
 def _behind(node: Node) -> Node:
     """The last of the element-by-element calls that alone read a layer's result."""
     while len(node.users) == 1 and _follows(reader := next(iter(node.users))):
@@ -149,9 +94,3 @@ def _behind(node: Node) -> Node:
 
 def _follows(node: Node) -> bool:
     return info(node).pointwise or family(node) in ("batch_norm", "identity") or is_quantizer(node)
-
-
-def _first_size(node: Node) -> Any:
-    """The free first dimension of a value as an expression; None where there is none."""
-    found = value(unquantized(node))
-    return found.shape[0].node.expr if found.dim() and is_free(found.shape[0]) else None

@@ -6,7 +6,7 @@ the simulated graph, its deployed form and its artifact agree on the weights wit
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -79,46 +79,31 @@ class Rounded:
         step = graph.tensor(operand(self.layer.input, 1))
         return (graph.tensor(self.bias[1]).abs() / (ROOM * step)).clamp(min=SMALLEST_SCALE)
 
-    # ---- Writing back -----------------------------------------------------------------------------------------------
+    # ---- What is found ----------------------------------------------------------------------------------------------
 
-    def store(self, graph: Graph, codes: Tensor, lattice: Lattice, bias: Tensor | None) -> None:
-        """Let the layer have these codes [g, out, d], scales, and bias [out]."""
-        old = self.weight(graph)
-        if not self.scales_fixed(graph):
-            if in_blocks(self.quantizer):  # the bias is float: no accumulator whose grid has to hold it
-                scale = lattice.scale[0].float()
-            else:
-                scale = torch.maximum(lattice.scale.flatten().float(), self.least_scale(graph))
-            set_scale(graph, self.quantizer, scale)
-            lattice = replace(lattice, scale=scale.reshape(lattice.scale.shape))
+    def settled(self, graph: Graph, codes: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """The weight, in the operator's own layout, and the scales that are stored for codes [g, out, d] and scales found for
+        them, both in the lattice's shape."""
+        lattice, old = self.lattice(graph), self.weight(graph)
+        if in_blocks(self.quantizer):
+            lattice = replace(
+                lattice, scale=scale
+            )  # the bias is float: there is no accumulator whose grid has to hold it
+        elif not self.scales_fixed(graph):
+            held = torch.maximum(scale.flatten().float(), self.least_scale(graph))
+            lattice = replace(lattice, scale=held.reshape(lattice.scale.shape))
         single = replace(lattice, scale=lattice.scale.float(), zero=lattice.zero.float())
-        weight = single.weight(codes.float()).to(old.dtype)
-        set_compensated(graph, self.quantizer, 0, self.native(weight, old))
+        return self.native(single.weight(codes.float()).to(old.dtype), old), single.scale
+
+    def store(self, graph: Graph, codes: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+        """Let the layer have these codes [g, out, d], scales, and bias [out]."""
+        weight, scale = self.settled(graph, codes, scale)
+        if not self.scales_fixed(graph):
+            set_scale(graph, self.quantizer, scale[0] if in_blocks(self.quantizer) else scale.flatten())
+        set_compensated(graph, self.quantizer, 0, weight)
         if bias is not None and self.bias is not None:
             reader, constant = self.bias
             set_compensated(graph, reader, reader.args.index(constant), bias.to(graph.tensor(constant).dtype))
-
-
-@dataclass(frozen=True)
-class Learned:
-    """What was found for some layers and values of a graph.
-
-    Attributes:
-        layers: by the name of the layer's call its codes [g, out, d], scales [g, out, 1], and bias [out] where that changes.
-        steps: by the name of a constant its value.
-    """
-
-    layers: dict[str, tuple[Tensor, Tensor, Tensor | None]]
-    steps: dict[str, Tensor] = field(default_factory=dict)
-
-    def store(self, graph: Graph) -> None:
-        constants = {str(node.target): node for node in graph.nodes if node.op == "get_attr"} if self.steps else {}
-        for name, value in self.steps.items():
-            graph.put_constant(constants[name], value)
-        for rounded in rounded_layers(graph):
-            if rounded.layer.node.name in self.layers:
-                codes, scale, bias = self.layers[rounded.layer.node.name]
-                rounded.store(graph, codes.double(), replace(rounded.lattice(graph), scale=scale), bias)
 
 
 def rounded_layers(graph: Graph) -> list[Rounded]:

@@ -7,7 +7,8 @@ import torch
 from rewriting import capture
 from torch import Tensor, nn
 
-from graphopt.analysis.im2col import Moments, from_matrix, rows, weight_matrix
+from graphopt.analysis.im2col import from_matrix, rows, weight_matrix
+from graphopt.analysis.moments import Moments
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 
@@ -60,11 +61,11 @@ def test_moments_of_several_batches_are_those_of_all_their_rows() -> None:
         moments.update(x, t)
     every = torch.cat([rows(layer, x).flatten(0, 1) for x in parts]).double()
     wanted = torch.cat([t.flatten(0, 1) for t in targets]).double()
-    torch.testing.assert_close(moments.xx, torch.cov(every.T, correction=0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(moments.xx[0], torch.cov(every.T, correction=0), rtol=1e-4, atol=1e-5)
     centred = (every - every.mean(0)).T @ (wanted - wanted.mean(0)) / len(every)
-    torch.testing.assert_close(moments.xt, centred, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(moments.mean_x, every.mean(0), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(moments.mean_t, wanted.mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(moments.xt[0], centred, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(moments.mean_x[0], every.mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(moments.mean_t[0], wanted.mean(0), rtol=1e-4, atol=1e-5)
 
 
 def test_moments_take_a_share_of_the_rows_of_a_large_input() -> None:

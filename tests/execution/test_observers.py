@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rewriting import Model, capture
 from torch import Tensor, nn
 
-from graphopt.execution.observers import BINS, SAMPLES, Histogram, MeanResponse, Range, observe
+from graphopt.execution.observers import BINS, SAMPLES, Histogram, Range, observe
 from graphopt.ir.graph import Graph
 from graphopt.utils.errors import NonFiniteError
 
@@ -90,25 +90,6 @@ def test_empty_batches_change_nothing() -> None:
     assert (found.low, found.high) == (-2.0, 1.0)
 
 
-@pytest.mark.parametrize("sizes", [[(5, 5)] * 3, [(5, 5), (4, 9), (7, 3)]])
-def test_mean_responses_are_those_of_all_samples_and_positions(sizes: list[tuple[int, int]]) -> None:
-    batches = [torch.randn(count, 3, *size) for count, size in zip((4, 1, 2), sizes, strict=True)]
-    layer = nn.Conv2d(3, 6, 3, padding=1, bias=False).double()
-    found = MeanResponse(2, layer)
-    for batch in batches:
-        found.update(batch)
-    answers = [layer(batch.double()).movedim(1, 0).flatten(1) for batch in batches]
-    torch.testing.assert_close(found.mean, torch.cat(answers, 1).mean(1))
-
-
-def test_mean_responses_of_rows_do_not_depend_on_how_they_are_batched() -> None:
-    layer, rows = nn.Linear(3, 6, bias=False).double(), torch.randn(12, 3)
-    found = MeanResponse(0, layer)
-    for part in (rows[:8].reshape(2, 4, 3), rows[8:]):
-        found.update(part)
-    torch.testing.assert_close(found.mean, layer(rows.double()).mean(0))
-
-
 def test_watched_values_are_those_of_the_model() -> None:
     model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
     graph = capture(model, torch.randn(2, 4))
@@ -182,7 +163,7 @@ def test_the_first_operator_that_produces_it_is_named(function: object, bad: str
     assert "linear" not in str(caught.value)
 
 
-@pytest.mark.parametrize("statistic", [Range, Histogram, lambda: MeanResponse(0, lambda x: x)])
+@pytest.mark.parametrize("statistic", [Range, Histogram])
 def test_every_statistic_refuses_it(statistic: type[Range]) -> None:
     graph = relu_net()
     with pytest.raises(NonFiniteError, match="contains infinity"):

@@ -15,7 +15,7 @@ from graphopt.compiler.optimize import Optimized, optimize
 from graphopt.formats import Format
 from graphopt.ir.cost import sqnr
 from graphopt.passes.quantization import LayerFormat
-from graphopt.passes.rounding import LearnRounding
+from graphopt.passes.rounding.codes import Codes
 from graphopt.targets import find
 from graphopt.utils.errors import InputError
 
@@ -121,7 +121,7 @@ def test_an_interrupted_call_goes_on_where_it_was(kind: Any, tmp_path: Path, mon
     def again(*_: Any, **__: Any) -> None:
         raise AssertionError("what was remembered is computed again")
 
-    monkeypatch.setattr(LearnRounding, "fit", again)
+    monkeypatch.setattr(Codes, "solve", again)
     found = kind(checkpoint=tmp_path).graph.module.state_dict()
     assert list(tmp_path.rglob("*.pt")) == pieces
     assert all(torch.equal(expected[name], tensor) for name, tensor in found.items())

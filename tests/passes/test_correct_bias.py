@@ -97,6 +97,33 @@ def test_the_border_of_zeros_counts() -> None:
         assert (graph(data).mean((0, 2, 3)) - wanted).abs().max() < 0.02 * before
 
 
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [(nn.Conv2d(4, 6, 3), torch.rand(4, 9, 9) + 1), (nn.Linear(4, 6), torch.rand(4) + 1)],
+    ids=["conv", "linear"],
+)
+def test_an_input_without_a_batch_is_one_sample(layer: nn.Module, x: Tensor) -> None:
+    batches = [[x + 0.01 * number] for number in range(3)]
+    graph = Graph.capture(layer.eval(), x, dynamic_batch=False)
+    run([Quantize(find("x86"), batches, estimator="minmax", weights=COARSE, activations=FINE)], graph, verify=False)
+    with torch.no_grad():
+        wanted = layer(batches[1][0])
+        before = (graph(batches[1][0]) - wanted).square().mean()
+        assert CorrectBias(batches)(graph)
+        graph.refresh()
+        assert (graph(batches[1][0]) - wanted).square().mean() < 0.5 * before
+
+
+def test_what_is_worse_on_samples_held_out_is_left() -> None:
+    """The sample that is held out, the first, is unlike the others: their mean error is not its own."""
+    data = torch.cat([-torch.ones(1, 4, 6, 6), torch.ones(7, 4, 6, 6)])
+    graph = simulated(nn.Sequential(nn.Conv2d(4, 6, 3), nn.Tanh()), data, [[data]])
+    start = graph.state_dict()
+    assert CorrectBias([[data]])(graph) == []
+    assert all(torch.equal(value, start[name]) for name, value in graph.state_dict().items())
+    assert CorrectBias([[data]])(graph) == []
+
+
 def trained_norms(residual: bool) -> tuple[nn.Module, Tensor]:
     """Layers whose batch norms hold the statistics of the data that comes with them."""
     from rewriting import Model

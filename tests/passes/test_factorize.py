@@ -21,7 +21,7 @@ import graphopt
 from graphopt.backends.onnxruntime import lower
 from graphopt.compiler.latency import LatencyTimer
 from graphopt.compiler.recipes import recipe
-from graphopt.fitting.least_squares import Join
+from graphopt.fitting.residual import Join
 from graphopt.ir import cost as measure
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer

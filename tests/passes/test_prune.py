@@ -562,7 +562,7 @@ def test_what_does_not_fit_into_memory_is_computed_anew_with_the_same_result(mon
     start = capture(residual(8), images(2))
     graphs = [start.clone() for _ in range(3)]
     for budget, graph in zip((2**31, 40_000, 0), graphs, strict=True):
-        monkeypatch.setattr("graphopt.fitting.least_squares.BUDGET", budget)
+        monkeypatch.setattr("graphopt.fitting.fit.MEMORY", budget)
         apply(Prune(0.6, data=DATA), graph)
     assert_close(graphs[1](images(4)), graphs[0](images(4)), 1e-5)
     assert_close(graphs[2](images(4)), graphs[0](images(4)), 1e-5)

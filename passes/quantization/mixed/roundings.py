@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
-from graphopt.analysis.grouped_moments import GroupedMoments
+from graphopt.analysis.moments import Moments
 from graphopt.execution.observers import Statistic, observe
 from graphopt.fitting import rounding as quadratic
 from graphopt.fitting.rounding import Lattice
@@ -31,10 +31,10 @@ RIDGE = 1e-2  # of the mean second moment: what the data say nothing about stays
 NOISE = 1e-5  # of the mean's square
 
 
-def input_moments(graph: Graph, layers: Iterable[Node], data: Iterable[list[Tensor]]) -> dict[Node, GroupedMoments]:
+def input_moments(graph: Graph, layers: Iterable[Node], data: Iterable[list[Tensor]]) -> dict[Node, Moments]:
     """Of what every layer reads, from one walk through the data."""
     views = {node: layer for node in layers if (layer := Layer.of(node))}
-    found = {node: GroupedMoments(layer, centred=layer.bias is not None) for node, layer in views.items()}
+    found = {node: Moments(layer, centred=layer.bias is not None) for node, layer in views.items()}
     watched: dict[Node, list[Statistic]] = {}
     for node, moments in found.items():
         watched.setdefault(views[node].input, []).append(moments)
@@ -45,7 +45,7 @@ def input_moments(graph: Graph, layers: Iterable[Node], data: Iterable[list[Tens
 class WeightRounder:
     """Rounds one layer's weights to any format, under the moments of its inputs; without any, to the nearest codes."""
 
-    def __init__(self, graph: Graph, node: Node, moments: GroupedMoments | None) -> None:
+    def __init__(self, graph: Graph, node: Node, moments: Moments | None) -> None:
         layer = Layer.of(node)
         assert layer is not None
         self.graph, self.layer, self.moments = graph, layer, moments

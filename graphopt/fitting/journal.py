@@ -1,6 +1,6 @@
 """Remember what was learned piece by piece, so that work that was interrupted goes on where it stopped.
 
-    journal = Journal(folder, task)          task: what decides the result: graph, data, options
+    journal = Journal.of(folder, lambda: fingerprint(graphs, data, options))
     if (found := journal.get("layer 3")) is None:
         journal.put("layer 3", found := {...})
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,15 @@ from graphopt.utils.files import write_atomically
 class Journal:
     """Pieces of one task by name; remembers nothing where `folder` is None."""
 
-    def __init__(self, folder: Path | None, task: str) -> None:
-        self.folder = None if folder is None else Path(folder) / task
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    @classmethod
+    def of(cls, folder: str | Path | None, task: Callable[[], str]) -> Journal:
+        """That of one task; its name is only asked for where there is a folder."""
+        return cls(None if folder is None else Path(folder) / task())
 
     def get(self, name: str) -> dict[str, Any] | None:
         """A piece that was put before; None where there is none.
@@ -55,14 +60,19 @@ class Journal:
         return folder / f"{name.replace(' ', '_')}.pt"
 
 
-def fingerprint(graph: Graph, batches: Iterable[list[Tensor]], options: str) -> str:
-    """A name for a task: the same graph, weights, data and options give the same one."""
-    digest = hashlib.sha256(f"{options}\n{graph}".encode())
-    for name, tensor in sorted(graph.module.state_dict().items()):
+def fingerprint(graphs: Iterable[Graph], batches: Iterable[list[Tensor]], options: str) -> str:
+    """A name for a task: the same graphs, weights, data and options give the same one."""
+    digest = hashlib.sha256(options.encode())
+
+    def add(name: str, tensor: Tensor) -> None:
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+
+    for graph in graphs:
+        digest.update(f"\n{graph}".encode())
+        for name, tensor in sorted(graph.module.state_dict().items()):
+            add(name, tensor)
     for batch in batches:
         for tensor in batch:
-            digest.update(f"{tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            add("", tensor)
     return digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Moments of what a layer reads and of what it should give, group by group, in constant memory.
+"""Moments of what a layer reads and of what is wanted of it, group by group, in constant memory.
 
     xx = E[x x^T] - E[x] E[x]^T    [g, d, d]        xt = E[x t^T] - E[x] E[t]^T    [g, d, out / g]
 
@@ -8,26 +8,34 @@ times the kernel.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+
 import torch
 from torch import Tensor
+from torch.fx.node import Node
 
 from graphopt.analysis.im2col import rows
+from graphopt.execution.observers import Statistic, observe
+from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
+from graphopt.ir.ops import value
 
+BUDGET = 2**30  # bytes of moments kept at a time; more layers take more walks
 ROWS = 16384  # of one batch, at most
 CHUNK = 8  # samples whose rows are written out at a time
 
 
-class GroupedMoments:
+class Moments:
     """Sums in float64.
 
     Attributes:
         centred: whether means are taken off; a layer without a bias cannot make up for them.
         count: rows seen.
         mean_x, mean_t: [g, d], [g, out / g].
+        xx, xt: second moments per row; see the head of this file.
     """
 
-    def __init__(self, layer: Layer, *, centred: bool) -> None:
+    def __init__(self, layer: Layer, *, centred: bool = True) -> None:
         self.layer, self.centred = layer, centred
         self.count = 0
         self._sums: list[Tensor] = []
@@ -66,3 +74,26 @@ class GroupedMoments:
     @property
     def xt(self) -> Tensor:
         return self._sums[3] / self.count - self.centred * self.mean_x[:, :, None] * self.mean_t[:, None]
+
+
+def input_moments(
+    graph: Graph, layers: Sequence[Layer], data: Iterable[list[Tensor]]
+) -> Iterator[tuple[Layer, Moments]]:
+    """The moments of each layer's inputs: in one walk through the data for all that fit into memory (`BUDGET`)."""
+    todo = list(layers)
+    while todo:
+        batch = [todo.pop(0)]
+        while todo and sum(map(moment_bytes, [*batch, todo[0]])) <= BUDGET:
+            batch.append(todo.pop(0))
+        found = [Moments(layer) for layer in batch]
+        watched: dict[Node, list[Statistic]] = {}
+        for moments in found:
+            watched.setdefault(moments.layer.input, []).append(moments)
+        observe(graph, watched, data)
+        yield from zip(batch, found, strict=True)
+
+
+def moment_bytes(layer: Layer) -> int:
+    """What the second moments of a layer's inputs take."""
+    columns = value(layer.weight).numel() // layer.out_channels
+    return int(8 * layer.groups * columns * columns)

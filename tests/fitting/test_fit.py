@@ -1,0 +1,343 @@
+"""The loop that fits regions of a changed graph on data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rewriting import Model, capture, randomised
+from torch import Tensor, nn
+from torch.fx.node import Node
+
+from graphopt.execution.executor import Executor
+from graphopt.fitting import least_squares
+from graphopt.fitting.fit import Found, Parametrization, fit
+from graphopt.fitting.least_squares import LayerWeights
+from graphopt.fitting.region import Region
+from graphopt.fitting.samples import Samples
+from graphopt.ir.graph import Graph
+from graphopt.ir.layer import Layer
+from graphopt.utils import terminal
+from graphopt.utils.errors import InputError, NonFiniteError
+
+DATA = [[part] for part in torch.randn(40, 3, 6, 6, generator=torch.Generator().manual_seed(1)).split(16)]
+
+
+def network() -> nn.Module:
+    """With a batch norm, a residual stream, a depthwise convolution, and layers with and without a bias."""
+
+    def body(m: Any, x: Tensor) -> Tensor:
+        y = torch.relu(m.norm(m.stem(x)))
+        y = torch.relu(y + m.wide(torch.relu(m.depthwise(y))))
+        return m.head(y.mean((2, 3)))  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    return randomised(
+        Model(
+            body, stem=nn.Conv2d(3, 8, 3, bias=False), norm=nn.BatchNorm2d(8), depthwise=nn.Conv2d(8, 8, 3, padding=1, groups=8),
+            wide=nn.Conv2d(8, 8, 1, bias=False), head=nn.Linear(8, 5),
+        )
+    )  # fmt: skip
+
+
+def changed(original: Graph, amount: float = 0.3) -> Graph:
+    """The same network with noise on its weights."""
+    graph, generator = original.clone(), torch.Generator().manual_seed(2)
+    for layer in (layer for node in graph.calls() if (layer := Layer.of(node))):
+        weight = graph.tensor(layer.weight)
+        noise = torch.randn(weight.shape, generator=generator) * weight.std()
+        graph.put_constant(layer.weight, weight + amount * noise)
+    return graph
+
+
+def pair() -> tuple[Graph, Graph]:
+    original = capture(network(), DATA[0][0][:2])
+    return original, changed(original)
+
+
+def tasks(original: Graph, graph: Graph) -> list[LayerWeights]:
+    return LayerWeights.all_of(graph, {node.name: node for node in original.nodes})
+
+
+def error(original: Graph, graph: Graph) -> float:
+    with torch.no_grad():
+        return sum(float((original(*batch) - graph(*batch)).square().sum()) for batch in DATA)
+
+
+def assert_equal(one: Graph, other: Graph) -> None:
+    state = other.state_dict()
+    assert one.state_dict().keys() == state.keys()
+    assert all(torch.equal(value, state[name]) for name, value in one.state_dict().items())
+
+
+# ---- Order and samples ----------------------------------------------------------------------------------------------
+
+
+def test_a_region_gets_what_regions_fitted_before_it_give_and_what_the_original_gave(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (original, graph), seen, solve = pair(), {}, LayerWeights.solve
+
+    def watched(self: LayerWeights, graph: Graph, samples: Samples) -> Iterator[Found]:
+        seen[self.layer.node] = samples
+        return solve(self, graph, samples)
+
+    monkeypatch.setattr(LayerWeights, "solve", watched)
+    before = error(original, graph)
+    fits = fit(original, graph, DATA, tasks(original, graph), "fitting")
+    assert all(found.accepted for found in fits)
+    assert error(original, graph) < 0.02 * before
+    names = {node.name: node for node in original.nodes}
+    assert list(seen) == [node for node in graph.calls() if Layer.of(node)]
+    for node, samples in seen.items():
+        layer, source = Layer.of(node), names[node.name]
+        assert layer is not None
+        for part, batch in zip(samples.parts, DATA, strict=True):
+            here, there = Executor(graph).run([layer.input], batch), Executor(original).run([source], batch)
+            assert torch.equal(part.inputs[0], here[layer.input])
+            if graph.site(node) != "wide":  # which makes up for the stream
+                assert torch.equal(part.wanted, there[source])
+
+
+def test_what_a_residual_stream_has_lost_is_wanted_of_the_layer_that_adds_to_it() -> None:
+    (original, graph), wanted = pair(), {}
+
+    class Watched(LayerWeights):
+        def solve(self, graph: Graph, samples: Samples) -> Iterator[Found]:
+            wanted[graph.site(self.layer.node)] = samples.parts[0].wanted
+            return super().solve(graph, samples)
+
+    only = [node.name for node in graph.calls() if graph.site(node) == "wide"]
+    names = {node.name: node for node in original.nodes}
+    fit(original, graph, DATA, Watched.all_of(graph, names, only=only), "fitting")
+    lost = []
+    for g in (original, graph):
+        stream, _ = g.calls(torch.ops.aten.add.Tensor)[0].all_input_nodes
+        lost.append(Executor(g).run([stream], DATA[0])[stream])
+    wide = names[only[0]]
+    y = Executor(original).run([wide], DATA[0])[wide]
+    torch.testing.assert_close(wanted["wide"], y + lost[0] - lost[1])
+
+
+def test_the_data_are_gone_through_once_and_not_held_before() -> None:
+    original, graph = pair()
+
+    class Counted:
+        walks = 0
+
+        def __iter__(self) -> Iterator[list[Tensor]]:
+            self.walks += 1
+            return iter(DATA)
+
+    data = Counted()
+    fit(original, graph, data, [], "fitting")
+    assert data.walks == 0
+    fit(original, graph, data, tasks(original, graph), "fitting")
+    assert data.walks == 1
+
+
+@pytest.mark.parametrize("memory", [0, 20_000])
+def test_beyond_the_memory_it_gives_the_same_bit_for_bit_from_files(memory: int, tmp_path: Path) -> None:
+    original, graph = pair()
+    spilled = graph.clone()
+    fit(original, graph, DATA, tasks(original, graph), "fitting")
+    fit(original, spilled, DATA, tasks(original, spilled), "fitting", memory=memory, folder=tmp_path)
+    assert_equal(graph, spilled)
+    assert not list(tmp_path.iterdir())
+
+
+def test_channels_that_are_gone_are_not_wanted() -> None:
+    original = capture(nn.Sequential(nn.Conv2d(3, 6, 3)), DATA[0][0][:2])
+    narrow = nn.Conv2d(3, 2, 3)
+    graph = capture(nn.Sequential(narrow), DATA[0][0][:2])
+    (node,) = (n for n in graph.calls() if Layer.of(n))
+    kept = {node.name: torch.tensor([1, 4])}
+    names = {n.name: n for n in original.nodes}
+    fit(original, graph, DATA, LayerWeights.all_of(graph, names, kept), "fitting")
+    torch.testing.assert_close(graph(*DATA[0]), original(*DATA[0])[:, [1, 4]], rtol=0, atol=0.01)
+
+
+# ---- Acceptance -----------------------------------------------------------------------------------------------------
+
+
+class Given(Parametrization):
+    """A weight that someone gives, whatever the samples say."""
+
+    layer: Layer
+    weight: Tensor
+
+    def __init__(self, layer: Layer, source: Layer, weight: Tensor) -> None:
+        super().__init__(region=Region.of_layer(layer), source=Region.of_layer(source), channel_dim=-1 - layer.dims)
+        self.layer, self.weight = layer, weight
+
+    def solve(self, graph: Graph, samples: Samples) -> Iterator[Found]:
+        yield {"weight": self.weight}
+
+    def constants(self, graph: Graph, found: Found) -> Mapping[Node, Any]:
+        return {self.layer.weight: found["weight"]}
+
+    def store(self, graph: Graph, found: Found) -> None:
+        graph.put_constant(self.layer.weight, found["weight"])
+
+
+@pytest.mark.parametrize("factor", [1.01, 0.99])
+def test_what_is_better_on_samples_held_out_is_taken_and_what_is_worse_is_not(factor: float) -> None:
+    """The changed network's weight is 1.2 times the original's; it is given 1.2 * factor, nearer or further away."""
+    original = capture(nn.Sequential(nn.Conv2d(3, 4, 3, bias=False)), DATA[0][0][:2])
+    graph = original.clone()
+    (layer,) = (found for node in graph.calls() if (found := Layer.of(node)))
+    (source,) = (found for node in original.calls() if (found := Layer.of(node)))
+    weight = 1.2 * original.tensor(source.weight)
+    graph.put_constant(layer.weight, weight)
+    start = graph.clone()
+    (found,) = fit(original, graph, DATA, [Given(layer, source, weight * factor)], "fitting")
+    assert found.before == pytest.approx(0.04, rel=1e-3)
+    assert found.after == pytest.approx((1.2 * factor - 1) ** 2, rel=1e-3)
+    assert found.accepted == (factor < 1)
+    assert found.error == min(found.before, found.after)
+    if factor > 1:
+        assert_equal(graph, start)
+    else:
+        assert torch.equal(graph.tensor(layer.weight), weight * factor)
+
+
+def test_a_closed_form_that_fits_its_few_samples_only_is_refused_or_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of what the second layer reads is gone; in 14 samples the other half of 40 features can stand in for it perfectly."""
+    original = capture(nn.Sequential(nn.Linear(80, 80), nn.Linear(80, 4)), torch.randn(2, 80))
+    graph = original.clone()
+    first, second = (layer for node in graph.calls() if (layer := Layer.of(node)))
+    graph.put_constant(first.weight, graph.tensor(first.weight) * (torch.arange(80) < 40)[:, None])
+    start, generator = graph.clone(), torch.Generator().manual_seed(0)
+    names = {node.name: node for node in original.nodes}
+    few, many = ([[torch.randn(n, 80, generator=generator)]] for n in (16, 4000))
+    (task,) = LayerWeights.all_of(graph, names, only=[second.node.name])
+    with monkeypatch.context() as patch:
+        patch.setattr(least_squares, "RIDGES", least_squares.RIDGES[:1])
+        (free,) = fit(original, graph, few, [task], "fitting")
+        assert free.after > free.before
+        assert_equal(graph, start)
+    cautious = graph.clone()
+    (held,) = fit(original, cautious, few, tasks(original, cautious)[1:], "fitting")
+    assert held.after < held.before < free.after  # by a stronger ridge
+    (found,) = fit(original, graph, many, [task], "fitting")
+    assert found.accepted
+
+
+def test_more_cautious_choices_are_tried_as_long_as_they_gain() -> None:
+    original = capture(nn.Sequential(nn.Conv2d(3, 4, 3, bias=False)), DATA[0][0][:2])
+    graph, asked = original.clone(), list[float]()
+    (layer,) = (found for node in graph.calls() if (found := Layer.of(node)))
+    (source,) = (found for node in original.calls() if (found := Layer.of(node)))
+    weight = original.tensor(source.weight)
+    graph.put_constant(layer.weight, 3 * weight)
+
+    class Several(Given):
+        def solve(self, graph: Graph, samples: Samples) -> Iterator[Found]:
+            for factor in (2.0, 1.5, 1.6, 1.0):
+                asked.append(factor)
+                yield {"weight": factor * weight}
+
+    (found,) = fit(original, graph, DATA, [Several(layer, source, weight)], "fitting")
+    assert asked == [2.0, 1.5, 1.6]
+    assert found.after == pytest.approx(0.25, rel=1e-3)
+    assert torch.equal(graph.tensor(layer.weight), 1.5 * weight)
+
+
+def test_a_single_sample_is_fitted_on_and_judged_by() -> None:
+    original, graph = pair()
+    fits = fit(original, graph, [[DATA[0][0][:1]]], tasks(original, graph), "fitting")
+    assert any(found.accepted for found in fits)
+    assert all(found.after <= found.before or not found.accepted for found in fits)
+
+
+# ---- Going on after an interruption ---------------------------------------------------------------------------------
+
+
+def counting(monkeypatch: pytest.MonkeyPatch, stop: Callable[[int], bool]) -> list[str]:
+    done, solve = list[str](), LayerWeights.solve
+
+    def counted(self: LayerWeights, graph: Graph, samples: Samples) -> Iterator[Found]:
+        if stop(len(done)):
+            raise KeyboardInterrupt
+        done.append(graph.site(self.layer.node))
+        return solve(self, graph, samples)
+
+    monkeypatch.setattr(LayerWeights, "solve", counted)
+    return done
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_interrupted_work_goes_on_with_the_same_result(
+    after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, graph = pair()
+    whole, broken = graph.clone(), graph.clone()
+    fits = fit(original, whole, DATA, tasks(original, whole), "fitting")
+    with monkeypatch.context() as patch:
+        counting(patch, lambda count: count == after)
+        with pytest.raises(KeyboardInterrupt):
+            fit(original, broken, DATA, tasks(original, broken), "fitting", checkpoint=tmp_path)
+    again = graph.clone()
+    done = counting(monkeypatch, lambda count: False)
+    found = fit(original, again, DATA, tasks(original, again), "fitting", checkpoint=tmp_path)
+    assert done == ["stem", "depthwise", "wide", "head"][after:]
+    assert [(f.before, f.after) for f in found] == [(f.before, f.after) for f in fits]
+    assert_equal(whole, again)
+
+
+def test_a_checkpoint_is_that_of_one_graph_its_data_and_its_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, graph = pair()
+    done = counting(monkeypatch, lambda count: False)
+
+    def solved(graph: Graph, data: list[list[Tensor]], options: str) -> int:
+        start, mine = len(done), graph.clone()
+        fit(original, mine, data, tasks(original, mine), "fitting", checkpoint=tmp_path, options=options)
+        return len(done) - start
+
+    assert solved(graph, DATA, "") == 4
+    assert solved(graph, DATA, "") == 0
+    assert solved(graph, DATA, "others") == 4
+    assert solved(graph, DATA[:2], "") == 4
+    assert solved(changed(original, 0.2), DATA, "") == 4
+
+
+# ---- What is said ---------------------------------------------------------------------------------------------------
+
+
+def test_progress_counts_the_regions(monkeypatch: pytest.MonkeyPatch) -> None:
+    bars: list[list[Any]] = []
+
+    class Recorder:
+        @contextmanager
+        def bar(self, description: str, total: int | None) -> Iterator[Callable[[], None]]:
+            bars.append([description, total, 0])
+
+            def advance() -> None:
+                bars[0][2] += 1
+
+            yield advance
+
+    monkeypatch.setattr(terminal, "_installed", Recorder())
+    original, graph = pair()
+    fit(original, graph, DATA, tasks(original, graph), "mending layers")
+    assert bars == [["mending layers", 4, 4]]
+
+
+def test_data_that_are_not_finite_are_named() -> None:
+    original, graph = pair()
+    broken = [DATA[0], [DATA[1][0].clone()]]
+    broken[1][0][0, 0, 0, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match="contains NaN"):
+        fit(original, graph, broken, tasks(original, graph), "fitting")
+
+
+def test_data_without_a_batch_are_refused() -> None:
+    original, graph = pair()
+    with pytest.raises(InputError, match="the data to fit to are empty"):
+        fit(original, graph, [], tasks(original, graph), "fitting")
