@@ -121,4 +121,4 @@ def emit_chain(program: Program, chain: Chain, last: Node) -> Value:
         program.half(spec.macs)
     else:
         program.floating(layer.node, macs=spec.macs)
-    return call_layer(program, spec, source, added, constants, shape(last))
+    return call_layer(program, spec, source, added, constants, shape(last), rows=layer.kind == "linear")

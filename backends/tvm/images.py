@@ -79,10 +79,23 @@ def layer_spec(
 
 
 def call_layer(
-    program: Program, spec: Conv, source: Value, operands: Sequence[Any], constants: Sequence[Any], out: Sequence[int]
+    program: Program,
+    spec: Conv,
+    source: Value,
+    operands: Sequence[Any],
+    constants: Sequence[Any],
+    out: Sequence[int],
+    *,
+    rows: bool,
 ) -> Value:
-    """Call a layer's kernel; `operands`: nodes it adds, `out`: torch's shape of the result."""
-    order = channels_last(len(out)) if len(out) > 2 and spec.shape[:3] != (1, 1, prod(out[:-1])) else plain(len(out))
+    """Call a layer's kernel.
+
+    Args:
+        operands: nodes it adds.
+        out: torch's shape of the result.
+        rows: whether the layer is linear, so that its features are torch's last dimension, too.
+    """
+    order = plain(len(out)) if rows else channels_last(len(out))
     added = [program.reshaped(program.laid_out(program.value(o), order), spec.result_shape) for o in operands]
     result = program.call(spec, [source.expr, *added], constants)
     stored = tuple(out[d] for d in order)

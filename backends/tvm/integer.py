@@ -82,7 +82,7 @@ def emit_layer(program: Program, node: Node, added: Node | None = None) -> Value
         weight.to(torch.int8).numpy(), None if f.bias is None else f.bias.int().numpy(), scale.reshape(-1).numpy()
     )
     program.integer(node, spec.macs)
-    return call_layer(program, spec, source, operands, constants, shape(result))
+    return call_layer(program, spec, source, operands, constants, shape(result), rows=f.weight.dim() == 2)
 
 
 def _add(program: Program, node: Node, kernel: Kernel) -> Value:

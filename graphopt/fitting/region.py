@@ -53,7 +53,7 @@ class Region:
 
     @property
     def by_sample(self) -> bool:
-        """Whether samples can be taken one by one: inputs and result have the same free first dimension (a table has none), and no
+        """Whether samples can be taken one by one: inputs and result have one free first dimension (a table has none), and no
         other, for batches of different sizes have no samples in common."""
         nodes = (*self.inputs, self.output)
         if any(is_free(size) for node in nodes for size in value(unquantized(node)).shape[1:]):

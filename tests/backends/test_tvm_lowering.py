@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from types import ModuleType
@@ -227,6 +228,36 @@ def test_of_two_layers_that_are_added_one_adds_and_both_are_our_kernels() -> Non
     assert "R.nn" not in emitted
     with torch.no_grad():
         assert_close(lower(cleaned(model, x), UNSIGNED)(x), model(x))
+
+
+ALIKE: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    "a signal": (nn.Conv1d(4, 5, 3, padding=1), (4, 5)),
+    "an image of one row": (nn.Conv2d(4, 3, 1), (4, 1, 3)),
+    "a square image": (nn.Conv2d(4, 4, 1), (4, 4, 4)),
+    "tokens": (nn.Linear(4, 4), (4, 4)),
+}
+
+
+@pytest.mark.parametrize("case", ALIKE)
+def test_sizes_that_are_alike_are_not_taken_for_each_other(case: str) -> None:
+    """One sample, and as many channels as positions: only the kind of layer says which dimension is which."""
+    layer, shape = ALIKE[case]
+    x = torch.randn(1, *shape)
+    with torch.no_grad():
+        assert_close(lower(cleaned(layer.eval(), x), UNSIGNED)(x), layer(x))
+    model = nn.Sequential(layer, nn.Hardtanh(-1, 1), copy.deepcopy(layer) if case == "a square image" else nn.ReLU())
+    assert_identical(quantized(model.eval(), UNSIGNED, x), UNSIGNED, x)
+
+
+@pytest.mark.parametrize("number", [0.0, 0.5])
+def test_a_pad_that_first_cuts_everything_off_is_all_padding(number: float) -> None:
+    model = Model(
+        lambda m, x: m.b(F.pad(m.a(x), (-1, 2, 0, 0), value=number)), a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(4, 2, 1)
+    )
+    x = torch.randn(2, 3, 3, 3)
+    with torch.no_grad():
+        assert_close(lower(cleaned(model.eval(), x), UNSIGNED)(x), model(x))
+    assert_identical(quantized(model.eval(), UNSIGNED, x), UNSIGNED, x)
 
 
 # ---- Errors ---------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch.fx.node import Node
 from tvm import relax, te
 
 from graphopt.backends.tvm.layouts import Value, channels_last, plain
@@ -66,6 +67,8 @@ def _pad(program: Program, a: Arguments) -> Value:
         axes = list(range(rank))
         begin = [max(-widths[d][0], 0) for d in source.order]
         end = [source.shape[d] - max(-widths[d][1], 0) for d in source.order]
+        if any(first >= last for first, last in zip(begin, end, strict=True)):
+            return _filled(program, a.node, a["value"] or 0)  # nothing is left to be padded
         expr = program.builder.emit(op.strided_slice(expr, axes, begin, end))
         widths = [(max(before, 0), max(after, 0)) for before, after in widths]
     flat = [w for d in source.order for w in widths[d]]
@@ -158,6 +161,12 @@ def _copy(program: Program, a: Arguments) -> Value:
     """The values of `src` in the type and shape of `self`."""
     a.ignore("self", "non_blocking")
     return spread(program, cast(program, program.value(a["src"]), result_type(a.node)), shape(a.node))
+
+
+def _filled(program: Program, node: Node, number: float) -> Value:
+    """A value of the call's shape and type with one number everywhere."""
+    dtype = node.meta["val"].dtype
+    return program.emit(op.full(list(shape(node)), scalar(number, dtype), name_of(dtype)), shape(node))
 
 
 def _full(program: Program, a: Arguments) -> Value:
