@@ -1,5 +1,5 @@
-"""Fit regions of a changed graph on data, so that they give what the original gave. Everything that rebuilds on data goes through
-this loop; what differs is the `Parametrization`: what may change of a region, and how the best of it is found.
+"""Fit regions of a changed graph on data, one after another, so that they give what the original gave. All methods that rebuild
+region by region share this loop; what differs is the `Parametrization`: what may change, and how the best of it is found.
 
     fits = fit(original, graph, data, [LayerWeights(...) for ...], "reconstructing")
 
