@@ -78,7 +78,7 @@ def canonical(module: fx.GraphModule, sizes: Mapping[Any, str] | None = None) ->
 
 def call(node: Node, values: dict[Node, str], names: _Names | None = None) -> str:
     """One call: operator name, inputs, and the arguments that differ from their defaults, by name."""
-    names = names or _Names()
+    names = names or _Names({})
     target: Any = node.target
     schema = getattr(target, "_schema", None)
     if schema is None:
