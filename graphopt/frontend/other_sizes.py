@@ -61,7 +61,7 @@ class _Trial:
 
     def least(self, smallest: int) -> None:
         for minimum in (smallest, 2):  # several at once may be too little where each alone is not
-            numbers = [min(next(self.size(i).following(minimum)), own) for i, own in enumerate(self.own)]
+            numbers = [min(next(self.size(i).following(minimum), own), own) for i, own in enumerate(self.own)]
             if self._works(numbers):
                 return
             for index, number in enumerate(numbers):
@@ -69,8 +69,9 @@ class _Trial:
             if minimum != 2:
                 for index in range(len(self.own)):
                     if self.size(index).name != BATCH:
-                        self._raise_least(index, min(next(self.size(index).following(2)), self.own[index]))
-        numbers = [min(next(self.size(i).following(smallest)), own) for i, own in enumerate(self.own)]
+                        own = self.own[index]
+                        self._raise_least(index, min(next(self.size(index).following(2), own), own))
+        numbers = [min(next(self.size(i).following(smallest), own), own) for i, own in enumerate(self.own)]
         if not self._works(numbers):
             raise Tied(f"{self._shown(numbers)} need another graph")
 

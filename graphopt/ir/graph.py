@@ -198,7 +198,9 @@ class Graph(Editing, Trainable):
         return self.batch is not None
 
     def __str__(self) -> str:
-        return printing.canonical(self.module)
+        batch = self.batch.name if self.batch is not None else None
+        sizes = {symbol: "N" if name == batch else name for symbol, name in self.size_names.items()}
+        return printing.canonical(self.module, sizes)
 
     def __repr__(self) -> str:
         count = sum(n.op == "call_function" for n in self.nodes)

@@ -213,7 +213,7 @@ def symbols(fakes: Sequence[Tensor], sizes: Sequence[FreeSize]) -> dict[Any, str
     found = {}
     for size in sizes:
         length: Any = fakes[size.places[0].input].shape[size.places[0].dimension]
-        for symbol in length.node.expr.free_symbols:
+        for symbol in length.node.expr.free_symbols if is_free(length) else ():
             found[symbol] = size.name
     return found
 

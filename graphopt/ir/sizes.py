@@ -170,6 +170,8 @@ def _read(size: FreeSize, names: Sequence[str], shapes: Sequence[Sequence[int]])
         length = shapes[place.input][place.dimension]
         where = f"dimension {place.dimension} of input {names[place.input]!r}"
         value = place.size(length)
+        if value == 0 and size.name == BATCH:
+            raise InputError(f"the batch is empty: {where} is 0")
         if value is None or not size.takes(value):
             label = size.label(place)
             what = f"; it is {label}, and {size}" if label != size.name else f", but {size}"

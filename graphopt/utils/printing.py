@@ -6,11 +6,13 @@
       return %1
 
 Values are numbered in execution order, constants stand as their type and shape, arguments at their default are left out,
-and the free batch size is N.
+the free batch size is N, and other free sizes stand by their names.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -29,10 +31,10 @@ def dtype(value: torch.dtype) -> str:
 
 
 class _Names:
-    """Short names for symbolic sizes, in order of appearance: N, then M1, M2, ..."""
+    """Names for symbolic sizes: those that are known, else in order of appearance N, then M1, M2, ..."""
 
-    def __init__(self) -> None:
-        self.known: dict[str, str] = {}
+    def __init__(self, known: Mapping[Any, str]) -> None:
+        self.known = {str(symbol): name for symbol, name in known.items()}
 
     def size(self, value: Any) -> str:
         if isinstance(value, int):
@@ -41,10 +43,7 @@ class _Names:
         symbols = sorted(map(str, getattr(expression, "free_symbols", [])))
         for symbol in symbols:
             self.known.setdefault(symbol, "N" if not self.known else f"M{len(self.known)}")
-        out = str(expression)
-        for symbol in sorted(symbols, key=len, reverse=True):
-            out = out.replace(symbol, self.known[symbol])
-        return out
+        return re.sub(r"\w+", lambda word: self.known.get(word[0], word[0]), str(expression))
 
     def type(self, value: Any) -> str:
         if isinstance(value, Tensor):
@@ -54,9 +53,13 @@ class _Names:
         return type(value).__name__ if not hasattr(value, "node") else self.size(value)
 
 
-def canonical(module: fx.GraphModule) -> str:
-    """The text of a module's graph; see the head of this file."""
-    names = _Names()
+def canonical(module: fx.GraphModule, sizes: Mapping[Any, str] | None = None) -> str:
+    """The text of a module's graph; see the head of this file.
+
+    Args:
+        sizes: what symbols in shapes are called.
+    """
+    names = _Names(sizes or {})
     values: dict[Node, str] = {}
     signature, lines = [], []
     for node in module.graph.nodes:
@@ -75,7 +78,7 @@ def canonical(module: fx.GraphModule) -> str:
 
 def call(node: Node, values: dict[Node, str], names: _Names | None = None) -> str:
     """One call: operator name, inputs, and the arguments that differ from their defaults, by name."""
-    names = names or _Names()
+    names = names or _Names({})
     target: Any = node.target
     schema = getattr(target, "_schema", None)
     if schema is None:

@@ -10,7 +10,9 @@ from rewriting import Model as Unnamed
 from torch import Tensor, nn
 from torch.export import Dim
 
+from graphopt.ir import structure
 from graphopt.ir.graph import Graph
+from graphopt.ir.shapes import size_of
 from graphopt.ir.sizes import FreeSize
 from graphopt.utils.errors import InputError
 
@@ -210,3 +212,20 @@ def test_inputs_without_names_are_numbered() -> None:
     for said in (({1: "n"}, {1: "n"}), {"inputs_0": {1: "n"}, "inputs_1": {1: "n"}}):
         graph = Graph.capture(model, (a, b), dynamic_shapes=said)
         same(graph, model, torch.randn(3, 7), torch.randn(3, 7))
+
+
+def test_graphs_are_printed_with_the_names_of_their_sizes() -> None:
+    model = Model(lambda m, x: F.max_pool2d(m.layer(x), 2), layer=nn.Conv2d(3, 4, 3, padding=1))
+    graph = Graph.capture(model, torch.randn(2, 3, 8, 8), dynamic_shapes=({2: "height", 3: 2 * Dim("w")},))
+    assert "max_pool2d(%0, kernel_size=[2, 2]" in str(graph)
+    assert ": f32[N, 4, (height//2), w]" in str(graph)
+
+
+def test_returned_sizes_follow_every_free_size() -> None:
+    model = Model(lambda m, x: (x + 1, x.shape[0] * x.shape[1] + 2))
+    graph = Graph.capture(model, torch.randn(2, 5), dynamic_shapes=({1: "time"},))
+    assert graph(torch.randn(3, 4))[1] == 14
+    size = size_of(graph.returned[1].meta["val"], [graph.inputs[0].meta["val"]], graph.free_sizes)
+    text = structure.encode((torch.zeros(1), size))
+    assert structure.check(text) == 1
+    assert structure.decode(text, iter([None]), [3, 4]) == (None, 14)

@@ -35,7 +35,7 @@ def test_sizes_of_a_call_are_read_from_its_shapes() -> None:
         ([(4, 11), (3,)], "'batch' is 4 by dimension 0 of input 'image' and 3 by dimension 0 of input 'mask'"),
         ([(4, 12), (4,)], "dimension 1 of input 'image' is 12; it is 2*height+1, and 'height' goes from 2 to 9"),
         ([(4, 3), (4,)], "dimension 1 of input 'image' is 3; it is 2*height+1, and 'height' goes from 2 to 9"),
-        ([(0, 11), (0,)], "dimension 0 of input 'image' is 0, but 'batch' goes from 1 upwards"),
+        ([(0, 11), (0,)], "the batch is empty: dimension 0 of input 'image' is 0"),
     ],
 )
 def test_shapes_that_do_not_fit_are_named(shapes: list[tuple[int, ...]], message: str) -> None:
