@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.ir.arguments import Arguments
+from graphopt.ir.calls import shape
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import aten, shape
+from graphopt.ir.ops import aten
 from graphopt.utils.errors import InputError
 
 AVERAGES = {aten.avg_pool2d.default: 2, aten.avg_pool3d.default: 3}

@@ -11,9 +11,10 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from graphopt.ir.calls import is_float
 from graphopt.ir.float16 import half_of, narrows
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import aten, is_float
+from graphopt.ir.ops import aten
 
 
 def compute_in_half(graph: Graph) -> None:

@@ -24,9 +24,10 @@ from torch.fx.node import Node
 from graphopt.backends.onnxruntime.nbits import multiply_packed
 from graphopt.backends.onnxruntime.stem import read_whole_words
 from graphopt.formats.blocks import DEQUANTIZE_BLOCKS
+from graphopt.ir.calls import argument, shape
 from graphopt.ir.equal_calls import merge_equal_calls
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import argument, aten, family, shape
+from graphopt.ir.ops import aten, family
 from graphopt.lowering.integers.legalize import GLOBAL_AVERAGE_POOL, gate_codes, is_dequantized, move_codes, slice_parts
 from graphopt.lowering.qdq import Q
 

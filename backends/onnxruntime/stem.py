@@ -23,9 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx.node import Node
 
+from graphopt.ir.calls import shape
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import BIAS, Layer
-from graphopt.ir.ops import aten, shape
+from graphopt.ir.ops import aten
 from graphopt.lowering.qdq import Q
 
 WORD = 4  # bytes

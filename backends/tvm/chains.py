@@ -16,10 +16,11 @@ from graphopt.backends.tvm.layouts import Value
 from graphopt.backends.tvm.program import Program
 from graphopt.backends.tvm.schedules import Epilogue
 from graphopt.ir.binary import Binary
+from graphopt.ir.calls import shape
 from graphopt.ir.float16 import half_of, narrows
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
-from graphopt.ir.ops import clip_of, shape
+from graphopt.ir.ops import clip_of
 from graphopt.lowering.integers.kernels import Window
 
 

@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.ir.binary import Binary
+from graphopt.ir.calls import argument, gives_several
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import argument, aten, family, function_of_one, gives_several, info
+from graphopt.ir.ops import aten, family, function_of_one, info
 from graphopt.lowering.integers.arithmetic import Table, dequantize, quantize
 from graphopt.lowering.integers.fusion import BYTES, Kernel
 from graphopt.lowering.qdq import QuantizationParameters

@@ -23,8 +23,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import Node, map_arg
 
-from graphopt.frontend.normalize import RULES as VARIANTS
-from graphopt.frontend.normalize import simplify
+from graphopt.frontend.operator_variants import RULES as VARIANTS
+from graphopt.frontend.operator_variants import simplify
 from graphopt.ir.graph import Graph
 
 aten = torch.ops.aten

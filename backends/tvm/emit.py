@@ -23,9 +23,10 @@ from graphopt.backends.tvm.machine import Processor
 from graphopt.backends.tvm.program import Program
 from graphopt.backends.tvm.schedules import Conv, Variant
 from graphopt.formats.blocks import DEQUANTIZE_BLOCKS
+from graphopt.ir.calls import shape
 from graphopt.ir.float16 import half_of
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import family, is_random, shape
+from graphopt.ir.ops import family, is_random
 from graphopt.lowering.integers.arithmetic import dequantize, quantize
 from graphopt.lowering.integers.fusion import Kernel, fuse
 from graphopt.lowering.integers.legalize import CLIP_CODES, gate_codes, is_dequantized, slice_parts

@@ -14,9 +14,10 @@ from typing import Any
 from torch.fx.node import Node
 
 from graphopt.backends.tvm.codes import moves_codes
+from graphopt.ir.calls import argument
 from graphopt.ir.float16 import half_of, narrows
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import argument, aten, family
+from graphopt.ir.ops import aten, family
 from graphopt.lowering.qdq import deploy as deploy_with
 from graphopt.targets import Target
 

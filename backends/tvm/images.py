@@ -13,7 +13,8 @@ from tvm import relax
 from graphopt.backends.tvm.layouts import Value, channels_last, plain
 from graphopt.backends.tvm.program import Program
 from graphopt.backends.tvm.schedules import Conv, Epilogue
-from graphopt.ir.ops import family, shape
+from graphopt.ir.calls import shape
+from graphopt.ir.ops import family
 from graphopt.utils.errors import GraphoptError
 
 

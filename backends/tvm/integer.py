@@ -17,7 +17,7 @@ from graphopt.backends.tvm.layouts import Value
 from graphopt.backends.tvm.pools import emit_average
 from graphopt.backends.tvm.program import Program
 from graphopt.backends.tvm.schedules import Add, Dequantize, Epilogue, Lookup, Quantize, Sum
-from graphopt.ir.ops import operand, shape
+from graphopt.ir.calls import operand, shape
 from graphopt.lowering.integers.arithmetic import Table, f32
 from graphopt.lowering.integers.fusion import Kernel
 from graphopt.lowering.integers.kernels import AveragePool, LayerKernel, Softmax

@@ -13,8 +13,8 @@ from graphopt.backends.tvm.images import each, image_of, two
 from graphopt.backends.tvm.layouts import Value, channels_last
 from graphopt.backends.tvm.program import Program
 from graphopt.backends.tvm.schedules import Pool
+from graphopt.ir.calls import shape
 from graphopt.ir.layer import Pool as MaxPool
-from graphopt.ir.ops import shape
 from graphopt.lowering.integers.fusion import Kernel
 
 

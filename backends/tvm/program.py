@@ -21,11 +21,12 @@ from graphopt.backends.tvm.decompose import PART_OF
 from graphopt.backends.tvm.layouts import Order, Value, moves_nothing, plain
 from graphopt.backends.tvm.machine import Processor
 from graphopt.backends.tvm.schedules import Conv, Kernel, Pool, Variant
+from graphopt.ir.calls import shape
 from graphopt.ir.cost import layer_macs
 from graphopt.ir.facts import LEFT
 from graphopt.ir.float16 import half_of
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import family, info, shape
+from graphopt.ir.ops import family, info
 
 REASONS = {
     "conv_transpose": "there is no integer kernel for transposed convolutions",

@@ -18,9 +18,10 @@ from graphopt.analysis.distributions import Distribution, Distributions, Unknown
 from graphopt.analysis.normals import clipped_normal, expected_maximum, moments_of, once_where_equal
 from graphopt.execution.reference import unquantized
 from graphopt.ir.binary import Binary
+from graphopt.ir.calls import argument, operand
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Pool
-from graphopt.ir.ops import argument, clip_of, info, operand
+from graphopt.ir.ops import clip_of, info
 from graphopt.ir.quantizers import is_quantizer
 from graphopt.ir.rules import Rules
 

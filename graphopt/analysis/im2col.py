@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from graphopt.ir.calls import value
 from graphopt.ir.layer import Layer
-from graphopt.ir.ops import value
 
 
 def weight_matrix(layer: Layer, weight: Tensor) -> Tensor:

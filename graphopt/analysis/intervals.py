@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.ir.binary import Binary
+from graphopt.ir.calls import operand, shape
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
-from graphopt.ir.ops import function_of_one, info, operand, shape
+from graphopt.ir.ops import function_of_one, info
 from graphopt.ir.rules import Rules
 
 

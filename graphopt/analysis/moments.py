@@ -16,9 +16,9 @@ from torch.fx.node import Node
 
 from graphopt.analysis.im2col import rows
 from graphopt.execution.observers import Statistic, observe
+from graphopt.ir.calls import value
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
-from graphopt.ir.ops import value
 
 BUDGET = 2**30  # bytes of moments kept at a time; more layers take more walks
 ROWS = 16384  # of one batch, at most

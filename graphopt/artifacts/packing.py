@@ -38,9 +38,9 @@ from torch import Tensor
 
 from graphopt.formats import Quantizer, from_json, in_blocks, to_json
 from graphopt.ir import raw_tensors
+from graphopt.ir.calls import operand
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
-from graphopt.ir.ops import operand
 from graphopt.ir.quantizers import is_quantizer, is_uniform, quantizer_of
 from graphopt.utils import json_data
 from graphopt.utils.errors import InputError

@@ -36,10 +36,10 @@ from graphopt.evaluation.analysis import Analysis, Effect, Fidelity, LayerSensit
 from graphopt.evaluation.tensor_statistics import GridUse, TensorStatistics
 from graphopt.execution.reference import NONE, PartialQuantization, is_reference_left_out, reference_of
 from graphopt.ir import batches
+from graphopt.ir.calls import operand
 from graphopt.ir.cost import Match
 from graphopt.ir.facts import LEFT
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import operand
 from graphopt.ir.quantized_units import Unit, units
 from graphopt.utils.checks import check_count
 from graphopt.utils.errors import InputError

@@ -23,9 +23,10 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx
 from torch.fx.node import Node
 
+from graphopt.ir.calls import with_argument
 from graphopt.ir.facts import ALWAYS_TRAINING
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import info, with_argument
+from graphopt.ir.ops import info
 from graphopt.utils.errors import ExecutionError, GraphoptError, InputError, first_line
 
 Values = dict[Node, Any]

@@ -17,10 +17,10 @@ from torch.fx.node import Node
 
 from graphopt.execution.executor import Executor
 from graphopt.execution.observers import first_non_finite
+from graphopt.ir.calls import operand
 from graphopt.ir.facts import FLOAT_REFERENCE, REFERENCE_LEFT_OUT
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
-from graphopt.ir.ops import operand
 from graphopt.ir.quantized_units import constants
 from graphopt.ir.quantizers import is_quantizer, quantizers
 from graphopt.utils.errors import NonFiniteError

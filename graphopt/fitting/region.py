@@ -11,8 +11,8 @@ from torch.fx.node import Node
 
 from graphopt.execution.executor import Executor
 from graphopt.execution.reference import unquantized
+from graphopt.ir.calls import value
 from graphopt.ir.layer import Layer
-from graphopt.ir.ops import value
 from graphopt.ir.shapes import is_free
 
 

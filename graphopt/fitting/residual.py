@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.fitting.region import Region
+from graphopt.ir.calls import value
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import BatchNorm
-from graphopt.ir.ops import family, value
+from graphopt.ir.ops import family
 from graphopt.ir.quantizers import is_quantizer
 
 FAINT = 1e-2  # of the median scale of a batch norm: channels that weak do not make up for a stream

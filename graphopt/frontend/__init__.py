@@ -13,7 +13,8 @@ preconditions.py   what must hold before a model is captured
 infer_inputs.py    example inputs guessed from the model
 copies.py          modules copied for capture
 functionalize.py   in-place operators removed
-normalize.py       several spellings of one operator made one
+normalize.py       regions, assertions and what computes nothing removed
+operator_variants.py  several spellings of one operator made one
 squeezes.py        squeeze where a size is free
 signature.py       names of inputs and outputs
 diagnose.py        why a model cannot be captured

@@ -10,7 +10,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.fx.node import Node
 
-from graphopt.ir.ops import argument
+from graphopt.ir.calls import argument
 from graphopt.utils.errors import InputError
 
 aten = torch.ops.aten

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch.fx.node import Node
 
+from graphopt.ir.calls import argument
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import argument
 from graphopt.ir.shapes import is_free
 
 aten = torch.ops.aten

@@ -11,16 +11,17 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.fx.node import Node
 
-from graphopt.frontend import diagnose, normalize, signature
+from graphopt.frontend import diagnose, normalize, operator_variants, signature
 from graphopt.frontend.copies import first_names, own_weights
 from graphopt.frontend.free_sizes import Tied
 from graphopt.frontend.functionalize import UnknownAliasError, make_functional
 from graphopt.frontend.programs import bare
 from graphopt.frontend.squeezes import keep_free
+from graphopt.ir.calls import argument, has_argument
 from graphopt.ir.checkpoint import entries
 from graphopt.ir.facts import ALWAYS_TRAINING, FACTS, TORCH_META
 from graphopt.ir.graph import Example, Graph
-from graphopt.ir.ops import argument, has_argument, info
+from graphopt.ir.ops import info
 from graphopt.ir.reading import is_tensor
 from graphopt.ir.shapes import fake_inputs, propagate, sizes_of
 from graphopt.ir.sizes import FreeSize
@@ -106,9 +107,9 @@ class Translation:
             notes.append("training the graph leaves running statistics alone where batch norm has momentum=None")
         if cut:
             notes.append("gradients are not stopped where the model detaches a value or disables gradients")
-        if normalize.needs_simplifying(module):
+        if operator_variants.needs_simplifying(module):
             propagate(module)
-            normalize.simplify(module)
+            operator_variants.simplify(module)
         return module, notes
 
     def _inlined(self, program: ExportedProgram, sizes: Sequence[FreeSize]) -> fx.GraphModule:

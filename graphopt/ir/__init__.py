@@ -9,6 +9,7 @@ sizes.py            free sizes: names, ranges, and the dimensions that have them
 facts.py            what passes know about nodes: `Fact`, each kind declared once
 invalidation.py     which facts no longer hold after a constant was replaced
 ops.py              what is known about each operator: `OpInfo`, `register`
+calls.py            arguments of a call by name, and its value
 layer.py            views of layers, pools and norms
 binary.py           a view of sums, differences, products and quotients
 rules.py            rules by operator or family

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.fx.node import Node
 
+from graphopt.ir.calls import bound, positions
 from graphopt.utils.errors import InputError
 
 
@@ -30,12 +31,11 @@ class Arguments:
 
     def __init__(self, node: Node) -> None:
         """Raises InputError where the call is of no ATen operator, which alone have a schema."""
-        schema: Any = getattr(node.target, "_schema", None)
-        if schema is None:
+        if getattr(node.target, "_schema", None) is None:
             raise InputError(f"{node.target} (node {node.name}) has no schema, by which arguments have names")
         self.node, self.target = node, node.target
-        self._defaults = {spec.name: spec.default_value for spec in schema.arguments}
-        self._values = {**self._defaults, **node.kwargs, **dict(zip(self._defaults, node.args, strict=False))}
+        self._defaults = {name: default for name, (_, default) in positions(node.target).items()}
+        self._values = bound(node)
         self._read: set[str] = set()
 
     def __getitem__(self, name: str) -> Any:

@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor
 from torch.fx.node import Node
 
-from graphopt.ir.ops import family, value
+from graphopt.ir.calls import value
+from graphopt.ir.ops import family
 
 Operand = Node | int | float
 

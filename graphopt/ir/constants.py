@@ -12,11 +12,12 @@ import operator
 from torch import Tensor
 from torch.fx.node import Node
 
+from graphopt.ir.calls import shape, value
 from graphopt.ir.equal_calls import equal_calls
 from graphopt.ir.facts import FLOAT_REFERENCE
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
-from graphopt.ir.ops import is_random, shape, value
+from graphopt.ir.ops import is_random
 from graphopt.ir.passes import Change
 from graphopt.ir.quantizers import is_quantizer, is_scale_expression
 

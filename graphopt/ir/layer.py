@@ -15,7 +15,8 @@ from typing import Any
 from torch import Tensor
 from torch.fx.node import Node
 
-from graphopt.ir.ops import argument, family, info, listed, operand, registered, shape, value
+from graphopt.ir.calls import argument, listed, operand, shape, value
+from graphopt.ir.ops import family, info, registered
 
 WEIGHT, BIAS = 1, 2  # argument positions, the same for every layer
 

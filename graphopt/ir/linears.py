@@ -13,10 +13,11 @@ from typing import Any
 
 from torch.fx.node import Node
 
+from graphopt.ir.calls import argument, is_float, shape, value
 from graphopt.ir.checkpoint import Entry
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import WEIGHT
-from graphopt.ir.ops import argument, aten, is_float, shape, value
+from graphopt.ir.ops import aten
 
 PRODUCTS = (aten.addmm.default, aten.mm.default, aten.matmul.default, aten.einsum.default)
 

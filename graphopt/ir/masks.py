@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx.node import Node
 
+from graphopt.ir.calls import operand, value
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
-from graphopt.ir.ops import aten, operand, value
+from graphopt.ir.ops import aten
 from graphopt.ir.passes import Change
 from graphopt.ir.quantizers import is_quantizer
 

@@ -16,13 +16,13 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx.node import Node
 
+from graphopt.ir.calls import argument, listed, positions
 from graphopt.targets.families import add_family
 from graphopt.utils.errors import InputError
 
@@ -108,7 +108,7 @@ def _leaky(node: Node) -> OpInfo:
 
 def _pad(node: Node) -> OpInfo:
     """Only with zeros."""
-    modes = "mode" in _positions(node.target) and argument(node, "mode") != "constant"
+    modes = "mode" in positions(node.target) and argument(node, "mode") != "constant"
     return UNKNOWN if modes or argument(node, "value") else OpInfo("pad", homogeneous=True, monotone=True)
 
 
@@ -242,8 +242,8 @@ def register(target: Any, info: OpInfo) -> None:
         raise InputError(f"{target} is registered already, as {_TABLE[target]}")
     ends = info.clips or ()
     for name in (info.training_flag, *(end for end in ends if isinstance(end, str))):
-        if name is not None and name not in _positions(target):
-            raise InputError(f"{target} has no argument {name!r}; it has {', '.join(_positions(target)) or 'none'}")
+        if name is not None and name not in positions(target):
+            raise InputError(f"{target} has no argument {name!r}; it has {', '.join(positions(target)) or 'none'}")
     _TABLE[target] = info
     if info.family is not None:
         add_family(info.family)
@@ -300,76 +300,3 @@ def share_range(node: Any) -> tuple[float, float] | None:
     """The range of shares (sigmoid, softmax), which fill it, so that a grid needs no data. (Those of tanh are measured.)"""
     found = info(node).range
     return found if found == (0.0, 1.0) else None
-
-
-# ---- Arguments and values -------------------------------------------------------------------------------------------
-
-
-@cache
-def _positions(target: Any) -> dict[str, tuple[int, Any]]:
-    """Argument name -> position and default."""
-    schema = getattr(target, "_schema", None)
-    arguments = schema.arguments if schema is not None else ()
-    return {spec.name: (position, spec.default_value) for position, spec in enumerate(arguments)}
-
-
-def has_argument(node: Node, name: str) -> bool:
-    """Whether an operator's schema has an argument of this name."""
-    return name in _positions(node.target)
-
-
-def argument(node: Node, name: str) -> Any:
-    """An argument by its schema name, its default where it is not given."""
-    if name not in _positions(node.target):
-        raise KeyError(f"{node.target} has no argument {name!r}")
-    position, default = _positions(node.target)[name]
-    return node.args[position] if position < len(node.args) else node.kwargs.get(name, default)
-
-
-def set_argument(node: Node, name: str, new: Any) -> None:
-    """Let an argument be `new` from now on, written by position where it was, else by its name."""
-    position, _ = _positions(node.target)[name]
-    if position < len(node.args):
-        node.update_arg(position, new)
-    else:
-        node.update_kwarg(name, new)
-
-
-def with_argument(
-    node: Node, args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str, new: Any
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a call with one of them, by its schema name, exchanged; the node stays as it is."""
-    position, _ = _positions(node.target)[name]
-    if position < len(args):
-        return (*args[:position], new, *args[position + 1 :]), dict(kwargs)
-    return args, {**kwargs, name: new}
-
-
-def listed(found: Any) -> list[Any]:
-    return list(found) if isinstance(found, (list, tuple)) else [found]
-
-
-def operand(node: Node, position: int = 0) -> Node:
-    """An argument that is known to be a value, not a number."""
-    found = node.args[position]
-    assert isinstance(found, Node), f"argument {position} of {node} is {found!r}, not a value"
-    return found
-
-
-def value(node: Node) -> Any:
-    """The fake value a node carries (shape and type without data)."""
-    return node.meta.get("val")
-
-
-def shape(node: Node) -> tuple[Any, ...]:
-    """The shape of a node's value; a free batch size is a symbol."""
-    return tuple(value(node).shape)
-
-
-def gives_several(node: Any) -> bool:
-    """Whether a call gives a list of tensors (a split)."""
-    return isinstance(node, Node) and isinstance(value(node), (list, tuple))
-
-
-def is_float(node: Any) -> bool:
-    return isinstance(node, Node) and isinstance(value(node), Tensor) and value(node).dtype.is_floating_point

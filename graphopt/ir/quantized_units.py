@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 
 from torch.fx.node import Node
 
+from graphopt.ir.calls import operand
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
-from graphopt.ir.ops import family, info, operand
+from graphopt.ir.ops import family, info
 from graphopt.ir.quantizers import is_quantizer, quantizers
 
 

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.formats import quantize
+from graphopt.ir.calls import operand
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
-from graphopt.ir.ops import clip_of, family, operand, share_range
+from graphopt.ir.ops import clip_of, family, share_range
 from graphopt.ir.quantizers import SCALE, UniformQuantizer, bias_quantizer, is_uniform
 
 

@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from graphopt.ir.calls import set_argument
 from graphopt.ir.checkpoint import Entries, translated
 from graphopt.ir.facts import ALWAYS_TRAINING
-from graphopt.ir.ops import info, set_argument
+from graphopt.ir.ops import info
 from graphopt.ir.reading import Reading
 
 LIFTED = "lifted_tensor_"  # what torch.export calls tensors that a model's code makes

@@ -37,11 +37,12 @@ from torch.fx.node import Node
 
 from graphopt.formats import FLOAT16_FORMATS, in_blocks, quantize
 from graphopt.formats.blocks import DEQUANTIZE_BLOCKS, pack_weight
+from graphopt.ir.calls import operand
 from graphopt.ir.facts import LEFT
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import BIAS, Layer
 from graphopt.ir.masks import bake
-from graphopt.ir.ops import aten, clip_of, family, info, operand
+from graphopt.ir.ops import aten, clip_of, family, info
 from graphopt.ir.quantizers import UniformQuantizer, is_uniform, quantizer_of, quantizers
 from graphopt.ir.scales import end_codes
 from graphopt.lowering.bias_grids import check_biases

@@ -17,8 +17,9 @@ import torch
 from torch.fx.node import Node
 
 from graphopt.ir.binary import Binary
+from graphopt.ir.calls import is_float, value
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import aten, family, is_float, value
+from graphopt.ir.ops import aten, family
 from graphopt.ir.passes import Change
 
 GATES = {"hard_swish": aten.hardsigmoid.default, "silu": aten.sigmoid.default}

@@ -32,11 +32,12 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.analysis.distributions import norm_moments
+from graphopt.ir.calls import shape
 from graphopt.ir.facts import MOMENTS, Moments
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import WEIGHT, BatchNorm, Layer
 from graphopt.ir.masks import bake
-from graphopt.ir.ops import aten, shape
+from graphopt.ir.ops import aten
 from graphopt.ir.passes import Change
 
 

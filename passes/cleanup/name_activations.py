@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.execution.executor import Executor
+from graphopt.ir.calls import is_float, shape, value
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import aten, is_elementwise, is_float, shape, value
+from graphopt.ir.ops import aten, is_elementwise
 from graphopt.utils.errors import ExecutionError
 
 KNOWN: dict[str, tuple[Any, dict[str, Any]]] = {

@@ -24,13 +24,14 @@ from torch.fx.node import Node
 
 from graphopt.ir import constants
 from graphopt.ir.binary import Binary
+from graphopt.ir.calls import argument, is_float, operand, shape, value
 from graphopt.ir.equal_calls import merge_equal_calls
 from graphopt.ir.facts import FLOAT_REFERENCE
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Pool
 from graphopt.ir.linears import take_bias, weight_of, write_linear
 from graphopt.ir.masks import mask_of
-from graphopt.ir.ops import argument, aten, family, info, is_float, operand, shape, value
+from graphopt.ir.ops import aten, family, info
 from graphopt.ir.passes import Change
 from graphopt.ir.quantizers import quantizers
 from graphopt.passes.cleanup.name_activations import name_activation

@@ -31,11 +31,12 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.analysis.channels import ScaleGroups, Site
+from graphopt.ir.calls import operand, shape
 from graphopt.ir.facts import MOMENTS, Moments
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import WEIGHT, Layer
 from graphopt.ir.masks import bake
-from graphopt.ir.ops import aten, clip_of, family, operand, shape
+from graphopt.ir.ops import aten, clip_of, family
 from graphopt.ir.passes import Change
 
 Array = npt.NDArray[np.float64]

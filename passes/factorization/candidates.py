@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from graphopt.ir.calls import shape
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
-from graphopt.ir.ops import shape
 from graphopt.ir.passes import Timer
 from graphopt.passes.factorization.chain import Chain
 from graphopt.passes.factorization.method import Method, Ranks

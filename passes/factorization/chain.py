@@ -22,9 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from graphopt.ir.calls import shape, value
 from graphopt.ir.cost import length
 from graphopt.ir.layer import Layer, convolution
-from graphopt.ir.ops import aten, shape, value
+from graphopt.ir.ops import aten
 
 COMPOSE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 

@@ -23,11 +23,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from graphopt.ir.calls import value
 from graphopt.ir.constants import fold_weights
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.ir.masks import bake
-from graphopt.ir.ops import value
 from graphopt.ir.passes import Change
 from graphopt.passes.factorization.chain import Chain, Geometry, Stage
 from graphopt.passes.factorization.fitting import Problem, descend, level

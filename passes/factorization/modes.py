@@ -12,8 +12,8 @@ from typing import TypeAlias
 
 from torch import Tensor
 
+from graphopt.ir.calls import shape
 from graphopt.ir.layer import Layer
-from graphopt.ir.ops import shape
 
 Split: TypeAlias = "int | tuple[tuple[int, ...], tuple[int, ...]]"
 product = math.prod

@@ -21,9 +21,9 @@ from graphopt.fitting.fit import Found, Parametrization, fit
 from graphopt.fitting.least_squares import RIDGES, LayerWeights, gather, least_squares
 from graphopt.fitting.region import Region
 from graphopt.fitting.samples import Samples
+from graphopt.ir.calls import operand
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
-from graphopt.ir.ops import operand
 from graphopt.ir.passes import Change
 from graphopt.passes.factorization.chain import Chain
 from graphopt.passes.factorization.fitting import Problem

@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.fitting.least_squares import shift_output
+from graphopt.ir.calls import operand, shape, value
 from graphopt.ir.facts import MOMENTS
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
-from graphopt.ir.ops import aten, operand, shape, value
+from graphopt.ir.ops import aten
 from graphopt.passes.factorization.chain import Chain
 from graphopt.utils.checks import names_weight
 

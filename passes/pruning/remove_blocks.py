@@ -26,8 +26,9 @@ from torch.fx.node import Node
 from graphopt.analysis.channels.trace import sizes
 from graphopt.analysis.output_error import Probe
 from graphopt.ir import cost
+from graphopt.ir.calls import value
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import family, value
+from graphopt.ir.ops import family
 from graphopt.ir.passes import Change, in_eval_mode
 from graphopt.passes.pruning.reconstruct import reconstruct
 from graphopt.utils.checks import check_repeatable, check_share

@@ -18,9 +18,10 @@ from graphopt.analysis.channels.groups import Group, Member
 from graphopt.execution.executor import Executor
 from graphopt.execution.observers import observe
 from graphopt.fitting.losses import Loss, own_labels
+from graphopt.ir.calls import shape
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import BatchNorm, Layer
-from graphopt.ir.ops import info, shape
+from graphopt.ir.ops import info
 from graphopt.passes.pruning.criteria import Criterion
 from graphopt.utils.progress import track
 

@@ -14,8 +14,9 @@ from collections.abc import Collection
 
 from torch.fx.node import Node
 
+from graphopt.ir.calls import gives_several, operand, value
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import clip_of, family, gives_several, info, operand, value
+from graphopt.ir.ops import clip_of, family, info
 from graphopt.ir.passes import Change
 from graphopt.passes.quantization.placement import in_integer
 from graphopt.targets import Kernels

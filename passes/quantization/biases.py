@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from graphopt.formats import FAKE_QUANTIZE
+from graphopt.ir.calls import operand
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import BIAS, Layer
-from graphopt.ir.ops import aten, family, operand
+from graphopt.ir.ops import aten, family
 from graphopt.ir.quantizers import SCALE, UniformQuantizer
 from graphopt.ir.scales import end_codes
 

@@ -12,9 +12,10 @@ from torch.fx.node import Node
 
 from graphopt.execution.observers import Histogram, Range
 from graphopt.formats import Format, Quantizer, scale_and_zero_point
+from graphopt.ir.calls import shape
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
-from graphopt.ir.ops import family, shape, share_range
+from graphopt.ir.ops import family, share_range
 from graphopt.passes.quantization.gates import gate_of, shared_grid
 from graphopt.passes.quantization.placement import QuantizationPlan, SharedGrid
 from graphopt.utils.errors import InputError

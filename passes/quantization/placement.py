@@ -24,9 +24,10 @@ import networkx as nx
 from torch.fx.node import Node
 
 from graphopt.formats import NumberFormat
+from graphopt.ir.calls import is_float, operand, shape
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
-from graphopt.ir.ops import family, function_of_one, info, is_float, operand, shape
+from graphopt.ir.ops import family, function_of_one, info
 from graphopt.ir.quantizers import is_quantizer
 from graphopt.targets import Kernels
 

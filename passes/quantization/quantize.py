@@ -27,11 +27,12 @@ from graphopt.analysis.output_error import samples
 from graphopt.execution.observers import Histogram, Range, observe
 from graphopt.formats import SMALLEST_SCALE, Format, NumberFormat, Quantizer, reach, scale_and_zero_point
 from graphopt.ir.batches import count
+from graphopt.ir.calls import value
 from graphopt.ir.facts import LEFT
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import WEIGHT, Layer
 from graphopt.ir.masks import bake
-from graphopt.ir.ops import family, value
+from graphopt.ir.ops import family
 from graphopt.ir.passes import Change, in_eval_mode
 from graphopt.ir.quantizers import constants, is_quantized
 from graphopt.passes.quantization.activations import clip_before_moves

@@ -29,10 +29,11 @@ from torch.fx.node import Node
 
 from graphopt.formats import FAKE_QUANTIZE
 from graphopt.formats.blocks import block_grid, check_blocks
+from graphopt.ir.calls import value
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import WEIGHT, Layer
 from graphopt.ir.masks import bake
-from graphopt.ir.ops import family, value
+from graphopt.ir.ops import family
 from graphopt.ir.passes import Change
 from graphopt.utils.checks import names_weight
 from graphopt.utils.errors import InputError, NonFiniteError

@@ -25,8 +25,9 @@ from graphopt.execution.executor import Executor
 from graphopt.execution.observers import Histogram
 from graphopt.formats import Format, fake_quantize, scale_and_zero_point
 from graphopt.ir.batches import split
+from graphopt.ir.calls import is_float
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import info, is_float
+from graphopt.ir.ops import info
 from graphopt.passes.quantization.placement import SharedGrid
 from graphopt.passes.quantization.ranges import ESTIMATORS
 

@@ -34,10 +34,11 @@ from graphopt.execution.reference import float_reference, unquantized
 from graphopt.fitting.losses import COMPARISONS
 from graphopt.formats import FAKE_QUANTIZE, fake_quantize
 from graphopt.ir.batches import count, first, split
+from graphopt.ir.calls import operand
 from graphopt.ir.facts import BIAS_CORRECTED, REFINED
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
-from graphopt.ir.ops import aten, operand
+from graphopt.ir.ops import aten
 from graphopt.ir.passes import Change, in_eval_mode
 from graphopt.ir.quantizers import SCALE, UniformQuantizer
 from graphopt.ir.scales import free_step, power_of_two

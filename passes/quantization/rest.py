@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch.fx.node import Node
 
 from graphopt.formats import FloatFormat
+from graphopt.ir.calls import is_float
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import is_float
 from graphopt.ir.passes import Change
 from graphopt.ir.quantizers import is_quantizer
 

@@ -26,8 +26,8 @@ from graphopt.fitting.gradient import Learnable, Search, descend
 from graphopt.fitting.region import Region
 from graphopt.fitting.samples import Samples
 from graphopt.formats import FAKE_QUANTIZE
+from graphopt.ir.calls import operand
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import operand
 from graphopt.ir.quantizers import SCALE, is_scale_expression
 from graphopt.ir.scales import free_step
 from graphopt.passes.rounding.free import FreeWeight

@@ -20,8 +20,9 @@ import networkx as nx
 from torch.fx.node import Node
 
 from graphopt.fitting.region import Region
+from graphopt.ir.calls import is_float, operand
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import family, info, is_float, operand
+from graphopt.ir.ops import family, info
 from graphopt.ir.quantizers import is_quantizer
 from graphopt.passes.rounding.weights import rounded_layers
 

@@ -15,9 +15,10 @@ from torch.fx.node import Node
 from graphopt.execution.reference import set_compensated
 from graphopt.fitting.rounding import Lattice
 from graphopt.formats import FAKE_QUANTIZE, SMALLEST_SCALE, in_blocks
+from graphopt.ir.calls import operand
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
-from graphopt.ir.ops import aten, operand
+from graphopt.ir.ops import aten
 from graphopt.ir.quantizers import UniformQuantizer, is_quantizer, is_uniform, quantizer_of
 from graphopt.ir.scales import power_of_two, set_scale
 

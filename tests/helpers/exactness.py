@@ -24,8 +24,9 @@ from torch.fx.node import Node
 
 from graphopt.analysis.channels.groups import Group
 from graphopt.analysis.channels.trace import Trace
+from graphopt.ir.calls import argument, value
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import argument, aten, value
+from graphopt.ir.ops import aten
 
 EXACT = 1e-5  # of the largest output
 

@@ -10,9 +10,10 @@ from rewriting import assert_close, capture
 from torch import Tensor, nn
 
 from graphopt.ir import ops
+from graphopt.ir.calls import argument, set_argument
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import WEIGHT, BatchNorm, Layer, Pool
-from graphopt.ir.ops import OpInfo, argument, info, register, registered, set_argument
+from graphopt.ir.ops import OpInfo, info, register, registered
 from graphopt.ir.quantizers import UniformQuantizer
 from graphopt.ir.rules import Rules
 from graphopt.passes import Quantize

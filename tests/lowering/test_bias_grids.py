@@ -12,10 +12,11 @@ from torch.fx.node import Node
 
 import graphopt
 from graphopt.formats import FAKE_QUANTIZE, Format
+from graphopt.ir.calls import operand
 from graphopt.ir.facts import BIAS_CORRECTED
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
-from graphopt.ir.ops import aten, operand
+from graphopt.ir.ops import aten
 from graphopt.ir.quantizers import SCALE, bias_quantizer, is_scale_expression, quantizer_of
 from graphopt.ir.scales import set_scale
 from graphopt.lowering.qdq import deploy

@@ -11,7 +11,8 @@ from graphopt.backends.tvm.layouts import Value
 from graphopt.backends.tvm.operators.rule import Rule, cast, result_type, te_call
 from graphopt.backends.tvm.program import Program
 from graphopt.ir.arguments import Arguments
-from graphopt.ir.ops import aten, shape
+from graphopt.ir.calls import shape
+from graphopt.ir.ops import aten
 from graphopt.utils.errors import InputError
 
 op = relax.op

@@ -11,7 +11,8 @@ from graphopt.backends.tvm.layouts import Value, channels_last, plain
 from graphopt.backends.tvm.operators.rule import Rule, cast, name_of, result_type, scalar, spread, te_call
 from graphopt.backends.tvm.program import Program
 from graphopt.ir.arguments import Arguments
-from graphopt.ir.ops import aten, registered, shape
+from graphopt.ir.calls import shape
+from graphopt.ir.ops import aten, registered
 from graphopt.utils.errors import InputError
 
 op = relax.op

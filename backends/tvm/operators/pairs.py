@@ -14,7 +14,8 @@ from graphopt.backends.tvm.operators.elementwise import builder, library_call
 from graphopt.backends.tvm.operators.rule import Rule, aligned, cast, is_integer, name_of, result_type, scalar
 from graphopt.backends.tvm.program import Program
 from graphopt.ir.arguments import Arguments
-from graphopt.ir.ops import aten, shape
+from graphopt.ir.calls import shape
+from graphopt.ir.ops import aten
 from graphopt.utils.errors import InputError
 
 op = relax.op

@@ -11,7 +11,8 @@ from graphopt.backends.tvm.layouts import Value
 from graphopt.backends.tvm.operators.rule import Rule, name_of, result_type
 from graphopt.backends.tvm.program import Program
 from graphopt.ir.arguments import Arguments
-from graphopt.ir.ops import aten, info, registered, shape
+from graphopt.ir.calls import shape
+from graphopt.ir.ops import aten, info, registered
 
 op = relax.op
 LAYOUTS = {1: ("NCW", "OIW", "IOW"), 2: ("NCHW", "OIHW", "IOHW"), 3: ("NCDHW", "OIDHW", "IODHW")}

@@ -13,8 +13,9 @@ from graphopt.backends.tvm.operators.moves import sliced
 from graphopt.backends.tvm.operators.rule import Rule, cast, name_of, result_type, scalar
 from graphopt.backends.tvm.program import Program
 from graphopt.ir.arguments import Arguments
+from graphopt.ir.calls import shape
 from graphopt.ir.layer import BatchNorm
-from graphopt.ir.ops import aten, shape
+from graphopt.ir.ops import aten
 
 op = relax.op
 

@@ -12,7 +12,7 @@ from tvm import relax
 from graphopt.backends.tvm.layouts import Value
 from graphopt.backends.tvm.program import Program
 from graphopt.ir.arguments import Arguments
-from graphopt.ir.ops import shape
+from graphopt.ir.calls import shape
 
 Rule = Callable[[Program, Arguments], "Value | tuple[Value, ...]"]
 

@@ -17,7 +17,8 @@ from graphopt.backends.tvm.operators.rule import Rule, name_of, result_type
 from graphopt.backends.tvm.pools import emit_max_pool, emit_mean
 from graphopt.backends.tvm.program import Program
 from graphopt.ir.arguments import Arguments
-from graphopt.ir.ops import aten, family, shape
+from graphopt.ir.calls import shape
+from graphopt.ir.ops import aten, family
 from graphopt.utils.errors import InputError
 
 op = relax.op

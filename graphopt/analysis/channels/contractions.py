@@ -10,9 +10,9 @@ from torch.fx.node import Node
 
 from graphopt.analysis.channels.labels import Columns
 from graphopt.analysis.channels.trace import Dims, Trace, sizes
+from graphopt.ir.calls import argument, operand, value
 from graphopt.ir.layer import Layer
 from graphopt.ir.masks import unmasked
-from graphopt.ir.ops import argument, operand, value
 
 
 def linear(trace: Trace, node: Node) -> Dims:

@@ -22,8 +22,8 @@ from graphopt.analysis.channels.groups import Group
 from graphopt.analysis.channels.labels import Columns
 from graphopt.analysis.channels.trace import Trace
 from graphopt.ir import cost as measure
+from graphopt.ir.calls import value
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import value
 
 Counts = npt.NDArray[np.int64]
 

@@ -10,7 +10,8 @@ from torch.fx.node import Node
 
 from graphopt.analysis.channels.labels import NONE
 from graphopt.analysis.channels.trace import Dims, Trace, is_known, places, sizes
-from graphopt.ir.ops import argument, aten, operand, value
+from graphopt.ir.calls import argument, operand, value
+from graphopt.ir.ops import aten
 
 
 def movement(trace: Trace, node: Node) -> Any:

@@ -7,7 +7,7 @@ from torch.fx.node import Node
 from graphopt.analysis.channels.contractions import grid
 from graphopt.analysis.channels.labels import Columns
 from graphopt.analysis.channels.trace import Dims, Trace
-from graphopt.ir.ops import argument, operand, value
+from graphopt.ir.calls import argument, operand, value
 
 
 def batch_norm(trace: Trace, node: Node) -> Dims:

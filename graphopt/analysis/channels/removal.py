@@ -19,9 +19,10 @@ from torch.fx.node import Node
 from graphopt.analysis.channels.groups import Group
 from graphopt.analysis.channels.labels import Array, Columns
 from graphopt.analysis.channels.trace import Trace, call_on_labels, sizes, spread
+from graphopt.ir.calls import argument, operand, value
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
-from graphopt.ir.ops import argument, aten, family, operand, value
+from graphopt.ir.ops import aten, family
 from graphopt.utils.errors import PassError
 
 

@@ -16,7 +16,8 @@ from torch.fx.node import Node
 from graphopt.analysis.channels import contractions, norms, windows
 from graphopt.analysis.channels import movement as moves
 from graphopt.analysis.channels.trace import Dims, Trace, sizes
-from graphopt.ir.ops import argument, aten, info, is_elementwise, operand, value
+from graphopt.ir.calls import argument, operand, value
+from graphopt.ir.ops import aten, info, is_elementwise
 from graphopt.ir.rules import Rules
 
 Rule = Callable[[Trace, Node], Any]

@@ -13,8 +13,9 @@ from graphopt.analysis.channels import rules, windows
 from graphopt.analysis.channels.scale_trace import ScaleTrace, Site
 from graphopt.analysis.channels.trace import LIKE, Dims, sizes
 from graphopt.ir.binary import Binary
+from graphopt.ir.calls import argument, operand, value
 from graphopt.ir.layer import BIAS, BatchNorm, Layer
-from graphopt.ir.ops import argument, aten, clip_of, info, operand, value
+from graphopt.ir.ops import aten, clip_of, info
 from graphopt.ir.rules import Rules
 
 RUNNING_MEAN = 3  # among the arguments of batch norm; its bias is where a layer's is

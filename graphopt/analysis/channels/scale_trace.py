@@ -24,8 +24,8 @@ from torch.fx.node import Node
 
 from graphopt.analysis.channels.labels import Array
 from graphopt.analysis.channels.trace import Dims, Trace, call_on_labels, lies, sizes
+from graphopt.ir.calls import operand, value
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import operand, value
 
 
 @dataclass(frozen=True)

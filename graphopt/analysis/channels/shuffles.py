@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.analysis.channels.trace import call_on_labels, sizes, spread
+from graphopt.ir.calls import operand, value
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import aten, family, operand, value
+from graphopt.ir.ops import aten, family
 
 LINKS = ("reshape", "transpose", "identity")
 LONGEST = 5

@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.analysis.channels.labels import NONE, Columns, Labels
+from graphopt.ir.calls import operand, value
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import aten, family, is_random, operand, value
+from graphopt.ir.ops import aten, family, is_random
 
 Dims = list[Columns]  # one entry per dimension of a value
 LIKE = (aten.expand_as.default, aten.reshape_as.default, aten.view_as.default)  # of a second tensor they read the shape

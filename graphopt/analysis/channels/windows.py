@@ -11,7 +11,7 @@ from torch.fx.node import Node
 
 from graphopt.analysis.channels.contractions import grid
 from graphopt.analysis.channels.trace import Dims, Trace, sizes
-from graphopt.ir.ops import argument, value
+from graphopt.ir.calls import argument, value
 
 
 def spatial(trace: Trace, node: Node) -> Dims:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 
 from graphopt.evaluation.compliance.violation import Violation
 from graphopt.formats import in_blocks
+from graphopt.ir.calls import operand
 from graphopt.ir.facts import LEFT
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
-from graphopt.ir.ops import family, operand
+from graphopt.ir.ops import family
 from graphopt.ir.quantizers import is_quantizer, is_uniform, quantizer_of, quantizers
 from graphopt.targets import Target
 

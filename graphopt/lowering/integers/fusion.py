@@ -21,9 +21,10 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.ir.arguments import Arguments
+from graphopt.ir.calls import shape
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer, Pool
-from graphopt.ir.ops import family, shape
+from graphopt.ir.ops import family
 from graphopt.lowering.integers.arithmetic import dequantize, f32, quantize
 from graphopt.lowering.integers.kernels import (
     AveragePool,

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
+from graphopt.ir.calls import argument, operand, value
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import argument, aten, family, operand, value
+from graphopt.ir.ops import aten, family
 from graphopt.lowering.qdq import Q, storage
 
 DEQUANTIZES = (Q.dequantize_per_tensor.default, Q.dequantize_per_channel.default)

@@ -27,8 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from graphopt.ir.calls import shape
 from graphopt.ir.layer import Layer
-from graphopt.ir.ops import shape
 from graphopt.passes.quantization.mixed.cost import Cost, Numbers, lowered
 from graphopt.passes.quantization.mixed.space import Decision, Space, stored
 from graphopt.utils.progress import track

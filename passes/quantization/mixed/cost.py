@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from graphopt.ir import cost as measure
+from graphopt.ir.calls import value
 from graphopt.ir.layer import Layer
-from graphopt.ir.ops import value
 from graphopt.passes.quantization.mixed.space import Bits, Space, stored
 
 FLOAT = 32

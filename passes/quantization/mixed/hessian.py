@@ -22,9 +22,9 @@ from torch.fx.node import Node
 
 from graphopt.execution.executor import Executor
 from graphopt.ir.batches import count, split
+from graphopt.ir.calls import operand
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
-from graphopt.ir.ops import operand
 from graphopt.passes.quantization.mixed.cost import Numbers
 from graphopt.passes.quantization.mixed.roundings import Roundings
 from graphopt.passes.quantization.mixed.sensitivity import Divergence, log_classes

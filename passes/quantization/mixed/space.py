@@ -15,9 +15,9 @@ import networkx as nx
 from torch.fx.node import Node
 
 from graphopt.formats import with_bits
+from graphopt.ir.calls import value
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
-from graphopt.ir.ops import value
 from graphopt.passes.quantization.placement import LayerFormat, QuantizationPlan, SharedGrid, override, place
 from graphopt.targets import Target
 from graphopt.targets.number_formats import Kind
