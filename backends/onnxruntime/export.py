@@ -24,7 +24,7 @@ from graphopt.backends.onnxruntime.arguments import write_out_arguments
 from graphopt.backends.onnxruntime.float16 import compute_in_half
 from graphopt.backends.onnxruntime.legalize import legalize
 from graphopt.backends.onnxruntime.nbits import MATMUL_BLOCKS, translate
-from graphopt.backends.onnxruntime.surgery import drop_zero_biases, fold_pads
+from graphopt.backends.onnxruntime.surgery import drop_zero_biases, fold_pads, write_out_ceil_mode
 from graphopt.ir import sizes
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import aten
@@ -69,6 +69,7 @@ def to_onnx(graph: Graph, *, plain: bool = False) -> ir.Model:
     _tidy(model)
     drop_zero_biases(model)
     fold_pads(model)
+    write_out_ceil_mode(model)
     common.RemoveUnusedNodesPass()(model)
     _name_sizes(model, graph)
     return model

@@ -66,7 +66,7 @@ class Quantization:
         max_drop: how much accuracy may be lost, in the unit of `evaluate`. What costs least is tried first (`rounding` from
             `nearest` to `adaround`, then the layers that hurt most in more bits or float) until the artifact is good enough; if
             nothing is, the best is returned with a warning. The report lists what was tried.
-        checkpoint: a folder that remembers which layers were rounded on data; an interrupted call then goes on where it was.
+        checkpoint: a folder that remembers which layers were fitted to data or rounded on it; an interrupted call goes on there.
     """
 
     formats: Mapping[str, LayerFormat | None] | None = None

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from graphopt.artifacts import registry
 from graphopt.artifacts.backend import Tuning
@@ -71,15 +72,19 @@ def shrink(work: Work) -> list[Pass]:
     Made-up inputs say nothing about what matters: with those, the weights alone decide.
     """
     chosen, multiple = work.options.shrinking, work.target.kernels.channel_multiple
-    data = None if work.data.synthetic else work.data
+    how: dict[str, Any] = {
+        "data": None if work.data.synthetic else work.data,
+        "round_to": multiple,
+        "checkpoint": work.options.quantization.checkpoint,
+    }
     passes: list[Pass] = []
     if chosen.keep_macs is not None and chosen.shrink_by == "prune":
-        passes.append(Prune(chosen.keep_macs, data=data, round_to=multiple))
+        passes.append(Prune(chosen.keep_macs, **how))
     elif chosen.keep_macs is not None:
-        passes.append(Factorize(target_macs=chosen.keep_macs, data=data, round_to=multiple))
+        passes.append(Factorize(target_macs=chosen.keep_macs, **how))
     if chosen.max_latency is not None:
         timer = LatencyTimer(work.target, threads=work.options.measurement.threads)
-        passes.append(Factorize(max_latency=chosen.max_latency, data=data, round_to=multiple, timer=timer))
+        passes.append(Factorize(max_latency=chosen.max_latency, timer=timer, **how))
     return passes
 
 

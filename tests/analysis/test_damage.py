@@ -50,6 +50,7 @@ PASSES: dict[str, Callable[[], list[Pass]]] = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", PASSES)
 def test_a_pass_finds_in_training_mode_what_it_finds_in_eval_mode(name: str) -> None:
     answers = []

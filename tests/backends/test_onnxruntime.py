@@ -317,3 +317,27 @@ def test_attention_of_any_rank_is_lowered_with_a_free_batch(
     artifact = lower(capture(model, torch.randn(shape)), X86)
     x = torch.randn(5, *shape[1:])
     assert_close(torch.as_tensor(artifact(x)), model(x))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 2, "stride": (2, 3), "padding": 1},
+        {"kernel_size": (2, 3), "stride": 2, "dilation": 2},
+        {"kernel_size": 3, "stride": 3, "padding": 1},
+    ],
+    ids=str,
+)
+def test_pools_that_round_their_size_up_have_torchs_size(options: dict[str, Any]) -> None:
+    """A last window that would begin in the padding is none. Maximum is an operator whose shapes the runtime compares."""
+
+    def body(m: Any, x: torch.Tensor) -> torch.Tensor:
+        pooled = F.max_pool2d(m.conv(x), ceil_mode=True, **options)
+        return torch.maximum(pooled, pooled * 0.5)
+
+    for size in ((9, 9), (7, 8), (6, 5)):
+        model, x = Model(body, conv=conv(3, 3, 1)).eval(), torch.randn(2, 3, *size)
+        with torch.no_grad():
+            assert_close(lower(capture(model, x), X86)(x), model(x))
+        graph = quantized(model, x)
+        assert sqnr(graph(x), lower(graph, X86)(x)) > 30

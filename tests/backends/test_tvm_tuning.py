@@ -119,7 +119,7 @@ def test_any_tile_answers_what_the_simulation_answers(monkeypatch: pytest.Monkey
         chosen.update(tuned.variants)
         return tuned
 
-    monkeypatch.setattr("graphopt.backends.tvm.tuning.tune", remember)
+    monkeypatch.setattr("graphopt.backends.tvm.lowering.tune", remember)
     monkeypatch.setattr("graphopt.ir.cost.Timings.speedup", lambda self, before, after: 1.2)
     graph, x = simulated(network(), TARGET), images(4, seed=3)
     artifact = lower(graph, TARGET, tuning=Tuning(1000))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,3 +79,13 @@ def test_the_original_is_lowered_only_to_be_measured(monkeypatch: pytest.MonkeyP
     assert result.report.size_after
     assert graphopt.optimize(model, x, target="host", calibration=x).report.size_before
     assert len(lowered) == 3
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("shrink_by", ["prune", "factorize"])
+def test_a_checkpoint_remembers_the_layers_that_are_fitted_while_shrinking(shrink_by: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layers = [layer for n, m in ((3, 32), (32, 32), (32, 8)) for layer in (nn.Conv2d(n, m, 3, padding=1), nn.ReLU())]
+    model, x = nn.Sequential(*layers).eval(), torch.randn(16, 3, 8, 8)
+    graphopt.optimize(model, x, calibration=x, keep_macs=0.5, shrink_by=shrink_by, checkpoint=tmp_path, measure=False)
+    assert list(tmp_path.glob("*/*.pt"))

@@ -47,6 +47,7 @@ def test_channels_that_drown_are_named() -> None:
     assert "4 (0.0 dB), 5 (0.0 dB)" in said
 
 
+@pytest.mark.thorough
 def test_answers_far_from_the_originals_are_a_warning_that_names_a_layer() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()

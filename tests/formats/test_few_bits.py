@@ -96,6 +96,7 @@ def error(done: Optimized) -> float:
         return float((done.artifact(x) - Words().eval()(x)).norm())
 
 
+@pytest.mark.thorough
 def test_weights_alone_are_quantized_and_their_codes_chosen_on_data() -> None:
     by_data, nearest = weight_only(), weight_only(calibration=None)
     assert by_data.artifact.size_bytes < 0.35 * sum(4 * p.numel() for p in Words().parameters())

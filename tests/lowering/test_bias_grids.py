@@ -98,6 +98,7 @@ def test_the_expression_is_printed_saved_and_left_alone_by_cleaning(tmp_path: Pa
     held(loaded)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "transform",
     [

@@ -134,6 +134,7 @@ def test_the_target_without_vnni_has_7_bits_and_its_own_kernels() -> None:
     assert graphopt.simulate(saturated("plain", "x86-avx2"), target).machine == "avx2"
 
 
+@pytest.mark.thorough
 def test_a_latency_without_vnni_is_not_measured_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     artifact, runtime = lowered("plain", "x86").artifact, find("x86-avx2").runtime
     monkeypatch.setattr(timing, "architecture", lambda: "x86_64")

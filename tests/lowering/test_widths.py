@@ -54,6 +54,7 @@ def test_all_of_it_computes_in_integer_bit_for_bit_as_simulated(target: str, sig
     assert torch.equal(simulation(X), torch.as_tensor(result.artifact(X)))
 
 
+@pytest.mark.thorough
 def test_work_that_stays_in_float_because_signs_differ_is_a_warning() -> None:
     """On ARM inputs are signed; layers whose activations are made unsigned do not read them in integer."""
     (said,) = [w for w in optimized("arm", 8, signed=False).report.warnings if "stay in float" in w]

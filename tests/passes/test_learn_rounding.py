@@ -187,6 +187,7 @@ def test_batches_of_a_fixed_size_are_computed_one_at_a_time(monkeypatch: pytest.
     assert set(taken) == {1}
 
 
+@pytest.mark.thorough
 def test_large_values_in_small_parts_are_learned_alike(monkeypatch: pytest.MonkeyPatch):
     graph = simulated()
     whole = learned(graph, iterations=3)

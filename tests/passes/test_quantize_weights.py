@@ -252,6 +252,7 @@ def test_the_artifact_answers_what_the_graph_answers(bits: int, block: int, symm
         assert cost.sqnr(graph(x).detach(), fast(x)) > 30
 
 
+@pytest.mark.thorough
 def test_rows_and_vectors_are_taken_as_well() -> None:
     for x in (torch.randn(4, 24), torch.randn(2, 3, 5, 24)):
         graph = quantized(nn.Linear(24, 8), x)
@@ -278,6 +279,7 @@ def test_the_audit_counts_them_as_neither_integer_nor_float() -> None:
     assert sum(found.weight_only_shares.values()) == pytest.approx(1 - 7 * 24 * 5 / found.total_macs)
 
 
+@pytest.mark.thorough
 def test_convolutions_are_integer_beside_them() -> None:
     model = Model(
         lambda m, x: m.head(m.mix(m.conv(x).relu().mean((2, 3))).tanh()), conv=nn.Conv2d(3, 16, 3), mix=nn.Linear(16, 32),
@@ -329,6 +331,7 @@ def test_codes_chosen_on_data_beat_the_nearest(by: QuantizeWeights) -> None:
     assert apply(LearnRounding(data), graph) == []
 
 
+@pytest.mark.thorough
 def test_gradients_go_on_from_there() -> None:
     model, data = perceptron(), [[structured()]]
     graph = quantized(model, tokens(), by=QuantizeWeights(2, 32))
@@ -344,6 +347,7 @@ def test_learned_layers_that_share_a_weight_part() -> None:
     assert cost.sqnr(model(structured()).detach(), graph(structured()).detach()) > before + 3
 
 
+@pytest.mark.thorough
 def test_the_recipe_is_what_optimize_takes() -> None:
     model, x = perceptron(), structured(8)
     result = graphopt.optimize(model, x, target="x86", calibration=x, passes=weight_only(X86))

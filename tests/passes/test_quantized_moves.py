@@ -85,6 +85,7 @@ def test_the_simulation_answers_what_the_artifact_answers(name: str, target: str
     assert [str(line) for line in simulation.mismatches(result.artifact, x) if line.differing] == []
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(architecture() != "x86_64", reason="kernels of ONNX Runtime on x86")
 def test_what_only_a_watched_artifact_answers_is_a_mismatch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two quantizers behind each other: the runtime merges them unless the codes between them are returned."""

@@ -387,6 +387,7 @@ def stored(artifact: Any) -> dict[str, np.ndarray[Any, Any]]:
     return {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
 
 
+@pytest.mark.thorough
 def test_zeros_are_zero_codes_in_the_artifact() -> None:
     torch.manual_seed(0)
     model = randomised(nn.Sequential(conv(4, 8), nn.ReLU(), conv(8, 8), nn.ReLU(), nn.Flatten(), nn.Linear(512, 5)))
@@ -409,6 +410,7 @@ def test_zeros_are_zero_codes_in_the_artifact() -> None:
     ).artifact.compressed_bytes  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_a_masked_graph_is_lowered_without_masks() -> None:
     graph, x = small(), images(4)
     Sparsify(0.6)(graph)

@@ -96,7 +96,9 @@ def test_folders_swap_in_one_step(tmp_path: Path) -> None:
 
 def kill_some(target: Path, how: str, times: int) -> None:
     chance, versions = random.Random(1), set()
-    for number in range(times):
+    for number in range(20 * times):  # more than `times` only where the machine is too busy for writers to get that far
+        if number >= times and len(versions) > times / 4:
+            break
         process = writer(target, number, how)
         time.sleep(chance.random() * 0.1)
         process.send_signal(signal.SIGKILL)
