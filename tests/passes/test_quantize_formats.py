@@ -156,7 +156,7 @@ def test_bias_correction_centres_the_error(format: NumberFormat) -> None:
         FloatFormat(5, 1),
     )  # so that there is an error
     few = coarse[KINDS.index(format)]
-    graph, x = quantized(model_of("plain"), few), images(16)
+    graph, x = quantized(model_of("plain"), few), images(256)
     model = model_of("plain")
     with torch.no_grad():
         before = (graph(x) - model(x)).mean(0).abs().max()
