@@ -13,9 +13,9 @@ The regions are taken in execution order. For each one,
    smaller than before; else the region stays as it is. So no region gets worse on data it was not fitted to. With up to eight
    samples one alone decides, and a single one decides about its own fit.
 
-Each graph is run once through all data. What is in flight between two regions stays in memory up to `memory` bytes and goes to
-temporary files beyond that. With a `checkpoint` folder every region that is done is written down, and the same call goes on
-behind the last one, with the same result.
+Each graph is run once through all data, and every region besides, to know what is wanted of it and how well it does. What is in
+flight between two regions stays in memory up to `memory` bytes and goes to temporary files beyond that. With a `checkpoint`
+folder every region that is done is written down, and the same call goes on behind the last one, with the same result.
 
 Paper:  Zhang et al. 2015, "Accelerating Very Deep Convolutional Networks for Classification and Detection", section 3.3
         (asymmetric reconstruction).

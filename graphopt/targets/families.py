@@ -19,11 +19,6 @@ FAMILIES = frozenset({
 _KNOWN = set(FAMILIES)  # and those that others register
 
 
-def known_families() -> frozenset[str]:
-    """The names of all families, those of operators that others have registered included."""
-    return frozenset(_KNOWN)
-
-
 def add_family(name: str) -> None:
     """Make the family of a registered operator known, for this process."""
     _KNOWN.add(name)
