@@ -12,8 +12,6 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from onnx.defs import OpSchema
-from onnxscript import values
 from torch import Tensor
 from torch.fx.node import Node
 
@@ -23,26 +21,6 @@ from graphopt.ir.layer import Layer
 
 OPERATOR = "MatMulNBits"
 ACCURACY_LEVELS = {"float32": 1, "int8": 4}
-
-
-def _schema() -> OpSchema:
-    """The operator as ONNX Runtime documents it, which onnx does not know."""
-    optional = OpSchema.FormalParameterOption.Optional
-    parameter = OpSchema.FormalParameter
-    return OpSchema(
-        OPERATOR, "com.microsoft", 1,
-        inputs=[
-            parameter("A", "T1"), parameter("B", "T2"), parameter("scales", "T1"),
-            parameter("zero_points", "T2", param_option=optional), parameter("g_idx", "T3", param_option=optional),
-            parameter("bias", "T1", param_option=optional),
-        ],
-        outputs=[parameter("Y", "T1")],
-        type_constraints=[("T1", ["tensor(float)"], ""), ("T2", ["tensor(uint8)"], ""), ("T3", ["tensor(int32)"], "")],
-        attributes=[OpSchema.Attribute(name, OpSchema.AttrType.INT) for name in ("K", "N", "bits", "block_size")],
-    )  # fmt: skip
-
-
-_MULTIPLY = values.Op(values.Opset("com.microsoft", 1), OPERATOR, _schema())
 
 
 @torch.library.custom_op("graphopt::matmul_blocks", mutates_args=())
@@ -71,14 +49,6 @@ def multiply_packed(graph: Graph, node: Node) -> None:
         codes, scale, zero_point, bits, length = layer.weight.args
         arguments = (layer.input, codes, scale, zero_point, layer.bias, bits, length)
         graph.replace(node, graph.call(MATMUL_BLOCKS, *arguments, before=node))
-
-
-def translate(
-    x: Any, codes: Any, scale: Any, zero_point: Any, bias: Any, bits: int, length: int
-) -> Any:  # called by torch's exporter
-    """The ONNX operator of `matmul_blocks`."""
-    out, _, packed = codes.shape
-    return _MULTIPLY(x, codes, scale, zero_point, None, bias, K=length, N=out, bits=bits, block_size=packed * 8 // bits)
 
 
 def choose_products(model: ir.Model, products: str) -> None:

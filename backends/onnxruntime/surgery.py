@@ -1,12 +1,7 @@
-"""Rewrites of the exported ONNX model that have no counterpart in ATen.
+"""Zero padding of an image in front of convolutions becomes their own, which in ONNX may differ from side to side.
 
-Pad on the image only, in front of Conv    becomes part of the convolution's own padding, which may differ from side to side
-                                           in ONNX (in ATen it may not); quantizers between the two commute with padding by
-                                           zero, because every grid holds zero exactly
-MaxPool that rounds its size up            has padding at the end in place of `ceil_mode`, for which ONNX Runtime derives another
-                                           size than torch where a last window would begin in the padding
-    Conv with a bias of zeros          the exporter writes them for a convolution that has none, which hides it from the integer
-                                       kernels, as they are no integers
+Quantizers between the two commute with padding by zero, because every grid holds zero exactly. ATen's convolutions have no such
+padding, so this is done to the ONNX model.
 """
 
 from __future__ import annotations
@@ -15,17 +10,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-
-
-def drop_zero_biases(model: ir.Model) -> None:
-    """Take away biases that are constant zeros, or zero expanded."""
-    for conv in [n for n in model.graph if n.op_type in ("Conv", "ConvTranspose") and len(n.inputs) > 2]:
-        bias = conv.inputs[2]
-        producer = bias.producer() if bias is not None else None
-        if producer is not None and producer.op_type == "Expand":
-            bias = producer.inputs[0]
-        if bias is not None and not np.any(_constant(bias, default=1.0)):
-            conv.resize_inputs(2)
 
 
 def fold_pads(model: ir.Model) -> None:
@@ -51,32 +35,6 @@ def fold_pads(model: ir.Model) -> None:
                 node.replace_input_with(index, source)
                 _correct_sizes(node, source)
             model.graph.remove(pad, safe=True)
-
-
-def write_out_ceil_mode(model: ir.Model) -> None:
-    """Let maximum pools of images of known size round down, with as much padding at the end as gives torch's size."""
-    for pool in [n for n in model.graph if n.op_type == "MaxPool" and _int(n, "ceil_mode")]:
-        kernel = list(_ints(pool, "kernel_shape") or [])
-        ones, zeros = [1] * len(kernel), [0] * 2 * len(kernel)
-        image, result = (_sizes(value)[2:] for value in (pool.inputs[0], pool.outputs[0]))
-        strides, dilations = (list(_ints(pool, name) or ones) for name in ("strides", "dilations"))
-        begin = list(_ints(pool, "pads") or zeros)[: len(kernel)]
-        if None in image or None in result or len(image) != len(kernel):
-            continue
-        reach = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
-        used = [(n - 1) * s + r for n, s, r in zip(result, strides, reach, strict=True)]
-        end = [max(u - i - b, 0) for u, i, b in zip(used, image, begin, strict=True)]
-        whole = [i + b + e - r for i, b, e, r in zip(image, begin, end, reach, strict=True)]
-        if [w // s + 1 for w, s in zip(whole, strides, strict=True)] != result or any(map(int.__ge__, end, kernel)):
-            continue
-        pool.attributes["pads"] = ir.AttrInt64s("pads", [*begin, *end])
-        pool.attributes["ceil_mode"] = ir.AttrInt64("ceil_mode", 0)
-
-
-def _sizes(value: ir.Value | None) -> list[Any]:
-    """The sizes of a value, None where one is free."""
-    shape = value.shape if value is not None else None
-    return [size if isinstance(size, int) else None for size in shape] if shape is not None else [None]
 
 
 def _correct_sizes(node: ir.Node, source: ir.Value) -> None:

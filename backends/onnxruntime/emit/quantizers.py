@@ -1,0 +1,72 @@
+"""Codes: conversions to them and back, and what computes on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from onnx_ir import Value
+
+from graphopt.backends.onnxruntime.emit.rule import Rule
+from graphopt.backends.onnxruntime.emit.writer import Writer, as_numpy
+from graphopt.backends.onnxruntime.nbits import MATMUL_BLOCKS, OPERATOR
+from graphopt.ir.arguments import Arguments
+from graphopt.ir.calls import shape
+from graphopt.lowering.integers.legalize import CLIP_CODES, GLOBAL_AVERAGE_POOL
+from graphopt.lowering.qdq import Q
+
+
+def _quantize(w: Writer, a: Arguments) -> Value:
+    dtype, low, high = a["dtype"], a["quant_min"], a["quant_max"]
+    codes = w.op(
+        "QuantizeLinear", w.read(a["input"]), w.constant(a["scale"], torch.float32), w.constant(a["zero_point"], dtype)
+    )
+    info = torch.iinfo(dtype)
+    if (low, high) == (info.min, info.max):
+        return codes
+    return w.op("Clip", codes, w.constant(low, dtype), w.constant(high, dtype))  # fewer bits than the storage has
+
+
+def _dequantize(w: Writer, a: Arguments) -> Value:
+    a.ignore("quant_min", "quant_max", "out_dtype")
+    scale, point = w.constant(a["scale"], torch.float32), w.constant(a["zero_point"], a["dtype"])
+    return w.op("DequantizeLinear", w.read(a["input"]), scale, point)
+
+
+def _dequantize_channels(w: Writer, a: Arguments) -> Value:
+    a.ignore("quant_min", "quant_max", "out_dtype")
+    points = w.graph.tensor(a["zero_points"]).to(a["dtype"])  # stored with more bits
+    name = f"{a['zero_points'].target}_{str(a['dtype']).removeprefix('torch.')}"
+    stored = w.weights[name] if name in w.weights else w.store(name, as_numpy(points))
+    return w.op("DequantizeLinear", w.read(a["input"]), w.read(a["scales"]), stored, axis=a["axis"])
+
+
+def _clip(w: Writer, a: Arguments) -> Value:
+    codes = a["codes"]
+    dtype = codes.meta["val"].dtype
+    return w.op("Clip", w.read(codes), w.constant(a["low"], dtype), w.constant(a["high"], dtype))
+
+
+def _pool(w: Writer, a: Arguments) -> Value:
+    return w.op("GlobalAveragePool", w.read(a["x"]))
+
+
+def _multiply_blocks(w: Writer, a: Arguments) -> Value:
+    out, _, packed = shape(a["codes"])
+    inputs = [None if a[name] is None else w.read(a[name]) for name in ("x", "codes", "scale", "zero_point")]
+    bias = [] if a["bias"] is None else [None, w.read(a["bias"])]
+    bits = a["bits"]
+    return w.op(
+        OPERATOR, *inputs, *bias, domain="com.microsoft", K=a["length"], N=int(out), bits=bits,
+        block_size=int(packed) * 8 // bits,
+    )  # fmt: skip
+
+
+QUANTIZERS: dict[Any, Rule] = {
+    Q.quantize_per_tensor.default: _quantize,
+    Q.dequantize_per_tensor.default: _dequantize,
+    Q.dequantize_per_channel.default: _dequantize_channels,
+    CLIP_CODES: _clip,
+    GLOBAL_AVERAGE_POOL: _pool,
+    MATMUL_BLOCKS: _multiply_blocks,
+}

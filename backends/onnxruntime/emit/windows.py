@@ -1,0 +1,246 @@
+"""Convolutions, pools and resizing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from onnx_ir import Value
+from torch import Tensor
+from torch.fx.node import Node
+
+from graphopt.backends.onnxruntime.emit.moves import transposed
+from graphopt.backends.onnxruntime.emit.rule import NoRule, Rule, rank
+from graphopt.backends.onnxruntime.emit.writer import Writer, type_of
+from graphopt.ir.arguments import Arguments
+from graphopt.ir.calls import shape
+from graphopt.ir.ops import aten
+from graphopt.utils.errors import InputError
+
+
+def each(given: Any, dims: int) -> list[int]:
+    """One number for all dimensions, or one for each."""
+    listed = list(given) if isinstance(given, (list, tuple)) else [given]
+    return listed * dims if len(listed) == 1 else listed
+
+
+def batched(w: Writer, source: Node, dims: int, function: Any) -> Value:
+    """Apply a function to an image, as the one sample of a batch where it has none."""
+    x = w.read(source)
+    if rank(source) == dims + 2:
+        return function(x)
+    return w.op("Squeeze", function(w.op("Unsqueeze", x, w.integers([0]))), w.integers([0]))
+
+
+def _convolution(w: Writer, a: Arguments) -> Value:
+    weight, bias = a["weight"], a["bias"]
+    dims = rank(weight) - 2
+    stride, padding, dilation = (each(a[name], dims) for name in ("stride", "padding", "dilation"))
+    transposed = "output_padding" in a
+    kind = "ConvTranspose" if transposed else "Conv"
+    more: dict[str, Any] = {"output_padding": each(a["output_padding"], dims)} if transposed else {}
+    sides = [] if bias is None else [w.read(bias)]
+    return batched(
+        w, a["input"], dims,
+        lambda x: w.op(
+            kind, x, w.read(weight), *sides, strides=stride, pads=padding * 2, dilations=dilation, group=a["groups"],
+            kernel_shape=list(map(int, shape(weight)[2:])), **more,
+        ),
+    )  # fmt: skip
+
+
+def _window(a: Arguments, dims: int) -> dict[str, Any]:
+    kernel = each(a["kernel_size"], dims)
+    return {
+        "kernel_shape": kernel,
+        "strides": each(a["stride"] or kernel, dims),
+        "pads": each(a["padding"], dims) * 2,
+    }
+
+
+def _max_pool(dims: int) -> Rule:
+    def rule(w: Writer, a: Arguments) -> Value:
+        options = _window(a, dims) | {"dilations": each(a["dilation"], dims)}
+        if a["ceil_mode"]:
+            options |= _rounded_up(w, options, shape(a["self"])[-dims:], shape(a.node)[-dims:])
+        if not type_of(a["self"]).is_floating_point and type_of(a["self"]) not in (torch.int8, torch.uint8):
+            raise NoRule
+        return batched(w, a["self"], dims, lambda x: w.op("MaxPool", x, **options))
+
+    return rule
+
+
+def _rounded_up(w: Writer, options: dict[str, Any], image: Sequence[Any], result: Sequence[Any]) -> dict[str, Any]:
+    """As much padding at the end as gives torch's size, where sizes are known.
+
+    For `ceil_mode` ONNX Runtime derives another size than torch where a last window would begin in the padding.
+    """
+    rounding = {"ceil_mode": 1}
+    if any(map(w.is_free, image)):
+        return rounding
+    kernel, strides, begin = (options[name] for name in ("kernel_shape", "strides", "pads"))
+    begin = begin[: len(kernel)]
+    reach = [d * (k - 1) + 1 for d, k in zip(options["dilations"], kernel, strict=True)]
+    used = [(n - 1) * s + r for n, s, r in zip(result, strides, reach, strict=True)]
+    end = [max(u - i - b, 0) for u, i, b in zip(used, image, begin, strict=True)]
+    whole = [i + b + e - r for i, b, e, r in zip(image, begin, end, reach, strict=True)]
+    if [n // s + 1 for n, s in zip(whole, strides, strict=True)] != list(result) or any(map(int.__ge__, end, kernel)):
+        return rounding
+    return {"pads": [*begin, *end]}
+
+
+def _average_pool(dims: int) -> Rule:
+    def rule(w: Writer, a: Arguments) -> Value:
+        divisor = a.get("divisor_override")
+        counted = 1 if divisor else int(a["count_include_pad"])
+        a.ignore("count_include_pad")
+        options = _window(a, dims) | {"ceil_mode": int(a["ceil_mode"]), "count_include_pad": counted}
+        pooled = batched(w, a["self"], dims, lambda x: w.op("AveragePool", x, **options))
+        return pooled if divisor is None else w.op("Mul", pooled, _factor(w, a, dims))
+
+    return rule
+
+
+def _factor(w: Writer, a: Arguments, dims: int) -> Value:
+    """What makes means of windows sums over a divisor: one number for each window where they differ.
+
+    Raises:
+        InputError: the image has no fixed size.
+    """
+    sizes, divisor = shape(a["self"])[-dims:], a["divisor_override"]
+    if any(map(w.is_free, sizes)):
+        raise InputError(
+            f"{w.graph.site(a.node)}: {a.target} with divisor_override={divisor} is written for images of fixed sizes, not "
+            f"{tuple(map(str, sizes))}; capture with fixed sizes, or multiply the mean yourself"
+        )
+    ones = torch.ones(1, 1, *sizes, dtype=torch.float64)
+    window = (a["kernel_size"], a["stride"], a["padding"], a["ceil_mode"])
+    factor = (a.target(ones, *window, True, divisor) / a.target(ones, *window, True))[0, 0]
+    if bool((factor == factor.flatten()[0]).all()):
+        factor = factor.flatten()[0]
+    return w.constant(factor, type_of(a["self"]))
+
+
+def _adaptive(dims: int) -> Rule:
+    """Windows of one size where there are such; else each dimension by the matrix of its means."""
+
+    def rule(w: Writer, a: Arguments) -> Value:
+        source = a["self"]
+        sizes, wanted = shape(source)[-dims:], each(a["output_size"], dims)
+        wanted = [s if n is None else n for s, n in zip(sizes, wanted, strict=True)]
+        if any(w.is_free(s) or not n for s, n in zip(sizes, wanted, strict=True)):
+            raise NoRule
+        if any(s % n for s, n in zip(sizes, wanted, strict=True)):
+            means = [F.adaptive_avg_pool1d(torch.eye(s).double(), n) for s, n in zip(sizes, wanted, strict=True)]
+            return _by_matrices(w, source, means)
+        kernel = [s // n for s, n in zip(sizes, wanted, strict=True)]
+        return batched(w, source, dims, lambda x: w.op("AveragePool", x, kernel_shape=kernel, strides=kernel))
+
+    return rule
+
+
+def _by_matrices(w: Writer, source: Node, matrices: Sequence[Tensor]) -> Value:
+    """The last dimensions, each by one product with [size, size of the result]."""
+    x, of = w.read(source), rank(source)
+    for back, matrix in enumerate(reversed(matrices)):
+        order = list(range(of))
+        order[of - 1], order[of - 1 - back] = order[of - 1 - back], order[of - 1]
+        if torch.equal(matrix, torch.eye(len(matrix), dtype=matrix.dtype)):
+            continue
+        if back == 1:
+            x = w.op("MatMul", w.constant(matrix.T, type_of(source)), x)
+        else:
+            x = transposed(w, w.op("MatMul", transposed(w, x, order), w.constant(matrix, type_of(source))), order)
+    return x
+
+
+def _smooth_by_factors(w: Writer, a: Arguments) -> Value:
+    """Rows and columns by the matrices that torch's own answers to the columns of the identity are.
+
+    Raises:
+        InputError: the image has no fixed size.
+    """
+    source, corners, scales = (a[name] for name in ("input", "align_corners", "scale_factors"))
+    a.ignore("output_size")
+    matrices = []
+    for axis, scale in enumerate(scales):
+        size, factors = shape(source)[2 + axis], [scale if axis == d else 1.0 for d in range(2)]
+        if w.is_free(size):
+            raise InputError(
+                f"{w.graph.site(a.node)}: {a.target} by factors is written for images of fixed sizes, not {size}"
+            )
+        columns = torch.eye(size).reshape(size, 1, *([size, 1] if axis == 0 else [1, size]))
+        beside = [size, 2] if axis == 0 else [2, size]  # torch's kernels answer wrongly for images of width 1
+        answers = a.target(columns.expand(size, 1, *beside).contiguous(), None, corners, factors)
+        matrices.append(answers[:, 0, :, 0] if axis == 0 else answers[:, 0, 0])  # [in, out]
+    return _by_matrices(w, source, matrices)
+
+
+def _resize(mode: str, dims: int, *, exact: bool = False, smooth: bool = False) -> Rule:
+    """To sizes, or by factors."""
+
+    def rule(w: Writer, a: Arguments) -> Value:
+        if smooth and a.get("scale_factors") is not None:
+            return _smooth_by_factors(w, a)
+        source = a["input"] if "input" in a else a["self"]
+        corners, factors = bool(a.get("align_corners", False)), a.get("scale_factors")
+        places = "align_corners" if corners else "half_pixel" if exact or mode != "nearest" else "asymmetric"
+        options: dict[str, Any] = {"mode": mode, "coordinate_transformation_mode": places}
+        options["nearest_mode"] = None if mode != "nearest" else "round_prefer_ceil" if exact else "floor"
+        options["cubic_coeff_a"] = None if mode != "cubic" else -0.5 if smooth else -0.75
+        options |= {"antialias": 1, "exclude_outside": 1} if smooth else {}
+        x = w.read(source)
+        if factors is not None:
+            a.ignore("output_size")
+            return w.op("Resize", x, None, w.constant([1.0, 1.0, *factors], torch.float32), **options)
+        a.ignore(*(name for name in a if name.startswith("scales_")))
+        if any(a.get(name) is not None for name in a if name.startswith("scales_")):
+            raise NoRule
+        sizes = a["output_size"]
+        return w.op("Resize", x, None, None, w.sizes([*shape(source)[:2], *sizes]), **options)
+
+    return rule
+
+
+def _grid_sample(w: Writer, a: Arguments) -> Value:
+    """Modes are called otherwise since opset 20."""
+    new = w.opset >= 20
+    modes = {0: "linear" if new else "bilinear", 1: "nearest", 2: "cubic" if new else "bicubic"}
+    paddings = {0: "zeros", 1: "border", 2: "reflection"}
+    return w.op(
+        "GridSample", w.read(a["input"]), w.read(a["grid"]), mode=modes[a["interpolation_mode"]],
+        padding_mode=paddings[a["padding_mode"]], align_corners=int(a["align_corners"]),
+    )  # fmt: skip
+
+
+WINDOWS: dict[Any, Rule] = {
+    **dict.fromkeys(
+        [aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv_transpose1d.default,
+         aten.conv_transpose2d.input, aten.conv_transpose3d.input], _convolution,
+    ),
+    aten.max_pool1d.default: _max_pool(1),
+    aten.max_pool2d.default: _max_pool(2),
+    aten.max_pool3d.default: _max_pool(3),
+    aten.avg_pool1d.default: _average_pool(1),
+    aten.avg_pool2d.default: _average_pool(2),
+    aten.avg_pool3d.default: _average_pool(3),
+    aten.adaptive_avg_pool1d.default: _adaptive(1),
+    aten.adaptive_avg_pool2d.default: _adaptive(2),
+    aten.adaptive_avg_pool3d.default: _adaptive(3),
+    aten.upsample_nearest1d.vec: _resize("nearest", 1),
+    aten.upsample_nearest2d.vec: _resize("nearest", 2),
+    aten.upsample_nearest2d.default: _resize("nearest", 2),
+    aten.upsample_nearest3d.vec: _resize("nearest", 3),
+    aten._upsample_nearest_exact1d.vec: _resize("nearest", 1, exact=True),
+    aten._upsample_nearest_exact2d.vec: _resize("nearest", 2, exact=True),
+    aten._upsample_nearest_exact3d.vec: _resize("nearest", 3, exact=True),
+    aten.upsample_linear1d.vec: _resize("linear", 1),
+    aten.upsample_bilinear2d.vec: _resize("linear", 2),
+    aten.upsample_trilinear3d.vec: _resize("linear", 3),
+    aten.upsample_bicubic2d.vec: _resize("cubic", 2),
+    aten._upsample_bilinear2d_aa.vec: _resize("linear", 2, smooth=True),
+    aten._upsample_bicubic2d_aa.vec: _resize("cubic", 2, smooth=True),
+    aten.grid_sampler.default: _grid_sample,
+}  # fmt: skip

@@ -1,0 +1,219 @@
+"""The ONNX model under construction: what rules call to write operators, constants and sizes.
+
+    writer.op("Conv", x, weight, bias, strides=[2, 2])      # one operator; its result
+    writer.read(node, torch.float32)                         # a value of the graph, or a number, in this type
+    writer.sizes([node, 3, -1])                              # a shape, as Reshape wants it
+
+Values that the graph names keep their names, weights those of their parameters; what a rule needs besides is named after the
+call that it is for.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnx_ir import Value
+from torch import Tensor
+from torch.fx.node import Node, map_arg
+
+from graphopt.ir.graph import Graph
+from graphopt.ir.shapes import is_free
+from graphopt.utils.errors import GraphoptError
+
+ENDLESS = 2**63 - 1  # the end of a slice that has none
+
+
+def onnx_type(dtype: torch.dtype) -> ir.DataType:
+    """ONNX's name of a type.
+
+    Raises:
+        GraphoptError: it has none.
+    """
+    found = TYPES.get(dtype)
+    if found is None:
+        raise GraphoptError(f"ONNX has no operators on {dtype}")
+    return found
+
+
+TYPES = {
+    torch.float32: ir.DataType.FLOAT, torch.float64: ir.DataType.DOUBLE, torch.float16: ir.DataType.FLOAT16,
+    torch.bfloat16: ir.DataType.BFLOAT16, torch.bool: ir.DataType.BOOL, torch.int8: ir.DataType.INT8,
+    torch.uint8: ir.DataType.UINT8, torch.int16: ir.DataType.INT16, torch.uint16: ir.DataType.UINT16,
+    torch.int32: ir.DataType.INT32, torch.int64: ir.DataType.INT64,
+}  # fmt: skip
+
+
+class Writer:
+    """See the head of this file.
+
+    Attributes:
+        graph: that is written. opset: of the operators. nodes: written so far, in order. weights: initializers by name.
+        values: of nodes; a tuple where a call gives several.
+    """
+
+    def __init__(self, graph: Graph, opset: int) -> None:
+        self.graph, self.opset = graph, opset
+        self.nodes: list[ir.Node] = []
+        self.weights: dict[str, Value] = {}
+        self.values: dict[Node, Value | tuple[Value, ...]] = {}
+        self.name = ""  # of the call that is being written
+        self.known: dict[Node, Tensor] = {}  # calls of constants, computed
+        self._counts: dict[str, int] = {}
+        self._constants: dict[Any, Value] = {}
+        self._dimensions: dict[Any, tuple[Value, int]] = {}  # where a free size can be read
+        self._read: dict[tuple[Value, int], Value] = {}
+
+    # ---- Operators -------------------------------------------------------------------------------------------------
+
+    def op(self, kind: str, *inputs: Value | None, domain: str = "", **attributes: Any) -> Value:
+        """Write an operator with one result. Attributes that are None are left out."""
+        (result,) = self.ops(kind, 1, *inputs, domain=domain, **attributes)
+        return result
+
+    def ops(
+        self, kind: str, results: int, *inputs: Value | None, domain: str = "", **attributes: Any
+    ) -> tuple[Value, ...]:
+        """Write an operator with this many results."""
+        name = self.fresh(f"{self.name}/{kind}")
+        given = {key: value for key, value in attributes.items() if value is not None}
+        outputs = [Value(name=name if n == 0 else self.fresh(f"{name}.{n}")) for n in range(results)]
+        made = ir.convenience.convert_attributes(given)
+        self.nodes.append(ir.Node(domain, kind, list(inputs), made, outputs=outputs, name=name))
+        return tuple(outputs)
+
+    def fresh(self, name: str) -> str:
+        """A name that nothing has yet."""
+        count = self._counts[name] = self._counts.get(name, -1) + 1
+        return f"{name}_{count}" if count else name
+
+    # ---- Values ----------------------------------------------------------------------------------------------------
+
+    def read(self, given: Any, dtype: torch.dtype | None = None) -> Value:
+        """A value of the graph in this type, its own where none is named; a number becomes a constant."""
+        if not isinstance(given, Node):
+            return self.constant(given, dtype)
+        value = self.values[given]
+        assert isinstance(value, Value), f"{given} is several values"
+        fake = given.meta["val"]
+        if not isinstance(fake, Tensor):  # sizes have one dimension here, of one element
+            value = self.op("Squeeze", value, self.integers([0]))
+        return self.cast(value, type_of(given), dtype)
+
+    def cast(self, value: Value, has: torch.dtype, wants: torch.dtype | None) -> Value:
+        return value if wants in (None, has) else self.op("Cast", value, to=onnx_type(wants))
+
+    def constant(self, number: Any, dtype: torch.dtype | None = None) -> Value:
+        """A number or a list of them, stored once for all that read it."""
+        tensor = torch.as_tensor(number)
+        tensor = tensor if dtype is None else tensor.to(dtype)
+        array = as_numpy(tensor)
+        key = (array.dtype, array.shape, array.tobytes())
+        if key not in self._constants:
+            self._constants[key] = self.store(self.fresh("constant"), array)
+        return self._constants[key]
+
+    def integers(self, numbers: Iterable[int]) -> Value:
+        return self.constant(list(numbers), torch.int64)
+
+    def store(self, name: str, array: np.ndarray[Any, Any]) -> Value:
+        """Keep an array as an initializer of this name."""
+        tensor = ir.tensor(array, name=name)
+        value = Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        self.weights[name] = value
+        return value
+
+    def computed(self, node: Node) -> Tensor:
+        """The answer of a call that reads constants alone."""
+        args, kwargs = map_arg(
+            (node.args, dict(node.kwargs)), lambda n: self.known[n] if n in self.known else self.graph.tensor(n)
+        )
+        target: Any = node.target
+        self.known[node] = target(*args, **kwargs)
+        return self.known[node]
+
+    def constant_value(self, node: Node) -> Tensor | None:
+        """The tensor that a node is whatever the inputs are; None for any other."""
+        return self.graph.tensor(node) if node.op == "get_attr" else self.known.get(node)
+
+    def shaped(self, node: Node, sizes: Sequence[int]) -> Value:
+        """A value in another shape of fixed sizes, stored so where it is constant."""
+        constant = self.constant_value(node)
+        if constant is None:
+            return self.op("Reshape", self.read(node), self.integers(sizes))
+        name = f"{node.target if node.op == 'get_attr' else node.name}_{'x'.join(map(str, sizes))}"
+        return self.weights[name] if name in self.weights else self.store(name, as_numpy(constant.reshape(list(sizes))))
+
+    # ---- Sizes -----------------------------------------------------------------------------------------------------
+
+    def sizes(self, shape: Sequence[Any]) -> Value:
+        """One dimension, of these sizes: numbers, nodes that are sizes, and symbols of free ones."""
+        pieces: list[Value] = []
+        for free, run in itertools.groupby(shape, key=lambda s: isinstance(s, Node) or is_free(s)):
+            numbers = list(run)
+            pieces += [self.size(s) for s in numbers] if free else [self.integers(map(int, numbers))]
+        if not pieces:
+            return self.integers([])
+        return pieces[0] if len(pieces) == 1 else self.op("Concat", *pieces, axis=0)
+
+    def size(self, size: Any) -> Value:
+        """A size as one dimension of one element."""
+        if isinstance(size, Node):
+            value = self.values[size]
+            assert isinstance(value, Value)
+            return value
+        if not is_free(size):
+            return self.integers([int(size)])
+        place = self._dimensions.get(size.node.expr)
+        if place is None:
+            raise GraphoptError(f"the size {size} is none that a value computed before has")
+        return self.dimension(*place)
+
+    def dimension(self, value: Value, axis: int) -> Value:
+        """A size of a value, as one dimension of one element."""
+        if (value, axis) not in self._read:
+            self._read[value, axis] = self.op("Shape", value, start=axis, end=axis + 1)
+        return self._read[value, axis]
+
+    def is_free(self, size: Any) -> bool:
+        return isinstance(size, Node) or is_free(size)
+
+    # ---- What the graph has ----------------------------------------------------------------------------------------
+
+    def keep(self, node: Node, value: Value | tuple[Value, ...]) -> None:
+        """This is what a node is: with the node's name, type and shape, where the rule has made it."""
+        self.values[node] = value
+        if isinstance(value, tuple):
+            for n, (part, fake) in enumerate(zip(value, node.meta["val"], strict=True)):
+                self._describe(part, fake, f"{node.name}_{n}")
+        else:
+            self._describe(value, node.meta["val"], node.name)
+
+    def _describe(self, value: Value, fake: Any, name: str) -> None:
+        if not isinstance(fake, Tensor):
+            return
+        maker = value.producer()
+        if maker is not None and value.type is None:
+            value.name = self.fresh(name)
+            value.type = ir.TensorType(onnx_type(fake.dtype))
+            value.shape = ir.Shape([ir.SymbolicDim(str(s)) if is_free(s) else int(s) for s in fake.shape])
+        for axis, size in enumerate[Any](fake.shape):
+            if is_free(size):
+                self._dimensions.setdefault(size.node.expr, (value, axis))
+
+
+def type_of(node: Node) -> torch.dtype:
+    """The type of a node's value; sizes are integers."""
+    fake = node.meta["val"]
+    if isinstance(fake, Tensor):
+        return fake.dtype
+    return torch.float32 if isinstance(fake, (float, torch.SymFloat)) else torch.int64
+
+
+def as_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
+    array: np.ndarray[Any, Any] = tensor.detach().contiguous().numpy()
+    return array
