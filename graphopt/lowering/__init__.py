@@ -1,6 +1,7 @@
 """From a simulated graph to integers.
 
 qdq.py         the graph in the form that runtimes take: quantize and dequantize
+names.py       names of values, which backends and simulation share
 bias_grids.py  biases lie on the grid of the sums they are added to
 integers/      integer kernels, their fusion, and their simulation to the last bit
 """

@@ -209,7 +209,7 @@ def test_a_linear_layer_with_a_float_result_is_audited_as_left_to_the_cpu_and_re
     assert [(f.site, f.operator) for f in result.report.float_operators] == [("head", "Gemm")]
     assert "HTP does not take it" in result.report.float_operators[0].reason
     assert 0 < result.report.integer_macs < 1
-    message = r"HTP does not take 1 of .*node_linear \(Gemm with a float result\); quantize"
+    message = r"HTP does not take 1 of .*head \(Gemm with a float result\); quantize"
     for use in (lambda: result.artifact.on("htp"), lambda: result.artifact.compile(tmp_path / "contexts", ["v73"])):
         with pytest.raises(ArtifactError, match=message):
             use()

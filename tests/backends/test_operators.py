@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-import torch.nn.functional as F
 from against_torch import Refused, captured, refusals, spread, taken, wrong
 from operators import OPERATORS, Sample
 from rewriting import Model, capture
@@ -21,7 +20,6 @@ from graphopt.utils.errors import GraphoptError
 REFUSED: dict[str, Refused] = {
     "onnxruntime": {
         "statistics": {10: "prod"},
-        "pools": {3: "adaptive_avg_pool3d"},
         "recurrent layers": {2: "proj_size=2"},
     },
     "tvm": {"products": {len(OPERATORS["products"]) - 2: "_trilinear"}},
@@ -69,7 +67,6 @@ def test_what_a_backend_has_no_right_rule_for_is_refused_by_name(runtime: str, s
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        (lambda x: F.adaptive_avg_pool3d(x, (2, 3, 4)), r"aten\.adaptive_avg_pool3d\.default has no translation"),
         (lambda x: x.cumprod(1), r"aten\.cumprod\.default has no translation"),
         (lambda x: torch.special.bessel_j0(x), r"aten\.special_bessel_j0\.default has no translation"),
     ],

@@ -7,6 +7,7 @@ from typing import Any
 from graphopt.artifacts.audit import Audit
 from graphopt.artifacts.report import FloatOperator
 from graphopt.backends.onnxruntime.artifact import MODEL, OnnxRuntimeArtifact
+from graphopt.backends.onnxruntime.assignment import own_name
 from graphopt.backends.onnxruntime.audit.operators import FLOAT_WORK, INTEGER_WORK, NEUTRAL, REASONS
 from graphopt.backends.onnxruntime.audit.reading import Hardware, Kind, Reading, declared, executed, optimized
 from graphopt.backends.onnxruntime.nbits import OPERATOR as MULTIPLIES_BLOCKS
@@ -32,7 +33,7 @@ def audit(artifact: OnnxRuntimeArtifact) -> Audit:
         operator, kind, position = node.op_type, reading.kind(node), positions.get(node.op_type)
         found.operators[operator] = found.operators.get(operator, 0) + 1
         layer, macs = left[weight].pop(0) if left.get(weight) else (layers.get(weight), 0)
-        site = layer["site"] if layer else str(node.name).removeprefix("node_").partition("_token_")[0]
+        site = layer["site"] if layer else own_name(str(node.name))
         if operator == MULTIPLIES_BLOCKS:
             bits = next(int(a.i) for a in node.attribute if a.name == "bits")
             found.weight_only.append(site)

@@ -76,7 +76,6 @@ def write(graph: Graph, opset: int) -> tuple[ir.Model, list[Node]]:
 def _input(writer: Writer, name: str, node: Node) -> Value:
     fake = node.meta["val"]
     value = Value(name=name, type=ir.TensorType(onnx_type(fake.dtype)), shape=ir.Shape([None] * fake.dim()))
-    writer.fresh(name)
     writer.keep(node, value)
     return value
 
@@ -84,13 +83,12 @@ def _input(writer: Writer, name: str, node: Node) -> Value:
 def _constant(writer: Writer, node: Node) -> None:
     name = str(node.target)
     if name not in writer.weights:
-        writer.fresh(name)
         writer.store(name, as_numpy(writer.graph.parameter(node)))
     writer.values[node] = writer.weights[name]
 
 
 def _call(writer: Writer, node: Node, exported: list[Node]) -> None:
-    writer.name = node.name
+    writer.name = writer.names[node]
     if node.target is operator.getitem and isinstance(parts := writer.values.get(node.args[0]), tuple):  # type: ignore[arg-type]
         writer.values[node] = parts[node.args[1]]  # type: ignore[index]
     elif node.target is aten.sym_size.int:
@@ -98,7 +96,7 @@ def _call(writer: Writer, node: Node, exported: list[Node]) -> None:
     elif not isinstance(node.target, torch._ops.OpOverload):
         writer.values[node] = numbers.number(writer, node)
     elif (tensor := _known(writer, node)) is not None:
-        writer.values[node] = writer.store(writer.fresh(node.name), as_numpy(tensor))
+        writer.values[node] = writer.store(writer.names[node], as_numpy(tensor))
     else:
         writer.keep(node, _by_rule(writer, node, exported))
 

@@ -23,6 +23,7 @@ from torch.fx.node import Node, map_arg
 
 from graphopt.ir.graph import Graph
 from graphopt.ir.shapes import is_free
+from graphopt.lowering.names import value_names
 from graphopt.utils.errors import GraphoptError
 
 ENDLESS = 2**63 - 1  # the end of a slice that has none
@@ -53,7 +54,7 @@ class Writer:
 
     Attributes:
         graph: that is written. opset: of the operators. nodes: written so far, in order. weights: initializers by name.
-        values: of nodes; a tuple where a call gives several.
+        values: of nodes; a tuple where a call gives several. names: of nodes.
     """
 
     def __init__(self, graph: Graph, opset: int) -> None:
@@ -61,9 +62,10 @@ class Writer:
         self.nodes: list[ir.Node] = []
         self.weights: dict[str, Value] = {}
         self.values: dict[Node, Value | tuple[Value, ...]] = {}
+        self.names = value_names(graph)
         self.name = ""  # of the call that is being written
         self.known: dict[Node, Tensor] = {}  # calls of constants, computed
-        self._counts: dict[str, int] = {}
+        self._counts = dict.fromkeys(self.names.values(), 0)
         self._constants: dict[Any, Value] = {}
         self._dimensions: dict[Any, tuple[Value, int]] = {}  # where a free size can be read
         self._read: dict[tuple[Value, int], Value] = {}
@@ -189,16 +191,16 @@ class Writer:
         self.values[node] = value
         if isinstance(value, tuple):
             for n, (part, fake) in enumerate(zip(value, node.meta["val"], strict=True)):
-                self._describe(part, fake, f"{node.name}_{n}")
+                self._describe(part, fake, self.fresh(f"{self.names[node]}.{n}"))
         else:
-            self._describe(value, node.meta["val"], node.name)
+            self._describe(value, node.meta["val"], self.names[node])
 
     def _describe(self, value: Value, fake: Any, name: str) -> None:
         if not isinstance(fake, Tensor):
             return
         maker = value.producer()
         if maker is not None and value.type is None:
-            value.name = self.fresh(name)
+            value.name = maker.name = name
             value.type = ir.TensorType(onnx_type(fake.dtype))
             value.shape = ir.Shape([ir.SymbolicDim(str(s)) if is_free(s) else int(s) for s in fake.shape])
         for axis, size in enumerate[Any](fake.shape):

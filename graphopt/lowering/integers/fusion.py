@@ -39,6 +39,7 @@ from graphopt.lowering.integers.kernels import (
 from graphopt.lowering.integers.legalize import CLIP_CODES, GLOBAL_AVERAGE_POOL, is_dequantized
 from graphopt.lowering.integers.machines import MACHINES, Machine
 from graphopt.lowering.integers.pairs import Pairs
+from graphopt.lowering.names import value_names
 from graphopt.lowering.qdq import Q, QuantizationParameters
 
 QUANTIZE, DEQUANTIZE = Q.quantize_per_tensor.default, Q.dequantize_per_tensor.default
@@ -80,7 +81,7 @@ def fuse(graph: Graph, machine: str) -> dict[Node, str]:
     Returns:
         Every node that computes codes, in order -> the name of the same value in the exported model.
     """
-    names = _names(graph)
+    names = {node: name for node, name in value_names(graph).items() if node.target in (QUANTIZE, CLIP_CODES)}
     for node in graph.calls():
         _dequantize_later(graph, node)
         function, operands = _kernel(graph, node, MACHINES[machine])
@@ -100,15 +101,6 @@ def fuse(graph: Graph, machine: str) -> dict[Node, str]:
     for node in graph.calls(QUANTIZE, DEQUANTIZE):
         node.target = quantize if node.target is QUANTIZE else dequantize
     return {node: names[node] for node in graph.nodes if node in names}
-
-
-def _names(graph: Graph) -> dict[Node, str]:
-    """The exporter numbers the values of one operator in order."""
-    names = {}
-    for target, name in ((QUANTIZE, "quantize_per_tensor"), (CLIP_CODES, "clip_codes")):
-        for number, node in enumerate(graph.calls(target)):
-            names[node] = f"{name}_{number}" if number else name
-    return names
 
 
 def _kind(node: Node) -> str:
