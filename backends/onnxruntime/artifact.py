@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.lowering.qdq import deploy as deploy_with
 from graphopt.targets import Target
-from graphopt.utils.errors import ArtifactError, GraphoptError, InputError, first_line
+from graphopt.utils.errors import ArtifactError, InputError, first_line
 
 MODEL = "model.onnx"
 WEIGHTS = "model.onnx.data"
@@ -195,34 +194,15 @@ def lower(graph: Graph, target: Target, *, name: str = "model") -> OnnxRuntimeAr
     """
     with torch.no_grad():
         deployed = deploy(graph, target)
-        try:
-            model = to_onnx(deployed, plain=target.runtime.vendor_compiler)
-        except GraphoptError:
-            raise
-        except Exception as error:
-            raise GraphoptError(_refusal(error, deployed)) from error
+        model, exported = to_onnx(deployed, plain=target.runtime.vendor_compiler)
+    model.metadata_props.update({"target": target.name, "model": name})
     choose_products(model, target.kernels.block_products)
     folder = temporary_folder()
     weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     ir.save(model, folder / MODEL, external_data=WEIGHTS if weights > ONE_FILE else None)
     onnx.checker.check_model(str(folder / MODEL))
-    manifest = describe(graph, target, folder, model=name, options={"layers": layers(deployed)})
+    manifest = describe(graph, target, folder, model=name, options={"layers": layers(deployed), "exported": exported})
     return OnnxRuntimeArtifact(folder, manifest, temporary=True)
-
-
-_MISSING = re.compile(r"No ONNX function found for <OpOverload\(op='(\w+\.\w+)'")
-
-
-def _refusal(error: BaseException, graph: Graph) -> str:
-    """The exporter's reason, which it wraps in pages of advice: which of the graph's operators it is about, and what helps."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    reason = first_line(error)
-    if (missing := _MISSING.search(reason)) is not None:
-        stem = missing[1].partition(".")[2].strip("_")  # it may be what one of ours was decomposed into
-        node = next((node for node in graph.calls() if stem in str(node.target)), None)
-        reason = f"{missing[1] if node is None else f'{graph.site(node)}: {node.target}'} has no translation"
-    return f"the graph cannot be written as ONNX: {reason}; compute it with other operators of torch"
 
 
 def layers(deployed: Graph) -> dict[str, dict[str, Any]]:

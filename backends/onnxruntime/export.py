@@ -21,14 +21,15 @@ from graphopt.ir.shapes import label
 from graphopt.utils.errors import InputError
 
 
-def to_onnx(graph: Graph, *, plain: bool = False) -> ir.Model:
+def to_onnx(graph: Graph, *, plain: bool = False) -> tuple[ir.Model, list[str]]:
     """Translate a deployed graph; `plain`: without arithmetic on codes, for compilers other than ONNX Runtime.
 
     Returns:
-        A model with the graph's own names of inputs, outputs and free sizes.
+        A model with the graph's own names of inputs, outputs and free sizes; site and operator of the calls that torch's exporter
+        wrote, because there is no rule for them.
 
     Raises:
-        InputError: the graph is in training mode.
+        InputError: the graph is in training mode. GraphoptError: an operator cannot be written; names it.
     """
     if graph.training:
         raise InputError("the graph is in training mode; call graph.eval() before deploying it")
@@ -37,11 +38,11 @@ def to_onnx(graph: Graph, *, plain: bool = False) -> ir.Model:
     compute_in_half(prepared)
     wide = any(torch.int16 in n.args or torch.uint16 in n.args for n in prepared.calls())
     version = 21 if wide else 20 if prepared.calls(aten.gelu.default) else 18
-    model, _ = write(prepared, version)
+    model, exported = write(prepared, version)
     fold_pads(model)
     common.RemoveUnusedNodesPass()(model)
     _name_sizes(model, graph)
-    return model
+    return model, [f"{prepared.site(node)} ({node.target})" for node in exported]
 
 
 def _name_sizes(model: ir.Model, graph: Graph) -> None:

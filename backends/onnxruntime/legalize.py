@@ -6,10 +6,8 @@
     hard_sigmoid, pad, slice    between codes, parts of a split: see `graphopt.lowering.integers.legalize`
     linear of packed weights    becomes one call; see `graphopt.backends.onnxruntime.nbits`
     linear on [N, T, C]         becomes Gemm on [N T, C] between two reshapes; MatMul with a bias has no integer kernel
-    flatten behind the batch    with its sizes as numbers, so that no shape is computed at run time
-    attention of other ranks    [N, M, H, L, E] or [N, L, E] becomes [N M, H, L, E], the one form the exporter knows
-    equal calls                 become one, as the exporter and the runtime would make them: what has readers on several grids
-                                is float then, and whoever simulates the graph has to know
+    equal calls                 become one, as the runtime would make them: what has readers on several grids is float then, and
+                                whoever simulates the graph has to know
 
 Each keeps every value as it is.
 """
@@ -24,7 +22,7 @@ from torch.fx.node import Node
 from graphopt.backends.onnxruntime.nbits import multiply_packed
 from graphopt.backends.onnxruntime.stem import read_whole_words
 from graphopt.formats.blocks import DEQUANTIZE_BLOCKS
-from graphopt.ir.calls import argument, shape
+from graphopt.ir.calls import shape
 from graphopt.ir.equal_calls import merge_equal_calls
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import aten, family
@@ -37,9 +35,6 @@ KEEP_BLOCKS = {  # what the runtime computes on its blocks of channels, and no t
 }  # fmt: skip
 
 
-ATTENTION = aten.scaled_dot_product_attention.default
-
-
 def legalize(graph: Graph, *, plain: bool = False) -> None:
     """Rewrite a deployed graph in place; see the head of this file. `plain`: only what computes nothing on codes."""
     slice_parts(graph)
@@ -49,21 +44,14 @@ def legalize(graph: Graph, *, plain: bool = False) -> None:
             _pool(graph, node)
         elif kind == "hard_sigmoid" and is_dequantized(node.args[0]) and not plain:
             gate_codes(graph, node)
-        elif node.target is ATTENTION:
-            _attend_in_four_dimensions(graph, node)
         elif kind == "conv" and not plain:
             read_whole_words(graph, node)
-        elif node.target is aten.flatten.using_ints:
-            _flatten_by_numbers(graph, node)
         elif kind in ("pad", "slice") and is_dequantized(node.args[0]) and not plain:
             move_codes(graph, node)
         elif kind == "linear" and node.args[1].target is DEQUANTIZE_BLOCKS:  # type: ignore[union-attr]
             multiply_packed(graph, node)
         elif kind == "linear" and len(shape(node)) > 2 and is_dequantized(node.args[0]):
             _flatten_rows(graph, node, plain=plain)
-    for node in {n: None for n in graph.outputs if n.op == "placeholder"}:  # else ONNX would give it the output's name
-        copied = graph.call(aten.clone.default, node, before=graph.output)
-        graph.output.replace_input_with(node, copied)
     merge_equal_calls(graph, torch.equal)
     graph.refresh()
 
@@ -79,41 +67,6 @@ def _pool(graph: Graph, node: Node) -> None:
     else:
         pooled = graph.call(aten.mean.dim, source, list(range(2, len(shape(source)))), True, before=node)
     graph.replace(node, pooled)
-
-
-def _attend_in_four_dimensions(graph: Graph, node: Node) -> None:
-    """Other numbers of dimensions than four: the leading ones are joined, or one is put in."""
-    query, key, values = node.args[:3]
-    mask, rank = argument(node, "attn_mask"), len(shape(query))  # type: ignore[arg-type]
-    lead = shape(query)[: rank - 3]  # type: ignore[arg-type]
-    masked = 0 if mask is None else len(shape(mask))
-    if rank == 4 or rank < 3 or not all(isinstance(size, int) for size in lead[1:]) or masked > 3:
-        return
-    if any(tuple(shape(other)[: rank - 3]) != tuple(lead) for other in (key, values)):  # type: ignore[arg-type]
-        return
-
-    def four(x: Any) -> Node:
-        if rank == 3:
-            return graph.call(aten.unsqueeze.default, x, 1, before=node)
-        return graph.call(aten.flatten.using_ints, x, 0, rank - 4, before=node)
-
-    if rank == 3 and masked == 3:
-        mask = graph.call(aten.unsqueeze.default, mask, 1, before=node)
-    rest = (mask, *node.args[4:]) if mask is not None or len(node.args) > 4 else ()
-    options: dict[str, Any] = {name: given for name, given in node.kwargs.items() if name != "attn_mask"}
-    attended = graph.call(ATTENTION, four(query), four(key), four(values), *rest, before=node, **options)
-    if rank == 3:
-        back = graph.call(aten.squeeze.dim, attended, 1, before=node)
-    else:
-        back = graph.call(aten.unflatten.int, attended, 0, [-1, *lead[1:]], before=node)
-    graph.replace(node, back)
-
-
-def _flatten_by_numbers(graph: Graph, node: Node) -> None:
-    batch, *sizes = shape(node)
-    if isinstance(batch, int) or not all(isinstance(size, int) for size in sizes) or argument(node, "start_dim") != 1:
-        return
-    graph.replace(node, graph.call(aten.reshape.default, node.args[0], [-1, *sizes], before=node))
 
 
 def _flatten_rows(graph: Graph, node: Node, *, plain: bool) -> None:

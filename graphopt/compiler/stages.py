@@ -132,6 +132,8 @@ def lower(work: Work) -> Lowered:
     lowered = _lowered(work, tuning) if max_drop is None else _climbed(work, max_drop, tuning)
     if "tuned" in lowered.artifact.manifest.options:
         report.notes.append(lowered.artifact.manifest.options["tuned"])
+    if exported := lowered.artifact.manifest.options.get("exported"):
+        report.notes.append(f"torch's exporter wrote what has no rule here: {', '.join(exported)}")
     report.warnings += [f"{step.name}: {what}" for step in report.steps for what in step.short]
     report.notes += [note for note in work.data.notes if note not in report.notes]
     return lowered

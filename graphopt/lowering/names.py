@@ -27,7 +27,7 @@ CONVERSIONS: dict[Any, str] = {
 
 
 def value_names(graph: Graph) -> dict[Node, str]:
-    """A name for every input, constant and call, each its own; inputs and outputs have the graph's."""
+    """A name for every input, constant and call, each its own; none is that of an output of another call."""
     inputs = dict(zip(graph.inputs, graph.input_names, strict=True))
     outputs = {n: name for n, name in zip(graph.outputs, graph.output_names, strict=True) if n.op == "call_function"}
     taken = {*graph.input_names, *graph.output_names, *(str(n.target) for n in graph.nodes if n.op == "get_attr")}
@@ -37,10 +37,11 @@ def value_names(graph: Graph) -> dict[Node, str]:
     for node in graph.nodes:
         if node.op == "get_attr":
             names[node] = str(node.target)
-        elif node in inputs or node in outputs:
-            names[node] = inputs.get(node) or outputs[node]
+        elif node in inputs:
+            names[node] = inputs[node]
         elif node.op == "call_function":
-            names[node] = _free(_wanted(graph, node, names, chief), taken, counts)
+            wanted = _wanted(graph, node, names, chief)
+            names[node] = wanted if wanted == outputs.get(node) else _free(wanted, taken, counts)
     return names
 
 

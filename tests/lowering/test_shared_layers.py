@@ -68,7 +68,7 @@ SIZES = {
     "layer",
     [
         lambda: conv(),
-        lambda: conv(64, bias=False),  # more than a thousand weights: the exporter keeps both copies
+        lambda: conv(64, bias=False),  # more than a thousand weights
         lambda: nn.Conv2d(3, 8, 7, stride=2, padding=3),
     ],
     ids=["few weights", "many weights", "a wide kernel"],

@@ -341,7 +341,7 @@ def test_an_artifact_of_another_graph_is_refused() -> None:
 
 
 class Padded(nn.Module):
-    """Pads that the exporter moves into the convolutions behind them."""
+    """Pads that lowering moves into the convolutions behind them."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -32,7 +32,7 @@ from torch.fx.node import Node
 
 from graphopt.backends.onnxruntime.emit import numbers
 from graphopt.backends.onnxruntime.emit.elementwise import ELEMENTWISE
-from graphopt.backends.onnxruntime.emit.exporter import export_call
+from graphopt.backends.onnxruntime.emit.exporter import export_call, refusal
 from graphopt.backends.onnxruntime.emit.indexing import INDEXING
 from graphopt.backends.onnxruntime.emit.moves import MOVES
 from graphopt.backends.onnxruntime.emit.normalization import NORMALIZATION
@@ -41,12 +41,13 @@ from graphopt.backends.onnxruntime.emit.products import PRODUCTS
 from graphopt.backends.onnxruntime.emit.quantizers import QUANTIZERS
 from graphopt.backends.onnxruntime.emit.recurrent import RECURRENT
 from graphopt.backends.onnxruntime.emit.reductions import REDUCTIONS
-from graphopt.backends.onnxruntime.emit.rule import NoRule, Rule
+from graphopt.backends.onnxruntime.emit.rule import NoRule, Rule, no_rule
 from graphopt.backends.onnxruntime.emit.windows import WINDOWS
 from graphopt.backends.onnxruntime.emit.writer import Writer, as_numpy, onnx_type
 from graphopt.ir.arguments import Arguments
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import aten, is_random
+from graphopt.utils.errors import GraphoptError, first_line
 from graphopt.utils.version import __version__
 
 RULES: dict[Any, Rule] = {
@@ -104,15 +105,18 @@ def _call(writer: Writer, node: Node, exported: list[Node]) -> None:
 def _by_rule(writer: Writer, node: Node, exported: list[Node]) -> Value | tuple[Value, ...]:
     arguments = Arguments(node)
     before = len(writer.nodes)
+    site = writer.graph.site(node)
     try:
-        if (rule := RULES.get(node.target)) is None:
-            raise NoRule
-        value = rule(writer, arguments)
+        value = RULES.get(node.target, no_rule)(writer, arguments)
     except NoRule:
         del writer.nodes[before:]
         exported.append(node)
         return export_call(writer, node)
-    arguments.require_all_read(writer.graph.site(node), "ONNX Runtime")
+    except GraphoptError:
+        raise
+    except Exception as error:
+        raise refusal(site, node, first_line(error)) from error
+    arguments.require_all_read(site, "ONNX Runtime")
     return value
 
 

@@ -22,10 +22,34 @@ from torch.fx.node import Node, map_arg
 from graphopt.backends.onnxruntime.emit.writer import Writer
 from graphopt.ir.shapes import is_free
 from graphopt.utils.alone import ALONE
+from graphopt.utils.errors import GraphoptError, first_line
 
 
 def export_call(w: Writer, node: Node) -> Value | tuple[Value, ...]:
-    """Write a call by torch's exporter; raises what that raises."""
+    """Write a call by torch's exporter.
+
+    Raises:
+        GraphoptError: it cannot; names the operator and where it is.
+    """
+    try:
+        return _exported(w, node)
+    except Exception as error:
+        while error.__cause__ is not None:  # the exporter wraps its reason in pages of advice
+            error = error.__cause__  # type: ignore[assignment]
+        reason = first_line(error)
+        missing = "No ONNX function found" in reason or "No decompositions" in reason
+        raise refusal(w.graph.site(node), node, "has no translation" if missing else reason) from error
+
+
+def refusal(site: str, node: Node, reason: str) -> GraphoptError:
+    """What to say of a call that cannot be written."""
+    colon = "" if reason.startswith("has ") else ":"
+    return GraphoptError(
+        f"the graph cannot be written as ONNX: {site}: {node.target}{colon} {reason}; compute it with other operators of torch"
+    )
+
+
+def _exported(w: Writer, node: Node) -> Value | tuple[Value, ...]:
     module, sources = _alone(w, node)
     example = tuple(_example(source) for source in sources)
     free = tuple(_free(source) for source in sources)

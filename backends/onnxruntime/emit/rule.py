@@ -20,6 +20,10 @@ class NoRule(Exception):
     """A rule does not know a call with these arguments; torch's exporter may."""
 
 
+def no_rule(writer: Writer, arguments: Arguments) -> Value:
+    raise NoRule
+
+
 def result_type(a: Arguments) -> torch.dtype:
     """The type that torch answers in."""
     return type_of(a.node)

@@ -168,7 +168,7 @@ class Simulation:
         found: list[Mismatch] = []
 
         def compare(node: Node, name: str, codes: Tensor) -> Tensor:
-            if name not in theirs:  # the exporter merged it with an equal one
+            if name not in theirs:  # merged with an equal one
                 return codes
             other = torch.from_numpy(theirs[name])
             exported = _as_exported(node, codes, other)
@@ -237,7 +237,7 @@ class Simulation:
 
 
 def _as_exported(node: Node, codes: Tensor, other: Tensor) -> Tensor:
-    """Without a padding in front of the quantizer, where the exporter has moved that into the convolution behind."""
+    """Without a padding in front of the quantizer, where lowering has moved that into the convolution behind."""
     source: Any = node.args[0] if node.args else None
     if family(source) != "pad" or codes.shape == other.shape:
         return codes
