@@ -18,7 +18,6 @@ from graphopt.ir import sizes
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import aten
 from graphopt.ir.shapes import label
-from graphopt.utils.errors import InputError
 
 
 def to_onnx(graph: Graph, *, plain: bool = False) -> tuple[ir.Model, list[str]]:
@@ -29,10 +28,8 @@ def to_onnx(graph: Graph, *, plain: bool = False) -> tuple[ir.Model, list[str]]:
         wrote, because there is no rule for them.
 
     Raises:
-        InputError: the graph is in training mode. GraphoptError: an operator cannot be written; names it.
+        GraphoptError: an operator cannot be written; names it.
     """
-    if graph.training:
-        raise InputError("the graph is in training mode; call graph.eval() before deploying it")
     prepared = graph.clone(share_weights=True)
     legalize(prepared, plain=plain)
     compute_in_half(prepared)

@@ -96,11 +96,22 @@ def _average_pool(dims: int) -> Rule:
         divisor = a.get("divisor_override")
         counted = 1 if divisor else int(a["count_include_pad"])
         a.ignore("count_include_pad")
-        options = _window(a, dims) | {"ceil_mode": int(a["ceil_mode"]), "count_include_pad": counted}
+        options = _window(a, dims) | {"count_include_pad": counted}
+        options["ceil_mode"] = int(a["ceil_mode"] and not _is_rounded_down(w, options, a, dims))
         pooled = batched(w, a["self"], dims, lambda x: w.op("AveragePool", x, **options))
         return pooled if divisor is None else w.op("Mul", pooled, _factor(w, a, dims))
 
     return rule
+
+
+def _is_rounded_down(w: Writer, options: dict[str, Any], a: Arguments, dims: int) -> bool:
+    """Whether no window begins in the padding that `ceil_mode` would add; torch leaves those out, ONNX does not."""
+    image, result = shape(a["self"])[-dims:], shape(a.node)[-dims:]
+    if any(map(w.is_free, image)):
+        return False
+    kernel, strides, pads = (options[name] for name in ("kernel_shape", "strides", "pads"))
+    sizes = zip(image, kernel, strides, pads[:dims], strict=True)
+    return [(i + 2 * p - k) // s + 1 for i, k, s, p in sizes] == list(result)
 
 
 def _factor(w: Writer, a: Arguments, dims: int) -> Value:

@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import sympy  # type: ignore[import-untyped]
 import torch
+import torch.utils._sympy.functions as functions
 from onnx_ir import Value
 from torch import Tensor
 from torch.fx.node import Node, map_arg
@@ -46,6 +48,10 @@ TYPES = {
     torch.bfloat16: ir.DataType.BFLOAT16, torch.bool: ir.DataType.BOOL, torch.int8: ir.DataType.INT8,
     torch.uint8: ir.DataType.UINT8, torch.int16: ir.DataType.INT16, torch.uint16: ir.DataType.UINT16,
     torch.int32: ir.DataType.INT32, torch.int64: ir.DataType.INT64,
+}  # fmt: skip
+FUNCTIONS: dict[Any, str] = {  # of sizes, which are positive
+    sympy.Add: "Add", sympy.Mul: "Mul", functions.FloorDiv: "Div", functions.Mod: "Mod", functions.PythonMod: "Mod",
+    functions.Max: "Max", functions.Min: "Min",
 }  # fmt: skip
 
 
@@ -170,10 +176,21 @@ class Writer:
             return value
         if not is_free(size):
             return self.integers([int(size)])
-        place = self._dimensions.get(size.node.expr)
-        if place is None:
-            raise GraphoptError(f"the size {size} is none that a value computed before has")
-        return self.dimension(*place)
+        return self._computed(size.node.expr)
+
+    def _computed(self, expression: Any) -> Value:
+        """A size from those of values that were written before."""
+        if (place := self._dimensions.get(expression)) is not None:
+            return self.dimension(*place)
+        kind = FUNCTIONS.get(type(expression))
+        if expression.is_Integer:
+            return self.integers([int(expression)])
+        if kind is None:
+            raise GraphoptError(f"the size {expression} cannot be computed in ONNX; capture with these sizes fixed")
+        first, *rest = (self._computed(part) for part in expression.args)
+        for value in rest:
+            first = self.op(kind, first, value)
+        return first
 
     def dimension(self, value: Value, axis: int) -> Value:
         """A size of a value, as one dimension of one element."""
