@@ -279,6 +279,7 @@ IMAGES: list[Call] = [
     lambda x: F.pixel_unshuffle(F.pad(x, (0, 1, 0, 1)), 2),
     lambda x: F.channel_shuffle(x.repeat(1, 2, 1, 1), 3),
     lambda x: F.unfold(x, (3, 2), dilation=2, padding=1, stride=(1, 2)),
+    lambda x: F.unfold(x[0], 3, stride=2),
 ]
 INDEXING: list[Call] = [
     lambda x, i: x[:, :, i],
@@ -319,6 +320,10 @@ def _pools() -> list[Call]:
             F.avg_pool1d(x[:, 0], 3),
             F.avg_pool3d(x[None], (2, 3, 2), 2, 1, True, False),
             F.avg_pool3d(x[None], 2, divisor_override=5),
+            F.avg_pool2d(x[..., :2, :3], (3, 2), 3, ceil_mode=True),
+            F.avg_pool2d(x[..., :3, :6], (3, 4), (4, 5), (1, 2), True, False),
+            F.avg_pool2d(x[..., :3, :6], (3, 4), (4, 5), (1, 2), True, True, 7),
+            F.max_pool2d(x[..., :3, :6], 3, 2, 1, 2, True),
         ]
 
     def maxima(x: Tensor) -> list[Any]:
@@ -341,7 +346,15 @@ def _pools() -> list[Call]:
             F.adaptive_avg_pool3d(x[None], (2, 3, 4)),
         ]
 
-    return [averages, strange, maxima, adaptive]
+    def largest(x: Tensor) -> list[Any]:
+        return [
+            F.adaptive_max_pool2d(x, (3, 5)),
+            F.adaptive_max_pool2d(x[0], (None, 3)),  # type: ignore[arg-type]
+            F.adaptive_max_pool1d(x[0], 4),
+            F.adaptive_max_pool3d(x[None], (2, 3, 4)),
+        ]
+
+    return [averages, strange, maxima, adaptive, largest]
 
 
 def _resizes() -> list[Call]:

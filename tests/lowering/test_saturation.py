@@ -81,15 +81,18 @@ def test_the_runtimes_precise_products_do_not_saturate() -> None:
         assert found == exact.flatten().tolist(), name
 
 
-@pytest.mark.thorough
-def test_artifacts_do_not_ask_for_precise_products_because_the_runtime_refuses_shared_constants() -> None:
-    """When this fails, the option is worth another look. (It leaves layers alone whose weights are small enough.)"""
-    artifact = lower(saturated("residual"), find("x86"))
-    options = ort.SessionOptions()
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    options.log_severity_level = 4
-    with pytest.raises(Exception, match="Attempt to replace the existing tensor"):
-        ort.InferenceSession(str(artifact.folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+@pytest.mark.skipif(targets.machine_here() != "avx2", reason="needs an x86-64 CPU without VNNI")
+@pytest.mark.parametrize("block", ["plain", "residual"])
+def test_an_artifact_can_be_told_not_to_saturate(block: str) -> None:
+    graph, x = saturated(block), images(4)
+    artifact = lower(graph, find("x86"))
+    saturating_ones, exact = (graphopt.simulate(graph, "x86", machine=machine)(x) for machine in ("avx2", "x86_64"))
+    assert not torch.equal(saturating_ones, exact)
+    assert torch.equal(artifact(x), saturating_ones)
+    artifact.set_exact_products()
+    assert torch.equal(artifact(x), exact)
+    artifact.set_exact_products(False)
+    assert torch.equal(artifact(x), saturating_ones)
 
 
 # ---- What it counts -------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.backends.onnxruntime.emit.moves import transposed
-from graphopt.backends.onnxruntime.emit.rule import NoRule, Rule, rank
+from graphopt.backends.onnxruntime.emit.rule import NoRule, Rule, rank, reshaped
 from graphopt.backends.onnxruntime.emit.writer import Writer, type_of
 from graphopt.ir.arguments import Arguments
 from graphopt.ir.calls import shape
@@ -62,65 +64,91 @@ def _window(a: Arguments, dims: int) -> dict[str, Any]:
 
 def _max_pool(dims: int) -> Rule:
     def rule(w: Writer, a: Arguments) -> Value:
-        options = _window(a, dims) | {"dilations": each(a["dilation"], dims)}
-        if a["ceil_mode"]:
-            options |= _rounded_up(w, options, shape(a["self"])[-dims:], shape(a.node)[-dims:])
-        if not type_of(a["self"]).is_floating_point and type_of(a["self"]) not in (torch.int8, torch.uint8):
+        source, options = a["self"], _window(a, dims) | {"dilations": each(a["dilation"], dims)}
+        dtype = type_of(source)
+        if not dtype.is_floating_point and dtype not in (torch.int8, torch.uint8):
             raise NoRule
-        return batched(w, a["self"], dims, lambda x: w.op("MaxPool", x, **options))
+        ends: list[int] = []
+        if a["ceil_mode"] and any(map(w.is_free, shape(source)[-dims:])):
+            options["ceil_mode"] = 1
+        elif a["ceil_mode"]:
+            options, ends = _rounded_up(options, shape(source)[-dims:], shape(a.node)[-dims:])
+        return batched(w, source, dims, lambda x: w.op("MaxPool", _padded(w, x, ends, dtype), **options))
 
     return rule
 
 
-def _rounded_up(w: Writer, options: dict[str, Any], image: Sequence[Any], result: Sequence[Any]) -> dict[str, Any]:
-    """As much padding at the end as gives torch's size, where sizes are known.
+def _rounded_up(
+    options: dict[str, Any], image: Sequence[int], result: Sequence[int]
+) -> tuple[dict[str, Any], list[int]]:
+    """Options without `ceil_mode`, but with as much padding at the end as gives torch's size, and what of that does not fit.
 
-    For `ceil_mode` ONNX Runtime derives another size than torch where a last window would begin in the padding.
+    For `ceil_mode` ONNX Runtime derives another size than torch where a last window would begin in the padding; padding as large
+    as a kernel it refuses.
     """
-    rounding = {"ceil_mode": 1}
-    if any(map(w.is_free, image)):
-        return rounding
-    kernel, strides, begin = (options[name] for name in ("kernel_shape", "strides", "pads"))
-    begin = begin[: len(kernel)]
+    kernel, strides, pads = (options[name] for name in ("kernel_shape", "strides", "pads"))
+    begin = pads[: len(kernel)]
     reach = [d * (k - 1) + 1 for d, k in zip(options["dilations"], kernel, strict=True)]
     used = [(n - 1) * s + r for n, s, r in zip(result, strides, reach, strict=True)]
     end = [max(u - i - b, 0) for u, i, b in zip(used, image, begin, strict=True)]
-    whole = [i + b + e - r for i, b, e, r in zip(image, begin, end, reach, strict=True)]
-    if [n // s + 1 for n, s in zip(whole, strides, strict=True)] != list(result) or any(map(int.__ge__, end, kernel)):
-        return rounding
-    return {"pads": [*begin, *end]}
+    fits = all(map(int.__lt__, end, kernel))
+    return options | {"pads": [*begin, *(end if fits else [0] * len(end))]}, [] if fits else end
+
+
+def _padded(w: Writer, x: Value, ends: list[int], dtype: torch.dtype) -> Value:
+    """An image with so much at the end of each dimension that is never the largest."""
+    if not ends:
+        return x
+    lowest = -math.inf if dtype.is_floating_point else torch.iinfo(dtype).min
+    return w.op("Pad", x, w.integers([*[0] * (len(ends) + 2), 0, 0, *ends]), w.constant(lowest, dtype))
 
 
 def _average_pool(dims: int) -> Rule:
     def rule(w: Writer, a: Arguments) -> Value:
-        divisor = a.get("divisor_override")
+        source, divisor = a["self"], a.get("divisor_override")
         counted = 1 if divisor else int(a["count_include_pad"])
-        a.ignore("count_include_pad")
-        options = _window(a, dims) | {"count_include_pad": counted}
-        options["ceil_mode"] = int(a["ceil_mode"] and not _is_rounded_down(w, options, a, dims))
-        pooled = batched(w, a["self"], dims, lambda x: w.op("AveragePool", x, **options))
-        return pooled if divisor is None else w.op("Mul", pooled, _factor(w, a, dims))
+        options, ends = _window(a, dims) | {"count_include_pad": counted}, list[int]()
+        if a["ceil_mode"]:
+            options["ceil_mode"], ends = _averages_rounded_up(w, a, options, dims)
+        if ends:
+            padding = w.integers([0, 0, *options["pads"][:dims], 0, 0, *ends])
+            options["pads"] = None
+            pooled = batched(w, source, dims, lambda x: w.op("AveragePool", w.op("Pad", x, padding), **options))
+        else:
+            pooled = batched(w, source, dims, lambda x: w.op("AveragePool", x, **options))
+        return pooled if divisor is None and not ends else w.op("Mul", pooled, _factor(w, a, dims, ends))
 
     return rule
 
 
-def _is_rounded_down(w: Writer, options: dict[str, Any], a: Arguments, dims: int) -> bool:
-    """Whether no window begins in the padding that `ceil_mode` would add; torch leaves those out, ONNX does not."""
+def _averages_rounded_up(w: Writer, a: Arguments, options: dict[str, Any], dims: int) -> tuple[int, list[int]]:
+    """Whether ONNX's `ceil_mode` gives torch's size; where neither of its values does, the padding at the end that does.
+
+    torch leaves a last window out that would begin in the padding, ONNX Runtime does not.
+    """
     image, result = shape(a["self"])[-dims:], shape(a.node)[-dims:]
     if any(map(w.is_free, image)):
-        return False
+        return 1, []
     kernel, strides, pads = (options[name] for name in ("kernel_shape", "strides", "pads"))
-    sizes = zip(image, kernel, strides, pads[:dims], strict=True)
-    return [(i + 2 * p - k) // s + 1 for i, k, s, p in sizes] == list(result)
+    rest = [(i + 2 * p - k, s) for i, k, s, p in zip(image, kernel, strides, pads[:dims], strict=True)]
+    if [n // s + 1 for n, s in rest] == list(result):
+        return 0, []
+    if [-(-n // s) + 1 for n, s in rest] == list(result):
+        return 1, []
+    used = [(n - 1) * s + k for n, s, k in zip(result, strides, kernel, strict=True)]
+    return 0, [max(u - i - p, 0) for u, i, p in zip(used, image, pads[:dims], strict=True)]
 
 
-def _factor(w: Writer, a: Arguments, dims: int) -> Value:
-    """What makes means of windows sums over a divisor: one number for each window where they differ.
+def _factor(w: Writer, a: Arguments, dims: int, ends: list[int]) -> Value:
+    """What makes torch's answers of the means of windows: one number for each window where they differ.
+
+    Args:
+        ends: padding at the end of an image that is padded first.
 
     Raises:
         InputError: the image has no fixed size.
     """
-    sizes, divisor = shape(a["self"])[-dims:], a["divisor_override"]
+    sizes, divisor = shape(a["self"])[-dims:], a.get("divisor_override")
     if any(map(w.is_free, sizes)):
         raise InputError(
             f"{w.graph.site(a.node)}: {a.target} with divisor_override={divisor} is written for images of fixed sizes, not "
@@ -128,7 +156,14 @@ def _factor(w: Writer, a: Arguments, dims: int) -> Value:
         )
     ones = torch.ones(1, 1, *sizes, dtype=torch.float64)
     window = (a["kernel_size"], a["stride"], a["padding"], a["ceil_mode"])
-    factor = (a.target(ones, *window, True, divisor) / a.target(ones, *window, True))[0, 0]
+    theirs = a.target(ones, *window, a["count_include_pad"], *([divisor] if divisor else []))
+    if ends:
+        around = [n for pair in zip(each(a["padding"], dims), ends, strict=True) for n in pair]
+        both = [around[2 * d : 2 * d + 2] for d in range(dims)][::-1]
+        ours = a.target(F.pad(ones, [n for pair in both for n in pair]), *window[:2])
+    else:
+        ours = a.target(ones, *window, True)
+    factor = (theirs / ours)[0, 0]
     if bool((factor == factor.flatten()[0]).all()):
         factor = factor.flatten()[0]
     return w.constant(factor, type_of(a["self"]))
@@ -150,6 +185,57 @@ def _adaptive(dims: int) -> Rule:
         return batched(w, source, dims, lambda x: w.op("AveragePool", x, kernel_shape=kernel, strides=kernel))
 
     return rule
+
+
+def _adaptive_max(dims: int) -> Rule:
+    """Largest elements of windows of any size, dimension by dimension; not their places."""
+
+    def rule(w: Writer, a: Arguments) -> tuple[Value, ...]:
+        source = a["self"]
+        sizes, wanted = shape(source)[-dims:], each(a["output_size"], dims)
+        wanted = [s if n is None else n for s, n in zip(sizes, wanted, strict=True)]
+        if any(w.is_free(s) or not n for s, n in zip(sizes, wanted, strict=True)) or _reads_part(a.node, 1):
+            raise NoRule
+        x, of = w.read(source), rank(source)
+        for back, (size, count) in enumerate(zip(sizes, wanted, strict=True)):
+            axis = of - dims + back
+            starts, ends = (
+                [n * size // count for n in range(count)],
+                [-(-(n + 1) * size // count) for n in range(count)],
+            )
+            longest = max(e - s for s, e in zip(starts, ends, strict=True))
+            places = [[min(s + k, e - 1) for k in range(longest)] for s, e in zip(starts, ends, strict=True)]
+            windows = w.op("Gather", x, w.constant(places, torch.int64), axis=axis)
+            x = w.op("ReduceMax", windows, w.integers([axis + 1]), keepdims=0)
+        return x, x
+
+    return rule
+
+
+def _reads_part(node: Node, number: int) -> bool:
+    """Whether one of several results of a call is read."""
+    return any(reader.args[1] == number for reader in node.users if reader.target is operator.getitem)
+
+
+def _columns(w: Writer, a: Arguments) -> Value:
+    """[N, C, H, W] -> [N, C * kernel, windows]: the elements of each window in a column."""
+    source = a["self"]
+    *lead, channels, height, width = shape(source)
+    kernel, dilation, padding, stride = (
+        tuple(each(a[name], 2)) for name in ("kernel_size", "dilation", "padding", "stride")
+    )
+    if w.is_free(height) or w.is_free(width):
+        raise NoRule
+    x = w.read(source)
+    if any(padding):
+        x = w.op("Pad", x, w.integers([*[0] * len(lead), 0, *padding] * 2))
+    tall, wide = height + 2 * padding[0], width + 2 * padding[1]
+    numbers = torch.arange(tall * wide, dtype=torch.float64).reshape(1, 1, tall, wide)
+    places = F.unfold(numbers, kernel, dilation=dilation, stride=stride)[0].long()  # [kernel, windows]
+    x = w.op(
+        "Gather", reshaped(w, x, (*lead, channels, tall * wide)), w.constant(places, torch.int64), axis=len(lead) + 1
+    )
+    return reshaped(w, x, shape(a.node))
 
 
 def _by_matrices(w: Writer, source: Node, matrices: Sequence[Tensor]) -> Value:
@@ -240,6 +326,10 @@ WINDOWS: dict[Any, Rule] = {
     aten.adaptive_avg_pool1d.default: _adaptive(1),
     aten.adaptive_avg_pool2d.default: _adaptive(2),
     aten.adaptive_avg_pool3d.default: _adaptive(3),
+    aten.adaptive_max_pool1d.default: _adaptive_max(1),
+    aten.adaptive_max_pool2d.default: _adaptive_max(2),
+    aten.adaptive_max_pool3d.default: _adaptive_max(3),
+    aten.im2col.default: _columns,
     aten.upsample_nearest1d.vec: _resize("nearest", 1),
     aten.upsample_nearest2d.vec: _resize("nearest", 2),
     aten.upsample_nearest2d.default: _resize("nearest", 2),
