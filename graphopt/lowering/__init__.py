@@ -2,5 +2,6 @@
 
 qdq.py         the graph in the form that runtimes take: quantize and dequantize
 bias_grids.py  biases lie on the grid of the sums they are added to
+signs.py       types of codes that no kernel takes together
 integers/      integer kernels, their fusion, and their simulation to the last bit
 """
