@@ -36,9 +36,10 @@ from graphopt.ir.ops import family
 from graphopt.ir.passes import Change, in_eval_mode
 from graphopt.ir.quantizers import constants, is_quantized
 from graphopt.passes.quantization.activations import clip_before_moves
+from graphopt.passes.quantization.balance import balance
 from graphopt.passes.quantization.biases import channel_shift, fit_bias, quantize_bias
 from graphopt.passes.quantization.grids import block_axis, fit_grids, known_range, weight_block_axis
-from graphopt.passes.quantization.joins import drowning, last_joins
+from graphopt.passes.quantization.joins import drowning, joins
 from graphopt.passes.quantization.placement import LayerFormat, QuantizationPlan, SharedGrid, override, place
 from graphopt.passes.quantization.ranges import ESTIMATORS, WEIGHT_METHODS, percentile, weight_range
 from graphopt.passes.quantization.readers import best_ranges, candidates
@@ -93,6 +94,7 @@ class Quantize:
         self.check_patterns(graph)
         self.check_formats()
         changes = bake(graph) + clip_before_moves(graph, self.target.kernels)
+        changes += self.balance(graph)
         plan = self.place(graph)
         if not plan.layers:
             raise InputError(
@@ -113,13 +115,27 @@ class Quantize:
 
     def place(self, graph: Graph) -> QuantizationPlan:
         """What is computed in integer; joins of values that one grid cannot hold are not."""
-        formats, kernels = self.target.formats, self.target.kernels
-        weights, activations = self.weights or formats.weights, self.activations or formats.activations
-        plan = place(graph, kernels, weights, activations, self.formats)
-        joins = {} if getattr(self.calibration, "one_shot", False) else last_joins(plan)
-        if joins and (floating := drowning(graph, joins, self.calibration)):
-            plan = place(graph, kernels, weights, activations, self.formats, floating)
+        plan = self.place_all(graph)
+        found = [] if self.one_shot else joins(graph, plan)
+        if found and (floating := drowning(graph, found, self.calibration)):
+            plan = self.place_all(graph, floating)
         return plan
+
+    def place_all(self, graph: Graph, floating: Mapping[Node, str] | None = None) -> QuantizationPlan:
+        formats = self.target.formats
+        weights, activations = self.weights or formats.weights, self.activations or formats.activations
+        return place(graph, self.target.kernels, weights, activations, self.formats, floating)
+
+    def balance(self, graph: Graph) -> list[Change]:
+        """Bring the parts of joins to one size where that is exact."""
+        if self.one_shot:
+            return []
+        clips = not self.target.runtime.vendor_compiler
+        return balance(graph, joins(graph, self.place_all(graph)), self.calibration, clips=clips)
+
+    @property
+    def one_shot(self) -> bool:
+        return bool(getattr(self.calibration, "one_shot", False))
 
     def check_patterns(self, graph: Graph) -> None:
         names = {graph.site(node) for node in graph.calls() if family(node)}
