@@ -25,16 +25,24 @@ from torch.fx.node import Node
 
 from graphopt.analysis.output_error import samples
 from graphopt.execution.observers import Histogram, Range, observe
-from graphopt.formats import SMALLEST_SCALE, Format, NumberFormat, Quantizer, reach, scale_and_zero_point
+from graphopt.formats import (
+    SMALLEST_CHANNEL_SCALE,
+    SMALLEST_SCALE,
+    Format,
+    NumberFormat,
+    Quantizer,
+    reach,
+    scale_and_zero_point,
+)
 from graphopt.ir.batches import count
-from graphopt.ir.calls import value
+from graphopt.ir.calls import operand, value
 from graphopt.ir.facts import LEFT
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import WEIGHT, Layer
 from graphopt.ir.masks import bake
-from graphopt.ir.ops import family
-from graphopt.ir.passes import Change, in_eval_mode
-from graphopt.ir.quantizers import constants, is_quantized
+from graphopt.ir.ops import family, info
+from graphopt.ir.passes import Change, Shortfall, in_eval_mode
+from graphopt.ir.quantizers import constants, is_quantized, is_quantizer
 from graphopt.passes.quantization.activations import clip_before_moves
 from graphopt.passes.quantization.balance import balance
 from graphopt.passes.quantization.biases import channel_shift, fit_bias, quantize_bias
@@ -240,6 +248,8 @@ class Quantize:
         if step is None or not isinstance(format, Format):
             return Change(graph.site(node), f"weights {format}" + (", bias in float" if layer.bias is not None else ""))
         quantize_bias(graph, layer, channel_shift(graph, layer))
+        if (lost := lost_channels(graph, layer, format)) is not None:
+            return Shortfall(graph.site(node), lost)
         return Change(graph.site(node), f"weights {format}")
 
     def fit_weight(self, graph: Graph, layer: Layer, format: NumberFormat, step: Tensor | None) -> Quantizer:
@@ -287,6 +297,22 @@ def check_size(what: str, reach: float, format: NumberFormat) -> None:
             f"{what} reach no more than {reach:.3g}, too small for {format.bits}-bit steps of at least {SMALLEST_SCALE:.3g}; "
             "scale them up, or keep the layers around them in float with formats={pattern: None}"
         )
+
+
+def lost_channels(graph: Graph, layer: Layer, format: Format) -> str | None:
+    """What to say of channels too small for any scale, where the answer shows it: on a grid they would be zero anyway."""
+    end = layer.node
+    while len(end.users) == 1 and info(reader := next(iter(end.users))).fusable:
+        end = reader
+    weight = layer.canonical(graph.tensor(operand(layer.weight))).flatten(1).abs().amax(1)
+    least = SMALLEST_CHANNEL_SCALE * format.quant_max / 2
+    lost = weight[(weight > 0) & (weight < least)]
+    if not format.per_channel or not len(lost) or any(map(is_quantizer, end.users)):
+        return None
+    return (
+        f"{graph.site(layer.node)!r}: the weights of {len(lost)} output channels reach no more than {float(lost.max()):.3g}, too "
+        f"small for {format.bits}-bit steps of at least {SMALLEST_CHANNEL_SCALE:.3g}: little is left of them; scale them up"
+    )
 
 
 def check_weights(graph: Graph, plan: QuantizationPlan) -> None:
