@@ -29,9 +29,9 @@ import numpy as np
 from graphopt.analysis.channels import ScaleGroups
 from graphopt.analysis.channels.labels import Array as Groups
 from graphopt.analysis.channels.rescale import Array, factors, layer_of, rescale
+from graphopt.ir.constants import constant_weights
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
-from graphopt.ir.masks import bake
 from graphopt.ir.passes import Change
 
 SETTLED = 1e-3  # the logarithm of a scale that no longer counts as moved
@@ -47,7 +47,7 @@ class EqualizeChannels:
     clips: bool = True
 
     def __call__(self, graph: Graph) -> list[Change]:
-        changes = bake(graph)
+        changes = constant_weights(graph)
         groups = ScaleGroups.of(graph)
         if not self.clips:
             groups.pin(groups.clips, "a clip that keeps one end")

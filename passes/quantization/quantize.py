@@ -36,10 +36,10 @@ from graphopt.formats import (
 )
 from graphopt.ir.batches import count
 from graphopt.ir.calls import operand, value
+from graphopt.ir.constants import constant_weights
 from graphopt.ir.facts import LEFT
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import WEIGHT, Layer
-from graphopt.ir.masks import bake
 from graphopt.ir.ops import family, info
 from graphopt.ir.passes import Change, Shortfall, in_eval_mode
 from graphopt.ir.quantizers import constants, is_quantized, is_quantizer
@@ -101,7 +101,7 @@ class Quantize:
             return []
         self.check_patterns(graph)
         self.check_formats()
-        changes = bake(graph) + clip_before_moves(graph, self.target.kernels)
+        changes = constant_weights(graph) + clip_before_moves(graph, self.target.kernels)
         changes += self.balance(graph)
         plan = self.place(graph)
         if not plan.layers:
