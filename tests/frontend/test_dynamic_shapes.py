@@ -252,6 +252,8 @@ def test_inputs_without_names_are_numbered() -> None:
     a, b = torch.randn(2, 5), torch.randn(2, 5)
     for said in (({1: "n"}, {1: "n"}), {"inputs_0": {1: "n"}, "inputs_1": {1: "n"}}):
         graph = Graph.capture(model, (a, b), dynamic_shapes=said)
+        assert graph.input_names == ["inputs_0", "inputs_1"]
+        assert summary(graph) == {"batch": (1, None, 1), "n": (1, None, 1)}
         same(graph, model, torch.randn(3, 7), torch.randn(3, 7))
 
 
