@@ -11,7 +11,7 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -265,8 +265,11 @@ def explained(code: Code) -> Iterator[None]:
         raise GraphoptError(f"TVM cannot compile the model for {code}: {last_line(error)}") from error
 
 
-def kernels_of(module: Any, code: Code) -> Any:
+def kernels_of(module: Any, code: Code, outputs: Sequence[str] = ()) -> Any:
     """A module that calls scheduled kernels only, which `build` compiles.
+
+    Args:
+        outputs: the names of what it returns, for the refusal.
 
     Raises:
         GraphoptError: TVM cannot make them, or there are none.
@@ -276,7 +279,11 @@ def kernels_of(module: Any, code: Code) -> Any:
     with explained(code), tvm.transform.PassContext(config=PASS_CONFIG), written_for(chosen), target:
         kernels = _as_kernels(chosen)(module)
     if not any(isinstance(function, tvm.tirx.PrimFunc) for _, function in kernels.functions_items()):
-        raise GraphoptError("the model computes nothing, it hands its inputs out: there is nothing to compile")
+        named = " and ".join(f"output {name!r}" for name in outputs) or "the output"
+        raise GraphoptError(
+            f"{named} of the model computes nothing, it hands inputs or constants out as they are, which leaves TVM nothing to "
+            "compile; return what is computed from them, or use an ONNX Runtime target (arm, x86)"
+        )
     return kernels
 
 

@@ -126,7 +126,7 @@ class _Lowering:
         code, folder, emitted = self.code, temporary_folder(), self._emitted
         if tuned is not None and tuned.variants:
             emitted = compiled(self._fixed, code, samples=self.batch or 1, variants=tuned.variants)
-        kernels = kernels_of(emitted.module, code)
+        kernels = kernels_of(emitted.module, code, self.graph.output_names)
         options: dict[str, Any] = {"batch": self.batch, "code": code.to_dict(), "audit": asdict(emitted.audit)}
         if tuned is not None:
             options["tuned"] = str(tuned)

@@ -24,7 +24,9 @@ from graphopt.evaluation.sensitivity import analyze
 from graphopt.formats import FAKE_QUANTIZE
 from graphopt.ir import cost as measures
 from graphopt.ir.batches import count as samples_of
+from graphopt.ir.calls import operand
 from graphopt.ir.graph import Graph
+from graphopt.ir.quantizers import is_uniform, quantizers
 from graphopt.ir.structure import tensors
 from graphopt.passmanager.runner import outputs
 from graphopt.passmanager.step import Step
@@ -69,7 +71,7 @@ def judge(
     report.steps.append(_lowered(candidate.deployed, measures.sqnr(reference, results)))
     report.integer_macs, report.weight_only_macs = audit.share, audit.weight_only_shares
     report.float16_macs, report.float_operators = audit.float16_share, audit.floating
-    if (few := few_in_integer(audit)) is not None:
+    if (few := few_in_integer(audit, quantized=_rounds_values(candidate.graph))) is not None:
         report.warnings.append(few)
     fidelity = Fidelity(_floating_names(original, reference))
     if data.synthetic or data.one_shot:
@@ -118,15 +120,26 @@ def _compare_with_original(report: Report, fidelity: Fidelity, candidate: Candid
     return seen
 
 
-def few_in_integer(audit: Audit) -> str | None:
-    """A warning where something was quantized for integer kernels and much of it computes in float, with the reasons."""
+def _rounds_values(graph: Graph) -> bool:
+    """Whether a value is rounded to what integer kernels read, so that layers behind it were meant to run in them."""
+    return any(is_uniform(node) and not graph.is_constant(operand(node)) for node in quantizers(graph))
+
+
+def few_in_integer(audit: Audit, *, quantized: bool) -> str | None:
+    """A warning where much of what was quantized for integer kernels computes in float, or all of it, with the reasons.
+
+    Args:
+        quantized: values were rounded for integer kernels, whether or not one computes with them.
+    """
     work = Counter[str]()
     for operator in audit.floating:
         work[operator.reason] += operator.macs
     share = sum(work.values()) / max(audit.total_macs, 1)
-    if not audit.integer_macs or share <= FLOAT_SHARE:
+    if not quantized or (audit.integer_macs and share <= FLOAT_SHARE):
         return None
     reasons = "; ".join(f"{macs / audit.total_macs:.1%}: {reason}" for reason, macs in work.most_common(3) if macs)
+    if not audit.integer_macs:
+        return f"the model was quantized, but nothing of it computes in integer ({reasons or 'it has no layers'})"
     return f"{share:.1%} of the multiply-accumulates stay in float ({reasons})"
 
 

@@ -1,6 +1,7 @@
 """Losses that need no labels: the network's own answers stand in for them.
 
-A loss takes what the model returns and the batch it was given, and gives one number summed over the samples.
+A loss takes what the model returns and the batch it was given, and gives one number summed over the samples. Classes lie along
+dimension 1 of images ([N, C], [N, C, H, W]) and along the last one of sequences ([N, T, C]).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from graphopt.ir.cost import class_dim
 from graphopt.ir.structure import tensors
 from graphopt.utils.errors import InputError
 
@@ -42,14 +44,15 @@ def _floating(output: Any) -> list[Tensor]:
 
 
 def _logits(output: Any) -> Tensor:
+    """The first floating-point output with its classes along dimension 1."""
     logits = next(iter(_floating(output)), None)
     if logits is None or logits.dim() < 2:
         shape = "there is none" if logits is None else f"it is {list(logits.shape)}"
         raise InputError(
-            f"a loss of classes needs them along dimension 1 of the first floating-point output, but {shape}; choose a loss of "
+            f"a loss of classes needs two dimensions or more of the first floating-point output, but {shape}; choose a loss of "
             "outputs, or give one of your own"
         )
-    return logits
+    return logits.movedim(class_dim(logits), 1)
 
 
 # ---- What a changed network answers, against the original's answer --------------------------------------------------

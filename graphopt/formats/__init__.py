@@ -26,6 +26,7 @@ from graphopt.formats.names import from_json, parse, to_json
 from graphopt.formats.protocol import Method, NumberFormat, Quantizer, blocks_of
 from graphopt.formats.uniform import (
     FAKE_QUANTIZE,
+    SMALLEST_CHANNEL_SCALE,
     SMALLEST_SCALE,
     Format,
     dequantize,
@@ -48,6 +49,7 @@ __all__ = [
     "FLOAT16",
     "FLOAT16_FORMATS",
     "FLOAT16_WITHOUT_SUBNORMALS",
+    "SMALLEST_CHANNEL_SCALE",
     "SMALLEST_SCALE",
     "BlockFloat",
     "Codebook",

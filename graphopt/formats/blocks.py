@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from graphopt.formats import SMALLEST_SCALE, Format, quantize, scale_and_zero_point
+from graphopt.formats import SMALLEST_CHANNEL_SCALE, Format, quantize, scale_and_zero_point
 from graphopt.utils.errors import InputError
 
 # What MatMulNBits of ONNX Runtime 1.31 computes on CPUs by kernels of its own: block sizes by bits. (Two bits in blocks of 16 and
@@ -61,15 +61,17 @@ def block_grid(weight: Tensor, bits: int, block: int, *, symmetric: bool, estima
         best = torch.where(better, error, best)
         found = [torch.where(better, new, old) for new, old in zip((scale, zero_point), found, strict=True)]
     scale, zero_point = found
-    alive = blocks.abs().amax(-1) > SMALLEST_SCALE  # where nothing is left, a large step would only add rounding errors
-    scale = torch.where(alive, scale, scale[alive].abs().max() if bool(alive.any()) else SMALLEST_SCALE)
+    alive = (
+        blocks.abs().amax(-1) > SMALLEST_CHANNEL_SCALE
+    )  # where nothing is left, a large step would only add rounding errors
+    scale = torch.where(alive, scale, scale[alive].abs().max() if bool(alive.any()) else SMALLEST_CHANNEL_SCALE)
     return scale, torch.tensor(2 ** (bits - 1), dtype=torch.int32) if symmetric else zero_point
 
 
 def _grid(blocks: Tensor, bits: int, *, symmetric: bool) -> tuple[Tensor, Tensor]:
     low, high = torch.aminmax(blocks, dim=-1)
     if not symmetric:
-        return scale_and_zero_point(low, high, Format(bits, signed=False, symmetric=False))
+        return scale_and_zero_point(low, high, Format(bits, signed=False, symmetric=False, per_channel=True))
     farthest = torch.where(-low >= high, low, high)
     half = 2 ** (bits - 1)
     scale = torch.where(farthest == 0, 1.0, farthest / -half)

@@ -37,6 +37,8 @@ from graphopt.formats.protocol import (
 from graphopt.utils.errors import InputError
 
 SMALLEST_SCALE = 2.0**-40  # keeps products of two scales far from float32's subnormals
+# Of one channel or block of a weight, beside others that are larger: its product with the scale of a value is still normal.
+SMALLEST_CHANNEL_SCALE = 2.0**-80
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,8 @@ def scale_and_zero_point(low: Tensor, high: Tensor, format: Format) -> tuple[Ten
     else:
         scale = (high - low) / (format.quant_max - format.quant_min)
         zero_point = torch.zeros_like(scale)
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale)).clamp(min=SMALLEST_SCALE)
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    scale = scale.clamp(min=SMALLEST_CHANNEL_SCALE if format.per_channel else SMALLEST_SCALE)
     if format.power_of_two:
         scale = torch.exp2(torch.ceil(torch.log2(scale) - 1e-9))
     scale = scale.float()
@@ -191,8 +194,8 @@ def least_error_range(rows: Tensor, format: Format, importance: Tensor | None = 
         share = 1 - step / 100
         scale, zero_point = scale_and_zero_point(low * share, high * share, format)
         codes = quantize(rows, scale, zero_point, format.quant_min, format.quant_max, 0)
-        error = (dequantize(codes, scale, zero_point, 0) - rows).square()
-        total = (error if importance is None else error * importance).sum(1).double()
+        error = (dequantize(codes, scale, zero_point, 0) - rows).double().square()
+        total = (error if importance is None else error * importance).sum(1)
         better = total < best
         best = torch.where(better, total, best)
         best_low, best_high = torch.where(better, low * share, best_low), torch.where(better, high * share, best_high)

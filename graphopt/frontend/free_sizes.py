@@ -23,7 +23,7 @@ from torch.export import ExportedProgram
 from graphopt.frontend import diagnose
 from graphopt.frontend.dynamic_shapes import Wanted
 from graphopt.frontend.programs import bare
-from graphopt.ir.shapes import TiedSize, fake_inputs, is_free, propagate, sizes_of
+from graphopt.ir.shapes import NO_FREE_STEPS, TiedSize, fake_inputs, is_free, is_recurrent, propagate, sizes_of
 from graphopt.ir.sizes import FreeSize, Place
 
 STEPS = 1024  # the longest step between sizes that is looked for
@@ -265,7 +265,7 @@ def _operator(
     except Exception:  # of many kinds: an operator of its own, or a number that an earlier one was traced with
         failed = next((n for n in calls if "val" not in n.meta), None)
         if failed is not None and (place := diagnose.place_of_node(failed)):
-            return f"{failed.target} at {place} takes no free size"
+            return f"{failed.target} at {place} {NO_FREE_STEPS if is_recurrent(failed) else 'takes no free size'}"
     return ""
 
 

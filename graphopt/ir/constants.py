@@ -1,15 +1,17 @@
 """Calls that only constants lead to, computed once.
 
 What `torch.nn.utils.parametrizations` leaves of a weight (weight_norm, spectral_norm) reads the same: calls on constants. Passes
-that cut weights or take them apart need those to be constants, and begin with `fold_weights`.
+that change weights, cut them or take them apart need those to be constants, and begin with `constant_weights`.
 """
 
 from __future__ import annotations
 
 import math
 import operator
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, fx
 from torch.fx.node import Node
 
 from graphopt.ir.calls import shape, value
@@ -17,6 +19,7 @@ from graphopt.ir.equal_calls import equal_calls
 from graphopt.ir.facts import FLOAT_REFERENCE
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
+from graphopt.ir.masks import bake, mask_of
 from graphopt.ir.ops import is_random
 from graphopt.ir.passes import Change
 from graphopt.ir.quantizers import is_quantizer, is_scale_expression
@@ -43,16 +46,21 @@ def fold_constant(graph: Graph, node: Node) -> str:
 
 
 def _name(graph: Graph, node: Node) -> str:
-    """A layer's weight is called after the layer."""
+    """A layer's weight and bias are called after the layer."""
     for reader in node.users:
         layer = Layer.of(reader)
-        if layer is not None and layer.weight is node:
-            return f"{graph.site(reader)}.weight"
+        if layer is not None and node in (layer.weight, layer.bias):
+            return f"{graph.site(reader)}.{'weight' if layer.weight is node else 'bias'}"
     return f"{node.all_input_nodes[0].target}_{node.name}"
 
 
+def constant_weights(graph: Graph) -> list[Change]:
+    """Let the weights and biases of layers be constants where only constants lead to them, masks baked in, in place."""
+    return bake(graph) + fold_weights(graph)
+
+
 def fold_weights(graph: Graph) -> list[Change]:
-    """Compute the weights and biases of layers that are calls on constants, in place. Outputs stay as they are.
+    """Compute the weights and biases of layers that are calls on constants, in place; masks stay. Outputs stay as they are.
 
     The weights are new parameters: make an optimizer afterwards.
     """
@@ -63,12 +71,47 @@ def fold_weights(graph: Graph) -> list[Change]:
         if node in wanted:
             wanted.discard(node)
             graph.replace(node, twin)  # a layer that runs twice has one weight
-    for node in sorted(wanted):
+    for node in sorted(wanted, reverse=True):  # a weight as a whole, before what it is computed by
+        site = graph.site(node)
+        if node.users and any(Layer.of(reader) for reader in node.users) and (name := _fold_whole(graph, node)):
+            changes.append(Change(site, f"{name} computed once"))
+    graph.sweep()
+    for node in sorted(node for node in wanted if node in set(graph.nodes)):
         site = graph.site(node)
         if name := fold_constant(graph, node):
             changes.append(Change(site, f"{name} computed once"))
     graph.refresh()
     return changes
+
+
+def _fold_whole(graph: Graph, node: Node) -> str:
+    """Put a constant in the place of a call that nothing but constants and numbers lead to, however large. Returns its name."""
+    lead = sorted(_leading(node))
+    constants = [n for n in lead if graph.is_constant(n)]
+    calls = [n for n in lead if n not in constants]
+    free = any(is_random(n) or is_quantizer(n) or is_scale_expression(n) or mask_of(graph, n) for n in calls)
+    if not constants or free or any(n.op != "call_function" for n in calls):
+        return ""
+    if any(graph.fact(n, FLOAT_REFERENCE) is not None for n in constants):
+        return ""
+    found: dict[Node, Any] = {n: graph.tensor(n) for n in constants}
+    for call in calls:
+        args, kwargs = fx.node.map_arg((call.args, call.kwargs), found.__getitem__)
+        with torch.no_grad():
+            found[call] = call.target(*args, **kwargs)  # type: ignore[operator]
+    folded = graph.add_constant(_name(graph, node), found[node].clone(), before=node, like=constants)
+    graph.replace(node, folded)
+    return str(folded.target)
+
+
+def _leading(node: Node) -> set[Node]:
+    """A node and all that it is computed of."""
+    found, todo = {node}, [node]
+    while todo:
+        new = set(todo.pop().all_input_nodes) - found
+        found |= new
+        todo += new
+    return found
 
 
 def _before_layers(graph: Graph) -> set[Node]:
@@ -78,7 +121,7 @@ def _before_layers(graph: Graph) -> set[Node]:
     found = set[Node]()
     while todo:
         node = todo.pop()
-        if node.op == "call_function" and node not in found and not is_quantizer(node):
+        if node.op == "call_function" and node not in found and not is_quantizer(node) and not mask_of(graph, node):
             found.add(node)
             todo += node.all_input_nodes
     return found

@@ -230,7 +230,12 @@ def _predictions(output: Tensor) -> Tensor | None:
         return None
     if not output.is_floating_point():
         return output if output.dim() else None
-    return output.argmax(1 if output.ndim in (2, 4, 5) else -1) if output.dim() > 1 else None
+    return output.argmax(class_dim(output)) if output.dim() > 1 else None
+
+
+def class_dim(output: Tensor) -> int:
+    """The dimension that classes lie along: 1 of images ([N, C], [N, C, H, W], [N, C, D, H, W]), the last one of sequences."""
+    return 1 if output.dim() in (2, 4, 5) else output.dim() - 1
 
 
 # ---- Speed ----------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ constant of zeros and ones in its shape, named `<weight>_mask`. Training goes th
 masked, and the graph can be saved, copied and trained like any other. (What `torch.nn.utils.prune` leaves in a model,
 `weight_orig` times `weight_mask`, reads the same.)
 
-Where weights have to be constants, masks are baked in: `FoldBatchNorm`, `Quantize`, their like and `deploy` begin with `bake`.
+Where weights have to be constants, masks are baked in: by `constant_weights`, which passes begin with, and by `deploy`.
 """
 
 from __future__ import annotations

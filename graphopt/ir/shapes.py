@@ -45,7 +45,16 @@ class TiedSize(InputError):
 
     def reason(self, place: object = None) -> str:
         """The operator, where it is, and what it needs."""
-        return f"{self.node.target}" + (f" at {place}" if place else "") + f" needs it to be {self.value}"
+        where = f"{self.node.target}" + (f" at {place}" if place else "")
+        return f"{where} {NO_FREE_STEPS if is_recurrent(self.node) else f'needs it to be {self.value}'}"
+
+
+NO_FREE_STEPS = "runs step by step, and takes one number of steps"
+
+
+def is_recurrent(node: Node) -> bool:
+    """Whether a call is unrolled where its shapes are derived, which asks for its number of steps."""
+    return str(node.target).startswith(("aten.lstm.", "aten.gru.", "aten.rnn_tanh.", "aten.rnn_relu."))
 
 
 def _called(names: Mapping[Any, str]) -> dict[Any, Any]:

@@ -33,10 +33,10 @@ from torch.fx.node import Node
 
 from graphopt.analysis.distributions import norm_moments
 from graphopt.ir.calls import shape
+from graphopt.ir.constants import constant_weights
 from graphopt.ir.facts import MOMENTS, Moments
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import WEIGHT, BatchNorm, Layer
-from graphopt.ir.masks import bake
 from graphopt.ir.ops import aten
 from graphopt.ir.passes import Change
 
@@ -50,7 +50,7 @@ class FoldBatchNorm:
     depthwise: bool = False
 
     def __call__(self, graph: Graph) -> list[Change]:
-        changes = bake(graph)
+        changes = constant_weights(graph)
         norms = [norm for node in graph.calls(aten.batch_norm.default) if (norm := BatchNorm.of(node))]
         return changes + [self.fold(graph, norm) for norm in norms]
 

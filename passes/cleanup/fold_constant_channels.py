@@ -27,10 +27,10 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.analysis.intervals import Interval, extend, through_layer
+from graphopt.ir.constants import constant_weights
 from graphopt.ir.facts import MOMENTS, Moments
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import WEIGHT, Layer
-from graphopt.ir.masks import bake
 from graphopt.ir.ops import family, function_of_one, info
 from graphopt.ir.passes import Change
 
@@ -43,7 +43,7 @@ class FoldConstantChannels:
 
     def __call__(self, graph: Graph) -> list[Change]:
         known: dict[Node, Interval] = {}
-        changes = bake(graph)
+        changes = constant_weights(graph)
         for node in graph.calls():  # in order, so that a constant may make channels behind it constant
             layer = Layer.of(node)
             if layer is not None and (change := self.fold(graph, layer, known)):

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.analysis.distributions import known_moments
+from graphopt.ir.constants import constant_weights
 from graphopt.ir.facts import MOMENTS, Moments
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
@@ -38,8 +39,9 @@ class AbsorbHighBias:
     deviations: float = 3.0
 
     def __call__(self, graph: Graph) -> list[Change]:
+        changes = constant_weights(graph)
         layers = [layer for node in graph.calls() if (layer := Layer.of(node))]
-        return [change for layer in layers if (change := self.absorb(graph, layer))]
+        return changes + [change for layer in layers if (change := self.absorb(graph, layer))]
 
     def absorb(self, graph: Graph, layer: Layer) -> Change | None:
         moments = known_moments(graph, layer.node)

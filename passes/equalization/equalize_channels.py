@@ -25,22 +25,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
-from torch.fx.node import Node
 
-from graphopt.analysis.channels import ScaleGroups, Site
-from graphopt.ir.calls import operand, shape
-from graphopt.ir.facts import MOMENTS, Moments
+from graphopt.analysis.channels import ScaleGroups
+from graphopt.analysis.channels.labels import Array as Groups
+from graphopt.analysis.channels.rescale import Array, factors, layer_of, rescale
+from graphopt.ir.constants import constant_weights
 from graphopt.ir.graph import Graph
-from graphopt.ir.layer import WEIGHT, Layer
-from graphopt.ir.masks import bake
-from graphopt.ir.ops import aten, clip_of, family
+from graphopt.ir.layer import Layer
 from graphopt.ir.passes import Change
 
-Array = npt.NDArray[np.float64]
-Groups = npt.NDArray[np.int64]
 SETTLED = 1e-3  # the logarithm of a scale that no longer counts as moved
 
 
@@ -54,7 +47,7 @@ class EqualizeChannels:
     clips: bool = True
 
     def __call__(self, graph: Graph) -> list[Change]:
-        changes = bake(graph)
+        changes = constant_weights(graph)
         groups = ScaleGroups.of(graph)
         if not self.clips:
             groups.pin(groups.clips, "a clip that keeps one end")
@@ -62,13 +55,13 @@ class EqualizeChannels:
         scale = work.solve(self.iterations)
         if np.abs(np.log(scale)).max(initial=0.0) < 10 * SETTLED:
             return changes
-        return changes + work.apply(scale)
+        return changes + rescale(graph, groups, scale)
 
 
 class _Equalizer:
     def __init__(self, graph: Graph, groups: ScaleGroups) -> None:
         self.graph, self.groups = graph, groups
-        self.layers = [_layer(site.node) for site in groups.writes]
+        self.layers = [layer_of(site.node) for site in groups.writes]
         self.reads = {site.node: site.labels for site in groups.reads}
         self.ranges = [self.weight_range(layer) for layer in self.layers]
 
@@ -119,71 +112,10 @@ class _Equalizer:
         """Ranges of one layer's rows and columns under the present scales, with the groups they belong to."""
         layer, written = self.layers[index], self.groups.writes[index].labels
         read = self.reads.get(layer.node)
-        ranges = self.ranges[index] / _factors(written, scale)[:, None]
+        ranges = self.ranges[index] / factors(written, scale)[:, None]
         if read is None:
             return (written, ranges.max(1)), (np.zeros(0, np.int64), np.zeros(0))
-        into = _factors(read, scale).reshape(layer.groups, 1, -1)  # input channels of each group of the convolution
+        into = factors(read, scale).reshape(layer.groups, 1, -1)  # input channels of each group of the convolution
         ranges = ranges.reshape(layer.groups, -1, ranges.shape[1]) * into
         used = read >= 0
         return (written, ranges.max(2).flatten()), (read[used], ranges.max(1).flatten()[used])
-
-    # ---- Rewriting --------------------------------------------------------------------------------------------------
-
-    def apply(self, scale: Array) -> list[Change]:
-        changes = []
-        for layer, site in zip(self.layers, self.groups.writes, strict=True):
-            read = self.reads.get(layer.node)
-            out = _factors(site.labels, scale)
-            into = np.ones(layer.in_channels) if read is None else _factors(read, scale)
-            if np.allclose(out, 1.0, rtol=1e-12) and np.allclose(into, 1.0, rtol=1e-12):
-                continue
-            self.scale_layer(layer, torch.from_numpy(out), torch.from_numpy(into))
-            moved = int((np.abs(np.log(out)) > 1e-3).sum())
-            changes.append(Change(self.graph.site(layer.node), f"{moved} of {len(out)} output channels rescaled"))
-        for sites, rescale in ((self.groups.parameters, self.scale_parameter), (self.groups.clips, self.scale_clip)):
-            for site in sites:
-                factor = _factors(site.labels, scale)
-                if not np.allclose(factor, 1.0, rtol=1e-12):
-                    rescale(site, torch.from_numpy(factor))
-        return changes
-
-    def scale_layer(self, layer: Layer, out: Tensor, into: Tensor) -> None:
-        moments = self.graph.fact(layer.node, MOMENTS)
-        weight = layer.canonical(self.graph.tensor(layer.weight))
-        scaled = weight.double() / layer.over_outputs(out) * layer.over_inputs(into)
-        self.graph.set_constant(layer.node, WEIGHT, layer.native(scaled.to(weight.dtype)))
-        if layer.bias is not None:
-            bias = self.graph.tensor(layer.bias)
-            self.graph.set_bias(layer.node, (bias.double() / out).to(bias.dtype))
-        if moments is not None:
-            scaled_moments = Moments(*((m.double() / out).float() for m in moments))
-            self.graph.set_fact(layer.node, MOMENTS, scaled_moments)
-
-    def scale_parameter(self, site: Site, factor: Tensor) -> None:
-        """A vector of batch norm, or a constant that lies as the value does."""
-        constant = self.graph.tensor(operand(site.node, site.position))
-        behind = 0 if family(site.node) == "batch_norm" else len(shape(site.node)) - 1 - site.dim
-        scaled = constant.double() / factor.reshape(-1, *[1] * behind)
-        self.graph.set_constant(site.node, site.position, scaled.to(constant.dtype))
-
-    def scale_clip(self, site: Site, factor: Tensor) -> None:
-        """relu6(x) -> clamp(relu(x), max=ends) with an end per channel."""
-        graph, node = self.graph, site.node
-        ends = clip_of(node)
-        assert ends is not None
-        positive = graph.call(aten.relu.default, node.args[0], before=node)
-        lying = (ends[1] / factor).float().reshape([-1 if d == site.dim else 1 for d in range(1, len(shape(node)))])
-        constant = graph.add_constant(f"{node.name}_ends", lying, before=node)
-        positive.meta["val"] = node.meta["val"]
-        graph.replace(node, graph.call(aten.clamp.Tensor, positive, None, constant, before=node))
-
-
-def _layer(node: Node) -> Layer:
-    layer = Layer.of(node)
-    assert layer is not None
-    return layer
-
-
-def _factors(groups: Groups, scale: Array) -> Array:
-    """The factor of each channel; 1 for those of no group."""
-    return np.where(groups >= 0, scale[groups], 1.0)

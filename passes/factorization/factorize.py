@@ -25,9 +25,8 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-from graphopt.ir.constants import fold_weights
+from graphopt.ir.constants import constant_weights
 from graphopt.ir.graph import Graph
-from graphopt.ir.masks import bake
 from graphopt.ir.passes import Change, Shortfall, Timer, in_eval_mode
 from graphopt.passes.factorization.candidates import FASTER, Candidate
 from graphopt.passes.factorization.channelwise import ChannelWise
@@ -108,8 +107,7 @@ class Factorize:
     def plan(self, graph: Graph) -> FactorizationPlan:
         """What the pass would do to a graph, as a table; the graph stays as it is."""
         copy = graph.clone(share_weights=True)
-        bake(copy)
-        fold_weights(copy)
+        constant_weights(copy)
         plan = FactorizationPlan.of(self, copy)
         if self.max_latency is None:
             plan.choose(self._share)
@@ -119,7 +117,7 @@ class Factorize:
 
     @in_eval_mode
     def __call__(self, graph: Graph) -> list[Change]:
-        changes = bake(graph) + fold_weights(graph)
+        changes = constant_weights(graph)
         plan = FactorizationPlan.of(self, graph)
         if self.max_latency is None:
             plan.choose(self._share)

@@ -24,10 +24,9 @@ import torch
 from torch import Tensor
 
 from graphopt.ir.calls import value
-from graphopt.ir.constants import fold_weights
+from graphopt.ir.constants import constant_weights
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
-from graphopt.ir.masks import bake
 from graphopt.ir.passes import Change
 from graphopt.passes.factorization.chain import Chain, Geometry, Stage
 from graphopt.passes.factorization.fitting import Problem, descend, level
@@ -200,7 +199,7 @@ class Method(ABC):
     # ---- The pass ---------------------------------------------------------------------------------------------------
 
     def __call__(self, graph: Graph) -> list[Change]:
-        changes = bake(graph) + fold_weights(graph)
+        changes = constant_weights(graph)
         found = list(sites(graph))
         check_named(self.layers, found)
         chosen = [(site, ranks) for site in found if (ranks := self._ranks(graph, site)) is not None]

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.fx.node import Node
 
 from graphopt.analysis.channels.groups import Group
 from graphopt.analysis.im2col import from_matrix, weight_matrix
 from graphopt.fitting.least_squares import shift_output
+from graphopt.ir.calls import shape
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import BatchNorm, Layer
 from graphopt.ir.ops import info, is_elementwise
@@ -64,23 +65,39 @@ def expected_input(graph: Graph, value: Node) -> Tensor | None:
     while (norm := BatchNorm.of(value)) is None:
         pointwise, known = is_elementwise(value), info(value)
         keeps_means = known.family == "identity" or (known.pools and known.averages)
-        if len(value.all_input_nodes) != 1 or not (pointwise or keeps_means):
+        values = [source for source in value.all_input_nodes if not graph.is_constant(source)]
+        if len(values) != 1 or not (pointwise or keeps_means):
             return None
         if pointwise:
             chain.append(value)
-        source = value.args[0]
-        if not isinstance(source, Node):
-            return None
-        value = source
+        value = values[0]
     gamma, beta = (graph.tensor(a).double() if a is not None else None for a in (norm.weight, norm.bias))
     count = len(graph.tensor(norm.mean))
     gamma = torch.ones(count).double() if gamma is None else gamma
     beta = torch.zeros(count).double() if beta is None else beta
     points, weights = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(NODES))
-    grid = beta + gamma.abs() * points[:, None]  # [nodes, channels]
+    grid = beta + gamma.abs() * points[:, None]  # [nodes, channels, 1, ...], so that constants meet their channels
+    grid = grid.reshape(*grid.shape, *[1] * (len(shape(norm.node)) - 2))
     for node in reversed(chain):
-        grid = node.target(grid, *node.args[1:], **node.kwargs)  # type: ignore[operator]
-    return (weights[:, None] * grid).sum(0) / weights.sum()
+        grid = _applied(graph, node, grid)
+        if len(grid) != NODES or grid.shape[1] != count:
+            return None  # a constant that samples differ in
+    return (weights[:, None] * grid.reshape(NODES, count, -1).mean(2)).sum(0) / weights.sum()
+
+
+def _applied(graph: Graph, node: Node, grid: Tensor) -> Tensor:
+    """A call with the grid in place of the value it reads."""
+
+    def given(source: Node) -> Tensor:
+        return _wide(graph.tensor(source)) if graph.is_constant(source) else grid
+
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), given)
+    found: Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
+    return found
+
+
+def _wide(constant: Tensor) -> Tensor:
+    return constant.double() if constant.is_floating_point() else constant
 
 
 def merge_twins(graph: Graph, removed: Removed) -> None:

@@ -25,10 +25,9 @@ from torch import Tensor
 from graphopt.analysis.channels.removal import remove
 from graphopt.analysis.channels.shuffles import gather_shuffles
 from graphopt.analysis.channels.trace import Trace
-from graphopt.ir.constants import fold_weights
+from graphopt.ir.constants import constant_weights
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
-from graphopt.ir.masks import bake
 from graphopt.ir.passes import Change, in_eval_mode
 from graphopt.passes.pruning.compensate import add_means, means, merge_twins
 from graphopt.passes.pruning.criteria import Criterion, PreparedCriterion
@@ -116,8 +115,7 @@ class Prune:
 
     @in_eval_mode
     def __call__(self, graph: Graph) -> list[Change]:
-        bake(graph)
-        fold_weights(graph)
+        constant_weights(graph)
         gather_shuffles(graph)
         start = {str(n.target): tuple(graph.tensor(n).shape) for n in graph.nodes if graph.is_constant(n)}
         full = None

@@ -25,20 +25,29 @@ from torch.fx.node import Node
 
 from graphopt.analysis.output_error import samples
 from graphopt.execution.observers import Histogram, Range, observe
-from graphopt.formats import SMALLEST_SCALE, Format, NumberFormat, Quantizer, reach, scale_and_zero_point
+from graphopt.formats import (
+    SMALLEST_CHANNEL_SCALE,
+    SMALLEST_SCALE,
+    Format,
+    NumberFormat,
+    Quantizer,
+    reach,
+    scale_and_zero_point,
+)
 from graphopt.ir.batches import count
-from graphopt.ir.calls import value
+from graphopt.ir.calls import operand, value
+from graphopt.ir.constants import constant_weights
 from graphopt.ir.facts import LEFT
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import WEIGHT, Layer
-from graphopt.ir.masks import bake
-from graphopt.ir.ops import family
-from graphopt.ir.passes import Change, in_eval_mode
-from graphopt.ir.quantizers import constants, is_quantized
+from graphopt.ir.ops import family, info
+from graphopt.ir.passes import Change, Shortfall, in_eval_mode
+from graphopt.ir.quantizers import constants, is_quantized, is_quantizer
 from graphopt.passes.quantization.activations import clip_before_moves
+from graphopt.passes.quantization.balance import balance
 from graphopt.passes.quantization.biases import channel_shift, fit_bias, quantize_bias
 from graphopt.passes.quantization.grids import block_axis, fit_grids, known_range, weight_block_axis
-from graphopt.passes.quantization.joins import drowning, last_joins
+from graphopt.passes.quantization.joins import drowning, joins
 from graphopt.passes.quantization.placement import LayerFormat, QuantizationPlan, SharedGrid, override, place
 from graphopt.passes.quantization.ranges import ESTIMATORS, WEIGHT_METHODS, percentile, weight_range
 from graphopt.passes.quantization.readers import best_ranges, candidates
@@ -92,7 +101,8 @@ class Quantize:
             return []
         self.check_patterns(graph)
         self.check_formats()
-        changes = bake(graph) + clip_before_moves(graph, self.target.kernels)
+        changes = constant_weights(graph) + clip_before_moves(graph, self.target.kernels)
+        changes += self.balance(graph)
         plan = self.place(graph)
         if not plan.layers:
             raise InputError(
@@ -113,13 +123,27 @@ class Quantize:
 
     def place(self, graph: Graph) -> QuantizationPlan:
         """What is computed in integer; joins of values that one grid cannot hold are not."""
-        formats, kernels = self.target.formats, self.target.kernels
-        weights, activations = self.weights or formats.weights, self.activations or formats.activations
-        plan = place(graph, kernels, weights, activations, self.formats)
-        joins = {} if getattr(self.calibration, "one_shot", False) else last_joins(plan)
-        if joins and (floating := drowning(graph, joins, self.calibration)):
-            plan = place(graph, kernels, weights, activations, self.formats, floating)
+        plan = self.place_all(graph)
+        found = [] if self.one_shot else joins(graph, plan)
+        if found and (floating := drowning(graph, found, self.calibration)):
+            plan = self.place_all(graph, floating)
         return plan
+
+    def place_all(self, graph: Graph, floating: Mapping[Node, str] | None = None) -> QuantizationPlan:
+        formats = self.target.formats
+        weights, activations = self.weights or formats.weights, self.activations or formats.activations
+        return place(graph, self.target.kernels, weights, activations, self.formats, floating)
+
+    def balance(self, graph: Graph) -> list[Change]:
+        """Bring the parts of joins to one size where that is exact."""
+        if self.one_shot:
+            return []
+        clips = not self.target.runtime.vendor_compiler
+        return balance(graph, joins(graph, self.place_all(graph)), self.calibration, clips=clips)
+
+    @property
+    def one_shot(self) -> bool:
+        return bool(getattr(self.calibration, "one_shot", False))
 
     def check_patterns(self, graph: Graph) -> None:
         names = {graph.site(node) for node in graph.calls() if family(node)}
@@ -224,6 +248,8 @@ class Quantize:
         if step is None or not isinstance(format, Format):
             return Change(graph.site(node), f"weights {format}" + (", bias in float" if layer.bias is not None else ""))
         quantize_bias(graph, layer, channel_shift(graph, layer))
+        if (lost := lost_channels(graph, layer, format)) is not None:
+            return Shortfall(graph.site(node), lost)
         return Change(graph.site(node), f"weights {format}")
 
     def fit_weight(self, graph: Graph, layer: Layer, format: NumberFormat, step: Tensor | None) -> Quantizer:
@@ -271,6 +297,22 @@ def check_size(what: str, reach: float, format: NumberFormat) -> None:
             f"{what} reach no more than {reach:.3g}, too small for {format.bits}-bit steps of at least {SMALLEST_SCALE:.3g}; "
             "scale them up, or keep the layers around them in float with formats={pattern: None}"
         )
+
+
+def lost_channels(graph: Graph, layer: Layer, format: Format) -> str | None:
+    """What to say of channels too small for any scale, where the answer shows it: on a grid they would be zero anyway."""
+    end = layer.node
+    while len(end.users) == 1 and info(reader := next(iter(end.users))).fusable:
+        end = reader
+    weight = layer.canonical(graph.tensor(operand(layer.weight))).flatten(1).abs().amax(1)
+    least = SMALLEST_CHANNEL_SCALE * format.quant_max / 2
+    lost = weight[(weight > 0) & (weight < least)]
+    if not format.per_channel or not len(lost) or any(map(is_quantizer, end.users)):
+        return None
+    return (
+        f"{graph.site(layer.node)!r}: the weights of {len(lost)} output channels reach no more than {float(lost.max()):.3g}, too "
+        f"small for {format.bits}-bit steps of at least {SMALLEST_CHANNEL_SCALE:.3g}: little is left of them; scale them up"
+    )
 
 
 def check_weights(graph: Graph, plan: QuantizationPlan) -> None:

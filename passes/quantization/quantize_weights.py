@@ -30,9 +30,9 @@ from torch.fx.node import Node
 from graphopt.formats import FAKE_QUANTIZE
 from graphopt.formats.blocks import block_grid, check_blocks
 from graphopt.ir.calls import value
+from graphopt.ir.constants import constant_weights
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import WEIGHT, Layer
-from graphopt.ir.masks import bake
 from graphopt.ir.ops import family
 from graphopt.ir.passes import Change
 from graphopt.utils.checks import names_weight
@@ -72,7 +72,7 @@ class QuantizeWeights:
             raise ValueError(f"estimator must be one of {', '.join(get_args(Estimator))}, got {self.estimator!r}")
 
     def __call__(self, graph: Graph) -> list[Change]:
-        baked = bake(graph)
+        baked = constant_weights(graph)
         weights = {node: weight for node in graph.calls() if (weight := linear_weight(graph, node)) is not None}
         self.check(graph, weights)
         chosen = {node: bits for node, weight in weights.items() if (bits := self.bits_of(weight)) is not None}

@@ -14,7 +14,7 @@ from torch.fx.node import Node
 
 from graphopt.execution.reference import set_compensated
 from graphopt.fitting.rounding import Lattice
-from graphopt.formats import FAKE_QUANTIZE, SMALLEST_SCALE, in_blocks
+from graphopt.formats import FAKE_QUANTIZE, SMALLEST_CHANNEL_SCALE, in_blocks
 from graphopt.ir.calls import operand
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
@@ -76,9 +76,9 @@ class Rounded:
     def least_scale(self, graph: Graph) -> Tensor:
         """The smallest scales [out] with which the bias fits into 32 bits."""
         if self.bias is None or not is_uniform(self.layer.input):  # a float bias, or none
-            return torch.full((self.layer.out_channels,), SMALLEST_SCALE)
+            return torch.full((self.layer.out_channels,), SMALLEST_CHANNEL_SCALE)
         step = graph.tensor(operand(self.layer.input, 1))
-        return (graph.tensor(self.bias[1]).abs() / (ROOM * step)).clamp(min=SMALLEST_SCALE)
+        return (graph.tensor(self.bias[1]).abs() / (ROOM * step)).clamp(min=SMALLEST_CHANNEL_SCALE)
 
     # ---- What is found ----------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from graphopt.ir.graph import Graph
 from graphopt.ir.layer import WEIGHT, Layer
 from graphopt.ir.masks import masks, put_mask, unmasked
 from graphopt.ir.passes import Change
+from graphopt.ir.quantizers import is_quantizer
 from graphopt.passes.sparsity.choose import best_of_each, lowest
 from graphopt.passes.sparsity.saliency import Criterion, Prepared
 from graphopt.utils.checks import names_weight
@@ -51,7 +52,7 @@ class SparsityPlan:
         sites, dense = _sites(graph)
         for pattern in options.layers:
             if not any(
-                names_weight(pattern, str(weight.target)) for weight in [*(site.weight for site in sites), *dense]
+                names_weight(pattern, _name(weight, graph)) for weight in [*(site.weight for site in sites), *dense]
             ):
                 names = ", ".join(str(site.weight.target).removesuffix(".weight") for site in sites[:3])
                 raise ValueError(f"layers: no layer matches {pattern!r}; layers are named like {names}")
@@ -67,7 +68,7 @@ class SparsityPlan:
             }
             chosen = [site for site in chosen if site.weight not in dense]
         if not chosen:
-            why = "; ".join(f"{node.target}: {reason}" for node, reason in list(dense.items())[:3])
+            why = "; ".join(f"{_name(node, graph)}: {reason}" for node, reason in list(dense.items())[:3])
             raise ValueError(
                 f"no layer can be sparsified: {why or 'there is none with constant weights, or all are left out'}"
             )
@@ -125,18 +126,23 @@ class SparsityPlan:
             if now[weight] != before[weight]:
                 made.append(Change(graph.site(layer.node), f"{text}{100 * now[weight] / _size(weight):.1f} % zeros"))
         left = [
-            Change(str(node.target).removesuffix(".weight"), f"stays dense: {why}") for node, why in self.dense.items()
+            Change(_name(node, graph).removesuffix(".weight"), f"stays dense: {why}")
+            for node, why in self.dense.items()
         ]
         return made + left if made else []
 
 
 def _sites(graph: Graph) -> tuple[list[Site], dict[Node, str]]:
-    """Every weight that only layers read, and those that something else reads, too."""
+    """Every weight that only layers read; and those that stay dense, with the reason."""
     found: dict[Node, Site] = {}
     dense: dict[Node, str] = {}
     for layer in (layer for node in graph.calls() if (layer := Layer.of(node))):
         weight = unmasked(graph, layer.weight)
-        if not graph.is_constant(weight) or weight in found or weight in dense:
+        if weight in found or weight in dense:
+            continue
+        if not graph.is_constant(weight):
+            if weight.op == "call_function" and not is_quantizer(weight):
+                dense[weight] = "it is computed from other parameters; Simplify() in front makes it one of its own"
             continue
         others = [reader for reader in layer.weight.users if not _only_as_weight(reader, layer.weight)]
         others += [reader for reader in weight.users if layer.weight not in (weight, reader)]
@@ -145,6 +151,12 @@ def _sites(graph: Graph) -> tuple[list[Site], dict[Node, str]]:
         else:
             found[weight] = Site(weight, layer)
     return list(found.values()), dense
+
+
+def _name(weight: Node, graph: Graph) -> str:
+    """A constant's own name; what is computed goes by its layer's."""
+    reader = next(iter(weight.users), None)
+    return str(weight.target) if graph.is_constant(weight) or reader is None else f"{graph.site(reader)}.weight"
 
 
 def _only_as_weight(reader: Node, weight: Node) -> bool:

@@ -17,8 +17,10 @@ from rewriting import Model, assert_close, capture, randomised
 from torch import Tensor, nn
 
 import graphopt
+from graphopt.backends import onnxruntime
 from graphopt.formats import Format
 from graphopt.ir.graph import Graph
+from graphopt.ir.structure import tensors
 from graphopt.passes.cleanup.fold_batchnorm import FoldBatchNorm
 from graphopt.passes.cleanup.simplify import Simplify
 from graphopt.passes.quantization import Quantize
@@ -310,9 +312,27 @@ def test_resnet20_is_bit_identical_to_the_simulation_on_2000_images(zoo: ModuleT
     assert audit(result.artifact).share == 1  # type: ignore[arg-type]
 
 
-def test_a_model_that_computes_nothing_is_told_so() -> None:
-    with pytest.raises(GraphoptError, match="computes nothing"):
-        lower(Graph.capture(nn.Identity().eval(), torch.zeros(2, 3)), find("tvm-x86"))
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        (lambda m, x: x, "output 'output'"),
+        (lambda m, x: {"same": x, "fixed": m.fixed}, "output 'fixed' and output 'same'"),
+        (lambda m, x: x.reshape(3, 2), "output 'output'"),
+    ],
+)
+def test_a_model_that_computes_nothing_is_told_so_by_its_outputs(body: Any, named: str) -> None:
+    model = Model(body)
+    model.register_buffer("fixed", torch.ones(2))
+    graph = Graph.capture(model.eval(), torch.arange(6.0).reshape(2, 3), dynamic_batch=False)
+    with pytest.raises(GraphoptError) as caught:
+        lower(graph, find("tvm-x86"))
+    message = str(caught.value)
+    assert sorted(message.partition(" of the model")[0].split(" and ")) == sorted(named.split(" and "))
+    assert "computes nothing" in message
+    assert "use an ONNX Runtime target (arm, x86)" in message
+    artifact = onnxruntime.lower(graph, find("x86"))  # the remedy
+    for found, wanted in zip(tensors(artifact(*graph.example.args)), tensors(graph(*graph.example.args)), strict=True):
+        assert torch.equal(torch.as_tensor(found), wanted)
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])

@@ -20,7 +20,10 @@ from torch import Tensor, nn
 import graphopt
 from graphopt.data import Calibration
 from graphopt.ir.graph import Graph
-from graphopt.utils.errors import InputError
+from graphopt.ir.passes import Change
+from graphopt.passes.cleanup import Simplify
+from graphopt.passmanager.runner import outputs, run
+from graphopt.utils.errors import InputError, PassError
 
 IMAGES = torch.randn(8, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -87,12 +90,32 @@ def test_outputs_of_any_kind_come_back_as_the_model_returns_them(name: str, tmp_
 
 
 def test_what_is_no_ordinary_number_is_compared_when_passes_are_verified() -> None:
-    from graphopt.passes.cleanup.simplify import Simplify
-    from graphopt.passmanager.runner import run
-
-    model = Returns(lambda y: (torch.complex(y, -y), y > 0, y[:, :0], y / 0, y.long())).eval()
+    model = Returns(lambda y: (torch.complex(y, -y), y > 0, y[:, :0], y.permute(0, 1, 2, 3) / 0, y.long())).eval()
     graph = Graph.capture(model, IMAGES)
-    run([Simplify()], graph, verify=True)  # NaN and infinities are the model's, not the pass's
+    before = outputs(graph)
+    (step,) = run([Simplify()], graph, verify=True)  # NaN and infinities are the model's, not the pass's
+    assert step.changes
+    for old, new in zip(before, outputs(graph), strict=True):
+        torch.testing.assert_close(new, old, rtol=1e-5, atol=1e-5, equal_nan=True)
+    assert not all(bool(torch.isfinite(tensor).all()) for tensor in before)
+    with pytest.raises(PassError, match=r"Finite\(\) says it is exact but moved the output"):
+        run([Finite()], graph, verify=True)
+
+
+class Finite:
+    """A pass that puts numbers where there were none."""
+
+    exact = True
+
+    def __call__(self, graph: Graph) -> list[Change]:
+        (node,) = graph.calls(torch.ops.aten.div.Tensor)
+        with graph.module.graph.inserting_after(node):
+            made = graph.module.graph.call_function(torch.ops.aten.nan_to_num.default, (node,))
+        node.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
+        return [Change("div", "numbers")]
+
+    def __repr__(self) -> str:
+        return "Finite()"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

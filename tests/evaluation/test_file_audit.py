@@ -226,6 +226,20 @@ def test_what_no_rewrite_cures_is_named_with_what_to_do(rule: str, tmp_path: Pat
     assert f"[{rule}]" in str(found)
 
 
+def test_unsigned_weights_beside_signed_values_are_named_on_arm(tmp_path: Path) -> None:
+    f = File(*IMAGE, dtype=np.int8)
+    x = f.on_grid("x")
+    codes = f.constant(f.generator.integers(0, 128, (4, 4, 3, 3)), np.uint8)
+    weight = f.op("DequantizeLinear", codes, f.constant(0.01), f.constant(64, np.uint8))
+    path = f.save(tmp_path / "model.onnx", f.on_grid(f.op("Conv", x, weight, pads=[1, 1, 1, 1])))
+    found = graphopt.audit(path, "arm")
+    assert found.share == 0
+    (reason,) = [reason for region in found.float_regions for reason in region.reasons]
+    assert (reason.rule, "uint8 weights" in reason.why, "int8, 128 codes lower" in reason.remedy) == (
+        "mixed-signs", True, True,
+    )  # fmt: skip
+
+
 def test_a_file_that_is_integer_throughout_has_no_island_and_nothing_to_cure(tmp_path: Path) -> None:
     f = File(*IMAGE, dtype=np.uint8)
     found = graphopt.audit(f.save(tmp_path / "model.onnx", residual(f, f.on_grid("x"))), "x86")

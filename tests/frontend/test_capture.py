@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from graphopt.ir.graph import Graph
+from graphopt.ir.layer import Layer
 from graphopt.ir.program import to_exported_program
 from graphopt.utils.errors import CaptureError, InputError, NonFiniteError
 
@@ -827,7 +828,11 @@ NOT_LINEAR: dict[str, Any] = {
 def test_what_only_looks_like_one_keeps_its_answers(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SPELLINGS, how, NOT_LINEAR[how])
     model, x = Spelled(how).eval(), torch.randn(2, 3, 4)
-    close(Graph.capture(model, x), model, x)
+    graph = Graph.capture(model, x)
+    close(graph, model, x)
+    layers = [layer for node in graph.calls() if (layer := Layer.of(node))]
+    assert len(layers) == (how in ("two readers", "from the left", "a matrix as bias"))  # x @ w in front of the rest
+    assert all(layer.bias is None for layer in layers)
 
 
 # ---- Checkpoints and frozen weights ----------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Sizes that `dynamic_shapes` names or a program declares: captured free, with their ranges, or refused by name."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from rewriting import Model as Unnamed
 from torch import Tensor, nn
 from torch.export import Dim
 
+import graphopt
 from graphopt.ir import structure
 from graphopt.ir.graph import Graph
 from graphopt.ir.shapes import size_of
@@ -160,6 +162,45 @@ def test_what_cannot_be_free_is_refused_by_dimension_operator_and_remedy(
     assert "\n" not in message
 
 
+RECURRENT: list[tuple[Any, str, bool, dict[str, Any]]] = [
+    (nn.LSTM, "lstm", True, {}), (nn.GRU, "gru", True, {}), (nn.GRU, "gru", False, {"bidirectional": True}),
+    (nn.RNN, "rnn_tanh", False, {}), (partial(nn.RNN, nonlinearity="relu"), "rnn_relu", True, {"num_layers": 2}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "operator", "batch_first", "options"), RECURRENT)
+def test_recurrent_layers_are_refused_a_free_number_of_steps_and_take_a_free_batch(
+    make: Any, operator: str, batch_first: bool, options: dict[str, Any]
+) -> None:
+    model = Model(lambda m, x: m.layer(x)[0], layer=make(3, 4, batch_first=batch_first, **options)).eval()
+    time, x = int(batch_first), torch.randn(5, 5, 3)
+    with pytest.raises(InputError) as caught:
+        Graph.capture(model, x, dynamic_shapes=({time: Dim("steps", min=2, max=64)},))
+    message = str(caught.value)
+    assert message.startswith(
+        f"dimension {time} of input 'x' ('steps') cannot be free: aten.{operator}.input at {__file__}"
+    )
+    assert "runs step by step, and takes one number of steps" in message
+    assert message.endswith("leave it out of dynamic_shapes, which fixes it at the example's 5")
+    assert "\n" not in message
+    graph = Graph.capture(model, x, dynamic_shapes=({1 - time: "batch"},))
+    same(graph, model, torch.randn(3, 5, 3) if batch_first else torch.randn(5, 3, 3))
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(("make", "target"), [(nn.LSTM, "x86"), (nn.GRU, "tvm-x86")])
+def test_recurrent_layers_of_fixed_length_run_where_free_ones_are_refused(make: Any, target: str) -> None:
+    if target.startswith("tvm"):
+        pytest.importorskip("tvm", reason="needs graphopt[tvm]")
+    model, x = Model(lambda m, x: m.layer(x)[0], layer=make(3, 4, batch_first=True)).eval(), torch.randn(2, 5, 3)
+    options: dict[str, Any] = {"target": target, "passes": [], "measure": False}
+    with pytest.raises(InputError, match="runs step by step"):
+        graphopt.optimize(model, x, dynamic_shapes=({1: "steps"},), **options)
+    artifact = graphopt.optimize(model, x, **options).artifact
+    other = torch.randn(2, 5, 3)
+    assert torch.allclose(torch.as_tensor(artifact(other)), model(other), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("said", "message"),
     [
@@ -211,6 +252,8 @@ def test_inputs_without_names_are_numbered() -> None:
     a, b = torch.randn(2, 5), torch.randn(2, 5)
     for said in (({1: "n"}, {1: "n"}), {"inputs_0": {1: "n"}, "inputs_1": {1: "n"}}):
         graph = Graph.capture(model, (a, b), dynamic_shapes=said)
+        assert graph.input_names == ["inputs_0", "inputs_1"]
+        assert summary(graph) == {"batch": (1, None, 1), "n": (1, None, 1)}
         same(graph, model, torch.randn(3, 7), torch.randn(3, 7))
 
 

@@ -299,4 +299,6 @@ def test_any_sequence_of_views_and_writes_is_right(steps: list[str]) -> None:
             STEPS[step](values)
         return tuple(v + 0 for v in values)
 
-    capture(body, 2, 4, 3)
+    graph, x = capture(body, 2, 4, 3), torch.randn(2, 4, 3)
+    for found, wanted in zip(graph(x), body(2 * x), strict=True):
+        torch.testing.assert_close(found, wanted)

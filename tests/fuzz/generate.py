@@ -80,7 +80,7 @@ class _Growing:
         leaves = pytree.tree_leaves(value)
         if not leaves or len(leaves) > 6 or not all(isinstance(leaf, Tensor) for leaf in leaves):
             return False
-        if not all(map(_sound, leaves)) or not all(map(_steady, leaves, pytree.tree_leaves(shadow))):
+        if not all(map(sound, leaves)) or not all(map(steady, leaves, pytree.tree_leaves(shadow))):
             return False
         self.steps[name] = expression
         if isinstance(value, Tensor):
@@ -112,13 +112,13 @@ class _Growing:
         return pruned(Network(self.inputs, self.draw.parts, self.steps, returned, rng.random() < 0.8))
 
 
-def _sound(x: Tensor) -> bool:
+def sound(x: Tensor) -> bool:
     if not 0 < x.numel() <= LARGEST or x.dim() > 5 or x.is_complex():
         return False
     return not x.is_floating_point() or (bool(torch.isfinite(x).all()) and float(x.abs().max()) < REACH)
 
 
-def _steady(x: Tensor, moved: Tensor) -> bool:
+def steady(x: Tensor, moved: Tensor) -> bool:
     if x.shape != moved.shape:
         return False
     if not x.is_floating_point():

@@ -2,6 +2,7 @@
 
     python tests/fuzz/networks.py --seeds 0:1000 [--checks capture,passes,onnx] [--workers 2] [--results results.jsonl]
     python tests/fuzz/networks.py --seeds 17 --checks onnx --show      the network of one seed, and what is wrong, shrunken
+    python tests/fuzz/networks.py --generator nnsmith                  networks that NNSmith draws, where it is installed
 
 Outcomes are written as they are found, one line of JSON each; a run that is started again with the same file goes on where it
 stopped. At the end a table of counts is printed, and refusals and faults by kind, as JSON too with `--json`.
@@ -14,7 +15,7 @@ import json
 import multiprocessing
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,31 +23,35 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # this checkout
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))  # where pytest's configuration has it
+import generate
+import nnsmith_networks
 from checks import CHECKS, Outcome
-from generate import generate
 from programs import Network
 from shrink import kind_of, shrink
 
 KINDS = ("ok", "refused", "warning", "wrong", "foreign", "unclear")
 Line = dict[str, Any]
+GENERATORS: dict[str, Callable[[int], Network]] = {"own": generate.generate, "nnsmith": nnsmith_networks.generate}
 
 
-def try_one(seed: int, checks: Iterable[str]) -> list[Line]:
+def try_one(seed: int, checks: Iterable[str], generator: str = "own") -> list[Line]:
     """A line for each check of one network."""
-    network = generate(seed)
+    network = GENERATORS[generator](seed)
     lines = []
     for name in checks:
         outcome = CHECKS[name](network)
         kind, message = (outcome.kind, outcome.message) if outcome else ("ok", "")
-        lines.append({"seed": seed, "check": name, "kind": kind, "message": message})
+        line = {"seed": seed, "check": name, "kind": kind, "message": message}
+        lines.append(line if generator == "own" else {"generator": generator, **line})
     return lines
 
 
-def run(seeds: Iterable[int], checks: list[str], results: Path, workers: int = 1) -> list[Line]:
+def run(seeds: Iterable[int], checks: list[str], results: Path, workers: int = 1, generator: str = "own") -> list[Line]:
     """Outcomes of all seeds, those that the file has already included."""
     done = [json.loads(line) for line in results.read_text().splitlines()] if results.is_file() else []
+    done = [line for line in done if line.get("generator", "own") == generator]
     known = {(line["seed"], line["check"]) for line in done}
-    work = [(seed, left) for seed in seeds if (left := [c for c in checks if (seed, c) not in known])]
+    work = [(seed, left, generator) for seed in seeds if (left := [c for c in checks if (seed, c) not in known])]
     with results.open("a") as file:
         for lines in _outcomes(work, workers):
             for line in lines:
@@ -57,7 +62,7 @@ def run(seeds: Iterable[int], checks: list[str], results: Path, workers: int = 1
     return [line for line in done if line["seed"] in wanted and line["check"] in checks]
 
 
-def _outcomes(work: list[tuple[int, list[str]]], workers: int) -> Iterator[list[Line]]:
+def _outcomes(work: list[tuple[int, list[str], str]], workers: int) -> Iterator[list[Line]]:
     if workers == 1:
         yield from map(_work, work)
         return
@@ -70,7 +75,7 @@ def _prepare() -> None:
     warnings.simplefilter("ignore")
 
 
-def _work(item: tuple[int, list[str]]) -> list[Line]:
+def _work(item: tuple[int, list[str], str]) -> list[Line]:
     return try_one(*item)
 
 
@@ -111,8 +116,8 @@ def shrunken(network: Network, check: str, seconds: float = 120.0) -> tuple[Netw
     return small, last[small.text()]
 
 
-def show(seed: int, checks: list[str], seconds: float) -> None:
-    network = generate(seed)
+def show(seed: int, checks: list[str], seconds: float, generator: str = "own") -> None:
+    network = GENERATORS[generator](seed)
     for check in checks:
         if CHECKS[check](network):
             small, outcome = shrunken(network, check, seconds)
@@ -122,6 +127,7 @@ def show(seed: int, checks: list[str], seconds: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0:100", help="first:last (not included), or one")
+    parser.add_argument("--generator", choices=GENERATORS, default="own", help="what draws the networks")
     parser.add_argument("--checks", default=",".join(CHECKS))
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--results", type=Path, default=Path("networks.jsonl"))
@@ -133,12 +139,14 @@ def main() -> None:
     seeds, checks = range(int(first), int(last or int(first) + 1)), options.checks.split(",")
     if unknown := set(checks) - set(CHECKS):
         parser.error(f"no checks {', '.join(sorted(unknown))}; there are {', '.join(CHECKS)}")
+    if options.generator == "nnsmith" and (why := nnsmith_networks.missing()):
+        parser.exit(0, f"skipped: {why}\n")
     _prepare()
     if options.show:
         for seed in seeds:
-            show(seed, checks, options.seconds)
+            show(seed, checks, options.seconds, options.generator)
         return
-    found = summary(run(seeds, checks, options.results, options.workers))
+    found = summary(run(seeds, checks, options.results, options.workers, options.generator))
     print(table(found))
     for each in found["messages"]:
         print(

@@ -40,6 +40,7 @@ from graphopt.frontend import exported_schema
 from graphopt.frontend.exported_file import load_program
 from graphopt.ir import operators, schema
 from graphopt.ir.graph import Graph
+from graphopt.ir.structure import tensors
 from graphopt.utils import json_data
 from graphopt.utils.errors import ArtifactError, GraphoptError, InputError
 
@@ -366,8 +367,12 @@ def model_of(content: dict[str, bytes]) -> str:
 
 def test_a_good_program_is_read(program: Path) -> None:
     args, kwargs = example()
-    load_program(program).module()(*args, **kwargs)
-    Graph.capture(program)(*args, **kwargs)
+    read = load_program(program).module()(*args, **kwargs)
+    captured = Graph.capture(program)(*args, **kwargs)
+    wanted = torch.export.load(program).module()(*args, **kwargs)
+    for found in (read, captured):
+        torch.testing.assert_close(found, wanted)
+    assert tensors(wanted)
 
 
 def test_the_layout_of_older_releases_of_torch_is_read_and_checked(tmp_path: Path) -> None:

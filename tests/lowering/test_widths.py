@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ pytestmark = pytest.mark.skipif(
     architecture() != "x86_64", reason="aarch64 kernels were never compared with the runtime"
 )
 X = torch.randn(8, 3, 14, 14, generator=torch.Generator().manual_seed(0))
+ROWS = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
 
 
 class Residual(nn.Module):
@@ -27,6 +30,11 @@ class Residual(nn.Module):
         x = torch.relu(self.two(torch.relu(self.one(x))) + x[..., 2:-2, 2:-2])
         found: Tensor = self.head(x)
         return found
+
+
+class Linears(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
 
 
 def optimized(target: str, bits: int, *, signed: bool) -> graphopt.Optimized:
@@ -55,8 +63,30 @@ def test_all_of_it_computes_in_integer_bit_for_bit_as_simulated(target: str, sig
     assert torch.equal(simulation(X), torch.as_tensor(result.artifact(X)))
 
 
-@pytest.mark.thorough
-def test_work_that_stays_in_float_because_signs_differ_is_a_warning() -> None:
-    """On ARM inputs are signed; layers whose activations are made unsigned do not read them in integer."""
-    (said,) = [w for w in optimized("arm", 8, signed=False).report.warnings if "stay in float" in w]
+@pytest.mark.parametrize("target", ["arm", "x86", "tvm-x86"])
+def test_work_that_stays_in_float_because_signs_differ_is_a_warning(target: str) -> None:
+    """The input has the target's sign, and the results of layers the other one."""
+    if target.startswith("tvm"):
+        pytest.importorskip("tvm", reason="needs graphopt[tvm]")
+    report = optimized(target, 8, signed=target != "arm").report
+    (said,) = [w for w in report.warnings if "stay in float" in w]
+    reason = "it reads and writes codes of different types (int8, uint8)"
     assert "% of the multiply-accumulates" in said
+    assert reason in said
+    assert {(o.site, o.reason) for o in report.float_operators if o.macs} == {("stem", reason)}
+
+
+def test_a_quantized_model_that_runs_nothing_in_integer_is_warned_of() -> None:
+    """ONNX Runtime has no kernel of signed values and unsigned weights."""
+    formats = {"*": LayerFormat(weights=Format(8, signed=False, symmetric=False, per_channel=True))}
+    report = graphopt.optimize(Residual().eval(), X, target="arm", calibration=X, formats=formats, measure=False).report
+    assert report.integer_macs == 0
+    (said,) = [w for w in report.warnings if "nothing of it computes in integer" in w]
+    assert "100.0%: it multiplies int8 values by uint8 weights" in said
+
+
+@pytest.mark.parametrize("options", [{"passes": []}, {"weight_only": 8}])
+def test_what_was_never_meant_for_integer_kernels_is_not_warned_of(options: dict[str, Any]) -> None:
+    report = graphopt.optimize(Linears().eval(), ROWS, target="x86", calibration=ROWS, measure=False, **options).report
+    assert report.integer_macs == 0
+    assert not [w for w in report.warnings if "integer" in w]

@@ -4,7 +4,7 @@ operators.py    operators by what they compute in
 reading.py      the graph that runs, and what each of its operators computes in
 artifacts.py    our own artifacts
 files.py        anyone's files
-islands.py      operators in float that hand values to each other
+float_regions.py  operators in float that hand values to each other
 case.py         one of them, where it stands in the file
 reasons.py      why it computes in float
 saturation.py   layers whose sums can saturate on a CPU without VNNI

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import onnx
+
 from graphopt.artifacts.audit import Audit
 from graphopt.artifacts.report import FloatOperator
 from graphopt.backends.onnxruntime.artifact import MODEL, OnnxRuntimeArtifact
@@ -13,6 +15,7 @@ from graphopt.backends.onnxruntime.audit.reading import Hardware, Kind, Reading,
 from graphopt.backends.onnxruntime.nbits import OPERATOR as MULTIPLIES_BLOCKS
 from graphopt.backends.onnxruntime.qnn.refusals import left_to_cpu
 from graphopt.evaluation.compliance.model import Model
+from graphopt.lowering.signs import disagreement
 
 
 def audit(artifact: OnnxRuntimeArtifact) -> Audit:
@@ -45,7 +48,8 @@ def audit(artifact: OnnxRuntimeArtifact) -> Audit:
             found.integer_macs += macs
         elif kind is Kind.FLOAT and operator not in NEUTRAL:
             otherwise = "no integer operator of the target" if vendor else "the operators around it are float"
-            reason = (layer or {}).get("left") or REASONS.get(operator, otherwise)
+            signs = None if vendor else disagreement(*_types(node, reading))
+            reason = (layer or {}).get("left") or REASONS.get(operator) or signs or otherwise
             found.floating.append(FloatOperator(site, operator, reason, macs))
     return found
 
@@ -61,6 +65,24 @@ def _calls(layers: dict[str, Any], present: set[str]) -> dict[str, list[tuple[An
         stored = name if name in present else kept.get(layer.get("same_as", name), name)
         found.setdefault(stored, []).extend((layer, macs) for macs in layer.get("calls", [layer["macs"]]))
     return found
+
+
+def _types(node: Any, reading: Reading) -> tuple[list[str], str | None]:
+    """Types of the codes that an operator's values are read from and become, and of those of its weight."""
+    read = [maker for value in node.input if (maker := reading.makers.get(value)) is not None]
+    read = [maker for maker in read if maker.op_type == "DequantizeLinear"]
+    values = [maker for maker in read if reading.kind(maker) is Kind.CONVERTS]
+    made = [reader for value in node.output for reader in reading.readers.get(value, [])]
+    values += [reader for reader in made if reader.op_type == "QuantizeLinear"]
+    weights = [maker for maker in read if maker not in values and maker.input[0] == _weight(node, 1, reading)]
+    types = [_type(value, reading) for value in values], [_type(weight, reading) for weight in weights]
+    return [t for t in types[0] if t], next(iter(types[1]), None)
+
+
+def _type(node: Any, reading: Reading) -> str | None:
+    """Of the codes that a conversion reads or writes, by its zero point."""
+    point = reading.constants.get(node.input[2]) if len(node.input) > 2 else None
+    return None if point is None else str(onnx.helper.tensor_dtype_to_np_dtype(point.data_type))
 
 
 def _weight(node: Any, position: int | None, reading: Reading) -> str:

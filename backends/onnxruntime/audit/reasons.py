@@ -23,6 +23,7 @@ from graphopt.backends.onnxruntime.audit.operators import REASONS
 from graphopt.evaluation.compliance.model import ACTIVATIONS, LAYERS, attribute
 from graphopt.evaluation.compliance.rules import MOVES
 from graphopt.evaluation.float_regions import FloatReason
+from graphopt.lowering.signs import disagreement
 
 CALIBRATE = "give --calibration, so that its range can be measured"
 
@@ -215,11 +216,15 @@ def activation_grid(case: Case) -> FloatReason | None:
 def signs(case: Case) -> FloatReason | None:
     grids = [(value, grid) for value, grid in case.into.items() if grid is not None]
     types = {str(grid.dtype) for _, grid in grids} | {str(grid.dtype) for grid in case.out}
-    if len(types) > 1:
-        why = f"it reads and writes codes of different types ({', '.join(sorted(types))})"
+    if len(types) > 1 and (why := disagreement(types)):
         return FloatReason("mixed-signs", why, "give all one sign", "signs")
     runtime = case.target.runtime
-    if types == {"int8"} and runtime.architecture == "x86_64" and not runtime.vendor_compiler:
+    if runtime.vendor_compiler:
+        return None
+    weight = case.model.grid(case.node.input[1]) if case.node.op_type in LAYERS else None
+    if runtime.architecture == "aarch64" and weight and (why := disagreement(types, str(weight.dtype))):
+        return FloatReason("mixed-signs", why, "store the weight as int8, 128 codes lower")
+    if types == {"int8"} and runtime.architecture == "x86_64":
         shared = [value for value, _ in grids if code_readers(case.model, value) > 1]
         shared += [v for v in case.node.output if sum(readers_behind(case.model, v)) > 1]
         where = f", and {shown(shared)} {'has' if len(shared) == 1 else 'have'} several readers" if shared else ""

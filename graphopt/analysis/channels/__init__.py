@@ -5,7 +5,7 @@ rules.py           what each operator means for labels; contractions.py, movemen
 groups.py          what can only be removed together; removal.py removing it, cost.py what that saves
 shuffles.py        channel shuffles as gathers, so that their channels can be removed one by one
 scale_trace.py     the trace where channels are divided by factors, not removed; scale_rules.py what each operator means for it
-scale_groups.py    what has to share a factor
+scale_groups.py    what has to share a factor; rescale.py dividing it
 """
 
 from graphopt.analysis.channels.scale_groups import ScaleGroups

@@ -16,9 +16,12 @@ from dataclasses import dataclass, field, replace
 import networkx as nx
 import numpy as np
 import numpy.typing as npt
+from torch.fx.node import Node
 
 from graphopt.analysis.channels.labels import NONE, Array
 from graphopt.analysis.channels.scale_trace import ScaleTrace, Site
+from graphopt.analysis.channels.trace import sizes
+from graphopt.ir.calls import value
 from graphopt.ir.graph import Graph
 
 
@@ -43,6 +46,8 @@ class ScaleGroups:
     clips: list[Site]
     pinned: npt.NDArray[np.bool_]
     why: dict[int, str] = field(default_factory=dict)
+    _trace: ScaleTrace | None = field(default=None, repr=False)
+    _lookup: Array = field(default_factory=lambda: np.array([NONE]), repr=False)
 
     @classmethod
     def of(cls, graph: Graph) -> ScaleGroups:
@@ -63,7 +68,14 @@ class ScaleGroups:
         pins = {int(lookup[label]): reason for label, reason in why.items() if lookup[label] != NONE}
         pinned = np.zeros(len(kept), dtype=bool)
         pinned[list(pins)] = True
-        return cls(len(kept), writes, reads, parameters, clips, pinned, pins)
+        return cls(len(kept), writes, reads, parameters, clips, pinned, pins, trace, lookup)
+
+    def along(self, node: Node, dim: int) -> Array:
+        """The groups of a value's channels along a dimension; `NONE` for those that have none. Of the graph as it was traced."""
+        columns = self._trace.dims[node][dim] if self._trace is not None and node in self._trace.dims else []
+        if not columns or self._trace is None:
+            return np.full(sizes(value(node))[dim], NONE)
+        return self._lookup[self._trace.labels.roots(columns[0])]
 
     def pin(self, sites: Iterable[Site], reason: str) -> None:
         """Let the groups of these channels keep the factor 1."""

@@ -22,6 +22,7 @@ from torch.fx.node import Node
 
 from graphopt.ir.arguments import Arguments
 from graphopt.ir.calls import shape
+from graphopt.ir.facts import LEFT
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer, Pool
 from graphopt.ir.ops import family
@@ -41,6 +42,7 @@ from graphopt.lowering.integers.machines import MACHINES, Machine
 from graphopt.lowering.integers.pairs import Pairs
 from graphopt.lowering.names import value_names
 from graphopt.lowering.qdq import Q, QuantizationParameters
+from graphopt.lowering.signs import disagreement
 
 QUANTIZE, DEQUANTIZE = Q.quantize_per_tensor.default, Q.dequantize_per_tensor.default
 BYTES = {torch.int8, torch.uint8}
@@ -86,6 +88,7 @@ def fuse(graph: Graph, machine: str) -> dict[Node, str]:
         _dequantize_later(graph, node)
         function, operands = _kernel(graph, node, MACHINES[machine])
         if function is None:
+            _explain(graph, node)
             continue
         reader = quantizer(node)
         result = QuantizationParameters.of(reader) if reader is not None else None
@@ -153,6 +156,18 @@ def _kernel(graph: Graph, node: Node, machine: Machine) -> tuple[Callable[..., T
     arguments.ignore(*(name for name in arguments if isinstance(arguments.given[name], Node)))  # the operands
     function = make(arguments, machine, *(o.grid for o in found), y)
     return (None, []) if arguments.unread else (function, found)
+
+
+def _explain(graph: Graph, node: Node) -> None:
+    """Note where the types of the codes around it are what keeps a call in float."""
+    if _kind(node) not in ("conv", "linear", *_MAKERS):
+        return
+    made = [reader for reader in node.users if reader.target is QUANTIZE]
+    grids = [o.grid for a in node.args if (o := operand(a)) is not None and not graph.is_constant(o.codes)]
+    grids += [QuantizationParameters.of(reader) for reader in made]
+    why = disagreement(str(grid.dtype).removeprefix("torch.") for grid in grids)
+    if why is not None and graph.fact(node, LEFT) is None:
+        graph.set_fact(node, LEFT, why)
 
 
 def _spreads(codes: Node, node: Node) -> bool:

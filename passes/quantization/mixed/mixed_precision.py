@@ -32,8 +32,8 @@ from torch import Tensor
 
 from graphopt.execution.observers import Range
 from graphopt.formats import Format
+from graphopt.ir.constants import constant_weights
 from graphopt.ir.graph import Graph
-from graphopt.ir.masks import bake
 from graphopt.ir.passes import Change, Shortfall, Timer, in_eval_mode
 from graphopt.ir.quantizers import quantizers
 from graphopt.passes.quantization.mixed import ilp
@@ -136,7 +136,7 @@ class MixedPrecision:
     def plan(self, graph: Graph) -> MixedPlan:
         """What the pass would do to a graph, as a table; the graph stays as it is."""
         graph = graph.clone(share_weights=True)
-        bake(graph)
+        constant_weights(graph)
         space = Space.of(graph, self.target, _falling(self.choices), _falling(self.activations), self.layers)
         check_weights(graph, space.placement)
         cost = self._cost(space)

@@ -20,6 +20,7 @@ from torch.fx.node import Node
 
 from graphopt.analysis.output_error import add_up, relative, squares
 from graphopt.ir.batches import count
+from graphopt.ir.cost import class_dim
 from graphopt.passes.quantization.mixed.cost import Numbers
 from graphopt.passes.quantization.mixed.roundings import Roundings
 from graphopt.passes.quantization.mixed.trials import NOTHING, Network, Trial
@@ -38,7 +39,7 @@ class Divergence:
         for outputs in self.wanted:
             if not all(bool(torch.isfinite(z).all()) for z in outputs):
                 raise NonFiniteError("an output of the float network is not finite on the data; clean the data")
-        if distance == "kl" and class_dim(self.wanted[0][0]) is None:
+        if distance == "kl" and classes_along(self.wanted[0][0]) is None:
             shape = list(self.wanted[0][0].shape)
             raise InputError(f"the first output {shape} has no classes to compare; use sensitivity='sqnr'")
         self.weight = float(sum(self._weight(outputs) for outputs in self.wanted)) if distance == "kl" else 1.0
@@ -64,20 +65,18 @@ class Divergence:
         return (lost if np.isfinite(lost) else 1e12) / max(self.weight, 1e-30)
 
     def _weight(self, wanted: Sequence[Tensor]) -> float:
-        return wanted[0].numel() / wanted[0].shape[class_dim(wanted[0])]  # type: ignore[index]
+        return wanted[0].numel() / wanted[0].shape[classes_along(wanted[0])]  # type: ignore[index]
 
 
-def class_dim(output: Tensor) -> int | None:
+def classes_along(output: Tensor) -> int | None:
     """Along which dimension classes lie; None where there are none."""
-    if not output.dim():
-        return None
-    dim = 1 if output.dim() in (2, 4, 5) else -1
-    return dim if output.shape[dim] > 1 else None
+    dim = class_dim(output) if output.dim() else None
+    return dim if dim is not None and output.shape[dim] > 1 else None
 
 
 def log_classes(output: Tensor) -> Tensor:
-    """Log-probabilities, classes along `class_dim`; an output that is probabilities already is taken as it is."""
-    dim, z = class_dim(output), output.double()
+    """Log-probabilities, classes along `classes_along`; an output that is probabilities already is taken as it is."""
+    dim, z = classes_along(output), output.double()
     assert dim is not None
     if bool((z >= 0).all()) and bool(((z.sum(dim) - 1).abs() < 1e-3).all()):
         return z.clamp(min=1e-12).log()
