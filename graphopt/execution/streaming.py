@@ -12,7 +12,7 @@ is in flight where the walk stops, for all batches; with `keep` (see `graphopt.e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -54,8 +54,8 @@ class Frontier:
         self._kept = set(alive)
         return found
 
-    def results(self, node: Node) -> Iterator[Any]:
-        """Walk up to `node`; of each batch what it gives, computed as it is asked for and not kept."""
-        self.before(node, [])
-        for values in self._values:
-            yield self._executor.run([node], values)[node]
+    def give(self, node: Node, results: Sequence[Any]) -> None:
+        """What a later call gives, one value for each batch, which the walk then does not compute; kept as `keep` returned it."""
+        for values, result in zip(self._values, results, strict=True):
+            values[node] = result
+        self._kept.add(node)

@@ -13,7 +13,7 @@ The regions are taken in execution order. For each one,
    smaller than before; else the region stays as it is. So no region gets worse on data it was not fitted to. With up to eight
    samples one alone decides, and a single one decides about its own fit.
 
-Each graph is run once through all data, and every region besides, to know what is wanted of it and how well it does. What is in
+Each graph is run once through all data, and every region of the changed one besides, to know how well it does. What is in
 flight between two regions stays in memory up to `memory` bytes and goes to temporary files beyond that. With a `checkpoint`
 folder every region that is done is written down, and the same call goes on behind the last one, with the same result.
 
@@ -248,15 +248,18 @@ class _Walk:
         there = original.before(source.first, [*source.inputs, *theirs])
         executor = Executor(self.original)
         weights = self.importance.pop(source.output, [None] * len(here))
-        parts = []
+        parts, results = [], []
         for values, before, weight in zip(here, there, weights, strict=True):
-            wanted = self._kept(task, source.run(executor, before[: len(source.inputs)]))
+            results.append(self.keep(source.run(executor, before[: len(source.inputs)])))
+            wanted = self._kept(task, results[-1])
             if stream is not None:
                 lost = self._kept(task, before[-1]) - values[-1]
                 wanted = wanted + (lost if stream.factor is None else lost * task.along_channels(stream.factor))
-            parts.append(Part(values[: len(region.inputs)], self.keep(wanted), weight))
+            kept = wanted if wanted is results[-1] else self.keep(wanted)
+            parts.append(Part(values[: len(region.inputs)], kept, weight))
             if not bool(torch.isfinite(wanted).all()):
                 raise NonFiniteError(first_non_finite(executor, self.batches[len(parts) - 1]))
+        original.give(source.output, results)
         return Samples(parts, by_sample=region.by_sample)
 
     def _kept(self, task: Parametrization, value: Tensor) -> Tensor:

@@ -77,6 +77,22 @@ def assert_equal(one: Graph, other: Graph) -> None:
 # ---- Order and samples ----------------------------------------------------------------------------------------------
 
 
+def test_the_original_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    original, graph = pair()
+    layers = [node for node in original.calls() if Layer.of(node)]
+    calls = dict.fromkeys(layers, 0)
+    call = Executor.call
+
+    def counting(self: Executor, node: Node, values: Mapping[Node, Any]) -> Any:
+        if node in calls:
+            calls[node] += 1
+        return call(self, node, values)
+
+    monkeypatch.setattr(Executor, "call", counting)
+    fit(original, graph, DATA, tasks(original, graph), "fitting")
+    assert set(calls.values()) == {len(DATA)}
+
+
 def test_a_region_gets_what_regions_fitted_before_it_give_and_what_the_original_gave(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
