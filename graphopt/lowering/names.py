@@ -27,16 +27,19 @@ CONVERSIONS: dict[Any, str] = {
 
 
 def value_names(graph: Graph) -> dict[Node, str]:
-    """A name for every input, constant and call, each its own; none is that of an output of another call."""
+    """A name for every input, constant and call, each its own; constants have those of their parameters, but where an input or
+    output has it, and no call has that of another output."""
     inputs = dict(zip(graph.inputs, graph.input_names, strict=True))
     outputs = {n: name for n, name in zip(graph.outputs, graph.output_names, strict=True) if n.op == "call_function"}
-    taken = {*graph.input_names, *graph.output_names, *(str(n.target) for n in graph.nodes if n.op == "get_attr")}
+    taken = {*graph.input_names, *graph.output_names}
+    counts: dict[str, int] = {}
+    targets = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "get_attr")
+    constants = {target: _free(target, taken, counts) for target in targets}
     chief = _chief(graph)
     names: dict[Node, str] = {}
-    counts: dict[str, int] = {}
     for node in graph.nodes:
         if node.op == "get_attr":
-            names[node] = str(node.target)
+            names[node] = constants[str(node.target)]
         elif node in inputs:
             names[node] = inputs[node]
         elif node.op == "call_function":

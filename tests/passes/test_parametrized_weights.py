@@ -22,7 +22,7 @@ from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.passes.cleanup import FoldBatchNorm, FoldConstantChannels, Simplify
 from graphopt.passes.equalization import AbsorbHighBias, EqualizeChannels
-from graphopt.passes.factorization import SVD, Factorize
+from graphopt.passes.factorization import Factorize
 from graphopt.passes.pruning import Prune
 from graphopt.passes.quantization import MixedPrecision, Quantize, QuantizeWeights
 from graphopt.passes.sparsity import Sparsify
@@ -53,7 +53,7 @@ PARAMETRIZED: dict[str, Callable[[nn.Module], nn.Module]] = {
 PASSES: list[Any] = [
     FoldBatchNorm(), FoldConstantChannels(), EqualizeChannels(), AbsorbHighBias(), Quantize(find("arm"), [[X]]),
     QuantizeWeights(4, 32), MixedPrecision(find("arm"), [[X]], 6), Prune(0.7),
-    Factorize(target_macs=0.8, methods=[SVD()]),
+    Factorize(target_macs=0.8),
 ]  # fmt: skip
 
 

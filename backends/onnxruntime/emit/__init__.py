@@ -82,7 +82,7 @@ def _input(writer: Writer, name: str, node: Node) -> Value:
 
 
 def _constant(writer: Writer, node: Node) -> None:
-    name = str(node.target)
+    name = writer.names[node]
     if name not in writer.weights:
         writer.store(name, as_numpy(writer.graph.parameter(node)))
     writer.values[node] = writer.weights[name]

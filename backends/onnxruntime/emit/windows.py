@@ -19,6 +19,7 @@ from graphopt.backends.onnxruntime.emit.writer import Writer, type_of
 from graphopt.ir.arguments import Arguments
 from graphopt.ir.calls import shape
 from graphopt.ir.ops import aten
+from graphopt.lowering.integers.legalize import is_dequantized
 from graphopt.utils.errors import InputError
 
 
@@ -124,10 +125,11 @@ def _average_pool(dims: int) -> Rule:
 def _averages_rounded_up(w: Writer, a: Arguments, options: dict[str, Any], dims: int) -> tuple[int, list[int]]:
     """Whether ONNX's `ceil_mode` gives torch's size; where neither of its values does, the padding at the end that does.
 
-    torch leaves a last window out that would begin in the padding, ONNX Runtime does not.
+    torch leaves a last window out that would begin in the padding. So does ONNX Runtime's kernel, but its plan for memory counts
+    that window, and may share memory with a value of that size; the kernel on codes is the only one there is.
     """
     image, result = shape(a["self"])[-dims:], shape(a.node)[-dims:]
-    if any(map(w.is_free, image)):
+    if any(map(w.is_free, image)) or is_dequantized(a["self"]):
         return 1, []
     kernel, strides, pads = (options[name] for name in ("kernel_shape", "strides", "pads"))
     rest = [(i + 2 * p - k, s) for i, k, s, p in zip(image, kernel, strides, pads[:dims], strict=True)]
