@@ -45,6 +45,9 @@ class PlacedArtifact(OnnxRuntimeArtifact):
     def set_threads(self, threads: int) -> None:
         """A device has its own."""
 
+    def set_exact_products(self, exact: bool = True) -> None:
+        """It is about CPUs."""
+
 
 def check_hardware(wanted: str, target: Mapping[str, Any]) -> None:
     """Raises InputError where a target, as `Target.to_dict` describes it, is for other hardware."""

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import Any
 
-import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.ir.calls import shape, value
@@ -23,6 +21,7 @@ from graphopt.ir.masks import bake, mask_of
 from graphopt.ir.ops import is_random
 from graphopt.ir.passes import Change
 from graphopt.ir.quantizers import is_quantizer, is_scale_expression
+from graphopt.ir.reading import leading
 
 
 def fold_constant(graph: Graph, node: Node) -> str:
@@ -86,7 +85,7 @@ def fold_weights(graph: Graph) -> list[Change]:
 
 def _fold_whole(graph: Graph, node: Node) -> str:
     """Put a constant in the place of a call that nothing but constants and numbers lead to, however large. Returns its name."""
-    lead = sorted(_leading(node))
+    lead = sorted(leading(node))
     constants = [n for n in lead if graph.is_constant(n)]
     calls = [n for n in lead if n not in constants]
     free = any(is_random(n) or is_quantizer(n) or is_scale_expression(n) or mask_of(graph, n) for n in calls)
@@ -94,24 +93,9 @@ def _fold_whole(graph: Graph, node: Node) -> str:
         return ""
     if any(graph.fact(n, FLOAT_REFERENCE) is not None for n in constants):
         return ""
-    found: dict[Node, Any] = {n: graph.tensor(n) for n in constants}
-    for call in calls:
-        args, kwargs = fx.node.map_arg((call.args, call.kwargs), found.__getitem__)
-        with torch.no_grad():
-            found[call] = call.target(*args, **kwargs)  # type: ignore[operator]
-    folded = graph.add_constant(_name(graph, node), found[node].clone(), before=node, like=constants)
+    folded = graph.add_constant(_name(graph, node), graph.tensor(node).clone(), before=node, like=constants)
     graph.replace(node, folded)
     return str(folded.target)
-
-
-def _leading(node: Node) -> set[Node]:
-    """A node and all that it is computed of."""
-    found, todo = {node}, [node]
-    while todo:
-        new = set(todo.pop().all_input_nodes) - found
-        found |= new
-        todo += new
-    return found
 
 
 def _before_layers(graph: Graph) -> set[Node]:

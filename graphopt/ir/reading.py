@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Container
 from typing import Any, TypeVar
 
+import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 from torch.fx.node import Node
 
 from graphopt.ir.facts import Fact
+from graphopt.ir.ops import is_random
 from graphopt.utils.errors import InputError
 
 T = TypeVar("T")
@@ -60,19 +63,28 @@ class Reading:
     def is_constant(self, node: Any) -> bool:
         return isinstance(node, Node) and node.op == "get_attr"
 
-    def tensor(self, node: Node) -> Tensor:
+    def tensor(self, node: Node, known: dict[Node, Any] | None = None) -> Tensor:
         """The value of a constant, or of a call that only constants lead to, without gradient.
 
+        Args:
+            known: what calls are known to give; what is computed here is added.
+
         Raises:
-            InputError: inputs of the graph lead to it.
+            InputError: inputs of the graph or random numbers lead to it.
         """
-        if node.op == "get_attr":
-            return self.parameter(node).detach()
-        if not node.all_input_nodes:
-            raise InputError(f"{node.name} is no constant: inputs of the graph lead to it")
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.tensor)
-        found: Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
-        return found
+        found = {} if known is None else known
+        for source in sorted(leading(node, found)):
+            if source.op == "get_attr":
+                found[source] = self.parameter(source).detach()
+                continue
+            if source.op != "call_function" or is_random(source):
+                lead = "inputs of the graph" if source.op == "placeholder" else "random numbers"
+                raise InputError(f"{node.name} is no constant: {lead} lead to it")
+            args, kwargs = fx.node.map_arg((source.args, source.kwargs), found.__getitem__)
+            with torch.no_grad():
+                found[source] = source.target(*args, **kwargs)  # type: ignore[operator]
+        value: Tensor = found[node]
+        return value
 
     def parameter(self, node: Node) -> Tensor:
         """The tensor object behind a constant (an `nn.Parameter` where it is trainable)."""
@@ -101,6 +113,16 @@ class Reading:
         if not isinstance(value, fact.type):
             raise TypeError(f"the fact {fact.name!r} is a {fact.type.__name__}, got {value!r:.100}")
         node.meta[fact.name] = value
+
+
+def leading(node: Node, known: Container[Node] = ()) -> set[Node]:
+    """A node and all that it is computed of, as far as it is not known."""
+    found, todo = set[Node](), [node]
+    while todo:
+        if (source := todo.pop()) not in known and source not in found:
+            found.add(source)
+            todo += source.all_input_nodes
+    return found
 
 
 def is_tensor(node: Node) -> bool:

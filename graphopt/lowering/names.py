@@ -11,6 +11,7 @@ A backend names what it writes by them, and a simulation what it computes, so th
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch.fx.node import Node
@@ -26,15 +27,31 @@ CONVERSIONS: dict[Any, str] = {
 }
 
 
+class Names:
+    """Hands out names, each of them once."""
+
+    def __init__(self, taken: Iterable[str]) -> None:
+        self._taken = set(taken)
+        self._counts: dict[str, int] = {}
+
+    def unused(self, name: str) -> str:
+        """The name, or the first of `name_1`, `name_2`, ... that nothing has; taken from now on."""
+        found = name
+        while found in self._taken:
+            self._counts[name] = self._counts.get(name, 0) + 1
+            found = f"{name}_{self._counts[name]}"
+        self._taken.add(found)
+        return found
+
+
 def value_names(graph: Graph) -> dict[Node, str]:
     """A name for every input, constant and call, each its own; constants have those of their parameters, but where an input or
     output has it, and no call has that of another output."""
     inputs = dict(zip(graph.inputs, graph.input_names, strict=True))
     outputs = {n: name for n, name in zip(graph.outputs, graph.output_names, strict=True) if n.op == "call_function"}
-    taken = {*graph.input_names, *graph.output_names}
-    counts: dict[str, int] = {}
+    free = Names([*graph.input_names, *graph.output_names])
     targets = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "get_attr")
-    constants = {target: _free(target, taken, counts) for target in targets}
+    constants = {target: free.unused(target) for target in targets}
     chief = _chief(graph)
     names: dict[Node, str] = {}
     for node in graph.nodes:
@@ -44,18 +61,8 @@ def value_names(graph: Graph) -> dict[Node, str]:
             names[node] = inputs[node]
         elif node.op == "call_function":
             wanted = _wanted(graph, node, names, chief)
-            names[node] = wanted if wanted == outputs.get(node) else _free(wanted, taken, counts)
+            names[node] = wanted if wanted == outputs.get(node) else free.unused(wanted)
     return names
-
-
-def _free(name: str, taken: set[str], counts: dict[str, int]) -> str:
-    """The name, or the first of `name_1`, `name_2`, ... that nothing has."""
-    found = name
-    while found in taken:
-        counts[name] = counts.get(name, 0) + 1
-        found = f"{name}_{counts[name]}"
-    taken.add(found)
-    return found
 
 
 def _wanted(graph: Graph, node: Node, names: dict[Node, str], chief: set[Node]) -> str:

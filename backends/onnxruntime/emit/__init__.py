@@ -104,12 +104,10 @@ def _call(writer: Writer, node: Node, exported: list[Node]) -> None:
 
 def _by_rule(writer: Writer, node: Node, exported: list[Node]) -> Value | tuple[Value, ...]:
     arguments = Arguments(node)
-    before = len(writer.nodes)
     site = writer.graph.site(node)
     try:
         value = RULES.get(node.target, no_rule)(writer, arguments)
     except NoRule:
-        del writer.nodes[before:]
         exported.append(node)
         return export_call(writer, node)
     except GraphoptError:
@@ -128,8 +126,7 @@ def _known(writer: Writer, node: Node) -> Tensor | None:
         return None
     if any(not isinstance(s, int) for s in node.meta["val"].shape) or node.meta["val"].numel() > LARGEST:
         return None
-    found = writer.computed(node)
-    return found
+    return writer.graph.tensor(node, writer.known)
 
 
 def _outputs(writer: Writer) -> list[Value]:

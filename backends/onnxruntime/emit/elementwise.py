@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from onnx_ir import Value
 
-from graphopt.backends.onnxruntime.emit.rule import Rule, ignore_memory, is_integer, rank, result_type
+from graphopt.backends.onnxruntime.emit.rule import (
+    Rule,
+    computed_in,
+    ignore_memory,
+    is_integer,
+    rank,
+    result_type,
+    widened,
+)
 from graphopt.backends.onnxruntime.emit.writer import Writer, type_of
 from graphopt.ir.arguments import Arguments
 from graphopt.ir.calls import shape
@@ -46,7 +54,7 @@ def through(
     if dtype.is_floating_point or (kind in wide and dtype in (torch.int32, torch.int64)):
         return function(x)
     inner = torch.int64 if kind in wide else torch.float64 if dtype == torch.int64 else torch.float32
-    return w.cast(function(w.cast(x, dtype, inner)), inner, dtype)
+    return computed_in(w, inner, dtype, function, x)
 
 
 def _rounded(kind: str) -> Rule:
@@ -67,9 +75,7 @@ def _relu(w: Writer, a: Arguments) -> Value:
 
 def maximum(w: Writer, x: Value, y: Value, dtype: torch.dtype, kind: str = "Max") -> Value:
     """Of two values of one type; for few bits there are no kernels."""
-    if dtype in (torch.bool, torch.int8, torch.uint8, torch.int16):
-        return w.cast(w.op(kind, w.cast(x, dtype, torch.int32), w.cast(y, dtype, torch.int32)), torch.int32, dtype)
-    return w.op(kind, x, y)
+    return computed_in(w, widened(dtype), dtype, lambda x, y: w.op(kind, x, y), x, y)
 
 
 def _of(function: Function) -> Rule:
@@ -224,9 +230,9 @@ def _clamp(w: Writer, a: Arguments) -> Value:
     dtype = result_type(a)
     x = w.read(a["self"], dtype)
     ends = [0, 6] if a.target is aten.relu6.default else [a.get(f"{end}_val", a.get(end)) for end in ("min", "max")]
-    inner = dtype if dtype.is_floating_point or dtype in (torch.int32, torch.int64) else torch.int32
+    inner = widened(dtype)
     low, high = (None if end is None else w.constant(end, inner) for end in ends)
-    return w.cast(w.op("Clip", w.cast(x, dtype, inner), low, *([] if high is None else [high])), inner, dtype)
+    return computed_in(w, inner, dtype, lambda x: w.op("Clip", x, low, *([] if high is None else [high])), x)
 
 
 def _clamp_tensors(w: Writer, a: Arguments) -> Value:

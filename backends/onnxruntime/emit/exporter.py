@@ -20,6 +20,7 @@ from torch.export import Dim
 from torch.fx.node import Node, map_arg
 
 from graphopt.backends.onnxruntime.emit.writer import Writer
+from graphopt.ir.calls import gives_several
 from graphopt.ir.shapes import is_free
 from graphopt.utils.alone import ALONE
 from graphopt.utils.errors import GraphoptError, first_line
@@ -67,7 +68,7 @@ def _exported(w: Writer, node: Node) -> Value | tuple[Value, ...]:
     ):
         change(model)
     outputs = _put_in(w, model, [w.values[source] for source in sources])
-    return outputs if isinstance(node.meta["val"], (list, tuple)) else outputs[0]
+    return outputs if gives_several(node) else outputs[0]
 
 
 def _alone(w: Writer, node: Node) -> tuple[fx.GraphModule, list[Node]]:
@@ -92,12 +93,10 @@ def _alone(w: Writer, node: Node) -> tuple[fx.GraphModule, list[Node]]:
     for source in inputs:
         copied(source)
     called = flat.node_copy(node, copied)
-    results = (
-        [called]
-        if isinstance(node.meta["val"], Tensor)
-        else [flat.call_function(operator.getitem, (called, n)) for n in range(len(node.meta["val"]))]
+    parts = range(len(node.meta["val"])) if gives_several(node) else None
+    flat.output(
+        tuple([called] if parts is None else [flat.call_function(operator.getitem, (called, n)) for n in parts])
     )
-    flat.output(tuple(results))
     return fx.GraphModule(constants, flat), sources
 
 

@@ -8,7 +8,7 @@ import torch
 from onnx_ir import Value
 from torch.fx.node import Node
 
-from graphopt.backends.onnxruntime.emit.rule import NoRule, Rule, axes, rank, reshaped, result_type
+from graphopt.backends.onnxruntime.emit.rule import NoRule, Rule, axes, computed_in, rank, reshaped, result_type
 from graphopt.backends.onnxruntime.emit.writer import ENDLESS, Writer, type_of
 from graphopt.ir.arguments import Arguments
 from graphopt.ir.calls import shape
@@ -270,8 +270,8 @@ def _triangle(upper: bool) -> Rule:
         dtype = result_type(a)
         inner = dtype if dtype in (torch.float32, torch.float64, torch.int64, torch.bool) else torch.int64
         inner = torch.float32 if dtype == torch.float16 else inner
-        x = w.cast(w.read(a["self"]), dtype, inner)
-        return w.cast(w.op("Trilu", x, w.constant(a["diagonal"], torch.int64), upper=int(upper)), inner, dtype)
+        diagonal = w.constant(a["diagonal"], torch.int64)
+        return computed_in(w, inner, dtype, lambda x: w.op("Trilu", x, diagonal, upper=int(upper)), w.read(a["self"]))
 
     return rule
 
@@ -288,8 +288,8 @@ def _pad(w: Writer, a: Arguments) -> Value:
     inner = torch.int32 if dtype == torch.int16 else dtype
     given = [w.constant(fill, inner)] if fill or dtype not in (torch.float32,) else []
     padding = w.sizes([*none, *front, *none, *back])
-    x = w.cast(w.read(a["self"]), dtype, inner)
-    return w.cast(w.op("Pad", x, padding, *(given if mode == "constant" else []), mode=mode), inner, dtype)
+    more = given if mode == "constant" else []
+    return computed_in(w, inner, dtype, lambda x: w.op("Pad", x, padding, *more, mode=mode), w.read(a["self"]))
 
 
 MOVES: dict[Any, Rule] = {

@@ -8,7 +8,7 @@ import torch
 from onnx_ir import Value
 
 from graphopt.backends.onnxruntime.emit.elementwise import maximum, truncated
-from graphopt.backends.onnxruntime.emit.rule import Rule, common_type, result_type
+from graphopt.backends.onnxruntime.emit.rule import Rule, common_type, computed_in, result_type, widened
 from graphopt.backends.onnxruntime.emit.writer import Writer
 from graphopt.ir.arguments import Arguments
 from graphopt.ir.ops import aten
@@ -21,9 +21,7 @@ def _operands(w: Writer, a: Arguments, dtype: torch.dtype) -> tuple[Value, Value
 
 def arithmetic(w: Writer, kind: str, x: Value, y: Value, dtype: torch.dtype) -> Value:
     """Integers of few bits have no kernels; they wrap around in a wider type as in their own."""
-    if dtype in (torch.int8, torch.uint8, torch.int16):
-        return w.cast(w.op(kind, w.cast(x, dtype, torch.int32), w.cast(y, dtype, torch.int32)), torch.int32, dtype)
-    return w.op(kind, x, y)
+    return computed_in(w, widened(dtype), dtype, lambda x, y: w.op(kind, x, y), x, y)
 
 
 def _sum(kind: str, *, swapped: bool = False) -> Rule:
@@ -78,7 +76,7 @@ def _fmod(w: Writer, a: Arguments) -> Value:
 
 def _power(w: Writer, a: Arguments) -> Value:
     dtype = result_type(a)
-    inner = dtype if dtype.is_floating_point or dtype in (torch.int32, torch.int64) else torch.int32
+    inner = widened(dtype)
     return w.cast(w.op("Pow", *_operands(w, a, inner)), inner, dtype)
 
 
@@ -90,8 +88,7 @@ def _comparison(kind: str, *, negated: bool = False) -> Rule:
     def rule(w: Writer, a: Arguments) -> Value:
         first, second = (a[name] for name in list(a)[:2])
         dtype = common_type(first, second)
-        if dtype in (torch.int8, torch.uint8, torch.int16) or (dtype == torch.bool and kind != "Equal"):
-            dtype = torch.int32
+        dtype = dtype if dtype == torch.bool and kind == "Equal" else widened(dtype)
         value = w.op(kind, w.read(first, dtype), w.read(second, dtype))
         return w.op("Not", value) if negated else value
 
@@ -117,10 +114,8 @@ def _where(w: Writer, a: Arguments) -> Value:
 
 def choose(w: Writer, condition: Value, yes: Value, no: Value, dtype: torch.dtype) -> Value:
     """ONNX Runtime chooses between floats, bytes, and integers of 32 and 64 bits."""
-    if dtype in (torch.bool, torch.int8, torch.int16):
-        yes, no = (w.cast(v, dtype, torch.int32) for v in (yes, no))
-        return w.cast(w.op("Where", condition, yes, no), torch.int32, dtype)
-    return w.op("Where", condition, yes, no)
+    inner = dtype if dtype == torch.uint8 else widened(dtype)
+    return computed_in(w, inner, dtype, lambda *values: w.op("Where", condition, *values), yes, no)
 
 
 def _masked_fill(w: Writer, a: Arguments) -> Value:

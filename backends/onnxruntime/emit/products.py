@@ -9,7 +9,7 @@ from onnx_ir import Value
 from torch.fx.node import Node
 
 from graphopt.backends.onnxruntime.emit.rule import NoRule, Rule, rank, result_type
-from graphopt.backends.onnxruntime.emit.writer import Writer, as_numpy
+from graphopt.backends.onnxruntime.emit.writer import Writer
 from graphopt.ir.arguments import Arguments
 from graphopt.ir.ops import aten
 
@@ -27,10 +27,8 @@ def turned(w: Writer, weight: Node) -> Value:
     """The transpose of a matrix, stored as such where it is constant; a vector is its own."""
     if rank(weight) != 2:
         return w.read(weight)
-    if w.graph.is_constant(weight):
-        name = f"{weight.target}_transposed"
-        return w.weights[name] if name in w.weights else w.store(name, as_numpy(w.graph.tensor(weight).T))
-    return w.op("Transpose", w.read(weight), perm=[1, 0])
+    stored = w.derived(weight, "transposed", lambda matrix: matrix.T)
+    return stored or w.op("Transpose", w.read(weight), perm=[1, 0])
 
 
 def _product(w: Writer, a: Arguments) -> Value:

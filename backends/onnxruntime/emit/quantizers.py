@@ -8,7 +8,7 @@ import torch
 from onnx_ir import Value
 
 from graphopt.backends.onnxruntime.emit.rule import Rule
-from graphopt.backends.onnxruntime.emit.writer import Writer, as_numpy
+from graphopt.backends.onnxruntime.emit.writer import Writer
 from graphopt.backends.onnxruntime.nbits import MATMUL_BLOCKS, OPERATOR
 from graphopt.ir.arguments import Arguments
 from graphopt.ir.calls import shape
@@ -35,10 +35,10 @@ def _dequantize(w: Writer, a: Arguments) -> Value:
 
 def _dequantize_channels(w: Writer, a: Arguments) -> Value:
     a.ignore("quant_min", "quant_max", "out_dtype")
-    points = w.graph.tensor(a["zero_points"]).to(a["dtype"])  # stored with more bits
-    name = f"{a['zero_points'].target}_{str(a['dtype']).removeprefix('torch.')}"
-    stored = w.weights[name] if name in w.weights else w.store(name, as_numpy(points))
-    return w.op("DequantizeLinear", w.read(a["input"]), w.read(a["scales"]), stored, axis=a["axis"])
+    dtype = a["dtype"]  # the graph keeps zero points in more bits
+    points = w.derived(a["zero_points"], str(dtype).removeprefix("torch."), lambda points: points.to(dtype))
+    assert points is not None
+    return w.op("DequantizeLinear", w.read(a["input"]), w.read(a["scales"]), points, axis=a["axis"])
 
 
 def _clip(w: Writer, a: Arguments) -> Value:

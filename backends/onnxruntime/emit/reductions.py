@@ -8,13 +8,11 @@ from typing import Any
 import torch
 from onnx_ir import Value
 
-from graphopt.backends.onnxruntime.emit.rule import NoRule, Rule, axes, rank, result_type
+from graphopt.backends.onnxruntime.emit.rule import NoRule, Rule, axes, computed_in, rank, result_type, widened
 from graphopt.backends.onnxruntime.emit.writer import Writer, type_of
 from graphopt.ir.arguments import Arguments
 from graphopt.ir.calls import shape
 from graphopt.ir.ops import aten
-
-NARROW = (torch.bool, torch.int8, torch.uint8, torch.int16)
 
 
 def reduce(w: Writer, kind: str, x: Value, dims: list[int], keep: bool) -> Value:
@@ -33,9 +31,8 @@ def _reduction(kind: str) -> Rule:
     def rule(w: Writer, a: Arguments) -> Value:
         dtype = result_type(a)
         a.ignore("dtype")  # the result has it
-        inner = torch.int32 if dtype in NARROW else dtype
-        x = w.cast(w.read(a["self"], dtype), dtype, inner)
-        return w.cast(reduce(w, kind, x, *_dims(a)), inner, dtype)
+        x = w.read(a["self"], dtype)
+        return computed_in(w, widened(dtype), dtype, lambda x: reduce(w, kind, x, *_dims(a)), x)
 
     return rule
 
@@ -53,7 +50,7 @@ def _truth(kind: str) -> Rule:
 def _index(kind: str) -> Rule:
     def rule(w: Writer, a: Arguments) -> Value:
         source, dim, keep = a["self"], a["dim"], bool(a["keepdim"])
-        x = w.read(source, torch.int32 if type_of(source) in NARROW else None)
+        x = w.read(source, widened(type_of(source)))
         if dim is None:
             x, dim = w.op("Reshape", x, w.integers([-1])), 0
             if keep:
@@ -67,7 +64,7 @@ def _extreme_with_index(end: str) -> Rule:
     def rule(w: Writer, a: Arguments) -> tuple[Value, ...]:
         source, dim, keep = a["self"], a["dim"], bool(a["keepdim"])
         dtype = type_of(source)
-        inner = torch.int32 if dtype in NARROW else dtype
+        inner = widened(dtype)
         x = w.read(source, inner)
         if not rank(source):
             raise NoRule
@@ -163,7 +160,7 @@ def _top(w: Writer, a: Arguments) -> tuple[Value, ...]:
 
 def _ordered(w: Writer, a: Arguments, count: Any, *, largest: bool, sorted: int = 1) -> tuple[Value, ...]:
     dtype = type_of(a["self"])
-    inner = torch.int32 if dtype in NARROW else torch.float32 if dtype == torch.float16 else dtype
+    inner = torch.float32 if dtype == torch.float16 else widened(dtype)
     x, dim = w.read(a["self"], inner), a["dim"] % rank(a["self"])
     values, indices = w.ops("TopK", 2, x, w.sizes([count]), axis=dim, largest=int(largest), sorted=sorted)
     return w.cast(values, inner, dtype), indices

@@ -29,18 +29,28 @@ def result_type(a: Arguments) -> torch.dtype:
     return type_of(a.node)
 
 
+NARROW = (torch.bool, torch.int8, torch.uint8, torch.int16, torch.uint16)  # for which ONNX Runtime has few kernels
+
+
+def widened(dtype: torch.dtype) -> torch.dtype:
+    """A type that kernels have, of which a narrow one is part; integers wrap around there as in their own."""
+    return torch.int32 if dtype in NARROW else dtype
+
+
+def computed_in(
+    w: Writer, inner: torch.dtype, dtype: torch.dtype, function: Callable[..., Value], *values: Value
+) -> Value:
+    """A function of values of a type, computed in another, in the first again."""
+    return w.cast(function(*(w.cast(value, dtype, inner) for value in values)), inner, dtype)
+
+
 def is_integer(dtype: torch.dtype) -> bool:
     return not dtype.is_floating_point and dtype != torch.bool
 
 
-def fakes(arguments: list[Any]) -> list[Any]:
-    """Arguments with their fake values in place of nodes."""
-    return [a.meta["val"] if isinstance(a, Node) else a for a in arguments]
-
-
 def common_type(*arguments: Any) -> torch.dtype:
     """What torch computes in when these meet."""
-    found = fakes(list(arguments))
+    found = [a.meta["val"] if isinstance(a, Node) else a for a in arguments]
     found = [f if isinstance(f, (torch.Tensor, int, float, bool)) else int(f) for f in found]
     return torch.result_type(*found) if len(found) == 2 else type_of(arguments[0])
 

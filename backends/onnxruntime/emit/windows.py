@@ -73,35 +73,29 @@ def _max_pool(dims: int) -> Rule:
         if a["ceil_mode"] and any(map(w.is_free, shape(source)[-dims:])):
             options["ceil_mode"] = 1
         elif a["ceil_mode"]:
-            options, ends = _rounded_up(options, shape(source)[-dims:], shape(a.node)[-dims:])
-        return batched(w, source, dims, lambda x: w.op("MaxPool", _padded(w, x, ends, dtype), **options))
+            # ONNX Runtime derives another size than torch where a last window would begin in the padding, and refuses padding as
+            # large as a kernel.
+            ends, begin = _ends(a, options, dims), options["pads"][:dims]
+            fits = all(map(int.__lt__, ends, options["kernel_shape"]))
+            options["pads"], ends = [*begin, *(ends if fits else [0] * dims)], [] if fits else ends
+        lowest = w.constant(-math.inf if dtype.is_floating_point else torch.iinfo(dtype).min, dtype) if ends else None
+        return batched(w, source, dims, lambda x: w.op("MaxPool", _padded(w, x, [0] * dims, ends, lowest), **options))
 
     return rule
 
 
-def _rounded_up(
-    options: dict[str, Any], image: Sequence[int], result: Sequence[int]
-) -> tuple[dict[str, Any], list[int]]:
-    """Options without `ceil_mode`, but with as much padding at the end as gives torch's size, and what of that does not fit.
-
-    For `ceil_mode` ONNX Runtime derives another size than torch where a last window would begin in the padding; padding as large
-    as a kernel it refuses.
-    """
-    kernel, strides, pads = (options[name] for name in ("kernel_shape", "strides", "pads"))
-    begin = pads[: len(kernel)]
-    reach = [d * (k - 1) + 1 for d, k in zip(options["dilations"], kernel, strict=True)]
-    used = [(n - 1) * s + r for n, s, r in zip(result, strides, reach, strict=True)]
-    end = [max(u - i - b, 0) for u, i, b in zip(used, image, begin, strict=True)]
-    fits = all(map(int.__lt__, end, kernel))
-    return options | {"pads": [*begin, *(end if fits else [0] * len(end))]}, [] if fits else end
+def _ends(a: Arguments, options: dict[str, Any], dims: int) -> list[int]:
+    """As much padding at the end of each dimension as torch's last windows reach."""
+    image, result = shape(a["self"])[-dims:], shape(a.node)[-dims:]
+    kernel, dilations = options["kernel_shape"], options.get("dilations", [1] * dims)
+    reach = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
+    used = [(n - 1) * s + r for n, s, r in zip(result, options["strides"], reach, strict=True)]
+    return [max(u - i - b, 0) for u, i, b in zip(used, image, options["pads"][:dims], strict=True)]
 
 
-def _padded(w: Writer, x: Value, ends: list[int], dtype: torch.dtype) -> Value:
-    """An image with so much at the end of each dimension that is never the largest."""
-    if not ends:
-        return x
-    lowest = -math.inf if dtype.is_floating_point else torch.iinfo(dtype).min
-    return w.op("Pad", x, w.integers([*[0] * (len(ends) + 2), 0, 0, *ends]), w.constant(lowest, dtype))
+def _padded(w: Writer, x: Value, begin: list[int], ends: list[int], fill: Value | None = None) -> Value:
+    """An image with this padding, of zeros where nothing else is given; itself where no ends are."""
+    return w.op("Pad", x, w.integers([0, 0, *begin, 0, 0, *ends]), *([] if fill is None else [fill])) if ends else x
 
 
 def _average_pool(dims: int) -> Rule:
@@ -110,35 +104,30 @@ def _average_pool(dims: int) -> Rule:
         counted = 1 if divisor else int(a["count_include_pad"])
         options, ends = _window(a, dims) | {"count_include_pad": counted}, list[int]()
         if a["ceil_mode"]:
-            options["ceil_mode"], ends = _averages_rounded_up(w, a, options, dims)
-        if ends:
-            padding = w.integers([0, 0, *options["pads"][:dims], 0, 0, *ends])
-            options["pads"] = None
-            pooled = batched(w, source, dims, lambda x: w.op("AveragePool", w.op("Pad", x, padding), **options))
-        else:
-            pooled = batched(w, source, dims, lambda x: w.op("AveragePool", x, **options))
+            options["ceil_mode"] = mode = _ceil_mode(w, a, options, dims)
+            ends = _ends(a, options, dims) if mode is None else []
+        begin = options["pads"][:dims]
+        options["pads"] = None if ends else options["pads"]
+        pooled = batched(w, source, dims, lambda x: w.op("AveragePool", _padded(w, x, begin, ends), **options))
         return pooled if divisor is None and not ends else w.op("Mul", pooled, _factor(w, a, dims, ends))
 
     return rule
 
 
-def _averages_rounded_up(w: Writer, a: Arguments, options: dict[str, Any], dims: int) -> tuple[int, list[int]]:
-    """Whether ONNX's `ceil_mode` gives torch's size; where neither of its values does, the padding at the end that does.
+def _ceil_mode(w: Writer, a: Arguments, options: dict[str, Any], dims: int) -> int | None:
+    """The value of ONNX's `ceil_mode` that gives torch's size; None where neither does.
 
     torch leaves a last window out that would begin in the padding. So does ONNX Runtime's kernel, but its plan for memory counts
     that window, and may share memory with a value of that size; the kernel on codes is the only one there is.
     """
     image, result = shape(a["self"])[-dims:], shape(a.node)[-dims:]
     if any(map(w.is_free, image)) or is_dequantized(a["self"]):
-        return 1, []
+        return 1
     kernel, strides, pads = (options[name] for name in ("kernel_shape", "strides", "pads"))
     rest = [(i + 2 * p - k, s) for i, k, s, p in zip(image, kernel, strides, pads[:dims], strict=True)]
     if [n // s + 1 for n, s in rest] == list(result):
-        return 0, []
-    if [-(-n // s) + 1 for n, s in rest] == list(result):
-        return 1, []
-    used = [(n - 1) * s + k for n, s, k in zip(result, strides, kernel, strict=True)]
-    return 0, [max(u - i - p, 0) for u, i, p in zip(used, image, pads[:dims], strict=True)]
+        return 0
+    return 1 if [-(-n // s) + 1 for n, s in rest] == list(result) else None
 
 
 def _factor(w: Writer, a: Arguments, dims: int, ends: list[int]) -> Value:
@@ -160,9 +149,8 @@ def _factor(w: Writer, a: Arguments, dims: int, ends: list[int]) -> Value:
     window = (a["kernel_size"], a["stride"], a["padding"], a["ceil_mode"])
     theirs = a.target(ones, *window, a["count_include_pad"], *([divisor] if divisor else []))
     if ends:
-        around = [n for pair in zip(each(a["padding"], dims), ends, strict=True) for n in pair]
-        both = [around[2 * d : 2 * d + 2] for d in range(dims)][::-1]
-        ours = a.target(F.pad(ones, [n for pair in both for n in pair]), *window[:2])
+        around = list(zip(each(a["padding"], dims), ends, strict=True))
+        ours = a.target(F.pad(ones, [n for pair in reversed(around) for n in pair]), *window[:2])
     else:
         ours = a.target(ones, *window, True)
     factor = (theirs / ours)[0, 0]
@@ -175,11 +163,7 @@ def _adaptive(dims: int) -> Rule:
     """Windows of one size where there are such; else each dimension by the matrix of its means."""
 
     def rule(w: Writer, a: Arguments) -> Value:
-        source = a["self"]
-        sizes, wanted = shape(source)[-dims:], each(a["output_size"], dims)
-        wanted = [s if n is None else n for s, n in zip(sizes, wanted, strict=True)]
-        if any(w.is_free(s) or not n for s, n in zip(sizes, wanted, strict=True)):
-            raise NoRule
+        source, (sizes, wanted) = a["self"], _image_sizes(w, a, dims)
         if any(s % n for s, n in zip(sizes, wanted, strict=True)):
             means = [F.adaptive_avg_pool1d(torch.eye(s).double(), n) for s, n in zip(sizes, wanted, strict=True)]
             return _by_matrices(w, source, means)
@@ -189,14 +173,21 @@ def _adaptive(dims: int) -> Rule:
     return rule
 
 
+def _image_sizes(w: Writer, a: Arguments, dims: int) -> tuple[list[int], list[int]]:
+    """Of the image that an adaptive pool reads, and of the one that it gives."""
+    sizes, wanted = list(shape(a["self"])[-dims:]), each(a["output_size"], dims)
+    wanted = [s if n is None else n for s, n in zip(sizes, wanted, strict=True)]
+    if any(w.is_free(s) or not n for s, n in zip(sizes, wanted, strict=True)):
+        raise NoRule
+    return sizes, wanted
+
+
 def _adaptive_max(dims: int) -> Rule:
     """Largest elements of windows of any size, dimension by dimension; not their places."""
 
     def rule(w: Writer, a: Arguments) -> tuple[Value, ...]:
-        source = a["self"]
-        sizes, wanted = shape(source)[-dims:], each(a["output_size"], dims)
-        wanted = [s if n is None else n for s, n in zip(sizes, wanted, strict=True)]
-        if any(w.is_free(s) or not n for s, n in zip(sizes, wanted, strict=True)) or _reads_part(a.node, 1):
+        source, (sizes, wanted) = a["self"], _image_sizes(w, a, dims)
+        if _reads_part(a.node, 1):
             raise NoRule
         x, of = w.read(source), rank(source)
         for back, (size, count) in enumerate(zip(sizes, wanted, strict=True)):

@@ -11,7 +11,7 @@ call that it is for.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,11 @@ import torch
 import torch.utils._sympy.functions as functions
 from onnx_ir import Value
 from torch import Tensor
-from torch.fx.node import Node, map_arg
+from torch.fx.node import Node
 
 from graphopt.ir.graph import Graph
 from graphopt.ir.shapes import is_free
-from graphopt.lowering.names import value_names
+from graphopt.lowering.names import Names, value_names
 from graphopt.utils.errors import GraphoptError
 
 ENDLESS = 2**63 - 1  # the end of a slice that has none
@@ -71,8 +71,9 @@ class Writer:
         self.names = value_names(graph)
         self.name = ""  # of the call that is being written
         self.known: dict[Node, Tensor] = {}  # calls of constants, computed
-        self._counts = dict.fromkeys(self.names.values(), 0)
+        self._names = Names([*self.names.values(), *graph.input_names, *graph.output_names])
         self._constants: dict[Any, Value] = {}
+        self._derived: dict[tuple[str, str], Value] = {}
         self._dimensions: dict[Any, tuple[Value, int]] = {}  # where a free size can be read
         self._read: dict[tuple[Value, int], Value] = {}
 
@@ -96,8 +97,7 @@ class Writer:
 
     def fresh(self, name: str) -> str:
         """A name that nothing has yet."""
-        count = self._counts[name] = self._counts.get(name, -1) + 1
-        return f"{name}_{count}" if count else name
+        return self._names.unused(name)
 
     # ---- Values ----------------------------------------------------------------------------------------------------
 
@@ -135,33 +135,30 @@ class Writer:
         self.weights[name] = value
         return value
 
-    def computed(self, node: Node) -> Tensor:
-        """The answer of a call that reads constants alone."""
-        args, kwargs = map_arg(
-            (node.args, dict(node.kwargs)), lambda n: self.known[n] if n in self.known else self.graph.tensor(n)
-        )
-        target: Any = node.target
-        self.known[node] = target(*args, **kwargs)
-        return self.known[node]
-
     def constant_value(self, node: Node) -> Tensor | None:
         """The tensor that a node is whatever the inputs are; None for any other."""
         return self.graph.tensor(node) if node.op == "get_attr" else self.known.get(node)
 
+    def derived(self, node: Node, what: str, function: Callable[[Tensor], Tensor]) -> Value | None:
+        """A function of a constant, stored once under the constant's name and this word; None for what is no constant."""
+        constant, key = self.constant_value(node), (self.names.get(node, ""), what)
+        if constant is None:
+            return None
+        if key not in self._derived:
+            self._derived[key] = self.store(self.fresh("_".join(key)), as_numpy(function(constant)))
+        return self._derived[key]
+
     def shaped(self, node: Node, sizes: Sequence[int]) -> Value:
         """A value in another shape of fixed sizes, stored so where it is constant."""
-        constant = self.constant_value(node)
-        if constant is None:
-            return self.op("Reshape", self.read(node), self.integers(sizes))
-        name = f"{node.target if node.op == 'get_attr' else node.name}_{'x'.join(map(str, sizes))}"
-        return self.weights[name] if name in self.weights else self.store(name, as_numpy(constant.reshape(list(sizes))))
+        stored = self.derived(node, "x".join(map(str, sizes)), lambda t: t.reshape(list(sizes)))
+        return stored or self.op("Reshape", self.read(node), self.integers(sizes))
 
     # ---- Sizes -----------------------------------------------------------------------------------------------------
 
     def sizes(self, shape: Sequence[Any]) -> Value:
         """One dimension, of these sizes: numbers, nodes that are sizes, and symbols of free ones."""
         pieces: list[Value] = []
-        for free, run in itertools.groupby(shape, key=lambda s: isinstance(s, Node) or is_free(s)):
+        for free, run in itertools.groupby(shape, key=self.is_free):
             numbers = list(run)
             pieces += [self.size(s) for s in numbers] if free else [self.integers(map(int, numbers))]
         if not pieces:
@@ -198,7 +195,9 @@ class Writer:
             self._read[value, axis] = self.op("Shape", value, start=axis, end=axis + 1)
         return self._read[value, axis]
 
-    def is_free(self, size: Any) -> bool:
+    @staticmethod
+    def is_free(size: Any) -> bool:
+        """Whether a size is known only when the model runs."""
         return isinstance(size, Node) or is_free(size)
 
     # ---- What the graph has ----------------------------------------------------------------------------------------
