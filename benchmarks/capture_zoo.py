@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.utils._pytree as pytree
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests/helpers"))
 import zoo
 
 from graphopt.ir.graph import Graph

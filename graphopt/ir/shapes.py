@@ -22,6 +22,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.fx.node import Node
 
 from graphopt.ir import operators
+from graphopt.ir.derivation import DERIVATION, Derivation, derived, described, mutates
 from graphopt.ir.sizes import FreeSize, batch_of, stand_ins
 from graphopt.ir.structure import Size
 from graphopt.utils.alone import ALONE
@@ -62,18 +63,31 @@ def _called(names: Mapping[Any, str]) -> dict[Any, Any]:
 
 
 class _Shapes(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule, mode: FakeTensorMode) -> None:
+    def __init__(self, module: fx.GraphModule, mode: FakeTensorMode, rules: bool) -> None:
         super().__init__(module)
-        self.mode = mode
+        self.mode, self.rules = mode, rules
+        self.anew = any(map(mutates, module.graph.nodes))
         self.constants: dict[str, Any] = {}
         self.tied = len(mode.shape_env.replacements) if mode.shape_env is not None else 0
 
     def run_node(self, n: Node) -> Any:
-        value = super().run_node(n)
-        if n.op != "output":
-            n.meta["val"] = value
+        if n.op == "output":
+            return super().run_node(n)
+        source = None if n.op == "placeholder" or mutates(n) else self._source(n)
+        if source is not None and not self.anew and derived(n, self.mode, source):
+            return self.constants.setdefault(str(n.target), n.meta["val"]) if n.op == "get_attr" else n.meta["val"]
+        value = n.meta["val"] = super().run_node(n)
         self._check_free(n)
+        if source is not None:
+            n.meta[DERIVATION.name] = Derivation(self.mode, source, value, described(value))
         return value
+
+    def _source(self, n: Node) -> Any:
+        """What the value of a node depends on."""
+        if n.op == "get_attr":
+            return described(super().fetch_attr(str(n.target)))
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        return self.rules, n.target, described(args), described(kwargs)
 
     def _check_free(self, n: Node) -> None:
         """Comparing sizes may tie two of them, or one to a number, for good: `torch.fx` would go on with that in silence."""
@@ -99,13 +113,15 @@ class _Shapes(fx.Interpreter):
 def propagate(module: fx.GraphModule, *, rules: bool = True) -> None:
     """Set `meta["val"]` of every node to its fake value. Raises what the operator raises where shapes do not fit.
 
+    Where neither a call nor what it reads has changed since the last time, the value stays.
+
     Args:
         rules: with torch's rules for composite operators; `torch.export` traces without them.
     """
     inputs = [n.meta["val"] for n in module.graph.nodes if n.op == "placeholder"]
     mode = next((v.fake_mode for v in inputs if isinstance(v, FakeTensor)), None) or FakeTensorMode()
     inputs = [mode.from_tensor(v) if isinstance(v, Tensor) and not isinstance(v, FakeTensor) else v for v in inputs]
-    interpreter = _Shapes(module, mode)
+    interpreter = _Shapes(module, mode, rules)
     # Without the Python dispatcher, some composite operators (pad) ask for the batch as a number and thereby fix it.
     dispatcher = enable_python_dispatcher() if rules else contextlib.nullcontext()
     with ALONE, mode, torch.no_grad(), dispatcher:
