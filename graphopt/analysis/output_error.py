@@ -29,13 +29,15 @@ class Probe:
     def __init__(self, graph: Graph, data: Iterable[list[Tensor]]) -> None:
         self.graph = graph
         self.batches = list(first(graph, data, samples(graph)))
-        self.wanted = [Executor(graph).float_outputs(batch) for batch in self.batches]
+        executor = Executor(graph).settled()
+        self.wanted = [executor.float_outputs(batch) for batch in self.batches]
         self.power = add_up(map(squares, self.wanted))
 
     def damage(self, graph: Graph | None = None, changed: Mapping[str, Tensor] | None = None) -> float:
         """Of another graph, or of this one with some constants exchanged by name; see the head of this file."""
         graph, changed = graph or self.graph, changed or {}
-        executor = Executor(graph, constants={n: changed[str(n.target)] for n in graph.nodes if n.target in changed})
+        constants = {n: changed[str(n.target)] for n in graph.nodes if n.target in changed}
+        executor = Executor(graph, constants=constants).settled()
         pairs = zip(map(executor.float_outputs, self.batches), self.wanted, strict=True)
         return relative(add_up(squares(z, wanted) for z, wanted in pairs), self.power)
 

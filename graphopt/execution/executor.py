@@ -68,6 +68,7 @@ class Executor:
         self.constants, self.overrides = constants or {}, overrides or {}
         self.leaves, self.gradients = frozenset(leaves), gradients or bool(leaves)
         self._plans: dict[Any, _Plan] = {}
+        self._settled: dict[Node, Any] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the model returns; arguments and result as those of the graph.
@@ -120,10 +121,17 @@ class Executor:
         for node in self.leaves & values.keys():
             values[node] = _leaf(node, values[node])
         for node, expired in plan.steps:
-            values[node] = self.call(node, values)
+            values[node] = self._result(node, values)
             yield node
             for past in expired:
                 values.pop(past, None)
+
+    def _result(self, node: Node, values: Mapping[Node, Any]) -> Any:
+        if self._settled is None or node not in self._fixed:
+            return self.call(node, values)
+        if node not in self._settled:
+            self._settled[node] = self.call(node, values)
+        return self._settled[node]
 
     def call(self, node: Node, values: Mapping[Node, Any]) -> Any:
         """What one call gives for the values it reads."""
@@ -179,6 +187,13 @@ class Executor:
         """The same with other overrides."""
         other = copy.copy(self)  # which shares the plans
         other.overrides = overrides
+        return other if self._settled is None else other.settled()
+
+    def settled(self) -> Executor:
+        """The same for as long as no constant changes: what is computed of constants alone, such as the rounded weight of a
+        layer, is computed at most once."""
+        other = copy.copy(self)
+        other._settled = {}
         return other
 
     def alive(self, node: Node) -> list[Node]:

@@ -42,11 +42,12 @@ class Frontier:
         """Walk up to `node`, which is not computed yet; of each batch the values of `wanted`, which must be in flight there, or
         constants."""
         self._at = node if self._at is None else max(self._at, node)
-        alive, found = self._executor.alive(self._at), []
+        executor, found = self._executor.settled(), list[list[Any]]()
+        alive = executor.alive(self._at)
         for values in self._values:
-            for _ in self._executor.walk(values, wanted, keep=alive):
+            for _ in executor.walk(values, wanted, keep=alive):
                 pass
-            found.append([self._executor.read(source, values) for source in wanted])
+            found.append([executor.read(source, values) for source in wanted])
             if self._keep is not None:
                 for source in alive:
                     if source.op == "call_function" and source not in self._kept and isinstance(values[source], Tensor):

@@ -231,7 +231,7 @@ class _Walk:
     def error(
         self, task: Parametrization, samples: Samples, constants: Mapping[Node, Any], shift: Tensor | None
     ) -> float:
-        executor = Executor(self.graph, constants=constants)
+        executor = Executor(self.graph, constants=constants).settled()
 
         def result(part: Part) -> Tensor:
             given = task.region.run(executor, part.inputs)
@@ -246,7 +246,7 @@ class _Walk:
         original, changed = self.frontiers
         here = changed.before(region.first, [*region.inputs, *ours])
         there = original.before(source.first, [*source.inputs, *theirs])
-        executor = Executor(self.original)
+        executor = Executor(self.original).settled()
         weights = self.importance.pop(source.output, [None] * len(here))
         parts, results = [], []
         for values, before, weight in zip(here, there, weights, strict=True):

@@ -72,6 +72,8 @@ class Reading:
         Raises:
             InputError: inputs of the graph or random numbers lead to it.
         """
+        if node.op == "get_attr":
+            return self.parameter(node).detach()
         found = {} if known is None else known
         for source in sorted(leading(node, found)):
             if source.op == "get_attr":

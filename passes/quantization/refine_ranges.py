@@ -174,7 +174,7 @@ class _Search:
         """Mean loss per sample over some batches, with scales times 2^moved."""
         pairs = zip(self.steps, moved, strict=True)
         changed = {s.constant: self.graph.tensor(s.constant) * float(2.0**m) for s, m in pairs}
-        executor, compare = Executor(self.graph, constants=changed), COMPARISONS[self.options.loss]
+        executor, compare = Executor(self.graph, constants=changed).settled(), COMPARISONS[self.options.loss]
         found = (executor.nested(executor.run(self.graph.results, self.batches[i])) for i in which)
         total = sum(float(compare(output, self.wanted[i])) for output, i in zip(found, which, strict=True))
         return total / sum(count(self.graph, self.batches[i]) for i in which)

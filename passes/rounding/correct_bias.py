@@ -109,7 +109,7 @@ class Bias(Parametrization):
     layer: Layer
 
     def solve(self, graph: Graph, samples: Samples) -> Iterator[Found]:
-        executor, total, count = Executor(graph), torch.zeros(()), 0
+        executor, total, count = Executor(graph).settled(), torch.zeros(()), 0
         for part in samples.batches():
             lost = (part.wanted - self.region.run(executor, part.inputs)).movedim(self.channel_dim, -1)
             rows = lost.reshape(-1, lost.shape[-1])

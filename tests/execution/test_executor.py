@@ -249,3 +249,29 @@ def test_inputs_that_do_not_fit_are_named() -> None:
         executor.run(graph.outputs, [torch.randn(2, 4), torch.randn(3, 4)])
     with pytest.raises(InputError, match=rf"'{second}' is needed and not given"):
         executor.run(graph.outputs, {graph.inputs[0]: torch.randn(2, 4)})
+
+
+def test_settled_constants_are_computed_once_until_they_may_change() -> None:
+    x, seen = torch.randn(4, 3), list[Tensor]()
+    graph = Graph.capture(nn.Linear(3, 2).eval(), x)
+    layer = graph.calls(aten.linear.default)[0]
+    weight = layer.args[1]
+    assert isinstance(weight, Node)
+    doubled = graph.call(aten.mul.Tensor, weight, 2.0, before=layer)
+    layer.update_arg(1, doubled)
+    graph.refresh()
+
+    def double(weight: Tensor, factor: float) -> Tensor:
+        seen.append(weight)
+        return weight * factor
+
+    executor = Executor(graph, overrides={doubled: double})
+    settled = executor.settled()
+    first = settled(x)
+    assert torch.equal(settled(x), first)
+    assert len(seen) == 1
+    graph.put_constant(weight, torch.zeros(2, 3))
+    assert torch.equal(settled(x), first)  # as it was told
+    assert not torch.equal(executor.settled()(x), first)
+    other = settled.overriding({doubled: lambda weight, factor: weight * 0 + 1})
+    assert torch.equal(other(x), executor.overriding(other.overrides)(x))
