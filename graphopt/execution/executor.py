@@ -33,10 +33,12 @@ Values = dict[Node, Any]
 
 
 class _Plan(NamedTuple):
-    """Calls in execution order, and behind each the values that no later one reads; `unread`: given, but read by none."""
+    """Calls in execution order, and behind each the values that no later one reads; `unread`: given, but read by none;
+    `fixed`: calls that read constants alone."""
 
     steps: list[tuple[Node, list[Node]]]
     unread: list[Node]
+    fixed: set[Node]
 
 
 class Executor:
@@ -121,13 +123,13 @@ class Executor:
         for node in self.leaves & values.keys():
             values[node] = _leaf(node, values[node])
         for node, expired in plan.steps:
-            values[node] = self._result(node, values)
+            values[node] = self._once(node, values) if node in plan.fixed else self.call(node, values)
             yield node
             for past in expired:
                 values.pop(past, None)
 
-    def _result(self, node: Node, values: Mapping[Node, Any]) -> Any:
-        if self._settled is None or node not in self._fixed:
+    def _once(self, node: Node, values: Mapping[Node, Any]) -> Any:
+        if self._settled is None:
             return self.call(node, values)
         if node not in self._settled:
             self._settled[node] = self.call(node, values)
@@ -209,7 +211,7 @@ class Executor:
 
     @cached_property
     def _fixed(self) -> set[Node]:
-        return constant_calls(self.graph)
+        return constant_calls(self.graph.nodes)
 
     def read(self, source: Node, values: Mapping[Node, Any]) -> Any:
         """A value that is given or computed, or a constant."""
@@ -242,7 +244,8 @@ class Executor:
         for source, reader in last.items():
             if source not in keep and (source in needed or source in given):
                 expiring[reader].append(source)
-        return _Plan(list(expiring.items()), [node for node in given if node not in last and node not in keep])
+        unread = [node for node in given if node not in last and node not in keep]
+        return _Plan(list(expiring.items()), unread, constant_calls(expiring))
 
     def _failure(self, node: Node, args: tuple[Any, ...], error: Exception) -> str:
         shapes = [list(leaf.shape) for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
@@ -250,10 +253,10 @@ class Executor:
         return f"{name} at {self.graph.site(node)!r} failed on tensors of shapes {shapes}: {first_line(error)}"
 
 
-def constant_calls(graph: Graph) -> set[Node]:
-    """The calls that no input of the graph leads to."""
+def constant_calls(nodes: Iterable[Node]) -> set[Node]:
+    """Those of some nodes, in execution order, that are calls which constants and each other lead to, and nothing else."""
     found: set[Node] = set()
-    for node in graph.nodes:
+    for node in nodes:
         sources = node.all_input_nodes
         if node.op == "call_function" and sources and all(s.op == "get_attr" or s in found for s in sources):
             found.add(node)

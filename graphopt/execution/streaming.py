@@ -43,7 +43,7 @@ class Frontier:
         constants."""
         self._at = node if self._at is None else max(self._at, node)
         executor, found = self._executor.settled(), list[list[Any]]()
-        alive = executor.alive(self._at)
+        alive = self._executor.alive(self._at)
         for values in self._values:
             for _ in executor.walk(values, wanted, keep=alive):
                 pass

@@ -170,7 +170,7 @@ class LearnRounding:
         *,
         importance: bool = False,
     ) -> list[Fit]:
-        values = set(quantizers(graph)) - constant_calls(graph)
+        values = set(quantizers(graph)) - constant_calls(graph.nodes)
         return fit(
             reference,
             graph,

@@ -175,7 +175,7 @@ def test_constants_are_exchanged_for_one_run_and_stay_in_the_graph() -> None:
 
 def test_a_call_on_constants_may_be_given() -> None:
     graph = capture(Model(lambda m, x: x @ m.part.weight.T.abs(), part=nn.Linear(4, 4)), torch.randn(2, 4))
-    last = max(constant_calls(graph))
+    last = max(constant_calls(graph.nodes))
     assert torch.equal(Executor(graph, constants={last: torch.eye(4)})(x := torch.randn(3, 4)), x)
 
 
