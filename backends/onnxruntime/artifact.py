@@ -15,9 +15,11 @@ import onnxruntime as ort
 import torch
 
 from graphopt.artifacts.artifact import Artifact, describe, temporary_folder
-from graphopt.artifacts.manifest import Manifest
+from graphopt.artifacts.manifest import Manifest, listing
+from graphopt.backends.onnxruntime import metadata
 from graphopt.backends.onnxruntime.export import to_onnx
 from graphopt.backends.onnxruntime.nbits import choose_products
+from graphopt.data.preprocessing import Preprocessing
 from graphopt.ir.cost import layer_macs
 from graphopt.ir.equal_calls import equal_calls
 from graphopt.ir.facts import LEFT
@@ -76,6 +78,13 @@ class OnnxRuntimeArtifact(Artifact):
     def refusal(self) -> str:
         contexts = ", ".join(self.manifest.options.get("contexts", {}))
         return f"it is compiled for Hexagon {contexts}; run it .on('htp:...')" if contexts else ""
+
+    def annotate(self, preprocessing: Preprocessing | None, labels: Sequence[str]) -> None:
+        """See `Artifact.annotate`; the model's metadata say the same."""
+        super().annotate(preprocessing, labels)
+        if found := metadata.of_annotations(preprocessing, labels):
+            metadata.add(self.folder / MODEL, found)
+            self.manifest.files = listing(self.folder)
 
     def open(self, path: Path) -> Any:
         """A session of a model where this artifact runs."""
@@ -207,7 +216,7 @@ def lower(graph: Graph, target: Target, *, name: str = "model") -> OnnxRuntimeAr
     with torch.no_grad():
         deployed = deploy(graph, target)
         model, exported = to_onnx(deployed, plain=target.runtime.vendor_compiler)
-    model.metadata_props.update({"target": target.name, "model": name})
+    model.metadata_props.update(metadata.of_model(target, name))
     choose_products(model, target.kernels.block_products)
     folder = temporary_folder()
     weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)

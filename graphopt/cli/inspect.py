@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from graphopt.cli import arguments
-from graphopt.cli.arguments import Aim, Estimator, Mean, Model, Samples, Scale, Shapes, Std, Typical
+from graphopt.cli.arguments import Aim, Estimator, Mean, Model, Prepared, Samples, Scale, Shapes, Std, Typical
 from graphopt.cli.reporting import reporting
 from graphopt.utils.errors import InputError
 
@@ -19,9 +19,10 @@ def analyze(
     calibration: Typical = None,
     input_shape: Shapes = None,
     samples: Samples = 512,
-    scale: Scale = 1 / 255,
-    mean: Mean = "0.485,0.456,0.406",
-    std: Std = "0.229,0.224,0.225",
+    preprocessing: Prepared = None,
+    scale: Scale = None,
+    mean: Mean = None,
+    std: Std = None,
     estimator: Estimator = "mse",
     plots: Annotated[
         Path | None,
@@ -41,7 +42,8 @@ def analyze(
             check(plots)
         if json is not None:
             files.check_writable(json)
-        source = arguments.calibration(calibration, samples, scale, mean, std)
+        images = arguments.preprocessing(preprocessing, scale, mean, std)
+        source = arguments.calibration(calibration, samples, images)
         example, subject = arguments.examples(input_shape), arguments.model(model)
 
         import graphopt

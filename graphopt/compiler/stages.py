@@ -50,13 +50,16 @@ def capture(request: Request) -> Work:
     graph, notes = request.graph()
     backend.check_graph(graph)
     give_back(cost.weight_bytes(graph))
+    images, labels = request.images(graph), request.labels(graph)
     data, warnings = request.data(graph)
     data, held_out = data.hold_out()
     report = Report(request.name, request.target.name, notes=notes, warnings=warnings, original=_original(graph))
     original = graph.clone()  # weights of its own: a pass may train the graph
     if request.evaluate is not None:
         report.accuracy_before = score(request.evaluate, original, "the original model")
-    return Work(request, backend, original, graph, data, held_out, report, connection)
+    return Work(
+        request, backend, original, graph, data, held_out, report, connection, images or data.preprocessing, labels
+    )
 
 
 def _original(graph: Graph) -> Step:
@@ -130,6 +133,7 @@ def lower(work: Work) -> Lowered:
     tuning = work.options.tuning if work.options.tuning.asked_for else None
     max_drop, report = work.options.quantization.max_drop, work.report
     lowered = _lowered(work, tuning) if max_drop is None else _climbed(work, max_drop, tuning)
+    lowered.artifact.annotate(work.preprocessing, work.labels)
     if "tuned" in lowered.artifact.manifest.options:
         report.notes.append(lowered.artifact.manifest.options["tuned"])
     if exported := lowered.artifact.manifest.options.get("exported"):

@@ -13,6 +13,7 @@ from graphopt.compiler.ladder import Lowered
 from graphopt.compiler.options import Options
 from graphopt.compiler.request import Request
 from graphopt.data.calibration import Calibration
+from graphopt.data.preprocessing import Preprocessing
 from graphopt.evaluation.devices import stand_in
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
@@ -35,6 +36,7 @@ class Work:
         held_out: batches that the result is judged on, where there is enough for both.
         report: what is known of the result so far.
         connection: to the device that artifacts are measured on, kept for all of them.
+        preprocessing: what is done to images in front of the model. labels: of its classes.
     """
 
     request: Request
@@ -45,6 +47,8 @@ class Work:
     held_out: Calibration | None
     report: Report
     connection: Any = None
+    preprocessing: Preprocessing | None = None
+    labels: Sequence[str] = ()
 
     @property
     def target(self) -> Target:
