@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
@@ -44,6 +45,10 @@ class PlacedArtifact(OnnxRuntimeArtifact):
 
     def set_threads(self, threads: int) -> None:
         """A device has its own."""
+
+    def usage(self, folder: str | Path | None = None) -> str:
+        """Of the artifact that was placed, for the CPU. Raises InputError: there is none for a device."""
+        raise InputError(f"usage() is for the CPU, not for {self.device}; call it on the artifact before .on(...)")
 
 
 def check_hardware(wanted: str, target: Mapping[str, Any]) -> None:

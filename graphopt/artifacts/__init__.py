@@ -9,4 +9,5 @@ audit.py      what a lowered model computes in integer
 registry.py   the runtimes there are
 backend.py    what a backend is
 packing.py    weights in packed codes
+usage.py      a program that runs an artifact without graphopt
 """

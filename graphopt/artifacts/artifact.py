@@ -184,6 +184,19 @@ class Artifact(ABC):
         with self.reading():
             return sum(len(zlib.compress((self.folder / name).read_bytes())) for name in self.loaded)
 
+    def usage(self, folder: str | Path | None = None) -> str:
+        """A short program in Python that computes the artifact's answer with its runtime alone, without graphopt.
+
+        Args:
+            folder: where the artifact will lie; where it does by default.
+
+        Raises:
+            InputError: it runs through graphopt only, or not from Python.
+        """
+        raise InputError(
+            f"{self.manifest.runtime} has no runtime but graphopt's; call the artifact that graphopt.load gives"
+        )
+
     @property
     def preprocessing(self) -> Preprocessing | None:
         """From an image to its input, `artifact(artifact.preprocessing("photo.jpg"))`; None where that is not known."""

@@ -80,12 +80,21 @@ def targets(name: Annotated[str | None, typer.Argument(help="One of them, in ful
         terminal.show([Table(columns, rows)], 140)
 
 
-def show(path: Annotated[Path, typer.Argument(help="A .pt2 file, or the folder of a deployed model.")]) -> None:
+def show(
+    path: Annotated[Path, typer.Argument(help="A .pt2 file, or the folder of a deployed model.")],
+    usage: Annotated[
+        bool, typer.Option("--usage", help="Of a deployed model: a program that runs it without graphopt.")
+    ] = False,
+) -> None:
     """Show the graph of a .pt2 file, or a deployed model."""
     with reporting():
         if not path.exists():
             raise InputError(f"there is no file or folder {path}")
-        if path.is_dir():
+        if usage:
+            import graphopt
+
+            typer.echo(graphopt.load(path).usage(path), nl=False)
+        elif path.is_dir():
             _show_artifact(path)
         elif path.suffix == ".pt2":
             from graphopt.ir.graph import Graph
@@ -104,6 +113,10 @@ def _show_artifact(folder: Path) -> None:
     print(f"{manifest.model} for {manifest.target.get('name')}, to run on {manifest.runtime}")
     print(f"takes    {', '.join(map(str, manifest.inputs))}")
     print(f"returns  {', '.join(map(str, manifest.outputs))}")
+    if manifest.preprocessing is not None:
+        print(f"images   {manifest.preprocessing}")
+    if manifest.labels:
+        print(f"classes  {', '.join(map(repr, manifest.labels[:5]))}{', ...' if len(manifest.labels) > 5 else ''}")
     for name, entry in manifest.files.items():
         print(f"file     {name}, {size(entry.size)}")
     print(f"made by  {', '.join(f'{name} {version}' for name, version in manifest.versions.items())}")
