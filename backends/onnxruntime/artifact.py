@@ -239,11 +239,11 @@ def lower(graph: Graph, target: Target, *, name: str = "model") -> OnnxRuntimeAr
     stays what it is. The graph itself is not changed. Weights beyond two gigabytes go to a file of their own beside the model.
 
     Raises:
-        GraphoptError: an operator cannot be written as ONNX; names it.
+        GraphoptError: an operator cannot be written as ONNX; names it. InputError: it needs a newer opset than the target reads.
     """
     with torch.no_grad():
         deployed = deploy(graph, target)
-        model, exported = to_onnx(deployed, plain=target.runtime.vendor_compiler)
+        model, exported = to_onnx(deployed, plain=target.runtime.vendor_compiler, newest=target.runtime.opset)
     model.metadata_props.update(metadata.of_model(target, name))
     choose_products(model, target.kernels.block_products)
     folder = temporary_folder()
