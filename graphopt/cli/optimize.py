@@ -91,6 +91,9 @@ def optimize(
         str | None, typer.Option(help="What --tune tries: tiles of registers, or whole schedules by metaschedule.")
     ] = None,
     measure: Annotated[bool, typer.Option(help="Measure the latency before and after.")] = True,
+    timings: Annotated[
+        bool, typer.Option("--timings", help="Print the seconds of each stage, and of its parts.")
+    ] = False,
     dump: Annotated[Path | None, typer.Option(help="Folder for the text of the graph after every pass.")] = None,
     report: Annotated[Path | None, typer.Option(help="File for the report as JSON.")] = None,
 ) -> None:
@@ -148,6 +151,8 @@ def optimize(
         if report is not None:
             optimized.report.save(report)
         optimized.report.print()
+        if timings:
+            optimized.report.timings.print()
         if out is not None:
             print(f"saved to {out}")
 

@@ -115,13 +115,16 @@ def optimize(
     )
     work = stages.capture(request)
     if passes is None:
-        passes = [*stages.shrink(work), *stages.prepare(work), *stages.quantize(work)]
-    elif callable(passes):
-        passes = passes(work.target, work.data)
-    work.run(passes)
-    lowered = stages.lower(work)
-    stages.evaluate(work, lowered)
-    stages.measure(work, lowered)
+        plan = {"shrink": stages.shrink(work), "prepare": stages.prepare(work), "quantize": stages.quantize(work)}
+    else:
+        plan = {"passes": list(passes(work.target, work.data) if callable(passes) else passes)}
+    work.run(plan)
+    with work.timings.stage("lower"):
+        lowered = stages.lower(work)
+    with work.timings.stage("evaluate"):
+        stages.evaluate(work, lowered)
+    with work.timings.stage("measure"):
+        stages.measure(work, lowered)
     lowered.artifact.manifest.report = work.report.to_dict()
     return Optimized(lowered.artifact, work.report, work.graph)
 

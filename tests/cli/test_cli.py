@@ -120,6 +120,13 @@ def test_what_is_done_to_images_is_a_file_and_options_over_it(optimize_call: dic
     assert optimize_call["preprocessing"] is None
 
 
+def test_timings_are_printed_where_they_are_asked_for(optimize_call: dict[str, Any]) -> None:
+    timed = run("optimize", "cli_models:net", "--timings")
+    assert timed.exit_code == 0, timed.output
+    assert ["stage", "part", "seconds"] in [line.split() for line in timed.stdout.splitlines()]
+    assert "seconds" not in run("optimize", "cli_models:net").stdout
+
+
 def test_tuning_is_asked_for_by_options(optimize_call: dict[str, Any]) -> None:
     options = ("--target", "tvm-x86", "--tune", "60s", "--tune-database", "tiles.jsonl")
     assert run("optimize", "cli_models:net", *options).exit_code == 0
