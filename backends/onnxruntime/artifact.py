@@ -15,7 +15,7 @@ import onnxruntime as ort
 import torch
 
 from graphopt.artifacts.artifact import Artifact, describe, temporary_folder
-from graphopt.artifacts.manifest import Manifest, listing
+from graphopt.artifacts.manifest import FileEntry, Manifest
 from graphopt.artifacts.usage import Calls, script
 from graphopt.backends.onnxruntime import metadata
 from graphopt.backends.onnxruntime.export import to_onnx
@@ -87,7 +87,7 @@ class OnnxRuntimeArtifact(Artifact):
         super().annotate(preprocessing, labels)
         if found := metadata.of_annotations(preprocessing, labels):
             metadata.add(self.folder / MODEL, found)
-            self.manifest.files = listing(self.folder)
+            self.manifest.files[MODEL] = FileEntry.of(self.folder / MODEL)  # weights beside it are what they were
 
     def usage(self, folder: str | Path | None = None) -> str:
         """See `Artifact.usage`: with onnxruntime and NumPy, in a session of the same options."""

@@ -60,6 +60,10 @@ class FileEntry:
     size: int
     sha256: str
 
+    @classmethod
+    def of(cls, path: Path) -> FileEntry:
+        return cls(path.stat().st_size, sha256(path))
+
 
 @dataclass
 class Manifest:
@@ -223,7 +227,7 @@ def _verified(folder: Path) -> Manifest:
 def listing(folder: Path) -> dict[str, FileEntry]:
     """Every file below a folder, the manifest aside, with size and SHA-256."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    return {p.relative_to(folder).as_posix(): FileEntry(p.stat().st_size, sha256(p)) for p in files}
+    return {p.relative_to(folder).as_posix(): FileEntry.of(p) for p in files}
 
 
 def _checksum(content: Mapping[str, Any]) -> str:

@@ -83,6 +83,13 @@ def preprocessing(
     return replace(base, **given) if given or source is not None else None
 
 
+def prepared(source: Named | None, images: Preprocessing | None) -> Named | None:
+    """Typical inputs, photos among them read in this way where the command does not say how."""
+    from dataclasses import replace
+
+    return source if source is None or source.preprocessing is not None else replace(source, preprocessing=images)
+
+
 def labels(source: str | None) -> Any:
     """Names of classes, from a file (one a line, or JSON) or a Python object; None where none are named.
 

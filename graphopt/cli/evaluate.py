@@ -57,6 +57,10 @@ def audit(
             files.check_writable(fix)
         images = arguments.preprocessing(preprocessing, scale, mean, std)
         typical = arguments.calibration(calibration, samples, images)
+        if typical is not None and model.is_dir():
+            from graphopt.artifacts.manifest import read_manifest
+
+            typical = arguments.prepared(typical, read_manifest(model).preprocessing)
         found = graphopt.audit(model, target, shapes=arguments.sizes(input_shape))
         found.print()
         fixed = None

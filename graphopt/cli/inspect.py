@@ -51,7 +51,7 @@ def analyze(
         optimized = graphopt.optimize(
             subject, example, target=found, calibration=source, estimator=estimator, measure=False
         )
-        analysis = graphopt.analyze(optimized.graph, source)
+        analysis = graphopt.analyze(optimized.graph, arguments.prepared(source, optimized.artifact.preprocessing))
         if json is not None:
             analysis.save(json)
         written = analysis.plot(plots) if plots is not None else []

@@ -81,7 +81,13 @@ class Request:
             InputError: the data do not fit the graph, or can be gone through once only where that is not enough.
         """
         chosen, warnings = self.options.quantization, []
-        data = Calibration(self._source(graph), graph) if self.calibration is not None else without_data(graph)
+        source = self._source(graph)
+        data = Calibration(source, graph) if source is not None else without_data(graph)
+        if data.preprocessing is not None and source.preprocessing is None:
+            data.notes.append(
+                f"images of the calibration data are prepared as most models want them ({data.preprocessing}); where "
+                "this one was trained otherwise, give preprocessing=..."
+            )
         if data.synthetic and chosen.weight_only is None:
             warnings.append(
                 "no calibration data was given: ranges come from made-up inputs, so accuracy will suffer; pass "

@@ -127,6 +127,25 @@ def test_timings_are_printed_where_they_are_asked_for(optimize_call: dict[str, A
     assert "seconds" not in run("optimize", "cli_models:net").stdout
 
 
+@pytest.mark.thorough
+def test_analyze_reads_photos_as_optimize_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = pytest.importorskip("PIL.Image")
+    Path("photos").mkdir()
+    image.fromarray(np.zeros((9, 9, 3), "uint8")).save("photos/a.png")
+    cfg = {"input_size": (3, 8, 8), "crop_pct": 1.0, "mean": [0.1] * 3, "std": [0.2] * 3}
+    Path("cli_models.py").write_text(
+        f"{MODELS}\ndef timm():\n    found = net()\n    found.pretrained_cfg = {cfg}\n    return found\n"
+    )
+    given: list[Any] = []
+    shown = SimpleNamespace(print=lambda **_: None)
+    monkeypatch.setattr("graphopt.evaluation.sensitivity.analyze", lambda graph, source: given.append(source) or shown)
+    options = ("--target", "x86-avx2", "--calibration", "photos", "--input-shape", "1,3,8,8")
+    for more, mean in (((), (0.1, 0.1, 0.1)), (("--mean", "0.7"), (0.7,))):
+        result = run("analyze", "cli_models:timm", *options, *more)
+        assert result.exit_code == 0, result.output
+        assert given[-1].preprocessing.mean == mean
+
+
 def test_tuning_is_asked_for_by_options(optimize_call: dict[str, Any]) -> None:
     options = ("--target", "tvm-x86", "--tune", "60s", "--tune-database", "tiles.jsonl")
     assert run("optimize", "cli_models:net", *options).exit_code == 0

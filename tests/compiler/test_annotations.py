@@ -86,6 +86,18 @@ def test_photos_are_read_by_what_the_artifact_carries(photos: Path) -> None:
         optimized(calibration=Named(str(photos), Preprocessing()), preprocessing=GIVEN)
 
 
+def test_a_guess_is_told(photos: Path) -> None:
+    def notes(**options: Any) -> list[str]:
+        report = optimized(**options).report
+        assert report is not None
+        return [note for note in report.notes if "prepared as most models want them" in note]
+
+    assert len(notes(calibration=photos)) == 1
+    assert (
+        notes(calibration=photos, preprocessing=GIVEN) == notes(calibration=Named(str(photos), GIVEN)) == notes() == []
+    )
+
+
 def test_where_nobody_says_anything_nothing_is_made_up() -> None:
     artifact = optimized()
     assert (artifact.preprocessing, artifact.labels) == (None, [])
