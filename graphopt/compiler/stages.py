@@ -52,8 +52,9 @@ def capture(request: Request) -> Work:
 
 
 def _captured(request: Request, timings: Timings) -> Work:
-    backend = registry.backend(request.target.runtime.name)
-    connection = request.connect(backend)
+    with timings.part("runtime"):  # which may take long to import, or to connect to
+        backend = registry.backend(request.target.runtime.name)
+        connection = request.connect(backend)
     with timings.part("graph"):
         graph, notes = request.graph()
     backend.check_graph(graph)

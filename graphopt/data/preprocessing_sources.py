@@ -119,6 +119,8 @@ def _processor(get: Any) -> Preprocessing:
         resize, ratio = _extent(get("size"), get("crop_pct"))
     if get("do_center_crop"):
         crop, _ = _extent(get("crop_size"), None)
+        if resize is None:
+            raise InputError("preprocessing: do_center_crop without do_resize is not known; give a Preprocessing")
     elif get("crop_pct") and ratio:  # ConvNext's way: its own crop behind resizing
         crop, _ = _extent(get("size"), None)
     normal = get("do_normalize")

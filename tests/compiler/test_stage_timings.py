@@ -33,7 +33,7 @@ def test_every_stage_and_every_pass_is_in_the_report(tmp_path: Path) -> None:
     assert [stage.name for stage in stages] == STAGES
     parts = [part for stage in stages if stage.name in ("shrink", "prepare", "quantize") for part in stage.parts]
     assert parts == [(step.name, step.seconds) for step in report.steps[:-1]]  # the last is what was lowered
-    assert [name for name, _ in stages[0].parts] == ["graph", "data", "accuracy"]
+    assert [name for name, _ in stages[0].parts] == ["runtime", "graph", "data", "accuracy"]
     assert [name for name, _ in stages[4].parts] == ["write", "accuracy"]
     assert [name for name, _ in stages[6].parts] == ["write the original", "latency"]
     assert all(stage.seconds >= sum(seconds for _, seconds in stage.parts) > -1 for stage in stages)

@@ -158,6 +158,8 @@ def test_files_of_image_processors_are_taken(tmp_path: Path) -> None:
         256, crop=(224, 224), interpolation="bilinear", color="BGR", scale=1 / 127.5, mean=(0,), std=(1,)
     )  # fmt: skip
     assert found == wanted
+    with pytest.raises(InputError, match="do_center_crop without do_resize"):
+        preprocessing_of({**config, "do_resize": False})
     with pytest.raises(InputError, match="do_pad"):
         preprocessing_of({**config, "do_pad": True})
     with pytest.raises(InputError, match=r"the size .*longest_edge.* is not known"):
