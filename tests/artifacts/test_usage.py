@@ -1,28 +1,34 @@
 """The printed program answers what the artifact answers, where there is neither graphopt nor torch."""
 
 import ast
+import io
 import json
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from hostile import payloads
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from torch import nn
 from typer.testing import CliRunner
 
 import graphopt
 from graphopt import Preprocessing
 from graphopt.artifacts.artifact import Artifact
+from graphopt.artifacts.manifest import TensorSpec
+from graphopt.artifacts.usage import image_lines
 from graphopt.cli import main
+from graphopt.data.preprocessing import Interpolation
 from graphopt.utils.errors import InputError
 
-image = pytest.importorskip("PIL.Image")
+image, ImageOps = pytest.importorskip("PIL.Image"), pytest.importorskip("PIL.ImageOps")
 # In place of the installation: its packages, without these two.
 RUNNER = """
 import sys
@@ -129,6 +135,33 @@ def test_layouts_types_and_fixed_batches(
     (found,), printed = answers(artifact.usage(), tmp_path, photo)
     assert np.array_equal(found, artifact(batch).numpy())
     assert "float32" in printed
+
+
+sizes = st.tuples(st.integers(1, 40), st.integers(1, 40))
+ways = st.builds(
+    dict, crop=st.none() | sizes, resize=st.none() | sizes, keep_ratio=st.booleans(), color=st.sampled_from(["RGB", "BGR", "L"]),
+    interpolation=st.sampled_from(get_args(Interpolation)), scale=st.floats(1e-3, 2), mean=st.floats(-1, 1),
+    std=st.floats(0.01, 3), layout=st.sampled_from(["NCHW", "NHWC"]),
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(photo=sizes, way=ways)
+def test_images_of_any_size_become_the_same_in_program_and_calibration(photo: Any, way: Any) -> None:
+    try:
+        complete = Preprocessing(**way).fitted((None, None, None, None), "float32")
+        assume(complete.layout == way["layout"])
+    except InputError:
+        assume(False)
+    pixels = np.random.default_rng(0).integers(0, 256, (*photo, 3)).astype("uint8")
+    spec = TensorSpec("x", "float32", (None, None, None, None))
+    stored = io.BytesIO()
+    scope: dict[str, Any] = {"np": np, "Image": image, "ImageOps": ImageOps, "sys": SimpleNamespace(argv=["", stored])}
+    image.fromarray(pixels).save(stored, "PNG")
+    stored.seek(0)
+    exec("\n".join(image_lines(complete, spec)), scope)
+    stored.seek(0)
+    assert np.array_equal(scope["inputs"][0], complete(image.open(stored)))
 
 
 def test_arrays_are_loaded_for_models_of_anything_else(tmp_path: Path) -> None:
