@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from graphopt.artifacts.backend import Tuning
     from graphopt.compiler.optimize import Optimized, load, optimize, simulate
     from graphopt.compiler.options import Measurement, Quantization, Shrinking
+    from graphopt.data.preprocessing import Preprocessing
     from graphopt.evaluation.analysis import Analysis
     from graphopt.evaluation.compliance import Violation, check
     from graphopt.evaluation.file_audit import FileAudit, Fixed, audit
@@ -38,6 +39,7 @@ __all__ = [
     "Graph",
     "Measurement",
     "Optimized",
+    "Preprocessing",
     "Quantization",
     "Shrinking",
     "Target",
@@ -62,6 +64,7 @@ _HOME = {
     "Graph": "graphopt.ir.graph",
     "Measurement": "graphopt.compiler.options",
     "Optimized": "graphopt.compiler.optimize",
+    "Preprocessing": "graphopt.data.preprocessing",
     "Quantization": "graphopt.compiler.options",
     "Shrinking": "graphopt.compiler.options",
     "Target": "graphopt.targets",

@@ -15,9 +15,12 @@ import onnxruntime as ort
 import torch
 
 from graphopt.artifacts.artifact import Artifact, describe, temporary_folder
-from graphopt.artifacts.manifest import Manifest
+from graphopt.artifacts.manifest import FileEntry, Manifest
+from graphopt.artifacts.usage import Calls, script
+from graphopt.backends.onnxruntime import metadata
 from graphopt.backends.onnxruntime.export import to_onnx
 from graphopt.backends.onnxruntime.nbits import choose_products
+from graphopt.data.preprocessing import Preprocessing
 from graphopt.ir.cost import layer_macs
 from graphopt.ir.equal_calls import equal_calls
 from graphopt.ir.facts import LEFT
@@ -29,6 +32,8 @@ from graphopt.utils.errors import ArtifactError, InputError, first_line
 
 MODEL = "model.onnx"
 WEIGHTS = "model.onnx.data"
+PROVIDERS = ["CPUExecutionProvider"]
+UNWANTED = ["WeightBiasQuantization"]  # an optimizer that quantizes layers that are meant to stay in float
 ONE_FILE = 2**31 - 2**24  # bytes of weights from which protobuf no longer holds a model in one file
 
 
@@ -77,6 +82,37 @@ class OnnxRuntimeArtifact(Artifact):
         contexts = ", ".join(self.manifest.options.get("contexts", {}))
         return f"it is compiled for Hexagon {contexts}; run it .on('htp:...')" if contexts else ""
 
+    def annotate(self, preprocessing: Preprocessing | None, labels: Sequence[str]) -> None:
+        """See `Artifact.annotate`; the model's metadata say the same."""
+        super().annotate(preprocessing, labels)
+        if found := metadata.of_annotations(preprocessing, labels):
+            metadata.add(self.folder / MODEL, found)
+            self.manifest.files[MODEL] = FileEntry.of(self.folder / MODEL)  # weights beside it are what they were
+
+    def usage(self, folder: str | Path | None = None) -> str:
+        """See `Artifact.usage`: with onnxruntime and NumPy, in a session of the same options."""
+        if self.refusal:
+            raise InputError(f"{self.manifest.model} cannot run here: {self.refusal}")
+        read = {i.name for i in self.session.get_inputs()}  # an input no operator reads is not in the model
+        feeds = {spec.name: n for n, spec in enumerate(self.manifest.inputs) if spec.name in read}
+        fed = ", ".join(f"{name!a}: inputs[{number}]" for name, number in feeds.items())
+        entries = config_entries(exact_products=self.exact_products)
+        opened = [
+            "options = ort.SessionOptions()",
+            f"options.intra_op_num_threads = {int(self.threads)}",
+            "options.inter_op_num_threads = 1",
+            *(f"options.add_session_config_entry({key!a}, {value!a})" for key, value in entries.items()),
+            f"session = ort.InferenceSession({str(Path(folder or self.folder) / MODEL)!a}, options,",
+            f"    providers={PROVIDERS!r}, disabled_optimizers={UNWANTED!r})",
+        ]
+        calls = Calls(
+            imports=["import onnxruntime as ort"],
+            open=opened,
+            run=[f"outputs = session.run(None, {{{fed}}})"],
+            labels='json.loads(session.get_modelmeta().custom_metadata_map["class_labels"])',
+        )
+        return script(self.manifest, calls)
+
     def open(self, path: Path) -> Any:
         """A session of a model where this artifact runs."""
         return open_session(path, threads=self.threads, exact_products=self.exact_products)
@@ -113,6 +149,12 @@ class OnnxRuntimeArtifact(Artifact):
         return outputs
 
 
+def config_entries(*, signed: bool = True, exact_products: bool = False) -> dict[str, str]:
+    """Of a session's configuration; see `open_session`."""
+    found = {"session.qdqisint8allowed": "1"} if signed else {}
+    return found | ({"session.x64quantprecision": "1"} if exact_products else {})
+
+
 def open_session(
     path: Path, *, threads: int = 1, optimized: Path | None = None, defaults: bool = False, signed: bool = True,
     rewriting: bool = True, exact_products: bool = False,
@@ -135,10 +177,8 @@ def open_session(
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    if signed:
-        options.add_session_config_entry("session.qdqisint8allowed", "1")
-    if exact_products:
-        options.add_session_config_entry("session.x64quantprecision", "1")
+    for key, value in config_entries(signed=signed, exact_products=exact_products).items():
+        options.add_session_config_entry(key, value)
     if not rewriting:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if optimized is not None:
@@ -149,12 +189,9 @@ def open_session(
             "session.optimized_model_external_initializers_file_name", f"{optimized.name}.data"
         )
         options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
-    # it quantizes layers that are meant to stay in float
-    disabled = [] if defaults else ["WeightBiasQuantization"]
+    disabled = [] if defaults else UNWANTED
     try:
-        return ort.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
-        )
+        return ort.InferenceSession(str(path), options, providers=PROVIDERS, disabled_optimizers=disabled)
     except Exception as error:
         reason = first_line(error)
         raise ArtifactError(f"ONNX Runtime {ort.__version__} cannot load {path.name}: {reason}") from error
@@ -202,12 +239,12 @@ def lower(graph: Graph, target: Target, *, name: str = "model") -> OnnxRuntimeAr
     stays what it is. The graph itself is not changed. Weights beyond two gigabytes go to a file of their own beside the model.
 
     Raises:
-        GraphoptError: an operator cannot be written as ONNX; names it.
+        GraphoptError: an operator cannot be written as ONNX; names it. InputError: it needs a newer opset than the target reads.
     """
     with torch.no_grad():
         deployed = deploy(graph, target)
-        model, exported = to_onnx(deployed, plain=target.runtime.vendor_compiler)
-    model.metadata_props.update({"target": target.name, "model": name})
+        model, exported = to_onnx(deployed, plain=target.runtime.vendor_compiler, newest=target.runtime.opset)
+    model.metadata_props.update(metadata.of_model(target, name))
     choose_products(model, target.kernels.block_products)
     folder = temporary_folder()
     weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)

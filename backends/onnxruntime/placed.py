@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
@@ -47,6 +48,10 @@ class PlacedArtifact(OnnxRuntimeArtifact):
 
     def set_exact_products(self, exact: bool = True) -> None:
         """It is about CPUs."""
+
+    def usage(self, folder: str | Path | None = None) -> str:
+        """Of the artifact that was placed, for the CPU. Raises InputError: there is none for a device."""
+        raise InputError(f"usage() is for the CPU, not for {self.device}; call it on the artifact before .on(...)")
 
 
 def check_hardware(wanted: str, target: Mapping[str, Any]) -> None:

@@ -15,11 +15,13 @@ from graphopt.artifacts.artifact import Artifact
 from graphopt.artifacts.audit import Audit
 from graphopt.artifacts.manifest import Manifest, listing
 from graphopt.artifacts.report import FloatOperator
+from graphopt.artifacts.usage import Calls, script
 from graphopt.backends.tvm.bare import HELD, OBJECTS, compile_objects, held, hold, recorded
 from graphopt.backends.tvm.build import refusal, use_threads
 from graphopt.backends.tvm.connection import connect
 from graphopt.ir.graph import Graph
 from graphopt.utils.errors import ArtifactError, InputError
+from graphopt.utils.files import MANIFEST
 
 LIBRARY = "model.so"
 SOURCES = {"cuda": "kernels.cu", "opencl": "kernels.cl"}  # of a GPU, which the library holds as well
@@ -118,6 +120,29 @@ class TvmArtifact(Artifact):
         with self.reading():
             content, library = ((self.folder / file).read_bytes() for file in (HELD, LIBRARY))
         return compile_objects(held(content, library), self.manifest, folder, name)
+
+    def usage(self, folder: str | Path | None = None) -> str:
+        """See `Artifact.usage`: with TVM's runtime and NumPy."""
+        if OBJECTS in self.manifest.options:
+            raise InputError(f"{self.manifest.model} runs in a program of yours: {self.refusal}")
+        place, batch = Path(folder or self.folder), self.manifest.options["batch"]
+        if batch is not None and (type(batch) is not int or batch < 1):
+            raise ArtifactError(f"{self.manifest.model} computes {batch!r} samples at once; write the artifact again")
+        fed = ", ".join(f"tvm.runtime.tensor(inputs[{n}], device)" for n in range(len(self.manifest.inputs)))
+        calls = Calls(
+            first=["import os", "", 'os.environ.setdefault("TVM_BIND_THREADS", "0")', ""],
+            imports=["import tvm", "from tvm import relax"],
+            open=[
+                f'tvm.get_global_func("runtime.config_threadpool")(1, {int(self.threads)})',
+                f"device = tvm.device({str(self.code['device'])!a}, 0)",
+                f"library = tvm.runtime.load_module({str(place / LIBRARY)!a})",
+                'main = relax.VirtualMachine(library, device)["main"]',
+            ],
+            run=[f"outputs = [output.numpy() for output in main({fed})]"],
+            labels=f'json.load(open({str(place / MANIFEST)!a}, encoding="utf-8"))["labels"]',
+            batch=batch,
+        )
+        return script(self.manifest, calls)
 
     def save(self, folder: str | Path) -> Path:
         """See `Artifact.save`; with what `compile` needs."""

@@ -2,10 +2,12 @@
 
 artifact.py   `Artifact`: called like the model, saved as a folder
 manifest.py   the description of a folder
+labels.py     names of classes
 report.py     steps and measurements
 report_text.py   a report in words and tables
 audit.py      what a lowered model computes in integer
 registry.py   the runtimes there are
 backend.py    what a backend is
 packing.py    weights in packed codes
+usage.py      a program that runs an artifact without graphopt
 """

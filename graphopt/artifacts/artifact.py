@@ -26,6 +26,7 @@ from torch.fx.node import Node
 
 from graphopt.artifacts.manifest import Manifest, TensorSpec, listing
 from graphopt.artifacts.report import Report
+from graphopt.data.preprocessing import Preprocessing
 from graphopt.ir import sizes, structure
 from graphopt.ir.graph import Graph
 from graphopt.ir.shapes import is_free, label, size_of
@@ -182,6 +183,43 @@ class Artifact(ABC):
         """Bytes of all files that a device needs, the manifest aside, each compressed with zlib."""
         with self.reading():
             return sum(len(zlib.compress((self.folder / name).read_bytes())) for name in self.loaded)
+
+    def usage(self, folder: str | Path | None = None) -> str:
+        """A short program in Python that computes the artifact's answer with its runtime alone, without graphopt.
+
+        Args:
+            folder: where the artifact will lie; where it does by default.
+
+        Raises:
+            InputError: it runs through graphopt only, or not from Python.
+        """
+        raise InputError(
+            f"{self.manifest.runtime} has no runtime but graphopt's; call the artifact that graphopt.load gives"
+        )
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """From an image to its input, `artifact(artifact.preprocessing("photo.jpg"))`; None where that is not known."""
+        return self.manifest.preprocessing
+
+    @property
+    def labels(self) -> list[str]:
+        """The classes of the first output, in its order; empty where they are not known."""
+        return list(self.manifest.labels)
+
+    def annotate(self, preprocessing: Preprocessing | None, labels: Sequence[str]) -> None:
+        """Say once what its input is made of, and what its classes are called.
+
+        Args:
+            preprocessing: with nothing left open; see `Preprocessing.fitted`.
+            labels: as `graphopt.artifacts.labels.class_labels` returns them.
+
+        Raises:
+            InputError: it was saved, and is what its checksums say; or was annotated before.
+        """
+        if self._identity or self.preprocessing is not None or self.labels:
+            raise InputError(f"{self.manifest.model} is saved or annotated already; give both to graphopt.optimize")
+        self.manifest.preprocessing, self.manifest.labels = preprocessing, list(labels)
 
     @property
     def report(self) -> Report | None:

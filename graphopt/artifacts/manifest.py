@@ -13,7 +13,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from graphopt.artifacts.labels import class_labels, misfit
 from graphopt.artifacts.report import Report
+from graphopt.data.preprocessing import Preprocessing
 from graphopt.ir import sizes, structure
 from graphopt.ir.sizes import FreeSize
 from graphopt.targets import Formats, Kernels, Runtime, Target
@@ -22,7 +24,7 @@ from graphopt.utils.errors import ArtifactError, InputError
 from graphopt.utils.files import MANIFEST, sha256, steady
 from graphopt.utils.version import __version__, versions
 
-FORMAT = 2  # raised whenever what is written changes; other formats are refused by name
+FORMAT = 3  # raised whenever what is written changes; other formats are refused by name
 DTYPES = frozenset(
     {"float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "uint16", "bool"}
 )
@@ -58,6 +60,10 @@ class FileEntry:
     size: int
     sha256: str
 
+    @classmethod
+    def of(cls, path: Path) -> FileEntry:
+        return cls(path.stat().st_size, sha256(path))
+
 
 @dataclass
 class Manifest:
@@ -71,6 +77,8 @@ class Manifest:
         input_structure: the nesting of `(args, kwargs)`; see `graphopt.ir.structure`.
         output_structure: the nesting of the result.
         files: by name relative to the folder.
+        preprocessing: of images, for the first input; None where it is not known.
+        labels: the classes of the first output; empty where they are not known.
         report: `Report.to_dict()`, empty where there is none.
         options: whatever else the backend wants to know when it loads.
         versions: of graphopt and the libraries it was made with.
@@ -85,6 +93,8 @@ class Manifest:
     output_structure: Any
     free_sizes: list[FreeSize] = field(default_factory=list)
     files: dict[str, FileEntry] = field(default_factory=dict)
+    preprocessing: Preprocessing | None = None
+    labels: list[str] = field(default_factory=list)
     report: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=versions)
@@ -156,9 +166,22 @@ class Manifest:
         ):
             if structure.check(nesting) != len(tensors):
                 raise ValueError(f"a structure of {structure.check(nesting)} tensors for {len(tensors)}")
+        manifest._check_annotations()
         if manifest.report:
             Report.from_dict(manifest.report)
         return manifest
+
+    def _check_annotations(self) -> None:
+        """Take preprocessing and labels from what was read, if they are those of these inputs and outputs."""
+        if self.preprocessing is not None:
+            self.preprocessing = Preprocessing.from_dict(self.preprocessing)
+            (spec,) = self.inputs
+            if (reason := self.preprocessing.misfit(spec.shape, spec.dtype)) is not None:
+                raise ValueError(f"its preprocessing does not fit: {reason}")
+        if self.labels:
+            self.labels = class_labels(self.labels)
+            if (reason := misfit(self.labels, [spec.shape for spec in self.outputs])) is not None:
+                raise ValueError(f"its labels do not fit: {reason}")
 
     def verify(self, folder: Path) -> None:
         """Check that every file is there and is what was written.
@@ -204,7 +227,7 @@ def _verified(folder: Path) -> Manifest:
 def listing(folder: Path) -> dict[str, FileEntry]:
     """Every file below a folder, the manifest aside, with size and SHA-256."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    return {p.relative_to(folder).as_posix(): FileEntry(p.stat().st_size, sha256(p)) for p in files}
+    return {p.relative_to(folder).as_posix(): FileEntry.of(p) for p in files}
 
 
 def _checksum(content: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from graphopt.passmanager.step import Step
 from graphopt.utils.errors import InputError
 from graphopt.utils.printed import Printed
 from graphopt.utils.tables import Block
+from graphopt.utils.timings import Stage, Timings
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Report(Printed):
         warnings: what the user should know before relying on the result.
         original: the graph as it was captured, as a `Step` without changes.
         steps: one per pass.
+        timings: where the time of the optimization went, by stage; the parts of the stages that run passes are passes.
         attempts: what was tried to keep the accuracy, in order, where a largest drop was given.
         latency, accuracy_before, accuracy_after, size_before, size_after: measured, or None.
         agreement: the share of inputs on which float original and result predict the same class.
@@ -82,6 +84,7 @@ class Report(Printed):
     warnings: list[str] = field(default_factory=list)
     original: Step | None = None
     steps: list[Step] = field(default_factory=list)
+    timings: Timings = field(default_factory=Timings)
     attempts: list[Attempt] = field(default_factory=list)
     latency: Latency | None = None
     size_before: int | None = None
@@ -124,6 +127,7 @@ class Report(Printed):
         values = _fields(cls, data)
         values["steps"] = [_step(s) for s in values.get("steps", [])]
         values["attempts"] = [Attempt(**_fields(Attempt, a)) for a in values.get("attempts", [])]
+        values["timings"] = _timings(values.get("timings", {}))
         values["original"] = _step(values["original"]) if values.get("original") else None
         values["latency"] = Latency(**_fields(Latency, values["latency"])) if values.get("latency") else None
         values["float_operators"] = [
@@ -131,6 +135,13 @@ class Report(Printed):
         ]
         values["weight_only_macs"] = {int(bits): s for bits, s in values.get("weight_only_macs", {}).items()}
         return cls(**values)
+
+
+def _timings(data: Mapping[str, Any]) -> Timings:
+    stages = [Stage(**_fields(Stage, stage)) for stage in _fields(Timings, data).get("stages", [])]
+    for stage in stages:
+        stage.parts = [(str(name), float(seconds)) for name, seconds in stage.parts]
+    return Timings(stages)
 
 
 def _step(data: Mapping[str, Any]) -> Step:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from graphopt.data.loaders import Named
+    from graphopt.data.preprocessing import Preprocessing
 
 Model = Annotated[str, typer.Argument(help="package.module:factory, or the path of a .pt2 file.")]
 Aim = Annotated[str, typer.Option(help="What to optimize for; see `graphopt targets`.")]
@@ -31,19 +32,84 @@ Free = Annotated[
     typer.Option(help="Sizes of an input that calls may choose, by name, e.g. image:2=height,3=width; once per input."),
 ]
 Samples = Annotated[int, typer.Option(min=1, help="Calibration samples to take at most, evenly spread.")]
-Scale = Annotated[float, typer.Option(help="What raw pixels are multiplied by first.", show_default="1/255")]
-Mean = Annotated[str, typer.Option(help="Then the mean that is subtracted, per channel.")]
-Std = Annotated[str, typer.Option(help="Then the deviation that is divided by.")]
+Prepared = Annotated[
+    str | None,
+    typer.Option(
+        help="What is done to images in front of the model: preprocessor_config.json or timm's config.json, or "
+        "package.module:object. By default what the model says of itself, or as for ImageNet."
+    ),
+]
+Scale = Annotated[float | None, typer.Option(help="Of it: what pixels of 0 to 255 are multiplied by, e.g. 1.")]
+Mean = Annotated[
+    str | None, typer.Option(help="Of it: the mean that is subtracted then, per channel, e.g. 0.5,0.5,0.5.")
+]
+Std = Annotated[str | None, typer.Option(help="Of it: the deviation that is divided by then.")]
 Estimator = Annotated[str, typer.Option(help="Value ranges by minmax, percentile, mse, entropy, aciq or output_mse.")]
 
 
-def calibration(name: str | None, samples: int, scale: float, mean: str, std: str) -> Named | None:
+def calibration(name: str | None, samples: int, images: Preprocessing | None) -> Named | None:
     """Where typical inputs come from, before anything is loaded; None where none were given."""
-    from graphopt.data.loaders import Named, Pixels
+    from graphopt.data.loaders import Named
 
-    if name is None:
+    return None if name is None else Named(name, images, samples)
+
+
+def preprocessing(
+    source: str | None,
+    scale: float | None,
+    mean: str | None,
+    std: str | None,
+    *,
+    resize: str | None = None,
+    **named: Any,
+) -> Preprocessing | None:
+    """What is done to images; None where no option says anything. Options count for more than `source`."""
+    from dataclasses import replace
+
+    from graphopt.data.preprocessing import Preprocessing
+    from graphopt.data.preprocessing_sources import preprocessing_of
+    from graphopt.utils import imports
+
+    base = Preprocessing()
+    if source is not None:
+        path = Path(source).expanduser()
+        base = preprocessing_of(path if path.exists() or ":" not in source else imports.find(source))
+    changes: dict[str, Any] = {"scale": scale, **named}
+    changes |= {k: None if v is None else _numbers(k, v) for k, v in (("mean", mean), ("std", std))}
+    if resize is not None:
+        edges = [int(n) for n in _numbers("resize", resize)]
+        changes["resize"] = (edges * 2)[:2] if len(edges) == 1 else edges
+    given = {name: value for name, value in changes.items() if value is not None}
+    return replace(base, **given) if given or source is not None else None
+
+
+def prepared(source: Named | None, images: Preprocessing | None) -> Named | None:
+    """Typical inputs, photos among them read in this way where the command does not say how."""
+    from dataclasses import replace
+
+    return source if source is None or source.preprocessing is not None else replace(source, preprocessing=images)
+
+
+def labels(source: str | None) -> Any:
+    """Names of classes, from a file (one a line, or JSON) or a Python object; None where none are named.
+
+    JSON: a list, a dictionary by number, or a configuration that has one as `id2label`.
+    """
+    from graphopt.utils import imports, json_data
+
+    if source is None:
         return None
-    return Named(name, Pixels(scale, _numbers("mean", mean), _numbers("std", std)), samples)
+    path = Path(source).expanduser()
+    if not path.is_file():
+        found = imports.find(source)
+        return found() if callable(found) else found
+    try:
+        if path.suffix != ".json":
+            return path.read_text().splitlines()
+        data = json_data.parse(path.read_bytes(), limit=2**27)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--class-labels {path} cannot be read ({error}); write one name a line") from error
+    return data.get("id2label", data) if isinstance(data, dict) else data
 
 
 def examples(shapes: list[str] | None) -> tuple[Tensor, ...] | None:

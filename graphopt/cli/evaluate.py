@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from graphopt.cli import arguments
-from graphopt.cli.arguments import Mean, Samples, Scale, Shapes, Std, Typical
+from graphopt.cli.arguments import Mean, Prepared, Samples, Scale, Shapes, Std, Typical
 from graphopt.cli.reporting import reporting
 
 
@@ -39,9 +39,10 @@ def audit(
     input_shape: Shapes = None,
     calibration: Typical = None,
     samples: Samples = 64,
-    scale: Scale = 1 / 255,
-    mean: Mean = "0.485,0.456,0.406",
-    std: Std = "0.229,0.224,0.225",
+    preprocessing: Prepared = None,
+    scale: Scale = None,
+    mean: Mean = None,
+    std: Std = None,
     measure: Annotated[bool, typer.Option(help="Measure the latency before and after the fix.")] = True,
     json: Annotated[Path | None, typer.Option(help="File for the audit, or the fix, as JSON.")] = None,
 ) -> None:
@@ -54,7 +55,12 @@ def audit(
             files.check_writable(json)
         if fix is not None:
             files.check_writable(fix)
-        typical = arguments.calibration(calibration, samples, scale, mean, std)
+        images = arguments.preprocessing(preprocessing, scale, mean, std)
+        typical = arguments.calibration(calibration, samples, images)
+        if typical is not None and model.is_dir():
+            from graphopt.artifacts.manifest import read_manifest
+
+            typical = arguments.prepared(typical, read_manifest(model).preprocessing)
         found = graphopt.audit(model, target, shapes=arguments.sizes(input_shape))
         found.print()
         fixed = None

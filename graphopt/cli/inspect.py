@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from graphopt.cli import arguments
-from graphopt.cli.arguments import Aim, Estimator, Mean, Model, Samples, Scale, Shapes, Std, Typical
+from graphopt.cli.arguments import Aim, Estimator, Mean, Model, Prepared, Samples, Scale, Shapes, Std, Typical
 from graphopt.cli.reporting import reporting
 from graphopt.utils.errors import InputError
 
@@ -19,9 +19,10 @@ def analyze(
     calibration: Typical = None,
     input_shape: Shapes = None,
     samples: Samples = 512,
-    scale: Scale = 1 / 255,
-    mean: Mean = "0.485,0.456,0.406",
-    std: Std = "0.229,0.224,0.225",
+    preprocessing: Prepared = None,
+    scale: Scale = None,
+    mean: Mean = None,
+    std: Std = None,
     estimator: Estimator = "mse",
     plots: Annotated[
         Path | None,
@@ -41,7 +42,8 @@ def analyze(
             check(plots)
         if json is not None:
             files.check_writable(json)
-        source = arguments.calibration(calibration, samples, scale, mean, std)
+        images = arguments.preprocessing(preprocessing, scale, mean, std)
+        source = arguments.calibration(calibration, samples, images)
         example, subject = arguments.examples(input_shape), arguments.model(model)
 
         import graphopt
@@ -49,7 +51,7 @@ def analyze(
         optimized = graphopt.optimize(
             subject, example, target=found, calibration=source, estimator=estimator, measure=False
         )
-        analysis = graphopt.analyze(optimized.graph, source)
+        analysis = graphopt.analyze(optimized.graph, arguments.prepared(source, optimized.artifact.preprocessing))
         if json is not None:
             analysis.save(json)
         written = analysis.plot(plots) if plots is not None else []
@@ -78,12 +80,21 @@ def targets(name: Annotated[str | None, typer.Argument(help="One of them, in ful
         terminal.show([Table(columns, rows)], 140)
 
 
-def show(path: Annotated[Path, typer.Argument(help="A .pt2 file, or the folder of a deployed model.")]) -> None:
+def show(
+    path: Annotated[Path, typer.Argument(help="A .pt2 file, or the folder of a deployed model.")],
+    usage: Annotated[
+        bool, typer.Option("--usage", help="Of a deployed model: a program that runs it without graphopt.")
+    ] = False,
+) -> None:
     """Show the graph of a .pt2 file, or a deployed model."""
     with reporting():
         if not path.exists():
             raise InputError(f"there is no file or folder {path}")
-        if path.is_dir():
+        if usage:
+            import graphopt
+
+            typer.echo(graphopt.load(path).usage(path), nl=False)
+        elif path.is_dir():
             _show_artifact(path)
         elif path.suffix == ".pt2":
             from graphopt.ir.graph import Graph
@@ -102,6 +113,10 @@ def _show_artifact(folder: Path) -> None:
     print(f"{manifest.model} for {manifest.target.get('name')}, to run on {manifest.runtime}")
     print(f"takes    {', '.join(map(str, manifest.inputs))}")
     print(f"returns  {', '.join(map(str, manifest.outputs))}")
+    if manifest.preprocessing is not None:
+        print(f"images   {manifest.preprocessing}")
+    if manifest.labels:
+        print(f"classes  {', '.join(map(repr, manifest.labels[:5]))}{', ...' if len(manifest.labels) > 5 else ''}")
     for name, entry in manifest.files.items():
         print(f"file     {name}, {size(entry.size)}")
     print(f"made by  {', '.join(f'{name} {version}' for name, version in manifest.versions.items())}")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from graphopt.cli import arguments
-from graphopt.cli.arguments import Aim, Estimator, Free, Mean, Model, Samples, Scale, Shapes, Std, Typical
+from graphopt.cli.arguments import Aim, Estimator, Free, Mean, Model, Prepared, Samples, Scale, Shapes, Std, Typical
 from graphopt.cli.reporting import reporting
 from graphopt.utils.errors import InputError
 
@@ -24,9 +24,20 @@ def optimize(
     input_shape: Shapes = None,
     dynamic_shape: Free = None,
     samples: Samples = 512,
-    scale: Scale = 1 / 255,
-    mean: Mean = "0.485,0.456,0.406",
-    std: Std = "0.229,0.224,0.225",
+    preprocessing: Prepared = None,
+    scale: Scale = None,
+    mean: Mean = None,
+    std: Std = None,
+    resize: Annotated[
+        str | None,
+        typer.Option(help="Of it: the shorter side that images get before their centre is cropped, or both."),
+    ] = None,
+    interpolation: Annotated[str | None, typer.Option(help="Of it: bilinear, bicubic, ... as Pillow has them.")] = None,
+    color: Annotated[str | None, typer.Option(help="Of it: RGB, BGR or L (grey).")] = None,
+    class_labels: Annotated[
+        str | None,
+        typer.Option(help="Names of classes: a file with one a line, JSON (id2label), or package.module:object."),
+    ] = None,
     keep_macs: Annotated[
         float | None,
         typer.Option(
@@ -80,6 +91,9 @@ def optimize(
         str | None, typer.Option(help="What --tune tries: tiles of registers, or whole schedules by metaschedule.")
     ] = None,
     measure: Annotated[bool, typer.Option(help="Measure the latency before and after.")] = True,
+    timings: Annotated[
+        bool, typer.Option("--timings", help="Print the seconds of each stage, and of its parts.")
+    ] = False,
     dump: Annotated[Path | None, typer.Option(help="Folder for the text of the graph after every pass.")] = None,
     report: Annotated[Path | None, typer.Option(help="File for the report as JSON.")] = None,
 ) -> None:
@@ -95,7 +109,10 @@ def optimize(
             files.check_replaceable(out)
         if report is not None:
             files.check_writable(report)
-        source = arguments.calibration(calibration, samples, scale, mean, std)
+        images = arguments.preprocessing(
+            preprocessing, scale, mean, std, resize=resize, interpolation=interpolation, color=color
+        )
+        source, labels = arguments.calibration(calibration, samples, images), arguments.labels(class_labels)
         judge = None if evaluate is None else imports.find(evaluate)
         if judge is not None and not callable(judge):
             raise InputError(f"--evaluate {evaluate} is a {type(judge).__name__}, not a function that takes a model")
@@ -109,6 +126,8 @@ def optimize(
             target=found,
             calibration=source,
             evaluate=judge,
+            preprocessing=images,
+            class_labels=labels,
             dump=dump,
             dynamic_shapes=arguments.dynamic_shapes(dynamic_shape),
             estimator=estimator,
@@ -132,6 +151,8 @@ def optimize(
         if report is not None:
             optimized.report.save(report)
         optimized.report.print()
+        if timings:
+            optimized.report.timings.print()
         if out is not None:
             print(f"saved to {out}")
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from glob import escape
 from pathlib import Path
@@ -73,6 +74,7 @@ class Ladder:
         reference: the outputs of the original on its example, which the steps of an attempt compare with.
         formats, dump: as in `graphopt.optimize`; every attempt has a folder of its own in `dump`.
         attempts: what was tried, in order.
+        timed: a context around each attempt, by its name.
     """
 
     start: Graph
@@ -85,6 +87,7 @@ class Ladder:
     dump: str | Path | None = None
     formats: Formats = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
+    timed: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext()
     best: Tried | None = None
 
     def climb(self, report: Report) -> Tried:
@@ -106,6 +109,10 @@ class Ladder:
 
     def reaches(self, rounding: Rounding, lifted: Formats, name: str) -> bool:
         """Quantize one way, and remember it if it is the best so far; whether it is good enough."""
+        with self.timed(name):
+            return self._reaches(rounding, lifted, name)
+
+    def _reaches(self, rounding: Rounding, lifted: Formats, name: str) -> bool:
         began, graph = time.perf_counter(), self.start.clone(share_weights=True)
         formats = {**lifted, **{name: chosen for name, chosen in self.formats.items() if name not in lifted}}
         folder = None if self.dump is None else Path(self.dump) / f"attempt_{len(self.attempts):02}"

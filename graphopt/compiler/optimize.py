@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +12,14 @@ from typing_extensions import Unpack
 from graphopt.artifacts import registry
 from graphopt.artifacts.artifact import Artifact
 from graphopt.artifacts.backend import Tuning
+from graphopt.artifacts.labels import class_labels as named_classes
 from graphopt.artifacts.manifest import read_manifest
 from graphopt.artifacts.report import Report
 from graphopt.compiler import stages
 from graphopt.compiler.options import Measurement, Options, Quantization, Shortcuts, Shrinking
 from graphopt.compiler.request import Request
 from graphopt.data.calibration import Calibration
+from graphopt.data.preprocessing_sources import preprocessing_of
 from graphopt.ir.graph import Graph
 from graphopt.ir.passes import Pass
 from graphopt.lowering.integers.simulation import Simulation
@@ -50,6 +52,8 @@ def optimize(
     target: str | Target = "arm",
     calibration: Any = None,
     evaluate: Callable[[Callable[..., Any]], float] | None = None,
+    preprocessing: Any = None,
+    class_labels: Sequence[str] | Mapping[Any, str] | None = None,
     passes: Sequence[Pass] | Callable[[Target, Calibration], Sequence[Pass]] | None = None,
     shrinking: Shrinking | None = None,
     quantization: Quantization | None = None,
@@ -70,6 +74,11 @@ def optimize(
         calibration: typical inputs; see `graphopt.data.Calibration`. None: inputs synthesized from the batch norms'
             statistics, random ones where there are none, and the report warns.
         evaluate: takes a callable that behaves like the model and returns its accuracy; run on the original and the artifact.
+        preprocessing: what is done to images in front of the model: a `graphopt.Preprocessing`, or a form of other libraries that
+            `graphopt.data.preprocessing_sources` lists. Photos among the calibration data are read by it, and the artifact
+            carries it. None: what the model says of itself (timm's `pretrained_cfg`), where it does.
+        class_labels: names of the classes of the first output, in a list or by number, which the artifact carries. None: the
+            model's `config.id2label`, where it has one.
         passes: in place of the target's recipe: a list, or a function of the target and the calibration batches.
         shrinking: less work before anything else: `keep_macs`, `shrink_by`, `max_latency`.
         quantization: number formats: `formats`, `estimator`, `rounding`, `average_bits`, `weight_only`, `max_drop`, `checkpoint`.
@@ -101,16 +110,21 @@ def optimize(
         dump=dump,
         dynamic_batch=dynamic_batch,
         dynamic_shapes=dynamic_shapes,
+        preprocessing=None if preprocessing is None else preprocessing_of(preprocessing),
+        class_labels=() if class_labels is None else named_classes(class_labels),
     )
     work = stages.capture(request)
     if passes is None:
-        passes = [*stages.shrink(work), *stages.prepare(work), *stages.quantize(work)]
-    elif callable(passes):
-        passes = passes(work.target, work.data)
-    work.run(passes)
-    lowered = stages.lower(work)
-    stages.evaluate(work, lowered)
-    stages.measure(work, lowered)
+        plan = {"shrink": stages.shrink(work), "prepare": stages.prepare(work), "quantize": stages.quantize(work)}
+    else:
+        plan = {"passes": list(passes(work.target, work.data) if callable(passes) else passes)}
+    work.run(plan)
+    with work.timings.stage("lower"):
+        lowered = stages.lower(work)
+    with work.timings.stage("evaluate"):
+        stages.evaluate(work, lowered)
+    with work.timings.stage("measure"):
+        stages.measure(work, lowered)
     lowered.artifact.manifest.report = work.report.to_dict()
     return Optimized(lowered.artifact, work.report, work.graph)
 

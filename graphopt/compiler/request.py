@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from graphopt.artifacts.backend import Backend
+from graphopt.artifacts.labels import misfit, own_labels
 from graphopt.compiler.capturing import capture
 from graphopt.compiler.options import Options
+from graphopt.data.batches import Input, inputs
 from graphopt.data.calibration import Calibration
+from graphopt.data.loaders import Named
+from graphopt.data.preprocessing import Preprocessing
+from graphopt.data.preprocessing_sources import own_preprocessing
 from graphopt.data.synthesize import without_data
 from graphopt.evaluation.scores import Evaluate
 from graphopt.ir.graph import Graph
@@ -33,6 +40,8 @@ class Request:
     dump: str | Path | None = None
     dynamic_batch: bool = True
     dynamic_shapes: Any = None
+    preprocessing: Preprocessing | None = None
+    class_labels: Sequence[str] = ()
 
     @property
     def name(self) -> str:
@@ -72,7 +81,13 @@ class Request:
             InputError: the data do not fit the graph, or can be gone through once only where that is not enough.
         """
         chosen, warnings = self.options.quantization, []
-        data = Calibration(self.calibration, graph) if self.calibration is not None else without_data(graph)
+        source = self._source(graph)
+        data = Calibration(source, graph) if source is not None else without_data(graph)
+        if data.preprocessing is not None and source.preprocessing is None:
+            data.notes.append(
+                f"images of the calibration data are prepared as most models want them ({data.preprocessing}); where "
+                "this one was trained otherwise, give preprocessing=..."
+            )
         if data.synthetic and chosen.weight_only is None:
             warnings.append(
                 "no calibration data was given: ranges come from made-up inputs, so accuracy will suffer; pass "
@@ -81,6 +96,56 @@ class Request:
         if chosen.max_drop is not None and data.one_shot:
             raise InputError("max_drop goes through the calibration data several times; give a list or a DataLoader")
         return data, warnings
+
+    # ---- What the model's input and output mean --------------------------------------------------------------------
+
+    def images(self, graph: Graph) -> Preprocessing | None:
+        """What is done to images in front of the model, as far as caller or model say so; with nothing left open.
+
+        Raises:
+            InputError: what the caller says does not fit the graph's input.
+        """
+        takes = inputs(graph)
+        if self.preprocessing is not None:
+            if len(takes) != 1:
+                listed = ", ".join(map(str, takes))
+                raise InputError(
+                    f"preprocessing is for a model that takes an image and nothing else, this one takes {listed}"
+                )
+            return _fitted(self.preprocessing, takes[0])
+        own = own_preprocessing(self.model)
+        with contextlib.suppress(InputError):  # the model was changed since, for images of other sizes or channels
+            return _fitted(own, takes[0]) if own is not None and len(takes) == 1 else None
+        return None
+
+    def labels(self, graph: Graph) -> list[str]:
+        """The classes of the first output, as far as caller or model say so.
+
+        Raises:
+            InputError: the caller's are not as many as the graph has.
+        """
+        shapes = [[n if isinstance(n, int) else None for n in node.meta["val"].shape] for node in graph.outputs]
+        if not self.class_labels:
+            return own_labels(self.model, shapes)
+        if (reason := misfit(self.class_labels, shapes)) is not None:
+            raise InputError(f"class_labels do not fit the model: {reason}")
+        return list(self.class_labels)
+
+    def _source(self, graph: Graph) -> Any:
+        """The calibration data, photos among them read as the model is to have them."""
+        source = Named(str(self.calibration)) if isinstance(self.calibration, (str, Path)) else self.calibration
+        if not isinstance(source, Named):
+            return source
+        if self.preprocessing is not None and source.preprocessing not in (None, self.preprocessing):
+            raise InputError(
+                f"the calibration data are read by another preprocessing ({source.preprocessing}) than the model's "
+                f"({self.preprocessing}); give one of them"
+            )
+        return source if source.preprocessing is not None else replace(source, preprocessing=self.images(graph))
+
+
+def _fitted(preprocessing: Preprocessing, takes: Input) -> Preprocessing:
+    return preprocessing.fitted(takes.fixed, str(takes.dtype).removeprefix("torch."), takes.shape)
 
 
 def check_float32(graph: Graph) -> None:

@@ -37,6 +37,7 @@ from graphopt.passes.pruning import Prune
 from graphopt.passmanager.runner import outputs
 from graphopt.passmanager.step import Step
 from graphopt.utils.memory import give_back
+from graphopt.utils.timings import Timings
 
 SPARSE = 0.1  # share of zero weights from which the report says what they save
 
@@ -45,18 +46,33 @@ SPARSE = 0.1  # share of zero weights from which the report says what they save
 
 def capture(request: Request) -> Work:
     """Capture the model and look at the data, after checking what can be checked without either."""
-    backend = registry.backend(request.target.runtime.name)
-    connection = request.connect(backend)
-    graph, notes = request.graph()
+    timings = Timings()
+    with timings.stage("capture"):
+        return _captured(request, timings)
+
+
+def _captured(request: Request, timings: Timings) -> Work:
+    with timings.part("runtime"):  # which may take long to import, or to connect to
+        backend = registry.backend(request.target.runtime.name)
+        connection = request.connect(backend)
+    with timings.part("graph"):
+        graph, notes = request.graph()
     backend.check_graph(graph)
     give_back(cost.weight_bytes(graph))
-    data, warnings = request.data(graph)
+    images, labels = request.images(graph), request.labels(graph)
+    with timings.part("data"):
+        data, warnings = request.data(graph)
     data, held_out = data.hold_out()
-    report = Report(request.name, request.target.name, notes=notes, warnings=warnings, original=_original(graph))
+    report = Report(
+        request.name, request.target.name, notes=notes, warnings=warnings, original=_original(graph), timings=timings
+    )
     original = graph.clone()  # weights of its own: a pass may train the graph
     if request.evaluate is not None:
-        report.accuracy_before = score(request.evaluate, original, "the original model")
-    return Work(request, backend, original, graph, data, held_out, report, connection)
+        with timings.part("accuracy"):
+            report.accuracy_before = score(request.evaluate, original, "the original model")
+    return Work(
+        request, backend, original, graph, data, held_out, report, connection, images or data.preprocessing, labels
+    )
 
 
 def _original(graph: Graph) -> Step:
@@ -130,6 +146,7 @@ def lower(work: Work) -> Lowered:
     tuning = work.options.tuning if work.options.tuning.asked_for else None
     max_drop, report = work.options.quantization.max_drop, work.report
     lowered = _lowered(work, tuning) if max_drop is None else _climbed(work, max_drop, tuning)
+    lowered.artifact.annotate(work.preprocessing, work.labels)
     if "tuned" in lowered.artifact.manifest.options:
         report.notes.append(lowered.artifact.manifest.options["tuned"])
     if exported := lowered.artifact.manifest.options.get("exported"):
@@ -142,7 +159,8 @@ def lower(work: Work) -> Lowered:
 def _lowered(work: Work, tuning: Tuning | None) -> Lowered:
     lowered = work.lower(work.graph, tuning)
     if work.request.evaluate is not None:
-        work.report.accuracy_after = last_score(work.request.evaluate, lowered.answers, work.report)
+        with work.timings.part("accuracy"):
+            work.report.accuracy_after = last_score(work.request.evaluate, lowered.answers, work.report)
     return lowered
 
 
@@ -172,6 +190,7 @@ def _climb(work: Work, max_drop: float) -> Tried:
         reference=outputs(work.original),
         dump=work.request.dump,
         formats=work.options.quantization.formats or {},
+        timed=work.timings.part,
     )
     return ladder.climb(work.report)
 
@@ -199,12 +218,14 @@ def measure(work: Work, lowered: Lowered) -> None:
     report.size_after = artifact.size_bytes
     baseline = None
     if chosen.measure:
-        baseline = work.backend.lower(work.original, work.target, name=report.model)
+        with work.timings.part("write the original"):
+            baseline = work.backend.lower(work.original, work.target, name=report.model)
         report.size_before = baseline.size_bytes
         before, after = work.placed(baseline), work.placed(artifact)
         if reason := untimed(work.target.runtime, after):
             report.missing["latency"] = reason
         else:
-            clock(report, before, after, work.graph.example, chosen.threads)
+            with work.timings.part("latency"):
+                clock(report, before, after, work.graph.example, chosen.threads)
     if (zeros := zero_share(work.graph)) >= SPARSE:
         report.notes.append(zeros_note(zeros, baseline, artifact))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from graphopt.compiler.ladder import Lowered
 from graphopt.compiler.options import Options
 from graphopt.compiler.request import Request
 from graphopt.data.calibration import Calibration
+from graphopt.data.preprocessing import Preprocessing
 from graphopt.evaluation.devices import stand_in
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
@@ -20,6 +21,7 @@ from graphopt.ir.passes import Pass
 from graphopt.passmanager.runner import run
 from graphopt.targets import Target
 from graphopt.utils.memory import give_back
+from graphopt.utils.timings import Timings
 
 
 @dataclass
@@ -35,6 +37,7 @@ class Work:
         held_out: batches that the result is judged on, where there is enough for both.
         report: what is known of the result so far.
         connection: to the device that artifacts are measured on, kept for all of them.
+        preprocessing: what is done to images in front of the model. labels: of its classes.
     """
 
     request: Request
@@ -45,6 +48,8 @@ class Work:
     held_out: Calibration | None
     report: Report
     connection: Any = None
+    preprocessing: Preprocessing | None = None
+    labels: Sequence[str] = ()
 
     @property
     def target(self) -> Target:
@@ -54,17 +59,26 @@ class Work:
     def options(self) -> Options:
         return self.request.options
 
-    def run(self, passes: Sequence[Pass]) -> None:
-        """Run passes on the graph; the report gets their steps."""
-        self.report.steps += run(passes, self.graph, dump=self.request.dump)
+    @property
+    def timings(self) -> Timings:
+        return self.report.timings
+
+    def run(self, stages: Mapping[str, Sequence[Pass]]) -> None:
+        """Run the passes of some stages on the graph; the report gets their steps, and the time of each stage."""
+        names = [name for name, passes in stages.items() for _ in passes]
+        passes = [each for group in stages.values() for each in group]
+        follow = self.timings.follow(names)
+        self.report.steps += run(passes, self.graph, dump=self.request.dump, on_step=follow)
 
     def lower(self, graph: Graph, tuning: Tuning | None = None) -> Lowered:
         """A graph's deployed form, its artifact, and what answers for that on this machine."""
         deployed, name = self.backend.deploy(graph, self.target), self.report.model
         if tuning is None:
-            artifact = self.backend.lower(deployed, self.target, name=name)
+            with self.timings.part("write"):
+                artifact = self.backend.lower(deployed, self.target, name=name)
         else:
-            artifact = self.backend.tune(deployed, self.target, name=name, tuning=tuning)
+            with self.timings.part("tune and write"):
+                artifact = self.backend.tune(deployed, self.target, name=name, tuning=tuning)
         give_back(cost.weight_bytes(graph))
         return Lowered(deployed, artifact, stand_in(self.placed(artifact), graph, self.simulate))
 

@@ -50,6 +50,11 @@ class Input:
         """The sizes of batches, names in place of numbers that may be others."""
         return ("N", *(self.sizes or self.shape)[1:]) if self.batched else self.sizes or self.shape
 
+    @property
+    def fixed(self) -> tuple[int | None, ...]:
+        """The sizes, None where they may be others."""
+        return tuple(size if isinstance(size, int) else None for size in self.wanted)
+
     def __str__(self) -> str:
         return f"{printing.dtype(self.dtype)}[{', '.join(map(str, self.wanted))}]"
 

@@ -26,6 +26,7 @@ from torch.utils.data import RandomSampler
 
 from graphopt.data.batches import BATCH, Input, Signature, as_tensor, check_sizes, inputs, misfit, to_tensors
 from graphopt.data.loaders import Named
+from graphopt.data.preprocessing import Preprocessing
 from graphopt.ir.graph import Graph
 from graphopt.utils.errors import InputError
 
@@ -42,6 +43,7 @@ class Calibration:
         synthetic: whether these are made-up inputs (see `synthetic`) rather than the user's data.
         notes: remarks for the report, for instance about samples left out.
         samples: how many samples the last complete pass gave.
+        preprocessing: what was done to photos and raw pixels; None where the source gave the model's inputs.
     """
 
     def __init__(self, source: Any, graph: Graph | Signature, *, synthetic: bool = False) -> None:
@@ -52,8 +54,9 @@ class Calibration:
         """
         if isinstance(source, (str, Path)):
             source = Named(str(source))
+        self.preprocessing: Preprocessing | None = None
         if isinstance(source, Named):
-            source = source.load(graph)
+            source, self.preprocessing = source.load(graph)
         self.inputs = inputs(graph)
         self.synthetic = synthetic
         self.notes: list[str] = []

@@ -4,9 +4,8 @@
     photos/                                 .jpg .jpeg .png .bmp .webp, also in sub-folders
     package.module:function                 called without arguments; returns anything that `Calibration` takes
 
-Raw pixels (uint8) become what image models usually take: the shorter side resized and the centre cropped to the input's
-height and width, divided by 255, minus `mean`, divided by `std`; both default to those of ImageNet. State others where
-the model was trained with others.
+Raw pixels (uint8) and photos become what the model takes by a `Preprocessing`; where none is given, that of ImageNet, resized and
+cropped to the input's height and width. The channels of arrays are in the model's own order.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from __future__ import annotations
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +22,12 @@ import torch
 from torch import Tensor
 
 from graphopt.data.batches import BATCH, Input, Signature, inputs
+from graphopt.data.preprocessing import Preprocessing, default_for
 from graphopt.ir.graph import Graph
 from graphopt.utils import imports
 from graphopt.utils.errors import InputError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """How pixels of 0..255 become model inputs: `(pixel * scale - mean) / std`, per channel."""
-
-    scale: float = 1 / 255
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-
-    def normalize(self, pixels: Tensor) -> Tensor:
-        """uint8 [N, C, H, W] -> float32 [N, C, H, W]."""
-        channels = pixels.shape[1]
-        mean, std = (_per_channel(v, channels) for v in (self.mean, self.std))
-        return ((pixels.float() * self.scale - mean) / std).contiguous()
 
 
 @dataclass(frozen=True)
@@ -53,12 +36,12 @@ class Named:
 
     Attributes:
         name: see the head of this file.
-        pixels: how raw pixels are normalized; ImageNet's way by default.
+        preprocessing: of photos and raw pixels; ImageNet's by default.
         limit: take at most this many samples from a file or folder, evenly spread.
     """
 
     name: str
-    pixels: Pixels = Pixels()
+    preprocessing: Preprocessing | None = None
     limit: int = 512
 
     def __post_init__(self) -> None:
@@ -84,8 +67,8 @@ class Named:
         file, _, key = self.name.partition(":")
         return (whole, "") if whole.exists() else (Path(file).expanduser(), key)
 
-    def load(self, graph: Graph | Signature) -> Any:
-        """The source, ready for `Calibration`.
+    def load(self, graph: Graph | Signature) -> tuple[Any, Preprocessing | None]:
+        """The source, ready for `Calibration`, and what is done to its images; None where nothing is.
 
         Raises:
             InputError: what is there does not fit the graph's inputs; the message says what was found.
@@ -93,14 +76,32 @@ class Named:
         takes, (path, key) = inputs(graph), self._path()
         kind = self._kind()
         if kind == "arrays":
-            return _arrays(path, key, takes, self.pixels, self.limit)
+            return self._pixels(_arrays(path, key, takes, self.limit), takes)
         if kind == "images":
-            return _images(path, takes, self.pixels, self.limit)
+            if len(takes) != 1 or not _is_image(takes[0]):
+                raise InputError(f"{path} is a folder of images, but the model takes {_listed(takes)}; use .npz")
+            preprocessing = self._fitted(takes[0])
+            return _images(path, preprocessing, takes[0], self.limit), preprocessing
         found = imports.find(self.name)
-        return found() if callable(found) else found
+        return (found() if callable(found) else found), None
+
+    def _pixels(self, arrays: Any, takes: list[Input]) -> tuple[Any, Preprocessing | None]:
+        """Arrays as they are, and raw pixels as the model takes them."""
+        raw = isinstance(arrays, np.ndarray) and arrays.dtype == np.uint8 and arrays.ndim == 4
+        if not raw or not takes[0].dtype.is_floating_point or len(takes[0].shape) != 4:
+            return arrays, None
+        if _is_image(takes[0]):
+            preprocessing = self._fitted(takes[0])
+            return _pixel_batches(arrays, preprocessing, takes[0]), preprocessing
+        plain = self.preprocessing or Preprocessing()  # pictures of other than 1 or 3 channels, normalized as well
+        return _pixel_batches(arrays, replace(plain, layout="NCHW"), takes[0]), None
+
+    def _fitted(self, takes: Input) -> Preprocessing:
+        dtype = str(takes.dtype).removeprefix("torch.")
+        return (self.preprocessing or default_for(dtype)).fitted(takes.fixed, dtype, takes.shape)
 
 
-def _arrays(path: Path, key: str, takes: list[Input], pixels: Pixels, limit: int) -> Any:
+def _arrays(path: Path, key: str, takes: list[Input], limit: int) -> Any:
     try:
         loaded = np.load(path, allow_pickle=False)  # pickles could run code
         arrays = {"": loaded} if isinstance(loaded, np.ndarray) else {k: loaded[k] for k in loaded.files}
@@ -116,10 +117,7 @@ def _arrays(path: Path, key: str, takes: list[Input], pixels: Pixels, limit: int
     if len(chosen) > 1:
         return {name: _spread(a, limit) for name, a in chosen.items()}
     (array,) = chosen.values()
-    array = _spread(array, limit)
-    if array.dtype != np.uint8 or not takes[0].dtype.is_floating_point or len(takes[0].shape) != 4:
-        return array
-    return _pixel_batches(array, takes[0], pixels)
+    return _spread(array, limit)
 
 
 def _choose(path: Path, arrays: dict[str, Any], takes: list[Input]) -> dict[str, Any]:
@@ -135,55 +133,51 @@ def _choose(path: Path, arrays: dict[str, Any], takes: list[Input]) -> dict[str,
     raise InputError(f"{path} has {found}, but the model takes {names}; name the arrays so, or add :name to the path")
 
 
-def _pixel_batches(array: Any, takes: Input, pixels: Pixels) -> Callable[[], Iterator[Tensor]]:
-    last = array.shape[3] == takes.shape[1] and array.shape[1] != takes.shape[1]
+def _is_image(takes: Input) -> bool:
+    return len(takes.shape) == 4 and bool({takes.shape[1], takes.shape[3]} & {1, 3})
+
+
+def _listed(takes: list[Input]) -> str:
+    return ", ".join(map(str, takes))
+
+
+def _pixel_batches(array: Any, preprocessing: Preprocessing, takes: Input) -> Callable[[], Iterator[Tensor]]:
+    """`array`: uint8, channels last or first, in the order that the model takes them in."""
+    channels = takes.shape[3] if preprocessing.layout == "NHWC" else takes.shape[1]
+    first = array.shape[3] != channels or (array.shape[1] == channels and preprocessing.layout == "NCHW")
 
     def stream() -> Iterator[Tensor]:
         for start in range(0, len(array), BATCH):
-            batch = torch.tensor(array[start : start + BATCH])
-            yield pixels.normalize(batch.permute(0, 3, 1, 2) if last else batch)
+            batch = array[start : start + BATCH]
+            yield torch.from_numpy(preprocessing.normalized(batch.transpose(0, 2, 3, 1) if first else batch))
 
     return stream
 
 
-def _images(folder: Path, takes: list[Input], pixels: Pixels, limit: int) -> Callable[[], Iterator[Tensor]]:
-    if len(takes) != 1 or len(takes[0].shape) != 4 or takes[0].shape[1] not in (1, 3):
-        raise InputError(f"{folder} is a folder of images, but the model takes {', '.join(map(str, takes))}; use .npz")
+def _images(folder: Path, preprocessing: Preprocessing, takes: Input, limit: int) -> Callable[[], Iterator[Tensor]]:
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
     if not files:
         raise InputError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))})")
     files = [files[i] for i in _picks(len(files), limit)]
-    _, channels, height, width = takes[0].shape
+    together = BATCH if preprocessing.size is not None else 1  # images with sizes of their own come one by one
+    dtype = str(takes.dtype).removeprefix("torch.")
 
     def stream() -> Iterator[Tensor]:
         unreadable: list[Exception] = []
-        for start in range(0, len(files), BATCH):
+        for start in range(0, len(files), together):
             batch = []
-            for file in files[start : start + BATCH]:
+            for file in files[start : start + together]:
                 try:
-                    batch.append(_read_image(file, channels, height, width))
+                    batch.append(preprocessing.pixels(file))
                 except (OSError, ValueError, SyntaxError) as error:
                     unreadable.append(error)
                     warnings.warn(f"the image {file} cannot be read ({error}); it is left out", stacklevel=2)
             if batch:
-                yield pixels.normalize(torch.stack(batch).permute(0, 3, 1, 2))
+                yield torch.from_numpy(preprocessing.normalized(np.stack(batch), dtype))
         if len(unreadable) == len(files):
             raise InputError(f"none of the {len(files)} images in {folder} can be read ({unreadable[-1]})")
 
     return stream
-
-
-def _read_image(path: Path, channels: int, height: int, width: int) -> Tensor:
-    """uint8 [height, width, channels], as viewers show it: turned as its EXIF data say, the shorter side resized to fit, the
-    centre cropped."""
-    try:
-        from PIL import Image, ImageOps
-    except ImportError as error:
-        raise InputError("reading images needs Pillow; pip install 'graphopt[images]'") from error
-    with Image.open(path) as stored:
-        upright = ImageOps.exif_transpose(stored)
-        image = ImageOps.fit(upright.convert("RGB" if channels == 3 else "L"), (width, height))
-        return torch.tensor(np.asarray(image)).reshape(height, width, channels)
 
 
 def _spread(array: Any, limit: int) -> Any:
@@ -193,11 +187,3 @@ def _spread(array: Any, limit: int) -> Any:
 def _picks(length: int, limit: int) -> list[int]:
     """At most `limit` positions, evenly spread: data sets are often sorted by class."""
     return list(range(length)) if length <= limit else [i * length // limit for i in range(limit)]
-
-
-def _per_channel(values: tuple[float, ...], channels: int) -> Tensor:
-    if len(values) not in (1, channels):
-        if values not in (IMAGENET_MEAN, IMAGENET_STD):
-            raise InputError(f"mean and std have {len(values)} values, but the images have {channels} channels")
-        values = (sum(values) / len(values),)  # grey images take the average of the default
-    return torch.tensor(values).reshape(1, -1, 1, 1)

@@ -17,6 +17,8 @@ def explain(target: Target) -> Iterator[tuple[str, str]]:
     yield from _kernels(target)
     yield "batch", "fixed" if target.runtime.static_shapes else "free where the model allows it"
     yield "artifact", _artifact(target.runtime)
+    if target.runtime.opset is not None:
+        yield "opset", f"the oldest that holds the graph, {target.runtime.opset} at most"
     yield "source", target.source
 
 

@@ -66,10 +66,12 @@ class Runtime:
         vendor_compiler: the artifact is an ONNX file for the compiler of the hardware's vendor, which reads QuantizeLinear and
             DequantizeLinear but no integer operators.
         code: what a compiling runtime generates code for; None for the others.
+        opset: the newest opset of ONNX that it reads; None: not known, or any that files are written in. Files have the oldest
+            that holds the graph, whatever this says; a graph that needs a newer one is refused.
 
     Raises:
         InputError: a compiling runtime without `code`, another of ours with it, or one that makes no ONNX files for a vendor's
-            compiler.
+            compiler or with an opset.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Runtime:
     static_shapes: bool = False
     vendor_compiler: bool = False
     code: CodeGeneration | None = None
+    opset: int | None = None
 
     def __post_init__(self) -> None:
         if self.name in COMPILING and self.code is None:
@@ -91,6 +94,11 @@ class Runtime:
             raise InputError(
                 f"the runtime {self.name!r} writes no ONNX file for a vendor's compiler; name 'onnxruntime'"
             )
+
+        if self.opset is not None and self.name in COMPILING | {"packed"}:
+            raise InputError(f"the runtime {self.name!r} reads no ONNX; leave out opset={self.opset!r}")
+        if self.opset is not None and (type(self.opset) is not int or self.opset < 7):
+            raise InputError(f"opset must be a version of ONNX's operators, 7 or later, got {self.opset!r}")
 
     @property
     def listed_formats_only(self) -> bool:

@@ -42,9 +42,15 @@ def _vendor(
     kernels: Kernels = KERNELS,
     *,
     static_shapes: bool = False,
+    opset: int | None = None,
 ) -> Target:
     runtime = Runtime(
-        "onnxruntime", architecture=name, machine="x86_64", static_shapes=static_shapes, vendor_compiler=True
+        "onnxruntime",
+        architecture=name,
+        machine="x86_64",
+        static_shapes=static_shapes,
+        vendor_compiler=True,
+        opset=opset,
     )
     return Target(name, description, formats, runtime, kernels, source)
 
@@ -53,9 +59,10 @@ _ALL = [
     _vendor(
         "nvidia", "NVIDIA GPUs through TensorRT: explicit quantization, the rest in float16",
         "TensorRT documentation, Working with Quantized Types and Q/DQ placement: zero points are 0, biases float, a layer and "
-        "the sum behind it one kernel",
+        "the sum behind it one kernel; ONNX-TensorRT's list of operators: TensorRT 10.0 reads opsets 9 to 20",
         Formats(S8_PER_CHANNEL, S8_FULL, more_weights=(S8,), rest=FLOAT16, float_bias=True),
         replace(WIDE, fused_sums=True),
+        opset=20,
     ),
     _vendor(
         "hexagon", "Qualcomm Hexagon (HTP v68 and later) through QNN or SNPE",
@@ -90,8 +97,9 @@ _ALL = [
     ),
     _vendor(
         "vitis", "Xilinx FPGAs (DPU) through Vitis AI",
-        "MQBench documentation, Vitis: 8 bits per tensor, symmetric, power-of-two scales",
-        Formats(SHIFTED, SHIFTED_FULL), FIXED_POINT,
+        "MQBench documentation, Vitis: 8 bits per tensor, symmetric, power-of-two scales; Vitis AI 6.2, ONNX Operators: all "
+        "up to opset 20",
+        Formats(SHIFTED, SHIFTED_FULL), FIXED_POINT, opset=20,
     ),
     _vendor(
         "ambarella", "Ambarella CVFlow", "vendor's number formats: 8 and 16 bits, Ristretto",

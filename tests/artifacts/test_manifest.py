@@ -6,6 +6,7 @@ import pytest
 
 from graphopt.artifacts.manifest import FORMAT, Manifest, TensorSpec, _checksum, listing, read_manifest
 from graphopt.artifacts.report import Report
+from graphopt.data.preprocessing import Preprocessing
 from graphopt.targets import find
 from graphopt.utils.errors import ArtifactError, InputError
 
@@ -95,13 +96,13 @@ def test_an_edited_manifest_is_noticed(folder: Path) -> None:
 
 def test_a_newer_format_says_who_wrote_it_and_to_upgrade(folder: Path) -> None:
     alter(folder, format=FORMAT + 1, versions={"graphopt": "9.1"}, invention=3)
-    with pytest.raises(ArtifactError, match=r"written by graphopt 9\.1 in format 3, .*upgrade graphopt"):
+    with pytest.raises(ArtifactError, match=r"written by graphopt 9\.1 in format 4, .*upgrade graphopt"):
         read_manifest(folder)
 
 
 def test_an_older_format_says_who_wrote_it_and_what_to_do(folder: Path) -> None:
     alter(folder, format=FORMAT - 1, versions={"graphopt": "0.0.9"}, target={"name": "x86", "runtime": "onnxruntime"})
-    with pytest.raises(ArtifactError, match=r"written by graphopt 0\.0\.9 in format 1, .*optimize the model again"):
+    with pytest.raises(ArtifactError, match=r"written by graphopt 0\.0\.9 in format 2, .*optimize the model again"):
         read_manifest(folder)
 
 
@@ -150,3 +151,41 @@ def test_other_folders_are_no_artifacts(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"name": "an extension"}')
     with pytest.raises(ArtifactError, match="not a graphopt manifest"):
         read_manifest(tmp_path)
+
+
+PREPARED = Preprocessing(crop=(8, 8)).fitted((None, 3, 8, 8), "float32")
+NOT_PREPARED = [
+    ({"std": [0.0]}, "scale and std must not be 0"),
+    ({"crop": [9, 8], "resize": [9, 9]}, "does not fit: the input is"),
+    ({"layout": "NHWC"}, "does not fit: the input is"),
+    ({"layout": None}, "no image of a known layout"),
+    ({"color": "__import__('os')"}, "color must be one of"),
+    ({"interpolation": "bicubic); import os; print("}, "interpolation must be one of"),
+    ({"mean": ["1"]}, "mean must be a finite number"),
+    ({"resize": [10**12, 8]}, "resize must be a height and a width"),
+    ({"more": 1}, "preprocessing has no more"),
+]
+
+
+def test_preprocessing_and_labels_come_back_as_they_were(folder: Path) -> None:
+    labels = [f"class {n}" for n in range(10)]
+    alter(folder, preprocessing=PREPARED.to_dict(), labels=labels)
+    manifest = read_manifest(folder)
+    assert (manifest.preprocessing, manifest.labels) == (PREPARED, labels)
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+@pytest.mark.parametrize("changes, message", NOT_PREPARED, ids=[str(changes) for changes, _ in NOT_PREPARED])
+def test_preprocessing_that_cannot_be_meant_is_refused(folder: Path, changes: Any, message: str) -> None:
+    alter(folder, preprocessing={**PREPARED.to_dict(), **changes})
+    with pytest.raises(ArtifactError, match=f"is not a valid manifest .*{message}"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    "labels", [["a"] * 9, ["a"] * 9 + [3], ["a"] * 9 + [""], ["a"] * 9 + ["x" * 1001], ["a"] * 2**18]
+)
+def test_labels_that_are_none_are_refused(folder: Path, labels: Any) -> None:
+    alter(folder, labels=labels)
+    with pytest.raises(ArtifactError, match=r"is not a valid manifest .*(labels do not fit|class_labels)"):
+        read_manifest(folder)

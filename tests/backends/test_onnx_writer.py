@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,9 @@ def test_a_float_file_has_the_names_of_modules_and_parameters() -> None:
     assert names == set(model.state_dict())
     assert written.producer_name == "graphopt"
     assert written.producer_version == graphopt.__version__
-    assert {p.key: p.value for p in written.metadata_props} == {"target": "x86", "model": "model"}
+    metadata = {p.key: p.value for p in written.metadata_props}
+    assert json.loads(metadata.pop("versions"))["graphopt"] == graphopt.__version__
+    assert metadata == {"target": "x86", "model": "model"}
 
 
 def test_codes_in_a_file_have_the_names_that_the_simulation_gives_them() -> None:

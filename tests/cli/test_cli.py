@@ -77,7 +77,7 @@ def test_optimize_hands_everything_over(optimize_call: dict[str, Any], tmp_path:
     assert [tuple(t.shape) for t in optimize_call["example"]] == [(2, 3, 8, 8)]
     assert optimize_call["target"].name == "x86"
     assert isinstance(optimize_call["calibration"], Named)
-    assert (optimize_call["calibration"].limit, optimize_call["calibration"].pixels.mean) == (7, (0.5,))
+    assert (optimize_call["calibration"].limit, optimize_call["preprocessing"].mean) == (7, (0.5,))
     assert optimize_call["evaluate"](None) == 0.5
     assert (optimize_call["estimator"], optimize_call["threads"], optimize_call["measure"]) == ("minmax", 2, False)
     assert optimize_call["dump"] == Path("steps")
@@ -96,6 +96,54 @@ def test_few_bits_are_asked_for_by_options(optimize_call: dict[str, Any]) -> Non
     }
     assert run("optimize", "cli_models:net", *(str(part) for pair in options.items() for part in pair)).exit_code == 0
     assert {name: optimize_call[name[2:].replace("-", "_")] for name in options} == options
+
+
+def test_what_is_done_to_images_is_a_file_and_options_over_it(optimize_call: dict[str, Any]) -> None:
+    timm = {
+        "input_size": [3, 96, 96],
+        "crop_pct": 0.75,
+        "mean": [0.1] * 3,
+        "std": [0.2] * 3,
+        "interpolation": "bilinear",
+    }
+    Path("config.json").write_text(json.dumps({"pretrained_cfg": timm}))
+    Path("names.json").write_text(json.dumps({"id2label": {"0": "cat", "1": "dog"}}))
+    Path("names.txt").write_text("cat\ndog\n")
+    options = ("--preprocessing", "config.json", "--std", "0.3", "--color", "BGR", "--resize", "100")
+    assert run("optimize", "cli_models:net", *options, "--class-labels", "names.txt").exit_code == 0
+    found = optimize_call["preprocessing"]
+    assert (found.crop, found.mean, found.std) == ((96, 96), (0.1, 0.1, 0.1), (0.3,))
+    assert (found.resize, found.color, found.interpolation) == ((100, 100), "BGR", "bilinear")
+    assert optimize_call["class_labels"] == ["cat", "dog"]
+    assert run("optimize", "cli_models:net", "--class-labels", "names.json").exit_code == 0
+    assert optimize_call["class_labels"] == {"0": "cat", "1": "dog"}
+    assert optimize_call["preprocessing"] is None
+
+
+def test_timings_are_printed_where_they_are_asked_for(optimize_call: dict[str, Any]) -> None:
+    timed = run("optimize", "cli_models:net", "--timings")
+    assert timed.exit_code == 0, timed.output
+    assert ["stage", "part", "seconds"] in [line.split() for line in timed.stdout.splitlines()]
+    assert "seconds" not in run("optimize", "cli_models:net").stdout
+
+
+@pytest.mark.thorough
+def test_analyze_reads_photos_as_optimize_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = pytest.importorskip("PIL.Image")
+    Path("photos").mkdir()
+    image.fromarray(np.zeros((9, 9, 3), "uint8")).save("photos/a.png")
+    cfg = {"input_size": (3, 8, 8), "crop_pct": 1.0, "mean": [0.1] * 3, "std": [0.2] * 3}
+    Path("cli_models.py").write_text(
+        f"{MODELS}\ndef timm():\n    found = net()\n    found.pretrained_cfg = {cfg}\n    return found\n"
+    )
+    given: list[Any] = []
+    shown = SimpleNamespace(print=lambda **_: None)
+    monkeypatch.setattr("graphopt.evaluation.sensitivity.analyze", lambda graph, source: given.append(source) or shown)
+    options = ("--target", "x86-avx2", "--calibration", "photos", "--input-shape", "1,3,8,8")
+    for more, mean in (((), (0.1, 0.1, 0.1)), (("--mean", "0.7"), (0.7,))):
+        result = run("analyze", "cli_models:timm", *options, *more)
+        assert result.exit_code == 0, result.output
+        assert given[-1].preprocessing.mean == mean
 
 
 def test_tuning_is_asked_for_by_options(optimize_call: dict[str, Any]) -> None:
@@ -117,6 +165,9 @@ MISTAKES = [
     (("optimize", "cli_models:nets"), "cli_models has no 'nets'; did you mean 'net'?"),
     (("optimize", "not_there:net"), "there is no module 'not_there'"),
     (("optimize", "weights.pth"), "holds weights without the model's code"),
+    (("optimize", "cli_models:net", "--std", "0"), "scale and std must not be 0"),
+    (("optimize", "cli_models:net", "--preprocessing", "none.json"), "none.json cannot be read as JSON"),
+    (("optimize", "cli_models:net", "--resize", "big"), "--resize 'big' is not a list of numbers"),
     (("optimize", "model.pt2"), "there is no .pt2 file model.pt2"),
     (("optimize", "cli_models:net", "--target", "amr"), "unknown target 'amr'; did you mean 'arm'?"),
     (

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from graphopt.data import loaders
 from graphopt.data.calibration import Calibration
-from graphopt.data.loaders import Named, Pixels
+from graphopt.data.loaders import Named
+from graphopt.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from graphopt.ir.graph import Graph
 from graphopt.utils import imports
 from graphopt.utils.errors import InputError
@@ -42,14 +42,14 @@ def test_arrays_are_found_by_suffix_rank_and_key(graph: Graph, tmp_path: Path) -
 
 def test_raw_pixels_are_normalized(graph: Graph, tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=PIXELS, y=np.zeros(40, int))
-    batch = first(Named(str(tmp_path / "x.npz"), Pixels(mean=(0.5,), std=(0.25,))), graph)
+    batch = first(Named(str(tmp_path / "x.npz"), Preprocessing(mean=(0.5,), std=(0.25,))), graph)
     expected = (torch.tensor(PIXELS[:32]).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
     torch.testing.assert_close(batch, expected)
 
 
 def test_pixels_with_channels_first_stay_so(graph: Graph, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", PIXELS.transpose(0, 3, 1, 2))
-    batch = first(Named(str(tmp_path / "x.npy"), Pixels(1.0, (0.0,), (1.0,))), graph)
+    batch = first(Named(str(tmp_path / "x.npy"), Preprocessing(scale=1.0, mean=(0.0,), std=(1.0,))), graph)
     assert torch.equal(batch, torch.tensor(PIXELS[:32]).permute(0, 3, 1, 2).float())
 
 
@@ -82,7 +82,7 @@ def test_a_folder_of_images_is_resized_and_normalized(graph: Graph, tmp_path: Pa
     image.new("L", (50, 40), 255).save(tmp_path / "sub" / "b.jpg")
     batch = first(Named(str(tmp_path)), graph)
     assert batch.shape == (2, 3, 16, 12)
-    red = (torch.tensor([1.0, 0, 0]) - torch.tensor(loaders.IMAGENET_MEAN)) / torch.tensor(loaders.IMAGENET_STD)
+    red = (torch.tensor([1.0, 0, 0]) - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)
     torch.testing.assert_close(batch[0], red.reshape(3, 1, 1).expand(3, 16, 12))
     (tmp_path / "c.png").write_bytes(b"nonsense")
     with pytest.warns(UserWarning, match=r"c\.png cannot be read"):
@@ -97,11 +97,23 @@ def test_a_folder_without_images_is_refused(graph: Graph, tmp_path: Path) -> Non
         Named(str(tmp_path)).load(rows)
 
 
-def test_grey_images_take_the_average_of_the_default_mean() -> None:
-    pixels = Pixels().normalize(torch.zeros(1, 1, 2, 2, dtype=torch.uint8))
-    assert pixels.flatten().tolist() == pytest.approx([-0.449 / 0.226] * 4)
-    with pytest.raises(InputError, match="mean and std have 2 values, but the images have 3 channels"):
-        Pixels(mean=(0.1, 0.2)).normalize(torch.zeros(1, 3, 2, 2, dtype=torch.uint8))
+def test_grey_images_take_the_average_of_the_default_mean(tmp_path: Path) -> None:
+    grey = Graph.capture(nn.Conv2d(1, 4, 3).eval(), torch.randn(2, 1, 16, 12))
+    np.save(tmp_path / "x.npy", np.zeros((2, 16, 12, 1), "uint8"))
+    assert first(Named(str(tmp_path / "x.npy")), grey).unique().tolist() == pytest.approx([-0.449 / 0.226])
+    three = Preprocessing(mean=(0.1, 0.2, 0.3))
+    with pytest.raises(InputError, match="mean and std have 3 and 3 values, for L images"):
+        Named(str(tmp_path / "x.npy"), three).load(grey)
+
+
+def test_pixels_of_other_channels_are_normalized_by_one_mean_for_all(tmp_path: Path) -> None:
+    bands = Graph.capture(nn.Conv2d(5, 4, 3).eval(), torch.randn(2, 5, 16, 12))
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 12, 5)).astype("uint8")
+    np.save(tmp_path / "x.npy", pixels)
+    one = Named(str(tmp_path / "x.npy"), Preprocessing(mean=(0.5,), std=(0.25,)))
+    torch.testing.assert_close(first(one, bands), (torch.tensor(pixels).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25)
+    with pytest.raises(InputError, match="mean and std have 3 values, but the images have 5 channels"):
+        Calibration(Named(str(tmp_path / "x.npy")), bands)
 
 
 def test_python_names(graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -233,5 +233,6 @@ def type_of(node: Node) -> torch.dtype:
 
 
 def as_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
-    array: np.ndarray[Any, Any] = tensor.detach().contiguous().numpy()
+    """A view: what is transposed is put in order when it is written, one weight at a time."""
+    array: np.ndarray[Any, Any] = tensor.detach().numpy()
     return array

@@ -199,7 +199,14 @@ def codes(model: Model, target: Target) -> Iterator[Violation]:
 
 
 def forms(model: Model, target: Target) -> Iterator[Violation]:
-    """QuantizeLinear and DequantizeLinear around ordinary operators; no kernels of one runtime, no ranges found at run time."""
+    """QuantizeLinear and DequantizeLinear around ordinary operators; no kernels of one runtime, no ranges found at run time.
+
+    The opset is one that codes of this kind have, and that the runtime reads.
+    """
+    newest = target.runtime.opset
+    if newest is not None and model.opset > newest:
+        what = f"opset {model.opset}, and {target.name!r} reads {newest} at most"
+        yield Violation("opset", "the model", what, f"export with opset {newest} or earlier")
     for node in model.nodes:
         if node.op_type in OPERATOR_FORMAT:
             what = f"{node.op_type} is written as an integer operator"
