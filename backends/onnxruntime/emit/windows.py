@@ -19,7 +19,6 @@ from graphopt.backends.onnxruntime.emit.writer import Writer, type_of
 from graphopt.ir.arguments import Arguments
 from graphopt.ir.calls import shape
 from graphopt.ir.ops import aten
-from graphopt.lowering.integers.legalize import is_dequantized
 from graphopt.utils.errors import InputError
 
 
@@ -110,7 +109,7 @@ def _average_pool(dims: int) -> Rule:
         counted = 1 if divisor else int(a["count_include_pad"])
         options, ends = _window(a, dims) | {"count_include_pad": counted}, list[int]()
         if a["ceil_mode"]:
-            options["ceil_mode"], ends = _averages_rounded_up(w, a, options, dims)
+            options, ends = _averages_rounded_up(w, a, options, dims)
         if ends:
             padding = w.integers([0, 0, *options["pads"][:dims], 0, 0, *ends])
             options["pads"] = None
@@ -122,23 +121,27 @@ def _average_pool(dims: int) -> Rule:
     return rule
 
 
-def _averages_rounded_up(w: Writer, a: Arguments, options: dict[str, Any], dims: int) -> tuple[int, list[int]]:
-    """Whether ONNX's `ceil_mode` gives torch's size; where neither of its values does, the padding at the end that does.
+def _averages_rounded_up(
+    w: Writer, a: Arguments, options: dict[str, Any], dims: int
+) -> tuple[dict[str, Any], list[int]]:
+    """Options with which ONNX derives torch's size; where none do, the padding at the end that does.
 
     torch leaves a last window out that would begin in the padding. So does ONNX Runtime's kernel, but its plan for memory counts
-    that window, and may share memory with a value of that size; the kernel on codes is the only one there is.
+    that window, and may share memory with a value of that size: there, only so much is padded as the other windows read.
     """
     image, result = shape(a["self"])[-dims:], shape(a.node)[-dims:]
-    if any(map(w.is_free, image)) or is_dequantized(a["self"]):
-        return 1, []
+    if any(map(w.is_free, image)):
+        return options | {"ceil_mode": 1}, []
     kernel, strides, pads = (options[name] for name in ("kernel_shape", "strides", "pads"))
-    rest = [(i + 2 * p - k, s) for i, k, s, p in zip(image, kernel, strides, pads[:dims], strict=True)]
-    if [n // s + 1 for n, s in rest] == list(result):
-        return 0, []
-    if [-(-n // s) + 1 for n, s in rest] == list(result):
-        return 1, []
-    used = [(n - 1) * s + k for n, s, k in zip(result, strides, kernel, strict=True)]
-    return 0, [max(u - i - p, 0) for u, i, p in zip(used, image, pads[:dims], strict=True)]
+    begin = pads[:dims]
+    used = [(n - 1) * s + k - i - p for n, s, k, i, p in zip(result, strides, kernel, image, begin, strict=True)]
+    ends = [max(end, 0) for end in used]
+    read = list(map(min, ends, begin))
+    for ceil, end in ((0, begin), (1, begin), (0, read), (1, read)):
+        room = [i + p + e - k for i, p, e, k in zip(image, begin, end, kernel, strict=True)]
+        if [(-(-n // s) if ceil else n // s) + 1 for n, s in zip(room, strides, strict=True)] == list(result):
+            return options | {"ceil_mode": ceil, "pads": [*begin, *end]}, []
+    return options | {"ceil_mode": 0}, ends
 
 
 def _factor(w: Writer, a: Arguments, dims: int, ends: list[int]) -> Value:
