@@ -3,8 +3,8 @@
     memory   bytes of values that are held at once                                   <= max(2^30, 2^10 bytes of the file)
     work     multiply-accumulates, and elements, each of which counts as 64 of them  <= max(2^38, 2^20 bytes of the file)
 
-Bytes of the file are those of its tensors, constants and example. Networks stay far below: of EDSR for 128 x 128 pixels (16 blocks
-of 64 channels), whose file is small for what it computes, values take 22 bytes for each of them, and work is 6400. Free sizes are
+Bytes of the file are those of its tensors, constants and example. Networks stay far below: of EDSR for 128 x 128 pixels (16
+blocks of 64 channels), whose file is small for what it computes, values take 22 bytes for each of them, and work is 6400. Free sizes are
 those of the example, which a first call has.
 """
 

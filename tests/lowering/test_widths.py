@@ -116,7 +116,7 @@ OPERATORS: dict[str, Any] = {
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("target", ["arm", "x86"])
 def test_codes_of_more_than_a_byte_run_as_simulated(target: str, operator: str, format: Format) -> None:
-    """In float between codes that are clipped: to fewer than 16 bits, or because the lowest code of a symmetric grid is not used."""
+    """In float between codes, clipped to fewer than 16 bits, or without the lowest code of a symmetric grid."""
     torch.manual_seed(0)
     model = Model(lambda m, x: m.b(OPERATORS[operator](m, m.a(x))), a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(4, 4, 1)).eval()
     graph, chosen = capture(model, X), find(target).replace(activations=format)
