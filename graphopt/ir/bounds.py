@@ -3,9 +3,9 @@
     memory   bytes of values that are held at once                                   <= max(2^30, 2^10 bytes of the file)
     work     multiply-accumulates, and elements, each of which counts as 64 of them  <= max(2^38, 2^20 bytes of the file)
 
-Bytes of the file are those of its tensors, constants and example. Networks stay far below: of EDSR for 128 x 128 pixels (16
-blocks of 64 channels), whose file is small for what it computes, values take 22 bytes for each of them, and work is 6400. Free sizes are
-those of the example, which a first call has.
+Bytes of the file are those of its tensors, constants and example. Networks stay far below: EDSR (16 blocks of 64 channels) for
+128 x 128 pixels, whose file is small for what it computes, holds 22 bytes of values for each of them, and its work is 6400. Free
+sizes are those of the example, which a first call has.
 """
 
 from __future__ import annotations

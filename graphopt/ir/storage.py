@@ -5,7 +5,8 @@
 
 Reading one runs nothing that the file holds, whoever wrote it: nothing is pickled, the archive is read within bounds
 (`archive.py`), and the description is checked (`schema.py`) before the graph is built, whose operators are those of
-`operators.py`; nor may a call of it take more than goes with the file's size (`bounds.py`). The archive appears whole or not at all (`graphopt.utils.files`).
+`operators.py`; nor may a call of it take more than goes with the file's size (`bounds.py`). The archive appears whole or not at
+all (`graphopt.utils.files`).
 """
 
 from __future__ import annotations

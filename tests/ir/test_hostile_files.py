@@ -305,12 +305,15 @@ def test_calls_of_huge_values_are_refused_before_they_run(what: str, tmp_path: P
     data = json.loads(content["graph.json"])
     target, args, kwargs = HUGE[what](data)
     first = next(i for i, n in enumerate(data["nodes"]) if n["op"] == "call_function")
+    calls = {
+        "huge": (target, args, kwargs),
+        "most": ("aten::amax.default", [{"node": "huge"}], {}),
+        "cast": ("aten::to.dtype", [{"node": "most"}, {"dtype": "float32"}], {}),
+        "more": ("aten::add.Tensor", [x_of(data), {"node": "cast"}], {}),
+    }
     data["nodes"][first:first] = [
-        {"op": "call_function", "name": "huge", "target": target, "args": args, "kwargs": kwargs},
-        {"op": "call_function", "name": "most", "target": "aten::amax.default", "args": [{"node": "huge"}], "kwargs": {}},
-        {"op": "call_function", "name": "cast", "target": "aten::to.dtype", "args": [{"node": "most"}, {"dtype": "float32"}], "kwargs": {}},
-        {"op": "call_function", "name": "more", "target": "aten::add.Tensor", "args": [x_of(data), {"node": "cast"}], "kwargs": {}},
-    ]  # fmt: skip
+        {"op": "call_function", "name": name, "target": t, "args": a, "kwargs": k} for name, (t, a, k) in calls.items()
+    ]
     data["nodes"][first + 4]["args"][0] = {"node": "more"}
     with pytest.raises(
         InputError, match=rf"huge: up to this {target.replace('::', '.')} .* bytes at once, beyond the 1\.1e\+09"
@@ -319,11 +322,11 @@ def test_calls_of_huge_values_are_refused_before_they_run(what: str, tmp_path: P
 
 
 class Growing(nn.Module):
-    """From 4 KB to 64 MB at a time, 48 times."""
+    """From 4 KB to 16 MB at a time, 80 times."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        wide = x.expand(2**14, -1)
-        for _ in range(48):
+        wide = x.expand(2**12, -1)
+        for _ in range(80):
             wide = torch.sin(wide)
         return wide[0] @ x.T.expand(-1, 3)
 
