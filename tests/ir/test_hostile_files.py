@@ -331,16 +331,10 @@ class Growing(nn.Module):
         return wide[0] @ x.T.expand(-1, 3)
 
 
-@pytest.mark.parametrize(
-    ("model", "x"),
-    [
-        (Growing(), torch.randn(1, 2**10)),
-        (nn.Sequential(nn.Conv2d(1, 64, 1), *[nn.ReLU()] * 64), torch.randn(1, 1, 512, 512)),
-    ],
-)
-def test_what_is_held_one_after_the_other_is_no_large_memory(model: nn.Module, x: torch.Tensor, tmp_path: Path) -> None:
-    Graph.capture(model.eval(), x).save(tmp_path / "g.pt2")
-    assert torch.equal(Graph.load(tmp_path / "g.pt2")(x), model(x))
+def test_what_is_held_one_after_the_other_is_no_large_memory(tmp_path: Path) -> None:
+    x = torch.randn(1, 2**10)
+    Graph.capture(Growing().eval(), x).save(tmp_path / "g.pt2")
+    assert torch.equal(Graph.load(tmp_path / "g.pt2")(x), Growing()(x))
 
 
 def test_products_without_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
