@@ -82,7 +82,7 @@ def emit(
     prepared = deploy(graph)
     _require_static(prepared)
     legalize(prepared)
-    names = fuse(prepared, ARITHMETIC)
+    names = fuse(prepared, ARITHMETIC, mixes_signs=True)
     watched = {name: node for node, name in names.items() if name in watch}
     if not watched:
         codes.keep_codes(prepared)

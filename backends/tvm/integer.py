@@ -19,10 +19,10 @@ from graphopt.backends.tvm.program import Program
 from graphopt.backends.tvm.schedules import Add, Dequantize, Epilogue, Lookup, Quantize, Sum
 from graphopt.ir.calls import operand, shape
 from graphopt.lowering.integers.arithmetic import Table, f32
-from graphopt.lowering.integers.fusion import Kernel
+from graphopt.lowering.integers.fusion import BYTES, Kernel
 from graphopt.lowering.integers.kernels import AveragePool, LayerKernel, Softmax
 from graphopt.lowering.qdq import QuantizationParameters
-from graphopt.utils.errors import GraphoptError
+from graphopt.utils.errors import GraphoptError, InputError
 
 
 def emit_kernel(program: Program, node: Node) -> Value:
@@ -139,6 +139,12 @@ def _softmax(program: Program, node: Node, kernel: Kernel, function: Softmax) ->
 
 def emit_quantize(program: Program, node: Node) -> Value:
     source, grid = program.value(operand(node)), QuantizationParameters.of(node)
+    if grid.dtype not in BYTES:
+        site = program.graph.site(operand(node))
+        raise InputError(
+            f"{site}: its codes are {dtype_of(grid)}, and TVM kernels take codes of 8 bits or fewer; give its activations such a "
+            f"format, or leave it in float with formats={{{site!r}: None}}"
+        )
     spec = Quantize(source.stored, grid.scale, codes_of(grid))
     return Value(program.call(spec, [source.expr]), source.shape, source.order)
 

@@ -18,7 +18,7 @@ from graphopt.backends.tvm.connection import connect
 from graphopt.backends.tvm.emit import Emitted, emit
 from graphopt.backends.tvm.machine import processor
 from graphopt.backends.tvm.schedules import Conv, Variant
-from graphopt.backends.tvm.static import check_independent, check_only_batch, example_batch, fix_batch
+from graphopt.backends.tvm.static import check_independent, check_only_batch, check_rows, example_batch, fix_batch
 from graphopt.backends.tvm.tuning import (
     Budget,
     Database,
@@ -117,6 +117,7 @@ class _Lowering:
         self.graph, self.target, self.code, self.name, self.batch = graph, target, code, name, batch
         self.command = [] if code.bare else linker(code, target.runtime.generated.compiler)
         if batch:
+            check_rows(graph)
             check_independent(graph)
         self._fixed = fix_batch(graph, batch) if batch else graph
         self._emitted = compiled(self._fixed, code, samples=batch or 1)
@@ -136,13 +137,6 @@ class _Lowering:
             if code.device in SOURCES:
                 (folder / SOURCES[code.device]).write_text(device_source(executable))
         manifest = describe(self.graph, self.target, folder, model=self.name, options=options)
-        if self.batch is not None:
-            for output in manifest.outputs:
-                if output.shape[:1] != (None,):
-                    raise InputError(
-                        f"output {output.name!r} has no batch dimension, so a free batch cannot be computed in slices; "
-                        "capture with dynamic_batch=False"
-                    )
         if code.bare:
             manifest.options[OBJECTS] = write_objects(recorded(kernels), manifest, folder)
             manifest.files = listing(folder)

@@ -10,9 +10,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import Node
 
 from graphopt.ir.batches import batched
+from graphopt.ir.calls import shape
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import aten
-from graphopt.ir.shapes import is_free, resized
+from graphopt.ir.shapes import is_free, label, resized
 from graphopt.utils.errors import InputError
 
 PROBES = (0.9, 1.1)  # what numbers of a sample are multiplied by: near one, for some are indices to be
@@ -33,6 +34,19 @@ def check_only_batch(graph: Graph) -> None:
                 "TVM kernels are made for one shape; capture without it in dynamic_shapes, which fixes it at the example's size, "
                 "or use a target of ONNX Runtime (arm, x86)"
             )
+
+
+def check_rows(graph: Graph) -> None:
+    """Raise `InputError` where an output has not one row for each sample, as what is computed in slices must."""
+    for name, node in zip(graph.output_names, graph.outputs, strict=True):
+        first, *others = shape(node) or (None,)
+        if is_free(first) and first.node.expr.is_Symbol and not any(map(is_free, others)):
+            continue
+        sizes = ", ".join(label(n, graph.size_names) or str(n) for n in shape(node))
+        raise InputError(
+            f"output {name!r} of shape [{sizes}] has not one row for each sample, so a free batch cannot be computed in slices; "
+            "capture with dynamic_batch=False"
+        )
 
 
 def fix_batch(graph: Graph, batch: int) -> Graph:

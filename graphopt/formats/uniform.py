@@ -208,14 +208,14 @@ def quantize(
     """Codes of x as float32 whole numbers (exact up to 24 bits; wider grids are computed in float64)."""
     wide = quant_max - quant_min >= 2**24
     scale, zero_point = broadcast(scale, x, axis, block), broadcast(zero_point, x, axis, block)
-    codes = torch.round(x.double() / scale.double() if wide else x / scale) + zero_point
-    return codes.clamp(quant_min, quant_max)
+    codes = x.double() / scale.double() if wide else x / scale
+    return codes.round_().add_(zero_point).clamp_(quant_min, quant_max)  # in place: weights are large
 
 
 def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor, axis: int = -1, block: int = 0) -> Tensor:
     """(codes - zero_point) * scale in float32."""
     scale, zero_point = broadcast(scale, codes, axis, block), broadcast(zero_point, codes, axis, block)
-    return (codes - zero_point).to(scale.dtype) * scale
+    return (codes - zero_point).to(scale.dtype).mul_(scale)
 
 
 @torch.library.custom_op("graphopt::fake_quantize", mutates_args=())

@@ -30,6 +30,7 @@ linears.py          products with constant matrices as linear layers
 cost.py             multiply-accumulates, parameters, bytes, measured time
 structure.py        nested inputs and outputs as JSON
 storage.py          graphs in files
+bounds.py           what a call of a graph from a file may take
 schema.py           what a saved graph must look like before anything is built
 plain_data.py       names and containers read from files, checked
 stored_facts.py     facts as JSON

@@ -122,7 +122,12 @@ class Graph(Editing, Trainable):
 
     @classmethod
     def load(cls, path: str | Path) -> Graph:
-        """Read a graph written by `save`. Raises `InputError` where the file is missing or damaged."""
+        """Read a graph written by `save`.
+
+        Raises:
+            InputError: the file is missing or damaged, or a call of the graph would take memory or time out of all proportion to
+                the file's size; names the operator.
+        """
         from graphopt.ir.storage import load
 
         return load(Path(path))

@@ -5,7 +5,8 @@
 
 Reading one runs nothing that the file holds, whoever wrote it: nothing is pickled, the archive is read within bounds
 (`archive.py`), and the description is checked (`schema.py`) before the graph is built, whose operators are those of
-`operators.py`. The archive appears whole or not at all (`graphopt.utils.files`).
+`operators.py`; nor may a call of it take more than goes with the file's size (`bounds.py`). The archive appears whole or not at
+all (`graphopt.utils.files`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from graphopt.ir import encoding, operators, raw_tensors, schema, stored_facts
+from graphopt.ir.bounds import check_bounds
 from graphopt.ir.checkpoint import Entry
 from graphopt.ir.graph import Example, Graph
 from graphopt.ir.shapes import fake_inputs
@@ -70,7 +72,10 @@ def load(path: Path, constants: Mapping[str, Tensor] | None = None) -> Graph:
         if content.keys() != set(names):
             raise ValueError("the tensors described are not those there")
         tensors = [raw_tensors.read(content.pop(n), d) for n, d in zip(names, data["tensors"], strict=True)]
-        return _restore(data, tensors, constants or {})
+        graph = _restore(data, tensors, constants or {})
+        held = {t.data_ptr(): t.numel() * t.element_size() for t in [*tensors, *(constants or {}).values()]}
+        check_bounds(graph, sum(held.values()))
+        return graph
     except InputError:
         raise
     except Exception as error:

@@ -67,7 +67,7 @@ class Replaced:
         """Replace a site's layers in a graph; see `site.put`."""
         weight = site.weight(graph)
         lost = float((chain.dense() - weight).square().sum() / weight.square().sum().clamp(min=1e-30))
-        kept = site.macs(chain) / site.macs(Chain.whole(site.layer))
+        kept = site.macs(chain) / max(site.macs(Chain.whole(site.layer)), 1)  # of an empty value there are none
         can_fit = fittable(site)
         placed = put(graph, site, [method.moved(layer, ranks, chain) for layer in site.layers])
         return cls(site.name, method, ranks, chain, placed, lost, kept, can_fit, ms)

@@ -17,6 +17,7 @@ from rewriting import Model, apply, assert_close, assert_equal_but_for_ties, cap
 from torch import nn
 from uneven import PER_TENSOR, uneven
 
+import graphopt
 from graphopt.backends.onnxruntime import Audit, OnnxRuntimeArtifact, audit, lower
 from graphopt.compiler.optimize import load
 from graphopt.formats import Format
@@ -26,6 +27,7 @@ from graphopt.lowering.qdq import deploy
 from graphopt.passes.cleanup.fold_batchnorm import FoldBatchNorm
 from graphopt.passes.equalization.equalize_channels import EqualizeChannels
 from graphopt.passes.quantization import Quantize
+from graphopt.targets import machine_here
 from graphopt.utils.errors import ArtifactError, GraphoptError, InputError
 
 X86 = target_of("x86")
@@ -341,3 +343,39 @@ def test_pools_that_round_their_size_up_have_torchs_size(options: dict[str, Any]
             assert_close(lower(capture(model, x), X86)(x), model(x))
         graph = quantized(model, x)
         assert sqnr(graph(x), lower(graph, X86)(x)) > 30
+
+
+@pytest.mark.parametrize("include", [True, False])
+@pytest.mark.parametrize("divisor", [None, 3])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 2, "stride": 2, "padding": 1},
+        {"kernel_size": 3, "stride": (3, 2), "padding": 1},
+        {"kernel_size": (2, 3), "stride": (2, 1), "padding": 1},
+        {"kernel_size": (3, 2), "stride": 2, "padding": (1, 0)},
+    ],
+    ids=str,
+)
+def test_averages_that_round_their_size_up_have_torchs_size_for_the_runtimes_plan(
+    options: dict[str, Any], divisor: int | None, include: bool
+) -> None:
+    """In float and between codes; what reads the pool has values of the size that a window too many would give."""
+
+    def body(m: Any, x: torch.Tensor) -> torch.Tensor:
+        pooled = F.avg_pool2d(m.conv(x), ceil_mode=True, count_include_pad=include, divisor_override=divisor, **options)
+        return F.tanhshrink(m.wider(pooled) * 2)
+
+    for size in ((1, 1), (9, 9), (7, 8), (6, 5)):
+        model = Model(body, conv=conv(3, 3, 1), wider=nn.ConvTranspose2d(3, 3, 2)).eval()
+        x = torch.randn(2, 3, *size)
+        with torch.no_grad():
+            assert_close(lower(capture(model, x), X86)(x), model(x))
+        graph = quantized(model, x)
+        artifact = lower(graph, X86)
+        inferred = onnx.shape_inference.infer_shapes(onnx.load(artifact.folder / "model.onnx"), strict_mode=True)
+        found = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim[2:]] for v in inferred.graph.value_info}
+        assert found["avg_pool2d"] == list(F.avg_pool2d(x, ceil_mode=True, **options).shape[2:])
+        assert not any(
+            m.differing for m in graphopt.simulate(graph, X86, machine=machine_here()).mismatches(artifact, x)
+        )

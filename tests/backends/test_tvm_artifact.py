@@ -97,13 +97,25 @@ def test_any_batch_is_computed_in_slices_of_the_compiled_one() -> None:
 
 @needs_tvm
 @needs_x86
-def test_an_output_without_the_free_batch_is_refused() -> None:
-    class Summed(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x.sum()
-
-    with pytest.raises(InputError, match="dynamic_batch=False"):
-        lowered(Summed().eval(), images(2))
+@pytest.mark.parametrize(
+    ("body", "sizes"),
+    [
+        (lambda m, x: x.sum(), ""),
+        (lambda m, x: x.sum(0), "3, 8, 8"),
+        (lambda m, x: torch.cat([x, x, x]), r"3\*batch, 3, 8, 8"),
+        (lambda m, x: x.flatten(0, 1) * 2, r"3\*batch, 8, 8"),
+        (lambda m, x: nn.functional.pad(x.flatten(1), (0, 0, 1, 0)), r"batch \+ 1, 192"),
+        (lambda m, x: x[:, :1, :1, :1].expand(-1, x.shape[0], -1, -1), "batch, batch, 1, 1"),
+    ],
+)
+def test_an_output_with_other_rows_than_one_for_each_sample_is_refused_where_the_batch_is_free(
+    body: Callable[..., Tensor], sizes: str
+) -> None:
+    model = Model(body).eval()
+    with pytest.raises(InputError, match=rf"output '\w+' of shape \[{sizes}\] has not one row.*dynamic_batch=False"):
+        lowered(model, images(2))
+    graph, x = Graph.capture(model, images(2), dynamic_batch=False), images(2)
+    torch.testing.assert_close(lower_through_tvm(graph, find("tvm-x86"))(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 @needs_tvm

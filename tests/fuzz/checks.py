@@ -113,10 +113,21 @@ class _SkippedError(Exception):
 
 
 def graph_of(network: Network, built: Built) -> Graph:
-    try:
-        return Graph.capture(built.model, built.inputs, dynamic_batch=network.free_batch)
-    except Exception:
-        raise _SkippedError from None
+    """A copy of the graph, which is captured once for all checks of a network; that takes as long as most of them."""
+    key = (network.text(), network.free_batch)
+    if key not in _captured:
+        _captured.clear()
+        try:
+            _captured[key] = Graph.capture(built.model, built.inputs, dynamic_batch=network.free_batch)
+        except Exception:
+            _captured[key] = None
+    graph = _captured[key]
+    if graph is None:
+        raise _SkippedError
+    return graph.clone()
+
+
+_captured: dict[tuple[str, bool], Graph | None] = {}
 
 
 def answers(function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Any:

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 HEAD = """import torch
 import torch.nn.functional as F
@@ -120,7 +121,11 @@ def seed(name: str) -> str:
 
 
 class Noisy:
-    """The network step by step, every float moved by a little: what that moves in the answer, rounding may, too."""
+    """The network, every float that an operator answers moved by a little: what that moves in the answer, rounding may, too.
+
+    That is of the operators which torch makes of a step: `tanhshrink` is x - tanh(x), and what rounding moves in tanh is far more
+    of their difference.
+    """
 
     def __init__(self, noise: float, seed: int = 0) -> None:
         self.noise, self.generator = noise, torch.Generator().manual_seed(seed)
@@ -128,9 +133,9 @@ class Noisy:
     def __call__(self, network: Network, model: nn.Module, inputs: Sequence[Tensor]) -> Any:
         scope: dict[str, Any] = {"torch": torch, "F": F, "nn": nn, "self": model}
         scope |= {name: self.moved(x) for name, x in zip(network.inputs, inputs, strict=True)}
-        with torch.no_grad():
+        with torch.no_grad(), _NoisyCalls(self):
             for name, expression in network.steps.items():
-                scope[name] = self.moved(eval(expression, scope))
+                scope[name] = eval(expression, scope)
             return eval(network.returned, scope)
 
     def moved(self, value: Any) -> Any:
@@ -140,8 +145,21 @@ class Noisy:
     def _moved(self, x: Tensor) -> Tensor:
         if not x.is_floating_point() or not x.numel():
             return x
-        reach = float(x.abs().max())
-        return x + self.noise * (x.abs() + 0.1 * reach) * torch.randn(x.shape, generator=self.generator).to(x)
+        finite = torch.where(x.isfinite(), x, 0)  # a mask of minus infinity stays one
+        reach = float(finite.abs().max())
+        return x + self.noise * (finite.abs() + 0.1 * reach) * torch.randn(x.shape, generator=self.generator).to(x)
+
+
+class _NoisyCalls(TorchDispatchMode):
+    def __init__(self, noisy: Noisy) -> None:
+        super().__init__()
+        self.noisy = noisy
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        computes = not any(value.alias_info for value in func._schema.returns)  # neither a view nor in place
+        given = any(isinstance(value, Tensor) for value in pytree.tree_leaves((args, kwargs)))
+        return self.noisy.moved(found) if computes and given else found
 
 
 def _name(function: ast.expr) -> str:

@@ -100,6 +100,17 @@ def test_noise_moves_what_it_should() -> None:
     assert 1e-5 < float((moved[0] - plain[0]).abs().max() / plain[0].abs().max()) < 1e-1
 
 
+def test_noise_is_that_of_the_operators_a_step_is_made_of() -> None:
+    network = Network({"x0": "torch.linspace(0.01, 0.05, 5)"}, {}, {"v0": "F.tanhshrink(x0)"}, "v0")  # x^3 / 3
+    model, (x,) = network.build()
+    right = model(x)
+    moved = [float((Noisy(1e-6, seed)(network, model, [x]) - right).abs().max() / right.max()) for seed in range(3)]
+    assert max(moved) > 1e-4  # a step of 2e-9 of tanh(0.05), which differs by 4e-5 from 0.05
+    masked = Network({"x0": "torch.randn(2, 3)"}, {}, {"v0": "x0.masked_fill(x0 > 0, float('-inf')).exp()"}, "v0")
+    model, (x,) = masked.build()
+    assert_close(Noisy(1e-6)(masked, model, [x]), model(x), 1e-4)
+
+
 # ---- Faults, and what is made of them -------------------------------------------------------------------------------
 
 

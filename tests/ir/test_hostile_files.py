@@ -32,13 +32,14 @@ from hostile import (
     write,
     zipped,
 )
+from rewriting import Model
 from torch import nn
 
 import graphopt
 from graphopt.artifacts.manifest import listing, read_manifest
 from graphopt.frontend import exported_schema
 from graphopt.frontend.exported_file import load_program
-from graphopt.ir import operators, schema
+from graphopt.ir import bounds, operators, schema
 from graphopt.ir.graph import Graph
 from graphopt.ir.structure import tensors
 from graphopt.utils import json_data
@@ -278,6 +279,79 @@ def test_malformed_graphs_are_refused_before_they_are_built(what: str, saved: Pa
     with pytest.raises(InputError):
         Graph.load(write(tmp_path / "bad.pt2", {**content, "graph.json": as_json(data)}))
     assert time.perf_counter() - began < 5
+
+
+HUGE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "full": lambda d: ("aten::full.default", [[2**20, 2**20], 1.0], {}),
+    "zeros": lambda d: ("aten::zeros.default", [[2**40]], {}),
+    "arange": lambda d: ("aten::arange.default", [2**40], {}),
+    "eye": lambda d: ("aten::eye.default", [2**20], {}),
+    "expand": lambda d: ("aten::expand.default", [x_of(d), [2**34, -1, -1, -1, -1]], {}),
+    "repeat": lambda d: ("aten::repeat.default", [x_of(d), [2**32, 1, 1, 1]], {}),
+    "pad": lambda d: ("aten::constant_pad_nd.default", [x_of(d), [2**30, 2**30]], {}),
+    "upsampling": lambda d: ("aten::upsample_nearest2d.vec", [x_of(d), [2**20, 2**20], None], {}),
+    "one_hot": lambda d: ("aten::new_zeros.default", [x_of(d), [2**36]], {}),
+}
+
+
+def x_of(data: dict[str, Any]) -> Any:
+    return {"node": next(n["name"] for n in data["nodes"] if n["op"] == "placeholder")}
+
+
+@pytest.mark.parametrize("what", HUGE)
+def test_calls_of_huge_values_are_refused_before_they_run(what: str, tmp_path: Path) -> None:
+    Graph.capture(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), torch.randn(2, 3, 8, 8)).save(tmp_path / "g.pt2")
+    content = entries(tmp_path / "g.pt2")
+    data = json.loads(content["graph.json"])
+    target, args, kwargs = HUGE[what](data)
+    first = next(i for i, n in enumerate(data["nodes"]) if n["op"] == "call_function")
+    calls = {
+        "huge": (target, args, kwargs),
+        "most": ("aten::amax.default", [{"node": "huge"}], {}),
+        "cast": ("aten::to.dtype", [{"node": "most"}, {"dtype": "float32"}], {}),
+        "more": ("aten::add.Tensor", [x_of(data), {"node": "cast"}], {}),
+    }
+    data["nodes"][first:first] = [
+        {"op": "call_function", "name": name, "target": t, "args": a, "kwargs": k} for name, (t, a, k) in calls.items()
+    ]
+    data["nodes"][first + 4]["args"][0] = {"node": "more"}
+    with pytest.raises(
+        InputError, match=rf"huge: up to this {target.replace('::', '.')} .* bytes at once, beyond the 1\.1e\+09"
+    ):
+        Graph.load(write(tmp_path / "bad.pt2", {**content, "graph.json": as_json(data)}))
+
+
+class Growing(nn.Module):
+    """From 4 KB to 16 MB at a time, 80 times."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = x.expand(2**12, -1)
+        for _ in range(80):
+            wide = torch.sin(wide)
+        return wide[0] @ x.T.expand(-1, 3)
+
+
+def test_what_is_held_one_after_the_other_is_no_large_memory(tmp_path: Path) -> None:
+    x = torch.randn(1, 2**10)
+    Graph.capture(Growing().eval(), x).save(tmp_path / "g.pt2")
+    assert torch.equal(Graph.load(tmp_path / "g.pt2")(x), Growing()(x))
+
+
+def test_products_without_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of values that fit into memory, by the sizes of the example where some are free."""
+    monkeypatch.setattr(bounds, "WORK", 2**24)
+    monkeypatch.setattr(bounds, "WORK_OF_BYTE", 1)
+
+    def body(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(9):
+            x = x @ x.new_ones(128, 128)
+        return x
+
+    Graph.capture(Model(body).eval(), torch.randn(1, 128)).save(tmp_path / "small.pt2")
+    assert Graph.load(tmp_path / "small.pt2").dynamic_batch
+    Graph.capture(Model(body).eval(), torch.randn(99, 128)).save(tmp_path / "large.pt2")
+    with pytest.raises(InputError, match=r"_\d: up to this aten.* multiply-accumulates, beyond the 1.7e\+07"):
+        Graph.load(tmp_path / "large.pt2")
 
 
 def test_a_bool_is_zero_or_one(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from graphopt.backends.onnxruntime import Mismatch, OnnxRuntimeArtifact, Simulat
 from graphopt.demo.train import load, train
 from graphopt.formats import Format
 from graphopt.ir.graph import Graph
+from graphopt.lowering.integers.kernels import LayerKernel
 from graphopt.lowering.integers.machines import MACHINES
 from graphopt.passes.quantization import Quantize
 from graphopt.targets import architecture, machine_here
@@ -361,3 +362,29 @@ def test_values_in_front_of_a_padding_that_moved_are_compared() -> None:
     found = graphopt.simulate(done.graph, "hexagon", machine=HERE).mismatches(done.artifact, x)
     assert found[0].total == x.numel()
     assert not any(line.differing for line in found)
+
+
+LAYERS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
+    "convolutions": (lambda: nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 4, 1)), torch.randn(4, 3, 9, 9)),
+    "linear": (lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(40, 6)),
+    "rows": (lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(8, 5, 6)),
+    "without biases": (lambda: nn.Sequential(nn.Linear(6, 8, False), nn.Linear(8, 3, False)), torch.randn(8, 5, 6)),
+}
+
+
+@pytest.mark.parametrize("weights", [Format(7, per_channel=True), Format(8, signed=False, symmetric=False)], ids="su")
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("layers", LAYERS)
+def test_layers_are_simulated_in_integer_where_the_runtime_computes_them_so(
+    layers: str, signed: bool, weights: Format
+) -> None:
+    """All but those of signed values and unsigned weights, which ONNX Runtime leaves in float."""
+    make, x = LAYERS[layers]
+    target = target_of("arm").replace(weights=weights, activations=Format(8, signed=signed, symmetric=False))
+    graph = capture(make().eval(), x)
+    apply(Quantize(target, [[x]], estimator="minmax"), graph)
+    artifact = lower(graph, target)
+    simulation = graphopt.simulate(graph, target, machine=HERE)
+    kernels = [n for n in simulation._graph.calls() if isinstance(getattr(n.target, "function", None), LayerKernel)]
+    assert len(kernels) == len(audit(artifact).integer) == (0 if signed and not weights.signed else 2)
+    assert not [str(line) for line in simulation.mismatches(artifact, x) if line.differing]

@@ -6,12 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from rewriting import Model, apply, capture
 from torch import Tensor, nn
 
 import graphopt
+from graphopt.backends.onnxruntime import lower
 from graphopt.formats import Format
-from graphopt.passes.quantization import LayerFormat
-from graphopt.targets import architecture, machine_here
+from graphopt.ir.cost import sqnr
+from graphopt.passes.quantization import LayerFormat, Quantize
+from graphopt.targets import architecture, find, machine_here
+from graphopt.utils.errors import InputError
 
 pytestmark = pytest.mark.skipif(
     architecture() != "x86_64", reason="aarch64 kernels were never compared with the runtime"
@@ -90,3 +95,45 @@ def test_what_was_never_meant_for_integer_kernels_is_not_warned_of(options: dict
     report = graphopt.optimize(Linears().eval(), ROWS, target="x86", calibration=ROWS, measure=False, **options).report
     assert report.integer_macs == 0
     assert not [w for w in report.warnings if "integer" in w]
+
+
+# ---- More than eight bits -------------------------------------------------------------------------------------------
+
+OPERATORS: dict[str, Any] = {
+    "relu": lambda m, x: x.relu(), "hard_sigmoid": lambda m, x: x * F.hardsigmoid(x), "where": lambda m, x: x.clamp(-1, 1).abs(),
+    "add": lambda m, x: x + m.b(x), "cat": lambda m, x: torch.cat([x, x * 0.5], 1)[:, ::2], "pad": lambda m, x: F.pad(x, (1, 2)),
+    "max_pool": lambda m, x: F.max_pool2d(x, 2, ceil_mode=True), "mean": lambda m, x: F.adaptive_avg_pool2d(x, 1),
+    "slice": lambda m, x: x[:, :, 1:], "split": lambda m, x: torch.cat(x.chunk(2, 1)[::-1], 1),
+    "resize": lambda m, x: F.interpolate(x, scale_factor=2.0), "shuffle": lambda m, x: F.channel_shuffle(x, 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "format",
+    [Format(16), Format(16, symmetric=False), Format(9, signed=False, symmetric=False), Format(12, full_range=True)],
+    ids=str,
+)
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("target", ["arm", "x86"])
+def test_codes_of_more_than_a_byte_run_as_simulated(target: str, operator: str, format: Format) -> None:
+    """In float between codes, clipped to fewer than 16 bits, or without the lowest code of a symmetric grid."""
+    torch.manual_seed(0)
+    model = Model(lambda m, x: m.b(OPERATORS[operator](m, m.a(x))), a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(4, 4, 1)).eval()
+    graph, chosen = capture(model, X), find(target).replace(activations=format)
+    apply(Quantize(chosen, [[X]], estimator="minmax"), graph)
+    artifact = lower(graph, chosen)
+    for x in (X, X * 4):  # values outside the grids are clipped
+        lines = graphopt.simulate(graph, chosen, machine=machine_here()).mismatches(artifact, x)
+        assert (
+            max(line.largest for line in lines) <= 1
+        )  # float sums that fall on a tie: they have 8 bits more than the codes
+        assert sum(line.differing for line in lines) <= 2**-8 * sum(line.total for line in lines)
+    with torch.no_grad():
+        assert sqnr(model(X), artifact(X)) > (20 if format.bits < 16 else 30)
+
+
+def test_codes_of_more_than_a_byte_are_refused_by_name_for_tvm() -> None:
+    pytest.importorskip("tvm", reason="needs graphopt[tvm]")
+    formats = {"*": LayerFormat(activations=Format(16))}
+    with pytest.raises(InputError, match=r"its codes are int16.*8 bits or fewer.*formats=\{'\d': None\}"):
+        graphopt.optimize(Linears().eval(), ROWS, target="tvm-x86", calibration=ROWS, formats=formats, measure=False)

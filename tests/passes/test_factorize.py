@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.passes.factorization import SVD, ChannelWise, Factorize, Separable, Tucker
 from graphopt.passes.factorization.allocate import Option, allocate
+from graphopt.passes.factorization.method import Method
 from graphopt.passes.factorization.nonlinear import Activation, _auxiliary
+from graphopt.passes.factorization.site import sites
 from graphopt.passes.pruning import Prune
 from graphopt.passmanager.runner import run
 from graphopt.targets import find
@@ -477,3 +480,16 @@ def test_resnet20_keeps_its_accuracy_at_half_of_the_work_also_in_integers(zoo: A
     assert factorized >= 88.0
     done = graphopt.optimize(graph, target="x86", calibration=[b[0] for b in data], measure=False)
     assert accuracy(done.artifact) >= factorized - 0.6  # of 2,000 images; the benchmark has all
+
+
+@pytest.mark.parametrize("method", [SVD(), Tucker()], ids=str)
+def test_layers_of_nothing_are_factorized_like_others(method: Method) -> None:
+    """No rows, or no pixels: there are no multiply-accumulates to compare."""
+    model = Model(
+        lambda m, x: (m.linear(x.flatten(1)[:0]), m.conv(x[:0])), linear=nn.Linear(64, 8), conv=nn.Conv2d(4, 4, 3)
+    ).eval()
+    x = torch.randn(2, 4, 4, 4)
+    graph = Graph.capture(model, x, dynamic_batch=False)
+    ranks = {s.name: method.full(s.layer) for s in sites(graph) if not any(map(method.refuses, s.layers))}
+    assert run([replace(method, layers={**ranks, "*": None})], graph)[0].changes
+    assert [list(y.shape) for y in graph(x)] == [[0, 8], [0, 4, 2, 2]]

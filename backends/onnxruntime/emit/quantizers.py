@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from onnx_ir import Value
 
-from graphopt.backends.onnxruntime.emit.rule import Rule
+from graphopt.backends.onnxruntime.emit.rule import Rule, computed_in
 from graphopt.backends.onnxruntime.emit.writer import Writer
 from graphopt.backends.onnxruntime.nbits import MATMUL_BLOCKS, OPERATOR
 from graphopt.ir.arguments import Arguments
@@ -24,7 +24,7 @@ def _quantize(w: Writer, a: Arguments) -> Value:
     info = torch.iinfo(dtype)
     if (low, high) == (info.min, info.max):
         return codes
-    return w.op("Clip", codes, w.constant(low, dtype), w.constant(high, dtype))  # fewer bits than the storage has
+    return _clipped(w, codes, low, high, dtype)  # fewer bits than the storage has
 
 
 def _dequantize(w: Writer, a: Arguments) -> Value:
@@ -42,9 +42,14 @@ def _dequantize_channels(w: Writer, a: Arguments) -> Value:
 
 
 def _clip(w: Writer, a: Arguments) -> Value:
-    codes = a["codes"]
-    dtype = codes.meta["val"].dtype
-    return w.op("Clip", w.read(codes), w.constant(a["low"], dtype), w.constant(a["high"], dtype))
+    return _clipped(w, w.read(a["codes"]), a["low"], a["high"], a["codes"].meta["val"].dtype)
+
+
+def _clipped(w: Writer, codes: Value, low: int, high: int, dtype: torch.dtype) -> Value:
+    """Clip codes; those of 16 bits, for which ONNX Runtime has no kernel, in 32."""
+    inner = torch.int32 if dtype in (torch.int16, torch.uint16) else dtype
+    ends = w.constant(low, inner), w.constant(high, inner)
+    return computed_in(w, inner, dtype, lambda codes: w.op("Clip", codes, *ends), codes)
 
 
 def _pool(w: Writer, a: Arguments) -> Value:

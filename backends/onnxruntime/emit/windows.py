@@ -19,7 +19,6 @@ from graphopt.backends.onnxruntime.emit.writer import Writer, type_of
 from graphopt.ir.arguments import Arguments
 from graphopt.ir.calls import shape
 from graphopt.ir.ops import aten
-from graphopt.lowering.integers.legalize import is_dequantized
 from graphopt.utils.errors import InputError
 
 
@@ -104,8 +103,7 @@ def _average_pool(dims: int) -> Rule:
         counted = 1 if divisor else int(a["count_include_pad"])
         options, ends = _window(a, dims) | {"count_include_pad": counted}, list[int]()
         if a["ceil_mode"]:
-            options["ceil_mode"] = mode = _ceil_mode(w, a, options, dims)
-            ends = _ends(a, options, dims) if mode is None else []
+            options, ends = _averages_rounded_up(w, a, options, dims)
         begin = options["pads"][:dims]
         options["pads"] = None if ends else options["pads"]
         pooled = batched(w, source, dims, lambda x: w.op("AveragePool", _padded(w, x, begin, ends), **options))
@@ -114,20 +112,25 @@ def _average_pool(dims: int) -> Rule:
     return rule
 
 
-def _ceil_mode(w: Writer, a: Arguments, options: dict[str, Any], dims: int) -> int | None:
-    """The value of ONNX's `ceil_mode` that gives torch's size; None where neither does.
+def _averages_rounded_up(
+    w: Writer, a: Arguments, options: dict[str, Any], dims: int
+) -> tuple[dict[str, Any], list[int]]:
+    """Options with which ONNX derives torch's size; where none do, the padding at the end that does.
 
     torch leaves a last window out that would begin in the padding. So does ONNX Runtime's kernel, but its plan for memory counts
-    that window, and may share memory with a value of that size; the kernel on codes is the only one there is.
+    that window, and may share memory with a value of that size: there, only so much is padded as the other windows read.
     """
     image, result = shape(a["self"])[-dims:], shape(a.node)[-dims:]
-    if any(map(w.is_free, image)) or is_dequantized(a["self"]):
-        return 1
-    kernel, strides, pads = (options[name] for name in ("kernel_shape", "strides", "pads"))
-    rest = [(i + 2 * p - k, s) for i, k, s, p in zip(image, kernel, strides, pads[:dims], strict=True)]
-    if [n // s + 1 for n, s in rest] == list(result):
-        return 0
-    return 1 if [-(-n // s) + 1 for n, s in rest] == list(result) else None
+    if any(map(w.is_free, image)):
+        return options | {"ceil_mode": 1}, []
+    kernel, strides = options["kernel_shape"], options["strides"]
+    begin, ends = options["pads"][:dims], _ends(a, options, dims)
+    read = list(map(min, ends, begin))
+    for ceil, end in ((0, begin), (1, begin), (0, read), (1, read)):
+        room = [i + p + e - k for i, p, e, k in zip(image, begin, end, kernel, strict=True)]
+        if [(-(-n // s) if ceil else n // s) + 1 for n, s in zip(room, strides, strict=True)] == list(result):
+            return options | {"ceil_mode": ceil, "pads": [*begin, *end]}, []
+    return options | {"ceil_mode": 0}, ends
 
 
 def _factor(w: Writer, a: Arguments, dims: int, ends: list[int]) -> Value:

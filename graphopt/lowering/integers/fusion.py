@@ -4,8 +4,8 @@
     dequantize(a), dequantize(b) -> add  -> quantize          ->   table(a, b)
 
 The runtime does so where every operand is dequantized from 8 bits, the one reader of the operator quantizes to the same type,
-and a layer's bias is int32; a linear layer may also answer in float. Whatever does not qualify stays float, here as there,
-between `quantize` and `dequantize`.
+and a layer's bias is int32; a linear layer may also answer in float. ONNX Runtime has no layers of signed values and unsigned
+weights. Whatever does not qualify stays float, here as there, between `quantize` and `dequantize`.
 
 Learned from the graphs that ONNX Runtime 1.31 writes back after optimizing; TVM is given the same kernels.
 """
@@ -77,16 +77,20 @@ class Operand(NamedTuple):
     grid: QuantizationParameters
 
 
-def fuse(graph: Graph, machine: str) -> dict[Node, str]:
+def fuse(graph: Graph, machine: str, *, mixes_signs: bool = False) -> dict[Node, str]:
     """Rewrite a deployed graph in the backend's dialect in place: fused kernels in place of float operators.
+
+    Args:
+        mixes_signs: the runtime's layers multiply signed values by unsigned weights.
 
     Returns:
         Every node that computes codes, in order -> the name of the same value in the exported model.
     """
     names = {node: name for node, name in value_names(graph).items() if node.target in (QUANTIZE, CLIP_CODES)}
+    kernels = MACHINES[machine]._replace(mixes_signs=mixes_signs)
     for node in graph.calls():
         _dequantize_later(graph, node)
-        function, operands = _kernel(graph, node, MACHINES[machine])
+        function, operands = _kernel(graph, node, kernels)
         if function is None:
             _explain(graph, node)
             continue
@@ -187,6 +191,8 @@ def _layer(graph: Graph, node: Node, machine: Machine) -> tuple[LayerKernel | No
     stored: Any = layer.weight.args
     bias: Any = layer.bias.args if is_dequantized(layer.bias) else None  # type: ignore[union-attr]
     if not graph.is_constant(stored[0]) or stored[-1] not in BYTES or (layer.bias is not None and bias is None):
+        return None, []
+    if (x.grid.dtype, stored[-1]) == (torch.int8, torch.uint8) and not machine.mixes_signs:
         return None, []
     scale, zero_point = (graph.tensor(a) if isinstance(a, Node) else torch.tensor(a) for a in stored[1:3])
     codes = graph.tensor(stored[0])

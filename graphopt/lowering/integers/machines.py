@@ -29,10 +29,12 @@ class Machine(NamedTuple):
     Attributes:
         add: `add(a, b, y)` makes a table of two codes.
         in_pairs: layers add products in pairs of 16 bits.
+        mixes_signs: layers multiply signed values by unsigned weights, too, for which ONNX Runtime has no kernel.
     """
 
     add: Callable[[QuantizationParameters, QuantizationParameters, QuantizationParameters], Table]
     in_pairs: bool = False
+    mixes_signs: bool = False
 
 
 def add_avx2(a: QuantizationParameters, b: QuantizationParameters, y: QuantizationParameters) -> Table:

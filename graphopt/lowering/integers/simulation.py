@@ -107,7 +107,7 @@ class Simulation:
             machine: see above.
             legalize: rewrites the deployed graph in place the way the backend does before it lowers it.
             intermediate: (artifact, names, inputs) -> answers of the artifact while it is watched, values inside it by name.
-            everywhere: artifacts compute alike on every machine.
+            everywhere: artifacts compute alike on every machine, and whatever signs codes have.
             half: they have float16 values; see `graphopt.lowering.qdq`.
 
         Raises:
@@ -120,7 +120,7 @@ class Simulation:
         with exact_products():
             self._graph = deploy(graph, half=half)
             legalize(self._graph)
-            self._names = fuse(self._graph, machine)
+            self._names = fuse(self._graph, machine, mixes_signs=everywhere)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The answer, nested like the original model's.
