@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 from dataclasses import dataclass
 
@@ -63,3 +64,10 @@ def backend(runtime: str) -> Backend:
 def available(runtime: str) -> bool:
     """Whether what one of our own runtimes needs is installed."""
     return importlib.util.find_spec(RUNTIMES[runtime].requires) is not None
+
+
+def version(runtime: str) -> str:
+    """Of the package that runs what is lowered for a runtime: a new release may be faster or slower."""
+    if (own := RUNTIMES.get(runtime)) is not None:
+        return importlib.metadata.version(own.distribution)
+    return plugins.version(GROUP, runtime)

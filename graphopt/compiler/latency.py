@@ -11,13 +11,12 @@ lists are: figures of different moments are not compared).
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from graphopt.artifacts.registry import RUNTIMES, backend
+from graphopt.artifacts.registry import backend, version
 from graphopt.compiler.recipes import clean, recipe
 from graphopt.data.calibration import synthetic
 from graphopt.ir import cost
@@ -95,8 +94,8 @@ class LatencyTimer:
         return [taken.median(name) for name in calls]
 
     def _key(self, graphs: Sequence[Graph]) -> str:
-        version = importlib.metadata.version(RUNTIMES[self.target.runtime.name].distribution)
-        how = [cost.host_cpu(), self.target.runtime.name, version, self.target.to_dict(), self.integer, self.threads]
+        runtime = self.target.runtime.name
+        how = [cost.host_cpu(), runtime, version(runtime), self.target.to_dict(), self.integer, self.threads]
         inputs = [[list(t.shape) for t in graph.example.tensors()] for graph in graphs]
         return hashlib.sha256(json.dumps([how, inputs, [str(g) for g in graphs]], default=str).encode()).hexdigest()
 

@@ -16,6 +16,11 @@ def names(group: str) -> list[str]:
     return sorted({entry.name for entry in metadata.entry_points(group=group)})
 
 
+def version(group: str, name: str) -> str:
+    """The version of the package that has an object of this name; empty where none has."""
+    return next((e.dist.version for e in metadata.entry_points(group=group, name=name) if e.dist is not None), "")
+
+
 def find(group: str, name: str, kind: type) -> Any:
     """The object of this name, or None where no package has one.
 

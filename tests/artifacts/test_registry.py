@@ -13,6 +13,8 @@ from torch import nn
 import graphopt
 from graphopt.artifacts import registry
 from graphopt.artifacts.backend import Backend, Tuning, cannot_be_tuned, runs_here_only
+from graphopt.compiler import latency
+from graphopt.compiler.latency import LatencyTimer
 from graphopt.ir.graph import Graph
 from graphopt.targets import find, names
 from graphopt.utils.errors import InputError
@@ -60,6 +62,18 @@ def test_a_package_adds_a_runtime_and_a_target(installed: None, tmp_path: Path) 
     assert result.artifact.manifest.runtime == "echo" == registry.backend("echo").name
     result.artifact.save(tmp_path / "deployed")
     assert torch.equal(graphopt.load(tmp_path / "deployed")(x), result.artifact(x))
+
+
+def test_a_runtime_of_a_package_is_timed(installed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "architecture", lambda: "x86_64")
+    graph = Graph.capture(nn.Sequential(nn.Linear(4, 8), nn.ReLU()).eval(), torch.randn(1, 4))
+    timer = LatencyTimer("board", cache=tmp_path / "latency.json", repeats=5)
+    first = timer([graph])
+    assert timer([graph]) == first
+    assert registry.version("echo") == "1.0"
+    monkeypatch.setattr(registry.plugins, "version", lambda group, name: "2.0")
+    monkeypatch.setattr(LatencyTimer, "fresh", lambda self, graphs: [7.0])
+    assert timer([graph]) == [7.0], "another release is measured anew"
 
 
 def test_what_a_package_adds_wrongly_is_refused_by_name(installed: None) -> None:
