@@ -8,7 +8,7 @@ import torch
 from onnx_ir import Value
 from torch.fx.node import Node
 
-from graphopt.backends.onnxruntime.emit.moves import transposed
+from graphopt.backends.onnxruntime.emit.moves import spread, transposed
 from graphopt.backends.onnxruntime.emit.rule import NoRule, Rule, ignore_memory, rank, reshaped, result_type
 from graphopt.backends.onnxruntime.emit.writer import Writer, type_of
 from graphopt.ir.arguments import Arguments
@@ -73,12 +73,24 @@ def _places(w: Writer, given: dict[int, Node], sizes: tuple[Any, ...]) -> Value:
 
 def _gather(w: Writer, a: Arguments) -> Value:
     a.ignore("sparse_grad")
-    source, index = a["self"], a["indices" if "indices" in a else "index"]
-    if not rank(source) or not rank(index) or (a.target is aten.take_along_dim.default and a["dim"] is None):
+    source, index = a["self"], a["index"]
+    if not rank(source) or not rank(index):
         raise NoRule
-    if a.target is aten.take_along_dim.default:
-        raise NoRule  # it broadcasts
     return w.op("GatherElements", w.read(source), _indices(w, index), axis=a["dim"] % rank(source))
+
+
+def _take_along(w: Writer, a: Arguments) -> Value:
+    """As gathering, of values and indices that are broadcast in the other dimensions; without `dim`, of all in a row."""
+    source, index, dim = a["self"], a["indices"], a["dim"]
+    x, places = w.read(source), _indices(w, index)
+    if dim is None:
+        row = w.integers([-1])
+        return w.op("GatherElements", w.op("Reshape", x, row), w.op("Reshape", places, row), axis=0)
+    if not rank(source):
+        raise NoRule
+    dim, wanted = dim % rank(source), shape(a.node)
+    x = spread(w, x, (*wanted[:dim], shape(source)[dim], *wanted[dim + 1 :]))
+    return w.op("GatherElements", x, spread(w, places, wanted), axis=dim)
 
 
 def _scatter(reduction: str | None) -> Rule:
@@ -136,6 +148,7 @@ INDEXING: dict[Any, Rule] = {
     aten.index_select.default: _index_select,
     aten.index.Tensor: _index,
     aten.gather.default: _gather,
+    aten.take_along_dim.default: _take_along,
     **dict.fromkeys([aten.scatter.value, aten.scatter.src], _scatter(None)),
     aten.scatter_add.default: _scatter("add"),
     aten.one_hot.default: _one_hot,

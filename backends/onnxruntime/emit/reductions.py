@@ -14,6 +14,8 @@ from graphopt.ir.arguments import Arguments
 from graphopt.ir.calls import shape
 from graphopt.ir.ops import aten
 
+MOST_STEPS = 256  # of a running product
+
 
 def reduce(w: Writer, kind: str, x: Value, dims: list[int], keep: bool) -> Value:
     return w.op(kind, x, w.integers(dims), keepdims=int(keep), noop_with_empty_axes=0) if dims else x
@@ -139,6 +141,23 @@ def _running_sum(w: Writer, a: Arguments) -> Value:
     return w.op("CumSum", x, w.constant(a["dim"], torch.int64)) if rank(a["self"]) else x
 
 
+def _running_product(w: Writer, a: Arguments) -> Value:
+    """For want of an operator: of all elements, each time those behind are ones. Its memory grows by the square of the steps."""
+    dtype, source = result_type(a), a["self"]
+    a.ignore("dtype")
+    x, of = w.read(source, dtype), rank(source)
+    if not of:
+        a.ignore("dim")
+        return x
+    dim = a["dim"] % of
+    steps = shape(source)[dim]
+    if w.is_free(steps) or steps > MOST_STEPS or dtype not in (torch.float32, torch.int32, torch.int64):
+        raise NoRule
+    before = torch.ones(steps, steps, dtype=torch.bool).tril().reshape(steps, steps, *[1] * (of - dim - 1))
+    rows = w.op("Where", w.constant(before), w.op("Unsqueeze", x, w.integers([dim])), w.constant(1, dtype))
+    return reduce(w, "ReduceProd", rows, [dim + 1], False)
+
+
 def _sort(w: Writer, a: Arguments) -> tuple[Value, ...]:
     """All of a dimension, in order; of equal elements, the first comes first."""
     source = a["self"]
@@ -197,6 +216,7 @@ REDUCTIONS: dict[Any, Rule] = {
     aten.log_softmax.int: _shares("LogSoftmax"),
     aten.logsumexp.default: _log_sum_exp,
     aten.cumsum.default: _running_sum,
+    aten.cumprod.default: _running_product,
     aten.sort.default: _sort,
     aten.sort.stable: _sort,
     aten.argsort.default: _order,
