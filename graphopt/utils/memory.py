@@ -12,7 +12,7 @@ import gc
 import sys
 from collections.abc import Callable
 
-LARGE = 2**24  # bytes of weights from which looking, some tenths of a second, is worth it
+LARGE = 2**26  # bytes of weights from which looking, some tenths of a second each time, is worth it
 
 
 def give_back(weight_bytes: int) -> None:
