@@ -50,9 +50,19 @@ def check_writable(path: str | Path) -> Path:
         raise InputError(f"cannot write {target}: {parent} is a file, not a folder; choose another place")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"cannot write {target}: the folder {parent} is read-only; choose another place")
-    if target.exists() and not os.access(target, os.W_OK):
+    if _read_only(target):
         raise InputError(f"cannot write {target}: it exists and is read-only; remove it or choose another name")
     return target
+
+
+def _read_only(target: Path) -> bool:
+    """Whether something unwritable is there, and not what another writer is just replacing: that cannot be accessed either while it
+    is away."""
+    try:
+        before = target.stat()
+        return not os.access(target, os.W_OK) and os.path.samestat(before, target.stat())
+    except FileNotFoundError:
+        return False
 
 
 def write_atomically(path: str | Path, content: bytes | Callable[[Path], None]) -> None:

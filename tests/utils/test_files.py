@@ -142,3 +142,24 @@ def test_files_that_arrive_while_the_folder_is_filled_survive(tmp_path: Path) ->
 def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.parametrize("back", [True, False])
+def test_a_folder_that_another_writer_replaces_meanwhile_is_not_read_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, back: bool
+) -> None:
+    target, access = tmp_path / "deployed", os.access
+    target.mkdir()
+
+    def away(path: str | Path, mode: int) -> bool:
+        """The folder is away while it is asked for, and then another one, or none, is there."""
+        if Path(path) == target:
+            target.rename(tmp_path / "previous")
+            answer = access(path, mode)
+            if back:
+                target.mkdir()
+            return answer
+        return access(path, mode)
+
+    monkeypatch.setattr(os, "access", away)
+    assert check_writable(target) == target
