@@ -56,8 +56,7 @@ def check_writable(path: str | Path) -> Path:
 
 
 def _read_only(target: Path) -> bool:
-    """Whether something unwritable is there, and not what another writer is just replacing: that cannot be accessed either while it
-    is away."""
+    """Whether something unwritable is there. What another writer is just replacing cannot be accessed either while it is away."""
     try:
         before = target.stat()
         return not os.access(target, os.W_OK) and os.path.samestat(before, target.stat())
