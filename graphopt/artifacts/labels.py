@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from graphopt.utils import printing
 from graphopt.utils.errors import InputError
 
 MOST, LONGEST = 2**17, 1000  # names, characters of one
@@ -42,11 +43,11 @@ def misfit(labels: Sequence[str], shapes: Sequence[Sequence[int | None]]) -> str
     """
     shape = shapes[0] if shapes else ()
     if len(shape) not in (2, 3, 4):
-        return f"the first output is {_listed(shape)}, which has no classes"
+        return f"the first output is {printing.sizes(shape)}, which has no classes"
     classes = shape[1] if len(shape) != 3 else shape[2]
     if classes in (None, len(labels)):
         return None
-    return f"there are {len(labels)}, and the first output {_listed(shape)} has {classes} classes"
+    return f"there are {len(labels)}, and the first output {printing.sizes(shape)} has {classes} classes"
 
 
 def own_labels(model: Any, shapes: Sequence[Sequence[int | None]]) -> list[str]:
@@ -58,10 +59,6 @@ def own_labels(model: Any, shapes: Sequence[Sequence[int | None]]) -> list[str]:
         return []
     unnamed = all(name == f"LABEL_{number}" for number, name in enumerate(labels))
     return [] if unnamed or misfit(labels, shapes) else labels
-
-
-def _listed(shape: Sequence[int | None]) -> str:
-    return f"[{', '.join('N' if n is None else str(n) for n in shape)}]"
 
 
 def _shown(value: Any) -> str:

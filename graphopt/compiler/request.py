@@ -14,9 +14,9 @@ from graphopt.artifacts.backend import Backend
 from graphopt.artifacts.labels import misfit, own_labels
 from graphopt.compiler.capturing import capture
 from graphopt.compiler.options import Options
-from graphopt.data.batches import Input, inputs
+from graphopt.data.batches import inputs
 from graphopt.data.calibration import Calibration
-from graphopt.data.loaders import Named
+from graphopt.data.loaders import Named, fitted
 from graphopt.data.preprocessing import Preprocessing
 from graphopt.data.preprocessing_sources import own_preprocessing
 from graphopt.data.synthesize import without_data
@@ -112,10 +112,10 @@ class Request:
                 raise InputError(
                     f"preprocessing is for a model that takes an image and nothing else, this one takes {listed}"
                 )
-            return _fitted(self.preprocessing, takes[0])
+            return fitted(self.preprocessing, takes[0])
         own = own_preprocessing(self.model)
         with contextlib.suppress(InputError):  # the model was changed since, for images of other sizes or channels
-            return _fitted(own, takes[0]) if own is not None and len(takes) == 1 else None
+            return fitted(own, takes[0]) if own is not None and len(takes) == 1 else None
         return None
 
     def labels(self, graph: Graph) -> list[str]:
@@ -142,10 +142,6 @@ class Request:
                 f"({self.preprocessing}); give one of them"
             )
         return source if source.preprocessing is not None else replace(source, preprocessing=self.images(graph))
-
-
-def _fitted(preprocessing: Preprocessing, takes: Input) -> Preprocessing:
-    return preprocessing.fitted(takes.fixed, str(takes.dtype).removeprefix("torch."), takes.shape)
 
 
 def check_float32(graph: Graph) -> None:

@@ -51,6 +51,11 @@ class Input:
         return ("N", *(self.sizes or self.shape)[1:]) if self.batched else self.sizes or self.shape
 
     @property
+    def type_name(self) -> str:
+        """The element type as NumPy and manifests call it."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def fixed(self) -> tuple[int | None, ...]:
         """The sizes, None where they may be others."""
         return tuple(size if isinstance(size, int) else None for size in self.wanted)

@@ -97,8 +97,12 @@ class Named:
         return _pixel_batches(arrays, replace(plain, layout="NCHW"), takes[0]), None
 
     def _fitted(self, takes: Input) -> Preprocessing:
-        dtype = str(takes.dtype).removeprefix("torch.")
-        return (self.preprocessing or default_for(dtype)).fitted(takes.fixed, dtype, takes.shape)
+        return fitted(self.preprocessing or default_for(takes.type_name), takes)
+
+
+def fitted(preprocessing: Preprocessing, takes: Input) -> Preprocessing:
+    """With nothing left open, for what a graph takes; see `Preprocessing.fitted`."""
+    return preprocessing.fitted(takes.fixed, takes.type_name, takes.shape)
 
 
 def _arrays(path: Path, key: str, takes: list[Input], limit: int) -> Any:
@@ -160,7 +164,6 @@ def _images(folder: Path, preprocessing: Preprocessing, takes: Input, limit: int
         raise InputError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))})")
     files = [files[i] for i in _picks(len(files), limit)]
     together = BATCH if preprocessing.size is not None else 1  # images with sizes of their own come one by one
-    dtype = str(takes.dtype).removeprefix("torch.")
 
     def stream() -> Iterator[Tensor]:
         unreadable: list[Exception] = []
@@ -173,7 +176,7 @@ def _images(folder: Path, preprocessing: Preprocessing, takes: Input, limit: int
                     unreadable.append(error)
                     warnings.warn(f"the image {file} cannot be read ({error}); it is left out", stacklevel=2)
             if batch:
-                yield torch.from_numpy(preprocessing.normalized(np.stack(batch), dtype))
+                yield torch.from_numpy(preprocessing.normalized(np.stack(batch), takes.type_name))
         if len(unreadable) == len(files):
             raise InputError(f"none of the {len(files)} images in {folder} can be read ({unreadable[-1]})")
 

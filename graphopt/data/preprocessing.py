@@ -23,6 +23,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from graphopt.utils import printing
 from graphopt.utils.errors import InputError
 
 Color = Literal["RGB", "BGR", "L"]
@@ -122,7 +123,7 @@ class Preprocessing:
         layout = self.layout or _layout_of(sizes)
         if len(sizes) != 4 or layout is None:
             raise InputError(
-                f"preprocessing is for images, and the input is {dtype}{_shown(shape)}, not [N, 1 or 3, H, W]"
+                f"preprocessing is for images, and the input is {dtype}{printing.sizes(shape)}, not [N, 1 or 3, H, W]"
             )
         channels, place = (sizes[1], slice(2, 4)) if layout == "NCHW" else (sizes[3], slice(1, 3))
         found = replace(self, layout=layout, color=self.color or ("L" if channels == 1 else "RGB"))
@@ -138,7 +139,7 @@ class Preprocessing:
 
     def misfit(self, shape: Sequence[int | None], dtype: str) -> str | None:
         """Why what this gives is no such input of a model; None where it is."""
-        begin = f"the input is {dtype}{_shown(shape)}"
+        begin = f"the input is {dtype}{printing.sizes(shape)}"
         if len(shape) != 4 or self.layout is None or self.color is None:
             return f"{begin}, and it gives no image of a known layout"
         inner = shape[2:] if self.layout == "NCHW" else shape[1:3]
@@ -147,7 +148,7 @@ class Preprocessing:
         channels, size = 1 if self.color == "L" else 3, self.size or (None, None)
         ours = (channels, *size) if self.layout == "NCHW" else (*size, channels)
         if any(None not in (n, m) and n != m for n, m in zip(shape[1:], ours, strict=True)):
-            return f"{begin}, but it gives {self.layout} {_shown((1, *ours))}"
+            return f"{begin}, but it gives {self.layout} {printing.sizes((1, *ours))}"
         if dtype == "uint8" and not self.raw:
             return f"{begin}, whole numbers: give scale=1, mean=(0,), std=(1,), as the model normalizes itself"
         return None if dtype in ("float32", "uint8") else f"{begin}, and images are float32 or uint8"
@@ -269,7 +270,3 @@ def _number(name: str, value: Any) -> float:
     if 0 < abs(value) < 1 / HUGE:
         raise InputError(f"preprocessing: {name}={value!r} is next to 0, in float32 as well as none")
     return float(value)
-
-
-def _shown(shape: Sequence[int | None]) -> str:
-    return f"[{', '.join('N' if n is None else str(n) for n in shape)}]"

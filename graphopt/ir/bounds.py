@@ -13,13 +13,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.ir.cost import products
 from graphopt.ir.graph import Graph
 from graphopt.ir.shapes import is_free, sizes_of
+from graphopt.ir.structure import tensors
 from graphopt.utils.errors import InputError
 
 ROOM, ROOM_OF_BYTE = 2**30, 2**10  # bytes
@@ -61,18 +61,14 @@ class _Bounds:
         """Bytes of what a call makes. Views count as copies: what reads them takes as long."""
         if node.op != "call_function":
             return 0
-        return sum(self._elements(t) * t.element_size() for t in _tensors(node))
+        return sum(self._elements(t) * t.element_size() for t in tensors(node.meta.get("val")))
 
     def work(self, node: Node) -> int:
         lengths = ([self._number(n.meta["val"].shape[d]) for n, d in product] for product in products(node))
-        return sum(map(math.prod, lengths)) + OF_ELEMENT * sum(map(self._elements, _tensors(node)))
+        return sum(map(math.prod, lengths)) + OF_ELEMENT * sum(map(self._elements, tensors(node.meta.get("val"))))
 
     def _elements(self, value: Tensor) -> int:
         return math.prod(map(self._number, value.shape))
 
     def _number(self, size: Any) -> int:
         return int(size.node.expr.xreplace(self.known)) if is_free(size) else int(size)
-
-
-def _tensors(node: Node) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(node.meta.get("val")) if isinstance(leaf, Tensor)]

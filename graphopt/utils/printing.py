@@ -12,7 +12,7 @@ the free batch size is N, and other free sizes stand by their names.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,11 @@ _DTYPES = {
 
 def dtype(value: torch.dtype) -> str:
     return _DTYPES.get(value, str(value).removeprefix("torch."))
+
+
+def sizes(shape: Sequence[int | None]) -> str:
+    """A shape, N in place of sizes that are free (None)."""
+    return f"[{', '.join('N' if n is None else str(n) for n in shape)}]"
 
 
 class _Names:

@@ -93,10 +93,10 @@ def _alone(w: Writer, node: Node) -> tuple[fx.GraphModule, list[Node]]:
     for source in inputs:
         copied(source)
     called = flat.node_copy(node, copied)
-    parts = range(len(node.meta["val"])) if gives_several(node) else None
-    flat.output(
-        tuple([called] if parts is None else [flat.call_function(operator.getitem, (called, n)) for n in parts])
-    )
+    results = [called]
+    if gives_several(node):
+        results = [flat.call_function(operator.getitem, (called, n)) for n in range(len(node.meta["val"]))]
+    flat.output(tuple(results))
     return fx.GraphModule(constants, flat), sources
 
 
