@@ -13,7 +13,8 @@ The regions are taken in execution order. For each one,
    smaller than before; else the region stays as it is. So no region gets worse on data it was not fitted to. With up to eight
    samples one alone decides, and a single one decides about its own fit.
 
-Each graph is run once through all data, and every region of the changed one besides, to know how well it does. What is in
+Each graph is run once through all data, and every region of the changed one besides, to know how well it does; not where a shift
+of each channel is all that may change (`Parametrization.shifts`), whose effect is known. What is in
 flight between two regions stays in memory up to `memory` bytes and goes to temporary files beyond that. With a `checkpoint`
 folder every region that is done is written down, and the same call goes on behind the last one, with the same result.
 
@@ -30,12 +31,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
-import torch
 from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.execution.executor import Executor
-from graphopt.execution.observers import first_non_finite
+from graphopt.execution.observers import first_non_finite, is_finite
 from graphopt.execution.spill import Overflow
 from graphopt.execution.streaming import Frontier
 from graphopt.fitting.importance import fisher
@@ -64,9 +64,11 @@ class Parametrization(ABC):
         kept: the channels of that result that the changed graph still has; None: all.
         channel_dim: the dimension of the result that counts channels, from the end: -1, -2, ...
         makes_up: whether the result also makes up for what the residual stream that it is added to has lost before.
+        shifts: whether `shift` is all that may change; what the region gives as it is, is then known of each `Part`.
     """
 
     makes_up: ClassVar[bool] = False
+    shifts: ClassVar[bool] = False
 
     region: Region
     source: Region
@@ -86,9 +88,9 @@ class Parametrization(ABC):
         The loop asks for the next one as long as the error on the samples held out falls.
         """
 
-    @abstractmethod
     def constants(self, graph: Graph, found: Found) -> Mapping[Node, Any]:
         """The region's constants, or calls on constants, with the values found for them."""
+        return {}
 
     def shift(self, graph: Graph, found: Found) -> Tensor | None:
         """What is added to each channel of the result besides, [channels]; None: nothing."""
@@ -101,6 +103,10 @@ class Parametrization(ABC):
     def seen(self, result: Tensor) -> Tensor:
         """What is compared with what is wanted; the result itself, or what a function behind the region makes of it."""
         return result
+
+    def shifted(self, result: Tensor, shift: Tensor | None) -> Tensor:
+        """A result of the region with each channel shifted."""
+        return result if shift is None else result + self.along_channels(shift).to(result.dtype)
 
     def along_channels(self, vector: Tensor) -> Tensor:
         """[channels], in a shape to be added to the result or multiplied with it."""
@@ -218,6 +224,14 @@ class _Walk:
 
     def fit(self, task: Parametrization) -> Fit:
         samples = self.samples(task)
+        best = self.best(task, samples)
+        if task.shifts:
+            shift = task.shift(self.graph, best.found) if best.accepted else None
+            results = [task.shifted(part.given, shift) for part in samples.parts if part.given is not None]
+            self.frontiers[1].give(task.region.output, results)
+        return best
+
+    def best(self, task: Parametrization, samples: Samples) -> Fit:
         best, before = None, self.error(task, samples, {}, None)
         for found in task.solve(self.graph, samples):
             changed = task.constants(self.graph, found), task.shift(self.graph, found)
@@ -234,8 +248,8 @@ class _Walk:
         executor = Executor(self.graph, constants=constants).settled()
 
         def result(part: Part) -> Tensor:
-            given = task.region.run(executor, part.inputs)
-            return given if shift is None else given + task.along_channels(shift).to(given.dtype)
+            given = part.given if part.given is not None else task.region.run(executor, part.inputs)
+            return task.shifted(given, shift)
 
         return samples.error(result, task.seen)
 
@@ -246,7 +260,7 @@ class _Walk:
         original, changed = self.frontiers
         here = changed.before(region.first, [*region.inputs, *ours])
         there = original.before(source.first, [*source.inputs, *theirs])
-        executor = Executor(self.original).settled()
+        executor, ours_now = Executor(self.original).settled(), Executor(self.graph).settled()
         weights = self.importance.pop(source.output, [None] * len(here))
         parts, results = [], []
         for values, before, weight in zip(here, there, weights, strict=True):
@@ -256,8 +270,10 @@ class _Walk:
                 lost = self._kept(task, before[-1]) - values[-1]
                 wanted = wanted + (lost if stream.factor is None else lost * task.along_channels(stream.factor))
             kept = wanted if wanted is results[-1] else self.keep(wanted)
-            parts.append(Part(values[: len(region.inputs)], kept, weight))
-            if not bool(torch.isfinite(wanted).all()):
+            inputs = values[: len(region.inputs)]
+            given = self.keep(region.run(ours_now, inputs)) if task.shifts else None
+            parts.append(Part(inputs, kept, weight, given))
+            if not is_finite(wanted):
                 raise NonFiniteError(first_non_finite(executor, self.batches[len(parts) - 1]))
         original.give(source.output, results)
         return Samples(parts, by_sample=region.by_sample)

@@ -25,11 +25,13 @@ class Part(NamedTuple):
         inputs: one tensor for each input of the region.
         wanted: the result.
         importance: by how much the squared error of each element of the result counts; None: all alike.
+        given: what the region gives as it is; None: not known.
     """
 
     inputs: list[Tensor]
     wanted: Tensor
     importance: Tensor | None = None
+    given: Tensor | None = None
 
     def error(self, result: Tensor) -> Tensor:
         """Mean square of what a result is off, weighted by importance."""
@@ -38,8 +40,8 @@ class Part(NamedTuple):
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Part:
         """The same function of all tensors."""
-        importance = None if self.importance is None else function(self.importance)
-        return Part([function(value) for value in self.inputs], function(self.wanted), importance)
+        importance, given = (None if value is None else function(value) for value in self[2:])
+        return Part([function(value) for value in self.inputs], function(self.wanted), importance, given)
 
 
 class Samples:
@@ -76,10 +78,8 @@ class Samples:
         places = [self._places[number] for number in picked]
         some = [self.parts[b].map(lambda value, i=i: value[i]) for b, i in places]  # type: ignore[misc]
         inputs = [torch.stack(values) for values in zip(*(part.inputs for part in some), strict=True)]
-        importance = [part.importance for part in some if part.importance is not None]
-        return Part(
-            inputs, torch.stack([part.wanted for part in some]), torch.stack(importance) if importance else None
-        )
+        wanted = torch.stack([part.wanted for part in some])
+        return Part(inputs, wanted, _stacked([p.importance for p in some]), _stacked([p.given for p in some]))
 
     def cut(self, picked: Sequence[int], size: int | None = None) -> list[list[int]]:
         """The numbers in groups of `size`, or of as many as are worth computing at a time."""
@@ -108,3 +108,8 @@ class Samples:
             lost += float(wanted.error(seen(result(part)))) * len(picked)
             power += float(wanted.wanted.float().square().mean()) * len(picked)
         return lost / max(power, 1e-12 * len(self.held))
+
+
+def _stacked(values: Sequence[Tensor | None]) -> Tensor | None:
+    known = [value for value in values if value is not None]
+    return torch.stack(known) if known else None
