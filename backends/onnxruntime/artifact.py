@@ -16,10 +16,12 @@ import torch
 
 from graphopt.artifacts.artifact import Artifact, describe, temporary_folder
 from graphopt.artifacts.manifest import FileEntry, Manifest
+from graphopt.artifacts.profile import KernelTime
 from graphopt.artifacts.usage import Calls, script
 from graphopt.backends.onnxruntime import metadata
 from graphopt.backends.onnxruntime.export import to_onnx
 from graphopt.backends.onnxruntime.nbits import choose_products
+from graphopt.backends.onnxruntime.profiling import WARM, kernel_times
 from graphopt.data.preprocessing import Preprocessing
 from graphopt.ir.cost import layer_macs
 from graphopt.ir.equal_calls import equal_calls
@@ -143,10 +145,27 @@ class OnnxRuntimeArtifact(Artifact):
         return compile_contexts(self, folder, architectures)
 
     def _run(self, inputs: list[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
-        feeds = {spec.name: array for spec, array in zip(self.manifest.inputs, inputs, strict=True)}
-        known = {i.name for i in self.session.get_inputs()}  # an input no operator reads is not in the model
-        outputs: list[np.ndarray[Any, Any]] = self.session.run(None, {k: v for k, v in feeds.items() if k in known})
+        outputs: list[np.ndarray[Any, Any]] = self.session.run(None, self.feeds(self.session, inputs))
         return outputs
+
+    def feeds(self, session: Any, inputs: list[np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+        """Flat inputs by name, as a session of its model takes them: an input that no operator reads is not in the model."""
+        read = {i.name for i in session.get_inputs()}
+        named = zip(self.manifest.inputs, inputs, strict=True)
+        return {spec.name: array for spec, array in named if spec.name in read}
+
+    def _profile(self, inputs: list[np.ndarray[Any, Any]], runs: int) -> list[KernelTime]:
+        with tempfile.TemporaryDirectory(prefix="graphopt-") as folder, self.reading():
+            session = open_session(
+                self.folder / MODEL,
+                threads=self.threads,
+                exact_products=self.exact_products,
+                profile=Path(folder) / "run",
+            )
+            feeds = self.feeds(session, inputs)
+            for _ in range(runs + WARM):
+                session.run(None, feeds)
+            return kernel_times(Path(session.end_profiling()), WARM)
 
 
 def config_entries(*, signed: bool = True, exact_products: bool = False) -> dict[str, str]:
@@ -157,7 +176,7 @@ def config_entries(*, signed: bool = True, exact_products: bool = False) -> dict
 
 def open_session(
     path: Path, *, threads: int = 1, optimized: Path | None = None, defaults: bool = False, signed: bool = True,
-    rewriting: bool = True, exact_products: bool = False,
+    rewriting: bool = True, exact_products: bool = False, profile: Path | None = None,
 ) -> Any:  # fmt: skip
     """A session on the CPU.
 
@@ -169,6 +188,7 @@ def open_session(
         signed: signed codes as they are, as on ARM; on x86 the runtime turns some into unsigned ones, and some layers to float.
         rewriting: let the runtime rewrite the graph at all.
         exact_products: without VNNI, add products of codes without saturation.
+        profile: begins the path of the file that the session writes the time of every kernel to; None: nothing is written.
 
     Raises:
         ArtifactError: the runtime refuses the model.
@@ -179,6 +199,8 @@ def open_session(
     options.log_severity_level = 3
     for key, value in config_entries(signed=signed, exact_products=exact_products).items():
         options.add_session_config_entry(key, value)
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     if not rewriting:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if optimized is not None:
@@ -207,10 +229,8 @@ def intermediate(
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
         wanted = expose(artifact, names, Path(folder))
         session = artifact.open(Path(folder) / MODEL)
-    feeds = {spec.name: array for spec, array in zip(artifact.manifest.inputs, inputs, strict=True)}
-    read = {i.name for i in session.get_inputs()}
     answers = [spec.name for spec in artifact.manifest.outputs]
-    found = session.run([*answers, *wanted], {k: v for k, v in feeds.items() if k in read})
+    found = session.run([*answers, *wanted], artifact.feeds(session, inputs))
     return found[: len(answers)], dict(zip(wanted, found[len(answers) :], strict=True))
 
 

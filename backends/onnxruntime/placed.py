@@ -8,6 +8,8 @@ from typing import Any
 
 import onnxruntime as ort
 
+from graphopt.artifacts.artifact import Artifact
+from graphopt.artifacts.profile import KernelTime
 from graphopt.backends.onnxruntime.artifact import MODEL, OnnxRuntimeArtifact
 from graphopt.utils.errors import InputError
 
@@ -48,6 +50,9 @@ class PlacedArtifact(OnnxRuntimeArtifact):
 
     def set_exact_products(self, exact: bool = True) -> None:
         """It is about CPUs."""
+
+    def _profile(self, inputs: list[Any], runs: int) -> list[KernelTime]:
+        return Artifact._profile(self, inputs, runs)  # to ONNX Runtime, the whole is one kernel of the device's
 
     def usage(self, folder: str | Path | None = None) -> str:
         """Of the artifact that was placed, for the CPU. Raises InputError: there is none for a device."""

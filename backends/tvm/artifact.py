@@ -9,16 +9,19 @@ from typing import Any
 
 import numpy as np
 import tvm
+from torch import Tensor
 from tvm import relax
 
 from graphopt.artifacts.artifact import Artifact
 from graphopt.artifacts.audit import Audit
 from graphopt.artifacts.manifest import Manifest, listing
+from graphopt.artifacts.profile import KernelTime
 from graphopt.artifacts.report import FloatOperator
 from graphopt.artifacts.usage import Calls, script
 from graphopt.backends.tvm.bare import HELD, OBJECTS, compile_objects, held, hold, recorded
 from graphopt.backends.tvm.build import refusal, use_threads
 from graphopt.backends.tvm.connection import connect
+from graphopt.backends.tvm.profiling import SITES, kernel_times
 from graphopt.ir.graph import Graph
 from graphopt.utils.errors import ArtifactError, InputError
 from graphopt.utils.files import MANIFEST
@@ -73,13 +76,15 @@ class TvmArtifact(Artifact):
         self.threads = threads
 
     def prepare(self) -> None:
-        if self._main is not None:
-            return
+        if self._main is None:
+            self._main = self._opened()["main"]
+
+    def _opened(self) -> Any:
         if self.refusal:
             raise ArtifactError(f"{self.manifest.model} cannot run here: {self.refusal}")
         with self.reading():
             executable = tvm.runtime.load_module(str(self.folder / LIBRARY))
-        self._main = relax.VirtualMachine(executable, self._device)["main"]
+        return relax.VirtualMachine(executable, self._device)
 
     def on(self, device: str) -> TvmArtifact:
         """The same on a device: `rpc://host:port`, or `tracker://host:port/key`; see `graphopt.backends.tvm.remote`.
@@ -163,6 +168,14 @@ class TvmArtifact(Artifact):
         except InputError as reason:
             self.manifest.options[NOT_IN_C] = str(reason)
 
+    def zeros(self) -> dict[str, Tensor]:
+        """See `Artifact.zeros`; as many samples as its kernels compute at once."""
+        batch, inputs = self.manifest.options["batch"], super().zeros()
+        if batch is None:
+            return inputs
+        free = dict(zip(inputs, self._free, strict=True))
+        return {name: x.new_zeros(batch, *x.shape[1:]) if free[name] else x for name, x in inputs.items()}
+
     def _run(self, inputs: Arrays) -> Arrays:
         if self._fits(inputs):
             return self._call(inputs)
@@ -183,6 +196,17 @@ class TvmArtifact(Artifact):
         self.prepare()
         use_threads(self.threads)
         return call(self._main, inputs, self._device)
+
+    def _profile(self, inputs: Arrays, runs: int) -> list[KernelTime]:
+        if self.code["device"] != "cpu":
+            return super()._profile(inputs, runs)  # kernels of a GPU go on behind the calls that start them
+        if not self._fits(inputs):
+            batch = self.manifest.options["batch"]
+            raise InputError(f"{self.manifest.model} computes {batch} samples at once; give as many to profile()")
+        machine = self._opened()  # of its own, for it stays slower
+        use_threads(self.threads)
+        sites = self.manifest.options.get(SITES, [])
+        return kernel_times(machine, lambda: call(machine["main"], inputs), runs, sites)
 
     @property
     def _device(self) -> Any:

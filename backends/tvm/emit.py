@@ -44,12 +44,14 @@ class Emitted:
     Attributes:
         names: of the watched codes, which `main` returns behind the graph's own outputs.
         layers: every kind of layer that it calls.
+        sites: the kernels that it calls, in order, each with the layer that it computes.
     """
 
     module: Any
     audit: Audit
     names: tuple[str, ...] = ()
     layers: tuple[Conv, ...] = ()
+    sites: tuple[tuple[str, str], ...] = ()
 
 
 def legalize(graph: Graph) -> None:
@@ -99,7 +101,7 @@ def emit(
             results = [program.plain(program.value(n)).expr for n in [*prepared.outputs, *watched.values()]]
             output = program.builder.emit_output(relax.Tuple(results))
         program.builder.emit_func_output(output)
-    return Emitted(program.builder.get(), program.audit, tuple(watched), program.layers)
+    return Emitted(program.builder.get(), program.audit, tuple(watched), program.layers, tuple(program.sites))
 
 
 def _type(node: Node) -> Any:
@@ -144,6 +146,7 @@ def _emit_calls(program: Program, watched: set[Node]) -> None:
     for node in graph.calls():
         if node in later or half_of(node) is not None:  # widened where it is read
             continue
+        program.at = node
         if node in chained:
             value = chains.emit_chain(program, chained[node], node)
         elif node in sums:

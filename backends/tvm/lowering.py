@@ -17,6 +17,7 @@ from graphopt.backends.tvm.build import Code, build, device_source, kernels_of, 
 from graphopt.backends.tvm.connection import connect
 from graphopt.backends.tvm.emit import Emitted, emit
 from graphopt.backends.tvm.machine import processor
+from graphopt.backends.tvm.profiling import SITES
 from graphopt.backends.tvm.schedules import Conv, Variant
 from graphopt.backends.tvm.static import check_independent, check_only_batch, check_rows, example_batch, fix_batch
 from graphopt.backends.tvm.tuning import (
@@ -129,6 +130,7 @@ class _Lowering:
             emitted = compiled(self._fixed, code, samples=self.batch or 1, variants=tuned.variants)
         kernels = kernels_of(emitted.module, code, self.graph.output_names)
         options: dict[str, Any] = {"batch": self.batch, "code": code.to_dict(), "audit": asdict(emitted.audit)}
+        options[SITES] = [list(pair) for pair in emitted.sites]
         if tuned is not None:
             options["tuned"] = str(tuned)
         if not code.bare:
@@ -147,12 +149,8 @@ class _Lowering:
 def _faster(plain: TvmArtifact, other: TvmArtifact, device: str | None) -> tuple[TvmArtifact, str]:
     """The tuned artifact if the whole is faster with its kernels, which were measured one by one; and what came of it."""
     ours, theirs = (artifact if device is None else artifact.on(device) for artifact in (plain, other))
-    batch = plain.manifest.options["batch"] or 1
-    inputs = [
-        torch.zeros([batch if n is None else n for n in spec.shape], dtype=getattr(torch, spec.dtype))
-        for spec in plain.manifest.inputs
-    ]
-    calls = {"rule": lambda: ours.milliseconds(*inputs), "tuned": lambda: theirs.milliseconds(*inputs)}
+    inputs = plain.zeros()
+    calls = {"rule": lambda: ours.milliseconds(**inputs), "tuned": lambda: theirs.milliseconds(**inputs)}
     gain = cost.timings(calls, clocked=True).speedup("rule", "tuned")
     if gain > 1:
         return other, f"; the whole is {gain:.2f} times faster with them"

@@ -45,6 +45,7 @@ class Program:
         values: what was emitted so far.
         results: the same of calls that give several tensors.
         audit: what of it computes in integer.
+        at: the call that is being emitted. sites: the kernels called so far, each with the layer that it computes.
     """
 
     def __init__(
@@ -56,6 +57,8 @@ class Program:
         self.values: dict[Node, Value] = {}
         self.results: dict[Node, tuple[Value, ...]] = {}
         self.audit = Audit()
+        self.at: Node | None = None
+        self.sites: list[tuple[str, str]] = []
         self._noted: dict[str, int] = {}  # the call it is a part of -> where in the audit
         self._variants = variants or {}
         self._kernels: dict[Any, tuple[Any, Kernel]] = {}
@@ -184,5 +187,6 @@ class Program:
         return self._call(key, inputs, shape, dtype)
 
     def _call(self, key: Any, arguments: Sequence[Any], shape: Sequence[int], dtype: str) -> Any:
-        result = relax.TensorType([int(s) for s in shape], dtype)
-        return self.builder.emit(relax.call_tir(self._kernels[key][0], list(arguments), result))
+        function, result = self._kernels[key][0], relax.TensorType([int(s) for s in shape], dtype)
+        self.sites.append((function.name_hint, "" if self.at is None else self.graph.site(self.at)))
+        return self.builder.emit(relax.call_tir(function, list(arguments), result))

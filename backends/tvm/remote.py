@@ -16,6 +16,8 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from graphopt.artifacts.artifact import Artifact
+from graphopt.artifacts.profile import KernelTime
 from graphopt.backends.tvm.artifact import LIBRARY, Arrays, TvmArtifact
 from graphopt.backends.tvm.connection import Connection
 from graphopt.utils.errors import ArtifactError, InputError, last_line
@@ -61,6 +63,9 @@ class RemoteArtifact(TvmArtifact):
             return [tensor.numpy() for tensor in (outputs if isinstance(outputs, tuple) else (outputs,))]
         except RuntimeError as error:
             raise self._lost(error) from error
+
+    def _profile(self, inputs: Arrays, runs: int) -> list[KernelTime]:
+        return Artifact._profile(self, inputs, runs)  # nothing here sees the calls there
 
     def milliseconds(self, *args: Any, **kwargs: Any) -> float:
         inputs = self._arrays(args, kwargs)

@@ -5,6 +5,7 @@ manifest.py   the description of a folder
 labels.py     names of classes
 report.py     steps and measurements
 report_text.py   a report in words and tables
+profile.py    what each kernel of an artifact takes
 audit.py      what a lowered model computes in integer
 registry.py   the runtimes there are
 backend.py    what a backend is

@@ -25,9 +25,11 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.artifacts.manifest import Manifest, TensorSpec, listing
+from graphopt.artifacts.profile import KernelTime, Profile
 from graphopt.artifacts.report import Report
 from graphopt.data.preprocessing import Preprocessing
 from graphopt.ir import sizes, structure
+from graphopt.ir.cost import timings
 from graphopt.ir.graph import Graph
 from graphopt.ir.shapes import is_free, label, size_of
 from graphopt.targets import Target
@@ -121,6 +123,31 @@ class Artifact(ABC):
         self(*args, **kwargs)
         return (time.perf_counter_ns() - start) / 1e6
 
+    def profile(self, *args: Any, runs: int = 20, **kwargs: Any) -> Profile:
+        """What each kernel takes when it computes these inputs; see `graphopt.artifacts.profile`.
+
+        Args:
+            args, kwargs: as for a call.
+            runs: how often; the figures are medians.
+
+        Raises:
+            InputError: an input does not fit, or its runtime says nothing of its kernels. ArtifactError: it cannot run here.
+        """
+        if runs < 1:
+            raise InputError(f"runs={runs}: give one or more")
+        arrays = self._arrays(args, kwargs)
+        kernels = self._profile(arrays, runs)
+        taken = timings({"call": lambda: self._run(arrays)}, repeats=runs)
+        count, threads = len(taken.ms["call"]), getattr(self, "threads", 1)
+        return Profile(kernels, taken.median("call"), count, self.manifest.runtime, threads)
+
+    def _profile(self, inputs: list[np.ndarray[Any, Any]], runs: int) -> list[KernelTime]:
+        """What each kernel takes, the median of some runs."""
+        where = f" on {self.device}" if self.device else ""
+        raise InputError(
+            f"{self.manifest.runtime}{where} says nothing of its kernels; time the whole with milliseconds()"
+        )
+
     @abstractmethod
     def _run(self, inputs: list[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
         """Compute the outputs, flat and in the manifest's order."""
@@ -167,6 +194,15 @@ class Artifact(ABC):
                 if not args and set(kwargs) == {s.name for s in specs}:
                     return [kwargs[s.name] for s in specs]
             raise InputError(f"the model takes {', '.join(map(str, specs))}; {error}") from None
+
+    def zeros(self) -> dict[str, Tensor]:
+        """Inputs by name that it takes, of the least sizes: what is computed does not matter for time."""
+        shapes = [[1 if size is None else size for size in spec.shape] for spec in self.manifest.inputs]
+        for free in self.manifest.free_sizes:
+            for place in free.places:
+                shapes[place.input][place.dimension] = place.length(free.min)
+        specs = zip(self.manifest.inputs, shapes, strict=True)
+        return {spec.name: torch.zeros(shape, dtype=getattr(torch, spec.dtype)) for spec, shape in specs}
 
     @property
     def loaded(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""`graphopt analyze`, `targets` and `show`: models and targets are explained."""
+"""`graphopt analyze`, `targets`, `show` and `profile`: models and targets are explained."""
 
 from __future__ import annotations
 
@@ -102,6 +102,27 @@ def show(
             print(Graph.load(path) if arguments.is_saved_graph(path) else Graph.capture(path))
         else:
             raise InputError(f"cannot show {path}: it is neither a .pt2 file nor the folder of a deployed model")
+
+
+def profile(
+    path: Annotated[Path, typer.Argument(help="The folder of a deployed model.")],
+    threads: Annotated[int, typer.Option(min=1, help="Of the runtime.")] = 1,
+    runs: Annotated[int, typer.Option(min=1, help="Of which the figures are medians.")] = 20,
+    json: Annotated[Path | None, typer.Option(help="File for all figures as JSON.")] = None,
+) -> None:
+    """Show what each kernel of a deployed model takes on this machine."""
+    with reporting():
+        import graphopt
+        from graphopt.utils import files
+
+        if json is not None:
+            files.check_writable(json)
+        artifact = graphopt.load(path)
+        artifact.set_threads(threads)
+        found = artifact.profile(**artifact.zeros(), runs=runs)
+        if json is not None:
+            found.save(json)
+        found.print()
 
 
 def _show_artifact(folder: Path) -> None:

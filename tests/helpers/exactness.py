@@ -117,7 +117,10 @@ class _Over(fx.Interpreter):
             own = [p[kept[1]] if isinstance(p, Tensor) else p for p in args[2:4]]
             small = n.target(take(x, kept, [1]), len(rows), *own, *args[4:], **kwargs)
             return put(small, x, kept, [1])
-        if n.target in (aten.batch_norm.default, aten.instance_norm.default):  # of the dimensions that are averaged over
+        if n.target in (
+            aten.batch_norm.default,
+            aten.instance_norm.default,
+        ):  # of the dimensions that are averaged over
             over = [d for d in range(x.dim()) if d != 1 and (d or n.target is aten.batch_norm.default)]
             return put(n.target(take(x, kept, over), *args[1:], **kwargs), x, kept, over)
         over = _reduced(n, x.dim())
