@@ -177,9 +177,15 @@ def use_threads(threads: int) -> None:
     The pool is made at the first call. Left to itself, TVM binds this thread and every later one to single cores, and makes
     a pool of $OMP_NUM_THREADS, which is meant for torch.
     """
+    if _POOL.get("threads") == threads:
+        return  # setting it anew takes as long as a small kernel
     os.environ.setdefault("TVM_BIND_THREADS", "0")
     os.environ.setdefault("TVM_NUM_THREADS", str(os.cpu_count() or 1))
     tvm.get_global_func("runtime.config_threadpool")(1, threads)
+    _POOL["threads"] = threads
+
+
+_POOL: dict[str, int] = {}  # what TVM's pool of this process was set to
 
 
 def linker(code: Code, given: str) -> list[str]:

@@ -70,6 +70,9 @@ def optimize(
     ] = None,
     estimator: Estimator = "mse",
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime while it is measured.")] = 1,
+    runtime: Annotated[
+        str | None, typer.Option(help="Of the target host: onnxruntime or tvm. By default the one that is faster here.")
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(
@@ -144,6 +147,7 @@ def optimize(
             tuner=tuner,
             measure=measure,
             threads=threads,
+            runtime=runtime,
             device=device,
         )
         if out is not None:

@@ -8,5 +8,6 @@ capturing.py  the graph that they begin with
 work.py       what the stages hand on
 recipes.py    the passes of a target
 ladder.py     ways to quantize, in the order of what they cost
+runtimes.py   which runtime of this machine is faster
 latency.py    the time of graphs, measured and remembered
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +17,11 @@ from graphopt.artifacts.labels import class_labels as named_classes
 from graphopt.artifacts.manifest import read_manifest
 from graphopt.artifacts.report import Report
 from graphopt.compiler import stages
+from graphopt.compiler.ladder import Lowered
 from graphopt.compiler.options import Measurement, Options, Quantization, Shortcuts, Shrinking
 from graphopt.compiler.request import Request
+from graphopt.compiler.runtimes import candidates, fastest
+from graphopt.compiler.work import Work
 from graphopt.data.calibration import Calibration
 from graphopt.data.preprocessing_sources import preprocessing_of
 from graphopt.ir.graph import Graph
@@ -84,7 +88,7 @@ def optimize(
         quantization: number formats: `formats`, `estimator`, `rounding`, `average_bits`, `weight_only`, `max_drop`, `checkpoint`.
         tuning: on targets of TVM, measure other kernels: `tune`, `tune_database`, `tuner`. The original that the result is
             compared with is not tuned.
-        measurement: `measure`, `threads`, `device`.
+        measurement: `measure`, `threads`, `runtime`, `device`.
         dump: a folder for the text of the graph after every pass.
         dynamic_batch: let the batch size stay free where the model and the target allow it.
         dynamic_shapes: other sizes that stay free, in the form of `torch.export.export`; see `Graph.capture`.
@@ -100,10 +104,11 @@ def optimize(
     """
     options = Options.of(shrinking, quantization, tuning, measurement, shortcuts)
     options.check(passes, evaluate)
+    tried = candidates(find(target), options)
     request = Request(
         model,
         example_inputs,
-        find(target),
+        tried[0],
         options,
         calibration,
         evaluate,
@@ -114,6 +119,19 @@ def optimize(
         class_labels=() if class_labels is None else named_classes(class_labels),
     )
     work = stages.capture(request)
+    lower = partial(_lower, passes=passes)
+    if len(tried) == 1 or not work.repeatable(passes):
+        lowered = lower(work)
+    else:
+        work, lowered = fastest([work, *map(work.aimed_at, tried[1:])], lower)
+    with work.timings.stage("measure"):
+        stages.measure(work, lowered)
+    lowered.artifact.manifest.report = work.report.to_dict()
+    return Optimized(lowered.artifact, work.report, work.graph)
+
+
+def _lower(work: Work, passes: Sequence[Pass] | Callable[[Target, Calibration], Sequence[Pass]] | None) -> Lowered:
+    """Run the passes, lower what they leave, and compare it with the original."""
     if passes is None:
         plan = {"shrink": stages.shrink(work), "prepare": stages.prepare(work), "quantize": stages.quantize(work)}
     else:
@@ -123,10 +141,7 @@ def optimize(
         lowered = stages.lower(work)
     with work.timings.stage("evaluate"):
         stages.evaluate(work, lowered)
-    with work.timings.stage("measure"):
-        stages.measure(work, lowered)
-    lowered.artifact.manifest.report = work.report.to_dict()
-    return Optimized(lowered.artifact, work.report, work.graph)
+    return lowered
 
 
 def simulate(graph: Graph, target: str | Target = "arm", *, machine: str | None = None) -> Simulation:

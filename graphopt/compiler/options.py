@@ -103,6 +103,8 @@ class Measurement:
     Attributes:
         measure: measure latency and file size before and after, where the target runs on this machine.
         threads: of the runtime while measuring.
+        runtime: for the target `host`: `onnxruntime` or `tvm`. None: where latency is measured, both are lowered to that are
+            installed, and the faster is kept; else `onnxruntime`.
         device: where to run the artifact while it is measured. For targets of TVM `rpc://host:port`, where
             `python -m tvm.exec.rpc_server` runs, or `tracker://host:port/key`; for `hexagon` Qualcomm's HTP or its emulator,
             `htp` or `htp:v75`. The report then holds the device's latency, agreement and accuracy, and whether it answers what
@@ -111,6 +113,7 @@ class Measurement:
 
     measure: bool = True
     threads: int = 1
+    runtime: str | None = None
     device: str | None = None
 
     def __post_init__(self) -> None:
@@ -136,6 +139,7 @@ class Shortcuts(TypedDict, total=False):
     tuner: str | None
     measure: bool
     threads: int
+    runtime: str | None
     device: str | None
 
 

@@ -219,7 +219,9 @@ def measure(work: Work, lowered: Lowered) -> None:
     baseline = None
     if chosen.measure:
         with work.timings.part("write the original"):
-            baseline = work.backend.lower(work.original, work.target, name=report.model)
+            reference = work.reference or work.target
+            lowering = registry.backend(reference.runtime.name)
+            baseline = lowering.lower(work.original, reference, name=report.model)
         report.size_before = baseline.size_bytes
         before, after = work.placed(baseline), work.placed(artifact)
         if reason := untimed(work.target.runtime, after):

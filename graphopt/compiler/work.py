@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from graphopt.artifacts import registry
 from graphopt.artifacts.artifact import Artifact
 from graphopt.artifacts.backend import Backend, Tuning
 from graphopt.artifacts.report import Report
@@ -38,6 +40,7 @@ class Work:
         report: what is known of the result so far.
         connection: to the device that artifacts are measured on, kept for all of them.
         preprocessing: what is done to images in front of the model. labels: of its classes.
+        reference: the target through whose runtime the float original is timed.
     """
 
     request: Request
@@ -50,6 +53,27 @@ class Work:
     connection: Any = None
     preprocessing: Preprocessing | None = None
     labels: Sequence[str] = ()
+    reference: Target | None = None
+
+    def aimed_at(self, target: Target) -> Work:
+        """The same for another target, before any pass has run."""
+        graph, report = self.original.clone(), copy.deepcopy(self.report)
+        return replace(
+            self,
+            request=replace(self.request, target=target),
+            backend=registry.backend(target.runtime.name),
+            graph=graph,
+            report=report,
+            reference=self.target,
+        )
+
+    def repeatable(self, passes: Any) -> bool:
+        """Whether all can be done once more for another target: passes in a list may be made for this one."""
+        return not self.data.one_shot and (passes is None or callable(passes))
+
+    @property
+    def runtime(self) -> str:
+        return self.target.runtime.name
 
     @property
     def target(self) -> Target:

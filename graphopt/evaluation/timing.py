@@ -36,13 +36,12 @@ def clock(report: Report, before: Artifact, after: Artifact, example: Example, t
         "after": lambda: after.milliseconds(*args, **kwargs),
     }
     taken = measures.timings(calls, clocked=True)
-    runtime = after.manifest.runtime
     report.latency = Latency(
         before_ms=taken.median("before"),
         after_ms=taken.median("after"),
         speedup=taken.speedup("before", "after"),
-        before=f"{runtime}, float",
-        after=f"{runtime}, {_arithmetic(report)}",
+        before=f"{before.manifest.runtime}, float",
+        after=f"{after.manifest.runtime}, {_arithmetic(report)}",
         threads=threads,
         host=after.device or measures.host_cpu(),
     )

@@ -20,7 +20,7 @@ A target decides number formats, where quantizers go and how the graph is lowere
 
 from graphopt.targets.explain import explain
 from graphopt.targets.kernels import Kernels
-from graphopt.targets.known import find, host, names
+from graphopt.targets.known import find, host, host_runtimes, names
 from graphopt.targets.machine import architecture, cpu_features, machine_here
 from graphopt.targets.number_formats import Formats
 from graphopt.targets.runtime import CodeGeneration, Runtime
@@ -37,6 +37,7 @@ __all__ = [
     "explain",
     "find",
     "host",
+    "host_runtimes",
     "machine_here",
     "names",
 ]

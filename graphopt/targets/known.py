@@ -7,7 +7,7 @@ import difflib
 from graphopt.targets.compiled import COMPILED
 from graphopt.targets.cpus import CPUS
 from graphopt.targets.gpus import GPUS
-from graphopt.targets.machine import machine_here
+from graphopt.targets.machine import architecture, machine_here
 from graphopt.targets.packed import PACKED
 from graphopt.targets.target import Target
 from graphopt.targets.vendors import VENDORS
@@ -45,7 +45,27 @@ def find(target: str | Target) -> Target:
     return KNOWN[target]
 
 
-def host() -> Target:
-    """The machine this runs on."""
-    name = {"aarch64": "arm", "avx2": "x86-avx2"}.get(machine_here(), "x86")
-    return KNOWN[name].replace(name="host")
+def host(runtime: str = "onnxruntime") -> Target:
+    """The machine this runs on, through one of the runtimes that `host_runtimes` names.
+
+    Raises:
+        InputError: it has no such runtime.
+    """
+    known = _here()
+    if runtime not in known:
+        raise InputError(f"the target 'host' runs through {' or '.join(known)}, not through {runtime!r}")
+    return KNOWN[known[runtime]].replace(name="host")
+
+
+def host_runtimes() -> list[str]:
+    """The runtimes there are for this machine, whether they are installed or not."""
+    return list(_here())
+
+
+def _here() -> dict[str, str]:
+    """Runtime -> target of this machine."""
+    found = {"onnxruntime": {"aarch64": "arm", "avx2": "x86-avx2"}.get(machine_here(), "x86")}
+    compiled = {"aarch64": "tvm-arm64", "armv7l": "tvm-armv7", "riscv64": "tvm-riscv64", "x86_64": "tvm-x86"}
+    if (name := compiled.get(architecture())) is not None:
+        found["tvm"] = name
+    return found

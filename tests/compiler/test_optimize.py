@@ -54,7 +54,7 @@ def result() -> tuple[Optimized, int, dict[str, Tensor], nn.Module]:
         calls.append(answer)
         return accuracy(answer)
 
-    done = optimize(model, images(2), target="host", calibration=DATA, evaluate=evaluate)
+    done = optimize(model, images(2), target="host", runtime="onnxruntime", calibration=DATA, evaluate=evaluate)
     return done, len(calls), before, model
 
 
