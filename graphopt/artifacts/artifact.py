@@ -35,6 +35,7 @@ from graphopt.ir.shapes import is_free, label, size_of
 from graphopt.targets import Target
 from graphopt.utils.errors import ArtifactError, GraphoptError, InputError
 from graphopt.utils.files import MANIFEST, check_replaceable, folder_atomically, identity
+from graphopt.utils.printing import dtype_name
 from graphopt.utils.version import versions
 
 
@@ -364,7 +365,7 @@ def _described(name: str, tensor: Tensor, shape: Sequence[int | str]) -> TensorS
 
 
 def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+    return dtype_name(tensor.dtype)
 
 
 def _checked(spec: TensorSpec, value: Any) -> np.ndarray[Any, Any]:

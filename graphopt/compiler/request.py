@@ -25,6 +25,7 @@ from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.targets import Target
 from graphopt.utils.errors import InputError
+from graphopt.utils.printing import dtype_name
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def check_float32(graph: Graph) -> None:
     inputs = [(f"input {name!r}", v) for name, v in zip(graph.input_names, graph.example.tensors(), strict=True)]
     for what, value in [*weights, *inputs, *layers]:
         if value.is_floating_point() and value.dtype != torch.float32:
-            dtype = str(value.dtype).removeprefix("torch.")
+            dtype = dtype_name(value.dtype)
             raise InputError(
                 f"{what} is in {dtype}: give the model and its inputs in float32 (model.float(), x.float())"
             )

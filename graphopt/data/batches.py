@@ -21,6 +21,7 @@ from graphopt.ir.graph import Example, Graph
 from graphopt.ir.sizes import FreeSize
 from graphopt.utils import printing
 from graphopt.utils.errors import InputError
+from graphopt.utils.printing import dtype_name
 
 BATCH = 32  # samples taken at a time where the source does not say
 
@@ -53,7 +54,7 @@ class Input:
     @property
     def type_name(self) -> str:
         """The element type as NumPy and manifests call it."""
-        return str(self.dtype).removeprefix("torch.")
+        return dtype_name(self.dtype)
 
     @property
     def fixed(self) -> tuple[int | None, ...]:

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx
 
@@ -27,6 +27,9 @@ from graphopt.ir.sizes import FreeSize, batch_of
 from graphopt.ir.structure import tensors
 from graphopt.ir.training import Trainable
 from graphopt.utils import printing
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,17 @@ class Graph(Editing, Trainable):
         from graphopt.ir.storage import load
 
         return load(Path(path))
+
+    def export(self) -> ExportedProgram:
+        """The graph as it is now for tools that read programs of `torch.export`, such as ExecuTorch; see `graphopt.ir.program`.
+
+        Raises:
+            InputError: the graph is in training mode.
+            GraphoptError: an operator of the graph fixes a size that the graph promises to be free.
+        """
+        from graphopt.ir.program import to_exported_program
+
+        return to_exported_program(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Graph:
         with warnings.catch_warnings():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from graphopt.utils.errors import InputError
+from graphopt.utils.printing import dtype_name
 
 DTYPES = {
     name: found
@@ -33,7 +34,7 @@ def describe(tensor: Tensor) -> dict[str, Any]:
     Raises:
         InputError: it is sparse, quantized, or of a type that files do not hold.
     """
-    name = str(tensor.dtype).removeprefix("torch.")
+    name = dtype_name(tensor.dtype)
     if tensor.layout != torch.strided or tensor.is_quantized or name not in DTYPES:
         raise InputError(f"a {tensor.layout} tensor of type {tensor.dtype} cannot be saved")
     described: dict[str, Any] = {"dtype": name, "shape": list(tensor.shape)}

@@ -51,12 +51,13 @@ class TiedSize(InputError):
         return f"{where} {NO_FREE_STEPS if is_recurrent(self.node) else f'needs it to be {self.value}'}"
 
 
+RECURRENT = {torch.ops.aten.lstm, torch.ops.aten.gru, torch.ops.aten.rnn_tanh, torch.ops.aten.rnn_relu}
 NO_FREE_STEPS = "runs step by step, and takes one number of steps"
 
 
 def is_recurrent(node: Node) -> bool:
     """Whether a call is unrolled where its shapes are derived, which asks for its number of steps."""
-    return str(node.target).startswith(("aten.lstm.", "aten.gru.", "aten.rnn_tanh.", "aten.rnn_relu."))
+    return getattr(node.target, "overloadpacket", None) in RECURRENT
 
 
 def _called(names: Mapping[Any, str]) -> dict[Any, Any]:

@@ -26,8 +26,13 @@ _DTYPES = {
 }  # fmt: skip
 
 
+def dtype_name(value: torch.dtype) -> str:
+    """`float32`: as NumPy, ONNX and TVM call it, too."""
+    return str(value).removeprefix("torch.")
+
+
 def dtype(value: torch.dtype) -> str:
-    return _DTYPES.get(value, str(value).removeprefix("torch."))
+    return _DTYPES.get(value, dtype_name(value))
 
 
 def sizes(shape: Sequence[int | None]) -> str:

@@ -14,6 +14,7 @@ from graphopt.ir.arguments import Arguments
 from graphopt.ir.calls import shape
 from graphopt.lowering.integers.legalize import CLIP_CODES, GLOBAL_AVERAGE_POOL
 from graphopt.lowering.qdq import Q
+from graphopt.utils.printing import dtype_name
 
 
 def _quantize(w: Writer, a: Arguments) -> Value:
@@ -36,7 +37,7 @@ def _dequantize(w: Writer, a: Arguments) -> Value:
 def _dequantize_channels(w: Writer, a: Arguments) -> Value:
     a.ignore("quant_min", "quant_max", "out_dtype")
     dtype = a["dtype"]  # the graph keeps zero points in more bits
-    points = w.derived(a["zero_points"], str(dtype).removeprefix("torch."), lambda points: points.to(dtype))
+    points = w.derived(a["zero_points"], dtype_name(dtype), lambda points: points.to(dtype))
     assert points is not None
     return w.op("DequantizeLinear", w.read(a["input"]), w.read(a["scales"]), points, axis=a["axis"])
 

@@ -43,6 +43,7 @@ from graphopt.lowering.integers.pairs import Pairs
 from graphopt.lowering.names import value_names
 from graphopt.lowering.qdq import Q, QuantizationParameters
 from graphopt.lowering.signs import disagreement
+from graphopt.utils.printing import dtype_name
 
 QUANTIZE, DEQUANTIZE = Q.quantize_per_tensor.default, Q.dequantize_per_tensor.default
 BYTES = {torch.int8, torch.uint8}
@@ -169,7 +170,7 @@ def _explain(graph: Graph, node: Node) -> None:
     made = [reader for reader in node.users if reader.target is QUANTIZE]
     grids = [o.grid for a in node.args if (o := operand(a)) is not None and not graph.is_constant(o.codes)]
     grids += [QuantizationParameters.of(reader) for reader in made]
-    why = disagreement(str(grid.dtype).removeprefix("torch.") for grid in grids)
+    why = disagreement(dtype_name(grid.dtype) for grid in grids)
     if why is not None and graph.fact(node, LEFT) is None:
         graph.set_fact(node, LEFT, why)
 
