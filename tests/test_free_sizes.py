@@ -243,9 +243,9 @@ def test_calibration_data_of_sizes_that_are_not_taken_are_named() -> None:
 
 @pytest.mark.slow
 def test_the_documented_example_answers_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
-    page = (Path(__file__).parent.parent / "docs/dynamic-shapes.md").read_text()
+    page = (Path(__file__).parent.parent / "docs/guides/dynamic-shapes.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     promised = re.findall(r"print\(.*\)  # (.*)", code)
-    exec(compile(code, "docs/dynamic-shapes.md", "exec"), {})
+    exec(compile(code, "docs/guides/dynamic-shapes.md", "exec"), {})
     assert len(promised) == 2
     assert capsys.readouterr().out.splitlines() == promised

@@ -98,7 +98,7 @@ class Graph(Editing, Trainable):
                 graph is captured with the example's own batch size and `notes` says so.
             dynamic_shapes: other sizes that calls may choose, in the form of `torch.export.export`: for each input a dictionary
                 from dimension to `torch.export.Dim`, a name, `Dim.DYNAMIC`, or `Dim.AUTO` (where the model allows it); see
-                `docs/dynamic-shapes.md`. Those that an `ExportedProgram` declares are free without being named.
+                `docs/guides/dynamic-shapes.md`. Those that an `ExportedProgram` declares are free without being named.
 
         Raises:
             CaptureError: the model cannot be captured; the message names the source line, the reason and the remedy.

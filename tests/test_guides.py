@@ -1,0 +1,134 @@
+"""Every block of Python in README and guides runs, page by page, top to bottom, on a small network.
+
+What a page may take for granted is what its reader has: a trained model, typical images, a way to judge. A block behind the comment
+`<!-- needs a device -->` is compiled only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rewriting import randomised
+from test_layering import ROOT
+from torch import Tensor, nn
+
+import graphopt
+from graphopt.artifacts import registry
+from graphopt.data import Calibration
+from graphopt.passes.rounding import LearnRounding
+from graphopt.passmanager import run
+from graphopt.targets import find
+
+PAGES = [ROOT / "README.md", ROOT / "docs" / "index.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
+BLOCK = re.compile(r"(<!-- needs a device -->\n)?```python\n(.*?)```", re.DOTALL)
+
+
+class Block(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1, stride=outputs // inputs, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.short = nn.Conv2d(inputs, outputs, 1, stride=outputs // inputs) if outputs != inputs else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))) + self.short(x))
+
+
+class Network(nn.Module):
+    """A residual network with names that the guides use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.layer1 = nn.Sequential(Block(16, 16))
+        self.layer2 = nn.Sequential(Block(16, 32))
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn1(self.conv1(x)))
+        return self.head(self.layer2(self.layer1(x)).mean((2, 3)))
+
+
+class Encoder(nn.Module):
+    """A transformer's layers, for weights of few bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(50, 64)
+        self.query, self.output = nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x: Tensor = self.embed(tokens)
+        return self.output(torch.tanh(self.query(x)))
+
+
+@pytest.fixture(scope="module")
+def shared() -> dict[str, Any]:
+    torch.manual_seed(0)
+    return {"model": randomised(Network()).eval(), "images": torch.rand(16, 3, 16, 16)}
+
+
+@pytest.fixture
+def space(shared: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """The names that a page begins with, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    model, images = shared["model"], shared["images"]
+
+    def accuracy(answer: Callable[[Tensor], Tensor]) -> float:
+        return float((answer(images).argmax(1) == model(images).argmax(1)).float().mean() * 100)
+
+    yield {**shared, "accuracy": accuracy, "graphopt": graphopt, "torch": torch, "__name__": "guide"}
+
+
+def _optimized(space: dict[str, Any], target: str = "x86") -> Any:
+    return graphopt.optimize(space["model"], space["images"][:1], target=target, calibration=space["images"], measure=False)
+
+
+def prepared(page: str, space: dict[str, Any]) -> None:
+    """What a page has in the files and names that it does not make itself."""
+    if page in ("simulate",):
+        space["result"] = _optimized(space, "arm")
+    if page in ("targets", "audit"):
+        result = _optimized(space)
+        Path("model.onnx").write_bytes((result.artifact.folder / "model.onnx").read_bytes())
+    if page == "index":
+        _optimized(space).artifact.save("deployed")
+    if page == "mixed-precision":
+        target = find("x86")
+        graph = graphopt.Graph.capture(space["model"], space["images"][:1])
+        run([graphopt.passes.Simplify(), graphopt.passes.FoldBatchNorm()], graph)
+        space |= {"target": target, "graph": graph, "batches": Calibration(space["images"], graph)}
+        space |= {"run": run, "LearnRounding": LearnRounding}
+    if page in ("sparsify", "factorize", "prune"):
+        space["graph"] = graphopt.Graph.capture(space["model"], space["images"][:1])
+        space["train"] = lambda graph: None
+    if page == "transformers":
+        space |= {"model": Encoder().eval(), "tokens": torch.randint(50, (2, 8))}
+    if page == "deploy":
+        from PIL import Image
+
+        Path("photos").mkdir()
+        for number in range(3):
+            pixels = np.random.default_rng(number).integers(0, 255, (40, 50, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(f"photos/{number}.png")
+        Image.fromarray(pixels).save("photo.jpg")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_blocks_of_a_page_run(page: Path, space: dict[str, Any]) -> None:
+    blocks = BLOCK.findall(page.read_text())
+    if not blocks:
+        pytest.skip("shows no Python")
+    prepared(page.stem, space)
+    for needs_device, block in blocks:
+        code = compile(block, str(page), "exec")
+        if not needs_device:
+            exec(code, space)
