@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from against_torch import Refused, captured, refusals, spread, taken, wrong
-from operators import OPERATORS, Sample
+from operator_samples import Sample
+from operators import OPERATORS
 from rewriting import Model, capture
 from torch import Tensor, nn
 
