@@ -262,6 +262,7 @@ def test_pools_that_round_their_size_up_have_torchs_size(options: dict[str, Any]
         assert sqnr(graph(x), lower(graph, X86)(x)) > 30
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("include", [True, False])
 @pytest.mark.parametrize("divisor", [None, 3])
 @pytest.mark.parametrize(

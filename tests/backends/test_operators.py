@@ -64,6 +64,7 @@ def test_what_a_backend_has_no_right_rule_for_is_refused_by_name(runtime: str, s
         through(runtime)(captured([sample]))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("body", "says"),
     [

@@ -235,6 +235,7 @@ def test_operators_without_names_are_told_apart(tmp_path: Path) -> None:
     assert rules(found) == rules(known)
 
 
+@pytest.mark.thorough
 def test_work_is_counted_as_torch_counts_it(tmp_path: Path) -> None:
     layers = [
         nn.Conv2d(4, 8, 3, 2, groups=2),

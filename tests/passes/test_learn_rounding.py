@@ -124,6 +124,7 @@ def test_the_same_seed_gives_the_same_graph_from_memory_and_from_files(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.thorough
 def test_names_stay_and_a_second_run_does_nothing():
     graph = simulated()
     found = learned(graph)

@@ -114,6 +114,7 @@ def test_residual_streams_can_be_left_as_they_are() -> None:
     assert len(group_of(graph, "stem")) == 16
 
 
+@pytest.mark.thorough
 def test_steps_with_fine_tuning_between_them_end_at_the_target() -> None:
     graph, seen = capture(plain(32), images(2)), []
     before = measure.macs(graph)

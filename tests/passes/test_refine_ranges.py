@@ -54,6 +54,7 @@ def test_the_loss_falls_also_on_samples_never_seen(name: str) -> None:
     assert loss(name, graph, model, fresh) - floor < 0.9 * (before - floor)
 
 
+@pytest.mark.thorough
 def test_weights_move_too_where_that_is_wanted() -> None:
     model, x = network(), torch.randn(64, 3, 8, 8)
     graph = simulated(
