@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from capture_once import capture_once
 from torch import Tensor, nn
 
 from graphopt.data.calibration import Calibration
@@ -34,6 +35,6 @@ def images(count: int = 24) -> Tensor:
 
 def quantized(model: nn.Module, x: Tensor | None = None, dynamic_batch: bool = True, **options: Any) -> Graph:
     x = images() if x is None else x
-    graph = Graph.capture(model.eval(), (x[:4],), dynamic_batch=dynamic_batch)
+    graph = capture_once(model.eval(), (x[:4],), dynamic_batch=dynamic_batch)
     run([Quantize(X86, Calibration(x, graph), **options)], graph)
     return graph

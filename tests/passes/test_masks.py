@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 import torch.nn.utils.prune as reference
 from blocks import BLOCKS, conv, images, model_of
+from capture_once import capture_once
 from rewriting import apply, assert_close, capture, randomised
 from sparsifying import kept, perceptron
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ from graphopt.targets import find
 
 def small(name: str = "residual") -> Graph:
     torch.manual_seed(0)
-    return Graph.capture(model_of(name).eval(), images(2))
+    return capture_once(model_of(name).eval(), images(2))
 
 
 # ---- The graph ------------------------------------------------------------------------------------------------------
