@@ -1,7 +1,7 @@
 """Capturing, for tests of what comes behind it: the same model with the same inputs is captured once in a process, then cloned.
 
 Capturing is most of the time that tests of passes take. A model is the same where all it holds is, weights and
-options and the code of its functions; one that cannot be written down (of a class inside a function) is captured anew.
+options and the code of its functions; one that cannot be pickled (of a class inside a function, parametrized) is captured anew.
 """
 
 from __future__ import annotations
@@ -38,7 +38,13 @@ def _key(value: Any) -> bytes | None:
     written = io.BytesIO()
     try:
         _Writer(written).dump(value)
-    except (pickle.PicklingError, AttributeError, TypeError, ValueError, RecursionError):
+    except (
+        pickle.PicklingError,
+        AttributeError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ):  # torch refuses parametrized modules
         return None
     return hashlib.sha256(written.getvalue()).digest()
 
