@@ -19,7 +19,6 @@ from test_layering import ROOT
 from torch import Tensor, nn
 
 import graphopt
-from graphopt.artifacts import registry
 from graphopt.data import Calibration
 from graphopt.passes.rounding import LearnRounding
 from graphopt.passmanager import run
@@ -89,7 +88,9 @@ def space(shared: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def _optimized(space: dict[str, Any], target: str = "x86") -> Any:
-    return graphopt.optimize(space["model"], space["images"][:1], target=target, calibration=space["images"], measure=False)
+    return graphopt.optimize(
+        space["model"], space["images"][:1], target=target, calibration=space["images"], measure=False
+    )
 
 
 def prepared(page: str, space: dict[str, Any]) -> None:

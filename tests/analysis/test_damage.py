@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from capture_once import capture_once
 from torch import Tensor, nn
 
 import graphopt
 from graphopt.analysis.output_error import Probe
 from graphopt.fitting.losses import own_outputs, squared_error
-from graphopt.ir.graph import Graph
 from graphopt.ir.passes import Pass
 from graphopt.passes.cleanup.reestimate_batchnorm import ReestimateBatchNorm
 from graphopt.passes.factorization import Factorize
@@ -56,7 +56,7 @@ def test_a_pass_finds_in_training_mode_what_it_finds_in_eval_mode(name: str) -> 
     answers = []
     for training in (False, True):
         torch.manual_seed(1)
-        graph = Graph.capture(network(), X[:2]).train(training)
+        graph = capture_once(network(), X[:2]).train(training)
         for transform in PASSES[name]():
             transform(graph)
         assert graph.training is training
@@ -66,7 +66,7 @@ def test_a_pass_finds_in_training_mode_what_it_finds_in_eval_mode(name: str) -> 
 
 @pytest.mark.thorough
 def test_optimize_takes_a_graph_in_training_mode() -> None:
-    graph = Graph.capture(network(), X[:2])
+    graph = capture_once(network(), X[:2])
     wanted = graphopt.optimize(graph, target="x86", calibration=X, measure=False).graph(X)
     found = graphopt.optimize(graph.train(), target="x86", calibration=X, measure=False).graph(X)
     assert torch.equal(found, wanted)
@@ -86,7 +86,7 @@ def test_damage_does_not_depend_on_the_unit_of_an_output() -> None:
     x, found = torch.randn(16, 4), []
     for unit in (1.0, 640.0):
         torch.manual_seed(0)
-        graph = Graph.capture(Two(unit).eval(), x)
+        graph = capture_once(Two(unit).eval(), x)
         found.append([Probe(graph, [[x]]).damage(changed={f"{name}.weight": torch.zeros(3, 4)}) for name in "ab"])
     assert found[1] == pytest.approx(found[0], rel=1e-4)
     assert 0.1 < found[0][0] / found[0][1] < 10

@@ -58,6 +58,7 @@ def test_the_folder_may_go_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert str(tmp_path / "second" / MODEL) in loaded.usage(tmp_path / "second")
 
 
+@pytest.mark.thorough
 def test_it_answers_what_one_file_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     two = optimized()
     monkeypatch.setattr(module, "ONE_FILE", 2**31)

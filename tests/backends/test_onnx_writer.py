@@ -105,6 +105,7 @@ def test_types_and_shapes_in_files_are_those_that_onnx_derives(kind: str, tmp_pa
     onnx.checker.check_model(str(artifact.folder / MODEL), full_check=True)
 
 
+@pytest.mark.thorough
 def test_a_call_without_a_rule_is_written_by_torchs_exporter_and_the_report_names_it() -> None:
     class Distance(nn.Module):
         def __init__(self) -> None:

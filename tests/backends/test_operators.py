@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from against_torch import Refused, captured, refusals, spread, taken, wrong
-from operators import OPERATORS, Sample
+from operator_samples import Sample
+from operators import OPERATORS
 from rewriting import Model, capture
 from torch import Tensor, nn
 
@@ -63,6 +64,7 @@ def test_what_a_backend_has_no_right_rule_for_is_refused_by_name(runtime: str, s
         through(runtime)(captured([sample]))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("body", "says"),
     [

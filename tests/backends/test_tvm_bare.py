@@ -290,6 +290,7 @@ def test_the_command_compiles_what_was_deployed(tmp_path: Path) -> None:
             use()
 
 
+@pytest.mark.thorough
 def test_devices_are_not_charged_for_the_kernels_beside_the_library(tmp_path: Path) -> None:
     artifact = graphopt.load(lowered("plain", "int8").save(tmp_path / "deployed"))
     assert HELD in artifact.manifest.files

@@ -240,6 +240,7 @@ ALIKE: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", ALIKE)
 def test_sizes_that_are_alike_are_not_taken_for_each_other(case: str) -> None:
     """One sample, and as many channels as positions: only the kind of layer says which dimension is which."""

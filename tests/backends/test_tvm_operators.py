@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from operators import IMAGE
+from operator_samples import IMAGE
 from rewriting import Model, capture
 from torch import Tensor, nn
 

@@ -84,6 +84,7 @@ def test_the_means_of_values_are_nearer_to_those_of_real_data() -> None:
     assert float((means(distil(graph, noise)) - real).norm()) < 0.5 * float((means(noise) - real).norm())
 
 
+@pytest.mark.thorough
 def test_distilling_is_repeatable_and_changes_neither_graph_nor_start() -> None:
     graph = capture(trained())
     text, weights = str(graph), {k: v.clone() for k, v in graph.module.state_dict().items()}

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from blocks import images, model_of
+from capture_once import capture_once
 from onnx import TensorProto, helper, numpy_helper
 
 import graphopt
@@ -25,7 +26,8 @@ STRICT = find("nvidia").replace(name="strict", float_layers=False)
 @cache
 def _emitted(name: str, block: str) -> bytes:
     target = {"wide": WIDE, "strict": STRICT}.get(name) or find(name)
-    done = graphopt.optimize(model_of(block), images(2), target=target, calibration=[images(8)], measure=False)
+    graph = capture_once(model_of(block), images(2), dynamic_batch=not target.runtime.static_shapes)
+    done = graphopt.optimize(graph, target=target, calibration=[images(8)], measure=False)
     return (done.artifact.folder / "model.onnx").read_bytes()
 
 

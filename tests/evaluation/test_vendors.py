@@ -6,6 +6,7 @@ import onnx
 import pytest
 import torch
 from blocks import BLOCKS, images, model_of
+from capture_once import capture_once
 from torch import Tensor, nn
 
 import graphopt
@@ -28,7 +29,8 @@ def variant(name: str, number: int) -> Target:
 
 def optimized(target: Target, block: str) -> Optimized:
     data = [images(8, seed=s) for s in range(2)]
-    return graphopt.optimize(model_of(block), images(2), target=target, calibration=data, measure=False)
+    graph = capture_once(model_of(block), images(2), dynamic_batch=not target.runtime.static_shapes)
+    return graphopt.optimize(graph, target=target, calibration=data, measure=False)
 
 
 @pytest.mark.thorough

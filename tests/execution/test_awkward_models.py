@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.utils._pytree as pytree
 from awkward_models import MODELS, Case, case
+from capture_once import capture_once
 from torch import Tensor, nn
 
 import graphopt
@@ -115,7 +116,7 @@ def both(name: str) -> tuple[Case, Graph, Graph, Batches]:
     """A case, its graph, the graph of the same with nothing but tensors, and data."""
     found = case(name)
     graph, data = found.capture(), found.batches(4, 8)
-    plain = Graph.capture(Plain(found).eval(), tuple(graph.example.tensors()))
+    plain = capture_once(Plain(found).eval(), tuple(graph.example.tensors()))
     plain.train(graph.training)  # what cleans up in front of the tools does not fold batch norms in training mode
     return found, graph, plain, data
 
@@ -157,7 +158,7 @@ def test_integers_are_those_of_the_plain_model(name: str) -> None:
 
 
 def test_a_loss_of_classes_refuses_outputs_without_any() -> None:
-    graph = Graph.capture(
+    graph = capture_once(
         nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1), nn.Flatten(0)).eval(), torch.randn(4, 4)
     )
     with pytest.raises(InputError, match=r"classes .* first floating-point output, but it is \[8\]"):

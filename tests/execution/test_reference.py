@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from capture_once import capture_once
 from torch import Tensor, nn
 
 import graphopt
@@ -54,7 +55,7 @@ def sqnr(wanted: Tensor, got: Tensor) -> float:
 
 
 def quantized(model: nn.Module, *before: Any, after: Any = (), **options: Any) -> Graph:
-    graph = Graph.capture(model, X[:2])
+    graph = capture_once(model, X[:2])
     options = {"weights": COARSE, **options}
     run([Simplify(), FoldBatchNorm(), *before, Quantize(find("x86"), BATCHES, **options), *after], graph, verify=False)
     return graph
@@ -153,7 +154,7 @@ def test_a_pass_does_to_a_loaded_graph_what_it_does_to_a_fresh_one(name: str, tm
 
 
 def test_absorbing_high_biases_works_on_a_loaded_graph(tmp_path: Path) -> None:
-    fresh = Graph.capture(network(), X[:2])
+    fresh = capture_once(network(), X[:2])
     run([Simplify(), FoldBatchNorm()], fresh)
     loaded = again(fresh, tmp_path)
     changes = [list(map(str, AbsorbHighBias()(graph))) for graph in (fresh, loaded)]

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from rewriting import Model, capture, randomised
+from fitted import DATA, assert_equal, pair, tasks
+from rewriting import capture
 from torch import Tensor, nn
 from torch.fx.node import Node
 
@@ -24,54 +25,10 @@ from graphopt.ir.layer import Layer
 from graphopt.utils import terminal
 from graphopt.utils.errors import InputError, NonFiniteError
 
-DATA = [[part] for part in torch.randn(40, 3, 6, 6, generator=torch.Generator().manual_seed(1)).split(16)]
-
-
-def network() -> nn.Module:
-    """With a batch norm, a residual stream, a depthwise convolution, and layers with and without a bias."""
-
-    def body(m: Any, x: Tensor) -> Tensor:
-        y = torch.relu(m.norm(m.stem(x)))
-        y = torch.relu(y + m.wide(torch.relu(m.depthwise(y))))
-        return m.head(y.mean((2, 3)))  # type: ignore[no-any-return]
-
-    torch.manual_seed(0)
-    return randomised(
-        Model(
-            body, stem=nn.Conv2d(3, 8, 3, bias=False), norm=nn.BatchNorm2d(8), depthwise=nn.Conv2d(8, 8, 3, padding=1, groups=8),
-            wide=nn.Conv2d(8, 8, 1, bias=False), head=nn.Linear(8, 5),
-        )
-    )  # fmt: skip
-
-
-def changed(original: Graph, amount: float = 0.3) -> Graph:
-    """The same network with noise on its weights."""
-    graph, generator = original.clone(), torch.Generator().manual_seed(2)
-    for layer in (layer for node in graph.calls() if (layer := Layer.of(node))):
-        weight = graph.tensor(layer.weight)
-        noise = torch.randn(weight.shape, generator=generator) * weight.std()
-        graph.put_constant(layer.weight, weight + amount * noise)
-    return graph
-
-
-def pair() -> tuple[Graph, Graph]:
-    original = capture(network(), DATA[0][0][:2])
-    return original, changed(original)
-
-
-def tasks(original: Graph, graph: Graph) -> list[LayerWeights]:
-    return LayerWeights.all_of(graph, {node.name: node for node in original.nodes})
-
 
 def error(original: Graph, graph: Graph) -> float:
     with torch.no_grad():
         return sum(float((original(*batch) - graph(*batch)).square().sum()) for batch in DATA)
-
-
-def assert_equal(one: Graph, other: Graph) -> None:
-    state = other.state_dict()
-    assert one.state_dict().keys() == state.keys()
-    assert all(torch.equal(value, state[name]) for name, value in one.state_dict().items())
 
 
 # ---- Order and samples ----------------------------------------------------------------------------------------------
@@ -268,59 +225,6 @@ def test_a_single_sample_is_fitted_on_and_judged_by() -> None:
     fits = fit(original, graph, [[DATA[0][0][:1]]], tasks(original, graph), "fitting")
     assert any(found.accepted for found in fits)
     assert all(found.after <= found.before or not found.accepted for found in fits)
-
-
-# ---- Going on after an interruption ---------------------------------------------------------------------------------
-
-
-def counting(monkeypatch: pytest.MonkeyPatch, stop: Callable[[int], bool]) -> list[str]:
-    done, solve = list[str](), LayerWeights.solve
-
-    def counted(self: LayerWeights, graph: Graph, samples: Samples) -> Iterator[Found]:
-        if stop(len(done)):
-            raise KeyboardInterrupt
-        done.append(graph.site(self.layer.node))
-        return solve(self, graph, samples)
-
-    monkeypatch.setattr(LayerWeights, "solve", counted)
-    return done
-
-
-@pytest.mark.parametrize("after", [0, 1, 3])
-def test_interrupted_work_goes_on_with_the_same_result(
-    after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original, graph = pair()
-    whole, broken = graph.clone(), graph.clone()
-    fits = fit(original, whole, DATA, tasks(original, whole), "fitting")
-    with monkeypatch.context() as patch:
-        counting(patch, lambda count: count == after)
-        with pytest.raises(KeyboardInterrupt):
-            fit(original, broken, DATA, tasks(original, broken), "fitting", checkpoint=tmp_path)
-    again = graph.clone()
-    done = counting(monkeypatch, lambda count: False)
-    found = fit(original, again, DATA, tasks(original, again), "fitting", checkpoint=tmp_path)
-    assert done == ["stem", "depthwise", "wide", "head"][after:]
-    assert [(f.before, f.after) for f in found] == [(f.before, f.after) for f in fits]
-    assert_equal(whole, again)
-
-
-def test_a_checkpoint_is_that_of_one_graph_its_data_and_its_options(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original, graph = pair()
-    done = counting(monkeypatch, lambda count: False)
-
-    def solved(graph: Graph, data: list[list[Tensor]], options: str) -> int:
-        start, mine = len(done), graph.clone()
-        fit(original, mine, data, tasks(original, mine), "fitting", checkpoint=tmp_path, options=options)
-        return len(done) - start
-
-    assert solved(graph, DATA, "") == 4
-    assert solved(graph, DATA, "") == 0
-    assert solved(graph, DATA, "others") == 4
-    assert solved(graph, DATA[:2], "") == 4
-    assert solved(changed(original, 0.2), DATA, "") == 4
 
 
 # ---- What is said ---------------------------------------------------------------------------------------------------

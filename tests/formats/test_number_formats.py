@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from number_formats import ALL, FORMATS
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
@@ -26,21 +27,10 @@ from graphopt.formats import (
     Method,
     NumberFormat,
     Quantizer,
-    from_json,
-    parse,
-    to_json,
 )
 from graphopt.utils.errors import InputError
 
-FORMATS: list[NumberFormat] = [
-    Format(8), Format(4, per_channel=True), Format(16), Format(16, signed=False, symmetric=False), Format(8, power_of_two=True),
-    LogFormat(8), LogFormat(4), LogFormat(4, per_channel=True, steps=2), LogFormat(8, steps=1), LogFormat(16), LogFormat(2),
-    FLOAT16, FLOAT16_WITHOUT_SUBNORMALS, BFLOAT16, FloatFormat(5, 2), FloatFormat(4, 3, subnormals=False),
-    BlockFloat(8), BlockFloat(4, block=3), BlockFloat(2, block=5), BlockFloat(16, block=4),
-    Codebook(4), Codebook(2, per_channel=True), Codebook(8),
-]  # fmt: skip
 TENSORS = 10_000
-ALL = pytest.mark.parametrize("format", FORMATS, ids=str)
 
 
 def tensors(count: int, seed: int) -> Iterator[Tensor]:
@@ -63,9 +53,6 @@ def tensors(count: int, seed: int) -> Iterator[Tensor]:
 
 def fitted(format: NumberFormat, x: Tensor, number: int) -> Quantizer:
     return format.fit(x, 1 if format.block else 0, "mse" if number % 40 == 1 else "minmax")
-
-
-# ---- The reference: all numbers of a grid, listed -------------------------------------------------------------------
 
 
 def f32(value: Any) -> Fraction:
@@ -289,99 +276,3 @@ def test_values_are_fitted_to_a_distribution_as_to_the_elements_themselves(
         assert error <= wanted * 1.02
     else:
         assert error == pytest.approx(wanted, rel=1e-5)
-
-
-# ---- Gradients ------------------------------------------------------------------------------------------------------
-
-
-@ALL
-def test_the_gradient_passes_straight_through_inside_and_stops_outside(format: NumberFormat) -> None:
-    x = torch.randn(3, 7)
-    quantizer = format.fit(x, 1 if format.block else 0)
-    probe, gradient = (x * 0.9).requires_grad_(), torch.randn(3, 7)
-    quantizer(probe).backward(gradient)
-    assert torch.equal(probe.grad, gradient)  # type: ignore[arg-type]
-    far = (torch.sign(x) * 1e30).requires_grad_()
-    quantizer(far).backward(gradient)
-    stops = not isinstance(format, Codebook) and format != BFLOAT16  # a table clips nothing, bfloat16 reaches as far
-    assert torch.equal(far.grad, torch.zeros(3, 7) if stops else gradient)  # type: ignore[arg-type]
-    assert torch.equal(quantizer.clipped(far), torch.full((3, 7), stops))
-
-
-@pytest.mark.parametrize("per_channel", [False, True])
-def test_an_entry_of_a_table_gets_the_gradients_of_its_members(per_channel: bool) -> None:
-    x, gradient = torch.randn(4, 9), torch.randn(4, 9)
-    quantizer = Codebook(2, per_channel).fit(x, 0)
-    table = quantizer.parameters[0].clone().requires_grad_()
-    Quantizer(quantizer.format, (table,), quantizer.axis)(x).backward(gradient)
-    codes, wanted = quantizer.quantize(x), torch.zeros_like(table)
-    for row, column in itertools.product(range(4), range(9)):
-        place = (row, int(codes[row, column])) if per_channel else (int(codes[row, column]),)
-        with torch.no_grad():
-            wanted[place] += gradient[row, column]
-    torch.testing.assert_close(table.grad, wanted)
-
-
-@ALL
-def test_the_operators_pass_torchs_own_checks(format: NumberFormat) -> None:
-    x = torch.randn(3, 7)
-    quantizer = format.fit(x, 1 if format.block else 0)
-    checks = ["test_schema", "test_faketensor", "test_autograd_registration"]
-    found = torch.library.opcheck(format.operator, (x.requires_grad_(), *quantizer.arguments), test_utils=checks)
-    assert found == dict.fromkeys(checks, "SUCCESS")
-
-
-@ALL
-def test_not_a_number_stays_one(format: NumberFormat) -> None:
-    x = torch.randn(3, 7)
-    quantizer = format.fit(x, 1 if format.block else 0)
-    x[1, 2] = torch.nan
-    assert bool(torch.isnan(quantizer(x)[1, 2]))
-    assert not bool(torch.isnan(quantizer(x)[0]).any())
-
-
-# ---- Names ----------------------------------------------------------------------------------------------------------
-
-
-@ALL
-def test_a_format_is_what_its_name_and_its_json_say(format: NumberFormat) -> None:
-    assert parse(str(format)) == format
-    assert from_json(to_json(format)) == format
-
-
-def test_what_a_name_leaves_out_has_its_default() -> None:
-    assert parse("log8") == LogFormat(8) == parse("log8 16 to an octave per tensor")
-    assert parse("s8") == Format(8)
-    assert parse("block float 4") == BlockFloat(4, block=16)
-    assert parse("codebook4 per channel") == Codebook(4, per_channel=True)
-    assert parse("float16 without subnormals") == FLOAT16_WITHOUT_SUBNORMALS
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("log 8", "did you mean 'log8'"), ("bflot16", "did you mean 'bfloat16'"), ("s17", "from 2 to 16, got 17"),
-        ("codebook9", "from 2 to 8, got 9"), ("log16 1 to an octave", "take at least 256 steps"), ("", "Examples: "),
-    ],
-)  # fmt: skip
-def test_unknown_names_say_what_there_is(text: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        parse(text)
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: LogFormat(1), lambda: LogFormat(8, steps=0), lambda: LogFormat(True), lambda: FloatFormat(9, 4),
-        lambda: FloatFormat(8, 8), lambda: BlockFloat(17), lambda: BlockFloat(8, block=0), lambda: Codebook(1),
-    ],
-)  # fmt: skip
-def test_formats_that_cannot_be_are_refused(make: Any) -> None:
-    with pytest.raises(ValueError, match=r"must be|more than 16"):
-        make()
-
-
-@pytest.mark.parametrize("data", [{}, {"kind": "posit"}, {"kind": "log", "bits": 99}, {"kind": "log", "size": 8}, None])
-def test_json_that_describes_no_format_is_refused(data: Any) -> None:
-    with pytest.raises(InputError, match="describes no number format"):
-        from_json(data)

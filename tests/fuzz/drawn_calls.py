@@ -1,4 +1,4 @@
-"""Calls with a tensor or two and no sizes to choose: those of `tests/helpers/operators.py`, taken from its text."""
+"""Calls with a tensor or two and no sizes to choose: those of `tests/helpers/operator_calls.py`, taken from its text."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import ast
 from functools import cache
 from pathlib import Path
 
-import operators as calls
+import operator_calls as calls
 from drawing import Draw, Kind, other
 
 
 @cache
 def lambdas() -> dict[str, list[tuple[list[str], ast.expr]]]:
-    """Lists of calls in `operators.py`: for each call its parameters and its expression."""
+    """Lists of calls in `operator_calls.py`: for each call its parameters and its expression."""
     found: dict[str, list[tuple[list[str], ast.expr]]] = {}
     for line in ast.parse(Path(calls.__file__).read_text()).body:
         if isinstance(line, ast.AnnAssign) and isinstance(line.value, ast.List) and isinstance(line.target, ast.Name):

@@ -6,6 +6,7 @@ import pytest
 from fuzz_files import run
 
 
+@pytest.mark.thorough
 def test_changed_files_run_nothing_and_raise_our_errors_only() -> None:
     for kind, outcomes in run(250, first=0)["outcomes"].items():
         assert sum(outcomes.values()) == 50, kind

@@ -82,6 +82,7 @@ def test_the_text_alone_makes_the_same_model() -> None:
         assert_close(scope["model"](*scope["inputs"]), model(*inputs), 0.0)
 
 
+@pytest.mark.thorough
 def test_networks_have_what_they_are_to_have() -> None:
     found = [generate(seed) for seed in range(150)]
     assert any(len(n.inputs) > 1 for n in found)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import torch
 import torch.utils._pytree as pytree
-from operators import OPERATORS, Calls, Sample, inputs_of
+from operator_samples import Sample
+from operators import OPERATORS, Calls, inputs_of
 from torch import Tensor
 
 from graphopt.artifacts.artifact import Artifact

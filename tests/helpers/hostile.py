@@ -1,4 +1,4 @@
-"""Files made to do harm, for `test_hostile_files.py` and `fuzz_files.py`: good ones, ways to change them, payloads, a canary."""
+"""Files made to do harm, for `tests/ir/hostile_files` and `fuzz_files.py`: good ones, ways to change them, payloads, a canary."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from graphopt.ir.graph import Graph
 
 FLAG = "graphopt_canary"  # of builtins, so that a payload needs no import to be noticed
 Entries = dict[str, bytes]
+Change = Callable[[Any], Any]
 
 
 def set_off() -> bool:
@@ -208,3 +209,8 @@ def replaced(data: Any, path: tuple[Any, ...], new: Callable[[str], Any]) -> Any
 
 def as_json(data: Any) -> bytes:
     return json.dumps(data).encode()
+
+
+def shape_of(path: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A place without its positions, which stands for all of its kind."""
+    return tuple("*" if isinstance(step, int) else step for step in path)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
+from capture_once import capture_once
 from torch import Tensor, nn
 
 from graphopt.formats import FAKE_QUANTIZE
@@ -46,7 +47,7 @@ class Model(nn.Module):
 
 
 def capture(model: nn.Module, *inputs: Tensor, **options: Any) -> Graph:
-    return Graph.capture(model.eval(), inputs, **options)
+    return capture_once(model.eval(), inputs, **options)
 
 
 def apply(transform: Pass, graph: Graph) -> list[Change]:
@@ -83,7 +84,7 @@ def check(
     passes = list(by) if isinstance(by, Sequence) else [by]
     model.eval()
     before = copy.deepcopy(model.state_dict())
-    graph = Graph.capture(model, inputs)
+    graph = capture_once(model, inputs)
     made: list[Change] = []
     for transform in passes:
         made = apply(transform, graph)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from capture_once import capture_once
 from torch import Tensor, nn
 from torch.fx.node import Node
 
@@ -36,7 +37,7 @@ from graphopt.utils.errors import InputError
 
 def plain() -> Graph:
     torch.manual_seed(0)
-    return Graph.capture(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval(), torch.randn(2, 4))
+    return capture_once(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval(), torch.randn(2, 4))
 
 
 def quantized() -> Graph:
@@ -167,7 +168,7 @@ def test_what_other_tools_left_in_a_model_is_no_fact_of_the_graph(tmp_path: Path
     module = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval())
     for node in module.graph.nodes:
         node.meta["custom"], node.meta["theirs"] = {"a": 1}, object()
-    graph = Graph.capture(module, torch.randn(2, 4))
+    graph = capture_once(module, torch.randn(2, 4))
     graph.save(tmp_path / "g")
     assert not any("theirs" in node.meta for node in graph.nodes)
 
@@ -230,7 +231,7 @@ def test_moments_hold_until_weight_or_bias_are_others(how: str, position: int) -
 
 
 def test_a_new_bias_makes_other_moments() -> None:
-    graph = Graph.capture(nn.Linear(4, 6, bias=False).eval(), torch.randn(2, 4))
+    graph = capture_once(nn.Linear(4, 6, bias=False).eval(), torch.randn(2, 4))
     (layer,) = graph.calls()
     graph.set_fact(layer, MOMENTS, moments())
     graph.set_bias(layer, torch.ones(6))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from capture_once import capture_once
 from torch import Tensor, nn
 from torch.fx.node import Node
 
@@ -42,7 +43,7 @@ LAYERS = {
 
 def quantized(name: str = "convolutions", target: Target = X86, **options: Any) -> Graph:
     torch.manual_seed(0)
-    graph = Graph.capture(LAYERS[name]().eval(), X[:2])
+    graph = capture_once(LAYERS[name]().eval(), X[:2])
     run([Quantize(target, BATCHES, **options)], graph, verify=False)
     return graph
 

@@ -108,13 +108,19 @@ OPERATORS: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "format",
-    [Format(16), Format(16, symmetric=False), Format(9, signed=False, symmetric=False), Format(12, full_range=True)],
-    ids=str,
-)
-@pytest.mark.parametrize("operator", OPERATORS)
-@pytest.mark.parametrize("target", ["arm", "x86"])
+WIDE = [Format(16), Format(16, symmetric=False), Format(9, signed=False, symmetric=False), Format(12, full_range=True)]
+
+
+def pairs() -> list[Any]:
+    """Every operator with every format; each of both in turns for one target and the other."""
+    return [
+        pytest.param(("arm", "x86")[(i + j) % 2], operator, format, id=f"{operator}-{format}")
+        for i, operator in enumerate(OPERATORS)
+        for j, format in enumerate(WIDE)
+    ]
+
+
+@pytest.mark.parametrize(("target", "operator", "format"), pairs())
 def test_codes_of_more_than_a_byte_run_as_simulated(target: str, operator: str, format: Format) -> None:
     """In float between codes, clipped to fewer than 16 bits, or without the lowest code of a symmetric grid."""
     torch.manual_seed(0)

@@ -31,6 +31,7 @@ def start() -> Graph:
     return capture(randomised(residual()), images(2))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", PASSES)
 def test_layers_that_are_fitted_are_remembered(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, first, again = (start() for _ in range(3))

@@ -1,53 +1,23 @@
-"""Where quantizers go, what they refuse, and that simulation, deployment and ONNX Runtime answer alike."""
+"""Where quantizers go, in which formats, and what they refuse."""
 
 from __future__ import annotations
 
 import copy
 from textwrap import dedent
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from blocks import BLOCKS, conv, images, lowered, model_of, simulated, target_of
+from blocks import conv, images, model_of, simulated
+from quantizing import X86, grids, quantized, scales
 from rewriting import Model, apply, capture, names
-from torch import Tensor, nn
+from torch import nn
 
 from graphopt.formats import FAKE_QUANTIZE, Format
 from graphopt.ir.cost import sqnr
-from graphopt.ir.graph import Graph
 from graphopt.ir.passes import Change
-from graphopt.lowering.qdq import deploy
 from graphopt.passes.quantization import LayerFormat, Quantize
-from graphopt.targets import find
 from graphopt.utils.errors import InputError, NonFiniteError
-
-X86, ARM = find("x86"), find("arm")
-
-
-def quantized(model: nn.Module, *inputs: Tensor, target: Any = X86, **options: Any) -> Graph:
-    graph = capture(model, *inputs)
-    assert apply(Quantize(target, [[*inputs]], **options), graph)
-    return graph
-
-
-def grids(graph: Graph) -> list[str]:
-    """The operators whose results stand on a grid, inputs as `input`, in order; weights and biases left out."""
-    found = []
-    for node in graph.calls(FAKE_QUANTIZE):
-        source = node.args[0]
-        if source.op == "placeholder":
-            found.append("input")
-        elif source.op == "call_function":
-            found.append(str(source.target.__name__).split(".")[0])
-    return found
-
-
-def scales(graph: Graph) -> list[str]:
-    """The name of the scale of each value's grid, in the order of `grids`."""
-    values = [n for n in graph.calls(FAKE_QUANTIZE) if n.args[0].op != "get_attr"]
-    return [str(n.args[1].target) for n in values]
-
 
 # ---- Placement ------------------------------------------------------------------------------------------------------
 
@@ -291,144 +261,3 @@ def test_a_dead_channel_keeps_its_bias() -> None:
     assert inner is not None
     assert float(torch.round(torch.tensor(0.9) / s[1]) * s[1]) == pytest.approx(0.9, abs=0.01)
     assert sqnr(model(x), graph(x)) > 30
-
-
-# ---- Simulated == deployed == ONNX Runtime ---------------------------------------------------------------------------
-
-
-def output_step(graph: Graph) -> float | None:
-    """One step of the grid the output stands on; None for a float output."""
-    node = graph.outputs[0]
-    return float(graph.tensor(node.args[1])) if node.target is FAKE_QUANTIZE else None
-
-
-ALIKE = [(block, "x86") for block in BLOCKS] + [(block, "arm") for block in ("residual", "relu6", "squeeze-excite")]
-
-
-@pytest.mark.parametrize(("block", "target"), ALIKE)
-def test_simulation_deployment_and_runtime_answer_alike(block: str, target: str) -> None:
-    model, graph, artifact = lowered(block, target)
-    x = images(64, seed=7)
-    with torch.no_grad():
-        expected, simulation, deployed, runtime = model(x), graph(x), deploy(graph)(x), artifact(x)
-    torch.testing.assert_close(deployed, simulation, rtol=1e-5, atol=1e-5)
-    assert sqnr(expected, simulation) > 20
-    # a rounding that falls the other way moves a float output by about a step of the grid in front of it
-    assert sqnr(simulation, runtime) > sqnr(expected, simulation)
-    assert float((runtime.argmax(1) == simulation.argmax(1)).double().mean()) >= 0.98
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("target", ["x86", "arm"])
-def test_an_integer_output_differs_by_at_most_one_step(target: str) -> None:
-    from graphopt.backends.onnxruntime import lower
-
-    graph = simulated(nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 4)), target_of(target))
-    x = images(32, seed=7)
-    with torch.no_grad():
-        simulation, runtime = graph(x), lower(graph, target_of(target))(x)
-    step = output_step(graph)
-    assert step is not None
-    assert float((simulation - runtime).abs().max()) <= step * 1.001
-    assert float((simulation != runtime).double().mean()) < 0.01
-
-
-# ---- Training -------------------------------------------------------------------------------------------------------
-
-
-def test_training_the_simulated_graph_reduces_its_loss() -> None:
-    teacher, student = (nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 4)).eval() for _ in range(2))
-    x = images(32)
-    graph = quantized(student, x, weights=Format(4, per_channel=True))
-    goal = teacher(x).detach()
-    optimizer = torch.optim.Adam(graph.train().parameters(), lr=1e-2)
-    losses = []
-    for _ in range(40):
-        optimizer.zero_grad()
-        loss = (graph(x) - goal).square().mean()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    assert losses[-1] < 0.5 * losses[0]
-
-
-def test_a_target_of_ones_own_decides_what_is_integer() -> None:
-    own = X86.replace(integer=frozenset({"conv"}), moves=frozenset(), float_output=frozenset())
-    graph = quantized(Model(lambda m, x: m.b(F.max_pool2d(m.a(x).relu(), 2)).sum((2, 3)), a=conv(3, 4), b=conv(4, 2)), images(2),
-                      target=own)  # fmt: skip
-    assert grids(graph) == ["input", "relu", "max_pool2d", "conv2d"]
-    assert len(set(scales(graph))) == 4
-
-
-def test_a_sum_with_the_models_input_is_integer_when_the_other_half_is() -> None:
-    class Residual(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(4, 4, 3, padding=1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.relu(x + self.conv(x))
-
-    data = torch.randn(8, 4, 6, 6)
-    graph = Graph.capture(Residual().eval(), data[:1])
-    Quantize(find("x86"), [[data]])(graph)
-    assert graph.output.all_input_nodes[0].target is FAKE_QUANTIZE
-
-
-# ---- Ranges by what the readers make of them ------------------------------------------------------------------------
-
-
-def loud_and_unread() -> tuple[nn.Module, Tensor]:
-    """One channel of long tails that the next layer hardly reads, beside others it lives by."""
-    model = nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.Conv2d(4, 3, 1, bias=False)).eval()
-    with torch.no_grad():
-        model[0].weight.copy_(torch.eye(4)[:, :, None, None] * torch.tensor([1.0, 1, 1, 8])[:, None, None, None])
-        model[1].weight[:, 3] = 1e-4
-    return model, torch.randn(64, 4, 8, 8)
-
-
-@pytest.mark.thorough
-def test_output_mse_spends_codes_on_what_the_next_layer_reads() -> None:
-    model, x = loud_and_unread()
-    four = Format(4, signed=False, symmetric=False)
-
-    def error(estimator: str) -> float:
-        graph = Graph.capture(model, x[:1])
-        Quantize(find("x86"), [[x]], estimator=estimator, formats={"0": LayerFormat(None, four)})(graph)
-        graph.refresh()
-        with torch.no_grad():
-            return float((graph(x) - model(x)).square().mean())
-
-    errors = {name: error(name) for name in ("minmax", "percentile", "mse", "entropy", "aciq", "output_mse")}
-    assert errors["output_mse"] <= 1.02 * min(errors.values())
-    assert errors["output_mse"] < 0.6 * errors["mse"]
-
-
-def test_output_mse_needs_its_data_only_once() -> None:
-    model, x = loud_and_unread()
-    graph = Graph.capture(model, x[:1])
-    assert Quantize(find("x86"), iter([[x]]), estimator="output_mse")(graph)
-
-
-@pytest.mark.parametrize("name", ["residual", "concat", "hard-swish", "pooled"])
-def test_output_mse_takes_every_kind_of_reader(name: str) -> None:
-    bodies = {
-        "residual": lambda m, x: m.head(F.relu(m.stem(x) + m.other(m.stem(x)))),
-        "concat": lambda m, x: m.wide(torch.cat([F.relu6(m.stem(x)), m.other(m.stem(x))], 1)),
-        "hard-swish": lambda m, x: m.head(m.stem(x) * F.hardsigmoid(m.stem(x))),
-        "pooled": lambda m, x: m.head(F.max_pool2d(F.relu(m.stem(x)), 2)).flatten(1),
-    }
-    model = Model(
-        bodies[name],
-        stem=nn.Conv2d(3, 4, 1),
-        other=nn.Conv2d(4, 4, 1),
-        head=nn.Conv2d(4, 2, 1),
-        wide=nn.Conv2d(8, 2, 1),
-    )
-    x = torch.randn(16, 3, 8, 8)
-    graph = Graph.capture(model.eval(), x[:1])
-    assert Quantize(find("x86"), [[x]], estimator="output_mse")(graph)
-    graph.refresh()
-    with torch.no_grad():
-        wanted = model(x)
-        assert float((graph(x) - wanted).square().mean()) < 1e-3 * float(wanted.square().mean())

@@ -8,16 +8,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
-import torch.nn.functional as F
 from blocks import target_of
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, DefaultWeightOnlyQuantizer
 from rewriting import Model, apply, assert_close, capture, names
 from torch import Tensor, nn
+from weights_in_blocks import EXACT, X86, perceptron, quantized, tokens
 
 import graphopt
 from graphopt.backends.onnxruntime import audit, lower, simulate
 from graphopt.backends.onnxruntime.artifact import MODEL
-from graphopt.compiler.recipes import weight_only
 from graphopt.formats import FAKE_QUANTIZE, fake_quantize
 from graphopt.formats.blocks import BLOCKS, block_grid, dequantize_blocks, pack, pack_weight, unpack
 from graphopt.ir import cost
@@ -25,29 +24,8 @@ from graphopt.ir.graph import Graph
 from graphopt.lowering.qdq import deploy
 from graphopt.passes.quantization import Quantize
 from graphopt.passes.quantization.quantize_weights import QuantizeWeights
-from graphopt.passes.rounding import LearnRounding
-from graphopt.passmanager.runner import run
-from graphopt.targets import find, machine_here
+from graphopt.targets import machine_here
 from graphopt.utils.errors import InputError, NonFiniteError
-
-X86 = find("x86")
-EXACT = X86.replace(block_products="float32")
-
-
-def perceptron(features: int = 72) -> nn.Module:
-    """Sizes that no block divides."""
-    layers = nn.Linear(features, 40), nn.GELU(), nn.Linear(40, 24, bias=False), nn.Tanh(), nn.Linear(24, 5)
-    return nn.Sequential(*layers).eval()
-
-
-def tokens(count: int = 3, features: int = 72) -> Tensor:
-    return torch.randn(count, 7, features)
-
-
-def quantized(model: nn.Module, *inputs: Tensor, by: QuantizeWeights | None = None) -> Graph:
-    graph = capture(model, *inputs)
-    apply(by or QuantizeWeights(), graph)
-    return graph
 
 
 def deployed_bytes(graph: Graph) -> int:
@@ -306,58 +284,3 @@ def test_convolutions_are_integer_beside_them() -> None:
 def test_there_is_nothing_to_simulate_where_only_weights_are_quantized() -> None:
     with pytest.raises(InputError, match="values stay float"):
         graphopt.simulate(quantized(perceptron(), tokens()), X86)
-
-
-# ---- Codes chosen on data -------------------------------------------------------------------------------------------
-
-
-def structured(count: int = 64) -> Tensor:
-    """Values that lie near a few directions, as those inside of networks do."""
-    generator = torch.Generator().manual_seed(5)
-    basis = torch.randn(10, 72, generator=generator)
-    return torch.randn(count, 7, 10, generator=generator) @ basis + 0.1 * torch.randn(count, 7, 72, generator=generator)
-
-
-@pytest.mark.parametrize(
-    "by", [QuantizeWeights(4, 32), QuantizeWeights(2, 32, symmetric=False), QuantizeWeights(4, 64)]
-)
-def test_codes_chosen_on_data_beat_the_nearest(by: QuantizeWeights) -> None:
-    model, data, unseen = perceptron(), [[structured()]], structured(96)[64:]
-    graph = quantized(model, tokens(), by=by)
-    nearest = cost.sqnr(model(unseen).detach(), graph(unseen).detach())
-    assert len(apply(LearnRounding(data), graph)) == 3
-    assert cost.sqnr(model(unseen).detach(), graph(unseen).detach()) > nearest + 3
-    assert_close(lower(graph, EXACT)(unseen), graph(unseen), 1e-5)
-    assert apply(LearnRounding(data), graph) == []
-
-
-@pytest.mark.thorough
-def test_gradients_go_on_from_there() -> None:
-    model, data = perceptron(), [[structured()]]
-    graph = quantized(model, tokens(), by=QuantizeWeights(2, 32))
-    apply(LearnRounding(data, method="adaround", iterations=30, batch=16), graph)
-    assert_close(lower(graph, EXACT)(structured(8)), graph(structured(8)), 1e-5)
-
-
-def test_learned_layers_that_share_a_weight_part() -> None:
-    model = Model(lambda m, x: m.layer(m.layer(x).relu()), layer=nn.Linear(72, 72))
-    graph = quantized(model, tokens(), by=QuantizeWeights(2, 32))
-    before = cost.sqnr(model(structured()).detach(), graph(structured()).detach())
-    apply(LearnRounding([[structured()]]), graph)
-    assert cost.sqnr(model(structured()).detach(), graph(structured()).detach()) > before + 3
-
-
-@pytest.mark.thorough
-def test_the_recipe_is_what_optimize_takes() -> None:
-    model, x = perceptron(), structured(8)
-    result = graphopt.optimize(model, x, target="x86", calibration=x, passes=weight_only(X86))
-    assert result.report.size_after < result.report.size_before / 2
-    graph = capture(model, x)
-    nearest, learned = graph.clone(), graph.clone()
-    run(weight_only(X86, 4, 64), nearest)
-    run(weight_only(X86, 4, 64, data=[[structured()]], layers={"4": None}), learned)
-    assert learned.calls(FAKE_QUANTIZE)[0].args[6] == 64
-    reference = F.softmax(model(x).detach(), -1)
-    assert cost.sqnr(reference, F.softmax(learned(x).detach(), -1)) > cost.sqnr(
-        reference, F.softmax(nearest(x).detach(), -1)
-    )

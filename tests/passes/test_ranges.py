@@ -142,6 +142,7 @@ def divergence(found: Histogram, format: Format, low: float, high: float) -> flo
     return float((p * ((p + 1e-12).log() - (q + 1e-12).log())).sum())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", DATA)
 @pytest.mark.parametrize("format", [SIGNED, UNSIGNED, Format(8), Format(4, symmetric=False)], ids=str)
 def test_entropy_computes_many_ranges_at_once_as_it_would_one_by_one(name: str, format: Format) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from capture_once import capture_once
 from rewriting import Model
 from torch import Tensor, nn
 
@@ -32,7 +33,7 @@ def network() -> nn.Module:
 
 
 def simulated(model: nn.Module, x: Tensor, **options: Any) -> Graph:
-    graph = Graph.capture(model, x[:1])
+    graph = capture_once(model, x[:1])
     Quantize(find("x86"), [[x]], **{"estimator": "minmax", "activations": THREE, **options})(graph)
     graph.refresh()
     return graph
@@ -50,10 +51,11 @@ def test_the_loss_falls_also_on_samples_never_seen(name: str) -> None:
     before = loss(name, graph, model, fresh)
     assert RefineRanges([[x]], loss=name, evaluations=120)(graph)
     graph.refresh()
-    floor = loss(name, Graph.capture(model, x[:1]), model, fresh)  # cross-entropy does not end at zero
+    floor = loss(name, capture_once(model, x[:1]), model, fresh)  # cross-entropy does not end at zero
     assert loss(name, graph, model, fresh) - floor < 0.9 * (before - floor)
 
 
+@pytest.mark.thorough
 def test_weights_move_too_where_that_is_wanted() -> None:
     model, x = network(), torch.randn(64, 3, 8, 8)
     graph = simulated(
@@ -112,7 +114,7 @@ def test_what_does_not_fit_is_said() -> None:
     model, x = network(), torch.randn(32, 3, 8, 8)
     with pytest.raises(InputError, match="unknown loss 'accuracy'; known: labels, divergence, outputs"):
         RefineRanges([[x]], loss="accuracy")
-    assert RefineRanges([[x]])(Graph.capture(model, x[:1])) == []
+    assert RefineRanges([[x]])(capture_once(model, x[:1])) == []
     with pytest.raises(InputError, match="too few to hold some out"):
         RefineRanges([[x[:3]]])(simulated(model, x))
     graph = simulated(model, x)

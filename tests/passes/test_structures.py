@@ -56,6 +56,7 @@ BEHIND: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
 }  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("with_data", [False, True])
 @pytest.mark.parametrize("name", BEHIND)
 def test_layers_right_behind_each_other_are_factorized_and_once_more(name: str, with_data: bool) -> None:
@@ -223,6 +224,7 @@ def test_parametrized_weights_are_constants_to_what_cuts_them(transform: Any, pa
     assert cost.macs(graph) < 0.85 * before
 
 
+@pytest.mark.thorough
 def test_a_parametrized_layer_that_runs_twice_keeps_one_weight() -> None:
     model = Model(
         lambda m, x: m.head(m.inner(m.inner(x).relu()).relu()), inner=weight_norm(nn.Linear(8, 8)), head=nn.Linear(8, 5)

@@ -18,6 +18,7 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_free_blocks_below_others_are_given_back_where_a_network_is_large() -> None:
     blocks = [torch.ones(2**14) for _ in range(2000)]  # 64 KB each

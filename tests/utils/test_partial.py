@@ -129,6 +129,7 @@ def test_so_does_each_of_two_hundred(tmp_path: Path, name: str, how: str, times:
     kill_some(tmp_path / name, how, times)
 
 
+@pytest.mark.thorough
 def test_four_writers_succeed_and_four_readers_always_read_one_version(tmp_path: Path, how: str) -> None:
     target = tmp_path / "deployed"
     first = writer(target, 99, how, times=1)

@@ -66,6 +66,7 @@ def test_a_terminal_gets_tables_in_which_names_are_not_markup(
     assert "[bold]x[/bold]" in out.getvalue()
 
 
+@pytest.mark.thorough
 def test_rich_is_imported_where_something_is_drawn_and_nowhere_else() -> None:
     import subprocess
     import sys
