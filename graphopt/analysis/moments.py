@@ -26,7 +26,7 @@ CHUNK = 8  # samples whose rows are written out at a time
 
 
 class Moments:
-    """Sums in float64.
+    """Sums in float64, of differences from the mean of the first rows: what hardly varies around a large mean would be lost in it.
 
     Attributes:
         centred: whether means are taken off; a layer without a bias cannot make up for them.
@@ -39,6 +39,7 @@ class Moments:
         self.layer, self.centred = layer, centred
         self.count = 0
         self._sums: list[Tensor] = []
+        self._origin: list[Tensor] = []  # of x and t: [g, 1, d], [g, 1, out / g]
 
     def update(self, x: Tensor, target: Tensor | None = None) -> None:
         """Add a batch: the layer's input, and the wanted output, if there is one, as [samples, positions, out]."""
@@ -48,10 +49,11 @@ class Moments:
         for part, t in zip(parts, wanted, strict=True):
             found = rows(self.layer, part)
             step = -(-len(x) * found.shape[1] // ROWS) | 1 if self.layer.dims else 1  # odd: not in step with images
-            u = self._grouped(found[:, ::step])
+            both = [self._grouped(found[:, ::step]), *([] if t is None else [self._grouped(t[:, ::step])])]
+            self._origin = self._origin or [values.mean(1, keepdim=True) for values in both]
+            u, *rest = (values - origin for values, origin in zip(both, self._origin, strict=True))
             sums = [u.sum(1), u.transpose(1, 2) @ u]
-            if t is not None:
-                v = self._grouped(t[:, ::step])
+            for v in rest:
                 sums += [v.sum(1), u.transpose(1, 2) @ v]
             self.count += u.shape[1]
             self._sums = [s.double() + (self._sums[i] if self._sums else 0) for i, s in enumerate(sums)]
@@ -61,19 +63,29 @@ class Moments:
 
     @property
     def mean_x(self) -> Tensor:
-        return self._sums[0] / self.count
+        return self._mean(0)
 
     @property
     def mean_t(self) -> Tensor:
-        return self._sums[2] / self.count
+        return self._mean(1)
 
     @property
     def xx(self) -> Tensor:
-        return self._sums[1] / self.count - self.centred * self.mean_x[:, :, None] * self.mean_x[:, None]
+        return self._second(0)
 
     @property
     def xt(self) -> Tensor:
-        return self._sums[3] / self.count - self.centred * self.mean_x[:, :, None] * self.mean_t[:, None]
+        return self._second(1)
+
+    def _mean(self, number: int) -> Tensor:
+        """Of x (0) or t (1)."""
+        return self._origin[number][:, 0].double() + self._sums[2 * number] / self.count
+
+    def _second(self, number: int) -> Tensor:
+        """Of x with x (0) or t (1)."""
+        offsets = [self._sums[2 * n] / self.count for n in (0, number)]
+        centred = self._sums[2 * number + 1] / self.count - offsets[0][:, :, None] * offsets[1][:, None]
+        return centred if self.centred else centred + self._mean(0)[:, :, None] * self._mean(number)[:, None]
 
 
 def input_moments(
