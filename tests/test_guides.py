@@ -1,13 +1,15 @@
 """Every block of Python in README and guides runs, page by page, top to bottom, on a small network.
 
-What a page may take for granted is what its reader has: a trained model, typical images, a way to judge. A block behind the comment
-`<!-- needs a device -->` is compiled only.
+What a page may take for granted is what its reader has: a trained model, typical images, a way to judge. A block behind the
+comment `<!-- needs a device -->` is compiled only.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+import sys
+import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +78,7 @@ def shared() -> dict[str, Any]:
 
 
 @pytest.fixture
-def space(shared: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+def space(shared: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The names that a page begins with, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
     model, images = shared["model"], shared["images"]
@@ -84,7 +86,7 @@ def space(shared: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def accuracy(answer: Callable[[Tensor], Tensor]) -> float:
         return float((answer(images).argmax(1) == model(images).argmax(1)).float().mean() * 100)
 
-    yield {**shared, "accuracy": accuracy, "graphopt": graphopt, "torch": torch, "__name__": "guide"}
+    return {**shared, "accuracy": accuracy, "graphopt": graphopt, "torch": torch, "__name__": "guide"}
 
 
 def _optimized(space: dict[str, Any], target: str = "x86") -> Any:
@@ -93,7 +95,7 @@ def _optimized(space: dict[str, Any], target: str = "x86") -> Any:
     )
 
 
-def prepared(page: str, space: dict[str, Any]) -> None:
+def prepared(page: str, space: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """What a page has in the files and names that it does not make itself."""
     if page in ("simulate",):
         space["result"] = _optimized(space, "arm")
@@ -108,12 +110,22 @@ def prepared(page: str, space: dict[str, Any]) -> None:
         run([graphopt.passes.Simplify(), graphopt.passes.FoldBatchNorm()], graph)
         space |= {"target": target, "graph": graph, "batches": Calibration(space["images"], graph)}
         space |= {"run": run, "LearnRounding": LearnRounding}
+    if page in ("factorize", "prune"):
+        space["images"] = space["images"][:4, :, :8, :8]  # what takes long grows with them
     if page in ("sparsify", "factorize", "prune"):
         space["graph"] = graphopt.Graph.capture(space["model"], space["images"][:1])
         space["train"] = lambda graph: None
+    if page == "prune":
+        torchvision = types.ModuleType("torchvision.models")
+        torchvision.resnet18 = lambda weights: space["model"]  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "torchvision", types.ModuleType("torchvision"))
+        monkeypatch.setitem(sys.modules, "torchvision.models", torchvision)
     if page == "transformers":
         space |= {"model": Encoder().eval(), "tokens": torch.randint(50, (2, 8))}
     if page == "deploy":
+        space["images"] = torch.rand(2, 3, 224, 224)
+        layers = [nn.Conv2d(3, 4, 3, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)]
+        space["model"] = nn.Sequential(*layers).eval()
         from PIL import Image
 
         Path("photos").mkdir()
@@ -124,11 +136,11 @@ def prepared(page: str, space: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_the_blocks_of_a_page_run(page: Path, space: dict[str, Any]) -> None:
+def test_the_blocks_of_a_page_run(page: Path, space: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = BLOCK.findall(page.read_text())
     if not blocks:
         pytest.skip("shows no Python")
-    prepared(page.stem, space)
+    prepared(page.stem, space, monkeypatch)
     for needs_device, block in blocks:
         code = compile(block, str(page), "exec")
         if not needs_device:

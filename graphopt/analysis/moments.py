@@ -26,7 +26,7 @@ CHUNK = 8  # samples whose rows are written out at a time
 
 
 class Moments:
-    """Sums in float64, of differences from the mean of the first rows: what hardly varies around a large mean would be lost in it.
+    """Sums in float64, of differences from the mean of the first rows: small variation around a large mean would be lost.
 
     Attributes:
         centred: whether means are taken off; a layer without a bias cannot make up for them.

@@ -207,6 +207,8 @@ def counted(size: Any) -> int:
     if not is_free(size):
         return int(size)
     expression, known = size.node.expr, _COUNTED.get(size.node.shape_env, {})
+    if expression.is_Symbol:  # nearly always, and putting numbers into expressions is slow
+        return int(known.get(expression, 1))
     return int(expression.subs({symbol: known.get(symbol, 1) for symbol in expression.free_symbols}))
 
 
