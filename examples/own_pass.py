@@ -2,8 +2,8 @@
 
     python examples/own_pass.py
 
-A pass is any object with `exact` (whether answers stay what they are, which is then checked) and a call that rewrites the graph and
-returns what it changed.
+A pass is any object with `exact` (whether answers stay what they are, which is then checked) and a call that rewrites the graph
+and returns what it changed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`graphopt analyze`, `targets`, `show` and `profile`: models and targets are explained."""
+"""`graphopt analyze`, `targets`, `show`, `profile` and `doctor`: models, targets and the machine are explained."""
 
 from __future__ import annotations
 
@@ -120,6 +120,17 @@ def profile(
         artifact = graphopt.load(path)
         artifact.set_threads(threads)
         found = artifact.profile(**artifact.zeros(), runs=runs)
+        if json is not None:
+            found.save(json)
+        found.print()
+
+
+def doctor(json: Annotated[Path | None, typer.Option(help="File for what was found as JSON.")] = None) -> None:
+    """Say what this machine can do, and how to get the rest."""
+    with reporting():
+        from graphopt.compiler.doctor import examine
+
+        found = examine()
         if json is not None:
             found.save(json)
         found.print()

@@ -9,5 +9,6 @@ work.py       what the stages hand on
 recipes.py    the passes of a target
 ladder.py     ways to quantize, in the order of what they cost
 runtimes.py   which runtime of this machine is faster
+doctor.py     what this machine can do
 latency.py    the time of graphs, measured and remembered
 """
