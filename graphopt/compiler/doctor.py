@@ -9,7 +9,7 @@ import importlib.metadata
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -131,9 +131,9 @@ def _extra(distribution: str) -> Finding:
     return Finding(distribution, "", purpose, f"pip install 'graphopt[{extra}]'")
 
 
-def _program(name: str, which: Callable[[str], str | None] = shutil.which) -> Finding:
+def _program(name: str) -> Finding:
     package, purpose = PROGRAMS[name]
-    found = which(name)
+    found = shutil.which(name)
     return Finding(name, found or "", purpose, "" if found else f"apt install {package}")
 
 
