@@ -2,8 +2,9 @@
 
 main.py        the program: its commands, `--version`, `--debug`
 optimize.py    `optimize`, `compile`, `demo`
-inspect.py     `analyze`, `targets`, `show`
+inspect.py     `analyze`, `targets`, `show`, `profile`, `doctor`
 evaluate.py    `check`, `audit`
+config.py      options in a file
 arguments.py   what several commands read in the same way
 reporting.py   errors as one line and an exit code
 terminal.py    bars and tables, drawn with rich

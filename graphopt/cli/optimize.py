@@ -9,11 +9,13 @@ import typer
 
 from graphopt.cli import arguments
 from graphopt.cli.arguments import Aim, Estimator, Free, Mean, Model, Prepared, Samples, Scale, Shapes, Std, Typical
+from graphopt.cli.config import Config, SaveConfig, save
 from graphopt.cli.reporting import reporting
 from graphopt.utils.errors import InputError
 
 
 def optimize(
+    context: typer.Context,
     model: Model,
     target: Aim = "arm",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the deployed model.")] = None,
@@ -99,12 +101,16 @@ def optimize(
     ] = False,
     dump: Annotated[Path | None, typer.Option(help="Folder for the text of the graph after every pass.")] = None,
     report: Annotated[Path | None, typer.Option(help="File for the report as JSON.")] = None,
+    config: Config = None,
+    save_config: SaveConfig = None,
 ) -> None:
     """Optimize a model, and report what every step bought."""
     with reporting():
         from graphopt import targets
         from graphopt.utils import files, imports
 
+        if save_config is not None:
+            save(context, save_config)
         found = targets.find(target)
         if compiler is not None:
             found = found.replace(compiler=compiler)

@@ -1,0 +1,103 @@
+"""Options of a command in a file, `--config job.yaml`: names as on the command line, which counts for more.
+
+    model: mypackage.models:make
+    target: tvm-cortex-a76
+    calibration: photos/
+    max-drop: 0.5
+    input-shape: ["1,3,224,224"]
+
+`--save-config job.yaml` writes what a command was given, from either.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from graphopt.cli.reporting import reporting
+from graphopt.utils.errors import InputError
+
+OWN = ("config", "save_config")  # which are about files of options
+
+
+def _read(context: typer.Context, path: Path | None) -> Path | None:
+    """Make the options in the file the defaults of the command. Runs before any other option is looked at."""
+    if path is not None:
+        with reporting():
+            known = {p.name: p for p in context.command.params if p.name is not None and p.name not in OWN}
+            context.default_map = {**(context.default_map or {}), **options(path, known)}
+    return path
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        callback=_read,
+        is_eager=True,
+        help="YAML with any of these options; what the command line gives counts for more.",
+    ),
+]
+SaveConfig = Annotated[Path | None, typer.Option(help="File for the options that were given, for --config.")]
+
+
+def options(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says, by the names of a command's parameters.
+
+    Raises:
+        InputError: it cannot be read, is no mapping from options to plain values, or names an option that is not known.
+    """
+    import yaml  # type: ignore[import-untyped]  # where it is needed: `graphopt --help` answers at once
+
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise InputError(f"{path} must hold options by name, such as 'target: arm', not a {type(found).__name__}")
+    return {_parameter(path, key, known): _plain(path, key, value) for key, value in found.items()}
+
+
+def _parameter(path: Path, key: str, known: Mapping[str, Any]) -> str:
+    name = key.replace("-", "_")
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0].replace('_', '-')!r}? " if near else ""
+        shown = ", ".join(sorted(each.replace("_", "-") for each in known))
+        raise InputError(f"{path}: there is no option {key!r}; {hint}Known options: {shown}")
+    return name
+
+
+def _plain(path: Path, key: str, value: Any) -> Any:
+    values = value if isinstance(value, list) else [value]
+    if not all(v is None or isinstance(v, (str, int, float, bool)) for v in values):
+        raise InputError(f"{path}: {key} must be text, a number, true or false, or a list of them, not {value!r}")
+    return value
+
+
+def save(context: typer.Context, path: Path) -> None:
+    """Write the options that a command was given. Raises `InputError` where `path` cannot be written."""
+    import yaml
+
+    from graphopt.utils.files import write_atomically
+
+    given = {}
+    for name, value in context.params.items():
+        source = context.get_parameter_source(name)
+        if (
+            name not in OWN
+            and value is not None
+            and source is not None
+            and source.name in ("COMMANDLINE", "DEFAULT_MAP")
+        ):
+            given[name.replace("_", "-")] = _written(value)
+    write_atomically(path, yaml.safe_dump(given, sort_keys=False).encode())
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return [_written(each) for each in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,108 @@
+"""`--config` and `--save-config`: options in a file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from graphopt.artifacts.report import Report
+from graphopt.cli import main
+
+MODELS = "from torch import nn\ndef net(): return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())\n"
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """What `graphopt.optimize` was called with."""
+    given: dict[str, Any] = {}
+
+    def optimize(model: Any, example_inputs: Any = None, **options: Any) -> Any:
+        given.update(model=model, example=example_inputs, **options)
+        return SimpleNamespace(artifact=SimpleNamespace(save=Path), report=Report("Net", options["target"].name))
+
+    monkeypatch.setitem(sys.modules, "graphopt.compiler.optimize", SimpleNamespace(optimize=optimize))
+    (tmp_path / "configured_models.py").write_text(MODELS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    return given
+
+
+def job(tmp_path: Path, text: str) -> Path:
+    (tmp_path / "job.yaml").write_text(text)
+    return tmp_path / "job.yaml"
+
+
+def optimize(*arguments: object) -> Result:
+    return CliRunner().invoke(main.app, ["optimize", *map(str, arguments)])
+
+
+JOB = """
+model: configured_models:net
+target: x86
+max-drop: 0.5
+input_shape: ["1,3,8,8"]
+measure: false
+samples: 32
+"""
+
+
+def test_options_come_from_the_file(call: dict[str, Any], tmp_path: Path) -> None:
+    result = optimize("--config", job(tmp_path, JOB))
+    assert result.exit_code == 0, result.output
+    assert call["target"].name == "x86"
+    assert (call["max_drop"], call["measure"], call["threads"]) == (0.5, False, 1)
+    assert call["example"][0].shape == (1, 3, 8, 8)
+
+
+def test_the_command_line_counts_for_more(call: dict[str, Any], tmp_path: Path) -> None:
+    result = optimize("--target", "arm", "--config", job(tmp_path, JOB), "--max-drop", "1", "--measure")
+    assert result.exit_code == 0, result.output
+    assert call["target"].name == "arm"
+    assert (call["max_drop"], call["measure"]) == (1.0, True)
+
+
+def test_what_was_given_is_kept_and_gives_the_same_again(call: dict[str, Any], tmp_path: Path) -> None:
+    kept = tmp_path / "kept.yaml"
+    assert optimize("--config", job(tmp_path, JOB), "--threads", "2", "--save-config", kept).exit_code == 0
+    first = {k: v for k, v in call.items() if k not in ("model", "example")}
+    assert yaml.safe_load(kept.read_text()) == {
+        "model": "configured_models:net", "target": "x86", "max-drop": 0.5, "input-shape": ["1,3,8,8"], "measure": False,
+        "samples": 32, "threads": 2,
+    }  # fmt: skip
+    call.clear()
+    assert optimize("--config", kept).exit_code == 0
+    assert {k: v for k, v in call.items() if k not in ("model", "example")} == first
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("max-dorp: 1", "there is no option 'max-dorp'; did you mean 'max-drop'?"),
+        ("config: other.yaml", "there is no option 'config'"),
+        ("- target", "must hold options by name"),
+        ("target: [", "cannot be read as YAML"),
+        ("target: {name: arm}", "target must be text, a number, true or false, or a list of them"),
+        ("calibration: !!python/object/apply:os.system ['touch ran']", "cannot be read as YAML"),
+    ],
+)
+def test_a_file_that_says_something_else_is_refused(
+    text: str, complaint: str, call: dict[str, Any], tmp_path: Path
+) -> None:
+    result = optimize("configured_models:net", "--config", job(tmp_path, text))
+    assert result.exit_code == 1
+    assert complaint in result.output
+    assert not call
+    assert not (tmp_path / "ran").exists()
+
+
+def test_values_are_checked_like_those_of_the_command_line(call: dict[str, Any], tmp_path: Path) -> None:
+    result = optimize("configured_models:net", "--config", job(tmp_path, "max-drop: much"))
+    assert result.exit_code == 2
+    assert "'--max-drop'" in result.output
+    assert optimize("configured_models:net", "--config", tmp_path / "none.yaml").exit_code == 1
