@@ -1,4 +1,4 @@
-"""`graphopt analyze`, `targets`, `show`, `profile` and `doctor`: models, targets and the machine are explained."""
+"""`graphopt analyze`, `targets`, `passes`, `show`, `profile` and `doctor`: what there is, explained."""
 
 from __future__ import annotations
 
@@ -78,6 +78,26 @@ def targets(name: Annotated[str | None, typer.Argument(help="One of them, in ful
             for known, t in found
         ]
         terminal.show([Table(columns, rows)], 140)
+
+
+def passes(name: Annotated[str | None, typer.Argument(help="One of them, in full.")] = None) -> None:
+    """List the passes that --passes knows, or explain one of them."""
+    with reporting():
+        from inspect import cleandoc, getmodule
+
+        from graphopt import passes as known
+        from graphopt.compiler.pipeline import options
+        from graphopt.utils import terminal
+        from graphopt.utils.tables import Column, Table
+
+        if name is not None:
+            kind = known.find(name)
+            about = [text for text in (getattr(getmodule(kind), "__doc__", ""), kind.__doc__) if text]
+            print(f"{name}: {', '.join(options(kind)) or 'no options'}\n")
+            print("\n\n".join(map(cleandoc, about)))
+            return
+        rows = [[each, ", ".join(options(known.find(each)))] for each in known.names()]
+        terminal.show([Table([Column("pass"), Column("options")], rows)], 120)
 
 
 def show(

@@ -1,4 +1,4 @@
-"""The command line: `optimize`, `analyze`, `targets`, `check`, `audit`, `compile`, `show`, `profile`, `doctor` and `demo`.
+"""The command line, `graphopt optimize` and others; `graphopt --help` lists them.
 
 Exit codes: 0 all is well, 1 something graphopt or the model could not do, 2 a mistake in the command, 130 Ctrl-C.
 Errors are one line on standard error; `--debug` shows where they come from.
@@ -15,8 +15,8 @@ from graphopt.cli import evaluate, inspect, optimize, reporting
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 for command in (
-    optimize.optimize, inspect.analyze, inspect.targets, evaluate.check, evaluate.audit, optimize.compile, inspect.show,
-    inspect.profile, inspect.doctor, optimize.demo,
+    optimize.optimize, inspect.analyze, inspect.targets, inspect.passes, evaluate.check, evaluate.audit, optimize.compile,
+    inspect.show, inspect.profile, inspect.doctor, optimize.demo,
 ):  # fmt: skip
     app.command()(command)
 

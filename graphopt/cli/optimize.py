@@ -40,6 +40,12 @@ def optimize(
         str | None,
         typer.Option(help="Names of classes: a file with one a line, JSON (id2label), or package.module:object."),
     ] = None,
+    passes: Annotated[
+        str | None,
+        typer.Option(
+            help="In place of the recipe, e.g. 'fold-batch-norm, prune{keep_ratio=0.6}, quantize'; see `graphopt passes`."
+        ),
+    ] = None,
     keep_macs: Annotated[
         float | None,
         typer.Option(
@@ -137,6 +143,7 @@ def optimize(
             evaluate=judge,
             preprocessing=images,
             class_labels=labels,
+            passes=passes,
             dump=dump,
             dynamic_shapes=arguments.dynamic_shapes(dynamic_shape),
             estimator=estimator,

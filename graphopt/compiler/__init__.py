@@ -7,6 +7,7 @@ request.py    what it is asked for: the model, its data, the device
 capturing.py  the graph that they begin with
 work.py       what the stages hand on
 recipes.py    the passes of a target
+pipeline.py   passes as a text
 ladder.py     ways to quantize, in the order of what they cost
 runtimes.py   which runtime of this machine is faster
 doctor.py     what this machine can do

@@ -19,6 +19,7 @@ from graphopt.artifacts.report import Report
 from graphopt.compiler import stages
 from graphopt.compiler.ladder import Lowered
 from graphopt.compiler.options import Measurement, Options, Quantization, Shortcuts, Shrinking
+from graphopt.compiler.pipeline import pipeline
 from graphopt.compiler.request import Request
 from graphopt.compiler.runtimes import candidates, fastest
 from graphopt.compiler.work import Work
@@ -58,7 +59,7 @@ def optimize(
     evaluate: Callable[[Callable[..., Any]], float] | None = None,
     preprocessing: Any = None,
     class_labels: Sequence[str] | Mapping[Any, str] | None = None,
-    passes: Sequence[Pass] | Callable[[Target, Calibration], Sequence[Pass]] | None = None,
+    passes: str | Sequence[Pass] | Callable[[Target, Calibration], Sequence[Pass]] | None = None,
     shrinking: Shrinking | None = None,
     quantization: Quantization | None = None,
     tuning: Tuning | None = None,
@@ -83,7 +84,8 @@ def optimize(
             carries it. None: what the model says of itself (timm's `pretrained_cfg`), where it does.
         class_labels: names of the classes of the first output, in a list or by number, which the artifact carries. None: the
             model's `config.id2label`, where it has one.
-        passes: in place of the target's recipe: a list, or a function of the target and the calibration batches.
+        passes: in place of the target's recipe: a list, a function of the target and the calibration batches, or a text such as
+            `"simplify, fold-batch-norm, quantize"` (`graphopt.compiler.pipeline`).
         shrinking: less work before anything else: `keep_macs`, `shrink_by`, `max_latency`.
         quantization: number formats: `formats`, `estimator`, `rounding`, `average_bits`, `weight_only`, `max_drop`, `checkpoint`.
         tuning: on targets of TVM, measure other kernels: `tune`, `tune_database`, `tuner`. The original that the result is
@@ -104,6 +106,7 @@ def optimize(
     """
     options = Options.of(shrinking, quantization, tuning, measurement, shortcuts)
     options.check(passes, evaluate)
+    steps = pipeline(passes) if isinstance(passes, str) else passes
     tried = candidates(find(target), options)
     request = Request(
         model,
@@ -119,8 +122,8 @@ def optimize(
         class_labels=() if class_labels is None else named_classes(class_labels),
     )
     work = stages.capture(request)
-    lower = partial(_lower, passes=passes)
-    if len(tried) == 1 or not work.repeatable(passes):
+    lower = partial(_lower, passes=steps)
+    if len(tried) == 1 or not work.repeatable(steps):
         lowered = lower(work)
     else:
         work, lowered = fastest([work, *map(work.aimed_at, tried[1:])], lower)

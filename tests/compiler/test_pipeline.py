@@ -1,0 +1,114 @@
+"""Passes as a text: what it names is what runs, and nothing of it is executed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from rewriting import randomised
+from torch import nn
+from typer.testing import CliRunner
+
+import graphopt
+from graphopt import passes
+from graphopt.cli.main import app
+from graphopt.compiler.pipeline import options, pipeline, read
+from graphopt.data import Calibration
+from graphopt.ir.graph import Graph
+from graphopt.passes import CorrectBias, FoldBatchNorm, Prune, Quantize, Simplify
+from graphopt.passes.factorization import SVD
+from graphopt.targets import find
+from graphopt.utils.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def case() -> Any:
+    model = randomised(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))).eval()
+    images = torch.randn(16, 3, 8, 8)
+    return model, images
+
+
+def test_passes_get_their_options_target_and_data(case: Any) -> None:
+    model, images = case
+    data = Calibration(images, Graph.capture(model, images[:1]))
+    text = """simplify,fold-batch-norm , prune{keep_ratio=0.6, layers={"head*": None, 'a, b}': 0.5}, scope=global},
+        svd{rank=0.5}, quantize{estimator=minmax}, correct-bias{calibration=None}"""
+    found = pipeline(text)(find("x86"), data)
+    layers = {"head*": None, "a, b}": 0.5}
+    assert found[:3] == [Simplify(), FoldBatchNorm(), Prune(0.6, data=data, layers=layers, scope="global")]
+    assert isinstance(found[3], SVD)
+    assert (found[3].rank, found[3].data) == (0.5, data)
+    assert found[4] == Quantize(find("x86"), data, estimator="minmax")
+    assert found[5] == CorrectBias(None)
+
+
+def test_made_up_inputs_decide_nothing(case: Any) -> None:
+    from graphopt.data.calibration import synthetic
+
+    data = synthetic(Graph.capture(case[0], case[1][:1]))
+    prune, quantize = pipeline("prune{keep_ratio=0.6}, quantize")(find("x86"), data)
+    assert prune.data is None  # type: ignore[attr-defined]
+    assert quantize.calibration is data  # type: ignore[attr-defined]
+
+
+def test_optimize_takes_the_text(case: Any) -> None:
+    model, images = case
+    text = "simplify, fold-batch-norm, quantize{estimator=percentile}"
+    result = graphopt.optimize(model, images[:1], target="x86", calibration=images, passes=text, measure=False)
+    named = [Simplify(), FoldBatchNorm()]
+    same = graphopt.optimize(
+        model, images[:1], target="x86", calibration=images, measure=False,
+        passes=lambda target, data: [*named, Quantize(target, data, estimator="percentile")],
+    )  # fmt: skip
+    assert [step.name for step in result.report.steps] == [step.name for step in same.report.steps]
+    assert str(result.graph) == str(same.graph)
+    assert torch.equal(result.artifact(images), same.artifact(images))
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "no passes are named"),
+        ("simplfy", "did you mean 'simplify'"),
+        ("simplify fold-batch-norm", "expected a comma"),
+        ("simplify,", "missing behind the last comma"),
+        ("simplify, {}", "expected the name of a pass"),
+        ("prune{keep_ratio=0.6", "a brace is not closed"),
+        ("prune{0.6}", "need names"),
+        ("prune{**{}}", "need names"),
+        ("prune{keep_rato=0.6}", "did you mean 'keep_ratio'"),
+        ("prune{keep_ratio=0.6, keep_ratio=0.5}", "cannot be read|twice"),
+        ("prune{keep_ratio=open('/tmp/x', 'w')}", "is no plain value"),
+        ("prune{keep_ratio=(lambda: 1)()}", "is no plain value"),
+        ("prune{keep_ratio=0.6) or f(}", "cannot be read|not closed"),
+        ("prune{keep_ratio=0.6, criterion=l1_norm}", "criterion takes an object"),
+        ("quantize{weights=s8}", "weights takes an object"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_before_any_work(text: str, complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        list(read(text))
+    with pytest.raises(InputError, match=complaint):
+        graphopt.optimize(nn.ReLU(), torch.randn(1), passes=text)
+
+
+def test_a_value_that_a_pass_refuses_names_the_pass(case: Any) -> None:
+    model, images = case
+    with pytest.raises(InputError, match="keep_ratio"):
+        graphopt.optimize(model, images[:1], target="x86", calibration=images, passes="prune{keep_ratio=7}")
+    with pytest.raises(InputError, match=r"Prune: .*keep_ratio"):
+        graphopt.optimize(model, images[:1], target="x86", calibration=images, passes="prune")
+
+
+def test_every_pass_has_options_with_names() -> None:
+    assert all(isinstance(options(passes.find(name)), list) for name in passes.names())
+
+
+def test_the_command_lists_and_explains_them() -> None:
+    listed = CliRunner().invoke(app, ["passes"])
+    assert listed.exit_code == 0, listed.output
+    assert all(name in listed.output for name in passes.names())
+    one = CliRunner().invoke(app, ["passes", "fold-batch-norm"])
+    assert "Fold batch norm" in one.output
+    assert CliRunner().invoke(app, ["passes", "fold-batchnorm"]).exit_code == 1
