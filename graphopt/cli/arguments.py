@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 
     from graphopt.data.loaders import Named
     from graphopt.data.preprocessing import Preprocessing
+    from graphopt.targets import Target
 
 Model = Annotated[str, typer.Argument(help="package.module:factory, or the path of a .pt2 file.")]
-Aim = Annotated[str, typer.Option(help="What to optimize for; see `graphopt targets`.")]
+Aim = Annotated[
+    str, typer.Option(help="What to optimize for; see `graphopt targets`. One of your own: package.module:TARGET.")
+]
 Typical = Annotated[
     str | None,
     typer.Option(help="Typical inputs: .npz[:name], .npy, a folder of images, or package.module:function."),
@@ -45,6 +48,35 @@ Mean = Annotated[
 ]
 Std = Annotated[str | None, typer.Option(help="Of it: the deviation that is divided by then.")]
 Estimator = Annotated[str, typer.Option(help="Value ranges by minmax, percentile, mse, entropy, aciq or output_mse.")]
+
+
+def target(name: str) -> Target:
+    """A target by its name, or an object of someone's own.
+
+    Raises:
+        InputError: there is none of this name, or the object is something else.
+    """
+    from graphopt.targets import Target, find
+    from graphopt.utils import imports
+
+    if ":" not in name:
+        return find(name)
+    found = imports.find(name)
+    if not isinstance(found, Target):
+        raise InputError(f"{name} is a {type(found).__name__}, not a Target")
+    return found
+
+
+def seeded(seed: int) -> None:
+    """Begin the random numbers of torch, NumPy and Python anew: a command gives the same twice."""
+    import random
+
+    import numpy as np
+    import torch
+
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
 
 
 def calibration(name: str | None, samples: int, images: Preprocessing | None) -> Named | None:

@@ -20,7 +20,7 @@ def check(
     with reporting():
         import graphopt
 
-        found = graphopt.check(model, target)
+        found = graphopt.check(model, arguments.target(target))
         for violation in found:
             typer.echo(str(violation))
         if not found:
@@ -61,7 +61,7 @@ def audit(
             from graphopt.artifacts.manifest import read_manifest
 
             typical = arguments.prepared(typical, read_manifest(model).preprocessing)
-        found = graphopt.audit(model, target, shapes=arguments.sizes(input_shape))
+        found = graphopt.audit(model, arguments.target(target), shapes=arguments.sizes(input_shape))
         found.print()
         fixed = None
         if fix is not None:

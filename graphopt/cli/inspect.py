@@ -32,10 +32,9 @@ def analyze(
 ) -> None:
     """Quantize a model, and report which layers and activations lose accuracy."""
     with reporting():
-        from graphopt import targets
         from graphopt.utils import files
 
-        found = targets.find(target)
+        found = arguments.target(target)
         if plots is not None:
             from graphopt.evaluation.plots import check
 

@@ -107,17 +107,21 @@ def optimize(
     ] = False,
     dump: Annotated[Path | None, typer.Option(help="Folder for the text of the graph after every pass.")] = None,
     report: Annotated[Path | None, typer.Option(help="File for the report as JSON.")] = None,
+    seed: Annotated[
+        int,
+        typer.Option(help="Of random numbers: a model's own weights, inputs that are made up, rounding by gradients."),
+    ] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
     config: Config = None,
     save_config: SaveConfig = None,
 ) -> None:
     """Optimize a model, and report what every step bought."""
     with reporting():
-        from graphopt import targets
         from graphopt.utils import files, imports
 
         if save_config is not None:
             save(context, save_config)
-        found = targets.find(target)
+        found = arguments.target(target)
         if compiler is not None:
             found = found.replace(compiler=compiler)
         if out is not None:
@@ -131,6 +135,7 @@ def optimize(
         judge = None if evaluate is None else imports.find(evaluate)
         if judge is not None and not callable(judge):
             raise InputError(f"--evaluate {evaluate} is a {type(judge).__name__}, not a function that takes a model")
+        arguments.seeded(seed)
         example, subject = arguments.examples(input_shape), arguments.model(model)
 
         import graphopt
@@ -167,6 +172,8 @@ def optimize(
             out = optimized.artifact.save(out)
         if report is not None:
             optimized.report.save(report)
+        if quiet:
+            return
         optimized.report.print()
         if timings:
             optimized.report.timings.print()

@@ -14,7 +14,12 @@ from typer.testing import CliRunner, Result
 from graphopt.artifacts.report import Report
 from graphopt.cli import main
 
-MODELS = "from torch import nn\ndef net(): return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())\n"
+MODELS = """
+from torch import nn
+from graphopt.targets import find
+def net(): return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+MINE = find("x86").replace(name="mine")
+"""
 
 
 @pytest.fixture
@@ -106,3 +111,30 @@ def test_values_are_checked_like_those_of_the_command_line(call: dict[str, Any],
     assert result.exit_code == 2
     assert "'--max-drop'" in result.output
     assert optimize("configured_models:net", "--config", tmp_path / "none.yaml").exit_code == 1
+
+
+# ---- Targets of one's own, random numbers, silence -----------------------------------------------------------------
+
+
+def test_a_target_may_be_an_object(call: dict[str, Any]) -> None:
+    assert optimize("configured_models:net", "--target", "configured_models:MINE").exit_code == 0
+    assert call["target"].name == "mine"
+    wrong = optimize("configured_models:net", "--target", "configured_models:net")
+    assert wrong.exit_code == 1
+    assert "configured_models:net is a function, not a Target" in wrong.output
+    assert "did you mean 'MINE'" in optimize("configured_models:net", "--target", "configured_models:MIN").output
+
+
+def test_the_same_seed_gives_the_same_weights(call: dict[str, Any]) -> None:
+    weights = []
+    for seed in (3, 3, 4):
+        assert optimize("configured_models:net", "--seed", seed).exit_code == 0
+        weights.append(call["model"][0].weight.detach().clone())
+    assert weights[0].equal(weights[1])
+    assert not weights[0].equal(weights[2])
+
+
+def test_quiet_prints_nothing(call: dict[str, Any], tmp_path: Path) -> None:
+    result = optimize("configured_models:net", "--quiet", "--report", tmp_path / "report.json")
+    assert (result.exit_code, result.output) == (0, "")
+    assert (tmp_path / "report.json").is_file()
