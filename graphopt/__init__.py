@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from graphopt.data.preprocessing import Preprocessing
     from graphopt.evaluation.analysis import Analysis
     from graphopt.evaluation.compliance import Violation, check
+    from graphopt.evaluation.comparison import compare
     from graphopt.evaluation.file_audit import FileAudit, Fixed, audit
     from graphopt.evaluation.sensitivity import analyze
     from graphopt.ir.graph import Graph
@@ -50,6 +51,7 @@ __all__ = [
     "analyze",
     "audit",
     "check",
+    "compare",
     "load",
     "optimize",
     "simulate",
@@ -73,6 +75,7 @@ _HOME = {
     "allow_operators": "graphopt.ir.operators",
     "analyze": "graphopt.evaluation.sensitivity",
     "audit": "graphopt.evaluation.file_audit",
+    "compare": "graphopt.evaluation.comparison",
     "check": "graphopt.evaluation.compliance",
     "load": "graphopt.compiler.optimize",
     "optimize": "graphopt.compiler.optimize",

@@ -3,7 +3,7 @@
 main.py        the program: its commands, `--version`, `--debug`
 optimize.py    `optimize`, `compile`, `demo`
 inspect.py     `analyze`, `targets`, `show`, `profile`, `doctor`
-evaluate.py    `check`, `audit`
+evaluate.py    `check`, `audit`, `compare`
 config.py      options in a file
 arguments.py   what several commands read in the same way
 reporting.py   errors as one line and an exit code

@@ -1,4 +1,4 @@
-"""`graphopt check` and `audit`: anyone's quantized model is judged. They exit with 1 where something is wrong."""
+"""`graphopt check`, `audit` and `compare`: models are judged. The first two exit with 1 where something is wrong."""
 
 from __future__ import annotations
 
@@ -27,6 +27,32 @@ def check(
             typer.echo(f"{model} obeys the rules of {target}")
     if found:
         raise typer.Exit(1)
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(help="The folder of a deployed model.")],
+    second: Annotated[Path, typer.Argument(help="Another one of the same model, the reference.")],
+    calibration: Typical = None,
+    samples: Samples = 64,
+    evaluate: Annotated[
+        str | None, typer.Option(help="package.module:function that takes a model and returns its accuracy.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="File for all figures as JSON.")] = None,
+) -> None:
+    """Put two deployed models side by side: size, time, answers, and the time of each layer."""
+    with reporting():
+        import graphopt
+        from graphopt.utils import files, imports
+
+        if json is not None:
+            files.check_writable(json)
+        sides = [graphopt.load(path) for path in (first, second)]
+        typical = arguments.prepared(arguments.calibration(calibration, samples, None), sides[1].preprocessing)
+        judge = None if evaluate is None else imports.find(evaluate)
+        found = graphopt.compare(*sides, calibration=typical, evaluate=judge)
+        if json is not None:
+            found.save(json)
+        found.print()
 
 
 def audit(

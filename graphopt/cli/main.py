@@ -15,8 +15,8 @@ from graphopt.cli import evaluate, inspect, optimize, reporting
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 for command in (
-    optimize.optimize, inspect.analyze, inspect.targets, inspect.passes, evaluate.check, evaluate.audit, optimize.compile,
-    inspect.show, inspect.profile, inspect.doctor, optimize.demo,
+    optimize.optimize, inspect.analyze, inspect.targets, inspect.passes, evaluate.check, evaluate.audit, evaluate.compare,
+    optimize.compile, inspect.show, inspect.profile, inspect.doctor, optimize.demo,
 ):  # fmt: skip
     app.command()(command)
 

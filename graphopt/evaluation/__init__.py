@@ -7,6 +7,7 @@ fidelity.py        how far answers are from the original's, by output and channe
 evaluate.py        integer share and fidelity of a result
 scores.py          its accuracy, by the caller's function
 timing.py          its time beside the original's
+comparison.py      two artifacts side by side
 devices.py         results that run elsewhere: what stands for them here, what they answer there
 file_audit.py      `audit`: what of anyone's ONNX file computes in integer
 float_regions.py   what computes in float between integers
