@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from graphopt.compiler.options import Measurement, Quantization, Shrinking
     from graphopt.data.preprocessing import Preprocessing
     from graphopt.evaluation.analysis import Analysis
-    from graphopt.evaluation.compliance import Violation, check
     from graphopt.evaluation.comparison import compare
+    from graphopt.evaluation.compliance import Violation, check
     from graphopt.evaluation.file_audit import FileAudit, Fixed, audit
     from graphopt.evaluation.sensitivity import analyze
     from graphopt.ir.graph import Graph
