@@ -13,8 +13,9 @@ from typing import Any
 from graphopt.passmanager.step import Step
 from graphopt.utils.errors import InputError
 from graphopt.utils.printed import Printed
-from graphopt.utils.tables import Block
+from graphopt.utils.tables import Block, Column, Table
 from graphopt.utils.timings import Stage, Timings
+from graphopt.utils.web import Section
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,21 @@ class Report(Printed):
         from graphopt.artifacts.report_text import blocks  # which reads reports
 
         return blocks(self)
+
+    def sections(self) -> list[Section]:
+        """What each step changed, and where the time of the optimization went."""
+        columns = [Column("where"), Column("what")]
+        steps = [
+            (step.name, [Table(columns, [list(change) for change in step.changes])])
+            for step in self.steps
+            if step.changes
+        ]
+        floats = [[f.site, f.operator, f.reason, str(f.macs)] for f in self.float_operators]
+        found: list[Section] = [(f"{name}: what it changed", tables) for name, tables in steps]
+        if floats:
+            kinds = [Column("where"), Column("operator"), Column("why"), Column("MACs", number=True)]
+            found.append(("What stays in float", [Table(kinds, floats)]))
+        return [*found, ("Seconds by stage", self.timings.blocks())]
 
     def results(self) -> dict[str, str]:
         """The measured results in words, by name, in the order they are shown."""

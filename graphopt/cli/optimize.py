@@ -106,7 +106,9 @@ def optimize(
         bool, typer.Option("--timings", help="Print the seconds of each stage, and of its parts.")
     ] = False,
     dump: Annotated[Path | None, typer.Option(help="Folder for the text of the graph after every pass.")] = None,
-    report: Annotated[Path | None, typer.Option(help="File for the report as JSON.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="File for the report: a page where it ends in .html, else JSON.")
+    ] = None,
     seed: Annotated[
         int,
         typer.Option(help="Of random numbers: a model's own weights, inputs that are made up, rounding by gradients."),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from graphopt.utils import terminal
+from graphopt.utils import terminal, web
 from graphopt.utils.files import write_atomically
 from graphopt.utils.tables import Block, plain
 
@@ -33,7 +33,22 @@ class Printed(ABC):
         """Show it: in colour on a terminal, as plain text in a pipe."""
         terminal.show(self.blocks(), self.width)
 
+    def sections(self) -> Sequence[web.Section]:
+        """What a page shows on demand besides: titles, and what stands under them."""
+        return ()
+
+    def _repr_html_(self) -> str:
+        """What notebooks show."""
+        return web.fragment(self.blocks())
+
     def save(self, path: str | Path) -> None:
-        """Write it as JSON, whole or not at all. Raises `InputError` where `path` cannot be written."""
-        text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
-        write_atomically(path, text.encode() + b"\n")
+        """Write it whole or not at all: as one page of HTML where the name ends in `.html`, else as JSON.
+
+        Raises:
+            InputError: the place cannot be written.
+        """
+        if Path(path).suffix.lower() in (".html", ".htm"):
+            text = web.page(str(self).strip().split("\n", 1)[0], self.blocks(), self.sections())
+        else:
+            text = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+        write_atomically(path, text.encode())
