@@ -74,7 +74,7 @@ class DirectPlan:
         vectors = -(-self.group_channels // self.dot.lanes)
         element = np.dtype(self.dot.weight).itemsize
         weights = self.spec.kernel[0] * self.runs[0] * self.steps * self.dot.depth * self.dot.lanes * element
-        return tiles.for_sums(rows, columns, vectors, weights, self.machine)
+        return tiles.for_sums(rows, columns, vectors, weights, self.machine, self.dot.scratch)
 
     @property
     def group_channels(self) -> int:
