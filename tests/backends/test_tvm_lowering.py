@@ -102,7 +102,7 @@ def test_a_sum_is_added_in_the_layer_that_is_its_either_operand(first: bool) -> 
     artifact = assert_identical(graph, UNSIGNED, images(4, seed=3) * 1.5)
     module = compiled(fix_batch(graph, 4), Code.of(UNSIGNED.runtime)).module
     kernels = {name.name_hint.rstrip("0123456789") for name in module.get_global_vars()}
-    assert kernels == {"main", "conv", "quantize", "dequantize"}
+    assert kernels == {"main", "conv", "planes", "dequantize"}
     found = graphopt.simulate(graph, UNSIGNED).mismatches(artifact, images(4, seed=3))
     assert [str(line) for line in found if line.differing] == []
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 
 from graphopt.backends.tvm.schedules.emit import Array
+from graphopt.backends.tvm.schedules.lookup import Rows, arranged
 from graphopt.backends.tvm.schedules.specs import Conv
 
 
@@ -20,7 +24,15 @@ def arguments(
         named["bias"] = ((channels,), "int32" if spec.integer else "float32")
     if spec.integer:
         named["multiplier"] = ((channels,), "float32")
+    if spec.epilogue.table:
+        named["table"] = (Rows.SHAPE, spec.epilogue.table)
     return named | {"y": (spec.result_shape, spec.result_dtype)}
+
+
+def arrange(spec: Conv) -> Callable[[Array], Array] | None:
+    """How a function takes the layer's table; None where it has none."""
+    codes = spec.epilogue.codes
+    return partial(arranged, data=codes.dtype) if spec.epilogue.table and codes else None
 
 
 def vectors(

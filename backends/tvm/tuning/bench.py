@@ -65,7 +65,8 @@ class Run:
         weight = _random(rng, layer.weight_shape, "int8" if layer.integer else "float32")
         bias = _random(rng, (layer.channels,), "int32" if layer.integer else "float32") if layer.epilogue.bias else None
         multiplier = np.full(layer.channels, 1e-3, np.float32) if layer.integer else None
-        arrays += kernel.constants(weight, bias, multiplier)
+        table = _random(rng, (256,), layer.epilogue.table) if layer.epilogue.table else None
+        arrays += kernel.constants(weight, bias, multiplier, table)
         self._call, self._result = place.load(kernel.function, [*arrays, np.zeros(kernel.shape, kernel.dtype)])
         self._exact = layer.integer
 

@@ -1,0 +1,90 @@
+"""Integer kernels: one for a layer, the sum behind it and the function of one code behind that.
+
+    layer -> [sum ->] [table]          sum -> table
+
+each read by the next alone, and none of them watched, which would need its codes in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from typing import NamedTuple
+
+from torch.fx.node import Node
+
+from graphopt.backends.tvm import integer
+from graphopt.backends.tvm.layouts import Value
+from graphopt.backends.tvm.program import Program
+from graphopt.ir.calls import shape
+from graphopt.ir.graph import Graph
+from graphopt.lowering.integers.fusion import Kernel
+
+LAYERS = ("conv", "linear")
+
+
+class Fused(NamedTuple):
+    """A kernel and what is computed in its registers besides.
+
+    Attributes:
+        first: a layer or a sum.
+        sum: of the layer and something of the same shape. table: a function of one code. None where there is none.
+    """
+
+    first: Node
+    sum: Node | None
+    table: Node | None
+
+    @property
+    def members(self) -> list[Node]:
+        return [node for node in self if node is not None]
+
+    def emit(self, program: Program) -> Value:
+        """What the last of its members gives."""
+        if _name(self.first) == "add":
+            return integer.emit_add(program, self.first, self.table)
+        return integer.emit_layer(program, self.first, self.sum, self.table)
+
+
+def fused(graph: Graph, watched: Set[Node], *, looked_up: bool) -> dict[Node, Fused]:
+    """The last node of every kernel of several -> the kernel. Of two layers that are added, the later one adds.
+
+    Args:
+        looked_up: tables are part of kernels; else they are kernels of their own.
+    """
+    layers = [node for node in graph.calls() if _name(node) in LAYERS and node not in watched]
+    sums = {total: layer for layer in layers if (total := _sum_behind(layer)) is not None}
+    adding = {layer: total for total, layer in sums.items()}
+    found = {}
+    for node in graph.calls():
+        if _name(node) not in (*LAYERS, "add") or node in sums:
+            continue
+        total = adding.get(node)
+        last = total or node
+        table = _only_reader(last) if last not in watched and looked_up else None
+        if table is not None and (not _gives_codes(last) or integer.entries_of(table) is None):
+            table = None
+        kernel = Fused(node, total, table)
+        if len(kernel.members) > 1:
+            found[kernel.members[-1]] = kernel
+    return found
+
+
+def _name(node: Node) -> str:
+    return node.target.__name__ if isinstance(node.target, Kernel) else ""
+
+
+def _gives_codes(node: Node) -> bool:
+    return isinstance(node.target, Kernel) and node.target.grid is not None
+
+
+def _only_reader(node: Node) -> Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _sum_behind(layer: Node) -> Node | None:
+    """The integer sum that alone reads an integer layer, and adds something else of the same shape."""
+    reader = _only_reader(layer)
+    if reader is None or _name(reader) != "add" or not _gives_codes(layer):
+        return None
+    others = [a for a in reader.all_input_nodes if a is not layer]
+    return reader if len(others) == 1 and shape(others[0]) == shape(layer) else None
