@@ -1,6 +1,6 @@
 """Integer kernels: one for a layer, the sum behind it and the function of one code behind that.
 
-    layer -> [sum ->] [table]          sum -> table
+    layer -> [sum ->] [table or slopes]          sum -> table
 
 each read by the next alone, and none of them watched, which would need its codes in memory.
 """
@@ -8,7 +8,7 @@ each read by the next alone, and none of them watched, which would need its code
 from __future__ import annotations
 
 from collections.abc import Set
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch.fx.node import Node
 
@@ -27,12 +27,13 @@ class Fused(NamedTuple):
 
     Attributes:
         first: a layer or a sum.
-        sum: of the layer and something of the same shape. table: a function of one code. None where there is none.
+        sum: of the layer and something of the same shape. table, slopes: a function of one code. None where there is none.
     """
 
     first: Node
     sum: Node | None
     table: Node | None
+    slopes: Node | None
 
     @property
     def members(self) -> list[Node]:
@@ -42,14 +43,14 @@ class Fused(NamedTuple):
         """What the last of its members gives."""
         if _name(self.first) == "add":
             return integer.emit_add(program, self.first, self.table)
-        return integer.emit_layer(program, self.first, self.sum, self.table)
+        return integer.emit_layer(program, self.first, self.sum, self.table, self.slopes)
 
 
 def fused(graph: Graph, watched: Set[Node], *, looked_up: bool) -> dict[Node, Fused]:
     """The last node of every kernel of several -> the kernel. Of two layers that are added, the later one adds.
 
     Args:
-        looked_up: tables are part of kernels; else they are kernels of their own.
+        looked_up: tables are part of kernels; else those that are more than two slopes are kernels of their own.
     """
     layers = [node for node in graph.calls() if _name(node) in LAYERS and node not in watched]
     sums = {total: layer for layer in layers if (total := _sum_behind(layer)) is not None}
@@ -60,10 +61,13 @@ def fused(graph: Graph, watched: Set[Node], *, looked_up: bool) -> dict[Node, Fu
             continue
         total = adding.get(node)
         last = total or node
-        table = _only_reader(last) if last not in watched and looked_up else None
-        if table is not None and (not _gives_codes(last) or integer.entries_of(table) is None):
-            table = None
-        kernel = Fused(node, total, table)
+        reader = _only_reader(last) if last not in watched and _gives_codes(last) else None
+        table = slopes = None
+        if reader is not None and looked_up and integer.entries_of(reader) is not None:
+            table = reader
+        elif reader is not None and _have_slopes(node, reader):
+            slopes = reader
+        kernel = Fused(node, total, table, slopes)
         if len(kernel.members) > 1:
             found[kernel.members[-1]] = kernel
     return found
@@ -75,6 +79,15 @@ def _name(node: Node) -> str:
 
 def _gives_codes(node: Node) -> bool:
     return isinstance(node.target, Kernel) and node.target.grid is not None
+
+
+def _have_slopes(layer: Node, reader: Node) -> bool:
+    """Is this a function of two slopes, for all channels or for each of the layer's?"""
+    slopes = integer.slopes_of(reader) if _name(layer) in LAYERS else None
+    if slopes is None:
+        return False
+    function: Any = layer.target.function  # type: ignore[union-attr]
+    return len(slopes.positive) == 1 or function.channel_dim % len(shape(reader)) == 1
 
 
 def _only_reader(node: Node) -> Node | None:

@@ -20,8 +20,9 @@ from graphopt.backends.tvm.softmax import softmax
 from graphopt.ir.calls import operand, shape
 from graphopt.lowering.integers.arithmetic import Table, f32
 from graphopt.lowering.integers.fusion import BYTES, Kernel
-from graphopt.lowering.integers.kernels import AveragePool, LayerKernel, Softmax
+from graphopt.lowering.integers.kernels import LINEAR, AveragePool, LayerKernel, Softmax
 from graphopt.lowering.integers.legalize import CLIP_CODES
+from graphopt.lowering.integers.slopes import Slopes
 from graphopt.lowering.qdq import QuantizationParameters
 from graphopt.utils.errors import GraphoptError, InputError
 
@@ -41,6 +42,8 @@ def emit_kernel(program: Program, node: Node) -> Value:
         return _multiply(program, node, kernel)
     if isinstance(function, Table):
         return emit_lookup(program, node)
+    if isinstance(function, Slopes):
+        return _emit_slopes(program, node, function)
     if isinstance(function, Softmax):
         return _softmax(program, node, kernel, function)
     if isinstance(function, AveragePool):
@@ -66,9 +69,29 @@ def entries_of(node: Node) -> Array | None:
     return kernel.function.entries.to(kernel.grid.dtype).numpy()
 
 
-def emit_layer(program: Program, node: Node, added: Node | None = None, table: Node | None = None) -> Value:
-    """A convolution or linear layer; `added`, `table`: the sum behind it, and the function of one code behind that, which are
-    computed in its registers."""
+def slopes_of(node: Node) -> Slopes | None:
+    """Of a function of one code that has two for each channel, or for all; None where it has not."""
+    kernel: Any = node.target
+    function = getattr(kernel, "function", None)
+    if isinstance(function, Slopes):
+        return function
+    entries = entries_of(node)
+    if entries is None or not isinstance(kernel, Kernel) or kernel.grid is None:
+        return None
+    return Slopes.fit(torch.from_numpy(entries)[None], kernel.grids[0], kernel.grid)
+
+
+def emit_layer(
+    program: Program,
+    node: Node,
+    added: Node | None = None,
+    table: Node | None = None,
+    slopes: Node | None = None,
+) -> Value:
+    """A convolution or linear layer.
+
+    `added`: the sum behind it; `table` or `slopes`: the function of one code behind that. Both are computed in its registers.
+    """
     kernel: Any = node.target
     f: LayerKernel = kernel.function
     (x,) = kernel.grids
@@ -78,7 +101,7 @@ def emit_layer(program: Program, node: Node, added: Node | None = None, table: N
             f"{program.graph.site(node)} ({kernel.__name__}): its weights have a zero point and need 9 bits, for which "
             "there are no TVM kernels; use symmetric weights (Format(symmetric=True))"
         )
-    result = table or added or node
+    result = table or slopes or added or node
     entries = None if table is None else entries_of(table)
     total, second = None, False
     operands: list[Any] = []
@@ -95,14 +118,18 @@ def emit_layer(program: Program, node: Node, added: Node | None = None, table: N
         residual=dtype_of(sum_kernel.grids[0 if second else 1]) if total is not None else None,
         sum=total,
         second=second,
+        slopes=codes_of(slopes.target.grid) if slopes is not None else None,  # type: ignore[union-attr]
         table=None if entries is None else str(entries.dtype),
     )
     spec = layer_spec(source, weight.shape, f.window, dtype_of(x), x.zero_point, epilogue)
     scale = f.scale / f32(own.scale) if own is not None else f.scale
+    multiplier = scale.reshape(-1)
+    if slopes is not None and (function := slopes_of(slopes)) is not None:
+        multiplier = function.rows(multiplier, spec.channels)
     constants = program.kernel(spec).constants(
         weight.to(torch.int8).numpy(),
         None if f.bias is None else f.bias.int().numpy(),
-        scale.reshape(-1).numpy(),
+        multiplier.numpy(),
         entries,
     )
     program.integer(node, spec.macs)
@@ -144,6 +171,22 @@ def emit_lookup(program: Program, node: Node) -> Value:
     data = str(node.all_input_nodes[0].meta["val"].dtype).removeprefix("torch.")
     spec = Lookup(source.stored, data, str(entries.dtype))
     return Value(program.call(spec, [source.expr], program.kernel(spec).table(entries)), source.shape, source.order)
+
+
+def _emit_slopes(program: Program, node: Node, slopes: Slopes) -> Value:
+    """By itself: what follows a depthwise layer that gives every code back."""
+    x, y = slopes.x, slopes.y
+    rank = len(shape(node))
+    value = program.laid_out(program.value(node.args[0]), channels_last(rank))
+    images, channels, *sizes = value.shape
+    image = (images, 1, prod(sizes), channels)
+    source = Value(program.reshaped(value, image), (images, channels, 1, prod(sizes)), channels_last(4))
+    epilogue = Epilogue(False, codes_of(x), slopes=codes_of(y))
+    window = LINEAR._replace(groups=channels)
+    spec = layer_spec(source, (channels, 1, 1, 1), window, dtype_of(x), x.zero_point, epilogue)
+    rows = slopes.rows(torch.ones(1), channels)
+    constants = program.kernel(spec).constants(np.ones((channels, 1, 1, 1), np.int8), None, rows.numpy())
+    return call_layer(program, spec, source, [], constants, shape(node), rows=False)
 
 
 def _softmax(program: Program, node: Node, kernel: Kernel, function: Softmax) -> Value:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from blocks import conv, images
 from rewriting import Model
 from torch import Tensor, nn
@@ -23,13 +24,15 @@ from test_tvm_lowering import quantized
 from test_tvm_schedules import LAYERS, parameters, requantized, sums
 from tvm_running import HOST, compiled, random, run_each
 
-from graphopt.backends.tvm import lower
+from graphopt.backends.tvm import audit, lower
 from graphopt.backends.tvm.build import Code
 from graphopt.backends.tvm.lowering import compiled as emitted
 from graphopt.backends.tvm.machine import Machine, machine
 from graphopt.backends.tvm.schedules import Add, Codes, Conv, Epilogue, Lookup, Sum, elementwise
 from graphopt.backends.tvm.schedules import conv as layer
 from graphopt.backends.tvm.static import fix_batch
+from graphopt.lowering.integers.slopes import Slopes
+from graphopt.lowering.qdq import QuantizationParameters
 
 UNSIGNED = find("tvm-x86")
 X86 = architecture() == "x86_64"
@@ -76,6 +79,43 @@ def test_every_code_has_its_entry_in_every_layer(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MACHINES)
+def test_codes_have_one_slope_below_zero_and_another_above(name: str) -> None:
+    """Of layers with odd channels and few, in groups, with a sum in front, and with a table behind."""
+    on, kernels, expected = MACHINES[name], [], []
+    how, y = Sum.of((0.5, 9), (0.25, 3), 0.4, Codes("uint8", 77)), Codes("uint8", 60)
+    x_grid, y_grid = (QuantizationParameters(1.0, z, 0, 255, torch.uint8) for z in (9, y.zero_point))
+    for kind, added, table in (
+        ("odd channels", None, None),
+        ("groups", how, None),
+        ("depthwise, stride 2, 5x5", None, "uint8"),
+        ("depthwise, 7x7, few channels", how, "uint8"),
+    ):
+        own = Codes("uint8", 9)
+        epilogue = Epilogue(True, own, "uint8" if added else None, added, slopes=y, table=table)
+        spec = replace(LAYERS[kind], data="uint8", zero_point=5, epilogue=epilogue)
+        weight, bias, multiplier = parameters(spec)
+        positive, negative = torch.rand(spec.channels) + 0.2, torch.randn(spec.channels)
+        kernel, x = layer(spec, on), random(spec.shape, "uint8")
+        residual = [random(spec.result_shape, "uint8", 4)] if added else []
+        entries = random((256,), "uint8", 7) if table else None
+        rows = np.stack([multiplier, positive.numpy(), negative.numpy()])
+        kernels.append((kernel, [x, *residual, *kernel.constants(weight, bias, rows, entries)]))
+        codes = requantized(sums(spec, x, weight, bias), multiplier, own)
+        if added:
+            plain = elementwise(Add(codes.shape, "uint8", "uint8", added), HOST)
+            codes = run_each([(plain, [codes, *residual])])[0]
+        of = x_grid._replace(zero_point=77) if added else x_grid
+        bent = (
+            Slopes(positive, negative, of, y_grid)(torch.from_numpy(codes).permute(0, 3, 1, 2))
+            .permute(0, 2, 3, 1)
+            .numpy()
+        )
+        expected.append(bent if entries is None else entries[bent])
+    for result, answer in zip(run_each(kernels), expected, strict=True):
+        np.testing.assert_array_equal(result, answer)
+
+
+@pytest.mark.parametrize("name", MACHINES)
 def test_every_code_has_its_entry_by_itself(name: str) -> None:
     kernels, expected = [], []
     for data, result in (("uint8", "uint8"), ("int8", "uint8"), ("uint8", "float32"), ("int8", "int8")):
@@ -115,7 +155,7 @@ def test_a_table_that_a_kernel_does_not_take_is_refused() -> None:
     looked_up = replace(plain, epilogue=replace(plain.epilogue, table="uint8"))
     with pytest.raises(ValueError, match="only to them"):
         layer(looked_up, HOST).constants(weight, None, np.ones(1))
-    with pytest.raises(ValueError, match="a table is a function of codes"):
+    with pytest.raises(ValueError, match="a table or slopes are functions of codes"):
         Epilogue(table="uint8")
 
 
@@ -158,6 +198,39 @@ def test_every_activation_behind_every_layer_is_the_simulated_one(
     artifact, simulation = lower(graph, UNSIGNED), graphopt.simulate(graph, UNSIGNED)
     x = images(4, seed=3)[..., :5, :5] * 1.5
     assert torch.equal(artifact(x), simulation(x))
+
+
+def bent(m: Any, x: Tensor) -> Tensor:
+    """One slope, or one for each channel, behind every kind of layer, of something else, and along what is no channel of it."""
+    y = m.one(m.stem(x))
+    y = m.seven(m.deep(y))
+    y = m.leaky(m.wide(y))
+    y = m.other(m.same(y) + y)
+    y = m.seven(F.max_pool2d(y, 2, 1))
+    z = m.rows(m.flat(y.flatten(2)))  # [N, 7, 16] -> [N, 7, 6]: slopes of its rows
+    return m.head(m.six(m.last(z.flatten(1))))  # type: ignore[no-any-return]
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(not X86, reason="compiles for the x86-64 machine at hand")
+@pytest.mark.parametrize("looks_up", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_prelu_stays_in_integers_with_one_slope_or_one_for_each_channel(
+    monkeypatch: pytest.MonkeyPatch, looks_up: bool
+) -> None:
+    monkeypatch.setattr(Machine, "looks_up", looks_up)
+    model = Model(
+        bent, stem=conv(3, 7), one=nn.PReLU(), seven=nn.PReLU(7), deep=nn.Conv2d(7, 7, 3, padding=1, groups=7),
+        leaky=nn.LeakyReLU(0.2), wide=nn.Conv2d(7, 7, 1), other=nn.PReLU(7), same=conv(7, 7), rows=nn.PReLU(7),
+        flat=nn.Linear(16, 6), last=nn.Linear(42, 6), six=nn.PReLU(6), head=nn.Linear(6, 3),
+    )  # fmt: skip
+    for module in (model.seven, model.other, model.rows, model.six):
+        assert isinstance(module, nn.PReLU)
+        nn.init.uniform_(module.weight, -0.5, 0.9)
+    graph = quantized(model, UNSIGNED, images(4)[..., :5, :5])
+    assert "lookup" not in kernels_of(graph)
+    artifact, x = lower(graph, UNSIGNED), images(4, seed=3)[..., :5, :5] * 1.5
+    assert audit(artifact).floating == []
+    assert torch.equal(artifact(x), graphopt.simulate(graph, UNSIGNED)(x))
 
 
 @pytest.mark.thorough

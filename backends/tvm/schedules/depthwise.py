@@ -81,7 +81,8 @@ def conv(spec: Conv, machine: Processor, tile: Tile | None = None) -> Kernel:
                 values = [emit.cast(acc, "float32", lanes) * scale for acc, scale in zip(sums, scales, strict=True)]
             residuals = [flat["residual"].load(p.index, lanes) for p in places] if "residual" in flat else None
             table = Rows(flat["table"], machine).of if "table" in flat else None
-            return rounding.finish(values, residuals, spec.epilogue, spec.result_dtype, lanes, machine, table)
+            slopes = [rounding.slopes(flat, p.channel, lanes) for p in places] if spec.epilogue.slopes else None
+            return rounding.finish(values, residuals, spec.epilogue, spec.result_dtype, lanes, machine, table, slopes)
 
         loops.emit(flat["x"], flat["y"], start, tap, finish)
 

@@ -228,7 +228,12 @@ class DirectPlan:
         residuals = None
         if "residual" in flat:
             residuals = [emit.load_some(flat["residual"], at(p, v), width(v), lanes) for p, v in places]
+        slopes = None
+        if spec.epilogue.slopes:
+            slopes = [rounding.slopes(flat, block * self.block + v * lanes, lanes) for _, v in places]
         table = Rows(flat["table"], self.machine).of if "table" in flat else None
-        results = rounding.finish(values, residuals, spec.epilogue, spec.result_dtype, lanes, self.machine, table)
+        results = rounding.finish(
+            values, residuals, spec.epilogue, spec.result_dtype, lanes, self.machine, table, slopes
+        )
         for (p, v), result in zip(places, results, strict=True):
             emit.store_some(flat["y"], result, at(p, v), width(v), lanes)

@@ -39,6 +39,7 @@ class Kernel:
         function: takes (data[, residual], *constants, result). The result must not share memory with an argument.
         shape, dtype: of the result.
         pack: (weight [O, C / groups, kh, kw], bias [O] or None, multiplier [O], [1] or None) -> constants; None without weights.
+            With slopes: multiplier [3, O], its own and those above and below zero.
         arrange: a table [256], the entry of the lowest code first -> as the function takes it; None where there is none.
     """
 
@@ -202,6 +203,11 @@ def minimum(a: Expr, b: Expr) -> Expr:
 
 def maximum(a: Expr, b: Expr) -> Expr:
     return tirx.max(a, b)
+
+
+def chosen(condition: Expr, a: Expr, b: Expr) -> Expr:
+    """a where the condition holds, else b."""
+    return tirx.Select(condition, a, b)
 
 
 def lowest(dtype: str) -> float:

@@ -15,7 +15,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from tvm import tirx
 
 from graphopt.backends.tvm.machine import Lookup, Machine, Processor
 from graphopt.backends.tvm.schedules import emit
@@ -64,7 +63,7 @@ class Rows:
             )
             for start in (0, ENTRIES // 2)
         )
-        return tirx.Select(codes < emit.constant(0, "int8", lanes), high, low)
+        return emit.chosen(codes < emit.constant(0, "int8", lanes), high, low)
 
     def _shuffled(self, codes: Expr, lanes: int) -> Expr:
         flipped = emit.let(codes ^ emit.constant(-128, "int8", lanes))

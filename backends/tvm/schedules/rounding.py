@@ -7,11 +7,11 @@ whole numbers, sees to it. (The clamp between a product and this sum also keeps 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from graphopt.backends.tvm.machine import Processor
 from graphopt.backends.tvm.schedules import emit, exact, narrowing
-from graphopt.backends.tvm.schedules.emit import Expr
+from graphopt.backends.tvm.schedules.emit import Expr, Flat
 from graphopt.backends.tvm.schedules.epilogue import Codes, Epilogue, Sum
 
 Table = Callable[[Expr, int], Expr]  # (codes, lanes) -> their entries
@@ -77,6 +77,7 @@ def finish(
     lanes: int,
     machine: Processor,
     table: Table | None = None,
+    slopes: Sequence[tuple[Expr, Expr]] | None = None,
 ) -> list[Expr]:
     """Results of a layer from their float32 values (requantized: value = f32(acc) * multiplier), as `dtype`."""
     own = epilogue.result
@@ -85,16 +86,39 @@ def finish(
             _float(value, residual, epilogue, dtype, lanes)
             for value, residual in zip(values, residuals or [None] * len(values), strict=True)
         ]
-    if epilogue.sum is None:
-        return to_codes(values, own, lanes, own.zero_point, machine, table)
-    assert residuals is not None
-    sums = []
-    for value, residual in zip(values, residuals, strict=True):
-        other = emit.cast(emit.cast(residual, "int32", lanes), "float32", lanes)
-        mine = emit.cast(whole(value, own, lanes, own.zero_point), "float32", lanes)
-        first, second = (other, mine) if epilogue.second else (mine, other)
-        sums.append(added(first, second, epilogue.sum, lanes))
-    return to_codes(sums, epilogue.sum.result, lanes, 0, machine, table)
+    steps, codes, zero_point = list(values), own, own.zero_point
+    if epilogue.sum is not None:
+        assert residuals is not None
+        steps = [_sum(value, residual, epilogue, lanes) for value, residual in zip(values, residuals, strict=True)]
+        codes, zero_point = epilogue.sum.result, 0
+    if epilogue.slopes is not None:
+        assert slopes is not None
+        steps = [_sloped(step, *pair, codes, lanes, zero_point) for step, pair in zip(steps, slopes, strict=True)]
+        codes, zero_point = epilogue.slopes, epilogue.slopes.zero_point
+    return to_codes(steps, codes, lanes, zero_point, machine, table)
+
+
+def _sum(value: Expr, residual: Expr, epilogue: Epilogue, lanes: int) -> Expr:
+    """A layer's own codes and others, added."""
+    own, how = epilogue.result, epilogue.sum
+    assert own is not None
+    assert how is not None
+    other = emit.cast(emit.cast(residual, "int32", lanes), "float32", lanes)
+    mine = emit.cast(whole(value, own, lanes, own.zero_point), "float32", lanes)
+    return added(other, mine, how, lanes) if epilogue.second else added(mine, other, how, lanes)
+
+
+def _sloped(step: Expr, positive: Expr, negative: Expr, codes: Codes, lanes: int, zero_point: int) -> Expr:
+    """rne(step) + zero_point as a code, times one of two slopes."""
+    code = whole(step, codes, lanes, zero_point) - emit.constant(codes.zero_point, "int32", lanes)
+    value = emit.cast(code, "float32", lanes)
+    value = value if lanes == 1 else emit.let(value)
+    return value * emit.chosen(value < emit.constant(0, "float32", lanes), negative, positive)
+
+
+def slopes(flat: Mapping[str, Flat], channel: Expr, lanes: int) -> tuple[Expr, Expr]:
+    """Those above and below zero, of some channels."""
+    return flat["positive"].load(channel, lanes), flat["negative"].load(channel, lanes)
 
 
 def _float(value: Expr, residual: Expr | None, epilogue: Epilogue, dtype: str, lanes: int) -> Expr:

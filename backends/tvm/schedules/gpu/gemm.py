@@ -266,7 +266,10 @@ class GemmPlan:
                 residual = flat["residual"].load(at) if "residual" in flat else None
                 table = Rows(flat["table"], self.gpu).of if "table" in flat else None
                 added = None if residual is None else [residual]
-                (result,) = rounding.finish([value], added, spec.epilogue, spec.result_dtype, 1, self.gpu, table)
+                slopes = [rounding.slopes(flat, group * self.packed[2] + n, 1)] if spec.epilogue.slopes else None
+                (result,) = rounding.finish(
+                    [value], added, spec.epilogue, spec.result_dtype, 1, self.gpu, table, slopes
+                )
                 flat["y"].store(result, at)
 
 

@@ -147,7 +147,10 @@ class Workload:
             if spec.integer:
                 value = value.astype("float32") * given["multiplier"][channel]
             residuals = [given["residual"][image, y, x, channel]] if "residual" in given else None
-            (result,) = rounding.finish([value], residuals, spec.epilogue, spec.result_dtype, 1, self.machine, look_up)
+            slopes = [(given["positive"][channel], given["negative"][channel])] if spec.epilogue.slopes else None
+            (result,) = rounding.finish(
+                [value], residuals, spec.epilogue, spec.result_dtype, 1, self.machine, look_up, slopes
+            )
             return result
 
         return element
