@@ -1,6 +1,6 @@
-"""Integer kernels: one for a layer, the sum behind it and the function of one code behind that.
+"""Integer kernels: one for a layer, the sum behind it and the function of one code behind that, and for padding in front of it.
 
-    layer -> [sum ->] [table or slopes]          sum -> table
+    [pad ->] layer -> [sum ->] [table or slopes]          sum -> table
 
 each read by the next alone, and none of them watched, which would need its codes in memory.
 """
@@ -15,21 +15,25 @@ from torch.fx.node import Node
 from graphopt.backends.tvm import integer
 from graphopt.backends.tvm.layouts import Value
 from graphopt.backends.tvm.program import Program
-from graphopt.ir.calls import shape
+from graphopt.ir.calls import argument, shape
 from graphopt.ir.graph import Graph
+from graphopt.ir.ops import aten
 from graphopt.lowering.integers.fusion import Kernel
 
 LAYERS = ("conv", "linear")
 
 
 class Fused(NamedTuple):
-    """A kernel and what is computed in its registers besides.
+    """A kernel and what it does besides.
 
     Attributes:
+        pad: around what the layer reads, with codes of zero. None where there is none, as for all of these.
         first: a layer or a sum.
-        sum: of the layer and something of the same shape. table, slopes: a function of one code. None where there is none.
+        sum: of the layer and something of the same shape.
+        table, slopes: a function of one code.
     """
 
+    pad: Node | None
     first: Node
     sum: Node | None
     table: Node | None
@@ -43,7 +47,7 @@ class Fused(NamedTuple):
         """What the last of its members gives."""
         if _name(self.first) == "add":
             return integer.emit_add(program, self.first, self.table)
-        return integer.emit_layer(program, self.first, self.sum, self.table, self.slopes)
+        return integer.emit_layer(program, self.first, self.sum, self.table, self.slopes, self.pad)
 
 
 def fused(graph: Graph, watched: Set[Node], *, looked_up: bool) -> dict[Node, Fused]:
@@ -67,7 +71,7 @@ def fused(graph: Graph, watched: Set[Node], *, looked_up: bool) -> dict[Node, Fu
             table = reader
         elif reader is not None and _have_slopes(node, reader):
             slopes = reader
-        kernel = Fused(node, total, table, slopes)
+        kernel = Fused(_pad_before(node), node, total, table, slopes)
         if len(kernel.members) > 1:
             found[kernel.members[-1]] = kernel
     return found
@@ -88,6 +92,17 @@ def _have_slopes(layer: Node, reader: Node) -> bool:
         return False
     function: Any = layer.target.function  # type: ignore[union-attr]
     return len(slopes.positive) == 1 or function.channel_dim % len(shape(reader)) == 1
+
+
+def _pad_before(layer: Node) -> Node | None:
+    """Padding of codes, of the image alone, that this layer alone reads."""
+    pad: Any = layer.args[0]
+    kernel: Any = layer.target
+    if _name(layer) != "conv" or pad.target is not aten.constant_pad_nd.default or len(pad.users) != 1:
+        return None
+    pads, dims = argument(pad, "pad"), kernel.function.weight.dim() - 2
+    around_image = min(pads) >= 0 and not any(pads[2 * dims :])
+    return pad if around_image and argument(pad, "value") == kernel.grids[0].zero_point else None
 
 
 def _only_reader(node: Node) -> Node | None:

@@ -17,7 +17,7 @@ from graphopt.backends.tvm.pools import emit_average
 from graphopt.backends.tvm.program import Program
 from graphopt.backends.tvm.schedules import Add, Dequantize, Epilogue, Lookup, Multiply, Planes, Quantize, Sum
 from graphopt.backends.tvm.softmax import softmax
-from graphopt.ir.calls import operand, shape
+from graphopt.ir.calls import argument, operand, shape
 from graphopt.lowering.integers.arithmetic import Table, f32
 from graphopt.lowering.integers.fusion import BYTES, Kernel
 from graphopt.lowering.integers.kernels import LINEAR, AveragePool, LayerKernel, Softmax
@@ -87,15 +87,18 @@ def emit_layer(
     added: Node | None = None,
     table: Node | None = None,
     slopes: Node | None = None,
+    pad: Node | None = None,
 ) -> Value:
     """A convolution or linear layer.
 
     `added`: the sum behind it; `table` or `slopes`: the function of one code behind that. Both are computed in its registers.
+    `pad`: in front of it, with codes of zero.
     """
     kernel: Any = node.target
     f: LayerKernel = kernel.function
     (x,) = kernel.grids
-    source, weight = layer_input(program, node.args[0], f.weight, node)  # type: ignore[arg-type]
+    read: Any = (node if pad is None else pad).args[0]
+    source, weight = layer_input(program, read, f.weight, node)
     if int(weight.min()) < -128 or int(weight.max()) > 127:
         raise GraphoptError(
             f"{program.graph.site(node)} ({kernel.__name__}): its weights have a zero point and need 9 bits, for which "
@@ -121,7 +124,8 @@ def emit_layer(
         slopes=codes_of(slopes.target.grid) if slopes is not None else None,  # type: ignore[union-attr]
         table=None if entries is None else str(entries.dtype),
     )
-    spec = layer_spec(source, weight.shape, f.window, dtype_of(x), x.zero_point, epilogue)
+    pads = () if pad is None else argument(pad, "pad")
+    spec = layer_spec(source, weight.shape, f.window, dtype_of(x), x.zero_point, epilogue, pads)
     scale = f.scale / f32(own.scale) if own is not None else f.scale
     multiplier = scale.reshape(-1)
     if slopes is not None and (function := slopes_of(slopes)) is not None:
