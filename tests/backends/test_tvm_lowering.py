@@ -121,8 +121,8 @@ def padded(m: Any, x: Tensor) -> Tensor:
 @pytest.mark.thorough
 def test_padding_with_zeros_is_part_of_the_layer_behind_it() -> None:
     model = Model(
-        padded, stem=conv(3, 5), causal=conv(5, 5), down=nn.Conv2d(5, 6, 3, stride=2), one=nn.Conv2d(6, 6, (1, 3)), other=nn.Conv2d(6, 6, (1, 3)),
-        more=conv(6, 6), channels=nn.Conv2d(8, 4, 3), signal=nn.Conv1d(4, 3, 3, dilation=2),
+        padded, stem=conv(3, 5), causal=conv(5, 5), down=nn.Conv2d(5, 6, 3, stride=2), one=nn.Conv2d(6, 6, (1, 3)),
+        other=nn.Conv2d(6, 6, (1, 3)), more=conv(6, 6), channels=nn.Conv2d(8, 4, 3), signal=nn.Conv1d(4, 3, 3, dilation=2),
     )  # fmt: skip
     graph = quantized(model, UNSIGNED, images(4))
     assert_identical(graph, UNSIGNED, images(4, seed=3) * 1.5)
