@@ -1,6 +1,7 @@
 """Keep codes as codes: what stands between `dequantize` and `quantize` and needs no float arithmetic at run time.
 
     dequantize -> f -> g -> quantize             ->   table of 256 codes             f, g of one value each, or another grid
+    dequantize -> prelu -> quantize              ->   two slopes for each channel    where they give every code
     dequantize -> max pool, slice -> quantize    ->   the same on codes
     concat(a, b) -> quantize                     ->   concat of quantize(a), quantize(b)
     pad(dequantize(q))                           ->   padded with the code of zero
@@ -19,11 +20,12 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.ir.binary import Binary
-from graphopt.ir.calls import argument, gives_several
+from graphopt.ir.calls import argument, gives_several, shape
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import aten, family, function_of_one, info
-from graphopt.lowering.integers.arithmetic import Table, dequantize, quantize
+from graphopt.lowering.integers.arithmetic import Table, all_codes, dequantize, quantize
 from graphopt.lowering.integers.fusion import BYTES, Kernel
+from graphopt.lowering.integers.slopes import Slopes
 from graphopt.lowering.qdq import QuantizationParameters
 
 
@@ -67,12 +69,19 @@ def _move_or_look_up(graph: Graph, node: Node) -> None:
     x, y = QuantizationParameters.of(source), QuantizationParameters.of(node)
     codes: Any = source.args[0]
     functions = [step for step in steps if not moves_codes(step)]
+    composed = _composed(graph, functions, x, y)
+    function: Table | Slopes | None = None
+    if any(map(_by_channel, functions)):
+        function = _slopes(composed, x, y) if functions == steps else None
+        if function is None:
+            return
+    elif functions or x != y:
+        function = Table(composed, x)
     for step in steps:
         if moves_codes(step):
             codes = _moved(graph, step, codes, x, before=node)
-    if functions or x != y:
-        table = Table(_composed(functions, x, y), x)
-        looked_up = graph.call(Kernel("table", table, [x], y), codes, before=node)
+    if function is not None:
+        looked_up = graph.call(Kernel("table", function, [x], y), codes, before=node)
         looked_up.meta["val"] = codes.meta["val"].to(y.dtype)
         codes = looked_up
     graph.replace(node, codes)
@@ -84,8 +93,8 @@ def _chain(node: Node) -> list[Node] | None:
     source: Any = node.args[0]
     while isinstance(source, Node) and source.target is not dequantize:
         moves = moves_codes(source)
-        function = function_of_one(source) is not None or _with_numbers(source)
-        if len(source.users) != 1 or len(source.all_input_nodes) != 1 or not (moves or function):
+        function = function_of_one(source) is not None or _with_numbers(source) or _is_prelu(source)
+        if len(source.users) != 1 or not (moves or function):
             return None
         if not moves and any(moves_codes(later) and not info(later).moves for later in chain):
             return None  # a maximum or zeros would come before the function
@@ -94,6 +103,15 @@ def _chain(node: Node) -> list[Node] | None:
     if not isinstance(source, Node) or source.args[5] not in BYTES:
         return None
     return [source, *chain]
+
+
+def _is_prelu(node: Node) -> bool:
+    return family(node) == "prelu" and all(slope.op == "get_attr" for slope in node.all_input_nodes[1:])
+
+
+def _by_channel(node: Node) -> bool:
+    """Is this a function of one value with constants of its channel?"""
+    return _is_prelu(node) and argument(node, "weight").meta["val"].numel() > 1
 
 
 def _with_numbers(node: Node) -> bool:
@@ -113,15 +131,28 @@ def _moved(graph: Graph, step: Node, codes: Node, grid: QuantizationParameters, 
     return moved
 
 
+def _slopes(
+    composed: Callable[[Tensor], Tensor], x: QuantizationParameters, y: QuantizationParameters
+) -> Slopes | None:
+    entries = composed(all_codes(x.dtype))
+    return Slopes.fit(entries[0], x, y)
+
+
 def _composed(
-    functions: list[Node], x: QuantizationParameters, y: QuantizationParameters
+    graph: Graph, functions: list[Node], x: QuantizationParameters, y: QuantizationParameters
 ) -> Callable[[Tensor], Tensor]:
+    """Codes [256] -> [256]; where a function has constants of its channels, [1, channels, 256]."""
+    channels = next((shape(node)[1] for node in functions if _by_channel(node)), None)
+
     def compute(codes: Tensor) -> Tensor:
         value = dequantize(codes, *x)
+        if channels is not None:
+            value = value.expand(1, channels, -1)
         with torch.no_grad():
             for node in functions:
                 target: Any = node.target
-                value = target(value, *node.args[1:], **node.kwargs)
+                arguments = torch.fx.node.map_arg(node.args[1:], graph.tensor)
+                value = target(value, *arguments, **node.kwargs)
         return quantize(value, *y)
 
     return compute

@@ -18,6 +18,7 @@ from graphopt.artifacts.audit import Audit
 from graphopt.backends.tvm import chains, codes, integer, operators
 from graphopt.backends.tvm.decompose import decompose
 from graphopt.backends.tvm.float16 import deploy, keep_float16
+from graphopt.backends.tvm.fused import fused
 from graphopt.backends.tvm.layouts import Value, plain
 from graphopt.backends.tvm.machine import Processor
 from graphopt.backends.tvm.program import Program
@@ -140,17 +141,17 @@ def _fold_constants(graph: Graph) -> None:
 def _emit_calls(program: Program, watched: set[Node]) -> None:
     graph = program.graph
     chained = chains.chains(graph)
-    layers = [node for node in graph.calls() if node not in watched]
-    sums = {_sum_behind(node): node for node in layers if _sum_behind(node) is not None}
-    later = set(sums.values()) | {n for chain in chained.values() for n in chain.members}
+    kernels = fused(graph, watched, looked_up=program.machine.looks_up)
+    later = {n for chain in chained.values() for n in chain.members}
+    later |= {n for kernel in kernels.values() for n in kernel.members[:-1]}
     for node in graph.calls():
         if node in later or half_of(node) is not None:  # widened where it is read
             continue
         program.at = node
         if node in chained:
             value = chains.emit_chain(program, chained[node], node)
-        elif node in sums:
-            value = integer.emit_layer(program, sums[node], node)
+        elif node in kernels:
+            value = kernels[node].emit(program)
         elif isinstance(node.target, Kernel):
             value = integer.emit_kernel(program, node)
         elif node.target is quantize:
@@ -158,7 +159,7 @@ def _emit_calls(program: Program, watched: set[Node]) -> None:
         elif node.target is dequantize:
             value = integer.emit_dequantize(program, node)
         elif node.target is CLIP_CODES:
-            value = integer.emit_clip_codes(program, node)
+            value = integer.emit_lookup(program, node)
         else:
             emitted = operators.emit(program, node)
             program.floating(node)
@@ -169,19 +170,3 @@ def _emit_calls(program: Program, watched: set[Node]) -> None:
         if value.shape != shape(node):
             raise GraphoptError(f"{graph.site(node)}: emitted {value.shape} for {node.target}, which has {shape(node)}")
         program.values[node] = value
-
-
-def _sum_behind(node: Node) -> Node | None:
-    """The integer sum that alone reads this integer layer, and adds something else of the same shape."""
-    kernel, reader = node.target, next(iter(node.users), None)
-    if (
-        not isinstance(kernel, Kernel)
-        or kernel.__name__ not in ("conv", "linear")
-        or kernel.grid is None
-        or len(node.users) != 1
-    ):
-        return None
-    if not isinstance(reader.target if reader else None, Kernel) or reader.target.__name__ != "add":  # type: ignore[union-attr]
-        return None
-    others = [a for a in reader.args if a is not node]  # type: ignore[union-attr]
-    return reader if len(others) == 1 and shape(others[0]) == shape(node) else None  # type: ignore[arg-type]

@@ -62,15 +62,23 @@ def _flattened(node: Node) -> Node | None:
 
 
 def layer_spec(
-    source: Value, weight: Sequence[int], window: Any, data: str, zero_point: int, epilogue: Epilogue
+    source: Value,
+    weight: Sequence[int],
+    window: Any,
+    data: str,
+    zero_point: int,
+    epilogue: Epilogue,
+    pads: Sequence[int] = (),
 ) -> Conv:
+    """`pads`: around the data besides the window's own, (left, right[, top, bottom])."""
     top, left = each(window.padding, 0)
+    before_x, behind_x, before_y, behind_y = (*pads, 0, 0, 0, 0)[:4]
     return Conv(
         shape=source.stored,  # type: ignore[arg-type]
         channels=int(weight[0]),
         kernel=(int(weight[2]), int(weight[3])),
         stride=each(window.stride, 1),
-        padding=((top, top), (left, left)),
+        padding=((top + before_y, top + behind_y), (left + before_x, left + behind_x)),
         dilation=each(window.dilation, 1),
         groups=window.groups,
         data=data,

@@ -20,7 +20,7 @@ from graphopt.backends.tvm import schedules
 from graphopt.backends.tvm.decompose import PART_OF
 from graphopt.backends.tvm.layouts import Order, Value, moves_nothing, plain
 from graphopt.backends.tvm.machine import Processor
-from graphopt.backends.tvm.schedules import Conv, Kernel, Pool, Variant
+from graphopt.backends.tvm.schedules import Conv, Kernel, Variant
 from graphopt.ir.calls import shape
 from graphopt.ir.cost import layer_macs
 from graphopt.ir.facts import LEFT
@@ -154,10 +154,8 @@ class Program:
     def kernel(self, spec: Any) -> Kernel:
         """The kernel of a spec; equal specs share one function."""
         if spec not in self._kernels:
-            if isinstance(spec, Conv):
-                kernel = schedules.conv(spec, self.machine, self._variants.get(spec))
-            else:
-                kernel = (schedules.pool if isinstance(spec, Pool) else schedules.elementwise)(spec, self.machine)
+            variant = self._variants.get(spec) if isinstance(spec, Conv) else None
+            kernel = schedules.kernel(spec, self.machine, variant)
             self._add(spec, kernel, type(spec).__name__.lower())
         return self._kernels[spec][1]
 

@@ -62,8 +62,8 @@ ONNXRUNTIME_MOVES = frozenset(
     }
 )
 
-# TVM computes any function of one code by a table.
-TVM_INTEGER = ONNXRUNTIME_INTEGER | {"hard_swish", "silu", "gelu", "tanh"}
+# TVM computes any function of one code by a table, and those with a slope for each channel.
+TVM_INTEGER = ONNXRUNTIME_INTEGER | {"hard_swish", "silu", "gelu", "tanh", "prelu"}
 
 # Accelerators that multiply and add in fixed point, and have no integer kernels of functions and products.
 FIXED_POINT_INTEGER = ONNXRUNTIME_INTEGER - {"mul", "sigmoid", "hard_sigmoid", "leaky_relu", "softmax"}

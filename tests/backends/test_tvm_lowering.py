@@ -102,9 +102,32 @@ def test_a_sum_is_added_in_the_layer_that_is_its_either_operand(first: bool) -> 
     artifact = assert_identical(graph, UNSIGNED, images(4, seed=3) * 1.5)
     module = compiled(fix_batch(graph, 4), Code.of(UNSIGNED.runtime)).module
     kernels = {name.name_hint.rstrip("0123456789") for name in module.get_global_vars()}
-    assert kernels == {"main", "conv", "quantize", "dequantize"}
+    assert kernels == {"main", "conv", "planes", "dequantize"}
     found = graphopt.simulate(graph, UNSIGNED).mismatches(artifact, images(4, seed=3))
     assert [str(line) for line in found if line.differing] == []
+
+
+def padded(m: Any, x: Tensor) -> Tensor:
+    """Causal, around images, twice read, cut, and around channels, which a layer does not pad."""
+    y = F.relu(m.causal(F.pad(F.relu(m.stem(x)), (2, 1, 0, 3))))
+    y = m.down(F.pad(y, (0, 1, 0, 1)))
+    z = F.pad(y, (1, 1))
+    y = m.one(z) + m.other(z)
+    y = m.more(F.pad(y, (-1, 1)))
+    y = m.channels(F.pad(y, (1, 1, 1, 1, 1, 1)))
+    return m.signal(F.pad(y.flatten(2), (4, 0)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.thorough
+def test_padding_with_zeros_is_part_of_the_layer_behind_it() -> None:
+    model = Model(
+        padded, stem=conv(3, 5), causal=conv(5, 5), down=nn.Conv2d(5, 6, 3, stride=2), one=nn.Conv2d(6, 6, (1, 3)),
+        other=nn.Conv2d(6, 6, (1, 3)), more=conv(6, 6), channels=nn.Conv2d(8, 4, 3), signal=nn.Conv1d(4, 3, 3, dilation=2),
+    )  # fmt: skip
+    graph = quantized(model, UNSIGNED, images(4))
+    assert_identical(graph, UNSIGNED, images(4, seed=3) * 1.5)
+    module = compiled(fix_batch(graph, 4), Code.of(UNSIGNED.runtime)).module
+    assert str(module["main"]).count("R.nn.pad(") == 3, "what two layers read, what is cut, and what has more channels"
 
 
 @pytest.mark.thorough

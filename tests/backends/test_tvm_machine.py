@@ -113,6 +113,14 @@ def test_a_tile_fits_the_registers_and_the_result(rows: int, columns: int, vecto
         assert tile.vectors <= vectors
 
 
+def test_products_that_wait_to_be_added_have_a_register() -> None:
+    spec = Conv((1, 14, 14, 256), 256, (3, 3), padding=SAME, data="uint8")
+    for name in ("x86-64-v2", "x86-64-v3"):
+        plan = direct.DirectPlan(spec, machine(tvm.target.Target(PROFILES[name].target())))
+        assert plan.dot.kind == "madd"
+        assert len(plan.tile.pixels) * plan.tile.vectors + plan.tile.vectors + 2 <= 16
+
+
 def test_weights_that_exceed_the_cache_get_smaller_blocks() -> None:
     spec = Conv((1, 7, 7, 512), 512, (3, 3), padding=SAME)
     small, large = (

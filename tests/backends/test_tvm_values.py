@@ -13,14 +13,17 @@ import torch.nn.functional as F
 pytest.importorskip("tvm", reason="needs graphopt[tvm]")
 
 import tvm
-from tvm_running import HOST, SAME, onnx, onnx_sum, random, run
+from tvm_running import HOST, SAME, onnx, onnx_sum, random, run, run_each
 
 from graphopt.backends.tvm import schedules as S
-from graphopt.backends.tvm import tables
-from graphopt.backends.tvm.machine import host
+from graphopt.backends.tvm.machine import Machine, host
 from graphopt.backends.tvm.schedules import Codes, Pool, Sum, elementwise, pool
+from graphopt.backends.tvm.softmax import softmax
 from graphopt.lowering.integers.kernels import Softmax
+from graphopt.lowering.integers.kernels import multiply as simulated_product
 from graphopt.lowering.qdq import QuantizationParameters
+
+PACKED = Machine(16, 16, packs=platform.machine() == "x86_64")
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="ONNX Runtime adds in fixed point elsewhere")
@@ -101,12 +104,13 @@ def test_means_of_codes_over_images_are_onnxruntimes() -> None:
     np.testing.assert_array_equal(run(pool(spec, HOST), x), expected)
 
 
+@pytest.mark.parametrize("on", [HOST, PACKED, Machine(16, 16)])
 @pytest.mark.parametrize("codes", [Codes("uint8", 100), Codes("int8", -3), Codes("int8", 0, -7, 7)])
-def test_values_become_codes_and_back(codes: Codes) -> None:
+def test_values_become_codes_and_back(codes: Codes, on: Machine) -> None:
     ties = np.arange(-300, 300, dtype=np.float32) * np.float32(0.125)  # halves of the scale among them
     x = np.concatenate([ties, 20 * random((5000,), "float32"), np.float32([1e30, -1e30, np.inf, -np.inf])])
     scale = 0.25
-    q = run(elementwise(S.Quantize(x.shape, scale, codes), HOST), x)
+    q = run(elementwise(S.Quantize(x.shape, scale, codes), on), x)
     zero = np.asarray(codes.zero_point, codes.dtype)
     np.testing.assert_array_equal(q, onnx("QuantizeLinear", [x, np.float32(scale), zero]).clip(*codes.ends))
     back = run(elementwise(S.Dequantize(x.shape, scale, codes.zero_point, codes.dtype), HOST), q)
@@ -119,13 +123,43 @@ def test_float_sums_are_clamped() -> None:
     np.testing.assert_array_equal(run(elementwise(spec, HOST), a, b), (a + b).clip(0, 1))
 
 
-@pytest.mark.parametrize("data,result", [("uint8", "int8"), ("int8", "float32")])
-def test_codes_are_looked_up_from_the_lowest(data: str, result: str) -> None:
-    x, table = random((2, 5000), data), random((256,), result, 1)
-    lowest = int(np.iinfo(data).min)
-    np.testing.assert_array_equal(
-        run(elementwise(S.Lookup(x.shape, data, result), HOST), x, table), table[x.astype(int) - lowest]
-    )
+REPEATED = [
+    ((1, 6, 5, 40), (1, 1, 1, 40)), ((2, 5, 5, 13), (2, 1, 1, 13)), ((2, 5, 5, 13), (2, 5, 5, 1)), ((3, 4, 5), (3, 4, 5)),
+    ((1, 1, 1, 7), (2, 3, 3, 1)), ((2, 1, 3, 1), (1, 4, 1, 5)), ((1, 1), (1, 1)), ((9, 70), (1, 1)), ((2, 33, 3), (2, 1, 3)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("data", ["uint8", "int8"])
+def test_products_of_codes_are_the_simulated_ones_whatever_repeats(data: str) -> None:
+    dtype = {"uint8": torch.uint8, "int8": torch.int8}[data]
+    low, high = int(np.iinfo(data).min), int(np.iinfo(data).max)
+    a, b, y = (QuantizationParameters(s, low + z, low, high, dtype) for s, z in ((0.031, 90), (0.007, 0), (0.02, 133)))
+    ratio = float(np.float32(a.scale) * np.float32(b.scale) / np.float32(y.scale))
+    calls, expected = [], []
+    for shapes in REPEATED:
+        codes = [random(shape, data, seed) for seed, shape in enumerate(shapes)]
+        spec = S.Multiply(*shapes, a.zero_point, b.zero_point, ratio, Codes(data, y.zero_point), data, data)
+        calls.append((S.multiply(spec, HOST), codes))
+        expected.append(simulated_product(a, b, y)(*map(torch.from_numpy, codes)).numpy())
+    for found, answer in zip(run_each(calls), expected, strict=True):
+        np.testing.assert_array_equal(found, answer)
+
+
+def test_products_of_sizes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="do not repeat to one shape"):
+        S.Multiply((1, 4), (1, 3), 0, 0, 1.0, Codes())
+
+
+@pytest.mark.parametrize("codes", [Codes("uint8", 100), Codes("int8", -3, -100, 99)])
+def test_planes_become_codes_with_channels_innermost(codes: Codes) -> None:
+    calls, expected = [], []
+    for shape in ((2, 3, 35), (1, 2, 500), (3, 4, 64), (1, 3, 7)):
+        x, scale = 20 * random(shape, "float32"), 0.25
+        calls.append((S.planes(S.Planes(shape, scale, codes), HOST), [x]))
+        plain = run(elementwise(S.Quantize(shape, scale, codes), HOST), x)
+        expected.append(plain.transpose(0, 2, 1))
+    for found, answer in zip(run_each(calls), expected, strict=True):
+        np.testing.assert_array_equal(found, answer)
 
 
 @pytest.mark.parametrize("scale", [29.592336654663086, 0.05])
@@ -138,7 +172,7 @@ def test_shares_of_a_softmax_round_as_they_are_simulated(scale: float) -> None:
         codes = torch.cat([torch.stack(equal), torch.randint(0, 256, (2000, length))]).to(torch.uint8)
         kernel = Softmax(x_grid, y_grid, -1)
         with tvm.transform.PassContext(config=S.PASS_CONFIG):
-            built = tvm.compile(tables.softmax((len(codes), length), x_grid, y_grid), host())
+            built = tvm.compile(softmax((len(codes), length), x_grid, y_grid), host())
         result = tvm.runtime.tensor(np.zeros(codes.shape, np.uint8))
         built["main"](*map(tvm.runtime.tensor, (codes.numpy(), kernel.exponentials(length).numpy())), result)
         assert np.array_equal(result.numpy(), kernel(codes).numpy()), length

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,19 @@ def run(kernel: Kernel, *arguments: Array) -> Array:
     result = tvm.runtime.tensor(np.full(kernel.shape, 99, kernel.dtype))
     compiled(kernel)["main"](*map(tvm.runtime.tensor, arguments), result)
     return result.numpy()
+
+
+def run_each(calls: Sequence[tuple[Kernel, Sequence[Array]]]) -> list[Array]:
+    """What each kernel answers to its arguments, all compiled at once."""
+    functions = {f"f{i}": kernel.function.with_attr("global_symbol", f"f{i}") for i, (kernel, _) in enumerate(calls)}
+    with tvm.transform.PassContext(config=S.PASS_CONFIG):
+        built = tvm.compile(tvm.IRModule(functions), host())
+    results = []
+    for name, (kernel, arguments) in zip(functions, calls, strict=True):
+        result = tvm.runtime.tensor(np.full(kernel.shape, 99, kernel.dtype))
+        built[name](*map(tvm.runtime.tensor, arguments), result)
+        results.append(result.numpy())
+    return results
 
 
 def random(shape: tuple[int, ...], dtype: str, seed: int = 0) -> Array:

@@ -11,20 +11,33 @@ threads, in `gpu`.
 """
 
 from graphopt.backends.tvm.machine import Gpu, Machine, Processor
-from graphopt.backends.tvm.schedules import depthwise, direct, pooling, sampled
+from graphopt.backends.tvm.schedules import depthwise, direct, pooling, products, sampled
 from graphopt.backends.tvm.schedules import elementwise as elements
+from graphopt.backends.tvm.schedules import planes as images
 from graphopt.backends.tvm.schedules.emit import PASS_CONFIG, Kernel
 from graphopt.backends.tvm.schedules.epilogue import Codes, Epilogue, Sum
 from graphopt.backends.tvm.schedules.exact import written_for
 from graphopt.backends.tvm.schedules.gpu import gemm
 from graphopt.backends.tvm.schedules.sampled import Sample
-from graphopt.backends.tvm.schedules.specs import Add, Conv, Dequantize, Elementwise, Lookup, Pool, Quantize
+from graphopt.backends.tvm.schedules.specs import (
+    Add,
+    Conv,
+    Dequantize,
+    Elementwise,
+    Lookup,
+    Multiply,
+    Planes,
+    Pool,
+    Quantize,
+    Spec,
+)
 from graphopt.backends.tvm.schedules.tiles import Tile
 
 __all__ = [
     "PASS_CONFIG",
-    "Add", "Codes", "Conv", "Dequantize", "Epilogue", "Kernel", "Lookup", "Pool", "Quantize", "Sample", "Sum", "Tile", "Variant",
-    "conv", "elementwise", "pool", "tiles_of", "written_for",
+    "Add", "Codes", "Conv", "Dequantize", "Epilogue", "Kernel", "Lookup", "Multiply", "Planes", "Pool", "Quantize", "Sample",
+    "Spec", "Sum", "Tile", "Variant",
+    "conv", "elementwise", "kernel", "multiply", "planes", "pool", "tiles_of", "written_for",
 ]  # fmt: skip
 
 Variant = Tile | Sample
@@ -54,6 +67,29 @@ def elementwise(spec: Elementwise, machine: Processor) -> Kernel:
     """One element in, one out."""
     with written_for(machine):
         return elements.elementwise(spec, machine)
+
+
+def multiply(spec: Multiply, machine: Processor) -> Kernel:
+    """Products of codes."""
+    with written_for(machine):
+        return products.multiply(spec, machine)
+
+
+def planes(spec: Planes, machine: Processor) -> Kernel:
+    """Images to codes with channels innermost."""
+    with written_for(machine):
+        return images.planes(spec, machine)
+
+
+def kernel(spec: Spec, machine: Processor, variant: Variant | None = None) -> Kernel:
+    """Any of them; `variant` as for `conv`."""
+    if isinstance(spec, Conv):
+        return conv(spec, machine, variant)
+    if isinstance(spec, Multiply):
+        return multiply(spec, machine)
+    if isinstance(spec, Planes):
+        return planes(spec, machine)
+    return pool(spec, machine) if isinstance(spec, Pool) else elementwise(spec, machine)
 
 
 def tiles_of(spec: Conv, machine: Machine) -> list[Tile]:

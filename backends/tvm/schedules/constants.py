@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 
 from graphopt.backends.tvm.schedules.emit import Array
+from graphopt.backends.tvm.schedules.lookup import Rows, arranged
 from graphopt.backends.tvm.schedules.specs import Conv
 
 
@@ -19,14 +23,27 @@ def arguments(
     if spec.integer or spec.epilogue.bias:
         named["bias"] = ((channels,), "int32" if spec.integer else "float32")
     if spec.integer:
-        named["multiplier"] = ((channels,), "float32")
+        named |= dict.fromkeys(multipliers(spec), ((channels,), "float32"))
+    if spec.epilogue.table:
+        named["table"] = (Rows.SHAPE, spec.epilogue.table)
     return named | {"y": (spec.result_shape, spec.result_dtype)}
+
+
+def multipliers(spec: Conv) -> tuple[str, ...]:
+    """Of an integer layer: arrays of one float32 for each channel."""
+    return ("multiplier", *(("positive", "negative") if spec.epilogue.slopes else ()))
+
+
+def arrange(spec: Conv) -> Callable[[Array], Array] | None:
+    """How a function takes the layer's table; None where it has none."""
+    codes = spec.epilogue.codes
+    return partial(arranged, data=codes.dtype) if spec.epilogue.table and codes else None
 
 
 def vectors(
     spec: Conv, weight: Array, bias: Array | None, multiplier: Array | None, shift: int = 0
 ) -> tuple[Array, ...]:
-    """One number a channel each: bias, and for integers the multiplier.
+    """One number a channel each: bias, and for integers the multiplier, or the rows of it: that, and the slopes above and below.
 
     sum (x - z) w = sum x' w - (z - shift) sum w, where x' = x - shift is what the kernel reads: the last term joins the bias.
     """
@@ -36,8 +53,9 @@ def vectors(
     assert multiplier is not None
     share = (spec.zero_point - shift) * weight.reshape(spec.channels, -1).astype(np.int64).sum(1)
     folded = (0 if bias is None else bias.astype(np.int64)) - share
-    scales = np.broadcast_to(np.asarray(multiplier, dtype=np.float32), (spec.channels,))
-    return folded.astype(np.int32), np.ascontiguousarray(scales)
+    count = len(multipliers(spec))
+    scales = np.broadcast_to(np.asarray(multiplier, dtype=np.float32), (count, spec.channels))
+    return folded.astype(np.int32), *map(np.ascontiguousarray, scales)
 
 
 def check(spec: Conv, weight: Array, bias: Array | None, multiplier: Array | None) -> None:
@@ -50,5 +68,7 @@ def check(spec: Conv, weight: Array, bias: Array | None, multiplier: Array | Non
         raise ValueError(f"integer layers take int8 weights, not {weight.dtype}; give codes, not values")
     if spec.integer and multiplier is None:
         raise ValueError("an integer layer needs its multiplier, s_x s_w / s_y")
+    if spec.epilogue.slopes and (np.ndim(multiplier) != 2 or len(multiplier) != 3):  # type: ignore[arg-type]
+        raise ValueError("a layer with slopes needs three rows: its multiplier, the slope above zero and the one below")
     if bias is not None and not spec.epilogue.bias:
         raise ValueError("a bias was given, but the spec says Epilogue(bias=False)")

@@ -12,6 +12,7 @@ from graphopt.backends.tvm.machine import Gpu, Processor
 from graphopt.backends.tvm.schedules import constants, dots, emit, rounding
 from graphopt.backends.tvm.schedules.dots import Dot
 from graphopt.backends.tvm.schedules.emit import Array, Expr, Flat, Kernel
+from graphopt.backends.tvm.schedules.lookup import Rows
 from graphopt.backends.tvm.schedules.sliding import UNROLLED, Position, Sliding
 from graphopt.backends.tvm.schedules.specs import Conv
 from graphopt.backends.tvm.schedules.staging import Staging
@@ -73,13 +74,17 @@ def conv(spec: Conv, machine: Processor, tile: Tile | None = None) -> Kernel:
                 return fours.step(acc, emit.bits(x, f"int8x{4 * lanes}"), w)
             return acc + emit.cast(x, wide, lanes) * emit.cast(w, wide, lanes)
 
-        def finish(acc: Expr, place: Position) -> Expr:
+        def finish(sums: list[Expr], places: list[Position]) -> list[Expr]:
+            values = sums
             if spec.integer:
-                acc = emit.cast(acc, "float32", lanes) * flat["multiplier"].load(place.channel, lanes)
-            residual = flat["residual"].load(place.index, lanes) if "residual" in flat else None
-            return rounding.finish(acc, residual, spec.epilogue, spec.result_dtype, lanes)
+                scales = [flat["multiplier"].load(place.channel, lanes) for place in places]
+                values = [emit.cast(acc, "float32", lanes) * scale for acc, scale in zip(sums, scales, strict=True)]
+            residuals = [flat["residual"].load(p.index, lanes) for p in places] if "residual" in flat else None
+            table = Rows(flat["table"], machine).of if "table" in flat else None
+            slopes = [rounding.slopes(flat, p.channel, lanes) for p in places] if spec.epilogue.slopes else None
+            return rounding.finish(values, residuals, spec.epilogue, spec.result_dtype, lanes, machine, table, slopes)
 
         loops.emit(flat["x"], flat["y"], start, tap, finish)
 
     arguments = constants.arguments(spec, packed, stored, spec.channels)
-    return Kernel(emit.function(arguments, body), spec.result_shape, spec.result_dtype, pack)
+    return Kernel(emit.function(arguments, body), spec.result_shape, spec.result_dtype, pack, constants.arrange(spec))

@@ -19,6 +19,7 @@ from graphopt.backends.tvm.machine import Machine
 from graphopt.backends.tvm.schedules import constants, dots, emit, rounding, tiles
 from graphopt.backends.tvm.schedules.dots import Dot
 from graphopt.backends.tvm.schedules.emit import Array, Expr, Flat, Kernel, Registers
+from graphopt.backends.tvm.schedules.lookup import Rows
 from graphopt.backends.tvm.schedules.specs import Conv
 from graphopt.backends.tvm.schedules.staging import Staging
 from graphopt.backends.tvm.schedules.tiles import Tile
@@ -27,7 +28,7 @@ from graphopt.backends.tvm.schedules.tiles import Tile
 def conv(spec: Conv, machine: Machine, tile: Tile | None = None) -> Kernel:
     """Any convolution; depthwise ones have a better kernel. `tile`: one of `candidates`; None: the first."""
     plan = DirectPlan(spec, machine, tile)
-    return Kernel(plan.function(), spec.result_shape, spec.result_dtype, plan.pack)
+    return Kernel(plan.function(), spec.result_shape, spec.result_dtype, plan.pack, constants.arrange(spec))
 
 
 def candidates(spec: Conv, machine: Machine) -> list[Tile]:
@@ -74,7 +75,7 @@ class DirectPlan:
         vectors = -(-self.group_channels // self.dot.lanes)
         element = np.dtype(self.dot.weight).itemsize
         weights = self.spec.kernel[0] * self.runs[0] * self.steps * self.dot.depth * self.dot.lanes * element
-        return tiles.for_sums(rows, columns, vectors, weights, self.machine)
+        return tiles.for_sums(rows, columns, vectors, weights, self.machine, self.dot.scratch)
 
     @property
     def group_channels(self) -> int:
@@ -207,22 +208,32 @@ class DirectPlan:
                     self._store(flat, sums, pixel, block, self.block)
 
     def _store(self, flat: dict[str, Flat], sums: Registers, pixel: Expr, block: Expr, channels: int) -> None:
-        spec, lanes = self.spec, self.dot.lanes
-        columns = spec.result_shape[2]
+        spec, lanes, columns = self.spec, self.dot.lanes, self.spec.result_shape[2]
         first = block // self.blocks * self.group_channels + block % self.blocks * self.block
-        for v in range(-(-channels // lanes)):
-            valid = min(lanes, channels - v * lanes)
-            for p, (i, j) in enumerate(self.tile.pixels):
-                at = (pixel + (i * columns + j)) * spec.channels + first + v * lanes
-                value = sums.get(p * self.tile.vectors + v)
-                if spec.integer:
-                    scale = flat["multiplier"].load(block * self.block + v * lanes, lanes)
-                    value = emit.cast(value, "float32", lanes) * scale
-                residual = emit.load_some(flat["residual"], at, valid, lanes) if "residual" in flat else None
-                emit.store_some(
-                    flat["y"],
-                    rounding.finish(value, residual, spec.epilogue, spec.result_dtype, lanes),
-                    at,
-                    valid,
-                    lanes,
-                )
+        places = list(
+            product(range(len(self.tile.pixels)), range(-(-channels // lanes)))
+        )  # neighbours in memory are neighbours
+
+        def width(v: int) -> int:
+            return min(lanes, channels - v * lanes)
+
+        def at(p: int, v: int) -> Expr:
+            i, j = self.tile.pixels[p]
+            return (pixel + (i * columns + j)) * spec.channels + first + v * lanes
+
+        values = [sums.get(p * self.tile.vectors + v) for p, v in places]
+        if spec.integer:
+            scales = [flat["multiplier"].load(block * self.block + v * lanes, lanes) for _, v in places]
+            values = [emit.cast(value, "float32", lanes) * scale for value, scale in zip(values, scales, strict=True)]
+        residuals = None
+        if "residual" in flat:
+            residuals = [emit.load_some(flat["residual"], at(p, v), width(v), lanes) for p, v in places]
+        slopes = None
+        if spec.epilogue.slopes:
+            slopes = [rounding.slopes(flat, block * self.block + v * lanes, lanes) for _, v in places]
+        table = Rows(flat["table"], self.machine).of if "table" in flat else None
+        results = rounding.finish(
+            values, residuals, spec.epilogue, spec.result_dtype, lanes, self.machine, table, slopes
+        )
+        for (p, v), result in zip(places, results, strict=True):
+            emit.store_some(flat["y"], result, at(p, v), width(v), lanes)

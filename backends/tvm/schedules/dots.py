@@ -44,6 +44,11 @@ class Dot:
     sum: str
     lanes: int
 
+    @property
+    def scratch(self) -> int:
+        """Registers for products that are not yet added: the one kind whose products x86 does not add as it multiplies."""
+        return int(self.kind == "madd")
+
     def load(self, x: Flat, index: Expr, steps: int) -> Expr:
         """The data of this many steps, as one vector with one element a step."""
         if self.depth == 1:

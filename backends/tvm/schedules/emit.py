@@ -39,18 +39,33 @@ class Kernel:
         function: takes (data[, residual], *constants, result). The result must not share memory with an argument.
         shape, dtype: of the result.
         pack: (weight [O, C / groups, kh, kw], bias [O] or None, multiplier [O], [1] or None) -> constants; None without weights.
+            With slopes: multiplier [3, O], its own and those above and below zero.
+        arrange: a table [256], the entry of the lowest code first -> as the function takes it; None where there is none.
     """
 
     function: Any
     shape: tuple[int, ...]
     dtype: str
     pack: Callable[[Array, Array | None, Array | None], tuple[Array, ...]] | None = None
+    arrange: Callable[[Array], Array] | None = None
 
-    def constants(self, weight: Array, bias: Array | None = None, multiplier: Array | None = None) -> tuple[Array, ...]:
+    def constants(
+        self, weight: Array, bias: Array | None = None, multiplier: Array | None = None, table: Array | None = None
+    ) -> tuple[Array, ...]:
         """The function's arguments behind the data (and residual), in order."""
         if self.pack is None:
             raise ValueError("this kernel has no weights, so there are no constants to pack")
-        return self.pack(weight, bias, multiplier)
+        return *self.pack(weight, bias, multiplier), *self.table(table)
+
+    def table(self, entries: Array | None) -> tuple[Array, ...]:
+        """The arguments that a function of codes is given in.
+
+        Raises:
+            ValueError: it has a table and needs none, or the other way round.
+        """
+        if (self.arrange is None) != (entries is None):
+            raise ValueError("a table must be given to the kernels that look results up, and only to them")
+        return () if self.arrange is None or entries is None else (self.arrange(entries),)
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,6 +174,16 @@ def element(value: Expr, i: int) -> Expr:
     return tirx.Shuffle([value], [i])
 
 
+def shuffled(vectors: Sequence[Expr], elements: Sequence[int]) -> Expr:
+    """A vector of these elements of what the vectors are behind one another."""
+    return tirx.Shuffle(list(vectors), list(elements))
+
+
+def part(value: Expr, start: int, lanes: int) -> Expr:
+    """Neighbouring elements of a vector."""
+    return shuffled([value], range(start, start + lanes))
+
+
 def bits(value: Expr, dtype: str) -> Expr:
     """The same bits as another type."""
     return tirx.reinterpret(dtype, value)
@@ -178,6 +203,11 @@ def minimum(a: Expr, b: Expr) -> Expr:
 
 def maximum(a: Expr, b: Expr) -> Expr:
     return tirx.max(a, b)
+
+
+def chosen(condition: Expr, a: Expr, b: Expr) -> Expr:
+    """a where the condition holds, else b."""
+    return tirx.Select(condition, a, b)
 
 
 def lowest(dtype: str) -> float:

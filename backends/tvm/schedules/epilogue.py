@@ -6,6 +6,8 @@ rounding halves to even:
     layer      acc = sum (x - z_x) w + bias, exact in 32 bits; q = sat(rne(f32(acc) * multiplier) + z)
                                                                        multiplier = s_x s_w / s_q
     sum        q = sat(rne(fma(a, r_a, fma(b, r_b, offset))))          r = s / s_q, offset = z_q - fma(r_a, z_a, r_b z_b)
+    slopes     q' = sat(rne(f32(q - z) * m) + z')                      m = negative[channel] where q < z, else positive[channel]
+    table      q = entries[q]                                          a function of one code, last of all
     mean       q = sat(rne(f32(sum of (x - z_x)) * multiplier) + z)    multiplier = s_x / (s_q pixels)
     average    q = sat(rne(mean of the values / s_q + z))              over windows; the mean in float32, row by row
 """
@@ -82,6 +84,9 @@ class Epilogue:
         clamp: ends of a float result, applied last; None where there is none.
         rounded: dtype that a float layer's own result is rounded to before something is added.
         dtype: of a float layer's result; None: its data's.
+        slopes: codes that the resulting ones become by a function with one slope below zero and another above, for each channel;
+            None: there is none.
+        table: dtype of the entries of a function of the resulting codes, which are stored in their place; None: there is none.
     """
 
     bias: bool = True
@@ -92,8 +97,14 @@ class Epilogue:
     clamp: tuple[float | None, float | None] = (None, None)
     rounded: str | None = None
     dtype: str | None = None
+    slopes: Codes | None = None
+    table: str | None = None
 
     def __post_init__(self) -> None:
+        functions = self.table is not None or self.slopes is not None
+        require(
+            not functions or self.result is not None, "a table or slopes are functions of codes, and there are none"
+        )
         if self.sum is not None:
             require(self.result is not None, "a quantized sum needs the codes of the layer's own result")
             require(self.residual in INTEGER, f"a quantized sum needs a residual of codes, not {self.residual}")
@@ -102,6 +113,11 @@ class Epilogue:
             require(self.residual in FLOAT, f"a float sum needs a float residual, not {self.residual}")
         if self.result is not None:
             require(self.clamp == (None, None), "codes are clamped by the ends of their format, not by `clamp`")
+
+    @property
+    def codes(self) -> Codes | None:
+        """What is looked up, or stored where there is no table; None for floats."""
+        return self.slopes or (self.sum.result if self.sum else self.result)
 
 
 def require(holds: bool, message: str) -> None:

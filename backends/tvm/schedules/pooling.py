@@ -34,7 +34,7 @@ def _maximum(spec: Pool, machine: Processor) -> emit.Body:
             y,
             start=lambda channel: emit.constant(least, wide, lanes),
             tap=lambda acc, value, ky, kx, channel: emit.maximum(acc, emit.cast(value, wide, lanes)),
-            finish=lambda acc, place: emit.cast(acc, spec.data, lanes),
+            finish=lambda sums, places: [emit.cast(acc, spec.data, lanes) for acc in sums],
         )
 
     return body
@@ -47,9 +47,9 @@ def _mean_of_codes(spec: Pool, machine: Processor) -> emit.Body:
     multiplier = float(np.float32(spec.scale) / (np.float32(spec.result_scale) * np.float32(pixels)))
     loops = Sliding(spec, Staging.of(spec, spec.data), machine, lanes, "int32")
 
-    def finish(acc: Expr, place: Position) -> Expr:
-        value = emit.cast(acc, "float32", lanes) * emit.constant(multiplier, "float32", lanes)
-        return rounding.to_codes(value, result, lanes, result.zero_point)
+    def finish(sums: list[Expr], places: list[Position]) -> list[Expr]:
+        values = [emit.cast(acc, "float32", lanes) * emit.constant(multiplier, "float32", lanes) for acc in sums]
+        return rounding.to_codes(values, result, lanes, result.zero_point, machine)
 
     def body(x: Flat, y: Flat) -> None:
         loops.emit(
@@ -77,13 +77,15 @@ def _average(spec: Pool, machine: Processor) -> emit.Body:
             emit.cast(steps, "float32", lanes), emit.constant(spec.scale, "float32", lanes), lanes
         )
 
-    def finish(acc: Expr, place: Position) -> Expr:
-        mean = exact.quotient(acc, emit.splat(_elements(spec, place), lanes))
+    def finish(sums: list[Expr], places: list[Position]) -> list[Expr]:
+        counts = [emit.splat(_elements(spec, place), lanes) for place in places]
+        means = [exact.quotient(acc, count) for acc, count in zip(sums, counts, strict=True)]
         if spec.result is None:
-            return emit.cast(mean, spec.data, lanes)
-        steps = exact.quotient(mean, emit.constant(spec.result_scale, "float32", lanes))
-        shifted = steps + emit.constant(spec.result.zero_point, "float32", lanes)
-        return rounding.to_codes(shifted, spec.result, lanes, zero_point=0)
+            return [emit.cast(mean, spec.data, lanes) for mean in means]
+        scale, zero_point = (
+            emit.constant(number, "float32", lanes) for number in (spec.result_scale, spec.result.zero_point)
+        )
+        return rounding.to_codes([exact.quotient(m, scale) + zero_point for m in means], spec.result, lanes, 0, machine)
 
     def body(x: Flat, y: Flat) -> None:
         loops.emit(x, y, lambda channel: emit.constant(0, "float32", lanes), tap, finish)

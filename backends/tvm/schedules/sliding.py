@@ -73,17 +73,17 @@ class Sliding:
         y: Flat,
         start: Callable[[Expr], Expr],
         tap: Callable[[Expr, Expr, Expr, Expr, Expr], Expr],
-        finish: Callable[[Expr, Position], Expr],
+        finish: Callable[[list[Expr], list[Position]], list[Expr]],
     ) -> None:
         """Fill y.
 
         start(channel) -> accumulator; tap(accumulator, operand, ky, tap's group, channel) -> accumulator;
-        finish(accumulator, place) -> result.
+        finish(accumulators, their places) -> results.
         """
         if isinstance(self.machine, Gpu):
 
             def finished(acc: Expr, *place: Expr) -> Expr:
-                return finish(acc, Position(*place))
+                return finish([acc], [Position(*place)])[0]
 
             threads.windows(self.spec, self.machine, self.staging.fill, self.sum, x, y, start, tap, finished)
             return
@@ -101,9 +101,13 @@ class Sliding:
             for p in range(len(tile.pixels)):
                 sums.set(p, start(channel))
             self._taps(source, sums, image, row, column, channel, tap)
-            for p, (i, j) in enumerate(tile.pixels):
+            places = []
+            for i, j in tile.pixels:
                 index = ((image * rows + row + i) * columns + column + j) * channels + channel
-                y.store(finish(sums.get(p), Position(row + i, column + j, channel, index)), index, lanes)
+                places.append(Position(row + i, column + j, channel, index))
+            results = finish([sums.get(p) for p in range(len(places))], places)
+            for place, result in zip(places, results, strict=True):
+                y.store(result, place.index, lanes)
 
     def _taps(
         self,

@@ -58,7 +58,9 @@ class Conv:
 
     @property
     def result_dtype(self) -> str:
-        codes = self.epilogue.sum.result if self.epilogue.sum else self.epilogue.result
+        if self.epilogue.table:
+            return self.epilogue.table
+        codes = self.epilogue.codes
         return codes.dtype if codes else "float32" if self.integer else self.epilogue.dtype or self.data
 
     @property
@@ -126,6 +128,21 @@ class Quantize:
 
 
 @dataclass(frozen=True)
+class Planes:
+    """The same for images of few channels, [images, channels, pixels] -> [images, pixels, channels]."""
+
+    shape: tuple[int, int, int]
+    scale: float
+    result: Codes
+    data: str = "float32"
+
+    @property
+    def result_shape(self) -> tuple[int, int, int]:
+        images, channels, pixels = self.shape
+        return images, pixels, channels
+
+
+@dataclass(frozen=True)
 class Dequantize:
     """x = f32(q - z) * scale."""
 
@@ -138,18 +155,50 @@ class Dequantize:
 
 @dataclass(frozen=True)
 class Add:
-    """a + b of equal shapes: codes where `sum` is given, else floats, clamped."""
+    """a + b of equal shapes: codes where `sum` is given, or the entries of a table of this dtype; else floats, clamped."""
 
     shape: tuple[int, ...]
     a: str = "float32"
     b: str = "float32"
     sum: Sum | None = None
     clamp: tuple[float | None, float | None] = (None, None)
+    table: str | None = None
+
+
+@dataclass(frozen=True)
+class Multiply:
+    """a * b of codes; an operand repeats along dimensions where its size is 1.
+
+    Attributes:
+        a_shape, b_shape: of equal rank. a, b: their dtypes. a_zero, b_zero: their zero points.
+        ratio: s_a s_b / s_q, a float32.
+    """
+
+    a_shape: tuple[int, ...]
+    b_shape: tuple[int, ...]
+    a_zero: int
+    b_zero: int
+    ratio: float
+    result: Codes
+    a: str = "uint8"
+    b: str = "uint8"
+
+    def __post_init__(self) -> None:
+        pairs = list(zip(self.a_shape, self.b_shape, strict=True))
+        require(
+            all(a == b or 1 in (a, b) for a, b in pairs),
+            f"{self.a_shape} and {self.b_shape} do not repeat to one shape",
+        )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the result."""
+        return tuple(max(a, b) for a, b in zip(self.a_shape, self.b_shape, strict=True))
 
 
 @dataclass(frozen=True)
 class Lookup:
-    """A function of one code: the function takes the data and a table of 256 entries, of the lowest code first."""
+    """A function of one code."""
 
     shape: tuple[int, ...]
     data: str = "uint8"
@@ -157,6 +206,7 @@ class Lookup:
 
 
 Elementwise = Quantize | Dequantize | Add | Lookup
+Spec = Conv | Pool | Multiply | Planes | Elementwise
 
 
 def windows(spec: Conv | Pool) -> tuple[int, int]:

@@ -5,8 +5,9 @@ With a tile of p pixels and v vectors a step of a sum does p v multiply-accumula
     cycles = max(p v, latency, v * vector bytes / bandwidth) + (p + v) / 2
 
 for machines that multiply once and load twice a cycle. The bandwidth is that of the cache which holds the weights of one block of
-channels, read once for each tile. p v sums, v weights and one element of the data must fit the registers. Of all tiles that do,
-the one whose repetition over the whole result takes least is chosen; a tile that would reach beyond the edge is moved back over
+channels, read once for each tile. p v sums, v weights, one element of the data and what a step needs besides must fit the
+registers: a sum that does not is loaded and stored at every step. Of all tiles that fit, the one whose repetition over the whole
+result takes least is chosen; a tile that would reach beyond the edge is moved back over
 its neighbour, so every tile is full. Where data is loaded by the vector, each pixel needs a register for it.
 """
 
@@ -40,10 +41,10 @@ class Tile:
         return -(-rows // self.rows) * -(-columns // self.columns) * -(-vectors // self.vectors)
 
 
-def for_sums(rows: int, columns: int, vectors: int, weights: int, machine: Machine) -> list[Tile]:
+def for_sums(rows: int, columns: int, vectors: int, weights: int, machine: Machine, scratch: int = 0) -> list[Tile]:
     """For a result of rows x columns pixels and this many vectors of channels, each with this many bytes of weights.
 
-    All tiles that fit the registers, the best first.
+    All tiles that fit the registers, the best first. `scratch`: registers that a step needs for what is neither sum nor operand.
     """
 
     def cycles(tile: Tile) -> float:
@@ -52,7 +53,7 @@ def for_sums(rows: int, columns: int, vectors: int, weights: int, machine: Machi
         return (max(p * v, LATENCY, read) + (p + v) / 2) * tile.count(rows, columns, vectors)
 
     def fits(p: int, v: int) -> bool:
-        return p * v + v + (p if machine.by_element else 1) <= machine.vector_registers
+        return p * v + v + (p if machine.by_element else 1) + scratch <= machine.vector_registers
 
     return _ranked(cycles, rows, columns, vectors, fits)
 

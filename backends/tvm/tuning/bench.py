@@ -64,8 +64,10 @@ class Run:
             arrays.append(_random(rng, layer.result_shape, layer.epilogue.residual))
         weight = _random(rng, layer.weight_shape, "int8" if layer.integer else "float32")
         bias = _random(rng, (layer.channels,), "int32" if layer.integer else "float32") if layer.epilogue.bias else None
-        multiplier = np.full(layer.channels, 1e-3, np.float32) if layer.integer else None
-        arrays += kernel.constants(weight, bias, multiplier)
+        rows = (3, layer.channels) if layer.epilogue.slopes else (layer.channels,)
+        multiplier = np.full(rows, 1e-3, np.float32) if layer.integer else None
+        table = _random(rng, (256,), layer.epilogue.table) if layer.epilogue.table else None
+        arrays += kernel.constants(weight, bias, multiplier, table)
         self._call, self._result = place.load(kernel.function, [*arrays, np.zeros(kernel.shape, kernel.dtype)])
         self._exact = layer.integer
 

@@ -25,6 +25,7 @@ from graphopt.backends.tvm.machine import Gpu
 from graphopt.backends.tvm.schedules import constants, emit, rounding
 from graphopt.backends.tvm.schedules.emit import Array, Expr, Flat, Kernel, Registers
 from graphopt.backends.tvm.schedules.gpu.threads import within
+from graphopt.backends.tvm.schedules.lookup import Rows
 from graphopt.backends.tvm.schedules.specs import Conv
 
 
@@ -57,7 +58,7 @@ TILES = (
 def conv(spec: Conv, gpu: Gpu) -> Kernel:
     """Any convolution; depthwise ones have a better kernel."""
     plan = GemmPlan(spec, gpu)
-    return Kernel(plan.function(), spec.result_shape, spec.result_dtype, plan.pack)
+    return Kernel(plan.function(), spec.result_shape, spec.result_dtype, plan.pack, constants.arrange(spec))
 
 
 @dataclass(frozen=True)
@@ -263,7 +264,13 @@ class GemmPlan:
                     scale = flat["multiplier"].load(group * self.packed[2] + n)
                     value = emit.cast(value, "float32") * scale
                 residual = flat["residual"].load(at) if "residual" in flat else None
-                flat["y"].store(rounding.finish(value, residual, spec.epilogue, spec.result_dtype, 1), at)
+                table = Rows(flat["table"], self.gpu).of if "table" in flat else None
+                added = None if residual is None else [residual]
+                slopes = [rounding.slopes(flat, group * self.packed[2] + n, 1)] if spec.epilogue.slopes else None
+                (result,) = rounding.finish(
+                    [value], added, spec.epilogue, spec.result_dtype, 1, self.gpu, table, slopes
+                )
+                flat["y"].store(result, at)
 
 
 def barrier() -> None:

@@ -7,6 +7,7 @@ applies(spec, machine)                      whether a layer has such a space
 from __future__ import annotations
 
 from graphopt.backends.tvm.machine import Machine
+from graphopt.backends.tvm.schedules import constants
 from graphopt.backends.tvm.schedules.emit import Kernel
 from graphopt.backends.tvm.schedules.sampled.lowering import lowered
 from graphopt.backends.tvm.schedules.sampled.space import Sample, scheduled, spaces
@@ -19,4 +20,5 @@ __all__ = ["Sample", "Workload", "applies", "conv", "scheduled", "spaces"]
 def conv(spec: Conv, machine: Machine, sample: Sample) -> Kernel:
     """A layer by the schedule of a sample. Raises tvm.error.Error where that is of another layer."""
     work = Workload(spec, machine)
-    return Kernel(lowered(work, scheduled(work, sample)), spec.result_shape, spec.result_dtype, work.pack)
+    function = lowered(work, scheduled(work, sample))
+    return Kernel(function, spec.result_shape, spec.result_dtype, work.pack, constants.arrange(spec))

@@ -21,6 +21,7 @@ from graphopt.backends.tvm.machine import Machine
 from graphopt.backends.tvm.schedules import constants, depthwise, direct, dots, rounding
 from graphopt.backends.tvm.schedules.dots import Dot
 from graphopt.backends.tvm.schedules.emit import Array, Expr
+from graphopt.backends.tvm.schedules.lookup import index_of
 from graphopt.backends.tvm.schedules.specs import Conv
 from graphopt.backends.tvm.schedules.staging import Staging
 
@@ -136,6 +137,8 @@ class Workload:
 
     def _finish(self, given: Mapping[str, Any], sums: Any) -> Any:
         spec, lanes = self.spec, self.dot.lanes
+        table = given.get("table")
+        look_up = None if table is None else lambda codes, lanes: table[0, index_of(codes, lanes)]
 
         def element(image: Expr, y: Expr, x: Expr, channel: Expr) -> Expr:
             value = sums[image, y, x, channel // lanes, channel % lanes]
@@ -143,7 +146,11 @@ class Workload:
                 value = value + given["bias"][channel]
             if spec.integer:
                 value = value.astype("float32") * given["multiplier"][channel]
-            residual = given["residual"][image, y, x, channel] if "residual" in given else None
-            return rounding.finish(value, residual, spec.epilogue, spec.result_dtype, 1)
+            residuals = [given["residual"][image, y, x, channel]] if "residual" in given else None
+            slopes = [(given["positive"][channel], given["negative"][channel])] if spec.epilogue.slopes else None
+            (result,) = rounding.finish(
+                [value], residuals, spec.epilogue, spec.result_dtype, 1, self.machine, look_up, slopes
+            )
+            return result
 
         return element

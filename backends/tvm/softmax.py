@@ -1,9 +1,8 @@
-"""Integer kernels that stand beside the scheduled ones: products of codes, which may repeat an operand, and softmax.
+"""Softmax of codes, which stands beside the scheduled kernels.
 
-    product   q = sat(rne(f32((a - z_a)(b - z_b)) * (s_a s_b / s_y) + z_y))        product and sum rounded apart
-    softmax   e = table[255 - (largest - x)];  q = sat(rne(e * floor(1 / s_y) / sum e) + z_y)
+    e = table[255 - (largest - x)];  q = sat(rne(e * floor(1 / s_y) / sum e) + z_y)
 
-as `graphopt.lowering.integers.kernels` computes them.
+as `graphopt.lowering.integers.kernels` computes it.
 """
 
 from __future__ import annotations
@@ -15,31 +14,6 @@ from tvm import te, tirx
 
 from graphopt.backends.tvm.schedules import exact
 from graphopt.lowering.qdq import QuantizationParameters
-
-
-def product(
-    a_shape: tuple[int, ...],
-    b_shape: tuple[int, ...],
-    out: tuple[int, ...],
-    a: QuantizationParameters,
-    b: QuantizationParameters,
-    y: QuantizationParameters,
-) -> Any:
-    """(a, b) -> codes; operands of size 1 along a dimension are repeated."""
-    p = te.placeholder(a_shape, _name(a), "a")
-    q = te.placeholder(b_shape, _name(b), "b")
-    ratio = np.float32(a.scale) * np.float32(b.scale) / np.float32(y.scale)
-
-    def at(x: Any, sizes: tuple[int, ...], index: tuple[Any, ...]) -> Any:
-        return x[tuple(0 if n == 1 else i for n, i in zip(sizes, index, strict=True))].astype("int32")
-
-    def multiply(*index: Any) -> Any:
-        whole = (at(p, a_shape, index) - a.zero_point) * (at(q, b_shape, index) - b.zero_point)
-        value = exact.product(whole.astype("float32"), exact.number(float(ratio), "float32"))
-        rounded = exact.nearest(value + tirx.const(float(y.zero_point), "float32"))
-        return _clamp(rounded, y).astype(_name(y))
-
-    return te.create_prim_func([p, q, te.compute(out, multiply, "y")])
 
 
 def softmax(rows: tuple[int, int], x: QuantizationParameters, y: QuantizationParameters) -> Any:
