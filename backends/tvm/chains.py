@@ -22,6 +22,7 @@ from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.ir.ops import clip_of
 from graphopt.lowering.integers.kernels import Window
+from graphopt.utils.printing import dtype_name
 
 
 class Chain(NamedTuple):
@@ -96,7 +97,7 @@ def _fits(value: Any, like: Node) -> bool:
 
 
 def _dtype(node: Node) -> str:
-    return str(node.meta["val"].dtype).removeprefix("torch.")
+    return dtype_name(node.meta["val"].dtype)
 
 
 def emit_chain(program: Program, chain: Chain, last: Node) -> Value:

@@ -32,6 +32,7 @@ from graphopt.lowering.integers.arithmetic import dequantize, quantize
 from graphopt.lowering.integers.fusion import Kernel, fuse
 from graphopt.lowering.integers.legalize import CLIP_CODES, gate_codes, is_dequantized, slice_parts
 from graphopt.utils.errors import GraphoptError, InputError
+from graphopt.utils.printing import dtype_name
 
 ARITHMETIC = (
     "x86_64"  # float32 multipliers with fused multiply-add, on every CPU: see graphopt.lowering.integers.machines
@@ -106,7 +107,7 @@ def emit(
 
 
 def _type(node: Node) -> Any:
-    return relax.TensorType(list(shape(node)), str(node.meta["val"].dtype).removeprefix("torch."))
+    return relax.TensorType(list(shape(node)), dtype_name(node.meta["val"].dtype))
 
 
 def _require_static(graph: Graph) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from graphopt.backends.tvm.schedules import Codes
 from graphopt.lowering.qdq import QuantizationParameters
+from graphopt.utils.printing import dtype_name
 
 
 def codes_of(grid: QuantizationParameters) -> Codes:
@@ -11,4 +12,4 @@ def codes_of(grid: QuantizationParameters) -> Codes:
 
 
 def dtype_of(grid: QuantizationParameters) -> str:
-    return str(grid.dtype).removeprefix("torch.")
+    return dtype_name(grid.dtype)

@@ -25,6 +25,7 @@ from graphopt.lowering.integers.legalize import CLIP_CODES
 from graphopt.lowering.integers.slopes import Slopes
 from graphopt.lowering.qdq import QuantizationParameters
 from graphopt.utils.errors import GraphoptError, InputError
+from graphopt.utils.printing import dtype_name
 
 Array = np.ndarray[Any, Any]
 FEW = 4  # channels of an image that are interleaved in registers
@@ -59,7 +60,7 @@ def entries_of(node: Node) -> Array | None:
     """What a function of one code gives for each, the lowest first; None where the call is something else."""
     if node.target is CLIP_CODES:
         low, high = node.args[1:]
-        dtype = str(node.meta["val"].dtype).removeprefix("torch.")
+        dtype = dtype_name(node.meta["val"].dtype)
         info = np.iinfo(dtype)
         return np.arange(info.min, info.max + 1).clip(low, high).astype(dtype)  # type: ignore[arg-type]
     kernel = node.target
@@ -172,7 +173,7 @@ def emit_lookup(program: Program, node: Node) -> Value:
     """A function of one code by itself."""
     source, entries = program.value(node.args[0]), entries_of(node)
     assert entries is not None
-    data = str(node.all_input_nodes[0].meta["val"].dtype).removeprefix("torch.")
+    data = dtype_name(node.all_input_nodes[0].meta["val"].dtype)
     spec = Lookup(source.stored, data, str(entries.dtype))
     return Value(program.call(spec, [source.expr], program.kernel(spec).table(entries)), source.shape, source.order)
 
@@ -218,7 +219,7 @@ def emit_quantize(program: Program, node: Node) -> Value:
             f"{site}: its codes are {dtype_of(grid)}, and TVM kernels take codes of 8 bits or fewer; give its activations such a "
             f"format, or leave it in float with formats={{{site!r}: None}}"
         )
-    data = str(operand(node).meta["val"].dtype).removeprefix("torch.")
+    data = dtype_name(operand(node).meta["val"].dtype)
     if _wanted_channels_last(node, source):
         images, channels, *sizes = source.shape
         pixels = prod(sizes)

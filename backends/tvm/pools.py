@@ -16,6 +16,7 @@ from graphopt.backends.tvm.schedules import Pool
 from graphopt.ir.calls import shape
 from graphopt.ir.layer import Pool as MaxPool
 from graphopt.lowering.integers.fusion import Kernel
+from graphopt.utils.printing import dtype_name
 
 
 def emit_average(
@@ -41,7 +42,7 @@ def emit_mean(program: Program, node: Node) -> Value:
     """Of float images, each as a whole; summed in float32."""
     image = image_of(program, program.value(node.args[0]))
     size = (image.shape[2], image.shape[3])
-    spec = Pool("average", image.stored, size, size, data=str(node.meta["val"].dtype).removeprefix("torch."))  # type: ignore[arg-type]
+    spec = Pool("average", image.stored, size, size, data=dtype_name(node.meta["val"].dtype))  # type: ignore[arg-type]
     return pooled(program, spec, image, shape(node))
 
 
@@ -50,7 +51,7 @@ def emit_max_pool(program: Program, node: Node) -> Value:
     image = image_of(program, program.value(node.args[0]))
     pool = MaxPool.of(node)
     assert pool is not None
-    data = str(node.meta["val"].dtype).removeprefix("torch.")
+    data = dtype_name(node.meta["val"].dtype)
     pads = pads_of(image, node, pool.kernel, pool.stride, pool.padding, pool.dilation)
     windows = (each(pool.kernel, 1), each(pool.stride, 1), pads, each(pool.dilation, 1))
     spec = Pool("max", image.stored, *windows, data=data)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
+from graphopt.backends.tvm.grids import dtype_of
 from graphopt.backends.tvm.schedules import exact
 from graphopt.lowering.qdq import QuantizationParameters
 
@@ -19,9 +20,9 @@ from graphopt.lowering.qdq import QuantizationParameters
 def softmax(rows: tuple[int, int], x: QuantizationParameters, y: QuantizationParameters) -> Any:
     """(codes [rows, length], exponentials [256]) -> codes."""
     length = rows[1]
-    codes = te.placeholder(rows, _name(x), "x")
+    codes = te.placeholder(rows, dtype_of(x), "x")
     table = te.placeholder((256,), "float32", "table")
-    lowest = int(np.iinfo(_name(x)).min)
+    lowest = int(np.iinfo(dtype_of(x)).min)
     j, k = te.reduce_axis((0, length), "j"), te.reduce_axis((0, length), "k")
     largest = te.compute(rows[:1], lambda i: te.max(codes[i, j].astype("int32"), axis=[j]), "largest")
     e = te.compute(rows, lambda i, c: table[codes[i, c].astype("int32") - lowest + (255 - (largest[i] - lowest))], "e")
@@ -30,7 +31,7 @@ def softmax(rows: tuple[int, int], x: QuantizationParameters, y: QuantizationPar
 
     def share(i: Any, c: Any) -> Any:
         steps = _nearest_quotient(e[i, c], exact.number(inverse, "float32"), total[i])
-        return _clamp(steps + tirx.const(float(y.zero_point), "float32"), y).astype(_name(y))
+        return _clamp(steps + tirx.const(float(y.zero_point), "float32"), y).astype(dtype_of(y))
 
     return te.create_prim_func([codes, table, te.compute(rows, share, "y")])
 
@@ -55,7 +56,3 @@ def _nearest_quotient(a: Any, b: Any, c: Any) -> Any:
 def _clamp(value: Any, grid: QuantizationParameters) -> Any:
     low, high = (tirx.const(float(end), "float32") for end in (grid.quant_min, grid.quant_max))
     return tirx.max(tirx.min(value, high), low)
-
-
-def _name(grid: QuantizationParameters) -> str:
-    return str(grid.dtype).removeprefix("torch.")

@@ -262,7 +262,7 @@ def test_the_gradient_of_the_step_size_in_any_number_of_dimensions(shape: tuple[
         wanted = torch.zeros(scale.shape, dtype=torch.float64)
         for place in itertools.product(*map(range, shape)):
             own = place[axis] if axis >= 0 else ()
-            position = float(x[place]) / float(scale[own])
+            position = float(x[place].detach()) / float(scale[own].detach())
             code = round(position)
             inside = low <= code + zero <= high
             slope = code - position if inside else min(max(code, low - zero), high - zero)

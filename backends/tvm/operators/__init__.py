@@ -22,13 +22,14 @@ from graphopt.backends.tvm.operators.moves import MOVES
 from graphopt.backends.tvm.operators.pairs import PAIRS
 from graphopt.backends.tvm.operators.products import PRODUCTS
 from graphopt.backends.tvm.operators.reductions import REDUCTIONS
-from graphopt.backends.tvm.operators.rule import Rule, dtype_of, name_of
+from graphopt.backends.tvm.operators.rule import Rule, dtype_of
 from graphopt.backends.tvm.operators.windows import WINDOWS
 from graphopt.backends.tvm.program import Program
 from graphopt.ir.arguments import Arguments
 from graphopt.ir.layer import BatchNorm
 from graphopt.ir.ops import aten
 from graphopt.utils.errors import GraphoptError, last_line
+from graphopt.utils.printing import dtype_name
 
 ELEMENTS: dict[Any, Rule] = {**ELEMENTWISE, **PAIRS}
 # What torch's decompositions are written in, where they are not written in ATen: the same operators, on tensors alone.
@@ -91,7 +92,7 @@ def _check(site: str, what: str, values: Values, node: Node) -> None:
     fakes = node.meta["val"]
     pairs = zip(values, fakes, strict=True) if isinstance(values, tuple) else [(values, fakes)]
     for value, fake in pairs:
-        given, wanted = (dtype_of(value), value.shape), (name_of(fake.dtype), tuple(fake.shape))
+        given, wanted = (dtype_of(value), value.shape), (dtype_name(fake.dtype), tuple(fake.shape))
         stored = tuple(int(n) for n in value.expr.ty.shape.values)
         if given != wanted or stored != value.stored:
             raise GraphoptError(f"{site}: emitted {given}, stored as {stored}, for {what}, which is {wanted}")

@@ -8,12 +8,13 @@ from torch.fx.node import Node
 from tvm import relax, te
 
 from graphopt.backends.tvm.layouts import Value, channels_last, plain
-from graphopt.backends.tvm.operators.rule import Rule, cast, name_of, result_type, scalar, spread, te_call
+from graphopt.backends.tvm.operators.rule import Rule, cast, result_type, scalar, spread, te_call
 from graphopt.backends.tvm.program import Program
 from graphopt.ir.arguments import Arguments
 from graphopt.ir.calls import shape
 from graphopt.ir.ops import aten, registered
 from graphopt.utils.errors import InputError
+from graphopt.utils.printing import dtype_name
 
 op = relax.op
 
@@ -167,7 +168,7 @@ def _copy(program: Program, a: Arguments) -> Value:
 def _filled(program: Program, node: Node, number: float) -> Value:
     """A value of the call's shape and type with one number everywhere."""
     dtype = node.meta["val"].dtype
-    return program.emit(op.full(list(shape(node)), scalar(number, dtype), name_of(dtype)), shape(node))
+    return program.emit(op.full(list(shape(node)), scalar(number, dtype), dtype_name(dtype)), shape(node))
 
 
 def _full(program: Program, a: Arguments) -> Value:
@@ -175,7 +176,7 @@ def _full(program: Program, a: Arguments) -> Value:
     a.ignore("dtype", "layout", "device", "pin_memory", "memory_format", "size", "self")
     dtype = result_type(a.node)
     number = a["fill_value"]
-    return program.emit(op.full(list(shape(a.node)), scalar(number, dtype), name_of(dtype)), shape(a.node))
+    return program.emit(op.full(list(shape(a.node)), scalar(number, dtype), dtype_name(dtype)), shape(a.node))
 
 
 MOVES: dict[Any, Rule] = {

@@ -11,12 +11,13 @@ from tvm import relax, te, tirx
 
 from graphopt.backends.tvm.layouts import Value
 from graphopt.backends.tvm.operators.elementwise import builder, library_call
-from graphopt.backends.tvm.operators.rule import Rule, aligned, cast, is_integer, name_of, result_type, scalar
+from graphopt.backends.tvm.operators.rule import Rule, aligned, cast, is_integer, result_type, scalar
 from graphopt.backends.tvm.program import Program
 from graphopt.ir.arguments import Arguments
 from graphopt.ir.calls import shape
 from graphopt.ir.ops import aten
 from graphopt.utils.errors import InputError
+from graphopt.utils.printing import dtype_name
 
 op = relax.op
 
@@ -127,7 +128,7 @@ def _power(program: Program, a: Arguments) -> Value:
     whole = isinstance(exponent, (int, float)) and float(exponent).is_integer() and 0 <= exponent <= 8
     if is_integer(dtype) and not whole:
         raise InputError(
-            f"{program.graph.site(a.node)}: TVM raises {name_of(dtype)} only to whole numbers from 0 to 8, not to "
+            f"{program.graph.site(a.node)}: TVM raises {dtype_name(dtype)} only to whole numbers from 0 to 8, not to "
             f"{exponent} (node {a.node.name}); convert to float first"
         )
     if whole and isinstance(base, Node):

@@ -8,11 +8,12 @@ from typing import Any
 from tvm import relax
 
 from graphopt.backends.tvm.layouts import Value
-from graphopt.backends.tvm.operators.rule import Rule, name_of, result_type
+from graphopt.backends.tvm.operators.rule import Rule, result_type
 from graphopt.backends.tvm.program import Program
 from graphopt.ir.arguments import Arguments
 from graphopt.ir.calls import shape
 from graphopt.ir.ops import aten, info, registered
+from graphopt.utils.printing import dtype_name
 
 op = relax.op
 LAYOUTS = {1: ("NCW", "OIW", "IOW"), 2: ("NCHW", "OIHW", "IOHW"), 3: ("NCDHW", "OIDHW", "IODHW")}
@@ -74,7 +75,7 @@ def _convolution(program: Program, a: Arguments) -> Value:
     data, kernel, _ = LAYOUTS[dims]
     result = function(
         x.expr, weight.expr, strides=stride, padding=padding * 2, dilation=dilation, groups=int(a["groups"]),
-        data_layout=data, kernel_layout=kernel, out_dtype=name_of(result_type(a.node)),
+        data_layout=data, kernel_layout=kernel, out_dtype=dtype_name(result_type(a.node)),
     )  # fmt: skip
     return unbatched(program, _biased(program, result, a["bias"], dims), shape(a.node), dims)
 
@@ -86,7 +87,7 @@ def _transposed_convolution(program: Program, a: Arguments) -> Value:
     names = ("stride", "padding", "output_padding", "dilation")
     stride, padding, extra, dilation = (_numbers(a[k], dims) for k in names)
     groups, (data, forward, kernel) = int(a["groups"]), LAYOUTS[dims]
-    dtype = name_of(result_type(a.node))
+    dtype = dtype_name(result_type(a.node))
     if dims < 3 and set(dilation) == {1} and groups == 1 and all(e < s for e, s in zip(extra, stride, strict=True)):
         function = op.nn.conv1d_transpose if dims == 1 else op.nn.conv2d_transpose
         result = function(

@@ -10,12 +10,13 @@ from tvm import relax
 
 from graphopt.backends.tvm.layouts import Order, Value
 from graphopt.backends.tvm.operators.moves import sliced
-from graphopt.backends.tvm.operators.rule import Rule, cast, name_of, result_type, scalar
+from graphopt.backends.tvm.operators.rule import Rule, cast, result_type, scalar
 from graphopt.backends.tvm.program import Program
 from graphopt.ir.arguments import Arguments
 from graphopt.ir.calls import shape
 from graphopt.ir.layer import BatchNorm
 from graphopt.ir.ops import aten
+from graphopt.utils.printing import dtype_name
 
 op = relax.op
 
@@ -108,7 +109,7 @@ def _cumulative(function: Any) -> Rule:
     def rule(program: Program, a: Arguments) -> Value:
         a.ignore("dtype")  # is the type of the result
         source = cast(program, program.value(a["self"]), result_type(a.node))
-        expr = function(source.expr, source.position(int(a["dim"])), name_of(result_type(a.node)))
+        expr = function(source.expr, source.position(int(a["dim"])), dtype_name(result_type(a.node)))
         return program.emit(expr, source.shape, source.order)
 
     return rule

@@ -13,13 +13,9 @@ from graphopt.backends.tvm.layouts import Value
 from graphopt.backends.tvm.program import Program
 from graphopt.ir.arguments import Arguments
 from graphopt.ir.calls import shape
+from graphopt.utils.printing import dtype_name
 
 Rule = Callable[[Program, Arguments], "Value | tuple[Value, ...]"]
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """TVM's name of a type."""
-    return str(dtype).removeprefix("torch.")
 
 
 def result_type(node: Node) -> torch.dtype:
@@ -33,7 +29,7 @@ def is_integer(dtype: torch.dtype) -> bool:
 
 def cast(program: Program, value: Value, dtype: torch.dtype) -> Value:
     """The value in another type, with torch's rule that everything but zero is true."""
-    name = name_of(dtype)
+    name = dtype_name(dtype)
     if dtype_of(value) == name:
         return value
     if name == "bool":
@@ -48,7 +44,7 @@ def dtype_of(value: Value) -> str:
 
 def scalar(number: Any, dtype: torch.dtype) -> Any:
     """A number of this type, as torch converts it."""
-    return relax.const(torch.tensor(number).to(dtype).numpy(), name_of(dtype))
+    return relax.const(torch.tensor(number).to(dtype).numpy(), dtype_name(dtype))
 
 
 def aligned(program: Program, values: Sequence[Value], rank: int) -> list[Value]:

@@ -13,13 +13,14 @@ from tvm import relax, te, tirx
 from graphopt.backends.tvm.layouts import Value
 from graphopt.backends.tvm.operators.indexing import taken
 from graphopt.backends.tvm.operators.products import batched, unbatched
-from graphopt.backends.tvm.operators.rule import Rule, name_of, result_type
+from graphopt.backends.tvm.operators.rule import Rule, result_type
 from graphopt.backends.tvm.pools import emit_max_pool, emit_mean
 from graphopt.backends.tvm.program import Program
 from graphopt.ir.arguments import Arguments
 from graphopt.ir.calls import shape
 from graphopt.ir.ops import aten, family
 from graphopt.utils.errors import InputError
+from graphopt.utils.printing import dtype_name
 
 op = relax.op
 MAX_POOLS = {aten.max_pool1d.default: 1, aten.max_pool2d.default: 2, aten.max_pool3d.default: 3}
@@ -103,7 +104,7 @@ def _max_pool_with_indices(program: Program, a: Arguments) -> tuple[Value, ...]:
     a.ignore("ceil_mode")
     out = tuple(a.node.meta["val"][0].shape)
     x = batched(program, program.value(a["self"]), dims)
-    sizes, dtype = x.shape[2:], name_of(a.node.meta["val"][0].dtype)
+    sizes, dtype = x.shape[2:], dtype_name(a.node.meta["val"][0].dtype)
 
     def places(index: Any, steps: Any) -> list[Any]:
         return [o * s - p + r * d for o, s, p, r, d in zip(index[2:], stride, padding, steps, dilation, strict=True)]
@@ -235,7 +236,7 @@ def _resized(program: Program, node: Node, x: Value, dim: int, matrix: Tensor) -
     dtype = result_type(node)
     if not dtype.is_floating_point:
         raise InputError(
-            f"{program.graph.site(node)}: TVM resizes {name_of(dtype)} by nearest neighbours only (node {node.name}); "
+            f"{program.graph.site(node)}: TVM resizes {dtype_name(dtype)} by nearest neighbours only (node {node.name}); "
             "convert to float first"
         )
     if count > MANY:
