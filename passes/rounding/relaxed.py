@@ -34,6 +34,7 @@ from graphopt.passes.rounding.free import FreeWeight
 from graphopt.passes.rounding.soft import BLUNT, SHARP, SoftWeight
 from graphopt.passes.rounding.weights import Rounded
 
+FAR = 1e3  # from here on a channel is far smaller than another
 SLOW = 1 / 20  # the pace of scales and steps, and of biases for their size
 
 
@@ -89,9 +90,12 @@ class _Rounding(Learnable):
         self.graph, self.task = graph, task
         self.weights = [self._relaxed(*pair) for pair in zip(task.layers, task.aims, strict=True)]
         self.biases: dict[Node, Tensor] = {}  # call that computes a layer's bias -> the bias being learned
+        self._begun: dict[Node, tuple[Tensor, Tensor]] = {}  # what it was, and the pace of each channel
         for rounded in task.layers:
             if rounded.bias is not None and rounded.bias[0] is rounded.layer.bias:
-                self.biases[rounded.bias[0]] = graph.tensor(rounded.bias[1]).clone().requires_grad_()
+                bias = graph.tensor(rounded.bias[1])
+                self.biases[rounded.bias[0]] = bias.clone().requires_grad_()
+                self._begun[rounded.bias[0]] = bias, _pace(rounded.layer.canonical(rounded.weight(graph)), bias)
         self.steps = _free_steps(graph, task.region) if task.scales else {}
 
     def _relaxed(self, rounded: Rounded, aim: Tensor) -> SoftWeight | FreeWeight:
@@ -111,8 +115,13 @@ class _Rounding(Learnable):
         now = growth.detach()
         return (value * (now + (growth - now) * math.sqrt(share)).exp()).clamp(max=limit)
 
+    def bias(self, call: Node) -> Tensor:
+        """A bias as it is now."""
+        (begun, pace), now = self._begun[call], self.biases[call]
+        return torch.where(pace < 1, begun + pace * (now - begun), now)
+
     def values(self, share: float) -> Mapping[Node, Any]:
-        found: dict[Node, Any] = {**self.biases}
+        found: dict[Node, Any] = {call: self.bias(call) for call in self.biases}
         for rounded, weight in zip(self.task.layers, self.weights, strict=True):
             found[rounded.quantizer] = rounded.native(weight.weight(), rounded.weight(self.graph))
         return found | {constant: self.step(constant, share) for constant in self.steps}
@@ -141,9 +150,15 @@ class _Rounding(Learnable):
         layers = []
         for rounded, weight in zip(self.task.layers, self.weights, strict=True):
             codes, lattice = weight.harden()
-            bias = None if rounded.layer.bias is None else self.biases.get(rounded.layer.bias)
-            layers.append((codes, lattice.scale, None if bias is None else bias.detach()))
+            bias = None if rounded.layer.bias not in self.biases else self.bias(rounded.layer.bias).detach()
+            layers.append((codes, lattice.scale, bias))
         return {"layers": layers, "steps": {str(c.target): self.step(c, 1.0).detach() for c in self.steps}}
+
+
+def _pace(weight: Tensor, bias: Tensor) -> Tensor:
+    """Of each channel's bias, from its weight, [out, ...]: Adam moves all alike, and would carry one away whose channel is far smaller than the others."""
+    reach = torch.maximum(weight.flatten(1).abs().amax(1), bias.abs())
+    return (FAR * reach / reach.max().clamp(min=1e-30)).clamp(max=1.0)
 
 
 def _free_steps(graph: Graph, region: Region) -> dict[Node, tuple[Tensor, Tensor, float]]:

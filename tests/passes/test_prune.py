@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from blocks import conv, images
-from pruning import DATA, group_of, plain, residual
+from prune_cases import DATA, group_of, plain, residual
 from rewriting import apply, capture, randomised
 from small_models import MODELS
 from torch import Tensor, nn

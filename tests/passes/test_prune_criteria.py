@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from blocks import images
-from pruning import DATA, group_of, plain, residual
+from prune_cases import DATA, group_of, plain, residual
 from rewriting import apply, assert_close, capture, randomised
 from torch import Tensor, nn
 

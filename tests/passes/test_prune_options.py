@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from blocks import images
-from pruning import DATA, plain, residual
+from prune_cases import DATA, plain, residual
 from rewriting import apply, assert_close, capture
 
 import graphopt
