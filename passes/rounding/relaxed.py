@@ -156,7 +156,10 @@ class _Rounding(Learnable):
 
 
 def _pace(weight: Tensor, bias: Tensor) -> Tensor:
-    """Of each channel's bias, from its weight, [out, ...]: Adam moves all alike, and would carry one away whose channel is far smaller than the others."""
+    """Of each channel's bias, from its weight, [out, ...].
+
+    Adam moves all alike, and would carry one away whose channel is far smaller than the others.
+    """
     reach = torch.maximum(weight.flatten(1).abs().amax(1), bias.abs())
     return (FAR * reach / reach.max().clamp(min=1e-30)).clamp(max=1.0)
 
