@@ -12,13 +12,12 @@ A package of someone else adds a pass by an entry point whose value is the class
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import re
 from typing import Any
 
 from graphopt.utils import plugins
-from graphopt.utils.errors import InputError
+from graphopt.utils.errors import InputError, suggestion
 
 GROUP = "graphopt.passes"
 _ROOMS = {
@@ -59,9 +58,7 @@ def find(name: str) -> type:
     own: type | None = next((__getattr__(known) for known in _HOME if text_name(known) == name), None)
     found: type | None = own or plugins.find(GROUP, name, type)
     if found is None:
-        near = difflib.get_close_matches(name, names(), 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise InputError(f"unknown pass {name!r}; {hint}Known passes: {', '.join(names())}")
+        raise InputError(f"unknown pass {name!r}; {suggestion(name, names())}Known passes: {', '.join(names())}")
     return found
 
 

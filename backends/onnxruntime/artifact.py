@@ -16,12 +16,12 @@ import torch
 
 from graphopt.artifacts.artifact import Artifact, describe, temporary_folder
 from graphopt.artifacts.manifest import FileEntry, Manifest
-from graphopt.artifacts.profile import KernelTime
+from graphopt.artifacts.profile import WARM, KernelTime
 from graphopt.artifacts.usage import Calls, script
 from graphopt.backends.onnxruntime import metadata
 from graphopt.backends.onnxruntime.export import to_onnx
 from graphopt.backends.onnxruntime.nbits import choose_products
-from graphopt.backends.onnxruntime.profiling import WARM, kernel_times
+from graphopt.backends.onnxruntime.profiling import kernel_times
 from graphopt.data.preprocessing import Preprocessing
 from graphopt.ir.cost import layer_macs
 from graphopt.ir.equal_calls import equal_calls
@@ -165,7 +165,7 @@ class OnnxRuntimeArtifact(Artifact):
             feeds = self.feeds(session, inputs)
             for _ in range(runs + WARM):
                 session.run(None, feeds)
-            return kernel_times(Path(session.end_profiling()), WARM)
+            return kernel_times(Path(session.end_profiling()))
 
 
 def config_entries(*, signed: bool = True, exact_products: bool = False) -> dict[str, str]:

@@ -7,21 +7,15 @@ import re
 import statistics
 from pathlib import Path
 
-from graphopt.artifacts.profile import KernelTime
+from graphopt.artifacts.profile import WARM, KernelTime
 
-WARM = 3  # runs that are not counted
 TIMED = "_kernel_time"
 # What the runtime appends to a node's name where it fuses it or changes its layout; behind a name of the model's.
 ADDED = re.compile(r"(_token_\d+|_nchwc|_quant|_qdq|/[A-Za-z]+Fusion)+_?$")
 
 
-def kernel_times(path: Path, warm: int) -> list[KernelTime]:
-    """The median time of each kernel, in the order of the first run.
-
-    Args:
-        path: of the profile.
-        warm: runs to leave out.
-    """
+def kernel_times(path: Path) -> list[KernelTime]:
+    """The median time of each kernel, in the order of the first run, from a profile; the first `WARM` runs do not count."""
     taken: dict[str, list[float]] = {}
     kernels: dict[str, str] = {}
     for event in json.loads(path.read_text()):
@@ -29,4 +23,4 @@ def kernel_times(path: Path, warm: int) -> list[KernelTime]:
             name = event["name"].removesuffix(TIMED)
             kernels[name] = event["args"]["op_name"]
             taken.setdefault(name, []).append(event["dur"] / 1000)
-    return [KernelTime(kernels[n], statistics.median(ms[warm:] or ms), ADDED.sub("", n)) for n, ms in taken.items()]
+    return [KernelTime(kernels[n], statistics.median(ms[WARM:] or ms), ADDED.sub("", n)) for n, ms in taken.items()]

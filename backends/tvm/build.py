@@ -6,7 +6,6 @@ Code is generated for the machine at hand where a target names no CPU; what that
 
 from __future__ import annotations
 
-import difflib
 import os
 import shlex
 import shutil
@@ -27,15 +26,8 @@ from graphopt.backends.tvm.machine import Gpu, Processor, processor
 from graphopt.backends.tvm.schedules import PASS_CONFIG, written_for
 from graphopt.backends.tvm.schedules.gpu.leftovers import threaded
 from graphopt.backends.tvm.schedules.leftovers import scheduled
-from graphopt.targets import Runtime, architecture
-from graphopt.utils.errors import GraphoptError, InputError, last_line
-
-LINKERS = {  # architecture -> (compiler, Debian package)
-    "x86_64": ("x86_64-linux-gnu-g++", "g++-x86-64-linux-gnu"),
-    "aarch64": ("aarch64-linux-gnu-g++", "g++-aarch64-linux-gnu"),
-    "armv7l": ("arm-linux-gnueabihf-g++", "g++-arm-linux-gnueabihf"),
-    "riscv64": ("riscv64-linux-gnu-g++", "g++-riscv64-linux-gnu"),
-}
+from graphopt.targets import LINKERS, Runtime, architecture
+from graphopt.utils.errors import GraphoptError, InputError, last_line, suggestion
 
 
 @dataclass(frozen=True)
@@ -113,8 +105,7 @@ def _check_cpu(triple: str, cpu: str) -> None:
     """Raise `InputError` where LLVM knows no such CPU, with the nearest that it knows."""
     known = [str(name) for name in codegen.llvm_get_cpu_archlist(_described(triple, ""))]
     if cpu not in known:
-        near = difflib.get_close_matches(cpu, known, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = suggestion(cpu, known)
         raise InputError(f"LLVM knows no CPU {cpu!r} for {triple}; {hint}Known: {', '.join(sorted(known))}")
 
 

@@ -72,7 +72,7 @@ def _move_or_look_up(graph: Graph, node: Node) -> None:
     composed = _composed(graph, functions, x, y)
     function: Table | Slopes | None = None
     if any(map(_by_channel, functions)):
-        function = _slopes(composed, x, y) if functions == steps else None
+        function = Slopes.fit(composed(all_codes(x.dtype))[0], x, y) if functions == steps else None
         if function is None:
             return
     elif functions or x != y:
@@ -129,13 +129,6 @@ def _moved(graph: Graph, step: Node, codes: Node, grid: QuantizationParameters, 
         moved = graph.call(target, codes, *step.args[1:], before=before, like=step, **options)
     moved.meta["val"] = step.meta["val"].to(codes.meta["val"].dtype)
     return moved
-
-
-def _slopes(
-    composed: Callable[[Tensor], Tensor], x: QuantizationParameters, y: QuantizationParameters
-) -> Slopes | None:
-    entries = composed(all_codes(x.dtype))
-    return Slopes.fit(entries[0], x, y)
 
 
 def _composed(

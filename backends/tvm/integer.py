@@ -111,8 +111,7 @@ def emit_layer(
     operands: list[Any] = []
     if added is not None:
         sum_kernel: Any = added.target
-        a, b = sum_kernel.grids
-        total = Sum.of(a[:2], b[:2], sum_kernel.grid.scale, codes_of(sum_kernel.grid))
+        total = _sum_of(sum_kernel)
         second = added.args[1] is node
         operands = [added.args[0 if second else 1]]
     own = kernel.grid
@@ -145,7 +144,7 @@ def emit_add(program: Program, node: Node, table: Node | None = None) -> Value:
     """A sum of codes; `table`: the function of one code behind it."""
     kernel: Any = node.target
     a, b = kernel.grids
-    how = Sum.of(a[:2], b[:2], kernel.grid.scale, codes_of(kernel.grid))
+    how = _sum_of(kernel)
     pair = program.operands(node)
     order = pair[0].order
     stored = tuple(shape(node)[d] for d in order)
@@ -156,6 +155,11 @@ def emit_add(program: Program, node: Node, table: Node | None = None) -> Value:
     entries = None if table is None else entries_of(table)
     spec = Add(stored, dtype_of(a), dtype_of(b), how, table=None if entries is None else str(entries.dtype))
     return Value(program.call(spec, full, program.kernel(spec).table(entries)), shape(node), order)
+
+
+def _sum_of(kernel: Any) -> Sum:
+    a, b = kernel.grids
+    return Sum.of(a[:2], b[:2], kernel.grid.scale, codes_of(kernel.grid))
 
 
 def _multiply(program: Program, node: Node, kernel: Kernel) -> Value:

@@ -7,11 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from graphopt.artifacts.profile import KernelTime
+from graphopt.artifacts.profile import WARM, KernelTime
 
 SITES = "kernels"  # in a manifest's options: kernels in the order of their calls, each with its layer
 MACHINE = "vm.builtin."  # what the virtual machine does itself
-WARM = 3  # runs that are not counted
 
 
 def kernel_times(

@@ -18,6 +18,7 @@ from graphopt.utils.printed import Printed
 from graphopt.utils.tables import Block, Column, Line, Table
 
 SHOWN = 25  # kernels that are printed
+WARM = 3  # runs before those that count
 
 
 @dataclass(frozen=True)

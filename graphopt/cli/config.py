@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from graphopt.cli.reporting import reporting
-from graphopt.utils.errors import InputError
+from graphopt.utils.errors import InputError, suggestion
 
 OWN = ("config", "save_config")  # which are about files of options
 
@@ -64,10 +63,9 @@ def options(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
 def _parameter(path: Path, key: str, known: Mapping[str, Any]) -> str:
     name = key.replace("-", "_")
     if name not in known:
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f"did you mean {near[0].replace('_', '-')!r}? " if near else ""
-        shown = ", ".join(sorted(each.replace("_", "-") for each in known))
-        raise InputError(f"{path}: there is no option {key!r}; {hint}Known options: {shown}")
+        shown = sorted(each.replace("_", "-") for each in known)
+        hint = suggestion(name.replace("_", "-"), shown)
+        raise InputError(f"{path}: there is no option {key!r}; {hint}Known options: {', '.join(shown)}")
     return name
 
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from graphopt.artifacts import registry
-from graphopt.targets import architecture, cpu_features, find, host_runtimes, machine_here, names
+from graphopt.targets import LINKERS, architecture, cpu_features, find, host_runtimes, machine_here, names
 from graphopt.utils.printed import Printed
 from graphopt.utils.tables import Block, Column, Line, Table
 
@@ -32,13 +32,14 @@ EXTRAS = {  # distribution -> (extra of graphopt, what for)
 }
 PROGRAMS = {  # name -> (package of Debian, what for)
     "g++": ("g++", "linking for this machine, through TVM"),
-    "aarch64-linux-gnu-g++": ("g++-aarch64-linux-gnu", "tvm-arm64, tvm-cortex-a..."),
-    "arm-linux-gnueabihf-g++": ("g++-arm-linux-gnueabihf", "tvm-armv7"),
-    "riscv64-linux-gnu-g++": ("g++-riscv64-linux-gnu", "tvm-riscv64"),
+    **{
+        compiler: (package, f"linking for {other}, through TVM")
+        for other, (compiler, package) in LINKERS.items()
+        if other != architecture()
+    },
     "qemu-aarch64-static": ("qemu-user-static", "tests on 64-bit ARM without the hardware"),
     "nvcc": ("nvidia-cuda-toolkit", "compiling CUDA source for tvm-cuda"),
 }
-LINKERS = {name.rsplit("-linux", 1)[0].replace("arm", "armv7l"): name for name in PROGRAMS if "-linux-" in name}
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def _why_not(name: str) -> str:
     if (code := runtime.code) is not None and code.device != "cpu":
         return f"computes on a GPU by {code.device}, which nothing here looks for; answers are simulated"
     if runtime.architecture != architecture():
-        linker = LINKERS.get(runtime.architecture) if code is not None else None
+        linker, _ = LINKERS.get(runtime.architecture, (None, "")) if code is not None else (None, "")
         missing = f", and needs {linker} to be lowered" if linker is not None and shutil.which(linker) is None else ""
         return f"is for {runtime.architecture}{missing}; answers are simulated here"
     if runtime.machine not in (None, machine_here()):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import keyword
 import re
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from graphopt import passes
 from graphopt.data.calibration import Calibration
 from graphopt.ir.passes import Pass
 from graphopt.targets import Target
-from graphopt.utils.errors import InputError
+from graphopt.utils.errors import InputError, suggestion
 
 NAME = re.compile(r"\s*([A-Za-z][\w-]*)\s*")
 CLOSING = {"{": "}", "[": "]", "(": ")"}
@@ -119,9 +118,9 @@ def _options(name: str, kind: type, inside: str) -> dict[str, Any]:
     for given in call.keywords:
         key = str(given.arg)
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise InputError(f"{name} has no option {key!r}; {hint}It has {', '.join(known) or 'none'}")
+            raise InputError(
+                f"{name} has no option {key!r}; {suggestion(key, known)}It has {', '.join(known) or 'none'}"
+            )
         if key in found:
             raise InputError(f"{name} is given {key!r} twice")
         found[key] = _value(name, key, given.value)

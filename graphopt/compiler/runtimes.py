@@ -33,7 +33,7 @@ def candidates(target: Target, options: Options) -> list[Target]:
                 f"{target.runtime.name}, leave it out"
             )
         return [host(measurement.runtime)]
-    if target != host() or measurement.device is not None:
+    if target.name != "host" or target != host() or measurement.device is not None:
         return [target]
     if options.tuning.asked_for:  # which only compiled kernels can be
         return [host("tvm")] if "tvm" in host_runtimes() else [target]

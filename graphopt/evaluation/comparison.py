@@ -93,8 +93,7 @@ class Comparison(Printed):
     def _by_layer(self) -> list[Block]:
         """The layers of either, by the time that they differ by."""
         ours, theirs = self.first.layers, self.second.layers
-        names = [name for name in {**ours, **theirs} if name in ours or name in theirs]
-        names.sort(key=lambda name: -abs(ours.get(name, 0.0) - theirs.get(name, 0.0)))
+        names = sorted({**ours, **theirs}, key=lambda name: -abs(ours.get(name, 0.0) - theirs.get(name, 0.0)))
         if not names:
             return []
         rows = [[n or "(no layer)", _layer(ours.get(n)), _layer(theirs.get(n))] for n in names[:SHOWN]]

@@ -8,7 +8,6 @@ The text is what `str(format)` gives; what it leaves out has its default.
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import asdict
 from typing import Any
@@ -19,7 +18,7 @@ from graphopt.formats.floating import FloatFormat
 from graphopt.formats.logarithmic import LogFormat
 from graphopt.formats.protocol import NumberFormat
 from graphopt.formats.uniform import Format
-from graphopt.utils.errors import InputError
+from graphopt.utils.errors import InputError, suggestion
 
 KINDS: dict[str, Any] = {
     "uniform": Format,
@@ -63,9 +62,7 @@ def parse(text: str) -> NumberFormat:
                 return _build(kind, found.groupdict())
             except ValueError as error:
                 raise InputError(f"the number format {text!r} does not exist: {error}") from error
-    near = difflib.get_close_matches(text, EXAMPLES, 1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise InputError(f"unknown number format {text!r}; {hint}Examples: {', '.join(EXAMPLES)}")
+    raise InputError(f"unknown number format {text!r}; {suggestion(text, EXAMPLES)}Examples: {', '.join(EXAMPLES)}")
 
 
 def _build(kind: str, said: dict[str, str | None]) -> NumberFormat:

@@ -23,10 +23,11 @@ from graphopt.targets.kernels import Kernels
 from graphopt.targets.known import find, host, host_runtimes, names
 from graphopt.targets.machine import architecture, cpu_features, machine_here
 from graphopt.targets.number_formats import Formats
-from graphopt.targets.runtime import CodeGeneration, Runtime
+from graphopt.targets.runtime import LINKERS, CodeGeneration, Runtime
 from graphopt.targets.target import Target
 
 __all__ = [
+    "LINKERS",
     "CodeGeneration",
     "Formats",
     "Kernels",

@@ -5,10 +5,9 @@ What a family means is said in `graphopt.ir.ops`, which adds the families of ope
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection
 
-from graphopt.utils.errors import InputError
+from graphopt.utils.errors import InputError, suggestion
 
 FAMILIES = frozenset({
     "adaptive_average_pool", "add", "average_pool", "batch_norm", "channel_clamp", "clamp", "concat", "conv", "conv_transpose",
@@ -29,8 +28,7 @@ def check_families(what: str, families: Collection[str]) -> None:
     if isinstance(families, str) or not isinstance(families, Collection):
         raise InputError(f"{what} must be a set of families, such as frozenset({{'conv'}}), got {families!r}")
     for name in sorted(set(families) - _KNOWN, key=str):
-        near = difflib.get_close_matches(str(name), sorted(_KNOWN), 1)
-        hint = f"did you mean {near[0]!r}? " if near else f"known: {', '.join(sorted(_KNOWN))}. "
+        hint = suggestion(str(name), sorted(_KNOWN)) or f"known: {', '.join(sorted(_KNOWN))}. "
         raise InputError(
             f"{what}: unknown family {name!r}; {hint}One of your own is known once its operator is registered "
             "(graphopt.ir.ops.register)"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-
 from graphopt.targets.compiled import COMPILED
 from graphopt.targets.cpus import CPUS
 from graphopt.targets.gpus import GPUS
@@ -12,7 +10,7 @@ from graphopt.targets.packed import PACKED
 from graphopt.targets.target import Target
 from graphopt.targets.vendors import VENDORS
 from graphopt.utils import plugins
-from graphopt.utils.errors import InputError
+from graphopt.utils.errors import InputError, suggestion
 
 GROUP = "graphopt.targets"  # entry points of packages that add one
 KNOWN = CPUS | COMPILED | GPUS | VENDORS | PACKED
@@ -39,8 +37,7 @@ def find(target: str | Target) -> Target:
         added: Target | None = plugins.find(GROUP, target, Target)
         if added is not None:
             return added
-        near = difflib.get_close_matches(str(target), names(), 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = suggestion(str(target), names())
         raise InputError(f"unknown target {target!r}; {hint}Known targets: {', '.join(names())}")
     return KNOWN[target]
 

@@ -11,6 +11,12 @@ from graphopt.utils.errors import InputError
 Device = Literal["cpu", "cuda", "opencl"]
 COMPILING = frozenset({"tvm"})  # runtimes of ours that generate code
 INTERPRETING = frozenset({"onnxruntime", "packed"})  # those that do not
+LINKERS = {  # of C++, for other machines: architecture -> (compiler, Debian package)
+    "x86_64": ("x86_64-linux-gnu-g++", "g++-x86-64-linux-gnu"),
+    "aarch64": ("aarch64-linux-gnu-g++", "g++-aarch64-linux-gnu"),
+    "armv7l": ("arm-linux-gnueabihf-g++", "g++-arm-linux-gnueabihf"),
+    "riscv64": ("riscv64-linux-gnu-g++", "g++-riscv64-linux-gnu"),
+}
 CUDA_NAME = r"sm_\d+[af]?"  # a compute capability
 
 

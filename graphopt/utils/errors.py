@@ -6,7 +6,8 @@ contract raises `PassError`, which is ours to mend.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 
 
 class GraphoptError(Exception):
@@ -35,6 +36,12 @@ class ExecutionError(GraphoptError, RuntimeError):
 
 class PassError(GraphoptError, RuntimeError):
     """A pass broke its contract (invalid graph, changed outputs although exact); the message says how to reproduce."""
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """`did you mean 'arm'? ` where something known is near, for a message to go on behind it; else empty."""
+    near = get_close_matches(name, list(known), 1)
+    return f"did you mean {near[0]!r}? " if near else ""
 
 
 def first_line(error: BaseException, otherwise: str = "") -> str:

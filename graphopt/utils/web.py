@@ -11,10 +11,11 @@ from html import escape
 from graphopt.utils.tables import Block, Facts, Line, Table
 
 STYLE = """
-:root { color-scheme: light dark; --soft: light-dark(#f3f4f6, #22262b); --line: light-dark(#d9dce1, #3a4048);
-  --warn: light-dark(#fff3d6, #4a3a12); --dim: light-dark(#5c6570, #a3adb8); }
+:root { color-scheme: light dark; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+.graphopt { --soft: light-dark(#f3f4f6, #22262b); --line: light-dark(#d9dce1, #3a4048);
+  --warn: light-dark(#fff3d6, #4a3a12); --dim: light-dark(#5c6570, #a3adb8); }
 .graphopt table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
 .graphopt td { font-variant-numeric: tabular-nums; vertical-align: top; }
 .graphopt th, .graphopt td { padding: .25rem .75rem; border-bottom: 1px solid var(--line); text-align: left; }

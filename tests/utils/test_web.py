@@ -81,3 +81,10 @@ def test_a_report_is_a_page_with_all_of_its_changes(tmp_path: Path) -> None:
     assert report._repr_html_().startswith("<style>")
     report.save(tmp_path / "report.json")
     assert (tmp_path / "report.json").read_text().startswith("{")
+
+
+@pytest.mark.parametrize("text", [page("report", BLOCKS), fragment(BLOCKS)])
+def test_every_colour_that_is_used_is_said(text: str) -> None:
+    used, said = (set(re.findall(pattern, text)) for pattern in (r"var\((--\w+)\)", r"(--\w+):"))
+    assert used
+    assert used <= said
