@@ -11,7 +11,7 @@ from graphopt.artifacts.profile import WARM, KernelTime
 
 TIMED = "_kernel_time"
 # What the runtime appends to a node's name where it fuses it or changes its layout; behind a name of the model's.
-ADDED = re.compile(r"(_token_\d+|_nchwc|_quant|_qdq|/[A-Za-z]+Fusion)+_?$")
+ADDED = re.compile(r"(_token_\d+|_nchwc|_quant|_qdq|/[A-Za-z]+)+_?$")
 
 
 def kernel_times(path: Path) -> list[KernelTime]:

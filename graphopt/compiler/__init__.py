@@ -10,6 +10,7 @@ recipes.py    the passes of a target
 pipeline.py   passes as a text
 ladder.py     ways to quantize, in the order of what they cost
 runtimes.py   which runtime of this machine is faster
+placement.py  which parts are faster in float than in integer
 doctor.py     what this machine can do
 latency.py    the time of graphs, measured and remembered
 """

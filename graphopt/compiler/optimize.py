@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from graphopt.artifacts.backend import Tuning
 from graphopt.artifacts.labels import class_labels as named_classes
 from graphopt.artifacts.manifest import read_manifest
 from graphopt.artifacts.report import Report
-from graphopt.compiler import stages
+from graphopt.compiler import placement, stages
 from graphopt.compiler.ladder import Lowered
 from graphopt.compiler.options import Measurement, Options, Quantization, Shortcuts, Shrinking
 from graphopt.compiler.pipeline import pipeline
@@ -122,11 +123,13 @@ def optimize(
         class_labels=() if class_labels is None else named_classes(class_labels),
     )
     work = stages.capture(request)
-    lower = partial(_lower, passes=steps)
+    lower, begun = partial(_lower, passes=steps), copy.deepcopy(work.report)
     if len(tried) == 1 or not work.repeatable(steps):
         lowered = lower(work)
     else:
         work, lowered = fastest([work, *map(work.aimed_at, tried[1:])], lower)
+    if steps is None and placement.applies(work):
+        work, lowered = placement.leave_in_float(work, lowered, lower, begun)
     with work.timings.stage("measure"):
         stages.measure(work, lowered)
     lowered.artifact.manifest.report = work.report.to_dict()

@@ -27,11 +27,13 @@ from graphopt.ir.graph import Graph
 from graphopt.ir.layer import BatchNorm
 from graphopt.utils.progress import progress
 
-STEPS = 40  # of gradient descent
-RATE = 0.25  # of Adam, in the unit of the inputs
+STEPS, HASTY = 20, 10  # of gradient descent, and for networks of which few samples are too much work
+RATE = 0.6  # of Adam, in the unit of the inputs
 BATCH = 32
 MOST, FEWEST = 256, 4  # samples
-WORK = 2e11  # multiply-accumulates to spend, a gradient taken for two runs
+WORK = 1e11  # multiply-accumulates to spend: seconds of one core, and the same on every machine
+ELEMENT = 100  # multiply-accumulates that take as long as one element of a value, its gradient included
+MATCHED = 0.01  # of the loss, for each norm: statistics that are as near are the same
 FLAT = 1e-6  # of the largest variance of a norm: channels below it are constant
 
 
@@ -46,12 +48,19 @@ def without_data(graph: Graph) -> Calibration:
         reason = "the network has no batch norms" if floating else "its inputs are no floating-point numbers"
         noise.notes.append(f"no inputs could be distilled, because {reason}; ranges come from random inputs")
         return noise
-    samples = int(min(MOST, max(FEWEST, WORK / (3 * STEPS * max(1, cost.macs(graph))))))
+    affordable = WORK / _work(graph)  # steps of single samples
+    samples = int(min(MOST, max(FEWEST, affordable / STEPS)))
+    steps = int(min(STEPS, max(HASTY, affordable / samples)))
     size = min(BATCH, samples)
-    noise = synthetic(graph, batches=-(-samples // size), size=size)
-    found = Calibration([tuple(batch) for batch in distil(graph, noise)], graph, synthetic=True)
+    noise = synthetic(graph, batches=samples // size, size=size)
+    found = Calibration([tuple(batch) for batch in distil(graph, noise, steps)], graph, synthetic=True)
     found.notes.append("calibration inputs were distilled from the statistics of the network's batch norms")
     return found
+
+
+def _work(graph: Graph) -> int:
+    """Multiply-accumulates of one step for one sample; a gradient takes as long as two runs."""
+    return 3 * cost.macs(graph) + ELEMENT * cost.elements(graph)
 
 
 def distil(graph: Graph, batches: Iterable[list[Tensor]], steps: int = STEPS, rate: float = RATE) -> list[list[Tensor]]:
@@ -61,7 +70,7 @@ def distil(graph: Graph, batches: Iterable[list[Tensor]], steps: int = STEPS, ra
         graph: in eval mode, with batch norms.
         batches: where to begin, e.g. `graphopt.data.calibration.synthetic(graph)`; inputs that are not floating-point stay
             as they are.
-        steps: of gradient descent on each batch.
+        steps: of gradient descent on each batch, at most: it ends where the statistics match.
         rate: its learning rate.
 
     Returns:
@@ -81,12 +90,16 @@ def _bend(
     best, found = float("inf"), [t.detach().clone() for t in inputs]
     optimizer = torch.optim.Adam(learned, lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
+    for step in range(steps):
         loss = match(inputs)
         if not torch.isfinite(loss):
             break
         if float(loss.detach()) < best:
             best, found = float(loss.detach()), [t.detach().clone() for t in inputs]
+        if best < MATCHED * len(match.known):
+            for _ in range(steps - step):
+                advance()
+            break
         gradients = torch.autograd.grad(loss, learned, allow_unused=True)  # a batch norm need not see every input
         for tensor, gradient in zip(learned, gradients, strict=True):
             tensor.grad = gradient

@@ -6,6 +6,7 @@ tensor_statistics.py  how well a grid fits a quantized activation or weight
 fidelity.py        how far answers are from the original's, by output and channel
 evaluate.py        integer share and fidelity of a result
 scores.py          its accuracy, by the caller's function
+kernel_costs.py    what its parts take in integer and in float, and which had better stay in float
 timing.py          its time beside the original's
 comparison.py      two artifacts side by side
 devices.py         results that run elsewhere: what stands for them here, what they answer there

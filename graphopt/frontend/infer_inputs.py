@@ -1,8 +1,9 @@
 """Example inputs guessed from the model, for when the user gives none.
 
 Looked at in turn: what timm and Hugging Face models say about themselves, then the first layer with a weight. Sizes
-that nothing states are tried out by running the model, the most usual first. The guess is told in a sentence, because
-other sizes may be what the model was trained with.
+that nothing states are tried out by running the model, the most usual first. Of image networks that run at any size the
+strides tell: feature maps end at 7 x 7 or 8 x 8 as a rule, so a network for 224 x 224 divides by 32, one for 32 x 32 by
+4. The guess is told in a sentence, because other sizes may be what the model was trained with.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from graphopt.utils.errors import InputError
 
 IMAGE_SIZES = (224, 32, 28, 64, 256, 16, 8, 384, 512)
+LAST_MAP = 8  # pixels: height and width of the feature maps of a classifier's last stage
+SMALLEST = 32  # pixels: no image is guessed smaller from strides
 LENGTHS = (128, 1024, 16, 16000)  # of sequences and signals
 BATCH = 1  # one image, one sentence: what is measured is the time of one answer
 
@@ -89,11 +92,34 @@ def _first_layer(model: nn.Module) -> Iterator[Guess]:
             for length in LENGTHS:
                 yield _image((layer.in_channels, length), origin)
         elif isinstance(layer, nn.Conv2d):
+            yield from _by_strides(model, layer, origin)
             for size in IMAGE_SIZES:
                 yield _image((layer.in_channels, size, size), origin)
         else:
             for size in (32, 64, 16):
                 yield _image((layer.in_channels, size, size, size), origin)
+
+
+def _by_strides(model: nn.Module, first: nn.Conv2d, origin: str) -> Iterator[Guess]:
+    """The size at which the last feature map has `LAST_MAP` pixels, for networks that run at the most usual size, too."""
+    size = IMAGE_SIZES[0]
+    heights: list[int] = []
+
+    def note_height(module: nn.Module, args: Any, output: Any) -> None:
+        heights.append(output.shape[-2])
+
+    hooks = [m.register_forward_hook(note_height) for m in model.modules() if isinstance(m, nn.Conv2d)]
+    try:
+        runs = _runs(model, _image((first.in_channels, size, size), origin))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    maps = [height for height in heights if height > 1]  # one pixel: behind a global pool
+    if runs and maps:
+        stride = max(1, size // min(maps))
+        fits = max(SMALLEST, LAST_MAP * stride)
+        if fits < size:
+            yield _image((first.in_channels, fits, fits), f"{origin}, and a total stride of {stride}")
 
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

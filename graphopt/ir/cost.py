@@ -41,6 +41,11 @@ def layer_macs(graph: Graph) -> dict[Node, int]:
     return {node: count for node, count in counts if count}
 
 
+def elements(graph: Graph) -> int:
+    """Elements of everything that one forward pass computes: what layers that multiply little take their time by."""
+    return sum(math.prod(_sizes(node)) for node in graph.calls())
+
+
 def parameters(graph: Graph) -> int:
     """Elements of the trainable weights, and of weights stored as integer codes; a shared weight counts once."""
     return sum(_weights(graph).values())

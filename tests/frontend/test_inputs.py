@@ -33,7 +33,7 @@ def test_the_size_that_runs_is_found(size: int) -> None:
 @pytest.mark.parametrize(
     "model, shape",
     [
-        (nn.Conv2d(3, 4, 3), (1, 3, 224, 224)),
+        (nn.Conv2d(3, 4, 3), (1, 3, 32, 32)),
         (nn.Linear(7, 3), (1, 7)),
         (nn.Sequential(nn.Flatten(2), nn.Linear(7, 3)), (1, 128, 7)),
         (nn.Conv1d(5, 4, 3), (1, 5, 128)),
@@ -48,6 +48,28 @@ def test_the_first_layer_tells(model: nn.Module, shape: tuple[int, ...] | None) 
             infer(model.eval())
     else:
         assert infer(model.eval()).args[0].shape == shape
+
+
+class Strided(nn.Module):
+    """A classifier of any size whose convolutions halve so many times; the last one works on pooled pixels."""
+
+    def __init__(self, halvings: int) -> None:
+        super().__init__()
+        self.stages = nn.Sequential(*[nn.Conv2d(3, 3, 3, 2, padding=1) for _ in range(halvings)])
+        self.gate = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.gate(self.stages(x).mean((2, 3), keepdim=True)).flatten(1)
+        return out
+
+
+@pytest.mark.parametrize("halvings, size", [(1, 32), (2, 32), (3, 64), (4, 128), (5, 224), (6, 224)])
+def test_strides_tell_the_size_of_a_network_that_runs_at_any(halvings: int, size: int) -> None:
+    model = Strided(halvings).eval()
+    guess = infer(model)
+    assert guess.args[0].shape == (1, 3, size, size)
+    assert ("total stride" in guess.note) == (size < 224)
+    assert not any(m._forward_hooks for m in model.modules())
 
 
 def test_models_that_say_their_size_are_believed() -> None:

@@ -199,7 +199,6 @@ def test_a_module_called_twice_has_one_format() -> None:
         ({"average_bits": 4, "max_bytes": 10}, "got average_bits, max_bytes"),
         ({"average_bits": 0}, "average_bits must be a number over 0"),
         ({"average_bits": 40}, "at most 32"),
-        ({"average_bits": 4, "choices": ()}, "choices is empty"),
         ({"average_bits": 4, "choices": (4, 16)}, "target 'x86' has no 16-bit weights here; it has 2, 3, 4"),
         ({"average_bits": 4, "activations": (4, None)}, "no float activations here"),
         ({"average_bits": 4, "layers": {"stem": 12}}, r"layers\['stem'\]: target 'x86' has no 12-bit weights"),
@@ -252,3 +251,12 @@ def test_bits_are_better_spread_than_even_on_a_trained_network(zoo: Any) -> None
     bits = {row.name: row.weights or 0 for row in plan.rows}
     assert bits["conv1"] >= 4  # few weights that everything depends on
     assert bits["layer3.2.conv1"] <= 3
+
+
+@pytest.mark.parametrize(
+    ("target", "bits"), [("x86", (2, 3, 4, 5, 6, 8)), ("narrow", (2, 3, 4, 5, 6, 7)), ("few", (4,))]
+)
+def test_the_usual_choices_are_those_that_the_target_has(target: str, bits: tuple[int, ...]) -> None:
+    has = {"x86": tuple(range(2, 9)), "narrow": tuple(range(2, 8)), "few": (4,)}[target]
+    chosen = MixedPrecision(X86.replace(weight_bits=has), BATCHES, average_bits=4.0)
+    assert chosen.choices == bits

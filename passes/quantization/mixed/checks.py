@@ -33,8 +33,6 @@ def check(options: MixedPrecision) -> None:
     for name, known in (("sensitivity", get_args(Sensitivity)), ("solver", get_args(Solver))):
         if (given := getattr(options, name)) not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {given!r}")
-    if not options.choices:
-        raise ValueError("choices is empty; name at least one number of bits")
     for bits in options.choices:
         _check_weights(options.target, "choices", bits)
     for bits in options.activations:

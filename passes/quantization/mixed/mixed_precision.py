@@ -62,6 +62,7 @@ from graphopt.targets import Target
 
 B = TypeVar("B", int, Bits)
 ROUNDS = 3  # of planning for a latency
+FEW, MANY = 6, 8  # bits of weights
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class MixedPrecision:
         max_bit_operations: multiply-accumulates x bits of weights x bits of activations. At most 1: the share of what the
             target's formats cost; (w, a): what uniform bits cost; else the number.
         max_latency_ms: milliseconds of a call on the graph's example, by `timer`.
-        choices: bits of weights to choose from; None is float.
+        choices: bits of weights to choose from; None is float. Empty: 2 to 6, and the most up to 8 that the target has.
         activations: bits to choose from for what layers and other integer operators produce; empty: the target's.
             Inputs of the integer region, such as images, keep the target's.
         layers: name pattern (`fnmatch`, first match wins) -> bits of the weights, (bits of weights, of activations), or None
@@ -102,7 +103,7 @@ class MixedPrecision:
     max_bytes: float | None = None
     max_bit_operations: float | tuple[int, int] | None = None
     max_latency_ms: float | None = None
-    choices: Sequence[Bits] = (2, 3, 4, 5, 6, 8)
+    choices: Sequence[Bits] = ()
     activations: Sequence[int] = ()
     layers: Mapping[str, Pin] = field(default_factory=dict)
     sensitivity: Sensitivity = "sqnr"
@@ -114,6 +115,7 @@ class MixedPrecision:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "choices", tuple(self.choices) or _usual(self.target.formats.weight_bits))
         check(self)
         self.quantize({})  # checks the estimators
 
@@ -235,3 +237,8 @@ def _uniforms(space: Space, cost: Cost) -> list[Candidate]:
         if a != b and all(x <= y for x, y in zip(b, a, strict=True))
     }
     return [Candidate(name, a, cost(a)) for name, a in found.items() if name not in worse]
+
+
+def _usual(known: Sequence[int]) -> tuple[int, ...]:
+    """Bits that are worth a choice: each of the few, and one of the many."""
+    return tuple(bits for bits in known if bits <= FEW or bits == max((b for b in known if b <= MANY), default=MANY))
