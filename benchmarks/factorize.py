@@ -8,7 +8,7 @@ weights without data, which is what plain decompositions do.
 
     python benchmarks/factorize.py [--networks ResNet-20] [--int8 0]
 
-`--int8 1` quantizes each `Factorize` result and its original (x86 formats) and tests the artifact, too.
+`--int8 1` quantizes each `Factorize` result for this machine (`host`, in ONNX Runtime) and tests the artifact, too.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def rows(name: str, int8: bool) -> common.Rows:
             "seconds": seconds,
         }
         if int8 and scope == "chosen":
-            done = graphopt.optimize(graph, target="x86", calibration=[b[0] for b in case.batches], measure=False)
+            done = graphopt.optimize(graph, target="host", calibration=[b[0] for b in case.batches], measure=False)
             row["int8 artifact"] = case.top1(done.artifact)
         found.append(row)
         common.log(str(row))

@@ -35,6 +35,8 @@ class Value:
 
     def position(self, dim: int) -> int:
         """Where a dimension (counted from either end) lies in memory."""
+        if not self.shape:
+            raise ValueError("its input is a scalar, which has no dimension")
         return self.order.index(dim % len(self.shape))
 
     def permuted(self, dims: tuple[int, ...]) -> Value:

@@ -115,7 +115,7 @@ def pool_globally(graph: Graph, node: Node) -> str:
     source = operand(node)
     dims = len(shape(source))
     if kind == "mean":
-        reduced = {d % dims for d in argument(node, "dim") or []}
+        reduced = {d % dims for d in argument(node, "dim") or []} if dims else set()
         if reduced != set(range(2, dims)) or argument(node, "dtype") is not None:
             return ""
         keep = bool(argument(node, "keepdim"))

@@ -8,7 +8,8 @@
 Every constant the removed units run along is zeroed at their indices, in a copy; a removed channel is then zero, or a constant
 that is read with weight zero. Where an operator takes statistics over removed channels (layer norm, mean over channels), zeros
 would count as values: there the reference computes the statistics over the channels that survive, and puts the result back
-between zeros. Which survive is read off the trace; nothing of `graphopt.analysis.channels.removal` is used.
+between zeros. Products of two values sum over survivors, too. Which survive is read off the trace; nothing of
+`graphopt.analysis.channels.removal` is used.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from graphopt.ir.graph import Graph
 from graphopt.ir.ops import aten
 
 EXACT = 1e-5  # of the largest output
+PRODUCTS = (aten.matmul.default, aten.bmm.default)
 
 Chosen = list[tuple[Group, list[int]]]
 
@@ -74,6 +76,9 @@ class Reference:
         self.surviving: dict[str, list[Tensor]] = {}
         for columns, node in trace.statistics:
             if any(np.isin(column, labels).any() for column in trace.labels.resolve(columns)):
+                self.surviving[node.name] = survivors(trace, node.args[0], labels)
+        for node in graph.calls():
+            if node.target in PRODUCTS and not any(graph.is_constant(source) for source in node.args):
                 self.surviving[node.name] = survivors(trace, node.args[0], labels)
 
     def __call__(self, *inputs: Tensor) -> Any:
@@ -123,6 +128,9 @@ class _Over(fx.Interpreter):
         ):  # of the dimensions that are averaged over
             over = [d for d in range(x.dim()) if d != 1 and (d or n.target is aten.batch_norm.default)]
             return put(n.target(take(x, kept, over), *args[1:], **kwargs), x, kept, over)
+        if n.target in PRODUCTS:
+            other: Tensor = args[1]
+            return n.target(x[..., kept[-1]], other.index_select(max(other.dim() - 2, 0), kept[-1]))
         over = _reduced(n, x.dim())
         return n.target(take(x, kept, over), *args[1:], **kwargs)  # type: ignore[operator]
 

@@ -11,7 +11,11 @@ import torch.nn.functional as F
 from rewriting import Model, capture, check, names
 from torch import Tensor, nn
 
+from graphopt.ir.passes import Pass
+from graphopt.passes.cleanup import FoldBatchNorm, FoldConstantChannels
 from graphopt.passes.cleanup.simplify import Simplify
+from graphopt.passes.equalization import EqualizeChannels
+from graphopt.passmanager.runner import run
 
 SIMPLIFY = Simplify()
 Forward = Callable[[nn.Module, Tensor], object]
@@ -257,3 +261,29 @@ def test_normalisation_of_images_reads_as_one_sum_and_one_product() -> None:
           %0 = add(inputs_0, other=-0.5) : f32[N, 3, 4, 4]
           %1 = mul(%0, other=4.0) : f32[N, 3, 4, 4]
           return %1""")
+
+
+class Scalars(nn.Module):
+    """Calls that go along a dimension of a value that has none, as torch allows; beside layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv1d(2, 4, 1), nn.Conv1d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        low = x.min()
+        along = [
+            low.mean(-1, keepdim=True),
+            low.softmax(-1),
+            low.sum(0),
+            low.cumsum(0),
+            low.logsumexp(-1),
+            low.sort(-1)[0],
+        ]
+        return [self.second(self.first(x)), *(low - value for value in along)]
+
+
+@pytest.mark.parametrize("transform", [Simplify(), FoldBatchNorm(), FoldConstantChannels(), EqualizeChannels()])
+def test_dimensions_of_scalars_are_no_riddle(transform: Pass) -> None:
+    graph = capture(Scalars(), torch.randn(2, 2, 5))
+    run([transform], graph)

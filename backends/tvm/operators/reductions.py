@@ -25,7 +25,7 @@ def _dims(a: Arguments, rank: int) -> list[int]:
     """Which dimensions go: all where none is named."""
     given = a.get("dim")
     listed = [given] if isinstance(given, int) else list(given or [])
-    return sorted({int(d) % rank for d in listed}) or list(range(rank))
+    return sorted({int(d) % rank for d in listed} if rank else []) or list(range(rank))
 
 
 def _left(source: Value, gone: Sequence[int], keep: bool) -> Order:

@@ -72,7 +72,9 @@ class Trace:
         found = value(node)
         if not isinstance(found, (Tensor, list, tuple)):
             return  # a size
-        if rule is None:
+        if all(isinstance(value(source), Tensor) and not value(source).dim() for source in node.all_input_nodes):
+            dims = None  # scalars have no dimensions that a rule could follow
+        elif rule is None:
             self.fix(node, f"{node.name}, {self.unfollowed}")
             dims = None
         else:
