@@ -197,9 +197,9 @@ def session(path: Path, threads: int = 1) -> ort.InferenceSession:
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def runner(path: Path, inputs: np.ndarray[Any, Any]) -> Any:
+def runner(path: Path, inputs: np.ndarray[Any, Any], threads: int = 1) -> Any:
     """A function of no arguments that runs a model on these inputs; for timing."""
-    opened = session(path)
+    opened = session(path, threads)
     feeds = {opened.get_inputs()[0].name: inputs}
     return lambda: opened.run(None, feeds)
 

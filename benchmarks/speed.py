@@ -1,74 +1,134 @@
-"""How much faster the integer artifact is than the float original in ONNX Runtime: published networks, 224x224, one thread.
+"""How much faster the integer artifact is than the float original in ONNX Runtime: published networks, 224x224.
+
+    python benchmarks/speed.py [--models resnet18] [--targets host x86 arm] [--threads 1 2] [--batches 1 8 32] [--rounds 40]
 
 The float original is what `torch.onnx.export(..., dynamo=True)` writes with its defaults. Weights are random: they do not
-change the time. Float original, our artifact and ONNX Runtime's own `quantize_static` run in turn; a ratio is the median of
-the ratios within a round. `arm` on x86 shows what the other target's format costs here; it says nothing about ARM.
+change the time. Float original, our artifacts (in ONNX Runtime, and in TVM where it is installed), ONNX Runtime's own
+`quantize_static`, and where the package `openvino` is installed the files of float, ours and `quantize_static` in OpenVINO, all
+run in turn; a ratio is the median of the ratios within a round. `host` is what this machine multiplies fastest, `x86` what
+processors with VNNI do; `arm` on x86 shows what the other target's format costs here and says nothing about ARM. More threads
+than cores say nothing.
 
-Targets: ResNet-18 at least 3.4 times, MobileNetV2 at least 2.0 times; every multiply-accumulate of convolutions and linear
-layers in integer; no residual addition in float.
+Targets: ResNet-18 at least 3.4 times, MobileNetV2 at least 2.0 times (x86 with VNNI, one thread, one image); every
+multiply-accumulate of convolutions and linear layers in integer; no residual addition in float.
 """
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import common
+import numpy as np
 import torch
 import zoo
 
 import graphopt
+from graphopt.artifacts import registry
+from graphopt.artifacts.artifact import Artifact
 from graphopt.backends.onnxruntime import audit
 from graphopt.backends.onnxruntime.artifact import MODEL
 from graphopt.ir import cost
+from graphopt.targets import host, host_runtimes
 
 WANTED = {"resnet18": 3.4, "mobilenet_v2": 2.0}
 MODELS = ["resnet18", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0"]
+Call = Callable[[], Any]
+Feed = np.ndarray[Any, Any]
 
 
-def rows(name: str, folder: Path, rounds: int) -> common.Rows:
-    model, (example,), _ = zoo.make(f"torchvision/{name}")
-    common.randomise(model)
-    batches = list(common.images(16))
-    feed = example.numpy()
-    original = common.export_float(model, example, folder / f"{name}.onnx")
-    reference = common.quantize_static(original, folder / f"{name}.static.onnx", (b[:1] for b in batches))
-    ours = {
-        t: graphopt.optimize(model, example, target=t, calibration=batches, measure=False).artifact
-        for t in ("x86", "arm")
-    }
-    calls = {"float": common.runner(original, feed), "quantize_static": common.runner(reference, feed)}
-    calls |= {t: common.runner(artifact.folder / MODEL, feed) for t, artifact in ours.items()}
+class Network:
+    """A float original, what others make of it, and ours, for one batch size; made once, run with several threads."""
+
+    def __init__(self, name: str, batch: int, targets: list[str], folder: Path) -> None:
+        model, (example,), _ = zoo.make(f"torchvision/{name}")
+        common.randomise(model)
+        example = example[:1].expand(batch, *example.shape[1:]).contiguous()
+        batches = list(common.images(16))
+        self.name, self.batch, self.feed = name, batch, example.numpy()
+        self.original = common.export_float(model, example, folder / f"{name}.{batch}.onnx")
+        static = (b[:1].expand(batch, *b.shape[1:]).contiguous() for b in batches)
+        self.static = common.quantize_static(self.original, folder / f"{name}.{batch}.static.onnx", static)
+        chosen: dict[str, Any] = {t: host("onnxruntime") if t == "host" else t for t in targets}
+        if registry.available("tvm") and "tvm" in host_runtimes():
+            chosen["tvm"] = host("tvm")
+        how = {"calibration": batches, "measure": False, "dynamic_batch": batch == 1}
+        self.ours = {way: graphopt.optimize(model, example, target=t, **how).artifact for way, t in chosen.items()}
+
+    def calls(self, threads: int) -> dict[str, Call]:
+        """What to time: the ways by name, `float` first."""
+        calls = {"float": common.runner(self.original, self.feed, threads)}
+        calls |= {way: ours(artifact, self.feed, threads) for way, artifact in self.ours.items()}
+        calls["quantize_static"] = common.runner(self.static, self.feed, threads)
+        if importlib.util.find_spec("openvino"):
+            files = {"float": self.original, "quantize_static": self.static}
+            files |= {way: artifact.folder / MODEL for way, artifact in self.ours.items() if way != "tvm"}
+            calls |= {f"{way}, OpenVINO": in_openvino(path, self.feed, threads) for way, path in files.items()}
+        return calls
+
+
+def ours(artifact: Artifact, feed: Feed, threads: int) -> Call:
+    if artifact.manifest.runtime == "onnxruntime":
+        return common.runner(artifact.folder / MODEL, feed, threads)
+    inputs = torch.from_numpy(feed)
+
+    def call() -> Any:
+        artifact.set_threads(threads)
+        return artifact(inputs)
+
+    return call
+
+
+def in_openvino(path: Path, feed: Feed, threads: int) -> Call:
+    import openvino
+
+    core = openvino.Core()
+    chosen = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    model = core.read_model(path)
+    model.reshape(list(feed.shape))
+    request = core.compile_model(model, "CPU", chosen).create_infer_request()
+    return lambda: request.infer([feed])
+
+
+def rows(network: Network, threads: int, rounds: int) -> common.Rows:
+    calls = network.calls(threads)
     taken = cost.timings(calls, repeats=rounds, budget_seconds=60)
     found: common.Rows = []
-    for way in ("x86", "arm", "quantize_static"):
+    for way in calls:
+        standard = way == "x86" and (threads, network.batch) == (1, 1)
         row = {
-            "model": name,
-            "int8": way,
-            "float ms": taken.median("float"),
-            "int8 ms": taken.median(way),
+            "model": network.name,
+            "threads": threads,
+            "batch": network.batch,
+            "by": way,
+            "ms": taken.median(way),
             "times faster": taken.speedup("float", way),
-            "wanted": WANTED.get(name) if way == "x86" else None,
+            "wanted": WANTED.get(network.name) if standard else None,
         }
-        if way in ours:
-            seen = audit(ours[way])
-            adds = [f.operator for f in seen.floating].count("Add")
-            row |= {"integer MACs %": 100 * seen.share, "float adds": adds}
-            row["float operators"] = common.joined(common.float_operators(ours[way].folder / MODEL))
-        else:
-            row["float operators"] = common.joined(common.float_operators(reference))
+        if way in network.ours:
+            seen = audit(network.ours[way]) if way != "tvm" else None
+            row |= {"integer MACs %": 100 * seen.share if seen else None}
+            row |= {"float adds": [f.operator for f in seen.floating].count("Add") if seen else None}
         found.append(row)
+        common.log(str(row))
     return found
 
 
 def main() -> None:
-    options = common.arguments(__doc__, models=MODELS, rounds=40)
+    options = common.arguments(
+        __doc__, models=MODELS, targets=["host", "x86", "arm"], threads=[1], batches=[1], rounds=40
+    )
     torch.set_num_threads(1)
     found: common.Rows = []
     with common.workplace() as folder:
         for name in options.models:
-            common.log(name)
-            found += rows(name, folder, options.rounds)
-    common.finish({"Speed: one image of 224x224, one thread, ONNX Runtime": found}, options.json)
+            for batch in options.batches:
+                network = Network(name, int(batch), options.targets, folder)
+                for threads in options.threads:
+                    found += rows(network, int(threads), options.rounds)
+    common.finish({"Speed: images of 224x224": found}, options.json)
 
 
 if __name__ == "__main__":
