@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 MANIFEST = "manifest.json"  # the file that marks a folder as one of ours and lists the others
 
+ABSENT = 3  # times in a row that a folder was not there: there is none
 ATTEMPTS = 100  # of reading a folder that is replaced meanwhile
 
 _WRITE_ERRORS = {
@@ -139,16 +140,20 @@ def steady(folder: Path, read: Callable[[], T]) -> T:
     """
     if not folder.exists():
         partial.sweep(folder)  # a writer may have died between two renames
+    absent = 0
     for _ in range(ATTEMPTS):
-        before = identity(folder)
+        there, before = folder.exists(), identity(folder)
         if not before and partial.moved_aside(folder):
             time.sleep(0.01)
             continue
         try:
             found = read()
         except Exception:
-            if identity(folder) == before:
+            if identity(folder) == before and (there or absent >= ABSENT):
                 raise
+            if not there:  # nothing is there, or one writer has just put it in place and the next moved it away
+                absent += 1
+                time.sleep(0.01)
         else:
             if identity(folder) == before:
                 return found

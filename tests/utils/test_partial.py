@@ -145,6 +145,21 @@ def test_four_writers_succeed_and_four_readers_always_read_one_version(tmp_path:
     assert left_beside(target) == []
 
 
+def test_a_reader_between_the_gaps_of_two_writers_reads_again(tmp_path: Path) -> None:
+    """Absent when looked at, then there, then moved away while it is read, then there for good."""
+    target = tmp_path / "deployed"
+    reads = iter([False, True])
+
+    def read() -> str:
+        if not next(reads):  # the second writer has moved it away
+            raise FileNotFoundError(target)
+        return "new"
+
+    assert steady(target, read) == "new"
+    with pytest.raises(FileNotFoundError):
+        steady(target, lambda: (target / "manifest.json").read_text())
+
+
 def test_what_a_living_writer_fills_is_not_swept(tmp_path: Path) -> None:
     with partial.partial(tmp_path / "a", folder=True) as one:
         with partial.partial(tmp_path / "a", folder=True) as other:
