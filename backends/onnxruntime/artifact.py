@@ -14,7 +14,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 import torch
 
-from graphopt.artifacts.artifact import Artifact, describe, temporary_folder
+from graphopt.artifacts.artifact import Artifact
+from graphopt.artifacts.lowered import describe, temporary_folder
 from graphopt.artifacts.manifest import FileEntry, Manifest
 from graphopt.artifacts.profile import WARM, KernelTime
 from graphopt.artifacts.usage import Calls, script

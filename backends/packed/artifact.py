@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from graphopt.artifacts import packing
-from graphopt.artifacts.artifact import Artifact, describe, temporary_folder
+from graphopt.artifacts.artifact import Artifact
 from graphopt.artifacts.audit import Audit
+from graphopt.artifacts.lowered import describe, temporary_folder
 from graphopt.artifacts.manifest import Manifest
 from graphopt.artifacts.packing import PackedWeight
 from graphopt.artifacts.report import FloatOperator

@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import torch
 
-from graphopt.artifacts.artifact import describe, temporary_folder
 from graphopt.artifacts.backend import Tuning
+from graphopt.artifacts.lowered import describe, temporary_folder
 from graphopt.artifacts.manifest import listing
 from graphopt.backends.tvm.artifact import LIBRARY, SOURCES, TvmArtifact
 from graphopt.backends.tvm.bare import OBJECTS, recorded, write_objects

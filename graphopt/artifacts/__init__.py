@@ -1,6 +1,7 @@
 """What is deployed, and what is said about it.
 
 artifact.py   `Artifact`: called like the model, saved as a folder
+lowered.py    what a backend leaves in a folder, described
 manifest.py   the description of a folder
 labels.py     names of classes
 report.py     steps and measurements

@@ -29,9 +29,9 @@ from graphopt.utils.progress import progress
 
 STEPS, HASTY = 20, 10  # of gradient descent, and for networks of which few samples are too much work
 RATE = 0.6  # of Adam, in the unit of the inputs
-BATCH = 32
+BATCH = 64
 MOST, FEWEST = 256, 4  # samples
-WORK = 1e11  # multiply-accumulates to spend: seconds of one core, and the same on every machine
+WORK = 1.7e11  # multiply-accumulates to spend: seconds of one core, and the same on every machine
 ELEMENT = 100  # multiply-accumulates that take as long as one element of a value, its gradient included
 MATCHED = 0.01  # of the loss, for each norm: statistics that are as near are the same
 FLAT = 1e-6  # of the largest variance of a norm: channels below it are constant
@@ -40,7 +40,7 @@ FLAT = 1e-6  # of the largest variance of a norm: channels below it are constant
 def without_data(graph: Graph) -> Calibration:
     """Calibration batches for when there are no data: distilled from the batch norms, made-up noise where there are none.
 
-    As many samples as there is work for: 4 for large networks to 256 for small ones. (More samples of fewer steps lose accuracy.)
+    As many samples as there is work for: 4 for large networks to 256 for small ones.
     """
     floating = any(tensor.is_floating_point() for tensor in graph.example.tensors())
     if not floating or not any(BatchNorm.of(node) for node in graph.calls()):

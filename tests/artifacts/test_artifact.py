@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from graphopt import targets
-from graphopt.artifacts.artifact import Artifact, describe, temporary_folder
+from graphopt.artifacts.artifact import Artifact
+from graphopt.artifacts.lowered import describe, temporary_folder
 from graphopt.artifacts.manifest import read_manifest
 from graphopt.artifacts.report import Report
 from graphopt.ir.graph import Graph

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from graphopt.artifacts.artifact import Artifact, write_form
+from graphopt.artifacts.artifact import Artifact
+from graphopt.artifacts.lowered import write_form
 from graphopt.backends.onnxruntime.placed import check_hardware
 from graphopt.backends.onnxruntime.qnn.provider import ARCHITECTURES, CONTEXTS, HEXAGON, Htp, contexts_of
 from graphopt.backends.onnxruntime.qnn.refusals import open_on

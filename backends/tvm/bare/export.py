@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from graphopt.artifacts.artifact import write_form
+from graphopt.artifacts.lowered import write_form
 from graphopt.artifacts.manifest import Manifest, TensorSpec
 from graphopt.backends.tvm.bare.calls import Array, Calls
 from graphopt.backends.tvm.bare.elf import Object, data_object
