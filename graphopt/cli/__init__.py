@@ -1,8 +1,8 @@
 """The command line, one file to each kind of work.
 
 main.py        the program: its commands, `--version`, `--debug`
-optimize.py    `optimize`, `compile`, `demo`
-inspect.py     `analyze`, `targets`, `show`, `profile`, `doctor`
+optimize.py    `optimize`, `run`, `compile`, `demo`
+inspect.py     `analyze`, `targets`, `passes`, `show`, `profile`, `doctor`
 evaluate.py    `check`, `audit`, `compare`
 config.py      options in a file
 arguments.py   what several commands read in the same way

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,6 +50,8 @@ Mean = Annotated[
 Std = Annotated[str | None, typer.Option(help="Of it: the deviation that is divided by then.")]
 Estimator = Annotated[str, typer.Option(help="Value ranges by minmax, percentile, mse, entropy, aciq or output_mse.")]
 
+PASSES_IN_PYTHON = re.compile(r"(?P<file>[^{]*\.py)(?::(?P<name>\w+))?|[\w.]+:[\w.]+")
+
 
 def target(name: str) -> Target:
     """A target by its name, or an object of someone's own.
@@ -64,6 +67,22 @@ def target(name: str) -> Target:
     found = imports.find(name)
     if not isinstance(found, Target):
         raise InputError(f"{name} is a {type(found).__name__}, not a Target")
+    return found
+
+
+def passes(text: str | None) -> Any:
+    """What `optimize(passes=...)` takes: a text, or the function of target and data that a name or a file of Python stands for.
+
+    Raises:
+        InputError: there is none of this name, or it is no function.
+    """
+    from graphopt.utils import imports
+
+    if text is None or (form := PASSES_IN_PYTHON.fullmatch(text)) is None:
+        return text
+    found = imports.find_in_file(Path(form["file"]), form["name"] or "pipeline") if form["file"] else imports.find(text)
+    if not callable(found):
+        raise InputError(f"{text} is a {type(found).__name__}, not a function of target and data that returns passes")
     return found
 
 

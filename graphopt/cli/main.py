@@ -19,6 +19,9 @@ for command in (
     optimize.compile, inspect.show, inspect.profile, inspect.doctor, optimize.demo,
 ):  # fmt: skip
     app.command()(command)
+app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+)(optimize.run)
 
 
 def main() -> None:

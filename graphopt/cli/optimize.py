@@ -1,4 +1,4 @@
-"""`graphopt optimize`, `compile` and `demo`: deployed models are made."""
+"""`graphopt optimize`, `run`, `compile` and `demo`: deployed models are made."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def optimize(
     passes: Annotated[
         str | None,
         typer.Option(
-            help="In place of the recipe, e.g. 'fold-batch-norm, prune{keep_ratio=0.6}, quantize'; see `graphopt passes`."
+            help="In place of the recipe, e.g. 'fold-batch-norm, prune{keep_ratio=0.6}, quantize' (see `graphopt passes`), or a "
+            "function of target and data that returns passes: package.module:function, or a file.py with a `pipeline`."
         ),
     ] = None,
     keep_macs: Annotated[
@@ -133,6 +134,7 @@ def optimize(
         images = arguments.preprocessing(
             preprocessing, scale, mean, std, resize=resize, interpolation=interpolation, color=color
         )
+        chosen = arguments.passes(passes)
         source, labels = arguments.calibration(calibration, samples, images), arguments.labels(class_labels)
         judge = None if evaluate is None else imports.find(evaluate)
         if judge is not None and not callable(judge):
@@ -150,7 +152,7 @@ def optimize(
             evaluate=judge,
             preprocessing=images,
             class_labels=labels,
-            passes=passes,
+            passes=chosen,
             dump=dump,
             dynamic_shapes=arguments.dynamic_shapes(dynamic_shape),
             estimator=estimator,
@@ -181,6 +183,32 @@ def optimize(
             optimized.report.timings.print()
         if out is not None:
             print(f"saved to {out}")
+
+
+def run(
+    context: typer.Context,
+    file: Annotated[
+        Path,
+        typer.Argument(help="Options of `graphopt optimize` in a .yaml file, or passes in a .py file.", metavar="FILE"),
+    ],
+) -> None:
+    """Run a file of options or passes: `run FILE [OPTIONS]`, with the options of `graphopt optimize`.
+
+    job.yaml is what `optimize --config` takes, its passes included. pipeline.py defines pipeline(target, data), which returns a
+    list of passes; the model is named behind it. The file is run as Python: give one that you trust.
+    """
+    with reporting():
+        how = {".yaml": "--config", ".yml": "--config", ".py": "--passes"}.get(file.suffix)
+        if how is None:
+            raise InputError(
+                f"{file} is neither a .yaml file of options nor a .py file that defines pipeline(target, data)"
+            )
+        if not file.is_file():
+            raise InputError(f"there is no file {file}")
+    assert context.parent is not None
+    command = cast("Any", context.parent.command).commands["optimize"]
+    with command.make_context("run", [*context.args, how, str(file)], parent=context.parent) as inner:
+        command.invoke(inner)
 
 
 def compile(

@@ -15,7 +15,7 @@ from torch import Tensor
 from graphopt.ir.calls import shape
 from graphopt.ir.layer import Layer
 
-Split: TypeAlias = "int | tuple[tuple[int, ...], tuple[int, ...]]"
+Split: TypeAlias = int | tuple[tuple[int, ...], tuple[int, ...]]
 product = math.prod
 
 

@@ -113,7 +113,7 @@ def left_basis(matrix: Tensor, rank: int) -> Tensor:
     return basis[:, :rank]
 
 
-Rank: TypeAlias = "int | tuple[int, ...] | float | Energy | EVBMF"
+Rank: TypeAlias = int | tuple[int, ...] | float | Energy | EVBMF
 
 
 def check_rank(name: str, rank: object) -> None:
