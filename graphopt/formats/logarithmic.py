@@ -13,12 +13,18 @@ Paper:  Miyashita et al. 2016, "Convolutional Neural Networks using Logarithmic 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
+from graphopt.formats.protocol import Quantizer, broadcast, check_bits, rows
+from graphopt.utils.lazy import lazy
 
-from graphopt.formats.protocol import Method, Parameters, Quantizer, broadcast, check_bits, rows
+if TYPE_CHECKING:  # formats are plain data, which targets are described with: there without torch
+    import torch
+    from torch import Tensor
+
+    from graphopt.formats.protocol import Method, Parameters
+else:
+    torch = lazy("torch")
 
 OCTAVES = 128  # more than float32 has normal numbers around any value
 SHRINK = 2  # octaves by which the search for the least squared error lowers the largest level, at most
@@ -61,6 +67,8 @@ class LogFormat:
 
     @property
     def operator(self) -> Any:
+        from graphopt.formats.operators import FAKE_QUANTIZE_LOG
+
         return FAKE_QUANTIZE_LOG
 
     def __str__(self) -> str:
@@ -119,33 +127,3 @@ class LogFormat:
 
 def from_arguments(last: Tensor, bits: int, steps: int, axis: int) -> Quantizer:
     return Quantizer(LogFormat(bits, per_channel=axis >= 0, steps=steps), (last,), axis)
-
-
-@torch.library.custom_op("graphopt::fake_quantize_log", mutates_args=())
-def fake_quantize_log(x: Tensor, last: Tensor, bits: int, steps: int, axis: int) -> Tensor:
-    """Round x to signed levels of a logarithmic grid; see the head of this file. NaN stays NaN."""
-    quantizer = from_arguments(last, bits, steps, axis)
-    rounded = quantizer.dequantize(quantizer.quantize(x)).to(x.dtype)
-    return torch.where(torch.isnan(x), x, rounded)
-
-
-@fake_quantize_log.register_fake
-def _(x: Tensor, last: Tensor, bits: int, steps: int, axis: int) -> Tensor:
-    return torch.empty_like(x)
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, last, _, ctx.steps, ctx.axis = inputs
-    ctx.save_for_backward(x, last)
-
-
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    """Straight through, up to half a step beyond the largest level."""
-    x, last = ctx.saved_tensors
-    end = torch.exp2((broadcast(last, x, ctx.axis).double() + 0.5) / ctx.steps)
-    return torch.where(x.abs() <= end, gradient, 0.0), None, None, None, None
-
-
-fake_quantize_log.register_autograd(_backward, setup_context=_setup)
-
-FAKE_QUANTIZE_LOG: Any = torch.ops.graphopt.fake_quantize_log.default

@@ -14,13 +14,18 @@ There is one operator to each family of grids, whatever its bits; what it takes 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
-import torch
-from torch import Tensor
+from graphopt.utils.lazy import lazy
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = lazy("torch")
 
 Method = Literal["minmax", "mse"]
-Parameters = tuple[Tensor, ...]
+Parameters: TypeAlias = "tuple[Tensor, ...]"
 
 
 class NumberFormat(Protocol):
