@@ -11,6 +11,7 @@ logits = model(image)
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 from graphopt.utils import terminal
@@ -99,3 +100,4 @@ def _terminal() -> terminal.Terminal:
 
 
 terminal.install(_terminal)
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # whoever uses the library decides what is shown

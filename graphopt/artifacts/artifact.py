@@ -6,6 +6,7 @@ with it; `save` copies it to a place of the user's choice.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 import time
@@ -37,6 +38,8 @@ from graphopt.utils.errors import ArtifactError, GraphoptError, InputError
 from graphopt.utils.files import MANIFEST, check_replaceable, folder_atomically, identity
 from graphopt.utils.printing import dtype_name
 from graphopt.utils.version import versions
+
+LOG = logging.getLogger(__name__)
 
 
 class Artifact(ABC):
@@ -277,6 +280,7 @@ class Artifact(ABC):
         written = Path(folder).expanduser().resolve()
         if self._identity and written == self.folder.resolve():
             self._identity = identity(written)
+        LOG.info("saved to %s", written)
         return written
 
     def __repr__(self) -> str:

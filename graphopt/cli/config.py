@@ -21,10 +21,11 @@ from typing import Annotated, Any
 
 import typer
 
+from graphopt.cli import common
 from graphopt.cli.reporting import reporting
 from graphopt.utils.errors import InputError, suggestion
 
-OWN = ("config", "save_config")  # which are about files of options
+OWN = ("config", "save_config", *common.NAMES)  # which are about files of options, and about this very call
 
 
 def _read(context: typer.Context, path: Path | None) -> Path | None:

@@ -11,6 +11,7 @@ tried each time, and then as few as do; they stand on the best of the attempts b
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -36,6 +37,7 @@ from graphopt.passmanager.step import Step
 from graphopt.targets import Formats as TargetFormats
 from graphopt.utils.errors import GraphoptError
 
+LOG = logging.getLogger(__name__)
 EIGHT = 8  # bits that a layer with fewer than `FEW_BITS` gets back before it stays in float
 
 Formats = Mapping[str, LayerFormat | None]
@@ -123,9 +125,11 @@ class Ladder:
             if not self.attempts:
                 raise  # the plain recipe: nothing was done yet that could be lost
             self.attempts.append(Attempt(name, None, time.perf_counter() - began, False, str(error)))
+            LOG.info("%s could not be judged: %s", name, error)
             return False
         met = accuracy >= self.least
         self.attempts.append(Attempt(name, accuracy, time.perf_counter() - began, met))
+        LOG.info("%s: accuracy %.4f, at least %.4f is wanted", name, accuracy, self.least)
         better = self.best is None or accuracy > self.best.accuracy
         if met or better:
             self.best = Tried(graph, lowered, steps, accuracy, rounding)

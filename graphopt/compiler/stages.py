@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -39,6 +40,7 @@ from graphopt.passmanager.step import Step
 from graphopt.utils.memory import give_back
 from graphopt.utils.timings import Timings
 
+LOG = logging.getLogger(__name__)
 SPARSE = 0.1  # share of zero weights from which the report says what they save
 
 # ---- capture --------------------------------------------------------------------------------------------------------
@@ -57,11 +59,13 @@ def _captured(request: Request, timings: Timings) -> Work:
         connection = request.connect(backend)
     with timings.part("graph"):
         graph, notes = request.graph()
+    LOG.info("captured %s: %d calls, %d parameters", request.name, len(list(graph.calls())), cost.parameters(graph))
     backend.check_graph(graph)
     give_back(cost.weight_bytes(graph))
     images, labels = request.images(graph), request.labels(graph)
     with timings.part("data"):
         data, warnings = request.data(graph)
+    LOG.info("calibration data: %s", "made up" if data.synthetic else f"{type(request.calibration).__name__}")
     data, held_out = data.hold_out()
     report = Report(
         request.name, request.target.name, notes=notes, warnings=warnings, original=_original(graph), timings=timings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,8 @@ from graphopt.passmanager.runner import run
 from graphopt.targets import Target
 from graphopt.utils.memory import give_back
 from graphopt.utils.timings import Timings
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -103,6 +106,7 @@ class Work:
         else:
             with self.timings.part("tune and write"):
                 artifact = self.backend.tune(deployed, self.target, name=name, tuning=tuning)
+            LOG.info("%s", artifact.manifest.options.get("tuned", "nothing was tuned"))
         give_back(cost.weight_bytes(graph))
         return Lowered(deployed, artifact, stand_in(self.placed(artifact), graph, self.simulate))
 

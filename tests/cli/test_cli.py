@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from graphopt.artifacts.manifest import Manifest, TensorSpec, listing
 from graphopt.artifacts.report import Report
-from graphopt.cli import main, reporting
+from graphopt.cli import main
 from graphopt.data.loaders import Named
 from graphopt.ir.graph import Graph
 from graphopt.targets import find
@@ -206,9 +206,12 @@ def test_errors_of_passes_are_one_line_too(optimize_call: dict[str, Any]) -> Non
     assert not Path("out").exists()
 
 
-def test_debug_shows_the_traceback(optimize_call: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reporting, "debug", True)
-    assert isinstance(run("optimize", "cli_models:broken").exception, TypeError)
+@pytest.mark.parametrize(
+    "args", [("--debug", "optimize", "cli_models:broken"), ("optimize", "cli_models:broken", "--debug")]
+)
+def test_debug_shows_the_traceback(optimize_call: dict[str, Any], args: tuple[str, ...]) -> None:
+    assert isinstance(run(*args).exception, TypeError)
+    assert not isinstance(run("optimize", "cli_models:broken").exception, TypeError), "asked for once, not for ever"
 
 
 @pytest.mark.parametrize(
