@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from graphopt.cli import completion
 from graphopt.utils.errors import InputError
 
 # PyTorch is imported where a command needs it: `graphopt --help` answers at once.
@@ -21,7 +22,14 @@ if TYPE_CHECKING:
 
 Model = Annotated[str, typer.Argument(help="package.module:factory, or the path of a .pt2 file.")]
 Aim = Annotated[
-    str, typer.Option(help="What to optimize for; see `graphopt targets`. One of your own: package.module:TARGET.")
+    str,
+    typer.Option(
+        help="What to optimize for; see `graphopt targets`. One of your own: package.module:TARGET.",
+        autocompletion=completion.targets,
+    ),
+]
+Judged = Annotated[
+    str, typer.Option(help="A target; `graphopt targets` lists them.", autocompletion=completion.targets)
 ]
 Typical = Annotated[
     str | None,
@@ -68,6 +76,17 @@ def target(name: str) -> Target:
     if not isinstance(found, Target):
         raise InputError(f"{name} is a {type(found).__name__}, not a Target")
     return found
+
+
+def say_default_target(context: typer.Context) -> None:
+    """Tell which machine was meant where the command named none."""
+    from graphopt.targets import host
+
+    source = context.get_parameter_source("target")
+    if source is not None and source.name == "DEFAULT":
+        here = host()
+        machine = here.runtime.machine or here.runtime.architecture
+        print(f"no --target was given: this is for the machine it ran on ({machine}); `graphopt targets` lists others")
 
 
 def passes(text: str | None) -> Any:

@@ -7,15 +7,16 @@ from typing import Annotated
 
 import typer
 
-from graphopt.cli import arguments
+from graphopt.cli import arguments, completion
 from graphopt.cli.arguments import Aim, Estimator, Mean, Model, Prepared, Samples, Scale, Shapes, Std, Typical
 from graphopt.cli.reporting import reporting
 from graphopt.utils.errors import InputError
 
 
 def analyze(
+    context: typer.Context,
     model: Model,
-    target: Aim = "arm",
+    target: Aim = "host",
     calibration: Typical = None,
     input_shape: Shapes = None,
     samples: Samples = 512,
@@ -55,11 +56,14 @@ def analyze(
             analysis.save(json)
         written = analysis.plot(plots) if plots is not None else []
         analysis.print()
+        arguments.say_default_target(context)
         if plots is not None:
             print(f"{len(written)} plots in {plots.resolve()}")
 
 
-def targets(name: Annotated[str | None, typer.Argument(help="One of them, in full.")] = None) -> None:
+def targets(
+    name: Annotated[str | None, typer.Argument(help="One of them, in full.", autocompletion=completion.targets)] = None,
+) -> None:
     """List the targets, or explain one."""
     with reporting():
         from graphopt import targets
@@ -79,7 +83,9 @@ def targets(name: Annotated[str | None, typer.Argument(help="One of them, in ful
         terminal.show([Table(columns, rows)], 140)
 
 
-def passes(name: Annotated[str | None, typer.Argument(help="One of them, in full.")] = None) -> None:
+def passes(
+    name: Annotated[str | None, typer.Argument(help="One of them, in full.", autocompletion=completion.passes)] = None,
+) -> None:
     """List the passes that --passes knows, or explain one of them."""
     with reporting():
         from inspect import cleandoc, getmodule

@@ -7,7 +7,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from graphopt.cli import arguments
+from graphopt.cli import arguments, completion
 from graphopt.cli.arguments import Aim, Estimator, Free, Mean, Model, Prepared, Samples, Scale, Shapes, Std, Typical
 from graphopt.cli.config import Config, SaveConfig, save
 from graphopt.cli.reporting import reporting
@@ -17,7 +17,7 @@ from graphopt.utils.errors import InputError
 def optimize(
     context: typer.Context,
     model: Model,
-    target: Aim = "arm",
+    target: Aim = "host",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the deployed model.")] = None,
     calibration: Typical = None,
     evaluate: Annotated[
@@ -44,7 +44,8 @@ def optimize(
         str | None,
         typer.Option(
             help="In place of the recipe, e.g. 'fold-batch-norm, prune{keep_ratio=0.6}, quantize' (see `graphopt passes`), or a "
-            "function of target and data that returns passes: package.module:function, or a file.py with a `pipeline`."
+            "function of target and data that returns passes: package.module:function, or a file.py with a `pipeline`.",
+            autocompletion=completion.passes,
         ),
     ] = None,
     keep_macs: Annotated[
@@ -179,6 +180,7 @@ def optimize(
         if quiet:
             return
         optimized.report.print()
+        arguments.say_default_target(context)
         if timings:
             optimized.report.timings.print()
         if out is not None:
@@ -230,7 +232,7 @@ def compile(
 
 
 def demo(
-    target: Annotated[str, typer.Option(help="What to optimize for.")] = "host",
+    target: Aim = "host",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the deployed model.")] = None,
 ) -> None:
     """Train a small network and optimize it for this machine.

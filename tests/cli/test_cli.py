@@ -146,6 +146,15 @@ def test_analyze_reads_photos_as_optimize_did(monkeypatch: pytest.MonkeyPatch) -
         assert given[-1].preprocessing.mean == mean
 
 
+def test_the_target_is_this_machine_unless_another_is_named(optimize_call: dict[str, Any]) -> None:
+    said = run("optimize", "cli_models:net").stdout
+    assert optimize_call["target"] == find("host")
+    assert "no --target was given: this is for the machine it ran on" in said
+    assert "no --target" not in run("optimize", "cli_models:net", "--target", "host").stdout
+    assert optimize_call["target"] == find("host")
+    assert run("optimize", "cli_models:net", "--quiet").stdout == ""
+
+
 def test_tuning_is_asked_for_by_options(optimize_call: dict[str, Any]) -> None:
     options = ("--target", "tvm-x86", "--tune", "60s", "--tune-database", "tiles.jsonl")
     assert run("optimize", "cli_models:net", *options).exit_code == 0
@@ -157,7 +166,7 @@ def test_a_finished_module_and_several_typed_inputs(optimize_call: dict[str, Any
     assert result.exit_code == 0, result.output
     ids, value = optimize_call["example"]
     assert (ids.dtype, ids.shape, value.dtype) == (torch.int64, (1, 5), torch.float64)
-    assert optimize_call["target"].name == "arm"
+    assert optimize_call["target"].name == "host"
     assert optimize_call["calibration"] is None
 
 
