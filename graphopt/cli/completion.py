@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Annotated
 
 import typer
-from typer.completion import completion_init, get_completion_script
+from typer.completion import completion_init, get_completion_script  # type: ignore[attr-defined]
 
 VARIABLE = "_GRAPHOPT_COMPLETE"  # set by the scripts when they ask what completes
 

@@ -48,7 +48,7 @@ class BlockFloat:
     def __post_init__(self) -> None:
         check_bits(self.bits, 2, 16)
         if not isinstance(self.block, int) or isinstance(self.block, bool) or self.block < 1:
-            raise ValueError(f"block must be a whole number of at least 1, got {self.block!r}")
+            raise InputError(f"block must be a whole number of at least 1, got {self.block!r}")
 
     @property
     def top(self) -> int:

@@ -46,9 +46,9 @@ class FloatFormat:
         for name, least, most in (("exponent_bits", 2, 8), ("mantissa_bits", 1, 10)):
             given = getattr(self, name)
             if not isinstance(given, int) or isinstance(given, bool) or not least <= given <= most:
-                raise ValueError(f"{name} must be a whole number from {least} to {most}, got {given!r}")
+                raise InputError(f"{name} must be a whole number from {least} to {most}, got {given!r}")
         if self.bits > 16:
-            raise ValueError(
+            raise InputError(
                 f"{self.exponent_bits} bits of exponent and {self.mantissa_bits} of mantissa are more than 16 with the sign"
             )
 

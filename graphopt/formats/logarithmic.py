@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt.formats.protocol import Quantizer, broadcast, check_bits, rows
+from graphopt.utils.errors import InputError
 from graphopt.utils.lazy import lazy
 
 if TYPE_CHECKING:  # formats are plain data, which targets are described with: there without torch
@@ -49,9 +50,9 @@ class LogFormat:
         if self.steps is None:
             object.__setattr__(self, "steps", 1 << max(0, self.bits - 4))
         if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
-            raise ValueError(f"steps, levels to an octave, must be a whole number of at least 1, got {self.steps!r}")
+            raise InputError(f"steps, levels to an octave, must be a whole number of at least 1, got {self.steps!r}")
         if self.top > OCTAVES * self.steps:
-            raise ValueError(
+            raise InputError(
                 f"{self.top} levels with {self.steps} to an octave go beyond float32; take at least "
                 f"{-(-self.top // OCTAVES)} steps"
             )

@@ -21,6 +21,7 @@ from graphopt.passes.factorization.candidates import (
 )
 from graphopt.passes.factorization.damage import weigh
 from graphopt.passes.factorization.site import check_named, put, sites
+from graphopt.utils.errors import InputError
 from graphopt.utils.quantities import count
 from graphopt.utils.tables import Column, Table, numbers, plain
 
@@ -55,7 +56,7 @@ class FactorizationPlan:
             time_candidates(weighed, options.timer)
         if not any(choice.candidates for choice in weighed):
             reasons = "; ".join(f"{choice.site.name}: {choice.why}" for choice in weighed[:3])
-            raise ValueError(f"no layer can be factorized: {reasons or 'there is none with a constant weight'}")
+            raise InputError(f"no layer can be factorized: {reasons or 'there is none with a constant weight'}")
         weigh(graph, weighed, options.data)
         if options.max_latency is not None:
             assert options.timer is not None
@@ -68,7 +69,7 @@ class FactorizationPlan:
         """Let every layer take the candidate with which the whole keeps this share of its cost, at the least damage.
 
         Raises:
-            ValueError: the candidates cannot save as much, and `strict` does not allow for less.
+            InputError: the candidates cannot save as much, and `strict` does not allow for less.
         """
         wanted = (1 - keep) * self.total
         wanted -= sum(getattr(c, self.by) - getattr(c.candidates[0], self.by) for c in self.choices if c.fixed)
@@ -79,7 +80,7 @@ class FactorizationPlan:
         ]
         most = sum(max((o.saved for o in each), default=0.0) for each in options)
         if strict and most < wanted:
-            raise ValueError(
+            raise InputError(
                 f"only {most / self.total:.0%} of the {_WORDS[self.by]} can be saved by factors, "
                 f"{wanted / self.total:.0%} were asked for; keep more, or allow more methods, ranks or layers"
             )

@@ -19,6 +19,7 @@ from graphopt.passes.pruning.criteria import Criterion, l2_norm
 from graphopt.passes.pruning.greedy import Reconstruction
 from graphopt.passes.pruning.sensitivity import measured_orders
 from graphopt.utils.checks import names_weight
+from graphopt.utils.errors import InputError
 from graphopt.utils.quantities import multiple_within
 
 if TYPE_CHECKING:
@@ -76,11 +77,11 @@ class PruningPlan:
         """The units to remove so that the cost is `target`.
 
         Raises:
-            ValueError: the groups that may lose units cannot save as much.
+            InputError: the groups that may lose units cannot save as much.
         """
         counts, left = allocate(self.curves, self.cost, target, per_cost=self.per_cost)
         if left > target * 1.01:
-            raise ValueError(
+            raise InputError(
                 f"only {1 - left / self.full:.0%} of the cost can be removed, {1 - target / self.full:.0%} were asked for; "
                 "keep more, or let more layers be pruned (layers=, streams=, round_to=, least=)"
             )
@@ -99,12 +100,12 @@ def _share(options: Prune, group: Group) -> float | None:
 def _prunable(options: Prune, found: list[Group]) -> list[Group]:
     for pattern in options.layers:
         if not any(_matches(pattern, group) for group in found):
-            raise ValueError(f"layers: no group of channels is made by a layer that matches {pattern!r}")
+            raise InputError(f"layers: no group of channels is made by a layer that matches {pattern!r}")
     free = [g for g in found if len(g.free) and _share(options, g) is not None]
     chosen = [g for g in free if (options.streams or not g.stream) and (not options.kinds or g.kind in options.kinds)]
     if not chosen:
         reasons = sorted({f"{g.name} is fixed by {g.why}" for g in found if not len(g.free) and g.why})
-        raise ValueError("no channels can be pruned: " + ("; ".join(reasons[:3]) or "all are left out by the options"))
+        raise InputError("no channels can be pruned: " + ("; ".join(reasons[:3]) or "all are left out by the options"))
     return chosen
 
 
@@ -142,7 +143,7 @@ def _checked(criterion: object, scores: Tensor, group: Group) -> Tensor:
     name = getattr(criterion, "__name__", type(criterion).__name__)
     if not isinstance(scores, Tensor) or tuple(scores.shape) != (len(group),):
         came = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(f"criterion {name} must return one score per unit of {group.name}, [{len(group)}], got {came}")
+        raise InputError(f"criterion {name} must return one score per unit of {group.name}, [{len(group)}], got {came}")
     if bool(torch.isnan(scores).any()):
-        raise ValueError(f"criterion {name} returned NaN for {group.name}; check the weights and the data")
+        raise InputError(f"criterion {name} returned NaN for {group.name}; check the weights and the data")
     return scores.double()

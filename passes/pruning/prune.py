@@ -35,6 +35,7 @@ from graphopt.passes.pruning.plan import PruningPlan
 from graphopt.passes.pruning.readers import readers
 from graphopt.passes.pruning.reconstruct import reconstruct
 from graphopt.utils.checks import check_count, check_repeatable, check_share
+from graphopt.utils.errors import InputError
 
 Of = Literal["macs", "parameters", "channels"]
 Scope = Literal["sensitivity", "global", "uniform"]
@@ -73,7 +74,7 @@ class Prune:
         checkpoint: a folder that remembers which layers are fitted, so that the same call goes on where it was interrupted.
 
     Raises:
-        ValueError: an option does not fit, a criterion returned scores of a wrong length or NaN, a pattern matches nothing, or
+        InputError: an option does not fit, a criterion returned scores of a wrong length or NaN, a pattern matches nothing, or
             nothing can be pruned.
     """
 
@@ -103,14 +104,14 @@ class Prune:
         for name, choices in (("of", Of), ("scope", Scope), ("normalize", Normalize), ("compensate", Compensate)):
             chosen = getattr(self, name)
             if chosen not in get_args(choices) and not (chosen is None and name in ("scope", "compensate")):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {chosen!r}")
+                raise InputError(f"{name} must be one of {', '.join(get_args(choices))}, got {chosen!r}")
         if not set(self.kinds or ()) <= set(get_args(Kind)):
-            raise ValueError(f"kinds must be among {', '.join(get_args(Kind))}, got {self.kinds!r}")
+            raise InputError(f"kinds must be among {', '.join(get_args(Kind))}, got {self.kinds!r}")
         for name in ("round_to", "least", "steps"):
             check_count(name, getattr(self, name))
         for name, needing in (("scope", ("sensitivity",)), ("compensate", ("all", "readers"))):
             if getattr(self, name) in needing and self.data is None:
-                raise ValueError(f"{name}={getattr(self, name)!r} needs data; pass data=Calibration(images, graph)")
+                raise InputError(f"{name}={getattr(self, name)!r} needs data; pass data=Calibration(images, graph)")
         check_repeatable(self.data)
 
     @in_eval_mode
