@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from graphopt.cli import arguments, completion
 from graphopt.cli.arguments import Aim, Estimator, Mean, Model, Prepared, Samples, Scale, Shapes, Std, Typical
 from graphopt.cli.reporting import reporting
 from graphopt.utils.errors import InputError
+
+if TYPE_CHECKING:
+    from graphopt.ir.graph import Graph
 
 
 def analyze(
@@ -110,23 +113,52 @@ def show(
     usage: Annotated[
         bool, typer.Option("--usage", help="Of a deployed model: a program that runs it without graphopt.")
     ] = False,
+    svg: Annotated[Path | None, typer.Option(help="File for a drawing of the graph, in place of the text.")] = None,
 ) -> None:
     """Show the graph of a .pt2 file, or a deployed model."""
     with reporting():
         if not path.exists():
             raise InputError(f"there is no file or folder {path}")
-        if usage:
+        if svg is not None:
+            _draw(path, svg)
+        elif usage:
             import graphopt
 
             typer.echo(graphopt.load(path).usage(path), nl=False)
         elif path.is_dir():
             _show_artifact(path)
-        elif path.suffix == ".pt2":
-            from graphopt.ir.graph import Graph
-
-            print(Graph.load(path) if arguments.is_saved_graph(path) else Graph.capture(path))
         else:
-            raise InputError(f"cannot show {path}: it is neither a .pt2 file nor the folder of a deployed model")
+            print(_graph(path))
+
+
+def _graph(path: Path) -> Graph:
+    from graphopt.ir.graph import Graph
+
+    if path.suffix != ".pt2":
+        raise InputError(f"cannot show {path}: it is neither a .pt2 file nor the folder of a deployed model")
+    return Graph.load(path) if arguments.is_saved_graph(path) else Graph.capture(path)
+
+
+def _draw(path: Path, svg: Path) -> None:
+    """Draw a graph, or the network of the report in a deployed model."""
+    from graphopt.artifacts.drawing import draw
+    from graphopt.utils import files
+
+    files.check_writable(svg)
+    if path.is_dir():
+        from graphopt.artifacts.manifest import read_manifest
+        from graphopt.artifacts.report import Report
+
+        manifest = read_manifest(path)
+        network = Report.from_dict(manifest.report).network if manifest.report else []
+        if not network:
+            raise InputError(f"{path} has no report with its network; draw the graph that it was made of")
+    else:
+        from graphopt.evaluation.network import network as calls_of
+
+        network = calls_of(_graph(path))
+    files.write_atomically(svg, draw(network, label=path.name).encode())
+    print(f"drawn in {svg}")
 
 
 def profile(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -11,7 +11,11 @@ from graphopt.cli import arguments, completion
 from graphopt.cli.arguments import Aim, Estimator, Free, Mean, Model, Prepared, Samples, Scale, Shapes, Std, Typical
 from graphopt.cli.config import Config, SaveConfig, save
 from graphopt.cli.reporting import reporting
-from graphopt.utils.errors import InputError
+from graphopt.utils.errors import GraphoptError, InputError
+
+if TYPE_CHECKING:
+    from graphopt.artifacts.artifact import Artifact
+    from graphopt.artifacts.report import Report
 
 
 def optimize(
@@ -111,6 +115,12 @@ def optimize(
     report: Annotated[
         Path | None, typer.Option(help="File for the report: a page where it ends in .html, else JSON.")
     ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Measure what each layer takes, for --report; on this machine.")
+    ] = False,
+    analyze: Annotated[
+        bool, typer.Option("--analyze", help="Measure what quantizing each layer costs, for --report.")
+    ] = False,
     seed: Annotated[
         int,
         typer.Option(help="Of random numbers: a model's own weights, inputs that are made up, rounding by gradients."),
@@ -132,6 +142,8 @@ def optimize(
             files.check_replaceable(out)
         if report is not None:
             files.check_writable(report)
+        elif profile or analyze:
+            raise InputError("--profile and --analyze are for the report; name a file for it, --report report.html")
         images = arguments.preprocessing(
             preprocessing, scale, mean, std, resize=resize, interpolation=interpolation, color=color
         )
@@ -175,6 +187,11 @@ def optimize(
         )
         if out is not None:
             out = optimized.artifact.save(out)
+        if profile:
+            _include_profile(optimized.report, optimized.artifact)
+        if analyze:
+            typical = arguments.prepared(source, optimized.artifact.preprocessing)
+            optimized.report.include(graphopt.analyze(optimized.graph, typical))
         if report is not None:
             optimized.report.save(report)
         if quiet:
@@ -185,6 +202,13 @@ def optimize(
             optimized.report.timings.print()
         if out is not None:
             print(f"saved to {out}")
+
+
+def _include_profile(report: Report, artifact: Artifact) -> None:
+    try:
+        report.include(artifact.profile(**artifact.zeros(), runs=20))
+    except GraphoptError as error:  # found out behind all of the work: that is kept
+        report.notes.append(f"what each layer takes was not measured: {error}")
 
 
 def run(

@@ -29,6 +29,7 @@ from graphopt.compiler.recipes import FEW_BITS
 from graphopt.evaluation.analysis import LayerSensitivity
 from graphopt.evaluation.sensitivity import analyze
 from graphopt.formats import Format, with_bits
+from graphopt.ir import cost
 from graphopt.ir.graph import Graph
 from graphopt.ir.passes import Pass
 from graphopt.passes.quantization import LayerFormat
@@ -77,6 +78,7 @@ class Ladder:
         formats, dump: as in `graphopt.optimize`; every attempt has a folder of its own in `dump`.
         attempts: what was tried, in order.
         timed: a context around each attempt, by its name.
+        clock: the milliseconds of a call of what an attempt was lowered to; None where they are not measured.
     """
 
     start: Graph
@@ -90,6 +92,7 @@ class Ladder:
     formats: Formats = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
     timed: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext()
+    clock: Callable[[Lowered], float | None] = lambda lowered: None
     best: Tried | None = None
 
     def climb(self, report: Report) -> Tried:
@@ -128,7 +131,9 @@ class Ladder:
             LOG.info("%s could not be judged: %s", name, error)
             return False
         met = accuracy >= self.least
-        self.attempts.append(Attempt(name, accuracy, time.perf_counter() - began, met))
+        took = time.perf_counter() - began
+        size, ms = cost.weight_bytes(lowered.deployed), self.clock(lowered)
+        self.attempts.append(Attempt(name, accuracy, took, met, weight_bytes=size, milliseconds=ms))
         LOG.info("%s: accuracy %.4f, at least %.4f is wanted", name, accuracy, self.least)
         better = self.best is None or accuracy > self.best.accuracy
         if met or better:

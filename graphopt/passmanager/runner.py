@@ -19,6 +19,7 @@ from graphopt.ir import cost
 from graphopt.ir.graph import Graph
 from graphopt.ir.passes import Change, Pass, Shortfall
 from graphopt.ir.structure import tensors
+from graphopt.passmanager.plain_options import options
 from graphopt.passmanager.step import Step
 from graphopt.utils.errors import GraphoptError, PassError, first_line
 from graphopt.utils.files import write_atomically
@@ -115,7 +116,7 @@ def _step(
 ) -> Step:
     return Step(
         name=name,
-        options=_shown(transform),
+        options=options(transform),
         changes=[(change.site, change.what) for change in changes],
         short=[change.what for change in changes if isinstance(change, Shortfall)],
         seconds=seconds,

@@ -16,6 +16,9 @@ printing.py    the canonical text of a graph
 tables.py      lines, tables and facts as data, and as plain text
 printed.py     results that print and are kept as JSON
 web.py         the same as HTML
+svg.py         pictures as SVG text
+charts.py      points and histograms as SVG
+layout.py      where nodes of a graph are drawn
 timings.py     seconds by stage and part
 quantities.py  counts, bytes and ratios as people read them, multiples of channels
 memory.py      memory of what was dropped, given back to the system
