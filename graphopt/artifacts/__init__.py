@@ -2,6 +2,7 @@
 
 artifact.py   `Artifact`: called like the model, saved as a folder
 manifest.py   the description of a folder
+schemas.py    JSON Schemas of reports and manifests
 labels.py     names of classes
 report.py     steps and measurements
 report_text.py   a report in words and tables

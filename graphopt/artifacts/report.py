@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Protocol
 
-from graphopt.artifacts.network import Call, Distribution
+from graphopt.artifacts.network import WORDS, Call, Distribution
 from graphopt.passmanager.step import Step
 from graphopt.utils.errors import InputError
 from graphopt.utils.printed import Printed
@@ -167,7 +167,7 @@ class Report(Printed):
         values["float_operators"] = [
             FloatOperator(**_fields(FloatOperator, f)) for f in values.get("float_operators", [])
         ]
-        values["network"] = [_call(call) for call in values.get("network", [])]
+        values["network"] = [_call(*each) for each in enumerate(values.get("network", []))]
         values["distributions"] = [Distribution(**_fields(Distribution, d)) for d in values.get("distributions", [])]
         values["weight_only_macs"] = {int(bits): s for bits, s in values.get("weight_only_macs", {}).items()}
         return cls(**values)
@@ -180,9 +180,15 @@ def _timings(data: Mapping[str, Any]) -> Timings:
     return Timings(stages)
 
 
-def _call(data: Mapping[str, Any]) -> Call:
+def _call(number: int, data: Mapping[str, Any]) -> Call:
     values = _fields(Call, data)
-    return Call(**{**values, "reads": tuple(values.get("reads", ())), "shape": tuple(values.get("shape", ()))})
+    call = Call(**{**values, "reads": tuple(values.get("reads", ())), "shape": tuple(values.get("shape", ()))})
+    words = (call.name, call.operator, call.value, call.reason)
+    if not all(isinstance(word, str) for word in words) or call.arithmetic not in WORDS:
+        raise InputError(f"no call of a network is like {words}; the report was altered")
+    if not all(type(read) is int and 0 <= read < number for read in call.reads):
+        raise InputError(f"call {number}, {call.name!r}, reads {call.reads}; it can read calls before it alone")
+    return call
 
 
 def _step(data: Mapping[str, Any]) -> Step:

@@ -13,6 +13,7 @@ from graphopt.cli.reporting import reporting
 from graphopt.utils.errors import InputError
 
 if TYPE_CHECKING:
+    from graphopt.artifacts.network import Call
     from graphopt.ir.graph import Graph
 
 
@@ -113,6 +114,10 @@ def show(
     usage: Annotated[
         bool, typer.Option("--usage", help="Of a deployed model: a program that runs it without graphopt.")
     ] = False,
+    layers: Annotated[
+        bool,
+        typer.Option("--layers", help="A table of its layers, by the names that options take, in place of the text."),
+    ] = False,
     svg: Annotated[Path | None, typer.Option(help="File for a drawing of the graph, in place of the text.")] = None,
 ) -> None:
     """Show the graph of a .pt2 file, or a deployed model."""
@@ -121,6 +126,8 @@ def show(
             raise InputError(f"there is no file or folder {path}")
         if svg is not None:
             _draw(path, svg)
+        elif layers:
+            _list(path)
         elif usage:
             import graphopt
 
@@ -139,25 +146,43 @@ def _graph(path: Path) -> Graph:
     return Graph.load(path) if arguments.is_saved_graph(path) else Graph.capture(path)
 
 
+def _network(path: Path) -> list[Call]:
+    """The calls of a graph, or those in the report of a deployed model."""
+    if path.is_dir():
+        from graphopt.artifacts.manifest import read_manifest
+        from graphopt.artifacts.report import Report
+
+        manifest = read_manifest(path)
+        if found := Report.from_dict(manifest.report).network if manifest.report else []:
+            return found
+        raise InputError(f"{path} has no report with its network; show the graph that it was made of")
+    from graphopt.evaluation.network import network
+
+    return network(_graph(path))
+
+
+def _list(path: Path) -> None:
+    from graphopt.artifacts.network import WORDS
+    from graphopt.utils import terminal
+    from graphopt.utils.quantities import count
+    from graphopt.utils.tables import Column, Table, numbers
+
+    rows = []
+    for call in _network(path):
+        shape = " x ".join("N" if size is None else str(size) for size in call.shape)
+        how = WORDS[call.arithmetic] if call.operator != "input" else ""
+        rows.append([call.name, call.operator, shape, call.bits, how, count(call.macs) if call.macs else ""])
+    columns = [Column(name) for name in ("layer", "operator", "result", "bits", "computes in")]
+    terminal.show([Table([*columns, *numbers("MACs")], rows)], 140)
+
+
 def _draw(path: Path, svg: Path) -> None:
     """Draw a graph, or the network of the report in a deployed model."""
     from graphopt.artifacts.drawing import draw
     from graphopt.utils import files
 
     files.check_writable(svg)
-    if path.is_dir():
-        from graphopt.artifacts.manifest import read_manifest
-        from graphopt.artifacts.report import Report
-
-        manifest = read_manifest(path)
-        network = Report.from_dict(manifest.report).network if manifest.report else []
-        if not network:
-            raise InputError(f"{path} has no report with its network; draw the graph that it was made of")
-    else:
-        from graphopt.evaluation.network import network as calls_of
-
-        network = calls_of(_graph(path))
-    files.write_atomically(svg, draw(network, label=path.name).encode())
+    files.write_atomically(svg, draw(_network(path), label=path.name).encode())
     print(f"drawn in {svg}")
 
 

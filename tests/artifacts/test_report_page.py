@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from pages import BAD, fetches, parsed
 from rewriting import randomised
 from test_report import FULL
-from test_web import BAD, fetches, parsed
 from torch import Tensor, nn
 
 import graphopt
@@ -20,6 +20,7 @@ from graphopt.artifacts.report import Attempt, Report
 from graphopt.artifacts.report_page import summary
 from graphopt.evaluation.network import network
 from graphopt.ir.graph import Graph
+from graphopt.utils.errors import InputError
 
 
 class Net(nn.Module):
@@ -95,6 +96,17 @@ def test_it_is_kept_whole(whole: Report) -> None:
     assert data["options"]["threads"] == 1
     assert data["versions"]["graphopt"] == graphopt.__version__
     assert isinstance(data["seed"], int)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"reads": [7]}, {"reads": [-1]}, {"reads": ["x"]}, {"name": 3}, {"arithmetic": "magic"}, {"invention": 1}],
+)
+def test_a_network_that_cannot_be_is_refused(whole: Report, change: dict[str, Any]) -> None:
+    data = whole.to_dict()
+    data["network"] = [*data["network"][:2], {**data["network"][2], **change}]
+    with pytest.raises(InputError):
+        Report.from_dict(data)
 
 
 def test_the_page_has_everything(whole: Report, tmp_path: Path) -> None:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import html
 import re
-from html.parser import HTMLParser
 
 import pytest
+from pages import BAD, fetches, parsed
 
 from graphopt.utils import web
 from graphopt.utils.charts import Point, scatter
 from graphopt.utils.tables import Column, Facts, Line, Table
 from graphopt.utils.web import Card, fragment
 
-BAD = "<script>alert('x')</script> & \"quoted\""
 BLOCKS = [
     Line("title", "title"), Line(BAD), Line("beware", "warning"), Facts([("name " + BAD, "two\nlines")]),
     Table([Column("layer"), Column("ms", number=True)], [[BAD, "1.5"]]),
@@ -29,40 +28,6 @@ def page(title: str) -> str:
         web.grid([web.figure(scatter([Point(BAD, 1, 2, BAD)], BAD, BAD), BAD, BAD)]),
     ]  # fmt: skip
     return web.page(title, parts)
-
-
-class Balanced(HTMLParser):
-    """Every element that is opened is closed, in order."""
-
-    VOID = ("meta",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.text: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: object) -> None:
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
-
-
-def parsed(text: str) -> str:
-    parser = Balanced()
-    parser.feed(text)
-    parser.close()
-    assert parser.open == []
-    return "".join(parser.text)
-
-
-def fetches(text: str) -> list[str]:
-    """What a page would ask others for; the name of SVG's namespace is only a name."""
-    return re.findall(r"src=|href|url\(|@import|https?://(?!www\.w3\.org/2000/svg)", text)
 
 
 @pytest.mark.parametrize("text", [page(BAD), fragment(BLOCKS)])
