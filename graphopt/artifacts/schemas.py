@@ -50,9 +50,9 @@ def _document(title: str, kind: type) -> dict[str, Any]:
     return {"$schema": DRAFT, "title": title, "$comment": f"graphopt {__version__}", **body, "$defs": definitions}
 
 
-def _object(kind: type, definitions: dict[str, Any]) -> dict[str, Any]:
+def _object(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     hints = get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    names = [field.name for field in dataclasses.fields(kind)]
     properties = {name: _of(hints[name], definitions) for name in names}
     return {"type": "object", "properties": properties, "required": names, "additionalProperties": False}
 

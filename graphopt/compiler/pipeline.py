@@ -163,7 +163,5 @@ def _made(named: Named, target: Target, data: Calibration) -> Pass:
     try:
         made: Pass = named.kind(**{**filled, **named.options})
     except (TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{named.kind.__name__}: {error}") from error
     return made

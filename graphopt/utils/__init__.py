@@ -9,6 +9,7 @@ alone.py       one thread at a time where the whole process is touched; random n
 progress.py    progress of long work
 checks.py      checks that the options of several passes share
 imports.py     objects named on the command line: `package.module:name`
+pass_text.py   passes as text
 lazy.py        modules that are imported when they are first used
 plugins.py     what packages of others add by entry points
 version.py     versions of graphopt and of what it stands on

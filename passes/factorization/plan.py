@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from glob import escape
+from typing import TYPE_CHECKING, Any
 
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
@@ -22,6 +23,7 @@ from graphopt.passes.factorization.candidates import (
 from graphopt.passes.factorization.damage import weigh
 from graphopt.passes.factorization.site import check_named, put, sites
 from graphopt.utils.errors import InputError
+from graphopt.utils.pass_text import pass_text
 from graphopt.utils.quantities import count
 from graphopt.utils.tables import Column, Table, numbers, plain
 
@@ -106,6 +108,27 @@ class FactorizationPlan:
             choice.chosen = candidate
             if candidate is None and choice.candidates:
                 choice.why = "another layer saves as much with less damage"
+
+    @property
+    def text(self) -> str:
+        """The passes that do this again without choosing anew: to edit, and to give to `passes=` or `--passes`.
+
+        Factors are found again, from the weights or from data.
+        """
+        layers: dict[str, dict[str, Any]] = {}
+        how: dict[str, dict[str, Any]] = {}
+        for choice in self.choices:
+            if (found := choice.chosen) is not None:
+                name = type(found.method).__name__
+                layers.setdefault(name, {})[escape(choice.site.name)] = found.ranks
+                how[name] = {
+                    option: value
+                    for option in ("nonlinear", "refine_steps", "terms", "modes")
+                    if (value := getattr(found.method, option, None)) not in (None, False, 0)
+                }
+        return ", ".join(
+            pass_text(name, {"layers": {**ranks, "*": None}, **how[name]}) for name, ranks in layers.items()
+        )
 
     def mock(self, graph: Graph) -> Graph:
         """A copy of the graph with the chosen chains, whose numbers are made up: for measuring."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -56,7 +56,10 @@ class PruningPlan:
         chosen = _prunable(options, groups(graph, trace))
         price = _price(options, graph, trace, chosen)
         scope = options.scope or ("uniform" if options.data is None or options.criterion is not None else "sensitivity")
-        if scope == "sensitivity":
+        listed = {group.key: units for group in chosen if (units := _listed(options, group)) is not None}
+        if len(listed) == len(chosen):  # nothing is left to be ranked
+            ranked: dict[int, tuple[list[int], list[float]]] = {}
+        elif scope == "sensitivity":
             assert options.data is not None
             worth = {group.key: price.saved_by(number) for number, group in enumerate(chosen)}
             ranked = measured_orders(graph, chosen, options.data, worth)
@@ -65,6 +68,9 @@ class PruningPlan:
         curves = []
         for group in chosen:
             order, damage = ranked.get(group.key, ([], []))
+            if group.key in listed:
+                curves.append(Curve(listed[group.key], [], len(group), start=len(listed[group.key])))
+                continue
             share = _share(options, group)
             start = min(round(len(group) * (1 - share)), len(order)) if share else 0
             plain = group.width == 1  # of plain channels; multiples of heads mean nothing
@@ -94,7 +100,26 @@ def _matches(pattern: str, group: Group) -> bool:
 
 def _share(options: Prune, group: Group) -> float | None:
     """The share of a group to keep by name; 0 where the allocation decides, None where it is left alone."""
-    return next((share for pattern, share in options.layers.items() if _matches(pattern, group)), 0.0)
+    return 0.0 if isinstance(share := _said(options, group), (list, tuple)) else cast("float | None", share)
+
+
+def _said(options: Prune, group: Group) -> float | Sequence[int] | None:
+    otherwise = 0.0 if options.keep_ratio is not None else None
+    return next((share for pattern, share in options.layers.items() if _matches(pattern, group)), otherwise)
+
+
+def _listed(options: Prune, group: Group) -> list[int] | None:
+    """The units that go by their numbers; None where none are listed."""
+    units = _said(options, group)
+    if not isinstance(units, (list, tuple)):
+        return None
+    can_go = group.removable(units) if {*units} <= {*group.free.tolist()} else []
+    if [*can_go] != [*units] or len(units) >= len(group):
+        raise InputError(
+            f"layers: of {group.name} ({len(group)} {group.kind}) the units {list(units)} cannot go together: some are fixed, or "
+            "would leave others alone"
+        )
+    return list(units)
 
 
 def _prunable(options: Prune, found: list[Group]) -> list[Group]:
