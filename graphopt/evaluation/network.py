@@ -15,7 +15,7 @@ from graphopt.ir.facts import LEFT
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import clip_of, family, info
 from graphopt.ir.quantized_units import Unit, units
-from graphopt.ir.quantizers import is_quantizer, quantizer_of
+from graphopt.ir.quantizers import is_quantizer, is_uniform, quantizer_of
 from graphopt.lowering.names import value_names
 
 HIDDEN = frozenset({"identity", "getitem"})  # families that a reader of the drawing learns nothing from
@@ -97,14 +97,19 @@ class _Walk:
 
     def bits(self, number: int, unit: Unit) -> None:
         before = self.found[number]
-        weight, result = (
-            None if q is None else quantizer_of(self.graph, q).format.bits for q in (unit.weight, unit.value)
-        )
+        weight, result = (None if q is None else _bits(self.graph, q) for q in (unit.weight, unit.value))
         self.found[number] = replace(
             before,
             weight_bits=before.weight_bits if weight is None else weight,
             activation_bits=before.activation_bits if result is None else result,
         )
+
+
+def _bits(graph: Graph, quantizer: Node) -> int:
+    if is_uniform(quantizer):  # with a scale for each block, too
+        first, last = quantizer.args[3:5]
+        return (int(last) - int(first)).bit_length()  # type: ignore[arg-type]
+    return quantizer_of(graph, quantizer).format.bits
 
 
 def _shape(node: Node) -> tuple[int | None, ...]:
