@@ -53,6 +53,7 @@ STYLE = """
 .graphopt .scroll { overflow-x: auto; }
 .graphopt table { border-collapse: collapse; margin: .5rem 0; }
 .graphopt td { font-variant-numeric: tabular-nums; vertical-align: top; }
+.graphopt td:first-child { min-width: 8.5rem; }
 .graphopt th, .graphopt td { padding: .25rem .75rem; border-bottom: 1px solid var(--line); text-align: left; }
 .graphopt th { color: var(--dim); font-weight: 600; } .graphopt .n { text-align: right; white-space: nowrap; }
 .graphopt tbody tr:hover { background: var(--soft); } .graphopt td { white-space: pre-line; }
