@@ -39,7 +39,7 @@ figure > svg { max-width: 100%; height: auto; }
   border-color: transparent; }
 .tools i { display: inline-block; width: .9em; height: .9em; border-radius: .2em; vertical-align: -.1em; margin: 0 .3em 0 .6em;
   border: 1px solid var(--line); }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(15.5rem, 1fr)); gap: 1rem; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(14.5rem, 1fr)); gap: 1.25rem 2.25rem; }
 .grid figcaption b { display: block; overflow-wrap: anywhere; color: light-dark(#1b2026, #e4e8ed); }
 details.panel > summary { margin: 0; } details.panel[open] > summary { margin-bottom: .6rem; }
 th.sorts { cursor: pointer; } th.sorts:hover { text-decoration: underline; }
