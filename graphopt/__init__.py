@@ -11,6 +11,7 @@ logits = model(image)
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 from graphopt.utils import terminal
@@ -31,15 +32,31 @@ if TYPE_CHECKING:
     from graphopt.ir.graph import Graph
     from graphopt.ir.operators import allow_operators
     from graphopt.targets import Target
+    from graphopt.utils.errors import (
+        ArtifactError,
+        CaptureError,
+        ExecutionError,
+        GraphoptError,
+        InputError,
+        NonFiniteError,
+        PassError,
+    )
 
 __all__ = [
     "Analysis",
     "Artifact",
+    "ArtifactError",
+    "CaptureError",
+    "ExecutionError",
     "FileAudit",
     "Fixed",
     "Graph",
+    "GraphoptError",
+    "InputError",
     "Measurement",
+    "NonFiniteError",
     "Optimized",
+    "PassError",
     "Preprocessing",
     "Quantization",
     "Shrinking",
@@ -59,6 +76,18 @@ __all__ = [
 ]  # fmt: skip
 
 _HOME = {
+    **dict.fromkeys(
+        (
+            "ArtifactError",
+            "CaptureError",
+            "ExecutionError",
+            "GraphoptError",
+            "InputError",
+            "NonFiniteError",
+            "PassError",
+        ),
+        "graphopt.utils.errors",
+    ),
     "Analysis": "graphopt.evaluation.analysis",
     "Artifact": "graphopt.artifacts.artifact",
     "Fixed": "graphopt.evaluation.file_audit",
@@ -99,3 +128,4 @@ def _terminal() -> terminal.Terminal:
 
 
 terminal.install(_terminal)
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # whoever uses the library decides what is shown

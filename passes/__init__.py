@@ -13,11 +13,11 @@ A package of someone else adds a pass by an entry point whose value is the class
 from __future__ import annotations
 
 import importlib
-import re
 from typing import Any
 
 from graphopt.utils import plugins
 from graphopt.utils.errors import InputError, suggestion
+from graphopt.utils.pass_text import text_name
 
 GROUP = "graphopt.passes"
 _ROOMS = {
@@ -60,8 +60,3 @@ def find(name: str) -> type:
     if found is None:
         raise InputError(f"unknown pass {name!r}; {suggestion(name, names())}Known passes: {', '.join(names())}")
     return found
-
-
-def text_name(name: str) -> str:
-    """FoldBatchNorm -> fold-batch-norm, CP -> cp."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name).lower()

@@ -3,9 +3,13 @@
 artifact.py   `Artifact`: called like the model, saved as a folder
 lowered.py    what a backend leaves in a folder, described
 manifest.py   the description of a folder
+schemas.py    JSON Schemas of reports and manifests
 labels.py     names of classes
 report.py     steps and measurements
 report_text.py   a report in words and tables
+report_page.py   a report as one page of HTML
+network.py    a network call by call, as reports have it
+drawing.py    the same as a picture
 profile.py    what each kernel of an artifact takes
 audit.py      what a lowered model computes in integer
 registry.py   the runtimes there are

@@ -6,6 +6,7 @@ with it; `save` copies it to a place of the user's choice. What a backend writes
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 import weakref
@@ -29,6 +30,8 @@ from graphopt.ir.cost import timings
 from graphopt.utils.errors import ArtifactError, GraphoptError, InputError
 from graphopt.utils.files import MANIFEST, folder_atomically, identity
 from graphopt.utils.printing import dtype_name
+
+LOG = logging.getLogger(__name__)
 
 
 class Artifact(ABC):
@@ -269,6 +272,7 @@ class Artifact(ABC):
         written = Path(folder).expanduser().resolve()
         if self._identity and written == self.folder.resolve():
             self._identity = identity(written)
+        LOG.info("saved to %s", written)
         return written
 
     def __repr__(self) -> str:

@@ -24,7 +24,7 @@ from graphopt.utils.errors import ArtifactError, InputError
 from graphopt.utils.files import MANIFEST, sha256, steady
 from graphopt.utils.version import __version__, versions
 
-FORMAT = 3  # raised whenever what is written changes; other formats are refused by name
+FORMAT = 4  # raised whenever what is written changes; other formats are refused by name
 DTYPES = frozenset(
     {"float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "uint16", "bool"}
 )

@@ -11,11 +11,14 @@ itself, so the whole is measured without it, too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from graphopt.utils.printed import Printed
 from graphopt.utils.tables import Block, Column, Line, Table
+
+if TYPE_CHECKING:
+    from graphopt.artifacts.report import Report
 
 SHOWN = 25  # kernels that are printed
 WARM = 3  # runs before those that count
@@ -64,6 +67,18 @@ class Profile(Printed):
         for kernel in self.kernels:
             found[kernel.layer] = found.get(kernel.layer, 0.0) + kernel.ms
         return found
+
+    def annotate(self, report: Report) -> None:
+        """Write the time of each call into a report; conversions and copies count for the call whose value they take."""
+        times: dict[int, float] = {}
+        numbers = {call.value: number for number, call in enumerate(report.network)}
+        for name, ms in self.layers().items():
+            known = name
+            while known and known not in numbers:
+                known = known.rpartition(".")[0]
+            if known:
+                times[numbers[known]] = times.get(numbers[known], 0.0) + ms
+        report.network = [replace(call, milliseconds=times.get(i)) for i, call in enumerate(report.network)]
 
     def blocks(self) -> list[Block]:
         whole, threads = self.kernels_ms, f"{self.threads} thread{'s' if self.threads != 1 else ''}"

@@ -6,10 +6,13 @@ import importlib
 import importlib.metadata
 import importlib.util
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from graphopt.artifacts.backend import Backend
 from graphopt.utils import plugins
 from graphopt.utils.errors import InputError
+
+if TYPE_CHECKING:  # which imports torch: what is installed can be said without
+    from graphopt.artifacts.backend import Backend
 
 GROUP = "graphopt.backends"  # of entry points
 
@@ -48,6 +51,8 @@ def backend(runtime: str) -> Backend:
     Raises:
         InputError: there is no such runtime, or it is not installed; says how to install it.
     """
+    from graphopt.artifacts.backend import Backend
+
     entry = RUNTIMES.get(runtime)
     if entry is None:
         found: Backend | None = plugins.find(GROUP, runtime, Backend)

@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Protocol
 
+from graphopt.artifacts.network import WORDS, Call, Distribution
 from graphopt.passmanager.step import Step
 from graphopt.utils.errors import InputError
 from graphopt.utils.printed import Printed
-from graphopt.utils.tables import Block, Column, Table
+from graphopt.utils.tables import Block
 from graphopt.utils.timings import Stage, Timings
-from graphopt.utils.web import Section
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class FloatOperator:
 @dataclass(frozen=True)
 class Attempt:
     """One way that was tried to keep the accuracy: its score (None where it could not be judged, `note` says why), how long it
-    took, evaluation included, and whether it was good enough.
+    took, evaluation included, and whether it was good enough; bytes of its weights, and milliseconds of a call where measured.
     """
 
     name: str
@@ -55,6 +55,15 @@ class Attempt:
     seconds: float
     met: bool
     note: str = ""
+    weight_bytes: int | None = None
+    milliseconds: float | None = None
+
+
+class Finding(Protocol):
+    """Something that was found out about the result later, such as a `Profile` or an `Analysis`."""
+
+    def annotate(self, report: Report) -> None:
+        """Write into the report what was found."""
 
 
 @dataclass
@@ -76,6 +85,11 @@ class Report(Printed):
         float16_macs: the share of multiply-accumulates on activations in float16.
         weight_only_macs: the shares of multiply-accumulates whose weights alone are of few bits, by bits.
         float_operators: what stayed in floating point, and why.
+        network: the result call by call: bits, arithmetic, work; with time and damage once they are included.
+        distributions: of quantized activations and weights, once an analysis is included.
+        options: what `optimize` was asked for, as plain data.
+        versions: of graphopt and of what the result depends on.
+        seed: of torch's random numbers, where they were last begun anew.
         missing: for what was not measured, the reason; keys as in `report_text.REASONS`.
     """
 
@@ -98,27 +112,31 @@ class Report(Printed):
     float16_macs: float = 0.0
     weight_only_macs: dict[int, float] = field(default_factory=dict)
     float_operators: list[FloatOperator] = field(default_factory=list)
+    network: list[Call] = field(default_factory=list)
+    distributions: list[Distribution] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    seed: int | None = None
     missing: dict[str, str] = field(default_factory=dict)
+
+    def include(self, *findings: Finding) -> Report:
+        """Add what was measured later, for the page and the JSON; returns the report itself.
+
+        report.include(result.artifact.profile(images), graphopt.analyze(result.graph, images)).save("report.html")
+        """
+        for finding in findings:
+            finding.annotate(self)
+        return self
 
     def blocks(self) -> list[Block]:
         from graphopt.artifacts.report_text import blocks  # which reads reports
 
         return blocks(self)
 
-    def sections(self) -> list[Section]:
-        """What each step changed, and where the time of the optimization went."""
-        columns = [Column("where"), Column("what")]
-        steps = [
-            (step.name, [Table(columns, [list(change) for change in step.changes])])
-            for step in self.steps
-            if step.changes
-        ]
-        floats = [[f.site, f.operator, f.reason, str(f.macs)] for f in self.float_operators]
-        found: list[Section] = [(f"{name}: what it changed", tables) for name, tables in steps]
-        if floats:
-            kinds = [Column("where"), Column("operator"), Column("why"), Column("MACs", number=True)]
-            found.append(("What stays in float", [Table(kinds, floats)]))
-        return [*found, ("Seconds by stage", self.timings.blocks())]
+    def page(self) -> str:
+        from graphopt.artifacts.report_page import page  # which reads reports
+
+        return page(self)
 
     def results(self) -> dict[str, str]:
         """The measured results in words, by name, in the order they are shown."""
@@ -149,6 +167,8 @@ class Report(Printed):
         values["float_operators"] = [
             FloatOperator(**_fields(FloatOperator, f)) for f in values.get("float_operators", [])
         ]
+        values["network"] = [_call(*each) for each in enumerate(values.get("network", []))]
+        values["distributions"] = [Distribution(**_fields(Distribution, d)) for d in values.get("distributions", [])]
         values["weight_only_macs"] = {int(bits): s for bits, s in values.get("weight_only_macs", {}).items()}
         return cls(**values)
 
@@ -158,6 +178,17 @@ def _timings(data: Mapping[str, Any]) -> Timings:
     for stage in stages:
         stage.parts = [(str(name), float(seconds)) for name, seconds in stage.parts]
     return Timings(stages)
+
+
+def _call(number: int, data: Mapping[str, Any]) -> Call:
+    values = _fields(Call, data)
+    call = Call(**{**values, "reads": tuple(values.get("reads", ())), "shape": tuple(values.get("shape", ()))})
+    words = (call.name, call.operator, call.value, call.reason)
+    if not all(isinstance(word, str) for word in words) or call.arithmetic not in WORDS:
+        raise InputError(f"no call of a network is like {words}; the report was altered")
+    if not all(type(read) is int and 0 <= read < number for read in call.reads):
+        raise InputError(f"call {number}, {call.name!r}, reads {call.reads}; it can read calls before it alone")
+    return call
 
 
 def _step(data: Mapping[str, Any]) -> Step:

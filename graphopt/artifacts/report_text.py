@@ -30,15 +30,15 @@ def blocks(report: Report) -> list[Block]:
     """All of the report: steps, attempts, results, notes, warnings."""
     parts: list[Block] = [Line(f"{report.model} for {report.target}", "title")]
     if report.original or report.steps:
-        parts.append(_steps(report))
+        parts.append(steps(report))
     if report.attempts:
-        parts.append(_attempts(report))
+        parts.append(attempts(report))
     parts.append(Facts(list(results(report).items())))
     parts += [Line(f"note: {note}") for note in report.notes]
     return parts + [Line(f"warning: {warning}", "warning") for warning in report.warnings]
 
 
-def _steps(report: Report) -> Table:
+def steps(report: Report) -> Table:
     names = ("changes", "seconds", "parameters", "MACs", "weights", "SQNR")
     rows = [_step(report.original, original=True)] if report.original else []
     return Table([Column("step"), *numbers(*names)], rows + [_step(step) for step in report.steps])
@@ -50,7 +50,7 @@ def _step(step: Step, original: bool = False) -> list[str]:
     return [step.name, changes, f"{step.seconds:.1f}", *costs, sqnr]
 
 
-def _attempts(report: Report) -> Table:
+def attempts(report: Report) -> Table:
     rows = []
     for tried in report.attempts:
         accuracy, moved = "-", "-"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from graphopt.cli import completion
 from graphopt.utils.errors import InputError
 
 # PyTorch is imported where a command needs it: `graphopt --help` answers at once.
@@ -20,7 +22,14 @@ if TYPE_CHECKING:
 
 Model = Annotated[str, typer.Argument(help="package.module:factory, or the path of a .pt2 file.")]
 Aim = Annotated[
-    str, typer.Option(help="What to optimize for; see `graphopt targets`. One of your own: package.module:TARGET.")
+    str,
+    typer.Option(
+        help="What to optimize for; see `graphopt targets`. One of your own: package.module:TARGET.",
+        autocompletion=completion.targets,
+    ),
+]
+Judged = Annotated[
+    str, typer.Option(help="A target; `graphopt targets` lists them.", autocompletion=completion.targets)
 ]
 Typical = Annotated[
     str | None,
@@ -49,6 +58,8 @@ Mean = Annotated[
 Std = Annotated[str | None, typer.Option(help="Of it: the deviation that is divided by then.")]
 Estimator = Annotated[str, typer.Option(help="Value ranges by minmax, percentile, mse, entropy, aciq or output_mse.")]
 
+PASSES_IN_PYTHON = re.compile(r"(?P<file>[^{]*\.py)(?::(?P<name>\w+))?|[\w.]+:[\w.]+")
+
 
 def target(name: str) -> Target:
     """A target by its name, or an object of someone's own.
@@ -64,6 +75,33 @@ def target(name: str) -> Target:
     found = imports.find(name)
     if not isinstance(found, Target):
         raise InputError(f"{name} is a {type(found).__name__}, not a Target")
+    return found
+
+
+def say_default_target(context: typer.Context) -> None:
+    """Tell which machine was meant where the command named none."""
+    from graphopt.targets import host
+
+    source = context.get_parameter_source("target")
+    if source is not None and source.name == "DEFAULT":
+        here = host()
+        machine = here.runtime.machine or here.runtime.architecture
+        print(f"no --target was given: this is for the machine it ran on ({machine}); `graphopt targets` lists others")
+
+
+def passes(text: str | None) -> Any:
+    """What `optimize(passes=...)` takes: a text, or the function of target and data that a name or a file of Python stands for.
+
+    Raises:
+        InputError: there is none of this name, or it is no function.
+    """
+    from graphopt.utils import imports
+
+    if text is None or (form := PASSES_IN_PYTHON.fullmatch(text)) is None:
+        return text
+    found = imports.find_in_file(Path(form["file"]), form["name"] or "pipeline") if form["file"] else imports.find(text)
+    if not callable(found):
+        raise InputError(f"{text} is a {type(found).__name__}, not a function of target and data that returns passes")
     return found
 
 

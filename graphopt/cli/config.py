@@ -5,6 +5,10 @@
     calibration: photos/
     max-drop: 0.5
     input-shape: ["1,3,224,224"]
+    passes:
+      - simplify
+      - prune{keep_ratio=0.6}
+      - quantize
 
 `--save-config job.yaml` writes what a command was given, from either.
 """
@@ -17,10 +21,11 @@ from typing import Annotated, Any
 
 import typer
 
+from graphopt.cli import common
 from graphopt.cli.reporting import reporting
 from graphopt.utils.errors import InputError, suggestion
 
-OWN = ("config", "save_config")  # which are about files of options
+OWN = ("config", "save_config", *common.NAMES)  # which are about files of options, and about this very call
 
 
 def _read(context: typer.Context, path: Path | None) -> Path | None:
@@ -57,7 +62,17 @@ def options(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise InputError(f"{path} must hold options by name, such as 'target: arm', not a {type(found).__name__}")
-    return {_parameter(path, key, known): _plain(path, key, value) for key, value in found.items()}
+    given = {_parameter(path, key, known): _plain(path, key, value) for key, value in found.items()}
+    return {name: value if _repeats(known[name]) else _joined(value) for name, value in given.items()}
+
+
+def _repeats(parameter: Any) -> bool:
+    return bool(getattr(parameter, "multiple", False))
+
+
+def _joined(value: Any) -> Any:
+    """A list, of an option that is given once: as the command line writes it, `0.5,0.5,0.5`."""
+    return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
 def _parameter(path: Path, key: str, known: Mapping[str, Any]) -> str:

@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 from graphopt.cli import arguments
-from graphopt.cli.arguments import Mean, Prepared, Samples, Scale, Shapes, Std, Typical
+from graphopt.cli.arguments import Judged, Mean, Prepared, Samples, Scale, Shapes, Std, Typical
 from graphopt.cli.reporting import reporting
 
 
 def check(
     model: Annotated[Path, typer.Argument(help="An ONNX file, or the folder of a deployed model.")],
-    target: Annotated[str, typer.Option(help="A target; `graphopt targets` lists them.")] = "arm",
+    target: Judged = "host",
 ) -> None:
     """List what in a quantized model breaks the rules of a target, with what to do; exit with 1 if there is any."""
     with reporting():
@@ -57,7 +57,7 @@ def compare(
 
 def audit(
     model: Annotated[Path, typer.Argument(help="An ONNX file, or the folder of a deployed model.")],
-    target: Annotated[str, typer.Option(help="A target; `graphopt targets` lists them.")] = "host",
+    target: Judged = "host",
     fix: Annotated[
         Path | None, typer.Option(help="Write a file with the same answers that computes more of them in integer.")
     ] = None,

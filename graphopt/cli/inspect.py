@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from graphopt.cli import arguments
+from graphopt.cli import arguments, completion
 from graphopt.cli.arguments import Aim, Estimator, Mean, Model, Prepared, Samples, Scale, Shapes, Std, Typical
 from graphopt.cli.reporting import reporting
 from graphopt.utils.errors import InputError
 
+if TYPE_CHECKING:
+    from graphopt.artifacts.network import Call
+    from graphopt.ir.graph import Graph
+
 
 def analyze(
+    context: typer.Context,
     model: Model,
-    target: Aim = "arm",
+    target: Aim = "host",
     calibration: Typical = None,
     input_shape: Shapes = None,
     samples: Samples = 512,
@@ -55,11 +60,14 @@ def analyze(
             analysis.save(json)
         written = analysis.plot(plots) if plots is not None else []
         analysis.print()
+        arguments.say_default_target(context)
         if plots is not None:
             print(f"{len(written)} plots in {plots.resolve()}")
 
 
-def targets(name: Annotated[str | None, typer.Argument(help="One of them, in full.")] = None) -> None:
+def targets(
+    name: Annotated[str | None, typer.Argument(help="One of them, in full.", autocompletion=completion.targets)] = None,
+) -> None:
     """List the targets, or explain one."""
     with reporting():
         from graphopt import targets
@@ -79,7 +87,9 @@ def targets(name: Annotated[str | None, typer.Argument(help="One of them, in ful
         terminal.show([Table(columns, rows)], 140)
 
 
-def passes(name: Annotated[str | None, typer.Argument(help="One of them, in full.")] = None) -> None:
+def passes(
+    name: Annotated[str | None, typer.Argument(help="One of them, in full.", autocompletion=completion.passes)] = None,
+) -> None:
     """List the passes that --passes knows, or explain one of them."""
     with reporting():
         from inspect import cleandoc, getmodule
@@ -104,23 +114,76 @@ def show(
     usage: Annotated[
         bool, typer.Option("--usage", help="Of a deployed model: a program that runs it without graphopt.")
     ] = False,
+    layers: Annotated[
+        bool,
+        typer.Option("--layers", help="A table of its layers, by the names that options take, in place of the text."),
+    ] = False,
+    svg: Annotated[Path | None, typer.Option(help="File for a drawing of the graph, in place of the text.")] = None,
 ) -> None:
     """Show the graph of a .pt2 file, or a deployed model."""
     with reporting():
         if not path.exists():
             raise InputError(f"there is no file or folder {path}")
-        if usage:
+        if svg is not None:
+            _draw(path, svg)
+        elif layers:
+            _list(path)
+        elif usage:
             import graphopt
 
             typer.echo(graphopt.load(path).usage(path), nl=False)
         elif path.is_dir():
             _show_artifact(path)
-        elif path.suffix == ".pt2":
-            from graphopt.ir.graph import Graph
-
-            print(Graph.load(path) if arguments.is_saved_graph(path) else Graph.capture(path))
         else:
-            raise InputError(f"cannot show {path}: it is neither a .pt2 file nor the folder of a deployed model")
+            print(_graph(path))
+
+
+def _graph(path: Path) -> Graph:
+    from graphopt.ir.graph import Graph
+
+    if path.suffix != ".pt2":
+        raise InputError(f"cannot show {path}: it is neither a .pt2 file nor the folder of a deployed model")
+    return Graph.load(path) if arguments.is_saved_graph(path) else Graph.capture(path)
+
+
+def _network(path: Path) -> list[Call]:
+    """The calls of a graph, or those in the report of a deployed model."""
+    if path.is_dir():
+        from graphopt.artifacts.manifest import read_manifest
+        from graphopt.artifacts.report import Report
+
+        manifest = read_manifest(path)
+        if found := Report.from_dict(manifest.report).network if manifest.report else []:
+            return found
+        raise InputError(f"{path} has no report with its network; show the graph that it was made of")
+    from graphopt.evaluation.network import network
+
+    return network(_graph(path))
+
+
+def _list(path: Path) -> None:
+    from graphopt.artifacts.network import WORDS
+    from graphopt.utils import terminal
+    from graphopt.utils.quantities import count
+    from graphopt.utils.tables import Column, Table, numbers
+
+    rows = []
+    for call in _network(path):
+        shape = " x ".join("N" if size is None else str(size) for size in call.shape)
+        how = WORDS[call.arithmetic] if call.operator != "input" else ""
+        rows.append([call.name, call.operator, shape, call.bits, how, count(call.macs) if call.macs else ""])
+    columns = [Column(name) for name in ("layer", "operator", "result", "bits", "computes in")]
+    terminal.show([Table([*columns, *numbers("MACs")], rows)], 140)
+
+
+def _draw(path: Path, svg: Path) -> None:
+    """Draw a graph, or the network of the report in a deployed model."""
+    from graphopt.artifacts.drawing import draw
+    from graphopt.utils import files
+
+    files.check_writable(svg)
+    files.write_atomically(svg, draw(_network(path), label=path.name).encode())
+    print(f"drawn in {svg}")
 
 
 def profile(

@@ -1,30 +1,32 @@
 """The command line, `graphopt optimize` and others; `graphopt --help` lists them.
 
 Exit codes: 0 all is well, 1 something graphopt or the model could not do, 2 a mistake in the command, 130 Ctrl-C.
-Errors are one line on standard error; `--debug` shows where they come from.
+Errors are one line on standard error; `--debug` shows where they come from, `-v` what is done.
 """
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
-from graphopt.cli import evaluate, inspect, optimize, reporting
+from graphopt.cli import common, completion, evaluate, inspect, optimize
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 for command in (
     optimize.optimize, inspect.analyze, inspect.targets, inspect.passes, evaluate.check, evaluate.audit, evaluate.compare,
-    optimize.compile, inspect.show, inspect.profile, inspect.doctor, optimize.demo,
+    optimize.compile, inspect.show, inspect.profile, inspect.doctor, optimize.demo, completion.completion,
 ):  # fmt: skip
-    app.command()(command)
+    app.command()(common.with_common_options(command))
+app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+)(optimize.run)
 
 
 def main() -> None:
-    """The entry point; `--debug` may stand anywhere."""
-    reporting.debug = "--debug" in sys.argv
-    app(args=[a for a in sys.argv[1:] if a != "--debug"], prog_name="graphopt")
+    """The entry point."""
+    completion.prepare()
+    app(prog_name="graphopt")
 
 
 def _version(wanted: bool) -> None:
@@ -41,6 +43,9 @@ def graphopt(
     version: Annotated[
         bool, typer.Option("--version", help="Show versions.", callback=_version, is_eager=True)
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: common.Debug = False,
+    verbose: common.Verbose = 0,
+    log_file: common.LogFile = None,
 ) -> None:
     """Make trained PyTorch models small and fast on edge hardware."""
+    common.before(debug, verbose, log_file)

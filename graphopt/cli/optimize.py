@@ -1,23 +1,27 @@
-"""`graphopt optimize`, `compile` and `demo`: deployed models are made."""
+"""`graphopt optimize`, `run`, `compile` and `demo`: deployed models are made."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from graphopt.cli import arguments
+from graphopt.cli import arguments, completion
 from graphopt.cli.arguments import Aim, Estimator, Free, Mean, Model, Prepared, Samples, Scale, Shapes, Std, Typical
 from graphopt.cli.config import Config, SaveConfig, save
 from graphopt.cli.reporting import reporting
-from graphopt.utils.errors import InputError
+from graphopt.utils.errors import GraphoptError, InputError
+
+if TYPE_CHECKING:
+    from graphopt.artifacts.artifact import Artifact
+    from graphopt.artifacts.report import Report
 
 
 def optimize(
     context: typer.Context,
     model: Model,
-    target: Aim = "arm",
+    target: Aim = "host",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the deployed model.")] = None,
     calibration: Typical = None,
     evaluate: Annotated[
@@ -43,7 +47,9 @@ def optimize(
     passes: Annotated[
         str | None,
         typer.Option(
-            help="In place of the recipe, e.g. 'fold-batch-norm, prune{keep_ratio=0.6}, quantize'; see `graphopt passes`."
+            help="In place of the recipe, e.g. 'fold-batch-norm, prune{keep_ratio=0.6}, quantize' (see `graphopt passes`), or a "
+            "function of target and data that returns passes: package.module:function, or a file.py with a `pipeline`.",
+            autocompletion=completion.passes,
         ),
     ] = None,
     keep_macs: Annotated[
@@ -109,6 +115,12 @@ def optimize(
     report: Annotated[
         Path | None, typer.Option(help="File for the report: a page where it ends in .html, else JSON.")
     ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Measure what each layer takes, for --report; on this machine.")
+    ] = False,
+    analyze: Annotated[
+        bool, typer.Option("--analyze", help="Measure what quantizing each layer costs, for --report.")
+    ] = False,
     seed: Annotated[
         int,
         typer.Option(help="Of random numbers: a model's own weights, inputs that are made up, rounding by gradients."),
@@ -130,9 +142,12 @@ def optimize(
             files.check_replaceable(out)
         if report is not None:
             files.check_writable(report)
+        elif profile or analyze:
+            raise InputError("--profile and --analyze are for the report; name a file for it, --report report.html")
         images = arguments.preprocessing(
             preprocessing, scale, mean, std, resize=resize, interpolation=interpolation, color=color
         )
+        chosen = arguments.passes(passes)
         source, labels = arguments.calibration(calibration, samples, images), arguments.labels(class_labels)
         judge = None if evaluate is None else imports.find(evaluate)
         if judge is not None and not callable(judge):
@@ -150,7 +165,7 @@ def optimize(
             evaluate=judge,
             preprocessing=images,
             class_labels=labels,
-            passes=passes,
+            passes=chosen,
             dump=dump,
             dynamic_shapes=arguments.dynamic_shapes(dynamic_shape),
             estimator=estimator,
@@ -172,15 +187,54 @@ def optimize(
         )
         if out is not None:
             out = optimized.artifact.save(out)
+        if profile:
+            _include_profile(optimized.report, optimized.artifact)
+        if analyze:
+            typical = arguments.prepared(source, optimized.artifact.preprocessing)
+            optimized.report.include(graphopt.analyze(optimized.graph, typical))
         if report is not None:
             optimized.report.save(report)
         if quiet:
             return
         optimized.report.print()
+        arguments.say_default_target(context)
         if timings:
             optimized.report.timings.print()
         if out is not None:
             print(f"saved to {out}")
+
+
+def _include_profile(report: Report, artifact: Artifact) -> None:
+    try:
+        report.include(artifact.profile(**artifact.zeros(), runs=20))
+    except GraphoptError as error:  # found out behind all of the work: that is kept
+        report.notes.append(f"what each layer takes was not measured: {error}")
+
+
+def run(
+    context: typer.Context,
+    file: Annotated[
+        Path,
+        typer.Argument(help="Options of `graphopt optimize` in a .yaml file, or passes in a .py file.", metavar="FILE"),
+    ],
+) -> None:
+    """Run a file of options or passes: `run FILE [OPTIONS]`, with the options of `graphopt optimize`.
+
+    job.yaml is what `optimize --config` takes, its passes included. pipeline.py defines pipeline(target, data), which returns a
+    list of passes; the model is named behind it. The file is run as Python: give one that you trust.
+    """
+    with reporting():
+        how = {".yaml": "--config", ".yml": "--config", ".py": "--passes"}.get(file.suffix)
+        if how is None:
+            raise InputError(
+                f"{file} is neither a .yaml file of options nor a .py file that defines pipeline(target, data)"
+            )
+        if not file.is_file():
+            raise InputError(f"there is no file {file}")
+    assert context.parent is not None
+    command = cast("Any", context.parent.command).commands["optimize"]
+    with command.make_context("run", [*context.args, how, str(file)], parent=context.parent) as inner:
+        command.invoke(inner)
 
 
 def compile(
@@ -202,7 +256,7 @@ def compile(
 
 
 def demo(
-    target: Annotated[str, typer.Option(help="What to optimize for.")] = "host",
+    target: Aim = "host",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the deployed model.")] = None,
 ) -> None:
     """Train a small network and optimize it for this machine.

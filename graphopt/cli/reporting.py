@@ -12,6 +12,7 @@ import typer
 from graphopt.utils.errors import GraphoptError
 
 debug = False  # set by `--debug`
+quiet_libraries = True  # unset by `-v` and `--log-file`
 
 
 @contextmanager
@@ -22,7 +23,7 @@ def reporting() -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()
-    except typer.Exit:
+    except (typer.Exit, typer.Abort):
         raise
     except KeyboardInterrupt:
         _say("interrupted; no result was written")
@@ -49,4 +50,4 @@ def quieten() -> None:
     import warnings
 
     warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
+    logging.disable(logging.WARNING if quiet_libraries else logging.NOTSET)

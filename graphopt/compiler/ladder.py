@@ -11,6 +11,7 @@ tried each time, and then as few as do; they stand on the best of the attempts b
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -28,6 +29,7 @@ from graphopt.compiler.recipes import FEW_BITS
 from graphopt.evaluation.analysis import LayerSensitivity
 from graphopt.evaluation.sensitivity import analyze
 from graphopt.formats import Format, with_bits
+from graphopt.ir import cost
 from graphopt.ir.graph import Graph
 from graphopt.ir.passes import Pass
 from graphopt.passes.quantization import LayerFormat
@@ -36,6 +38,7 @@ from graphopt.passmanager.step import Step
 from graphopt.targets import Formats as TargetFormats
 from graphopt.utils.errors import GraphoptError
 
+LOG = logging.getLogger(__name__)
 EIGHT = 8  # bits that a layer with fewer than `FEW_BITS` gets back before it stays in float
 
 Formats = Mapping[str, LayerFormat | None]
@@ -75,6 +78,7 @@ class Ladder:
         formats, dump: as in `graphopt.optimize`; every attempt has a folder of its own in `dump`.
         attempts: what was tried, in order.
         timed: a context around each attempt, by its name.
+        clock: the milliseconds of a call of what an attempt was lowered to; None where they are not measured.
     """
 
     start: Graph
@@ -88,6 +92,7 @@ class Ladder:
     formats: Formats = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
     timed: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext()
+    clock: Callable[[Lowered], float | None] = lambda lowered: None
     best: Tried | None = None
 
     def climb(self, report: Report) -> Tried:
@@ -123,9 +128,13 @@ class Ladder:
             if not self.attempts:
                 raise  # the plain recipe: nothing was done yet that could be lost
             self.attempts.append(Attempt(name, None, time.perf_counter() - began, False, str(error)))
+            LOG.info("%s could not be judged: %s", name, error)
             return False
         met = accuracy >= self.least
-        self.attempts.append(Attempt(name, accuracy, time.perf_counter() - began, met))
+        took = time.perf_counter() - began
+        size, ms = cost.weight_bytes(lowered.deployed), self.clock(lowered)
+        self.attempts.append(Attempt(name, accuracy, took, met, weight_bytes=size, milliseconds=ms))
+        LOG.info("%s: accuracy %.4f, at least %.4f is wanted", name, accuracy, self.least)
         better = self.best is None or accuracy > self.best.accuracy
         if met or better:
             self.best = Tried(graph, lowered, steps, accuracy, rounding)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,8 @@ from graphopt.targets import Target, find
 from graphopt.utils.alone import undisturbed
 from graphopt.utils.errors import GraphoptError
 from graphopt.utils.files import steady
+
+LOG = logging.getLogger(__name__)
 
 
 class Optimized(NamedTuple):
@@ -109,6 +112,7 @@ def optimize(
     options.check(passes, evaluate)
     steps = pipeline(passes) if isinstance(passes, str) else passes
     tried = candidates(find(target), options)
+    LOG.info("target %s, through %s", tried[0].name, " or ".join(each.runtime.name for each in tried))
     request = Request(
         model,
         example_inputs,
@@ -133,7 +137,19 @@ def optimize(
     with work.timings.stage("measure"):
         stages.measure(work, lowered)
     lowered.artifact.manifest.report = work.report.to_dict()
+    _log(work.report)
     return Optimized(lowered.artifact, work.report, work.graph)
+
+
+def _log(report: Report) -> None:
+    for operator in report.float_operators:
+        LOG.info("%s stays float (%s): %s", operator.site, operator.operator, operator.reason)
+    for note in report.notes:
+        LOG.info("note: %s", note)
+    for warning in report.warnings:
+        LOG.warning("%s", warning)
+    for name, text in report.results().items():
+        LOG.info("%s: %s", name, "; ".join(text.split("\n")))
 
 
 def _lower(work: Work, passes: Sequence[Pass] | Callable[[Target, Calibration], Sequence[Pass]] | None) -> Lowered:

@@ -3,7 +3,8 @@
     simplify, fold-batch-norm, prune{keep_ratio=0.6, layers={"head*": None}}, quantize{estimator=minmax}, correct-bias
 
 Passes are called as `graphopt.passes.names()` has them. In braces stand their options: plain values of Python, of which words
-need no quotes. Target and calibration data are filled in where a pass takes them; `data=None` leaves them out. Nothing runs.
+need no quotes; what becomes of them, `option_values.py` says. Target and calibration data are filled in where a pass takes
+them; `data=None` leaves them out. Nothing runs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from graphopt import passes
+from graphopt.compiler.option_values import Misfit, converted, hints
 from graphopt.data.calibration import Calibration
 from graphopt.ir.passes import Pass
 from graphopt.targets import Target
@@ -24,16 +26,6 @@ from graphopt.utils.errors import InputError, suggestion
 NAME = re.compile(r"\s*([A-Za-z][\w-]*)\s*")
 CLOSING = {"{": "}", "[": "]", "(": ")"}
 DATA = ("data", "calibration")  # fields that calibration data go into
-OBJECTS = {
-    "activations",
-    "criterion",
-    "fine_tune",
-    "methods",
-    "regularizer",
-    "target",
-    "timer",
-    "weights",
-}  # no text stands for
 RESERVED = re.compile(
     rf"=\s*({'|'.join(sorted({*keyword.kwlist} - {'None', 'True', 'False'}))})\s*(?=,|$)"
 )  # `scope=global`
@@ -111,10 +103,12 @@ def _options(name: str, kind: type, inside: str) -> dict[str, Any]:
     try:
         call = ast.parse(f"f({quoted})", mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise InputError(f"the options of {name} cannot be read: {inside!r}; write key=value, ...") from error
+        raise InputError(
+            f"the options of {name} cannot be read: {inside!r}; write key=value, ..., and quotes around text of several words"
+        ) from error
     if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
         raise InputError(f"the options of {name} need names, key=value, not {inside!r}")
-    known, found = options(kind), {}
+    known, types, found = options(kind), hints(kind), {}
     for given in call.keywords:
         key = str(given.arg)
         if key not in known:
@@ -123,21 +117,41 @@ def _options(name: str, kind: type, inside: str) -> dict[str, Any]:
             )
         if key in found:
             raise InputError(f"{name} is given {key!r} twice")
-        found[key] = _value(name, key, given.value)
-        if key in OBJECTS and not (key == "activations" and isinstance(found[key], (list, tuple))):
-            raise InputError(f"{name}: {key} takes an object, which no text stands for; write the pipeline in Python")
+        found[key] = _value(name, key, given.value, types.get(key, Any))
     return found
 
 
-def _value(name: str, key: str, node: ast.expr) -> Any:
-    if isinstance(node, ast.Name):  # a word
+def _value(name: str, key: str, node: ast.expr, hint: Any) -> Any:
+    try:
+        return converted(_plain(node), hint, _element)
+    except (InputError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{name}: {key} {error}" if isinstance(error, Misfit) else f"{name}: {key}: {error}"
+        ) from error
+
+
+def _plain(node: ast.expr) -> Any:
+    """What an expression stands for: a literal of Python, in which words are text."""
+    if isinstance(node, ast.Name):
         return WORDS.get(node.id.lower(), node.id)
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return [_plain(each) for each in node.elts] if isinstance(node, ast.List) else tuple(map(_plain, node.elts))
+    if isinstance(node, ast.Dict) and None not in node.keys:
+        return {
+            _plain(key): _plain(value) for key, value in zip(node.keys, node.values, strict=True) if key is not None
+        }
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
-        raise InputError(
-            f"{name}: {key}={ast.unparse(node)} is no plain value; give numbers, text, lists or dictionaries"
-        ) from error
+        raise InputError(f"{ast.unparse(node)} is no plain value; give numbers, text, lists or dictionaries") from error
+
+
+def _element(text: str) -> Any:
+    """The pass that is an option of another one; target and data are the other one's."""
+    first, *more = read(text)
+    if more:
+        raise InputError(f"one pass is wanted, not {text!r}")
+    return first.kind(**first.options)
 
 
 def _made(named: Named, target: Target, data: Calibration) -> Pass:
@@ -149,7 +163,5 @@ def _made(named: Named, target: Target, data: Calibration) -> Pass:
     try:
         made: Pass = named.kind(**{**filled, **named.options})
     except (TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{named.kind.__name__}: {error}") from error
     return made

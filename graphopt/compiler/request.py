@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from graphopt.data.synthesize import without_data
 from graphopt.evaluation.scores import Evaluate
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
+from graphopt.passmanager.plain_options import options as plain_options
+from graphopt.passmanager.plain_options import plain
 from graphopt.targets import Target
 from graphopt.utils.errors import InputError
 from graphopt.utils.printing import dtype_name
@@ -50,6 +52,13 @@ class Request:
         if isinstance(self.model, (str, Path)):
             return Path(self.model).stem
         return type(self.model).__name__ if not isinstance(self.model, Graph) else "model"
+
+    def plain(self) -> dict[str, Any]:
+        """What is asked for beside model and data, as plain data; what has no text by what it is."""
+        groups = (getattr(self.options, f.name) for f in fields(self.options))
+        asked = {name: value for group in groups for name, value in plain_options(group).items()}
+        others = {"calibration": self.calibration, "evaluate": self.evaluate, "dynamic_batch": self.dynamic_batch}
+        return {**asked, **plain({**others, "preprocessing": self.preprocessing})}
 
     def connect(self, backend: Backend) -> Any:
         """The connection to the device that is to be measured on, None where that is this machine.

@@ -6,6 +6,7 @@ passes from the captured graph on. Time is measured in turn, on the example, and
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
@@ -17,6 +18,8 @@ from graphopt.ir.cost import timings
 from graphopt.targets import Target, host, host_runtimes
 from graphopt.utils.errors import GraphoptError, InputError
 from graphopt.utils.timings import Stage
+
+LOG = logging.getLogger(__name__)
 
 
 def candidates(target: Target, options: Options) -> list[Target]:
@@ -54,6 +57,7 @@ def fastest(works: list[Work], lower: Callable[[Work], Lowered]) -> tuple[Work, 
     seconds: dict[str, float] = {}
     for work in works:
         begin = time.perf_counter()
+        LOG.info("through %s", work.runtime)
         try:
             work.backend.check_graph(work.original)
             done.append((work, lower(work)))
@@ -61,6 +65,7 @@ def fastest(works: list[Work], lower: Callable[[Work], Lowered]) -> tuple[Work, 
             if not done:
                 raise
             refused.append(f"{work.runtime} does not take it: {error}")
+            LOG.info("%s", refused[-1])
         seconds[work.runtime] = time.perf_counter() - begin
     times = _milliseconds(done)
     kept, lowered = min(done, key=lambda pair: times[pair[0].runtime])

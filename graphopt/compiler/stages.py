@@ -11,9 +11,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+
+import torch
 
 from graphopt.artifacts import registry
 from graphopt.artifacts.backend import Tuning
@@ -25,6 +28,7 @@ from graphopt.compiler.request import Request
 from graphopt.compiler.work import Work
 from graphopt.evaluation.devices import confirm
 from graphopt.evaluation.evaluate import Candidate, judge, zeros_note
+from graphopt.evaluation.network import network
 from graphopt.evaluation.scores import last_score, score
 from graphopt.evaluation.timing import clock, untimed
 from graphopt.ir import cost
@@ -38,7 +42,9 @@ from graphopt.passmanager.runner import outputs
 from graphopt.passmanager.step import Step
 from graphopt.utils.memory import give_back
 from graphopt.utils.timings import Timings
+from graphopt.utils.version import versions
 
+LOG = logging.getLogger(__name__)
 SPARSE = 0.1  # share of zero weights from which the report says what they save
 
 # ---- capture --------------------------------------------------------------------------------------------------------
@@ -57,15 +63,18 @@ def _captured(request: Request, timings: Timings) -> Work:
         connection = request.connect(backend)
     with timings.part("graph"):
         graph, notes = request.graph()
+    LOG.info("captured %s: %d calls, %d parameters", request.name, len(list(graph.calls())), cost.parameters(graph))
     backend.check_graph(graph)
     give_back(cost.weight_bytes(graph))
     images, labels = request.images(graph), request.labels(graph)
     with timings.part("data"):
         data, warnings = request.data(graph)
+    LOG.info("calibration data: %s", "made up" if data.synthetic else f"{type(request.calibration).__name__}")
     data, held_out = data.hold_out()
     report = Report(
-        request.name, request.target.name, notes=notes, warnings=warnings, original=_original(graph), timings=timings
-    )
+        request.name, request.target.name, notes=notes, warnings=warnings, original=_original(graph), timings=timings,
+        options=request.plain(), versions=versions(), seed=torch.initial_seed(),
+    )  # fmt: skip
     original = graph.clone()  # weights of its own: a pass may train the graph
     if request.evaluate is not None:
         with timings.part("accuracy"):
@@ -76,7 +85,7 @@ def _captured(request: Request, timings: Timings) -> Work:
 
 
 def _original(graph: Graph) -> Step:
-    return Step("(original)", "", [], 0.0, cost.parameters(graph), cost.macs(graph), cost.weight_bytes(graph))
+    return Step("(original)", {}, [], 0.0, cost.parameters(graph), cost.macs(graph), cost.weight_bytes(graph))
 
 
 # ---- shrink, prepare, quantize: passes ------------------------------------------------------------------------------
@@ -191,6 +200,7 @@ def _climb(work: Work, max_drop: float) -> Tried:
         dump=work.request.dump,
         formats=work.options.quantization.formats or {},
         timed=work.timings.part,
+        clock=work.quick_ms,
     )
     return ladder.climb(work.report)
 
@@ -202,7 +212,9 @@ def evaluate(work: Work, lowered: Lowered) -> None:
     """Fidelity and the share in integer, on the device where there is one."""
     artifact, report = lowered.artifact, work.report
     candidate = Candidate(work.original, work.graph, lowered.deployed, lowered.answers)
-    judge(report, work.backend.audit(artifact), candidate, work.data, work.held_out)
+    audit = work.backend.audit(artifact)
+    report.network = network(work.graph, audit)
+    judge(report, audit, candidate, work.data, work.held_out)
     if work.connection is not None:
         confirm(report, work.placed(artifact), work.graph, work.simulate, work.data)
     elif artifact.refusal:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +18,7 @@ from graphopt.compiler.request import Request
 from graphopt.data.calibration import Calibration
 from graphopt.data.preprocessing import Preprocessing
 from graphopt.evaluation.devices import stand_in
+from graphopt.evaluation.timing import untimed
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
 from graphopt.ir.passes import Pass
@@ -24,6 +26,8 @@ from graphopt.passmanager.runner import run
 from graphopt.targets import Target
 from graphopt.utils.memory import give_back
 from graphopt.utils.timings import Timings
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -103,8 +107,19 @@ class Work:
         else:
             with self.timings.part("tune and write"):
                 artifact = self.backend.tune(deployed, self.target, name=name, tuning=tuning)
+            LOG.info("%s", artifact.manifest.options.get("tuned", "nothing was tuned"))
         give_back(cost.weight_bytes(graph))
         return Lowered(deployed, artifact, stand_in(self.placed(artifact), graph, self.simulate))
+
+    def quick_ms(self, lowered: Lowered) -> float | None:
+        """About what a call takes, to compare attempts; None where no time is asked for, or none can be measured here."""
+        artifact, measurement = self.placed(lowered.artifact), self.options.measurement
+        if not measurement.measure or untimed(self.target.runtime, artifact):
+            return None
+        artifact.set_threads(measurement.threads)
+        args, kwargs = self.original.example.args, self.original.example.kwargs
+        calls = {"call": lambda: artifact.milliseconds(*args, **kwargs)}
+        return cost.timings(calls, repeats=15, warmup=2, budget_seconds=1.0, clocked=True).median("call")
 
     def simulate(self, graph: Graph) -> Callable[..., Any]:
         """What artifacts of a simulated graph answer, computed here."""

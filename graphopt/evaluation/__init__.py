@@ -5,6 +5,7 @@ analysis.py        what it found
 tensor_statistics.py  how well a grid fits a quantized activation or weight
 fidelity.py        how far answers are from the original's, by output and channel
 evaluate.py        integer share and fidelity of a result
+network.py         a graph call by call, for tables and drawings
 scores.py          its accuracy, by the caller's function
 kernel_costs.py    what its parts take in integer and in float, and which had better stay in float
 timing.py          its time beside the original's

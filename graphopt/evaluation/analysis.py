@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from graphopt.artifacts.report import portable
+from graphopt.artifacts.report import Report, portable
 from graphopt.evaluation.tensor_statistics import TensorStatistics
 from graphopt.utils import terminal
 from graphopt.utils.checks import check_count
@@ -92,6 +92,14 @@ class Analysis(Printed):
     def first_bad(self, sqnr_db: float) -> LayerSensitivity | None:
         """The first layer in execution order whose cumulative SQNR, at its own result, is below this; None where all hold."""
         return next((layer for layer in self.layers if not layer.cumulative.here.sqnr_db >= sqnr_db), None)
+
+    def annotate(self, report: Report) -> None:
+        """Write into a report what quantizing each layer alone does to the output, and the distribution of every tensor."""
+        damage = {layer.name: layer.alone.output.sqnr_db for layer in self.layers if not layer.is_float}
+        report.network = [
+            replace(call, sqnr_db=damage.get(call.name, damage.get(f"{call.name} output"))) for call in report.network
+        ]
+        report.distributions = [tensor.distribution() for tensor in self.worst_tensors()]
 
     # ---- Showing and keeping ----------------------------------------------------------------------------------------
 

@@ -93,7 +93,7 @@ def judge(
 def _lowered(deployed: Graph, sqnr_db: float) -> Step:
     """The last line of a report's steps: the graph as it is stored."""
     weights = measures.weight_bytes(deployed)
-    return Step("(lowered)", "", [], 0.0, measures.parameters(deployed), measures.macs(deployed), weights, sqnr_db)
+    return Step("(lowered)", {}, [], 0.0, measures.parameters(deployed), measures.macs(deployed), weights, sqnr_db)
 
 
 def _compare_with_original(report: Report, fidelity: Fidelity, candidate: Candidate, data: Calibration) -> int:

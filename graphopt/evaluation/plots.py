@@ -11,8 +11,6 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from graphopt.evaluation.tensor_statistics import TensorStatistics
 from graphopt.utils.checks import check_count
 from graphopt.utils.errors import InputError
@@ -88,7 +86,8 @@ def histogram(tensor: TensorStatistics) -> Any:
     """A matplotlib figure: how often values occur (logarithmic), and the ends of the grid."""
     figure = _figure(7, 3.5)
     axes = figure.subplots()
-    edges, counts = _coarse(tensor)
+    counts, start, step = tensor.coarse(BARS)
+    edges = [start + i * step for i in range(len(counts) + 1)]
     axes.stairs(counts, edges, fill=True, color=ALONE)
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.5)
@@ -104,18 +103,6 @@ def histogram(tensor: TensorStatistics) -> Any:
     )
     axes.set_ylabel("elements")
     return figure
-
-
-def _coarse(tensor: TensorStatistics) -> tuple[list[float], list[float]]:
-    """The bins in use, joined to about `BARS`: edges (one more than counts) and counts."""
-    used = torch.nonzero(tensor.counts).flatten()
-    if not len(used):
-        return [0.0, 1.0], [0.0]
-    first, last = int(used[0]), int(used[-1]) + 1
-    step = max(1, (last - first) // BARS)
-    counts = [float(tensor.counts[i : min(i + step, last)].sum()) for i in range(first, last, step)]
-    edges = [float(tensor.edges[min(first + i * step, last)]) for i in range(len(counts) + 1)]
-    return edges, counts
 
 
 def _noise(layer: LayerSensitivity, kind: str) -> float:

@@ -22,6 +22,7 @@ output is measured on fewer samples, because each layer costs two runs of the ne
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -44,6 +45,8 @@ from graphopt.ir.quantized_units import Unit, units
 from graphopt.utils.checks import check_count
 from graphopt.utils.errors import InputError
 from graphopt.utils.progress import track
+
+LOG = logging.getLogger(__name__)
 
 
 def analyze(graph: Graph, calibration: Any = None, *, output_samples: int | None = None) -> Analysis:
@@ -79,6 +82,7 @@ def analyze(graph: Graph, calibration: Any = None, *, output_samples: int | None
             for part, count, reaches_output in _split(graph, batch, left - compared):
                 meter.walk(part, reaches_output)
                 compared += count * reaches_output
+    LOG.info("analyzed %d samples, %d of them up to the output", data.samples, compared)
     notes = ["the inputs are made up; pass calibration=... for the true ranges"] if data.synthetic else []
     if is_reference_left_out(graph):
         notes.append(

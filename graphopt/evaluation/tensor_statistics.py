@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
+from graphopt.artifacts.network import Distribution
 from graphopt.execution.observers import Histogram
 from graphopt.formats import FAKE_QUANTIZE, Format, in_blocks
 from graphopt.formats.blocks import block_codes, split_blocks
@@ -17,6 +18,8 @@ from graphopt.ir.cost import Match
 from graphopt.ir.graph import Graph
 from graphopt.ir.quantizers import is_uniform, quantizer_of
 from graphopt.utils.quantities import decibel
+
+BARS = 96  # of a histogram in a report
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no equality that is a bool
@@ -64,6 +67,24 @@ class TensorStatistics:
             f"{self.used} of {self.codes}",
             decibel(self.sqnr_db),
         )
+
+    def distribution(self, bars: int = BARS) -> Distribution:
+        """The histogram in about so many bins, those at its ends that hold nothing left out, as reports keep it."""
+        counts, start, step = self.coarse(bars)
+        return Distribution(
+            self.name, self.kind, self.bits, self.low, self.high, start, step, counts,
+            self.clipped, self.used, self.codes, self.sqnr_db,
+        )  # fmt: skip
+
+    def coarse(self, bars: int) -> tuple[list[float], float, float]:
+        """Elements per bin, where the first bin begins, and how wide each is; bins in use, joined to about `bars`."""
+        used = torch.nonzero(self.counts).flatten()
+        if not len(used):
+            return [0.0], 0.0, 1.0
+        first, last = int(used[0]), int(used[-1]) + 1
+        joined = max(1, -(-(last - first) // bars))
+        counts = [float(self.counts[i : min(i + joined, last)].sum()) for i in range(first, last, joined)]
+        return counts, float(self.edges[first]), joined * float(self.edges[1] - self.edges[0])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, without the histogram."""

@@ -24,6 +24,7 @@ Paper:  Zhang et al. 2015, "Accelerating Very Deep Convolutional Networks for Cl
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ from graphopt.ir.layer import Layer
 from graphopt.utils.errors import InputError, NonFiniteError
 from graphopt.utils.progress import track
 
+LOG = logging.getLogger(__name__)
 MEMORY = 2**31  # bytes of values in flight that are held in memory, of both graphs together
 
 P = TypeVar("P", bound="Parametrization")
@@ -182,7 +184,10 @@ def fit(
         if piece is None:
             piece = walk.fit(task)._asdict()
             journal.put(f"{doing} {number}", piece)
+        else:
+            LOG.info("%s %d is taken from the checkpoint", doing, number)
         done.append(Fit(**piece))
+        LOG.debug("%s %d: error %.3g -> %.3g", doing, number, done[-1].before, done[-1].after)
         if done[-1].accepted:
             task.store(graph, done[-1].found)
     return done

@@ -8,29 +8,34 @@ codebook.py         a table found by k-means                    Codebook(4)
 blocks.py           packed codes with a scale to each block of a row, for weights alone
 
 protocol.py         what they have in common: `NumberFormat`, and `Quantizer`, a format fitted to a tensor
+operators.py        the operators that round to them, registered with torch
 names.py            formats as text and as JSON, and back
+
+Formats are plain data: torch is imported when one is fitted to a tensor, or an operator is named.
 """
 
-from graphopt.formats.block_floating import FAKE_QUANTIZE_BLOCK_FLOAT, BlockFloat
-from graphopt.formats.codebook import FAKE_QUANTIZE_TABLE, Codebook
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from graphopt.formats.block_floating import BlockFloat
+from graphopt.formats.codebook import Codebook
 from graphopt.formats.floating import (
     BFLOAT16,
-    FAKE_QUANTIZE_FLOAT,
     FLOAT16,
     FLOAT16_FORMATS,
     FLOAT16_WITHOUT_SUBNORMALS,
     FloatFormat,
 )
-from graphopt.formats.logarithmic import FAKE_QUANTIZE_LOG, LogFormat
+from graphopt.formats.logarithmic import LogFormat
 from graphopt.formats.names import from_json, parse, to_json
 from graphopt.formats.protocol import Method, NumberFormat, Quantizer, blocks_of
 from graphopt.formats.uniform import (
-    FAKE_QUANTIZE,
     SMALLEST_CHANNEL_SCALE,
     SMALLEST_SCALE,
     Format,
     dequantize,
-    fake_quantize,
     in_blocks,
     least_error_range,
     quantize,
@@ -38,6 +43,16 @@ from graphopt.formats.uniform import (
     scale_and_zero_point,
     with_bits,
 )
+
+if TYPE_CHECKING:
+    from graphopt.formats.operators import (
+        FAKE_QUANTIZE,
+        FAKE_QUANTIZE_BLOCK_FLOAT,
+        FAKE_QUANTIZE_FLOAT,
+        FAKE_QUANTIZE_LOG,
+        FAKE_QUANTIZE_TABLE,
+        fake_quantize,
+    )
 
 __all__ = [
     "BFLOAT16",
@@ -72,3 +87,10 @@ __all__ = [
     "to_json",
     "with_bits",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Operators are registered with torch when one of them is first named."""
+    if name in __all__:
+        return getattr(importlib.import_module("graphopt.formats.operators"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

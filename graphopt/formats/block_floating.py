@@ -14,14 +14,20 @@ Paper:  Darvish Rouhani et al. 2020, "Pushing the Limits of Narrow Precision Inf
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from graphopt.formats.protocol import Method, Parameters, Quantizer, broadcast, check_bits
+from graphopt.formats.protocol import Quantizer, broadcast, check_bits
 from graphopt.utils.errors import InputError
+from graphopt.utils.lazy import lazy
+
+if TYPE_CHECKING:  # formats are plain data, which targets are described with: there without torch
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor
+
+    from graphopt.formats.protocol import Method, Parameters
+else:
+    torch, F = lazy("torch"), lazy("torch.nn.functional")
 
 LEAST, MOST = -126, 127  # exponents: steps are normal float32 numbers
 SHRINK = 2  # how much smaller an exponent may be than one that clips nothing, in the search for the least squared error
@@ -42,7 +48,7 @@ class BlockFloat:
     def __post_init__(self) -> None:
         check_bits(self.bits, 2, 16)
         if not isinstance(self.block, int) or isinstance(self.block, bool) or self.block < 1:
-            raise ValueError(f"block must be a whole number of at least 1, got {self.block!r}")
+            raise InputError(f"block must be a whole number of at least 1, got {self.block!r}")
 
     @property
     def top(self) -> int:
@@ -55,6 +61,8 @@ class BlockFloat:
 
     @property
     def operator(self) -> Any:
+        from graphopt.formats.operators import FAKE_QUANTIZE_BLOCK_FLOAT
+
         return FAKE_QUANTIZE_BLOCK_FLOAT
 
     def __str__(self) -> str:
@@ -98,9 +106,9 @@ class BlockFloat:
         return x.reshape(*x.shape[:axis], -1, self.block, *x.shape[axis + 1 :])
 
     def quantize(self, x: Tensor, parameters: Parameters, axis: int) -> Tensor:
-        return self._mantissas(x, parameters[0] if parameters else self.exponent(x, axis), axis).int()
+        return self.mantissas(x, parameters[0] if parameters else self.exponent(x, axis), axis).int()
 
-    def _mantissas(self, x: Tensor, exponent: Tensor, axis: int) -> Tensor:
+    def mantissas(self, x: Tensor, exponent: Tensor, axis: int) -> Tensor:
         step = broadcast(exponent, x, axis, self.block).int()
         return torch.round(torch.ldexp(x, -step)).clamp(-self.top, self.top)
 
@@ -119,42 +127,3 @@ class BlockFloat:
 
 def from_arguments(exponent: Tensor | None, bits: int, block: int, axis: int) -> Quantizer:
     return Quantizer(BlockFloat(bits, block), () if exponent is None else (exponent,), axis)
-
-
-@torch.library.custom_op("graphopt::fake_quantize_block_float", mutates_args=())
-def fake_quantize_block_float(x: Tensor, exponent: Tensor | None, bits: int, block: int, axis: int) -> Tensor:
-    """Round blocks of x to whole multiples of a power of two; see the head of this file. NaN stays NaN.
-
-    Args:
-        exponent: int8, those of a stored tensor; None: every block has the one that fits it.
-    """
-    format = BlockFloat(bits, block)
-    shared = format.exponent(x, axis) if exponent is None else exponent
-    step = broadcast(shared, x, axis, block).int()
-    return torch.ldexp(format._mantissas(x, shared, axis), step).to(x.dtype)
-
-
-@fake_quantize_block_float.register_fake
-def _(x: Tensor, exponent: Tensor | None, bits: int, block: int, axis: int) -> Tensor:
-    return torch.empty_like(x)
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, exponent, ctx.bits, ctx.block, ctx.axis = inputs
-    ctx.found = exponent is None
-    ctx.save_for_backward(*([] if exponent is None else [x, exponent]))
-
-
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    """Straight through; with stored exponents, up to half a step beyond the last mantissa."""
-    if ctx.found:
-        return gradient, None, None, None, None
-    x, exponent = ctx.saved_tensors
-    step = broadcast(exponent, x, ctx.axis, ctx.block).int()
-    inside = torch.ldexp(x, -step).abs() <= BlockFloat(ctx.bits, ctx.block).top + 0.5
-    return torch.where(inside, gradient, 0.0), None, None, None, None
-
-
-fake_quantize_block_float.register_autograd(_backward, setup_context=_setup)
-
-FAKE_QUANTIZE_BLOCK_FLOAT: Any = torch.ops.graphopt.fake_quantize_block_float.default

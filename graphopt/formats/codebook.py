@@ -17,12 +17,18 @@ Paper:  Han, Mao and Dally 2016, "Deep Compression: Compressing Deep Neural Netw
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
+from graphopt.formats.protocol import Quantizer, check_bits, from_rows, rows
+from graphopt.utils.lazy import lazy
 
-from graphopt.formats.protocol import Method, Parameters, Quantizer, check_bits, from_rows, rows
+if TYPE_CHECKING:  # formats are plain data, which targets are described with: there without torch
+    import torch
+    from torch import Tensor
+
+    from graphopt.formats.protocol import Method, Parameters
+else:
+    torch = lazy("torch")
 
 ITERATIONS = 60
 KNOTS = 4096  # of the distribution that the start is drawn from
@@ -49,6 +55,8 @@ class Codebook:
 
     @property
     def operator(self) -> Any:
+        from graphopt.formats.operators import FAKE_QUANTIZE_TABLE
+
         return FAKE_QUANTIZE_TABLE
 
     def __str__(self) -> str:
@@ -67,7 +75,7 @@ class Codebook:
     def quantize(self, x: Tensor, parameters: Parameters, axis: int) -> Tensor:
         flat = rows(x, axis).double()
         table = parameters[0].reshape(len(flat), -1)
-        return from_rows(_nearest(flat, table), x, axis).int()
+        return from_rows(nearest(flat, table), x, axis).int()
 
     def dequantize(self, codes: Tensor, parameters: Parameters, axis: int) -> Tensor:
         flat = rows(codes, axis).long()
@@ -84,7 +92,7 @@ def from_arguments(table: Tensor, axis: int) -> Quantizer:
     return Quantizer(Codebook(table.shape[-1].bit_length() - 1, per_channel=axis >= 0), (table,), axis)
 
 
-def _nearest(flat: Tensor, table: Tensor) -> Tensor:
+def nearest(flat: Tensor, table: Tensor) -> Tensor:
     wide = table.double()
     middles = (wide[:, 1:] + wide[:, :-1]) / 2
     return torch.searchsorted(middles.contiguous(), flat.contiguous())
@@ -95,7 +103,7 @@ def k_means(flat: Tensor, weight: Tensor, count: int) -> Tensor:
     table = _start(flat, weight, count)
     table = table.scatter(1, table.abs().argmin(1, keepdim=True), 0.0)
     for _ in range(ITERATIONS):
-        codes = _nearest(flat, table)
+        codes = nearest(flat, table)
         mass, total, error = torch.zeros(3, *table.shape, dtype=torch.float64)
         mass.scatter_add_(1, codes, weight)
         total.scatter_add_(1, codes, weight * flat)
@@ -136,37 +144,3 @@ def _start(flat: Tensor, weight: Tensor, count: int) -> Tensor:
     left = (place - 1).clamp(min=0)
     inside = ((wanted - below.gather(1, left)) / share.gather(1, place).clamp(min=1e-300)).clamp(0, 1)
     return x.gather(1, left) + inside * (x.gather(1, place) - x.gather(1, left))
-
-
-@torch.library.custom_op("graphopt::fake_quantize_table", mutates_args=())
-def fake_quantize_table(x: Tensor, table: Tensor, axis: int) -> Tensor:
-    """Round x to the nearest entry of a table, or of the table of its channel along `axis`. NaN stays NaN."""
-    quantizer = from_arguments(table, axis)
-    rounded = quantizer.dequantize(quantizer.quantize(x)).to(x.dtype)
-    return torch.where(torch.isnan(x), x, rounded)
-
-
-@fake_quantize_table.register_fake
-def _(x: Tensor, table: Tensor, axis: int) -> Tensor:
-    return torch.empty_like(x)
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, table, ctx.axis = inputs
-    ctx.save_for_backward(x, table)
-
-
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    """Straight through to x; an entry of the table gets the sum over its members."""
-    x, table = ctx.saved_tensors
-    to_table = None
-    if ctx.needs_input_grad[1]:
-        flat = rows(gradient, ctx.axis).to(table.dtype)
-        codes = _nearest(rows(x, ctx.axis).double(), table.reshape(len(flat), -1))
-        to_table = torch.zeros_like(table).reshape(len(flat), -1).scatter_add_(1, codes, flat).reshape(table.shape)
-    return gradient, to_table, None
-
-
-fake_quantize_table.register_autograd(_backward, setup_context=_setup)
-
-FAKE_QUANTIZE_TABLE: Any = torch.ops.graphopt.fake_quantize_table.default

@@ -12,13 +12,19 @@ Parameters: none.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
-
-from graphopt.formats.protocol import Method, Parameters, Quantizer
+from graphopt.formats.protocol import Quantizer
 from graphopt.utils.errors import InputError
+from graphopt.utils.lazy import lazy
+
+if TYPE_CHECKING:  # formats are plain data, which targets are described with: there without torch
+    import torch
+    from torch import Tensor
+
+    from graphopt.formats.protocol import Method, Parameters
+else:
+    torch = lazy("torch")
 
 
 @dataclass(frozen=True)
@@ -40,9 +46,9 @@ class FloatFormat:
         for name, least, most in (("exponent_bits", 2, 8), ("mantissa_bits", 1, 10)):
             given = getattr(self, name)
             if not isinstance(given, int) or isinstance(given, bool) or not least <= given <= most:
-                raise ValueError(f"{name} must be a whole number from {least} to {most}, got {given!r}")
+                raise InputError(f"{name} must be a whole number from {least} to {most}, got {given!r}")
         if self.bits > 16:
-            raise ValueError(
+            raise InputError(
                 f"{self.exponent_bits} bits of exponent and {self.mantissa_bits} of mantissa are more than 16 with the sign"
             )
 
@@ -56,6 +62,8 @@ class FloatFormat:
 
     @property
     def operator(self) -> Any:
+        from graphopt.formats.operators import FAKE_QUANTIZE_FLOAT
+
         return FAKE_QUANTIZE_FLOAT
 
     @property
@@ -90,14 +98,14 @@ class FloatFormat:
             )
 
     def quantize(self, x: Tensor, parameters: Parameters, axis: int) -> Tensor:
-        rounded = _round(x, self).double()
-        size, special = rounded.abs(), (1 << self.exponent_bits) - 1
+        nearest = rounded(x, self).double()
+        size, special = nearest.abs(), (1 << self.exponent_bits) - 1
         exponent = torch.where(size > 0, torch.frexp(size).exponent - 1, self.least).clamp(min=self.least)
         unit = torch.ldexp(size, self.mantissa_bits - exponent)  # mantissa with the leading one, if there is one
         pattern = unit + (exponent - self.least).double() * 2.0**self.mantissa_bits
         pattern = torch.where(torch.isinf(size), float(special << self.mantissa_bits), pattern)
         pattern = torch.where(torch.isnan(size), float((special << self.mantissa_bits) + 1), pattern)
-        return pattern.int() + (torch.signbit(rounded).int() << (self.bits - 1))
+        return pattern.int() + (torch.signbit(nearest).int() << (self.bits - 1))
 
     def dequantize(self, codes: Tensor, parameters: Parameters, axis: int) -> Tensor:
         mantissa = codes & ((1 << self.mantissa_bits) - 1)
@@ -125,45 +133,13 @@ def from_arguments(exponent_bits: int, mantissa_bits: int, subnormals: bool) -> 
     return Quantizer(FloatFormat(exponent_bits, mantissa_bits, subnormals))
 
 
-def _round(x: Tensor, format: FloatFormat) -> Tensor:
+def rounded(x: Tensor, format: FloatFormat) -> Tensor:
     """The nearest number of the format, in x's type; every step is exact in float64."""
     wide = x.double()
     exponent = (torch.frexp(wide).exponent - 1).clamp(min=format.least) - format.mantissa_bits
-    rounded = torch.ldexp(torch.round(torch.ldexp(wide, -exponent)), exponent)
-    rounded = torch.where(torch.isfinite(wide), rounded, wide)
-    rounded = torch.where(rounded.abs() > format.largest, torch.copysign(torch.tensor(torch.inf), wide), rounded)
+    found = torch.ldexp(torch.round(torch.ldexp(wide, -exponent)), exponent)
+    found = torch.where(torch.isfinite(wide), found, wide)
+    found = torch.where(found.abs() > format.largest, torch.copysign(torch.tensor(torch.inf), wide), found)
     if not format.subnormals:
-        rounded = torch.where(rounded.abs() < 2.0**format.least, torch.copysign(torch.zeros(()), wide), rounded)
-    return rounded.to(x.dtype)
-
-
-@torch.library.custom_op("graphopt::fake_quantize_float", mutates_args=())
-def fake_quantize_float(x: Tensor, exponent_bits: int, mantissa_bits: int, subnormals: bool) -> Tensor:
-    """Round x to a floating-point format of few bits; see the head of this file. NaN stays NaN."""
-    format = FloatFormat(exponent_bits, mantissa_bits, subnormals)
-    if subnormals and x.dtype == torch.float32 and (native := _NATIVE.get(format)) is not None:
-        return x.to(native).to(x.dtype)  # the same numbers, at the speed of a conversion
-    return _round(x, format)
-
-
-_NATIVE = {FLOAT16: torch.float16, BFLOAT16: torch.bfloat16}
-
-
-@fake_quantize_float.register_fake
-def _(x: Tensor, exponent_bits: int, mantissa_bits: int, subnormals: bool) -> Tensor:
-    return torch.empty_like(x)
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(output)
-
-
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    """Straight through wherever the result is finite."""
-    (rounded,) = ctx.saved_tensors
-    return torch.where(torch.isfinite(rounded), gradient, 0.0), None, None, None
-
-
-fake_quantize_float.register_autograd(_backward, setup_context=_setup)
-
-FAKE_QUANTIZE_FLOAT: Any = torch.ops.graphopt.fake_quantize_float.default
+        found = torch.where(found.abs() < 2.0**format.least, torch.copysign(torch.zeros(()), wide), found)
+    return found.to(x.dtype)

@@ -13,12 +13,19 @@ Paper:  Miyashita et al. 2016, "Convolutional Neural Networks using Logarithmic 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
+from graphopt.formats.protocol import Quantizer, broadcast, check_bits, rows
+from graphopt.utils.errors import InputError
+from graphopt.utils.lazy import lazy
 
-from graphopt.formats.protocol import Method, Parameters, Quantizer, broadcast, check_bits, rows
+if TYPE_CHECKING:  # formats are plain data, which targets are described with: there without torch
+    import torch
+    from torch import Tensor
+
+    from graphopt.formats.protocol import Method, Parameters
+else:
+    torch = lazy("torch")
 
 OCTAVES = 128  # more than float32 has normal numbers around any value
 SHRINK = 2  # octaves by which the search for the least squared error lowers the largest level, at most
@@ -43,9 +50,9 @@ class LogFormat:
         if self.steps is None:
             object.__setattr__(self, "steps", 1 << max(0, self.bits - 4))
         if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
-            raise ValueError(f"steps, levels to an octave, must be a whole number of at least 1, got {self.steps!r}")
+            raise InputError(f"steps, levels to an octave, must be a whole number of at least 1, got {self.steps!r}")
         if self.top > OCTAVES * self.steps:
-            raise ValueError(
+            raise InputError(
                 f"{self.top} levels with {self.steps} to an octave go beyond float32; take at least "
                 f"{-(-self.top // OCTAVES)} steps"
             )
@@ -61,6 +68,8 @@ class LogFormat:
 
     @property
     def operator(self) -> Any:
+        from graphopt.formats.operators import FAKE_QUANTIZE_LOG
+
         return FAKE_QUANTIZE_LOG
 
     def __str__(self) -> str:
@@ -119,33 +128,3 @@ class LogFormat:
 
 def from_arguments(last: Tensor, bits: int, steps: int, axis: int) -> Quantizer:
     return Quantizer(LogFormat(bits, per_channel=axis >= 0, steps=steps), (last,), axis)
-
-
-@torch.library.custom_op("graphopt::fake_quantize_log", mutates_args=())
-def fake_quantize_log(x: Tensor, last: Tensor, bits: int, steps: int, axis: int) -> Tensor:
-    """Round x to signed levels of a logarithmic grid; see the head of this file. NaN stays NaN."""
-    quantizer = from_arguments(last, bits, steps, axis)
-    rounded = quantizer.dequantize(quantizer.quantize(x)).to(x.dtype)
-    return torch.where(torch.isnan(x), x, rounded)
-
-
-@fake_quantize_log.register_fake
-def _(x: Tensor, last: Tensor, bits: int, steps: int, axis: int) -> Tensor:
-    return torch.empty_like(x)
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, last, _, ctx.steps, ctx.axis = inputs
-    ctx.save_for_backward(x, last)
-
-
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    """Straight through, up to half a step beyond the largest level."""
-    x, last = ctx.saved_tensors
-    end = torch.exp2((broadcast(last, x, ctx.axis).double() + 0.5) / ctx.steps)
-    return torch.where(x.abs() <= end, gradient, 0.0), None, None, None, None
-
-
-fake_quantize_log.register_autograd(_backward, setup_context=_setup)
-
-FAKE_QUANTIZE_LOG: Any = torch.ops.graphopt.fake_quantize_log.default

@@ -14,13 +14,19 @@ There is one operator to each family of grids, whatever its bits; what it takes 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
-import torch
-from torch import Tensor
+from graphopt.utils.errors import InputError
+from graphopt.utils.lazy import lazy
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = lazy("torch")
 
 Method = Literal["minmax", "mse"]
-Parameters = tuple[Tensor, ...]
+Parameters: TypeAlias = "tuple[Tensor, ...]"
 
 
 class NumberFormat(Protocol):
@@ -155,4 +161,4 @@ def blocks_of(length: int, block: int) -> Tensor:
 def check_bits(bits: Any, least: int, most: int) -> None:
     """Raise `ValueError` where the bits of a format are out of its range."""
     if not isinstance(bits, int) or isinstance(bits, bool) or not least <= bits <= most:
-        raise ValueError(f"bits must be a whole number from {least} to {most}, got {bits!r}")
+        raise InputError(f"bits must be a whole number from {least} to {most}, got {bits!r}")

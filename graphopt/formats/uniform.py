@@ -18,23 +18,20 @@ Parameters: `scale`, float32, and `zero_point`, int32, [] or [channels].
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
-from torch.fx.node import Node
-
-from graphopt.formats.protocol import (
-    Method,
-    NumberFormat,
-    Parameters,
-    Quantizer,
-    blocks_of,
-    broadcast,
-    check_bits,
-    rows,
-)
+from graphopt.formats.protocol import Quantizer, broadcast, check_bits, rows
 from graphopt.utils.errors import InputError
+from graphopt.utils.lazy import lazy
+
+if TYPE_CHECKING:  # formats are plain data, which targets are described with: there without torch
+    import torch
+    from torch import Tensor
+    from torch.fx.node import Node
+
+    from graphopt.formats.protocol import Method, NumberFormat, Parameters
+else:
+    torch = lazy("torch")
 
 SMALLEST_SCALE = 2.0**-40  # keeps products of two scales far from float32's subnormals
 # Of one channel or block of a weight, beside others that are larger: its product with the scale of a value is still normal.
@@ -97,6 +94,8 @@ class Format:
 
     @property
     def operator(self) -> Any:
+        from graphopt.formats.operators import FAKE_QUANTIZE
+
         return FAKE_QUANTIZE
 
     def fit(self, x: Tensor, axis: int = -1, method: Method = "minmax", importance: Tensor | None = None) -> Quantizer:
@@ -216,62 +215,6 @@ def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor, axis: int = -1,
     """(codes - zero_point) * scale in float32."""
     scale, zero_point = broadcast(scale, codes, axis, block), broadcast(zero_point, codes, axis, block)
     return (codes - zero_point).to(scale.dtype).mul_(scale)
-
-
-@torch.library.custom_op("graphopt::fake_quantize", mutates_args=())
-def fake_quantize(
-    x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, axis: int, block: int = 0
-) -> Tensor:
-    """Round x to the grid. `axis` is the dimension of x that scale and zero point run along, -1 for one grid.
-
-    Args:
-        x: float tensor of any shape.
-        scale: float32, [], [channels], or with a block the shape of x with ceil(n / block) along `axis`.
-        zero_point: int32, the same shape, or [] for one that all share.
-        block: how many elements along `axis` share a scale; 0: each has its own.
-
-    Returns:
-        Tensor of x's shape and type. NaN stays NaN.
-    """
-    codes = quantize(x, scale, zero_point, quant_min, quant_max, axis, block)
-    return dequantize(codes, scale, zero_point, axis, block).to(x.dtype)
-
-
-@fake_quantize.register_fake
-def _(
-    x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, axis: int, block: int = 0
-) -> Tensor:
-    return torch.empty_like(x)
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, scale, zero_point, ctx.quant_min, ctx.quant_max, ctx.axis, ctx.block = inputs
-    ctx.save_for_backward(x, scale, zero_point)
-
-
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    x, scale, zero_point = ctx.saved_tensors
-    s, z = broadcast(scale, x, ctx.axis, ctx.block), broadcast(zero_point, x, ctx.axis, ctx.block)
-    position = x / s + z
-    rounded = torch.round(x / s) + z
-    inside = (rounded >= ctx.quant_min) & (rounded <= ctx.quant_max)
-    to_x = torch.where(inside, gradient, 0.0)
-    to_scale = None
-    if ctx.needs_input_grad[1]:
-        # d x^/d scale: round(x/s) - x/s inside, the clamped code outside; normalised as in LSQ for steady step sizes
-        slope = torch.where(inside, rounded - position, rounded.clamp(ctx.quant_min, ctx.quant_max) - z)
-        count = x.numel() / scale.numel()
-        slope = gradient * slope / (count * ctx.quant_max) ** 0.5
-        if ctx.block:
-            to_scale = torch.zeros_like(scale).index_add_(ctx.axis, blocks_of(x.shape[ctx.axis], ctx.block), slope)
-        else:
-            to_scale = slope.sum_to_size(s.shape).reshape(scale.shape)
-    return to_x, to_scale, None, None, None, None, None
-
-
-fake_quantize.register_autograd(_backward, setup_context=_setup)
-
-FAKE_QUANTIZE: Any = torch.ops.graphopt.fake_quantize.default
 
 
 def in_blocks(quantizer: Node) -> bool:

@@ -16,7 +16,6 @@ import sympy  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
-from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.fx.node import Node
@@ -190,6 +189,8 @@ def fake_inputs(values: Sequence[Any], sizes: Sequence[FreeSize], hints: Sequenc
 
 
 def _symbols(environment: ShapeEnv, sizes: Sequence[FreeSize], hints: Sequence[int]) -> list[torch.SymInt]:
+    from torch._dynamo.source import ConstantSource  # takes over a second, and few commands need it
+
     found = []
     for size, hint in zip(sizes, hints, strict=True):
         source = ConstantSource(size.name)

@@ -18,6 +18,7 @@ from torch.fx.node import Node
 
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import info
+from graphopt.ir.quantizers import is_quantizer
 from graphopt.lowering.qdq import Q
 
 CONVERSIONS: dict[Any, str] = {
@@ -83,7 +84,7 @@ def _chief(graph: Graph) -> set[Node]:
     """The calls that are what a module is for: its only layer, or its only call, where there are no modules in it."""
     calls: dict[str, list[Node]] = {}
     for node in graph.calls():
-        if node.target not in CONVERSIONS:
+        if node.target not in CONVERSIONS and not is_quantizer(node):
             calls.setdefault(graph.site(node), []).append(node)
     inner = {site[:dot] for site in calls for dot, letter in enumerate(site) if letter == "."}
     found = set()

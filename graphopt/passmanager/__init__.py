@@ -2,6 +2,7 @@
 
 runner.py   `run`, `first_bad`
 step.py     `Step`: what one pass changed and cost
+plain_options.py   the options of a pass as plain data
 """
 
 from graphopt.passmanager.runner import first_bad, run

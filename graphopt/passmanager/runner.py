@@ -6,6 +6,7 @@ for passes that promise it compares the outputs with those before, so that a pas
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,12 +19,14 @@ from graphopt.ir import cost
 from graphopt.ir.graph import Graph
 from graphopt.ir.passes import Change, Pass, Shortfall
 from graphopt.ir.structure import tensors
+from graphopt.passmanager.plain_options import options
 from graphopt.passmanager.step import Step
 from graphopt.utils.errors import GraphoptError, PassError, first_line
 from graphopt.utils.files import write_atomically
 from graphopt.utils.memory import give_back
 from graphopt.utils.progress import track
 
+LOG = logging.getLogger(__name__)
 TOLERANCE = 1e-4  # relative to the largest output
 
 
@@ -62,6 +65,7 @@ def run(
     steps = []
     for number, transform in enumerate(track(passes, "passes")):
         name = type(transform).__name__
+        LOG.debug("pass %d of %d: %r", number + 1, len(passes), transform)
         start = time.perf_counter()
         changes = _apply(transform, graph, number)
         seconds = time.perf_counter() - start
@@ -70,12 +74,21 @@ def run(
             _compare(transform, number, before, after)
         before = after
         steps.append(_step(name, transform, changes, seconds, graph, reference, after))
+        _log(number, len(passes), steps[-1])
         give_back(steps[-1].weight_bytes)
         if folder is not None:
             write_atomically(folder / f"{number:02}_{name}.txt", str(graph).encode() + b"\n")
         if on_step is not None:
             on_step(steps[-1])
     return steps
+
+
+def _log(number: int, count: int, step: Step) -> None:
+    LOG.info("pass %d of %d: %s, %d changes in %.2f s", number + 1, count, step.name, len(step.changes), step.seconds)
+    for site, what in step.changes:
+        LOG.debug("%s, %s: %s", step.name, site, what)
+    for what in step.short:
+        LOG.warning("%s: %s", step.name, what)
 
 
 def _apply(transform: Pass, graph: Graph, number: int) -> list[Change]:
@@ -103,7 +116,7 @@ def _step(
 ) -> Step:
     return Step(
         name=name,
-        options=_shown(transform),
+        options=options(transform),
         changes=[(change.site, change.what) for change in changes],
         short=[change.what for change in changes if isinstance(change, Shortfall)],
         seconds=seconds,

@@ -9,12 +9,17 @@ alone.py       one thread at a time where the whole process is touched; random n
 progress.py    progress of long work
 checks.py      checks that the options of several passes share
 imports.py     objects named on the command line: `package.module:name`
+pass_text.py   passes as text
+lazy.py        modules that are imported when they are first used
 plugins.py     what packages of others add by entry points
 version.py     versions of graphopt and of what it stands on
 printing.py    the canonical text of a graph
 tables.py      lines, tables and facts as data, and as plain text
 printed.py     results that print and are kept as JSON
 web.py         the same as HTML
+svg.py         pictures as SVG text
+charts.py      points and histograms as SVG
+layout.py      where nodes of a graph are drawn
 timings.py     seconds by stage and part
 quantities.py  counts, bytes and ratios as people read them, multiples of channels
 memory.py      memory of what was dropped, given back to the system

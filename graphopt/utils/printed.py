@@ -33,9 +33,9 @@ class Printed(ABC):
         """Show it: in colour on a terminal, as plain text in a pipe."""
         terminal.show(self.blocks(), self.width)
 
-    def sections(self) -> Sequence[web.Section]:
-        """What a page shows on demand besides: titles, and what stands under them."""
-        return ()
+    def page(self) -> str:
+        """One page of HTML that needs nothing else."""
+        return web.page(str(self).strip().split("\n", 1)[0], [web.blocks(self.blocks())])
 
     def _repr_html_(self) -> str:
         """What notebooks show."""
@@ -48,7 +48,7 @@ class Printed(ABC):
             InputError: the place cannot be written.
         """
         if Path(path).suffix.lower() in (".html", ".htm"):
-            text = web.page(str(self).strip().split("\n", 1)[0], self.blocks(), self.sections())
+            text = self.page()
         else:
             text = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
         write_atomically(path, text.encode())

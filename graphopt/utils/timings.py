@@ -4,10 +4,13 @@ timings = Timings()
 with timings.stage("lower"), timings.part("evaluate"): ...
 run(passes, graph, on_step=timings.follow(["prepare", "quantize", "quantize"]))    the stage of each pass, in order
 timings.print()
+
+Stages and parts are logged as they end, and stages as they begin, too.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +20,7 @@ from typing import Any, Protocol
 from graphopt.utils.printed import Printed
 from graphopt.utils.tables import Block, Column, Table
 
+LOG = logging.getLogger(__name__)
 REST = 0.005  # seconds of a stage from which what no part took is shown
 
 
@@ -49,11 +53,13 @@ class Timings(Printed):
     def stage(self, name: str) -> Iterator[None]:
         """Time a stage."""
         self.stages.append(Stage(name))
+        LOG.info("%s begins", name)
         begin = time.perf_counter()
         try:
             yield
         finally:
             self.stages[-1].seconds = time.perf_counter() - begin
+            LOG.info("%s took %.2f s", name, self.stages[-1].seconds)
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -66,6 +72,7 @@ class Timings(Printed):
             yield
         finally:
             parts.append((name, time.perf_counter() - begin))
+            LOG.debug("%s, %s: %.2f s", self.stages[-1].name, *parts[-1])
             self._in_part = False
 
     def follow(self, stages: Sequence[str]) -> Callable[[Timed], None]:

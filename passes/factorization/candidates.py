@@ -17,6 +17,7 @@ from graphopt.passes.factorization.chain import Chain
 from graphopt.passes.factorization.method import Method, Ranks
 from graphopt.passes.factorization.site import Site
 from graphopt.utils.checks import names_weight
+from graphopt.utils.errors import InputError
 from graphopt.utils.progress import track
 
 SHARES = (0.85, 0.75, 0.65, 0.55, 0.45, 0.375, 0.3, 0.25, 0.2, 0.15, 0.1, 0.06)  # of a layer's multiply-accumulates
@@ -94,7 +95,7 @@ def choices(
 def _fix(graph: Graph, choice: Choice, method: Method) -> None:
     site = choice.site
     if reason := method.refuses(site.layer):
-        raise ValueError(f"{type(method).__name__} does not apply to {site.name}: {reason}")
+        raise InputError(f"{type(method).__name__} does not apply to {site.name}: {reason}")
     ranks = method.choose(site.name, site.layer, site.weight(graph), method.rank)
     if ranks is None:
         choice.why = f"{type(method).__name__} finds no rank that saves anything"

@@ -37,6 +37,7 @@ from graphopt.passes.factorization.separable import Separable
 from graphopt.passes.factorization.svd import SVD
 from graphopt.passes.factorization.tucker import Tucker
 from graphopt.utils.checks import check_count, check_repeatable, check_share
+from graphopt.utils.errors import InputError
 
 ROUNDS = 4  # of planning for a time, at most
 CLOSE = 0.03  # share of the time by which a target may be bettered before it is planned again with less damage
@@ -73,7 +74,7 @@ class Factorize:
         checkpoint: a folder that remembers which layers are fitted, so that the same call goes on where it was interrupted.
 
     Raises:
-        ValueError: an option does not fit, a pattern matches nothing, no layer can be factorized, or not as much can be saved.
+        InputError: an option does not fit, a pattern matches nothing, no layer can be factorized, or not as much can be saved.
     """
 
     exact: ClassVar[bool] = False
@@ -93,14 +94,14 @@ class Factorize:
     def __post_init__(self) -> None:
         given = {name: share for name in TARGETS if (share := getattr(self, name)) is not None}
         if len(given) != 1:
-            raise ValueError(f"give exactly one of {', '.join(TARGETS)}; got {', '.join(given) or 'none'}")
+            raise InputError(f"give exactly one of {', '.join(TARGETS)}; got {', '.join(given) or 'none'}")
         for name, share in given.items():
             check_share(name, share)
         check_count("round_to", self.round_to)
         if not self.methods:
-            raise ValueError("methods is empty; name at least one, such as SVD()")
+            raise InputError("methods is empty; name at least one, such as SVD()")
         if self.max_latency is not None and self.timer is None:
-            raise ValueError("max_latency needs a timer, such as graphopt.compiler.latency.LatencyTimer('host')")
+            raise InputError("max_latency needs a timer, such as graphopt.compiler.latency.LatencyTimer('host')")
         check_count("refine_steps", self.refine_steps, least=0)
         check_repeatable(self.data)
 

@@ -34,6 +34,7 @@ from graphopt.passes.factorization.ranks import EVBMF, Energy, Rank, check_rank,
 from graphopt.passes.factorization.repair import Refinement, Replaced, repair
 from graphopt.passes.factorization.site import Site, check_named, sites
 from graphopt.utils.checks import check_count, check_repeatable, names_weight
+from graphopt.utils.errors import InputError
 
 Ranks = tuple[int, ...]
 
@@ -54,7 +55,7 @@ class Method(ABC):
         checkpoint: a folder that remembers which layers are fitted, so that the same call goes on where it was interrupted.
 
     Raises:
-        ValueError: a rank is no rank, or above the full one; a pattern matches no layer; a layer is named that the method
+        InputError: a rank is no rank, or above the full one; a pattern matches no layer; a layer is named that the method
             does not apply to.
     """
 
@@ -164,7 +165,7 @@ class Method(ABC):
             return tuple(max(map(rule, matrices)) for matrices in zip(*parts, strict=True))
         if isinstance(rule, Energy):
             return self._keeping(layer, weight.double(), rule.share)
-        raise ValueError(
+        raise InputError(
             f"{type(self).__name__} has ranks of no matrix, which EVBMF needs; give numbers, a share or Energy"
         )
 
@@ -189,11 +190,11 @@ class Method(ABC):
             return ranks if self.skeleton(layer, ranks).macs(layer) < Chain.whole(layer).macs(layer) else None
         named = rank if isinstance(rank, tuple) else (rank,) * len(full)
         if len(named) != len(full):
-            raise ValueError(f"{name}: {type(self).__name__} has {len(full)} ranks, got {rank!r}")
+            raise InputError(f"{name}: {type(self).__name__} has {len(full)} ranks, got {rank!r}")
         if any(r > most for r, most in zip(named, full, strict=True)) and (
             isinstance(rank, tuple) or min(named) > max(full)
         ):
-            raise ValueError(f"{name}: rank {rank!r} is above the full rank {full if len(full) > 1 else full[0]}")
+            raise InputError(f"{name}: rank {rank!r} is above the full rank {full if len(full) > 1 else full[0]}")
         return tuple(min(r, most) for r, most in zip(named, full, strict=True))
 
     # ---- The pass ---------------------------------------------------------------------------------------------------
@@ -223,7 +224,7 @@ class Method(ABC):
         reason = next((why for layer in site.layers if (why := self.refuses(layer))), None)
         if reason is not None:
             if match in (site.name, f"{site.name}.weight"):
-                raise ValueError(f"{type(self).__name__} does not apply to {site.name}: {reason}")
+                raise InputError(f"{type(self).__name__} does not apply to {site.name}: {reason}")
             return None
         return self.choose(site.name, site.layer, site.weight(graph), rank)
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from graphopt.ir.calls import shape
 from graphopt.ir.layer import Layer
+from graphopt.utils.errors import InputError
 
-Split: TypeAlias = "int | tuple[tuple[int, ...], tuple[int, ...]]"
+Split: TypeAlias = int | tuple[tuple[int, ...], tuple[int, ...]]
 product = math.prod
 
 
@@ -40,7 +41,7 @@ def check_split(split: object) -> None:
         sizes = [size for part in split for size in part]
         if len(split[0]) == len(split[1]) >= 2 and all(isinstance(s, int) and s >= 1 for s in sizes):
             return
-    raise ValueError(
+    raise InputError(
         "modes must be a number of at least 2, or as many factors of the inputs as of the outputs, like ((8, 4), (4, 16)); "
         f"got {split!r}"
     )

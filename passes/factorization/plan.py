@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from glob import escape
+from typing import TYPE_CHECKING, Any
 
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
@@ -21,6 +22,8 @@ from graphopt.passes.factorization.candidates import (
 )
 from graphopt.passes.factorization.damage import weigh
 from graphopt.passes.factorization.site import check_named, put, sites
+from graphopt.utils.errors import InputError
+from graphopt.utils.pass_text import pass_text
 from graphopt.utils.quantities import count
 from graphopt.utils.tables import Column, Table, numbers, plain
 
@@ -55,7 +58,7 @@ class FactorizationPlan:
             time_candidates(weighed, options.timer)
         if not any(choice.candidates for choice in weighed):
             reasons = "; ".join(f"{choice.site.name}: {choice.why}" for choice in weighed[:3])
-            raise ValueError(f"no layer can be factorized: {reasons or 'there is none with a constant weight'}")
+            raise InputError(f"no layer can be factorized: {reasons or 'there is none with a constant weight'}")
         weigh(graph, weighed, options.data)
         if options.max_latency is not None:
             assert options.timer is not None
@@ -68,7 +71,7 @@ class FactorizationPlan:
         """Let every layer take the candidate with which the whole keeps this share of its cost, at the least damage.
 
         Raises:
-            ValueError: the candidates cannot save as much, and `strict` does not allow for less.
+            InputError: the candidates cannot save as much, and `strict` does not allow for less.
         """
         wanted = (1 - keep) * self.total
         wanted -= sum(getattr(c, self.by) - getattr(c.candidates[0], self.by) for c in self.choices if c.fixed)
@@ -79,7 +82,7 @@ class FactorizationPlan:
         ]
         most = sum(max((o.saved for o in each), default=0.0) for each in options)
         if strict and most < wanted:
-            raise ValueError(
+            raise InputError(
                 f"only {most / self.total:.0%} of the {_WORDS[self.by]} can be saved by factors, "
                 f"{wanted / self.total:.0%} were asked for; keep more, or allow more methods, ranks or layers"
             )
@@ -105,6 +108,27 @@ class FactorizationPlan:
             choice.chosen = candidate
             if candidate is None and choice.candidates:
                 choice.why = "another layer saves as much with less damage"
+
+    @property
+    def text(self) -> str:
+        """The passes that do this again without choosing anew: to edit, and to give to `passes=` or `--passes`.
+
+        Factors are found again, from the weights or from data.
+        """
+        layers: dict[str, dict[str, Any]] = {}
+        how: dict[str, dict[str, Any]] = {}
+        for choice in self.choices:
+            if (found := choice.chosen) is not None:
+                name = type(found.method).__name__
+                layers.setdefault(name, {})[escape(choice.site.name)] = found.ranks
+                how[name] = {
+                    option: value
+                    for option in ("nonlinear", "refine_steps", "terms", "modes")
+                    if (value := getattr(found.method, option, None)) not in (None, False, 0)
+                }
+        return ", ".join(
+            pass_text(name, {"layers": {**ranks, "*": None}, **how[name]}) for name, ranks in layers.items()
+        )
 
     def mock(self, graph: Graph) -> Graph:
         """A copy of the graph with the chosen chains, whose numbers are made up: for measuring."""

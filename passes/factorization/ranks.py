@@ -19,6 +19,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from graphopt.utils.checks import check_share
+from graphopt.utils.errors import InputError
 from graphopt.utils.quantities import multiple_within
 
 
@@ -113,7 +114,7 @@ def left_basis(matrix: Tensor, rank: int) -> Tensor:
     return basis[:, :rank]
 
 
-Rank: TypeAlias = "int | tuple[int, ...] | float | Energy | EVBMF"
+Rank: TypeAlias = int | tuple[int, ...] | float | Energy | EVBMF
 
 
 def check_rank(name: str, rank: object) -> None:
@@ -121,14 +122,14 @@ def check_rank(name: str, rank: object) -> None:
     whole = rank if isinstance(rank, tuple) else (rank,)
     if whole and all(isinstance(r, int) and not isinstance(r, bool) for r in whole):
         if min(whole) < 1:
-            raise ValueError(f"{name} must be at least 1, got {rank!r}")
+            raise InputError(f"{name} must be at least 1, got {rank!r}")
     elif isinstance(rank, float):
         if not 0 < rank < 1:
-            raise ValueError(
+            raise InputError(
                 f"{name} must be a whole number, or a share of the multiply-accumulates over 0 and under 1, got {rank!r}"
             )
     elif not isinstance(rank, (Energy, EVBMF)):
-        raise ValueError(
+        raise InputError(
             f"{name} must be a whole number, a share over 0 and under 1, Energy(...) or EVBMF(), got {rank!r}"
         )
 

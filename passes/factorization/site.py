@@ -17,6 +17,7 @@ from graphopt.ir.layer import Layer
 from graphopt.ir.ops import aten
 from graphopt.passes.factorization.chain import Chain
 from graphopt.utils.checks import names_weight
+from graphopt.utils.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def check_named(patterns: Iterable[str], found: Sequence[Site]) -> None:
     """Raise `ValueError` where a name pattern matches no site."""
     for pattern in patterns:
         if not any(names_weight(pattern, f"{site.name}.weight") for site in found):
-            raise ValueError(f"layers: no layer matches {pattern!r}")
+            raise InputError(f"layers: no layer matches {pattern!r}")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 from graphopt.analysis.channels.groups import Group, groups
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import family
+from graphopt.utils.errors import InputError
 
 
 def slimming(graph: Graph) -> Tensor:
@@ -35,7 +36,7 @@ class GroupLasso:
         self.graph = graph
         self.groups = [group for group in groups(graph) if len(group.free)]
         if not self.groups:
-            raise ValueError("the graph has no channels that can be pruned, so there is nothing to penalise")
+            raise InputError("the graph has no channels that can be pruned, so there is nothing to penalise")
 
     def __call__(self) -> Tensor:
         """The penalty at the present weights: a scalar tensor with gradient."""

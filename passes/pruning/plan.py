@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from graphopt.passes.pruning.criteria import Criterion, l2_norm
 from graphopt.passes.pruning.greedy import Reconstruction
 from graphopt.passes.pruning.sensitivity import measured_orders
 from graphopt.utils.checks import names_weight
+from graphopt.utils.errors import InputError
 from graphopt.utils.quantities import multiple_within
 
 if TYPE_CHECKING:
@@ -55,7 +56,10 @@ class PruningPlan:
         chosen = _prunable(options, groups(graph, trace))
         price = _price(options, graph, trace, chosen)
         scope = options.scope or ("uniform" if options.data is None or options.criterion is not None else "sensitivity")
-        if scope == "sensitivity":
+        listed = {group.key: units for group in chosen if (units := _listed(options, group)) is not None}
+        if len(listed) == len(chosen):  # nothing is left to be ranked
+            ranked: dict[int, tuple[list[int], list[float]]] = {}
+        elif scope == "sensitivity":
             assert options.data is not None
             worth = {group.key: price.saved_by(number) for number, group in enumerate(chosen)}
             ranked = measured_orders(graph, chosen, options.data, worth)
@@ -64,6 +68,9 @@ class PruningPlan:
         curves = []
         for group in chosen:
             order, damage = ranked.get(group.key, ([], []))
+            if group.key in listed:
+                curves.append(Curve(listed[group.key], [], len(group), start=len(listed[group.key])))
+                continue
             share = _share(options, group)
             start = min(round(len(group) * (1 - share)), len(order)) if share else 0
             plain = group.width == 1  # of plain channels; multiples of heads mean nothing
@@ -76,11 +83,11 @@ class PruningPlan:
         """The units to remove so that the cost is `target`.
 
         Raises:
-            ValueError: the groups that may lose units cannot save as much.
+            InputError: the groups that may lose units cannot save as much.
         """
         counts, left = allocate(self.curves, self.cost, target, per_cost=self.per_cost)
         if left > target * 1.01:
-            raise ValueError(
+            raise InputError(
                 f"only {1 - left / self.full:.0%} of the cost can be removed, {1 - target / self.full:.0%} were asked for; "
                 "keep more, or let more layers be pruned (layers=, streams=, round_to=, least=)"
             )
@@ -93,18 +100,37 @@ def _matches(pattern: str, group: Group) -> bool:
 
 def _share(options: Prune, group: Group) -> float | None:
     """The share of a group to keep by name; 0 where the allocation decides, None where it is left alone."""
-    return next((share for pattern, share in options.layers.items() if _matches(pattern, group)), 0.0)
+    return 0.0 if isinstance(share := _said(options, group), (list, tuple)) else cast("float | None", share)
+
+
+def _said(options: Prune, group: Group) -> float | Sequence[int] | None:
+    otherwise = 0.0 if options.keep_ratio is not None else None
+    return next((share for pattern, share in options.layers.items() if _matches(pattern, group)), otherwise)
+
+
+def _listed(options: Prune, group: Group) -> list[int] | None:
+    """The units that go by their numbers; None where none are listed."""
+    units = _said(options, group)
+    if not isinstance(units, (list, tuple)):
+        return None
+    can_go = group.removable(units) if {*units} <= {*group.free.tolist()} else []
+    if [*can_go] != [*units] or len(units) >= len(group):
+        raise InputError(
+            f"layers: of {group.name} ({len(group)} {group.kind}) the units {list(units)} cannot go together: some are fixed, or "
+            "would leave others alone"
+        )
+    return list(units)
 
 
 def _prunable(options: Prune, found: list[Group]) -> list[Group]:
     for pattern in options.layers:
         if not any(_matches(pattern, group) for group in found):
-            raise ValueError(f"layers: no group of channels is made by a layer that matches {pattern!r}")
+            raise InputError(f"layers: no group of channels is made by a layer that matches {pattern!r}")
     free = [g for g in found if len(g.free) and _share(options, g) is not None]
     chosen = [g for g in free if (options.streams or not g.stream) and (not options.kinds or g.kind in options.kinds)]
     if not chosen:
         reasons = sorted({f"{g.name} is fixed by {g.why}" for g in found if not len(g.free) and g.why})
-        raise ValueError("no channels can be pruned: " + ("; ".join(reasons[:3]) or "all are left out by the options"))
+        raise InputError("no channels can be pruned: " + ("; ".join(reasons[:3]) or "all are left out by the options"))
     return chosen
 
 
@@ -142,7 +168,7 @@ def _checked(criterion: object, scores: Tensor, group: Group) -> Tensor:
     name = getattr(criterion, "__name__", type(criterion).__name__)
     if not isinstance(scores, Tensor) or tuple(scores.shape) != (len(group),):
         came = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(f"criterion {name} must return one score per unit of {group.name}, [{len(group)}], got {came}")
+        raise InputError(f"criterion {name} must return one score per unit of {group.name}, [{len(group)}], got {came}")
     if bool(torch.isnan(scores).any()):
-        raise ValueError(f"criterion {name} returned NaN for {group.name}; check the weights and the data")
+        raise InputError(f"criterion {name} returned NaN for {group.name}; check the weights and the data")
     return scores.double()

@@ -15,10 +15,10 @@ Papers: with each criterion and step; for coupled channels, Fang et al. 2023, "D
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, cast, get_args
 
 from torch import Tensor
 
@@ -34,7 +34,9 @@ from graphopt.passes.pruning.criteria import Criterion, PreparedCriterion
 from graphopt.passes.pruning.plan import PruningPlan
 from graphopt.passes.pruning.readers import readers
 from graphopt.passes.pruning.reconstruct import reconstruct
+from graphopt.passes.pruning.removal import Removal, RemovalPlan
 from graphopt.utils.checks import check_count, check_repeatable, check_share
+from graphopt.utils.errors import InputError
 
 Of = Literal["macs", "parameters", "channels"]
 Scope = Literal["sensitivity", "global", "uniform"]
@@ -48,7 +50,7 @@ class Prune:
     """Remove channels until `keep_ratio` of the network's cost is left.
 
     Attributes:
-        keep_ratio: what is kept, over 0 and under 1, of `of`.
+        keep_ratio: what is kept, over 0 and under 1, of `of`. None: `layers` alone say what goes.
         of: `macs` (multiply-accumulates), `parameters`, or `channels` (units of all groups).
         data: batches of inputs (see `graphopt.data.Calibration`) for scope, criterion and compensation. None: weights decide.
         scope: how the loss is shared. `sensitivity`: by the measured damage to the output (needs data); `global`: all units
@@ -56,8 +58,8 @@ class Prune:
         criterion: a function or a criterion with data from this package. None: least-squares reconstruction with data, else
             the L2 norm. `sensitivity` has an order of its own.
         normalize: what scores of a group are divided by before a global ranking.
-        layers: name pattern -> the share of the group's units to keep, or None to leave the group alone. The first match
-            counts; patterns are compared with the layers that make the channels.
+        layers: name pattern -> the share of the group's units to keep, a list of the units that go (as `plan` has them), or None
+            to leave the group alone. The first match counts; patterns are compared with the layers that make the channels.
         streams: whether channels that several layers write into (residual streams) are pruned, too.
         kinds: which groups are pruned: `channels`, `rows` (attention heads, groups of grouped convolutions) and `columns` (the
             same position in every row). None: all.
@@ -73,19 +75,19 @@ class Prune:
         checkpoint: a folder that remembers which layers are fitted, so that the same call goes on where it was interrupted.
 
     Raises:
-        ValueError: an option does not fit, a criterion returned scores of a wrong length or NaN, a pattern matches nothing, or
+        InputError: an option does not fit, a criterion returned scores of a wrong length or NaN, a pattern matches nothing, or
             nothing can be pruned.
     """
 
     exact: ClassVar[bool] = False
 
-    keep_ratio: float
+    keep_ratio: float | None = None
     of: Of = "macs"
     data: Iterable[list[Tensor]] | None = field(default=None, repr=False)
     scope: Scope | None = None
     criterion: Criterion | PreparedCriterion | None = None
     normalize: Normalize = "mean"
-    layers: Mapping[str, float | None] = field(default_factory=dict)
+    layers: Mapping[str, float | Sequence[int] | None] = field(default_factory=dict)
     streams: bool = True
     kinds: Collection[Kind] | None = None
     round_to: int = 1
@@ -96,22 +98,48 @@ class Prune:
     checkpoint: str | Path | None = None
 
     def __post_init__(self) -> None:
-        check_share("keep_ratio", self.keep_ratio)
-        for pattern, share in self.layers.items():
-            if share is not None:
-                check_share(f"layers[{pattern!r}]", share)
+        if self.keep_ratio is not None:
+            check_share("keep_ratio", self.keep_ratio)
+        elif not any(share is not None for share in self.layers.values()):
+            raise InputError(
+                "say what goes: keep_ratio, or layers={name: share to keep, or a list of the units that go}"
+            )
+        self._check_layers()
         for name, choices in (("of", Of), ("scope", Scope), ("normalize", Normalize), ("compensate", Compensate)):
             chosen = getattr(self, name)
             if chosen not in get_args(choices) and not (chosen is None and name in ("scope", "compensate")):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {chosen!r}")
+                raise InputError(f"{name} must be one of {', '.join(get_args(choices))}, got {chosen!r}")
         if not set(self.kinds or ()) <= set(get_args(Kind)):
-            raise ValueError(f"kinds must be among {', '.join(get_args(Kind))}, got {self.kinds!r}")
+            raise InputError(f"kinds must be among {', '.join(get_args(Kind))}, got {self.kinds!r}")
         for name in ("round_to", "least", "steps"):
             check_count(name, getattr(self, name))
         for name, needing in (("scope", ("sensitivity",)), ("compensate", ("all", "readers"))):
             if getattr(self, name) in needing and self.data is None:
-                raise ValueError(f"{name}={getattr(self, name)!r} needs data; pass data=Calibration(images, graph)")
+                raise InputError(f"{name}={getattr(self, name)!r} needs data; pass data=Calibration(images, graph)")
         check_repeatable(self.data)
+
+    def _check_layers(self) -> None:
+        for pattern, share in self.layers.items():
+            if isinstance(share, (list, tuple)):
+                if not all(type(unit) is int and unit >= 0 for unit in share) or len({*share}) < len(share):
+                    raise InputError(f"layers[{pattern!r}] must be numbers of units, each once, got {share!r}")
+                if self.steps > 1:
+                    raise InputError(
+                        "units are numbered in the graph as it is; with a list of them in layers, steps must be 1"
+                    )
+            elif share is not None:
+                check_share(f"layers[{pattern!r}]", cast("float", share))
+
+    def plan(self, graph: Graph) -> RemovalPlan:
+        """What the pass would remove from a graph in one step, as a table; the graph stays as it is."""
+        graph = graph.clone(share_weights=True).eval()
+        constant_weights(graph)
+        gather_shuffles(graph)
+        found = PruningPlan.of(self, graph, Trace(graph))
+        units = found.units((self.keep_ratio or 1.0) * found.full)
+        return RemovalPlan(
+            [Removal(group.name, group.kind, len(group), tuple(sorted(gone))) for group, gone in units], self.compensate
+        )
 
     @in_eval_mode
     def __call__(self, graph: Graph) -> list[Change]:
@@ -120,7 +148,7 @@ class Prune:
         start = {str(n.target): tuple(graph.tensor(n).shape) for n in graph.nodes if graph.is_constant(n)}
         full = None
         for step in range(1, self.steps + 1):
-            full = self._step(graph, self.keep_ratio ** (step / self.steps), full)
+            full = self._step(graph, (self.keep_ratio or 1.0) ** (step / self.steps), full)
             if self.fine_tune is not None:
                 self.fine_tune(graph)
                 graph.eval()

@@ -32,6 +32,7 @@ from graphopt.ir.ops import family
 from graphopt.ir.passes import Change, in_eval_mode
 from graphopt.passes.pruning.reconstruct import reconstruct
 from graphopt.utils.checks import check_repeatable, check_share
+from graphopt.utils.errors import InputError
 
 LEAST = 0.5  # of the target, which is left in any case
 
@@ -55,7 +56,7 @@ class RemoveBlocks:
         checkpoint: a folder that remembers which layers are fitted, so that the same call goes on where it was interrupted.
 
     Raises:
-        ValueError: there is no residual branch, or removing all that may go does not save as much.
+        InputError: there is no residual branch, or removing all that may go does not save as much.
     """
 
     exact: ClassVar[bool] = False
@@ -81,7 +82,7 @@ class RemoveBlocks:
                 number: probe.damage(copy) for number, copy in shorter.items() if cost.macs(copy) >= LEAST * target
             }
             if not damages:
-                raise ValueError(self._refusal(cost.macs(graph) / cost.macs(original), graph, found))
+                raise InputError(self._refusal(cost.macs(graph) / cost.macs(original), graph, found))
             least = min(damages, key=damages.__getitem__)
             total = found[least].total
             changes.append(Change(graph.site(total), f"branch removed, output moved by {damages[least] ** 0.5:.1%}"))

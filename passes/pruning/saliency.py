@@ -23,6 +23,7 @@ from graphopt.ir.graph import Graph
 from graphopt.ir.layer import BatchNorm, Layer
 from graphopt.ir.ops import info
 from graphopt.passes.pruning.criteria import Criterion
+from graphopt.utils.errors import InputError
 from graphopt.utils.progress import track
 
 
@@ -39,7 +40,7 @@ class Activation:
 
     def __post_init__(self) -> None:
         if self.kind not in ("mean", "std", "nonzero"):
-            raise ValueError(f"kind must be 'mean', 'std' or 'nonzero', got {self.kind!r}")
+            raise InputError(f"kind must be 'mean', 'std' or 'nonzero', got {self.kind!r}")
 
     def prepare(self, graph: Graph, groups: list[Group]) -> Criterion:
         watched: dict[Node, _Strength] = {}
@@ -93,7 +94,7 @@ class _Gradient(ABC):
             with torch.enable_grad():
                 loss = self.loss(executor.nested(values), batch)
             if not bool(torch.isfinite(loss)):
-                raise ValueError(f"the loss on a batch is {float(loss)}; check the data and the loss function")
+                raise InputError(f"the loss on a batch is {float(loss)}; check the data and the loss function")
             slopes = torch.autograd.grad(loss, [values[node] for node in wanted], allow_unused=True)
             gradients = dict(zip(wanted, slopes, strict=True))
             for key, parts in found.items():

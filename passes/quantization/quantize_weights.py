@@ -69,7 +69,7 @@ class QuantizeWeights:
         for bits in [self.bits, *(b for b in self.layers.values() if b is not None)]:
             check_blocks(bits, self.block)
         if self.estimator not in get_args(Estimator):
-            raise ValueError(f"estimator must be one of {', '.join(get_args(Estimator))}, got {self.estimator!r}")
+            raise InputError(f"estimator must be one of {', '.join(get_args(Estimator))}, got {self.estimator!r}")
 
     def __call__(self, graph: Graph) -> list[Change]:
         baked = constant_weights(graph)

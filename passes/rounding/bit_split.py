@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from graphopt.fitting.rounding import Lattice, cost, rescale, shrink
+from graphopt.utils.errors import InputError
 
 ROUNDS = 8  # of all digits and the scale
 SWEEPS = 3  # over the columns, per digit
@@ -28,10 +29,10 @@ def fit(weight: Tensor, metric: Tensor, lattice: Lattice, *, scales: bool) -> tu
     """Codes and their lattice; arguments as for `graphopt.fitting.rounding.fit`.
 
     Raises:
-        ValueError: the lattice is not symmetric.
+        InputError: the lattice is not symmetric.
     """
     if bool((lattice.zero != 0).any()) or lattice.low != -lattice.high:
-        raise ValueError("bit_split needs symmetric weights: digits have signs of their own, a zero point has no place")
+        raise InputError("bit_split needs symmetric weights: digits have signs of their own, a zero point has no place")
     if scales:
         lattice = shrink(weight, metric, lattice)
     codes = lattice.codes(weight)

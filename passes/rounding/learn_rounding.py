@@ -107,11 +107,11 @@ class LearnRounding:
         check_count("memory", self.memory, 0)
         for name, given, known in (("method", self.method, get_args(Method)), ("unit", self.unit, get_args(UnitKind))):
             if given not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {given!r}")
+                raise InputError(f"{name} must be one of {', '.join(known)}, got {given!r}")
         if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup must be at least 0 and under 1, got {self.warmup}")
+            raise InputError(f"warmup must be at least 0 and under 1, got {self.warmup}")
         if self.rate <= 0 or self.regularizer < 0:
-            raise ValueError(f"rate must be over 0 and regularizer not under 0, got {self.rate} and {self.regularizer}")
+            raise InputError(f"rate must be over 0 and regularizer not under 0, got {self.rate} and {self.regularizer}")
 
     @in_eval_mode
     def __call__(self, graph: Graph) -> list[Change]:

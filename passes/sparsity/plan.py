@@ -18,6 +18,7 @@ from graphopt.ir.quantizers import is_quantizer
 from graphopt.passes.sparsity.choose import best_of_each, lowest
 from graphopt.passes.sparsity.saliency import Criterion, Prepared
 from graphopt.utils.checks import names_weight
+from graphopt.utils.errors import InputError
 
 if TYPE_CHECKING:
     from graphopt.passes.sparsity.sparsify import Sparsify
@@ -55,7 +56,7 @@ class SparsityPlan:
                 names_weight(pattern, _name(weight, graph)) for weight in [*(site.weight for site in sites), *dense]
             ):
                 names = ", ".join(str(site.weight.target).removesuffix(".weight") for site in sites[:3])
-                raise ValueError(f"layers: no layer matches {pattern!r}; layers are named like {names}")
+                raise InputError(f"layers: no layer matches {pattern!r}; layers are named like {names}")
         named = {
             s: next((v for p, v in options.layers.items() if names_weight(p, str(s.weight.target))), 0.0) for s in sites
         }
@@ -69,7 +70,7 @@ class SparsityPlan:
             chosen = [site for site in chosen if site.weight not in dense]
         if not chosen:
             why = "; ".join(f"{_name(node, graph)}: {reason}" for node, reason in list(dense.items())[:3])
-            raise ValueError(
+            raise InputError(
                 f"no layer can be sparsified: {why or 'there is none with constant weights, or all are left out'}"
             )
         pooled = options.scope == "global"
@@ -179,7 +180,7 @@ def _checked(criterion: object, scores: Tensor, weight: Tensor) -> Tensor:
     name = getattr(criterion, "__name__", type(criterion).__name__)
     if not isinstance(scores, Tensor) or scores.shape != weight.shape:
         came = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(f"criterion {name} must return one score per weight, {list(weight.shape)}, got {came}")
+        raise InputError(f"criterion {name} must return one score per weight, {list(weight.shape)}, got {came}")
     if bool(torch.isnan(scores).any()):
-        raise ValueError(f"criterion {name} returned NaN; check the weights and the data")
+        raise InputError(f"criterion {name} returned NaN; check the weights and the data")
     return scores.detach().double()

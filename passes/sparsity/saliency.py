@@ -21,6 +21,7 @@ from graphopt.execution.executor import Executor
 from graphopt.fitting.losses import Loss, own_labels
 from graphopt.ir.batches import split
 from graphopt.ir.graph import Graph
+from graphopt.utils.errors import InputError
 from graphopt.utils.progress import track
 
 Criterion = Callable[[Graph, Node], Tensor]
@@ -54,7 +55,7 @@ class OptimalBrainDamage:
         seed: of random numbers the loss draws.
 
     Raises:
-        ValueError: the data are empty, or the loss is NaN or infinite on a sample.
+        InputError: the data are empty, or the loss is NaN or infinite on a sample.
     """
 
     data: Iterable[list[Tensor]] = field(repr=False)
@@ -76,7 +77,7 @@ class OptimalBrainDamage:
             with torch.enable_grad():
                 loss = self.loss(executor.nested(values), sample)
             if not bool(torch.isfinite(loss)):
-                raise ValueError(
+                raise InputError(
                     f"the loss on a sample is {float(loss.detach())}; check the data and the loss function"
                 )
             slopes = torch.autograd.grad(loss, [*leaves.values()], allow_unused=True)
@@ -85,7 +86,7 @@ class OptimalBrainDamage:
                     squares[name] += found.double() ** 2
             seen += 1
         if not seen:
-            raise ValueError("the data are empty; give at least one batch")
+            raise InputError("the data are empty; give at least one batch")
         return lambda graph, weight: squares[str(weight.target)] / seen * graph.tensor(weight).double() ** 2 / 2
 
     def samples(self, graph: Graph) -> Iterator[list[Tensor]]:

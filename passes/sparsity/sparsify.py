@@ -30,6 +30,7 @@ from graphopt.passes.sparsity.choose import ramp
 from graphopt.passes.sparsity.plan import SparsityPlan
 from graphopt.passes.sparsity.saliency import Criterion, OptimalBrainDamage, Prepared, magnitude
 from graphopt.utils.checks import check_count, check_repeatable, check_share
+from graphopt.utils.errors import InputError
 
 Scope = Literal["layer", "global"]
 Schedule = Literal["linear", "cubic"]
@@ -56,7 +57,7 @@ class Sparsify:
         fine_tune: called with the graph after every step: train it there, in place.
 
     Raises:
-        ValueError: an option does not fit, a criterion returned scores of a wrong shape or NaN, a name pattern matches nothing,
+        InputError: an option does not fit, a criterion returned scores of a wrong shape or NaN, a name pattern matches nothing,
             or no layer can be sparsified.
     """
 
@@ -77,11 +78,11 @@ class Sparsify:
         self._check_amount()
         for name, choices in (("scope", Scope), ("schedule", Schedule)):
             if getattr(self, name) not in get_args(choices):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
+                raise InputError(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
         if isinstance(self.criterion, str) and self.criterion not in ("magnitude", "obd"):
-            raise ValueError(f"criterion must be 'magnitude', 'obd' or a function, got {self.criterion!r}")
+            raise InputError(f"criterion must be 'magnitude', 'obd' or a function, got {self.criterion!r}")
         if self.criterion == "obd" and self.data is None:
-            raise ValueError("criterion='obd' needs data; pass data=Calibration(images, graph)")
+            raise InputError("criterion='obd' needs data; pass data=Calibration(images, graph)")
         check_count("steps", self.steps)
         if self.steps > 1:
             check_repeatable(self.data)
@@ -89,19 +90,19 @@ class Sparsify:
     def _check_amount(self) -> None:
         if self.pattern is None:
             if self.sparsity is None:
-                raise ValueError("say how much to mask: sparsity=0.8, or pattern=(2, 4)")
+                raise InputError("say how much to mask: sparsity=0.8, or pattern=(2, 4)")
             check_share("sparsity", self.sparsity)
         else:
             whole = len(self.pattern) == 2 and all(isinstance(n, int) for n in self.pattern)
             if not whole or not 0 < self.pattern[0] < self.pattern[1]:
-                raise ValueError(f"pattern must be (N, M), N of every M kept, with 0 < N < M, got {self.pattern!r}")
+                raise InputError(f"pattern must be (N, M), N of every M kept, with 0 < N < M, got {self.pattern!r}")
             if self.sparsity is not None or self.scope == "global":
-                raise ValueError(
+                raise InputError(
                     "a pattern says by itself how much of each layer is masked; leave out sparsity and scope"
                 )
         for name, share in self.layers.items():
             if share is not None and self.pattern is not None:
-                raise ValueError(
+                raise InputError(
                     f"layers[{name!r}]: with a pattern, a layer can only be left dense (None), got {share}"
                 )
             if share is not None:

@@ -10,10 +10,10 @@ from graphopt.passmanager.step import Step
 from graphopt.utils.errors import InputError
 from graphopt.utils.quantities import count, size
 
-ORIGINAL = Step("captured", "", [], 0.2, 11_700_000, 1_810_000_000, 46_800_000)
-FOLDED = Step("FoldBatchNorm", "FoldBatchNorm()", [("conv1", "bn1")], 0.1, 11_690_000, 1_810_000_000, 46_760_000, 120.5)
+ORIGINAL = Step("captured", {}, [], 0.2, 11_700_000, 1_810_000_000, 46_800_000)
+FOLDED = Step("FoldBatchNorm", {}, [("conv1", "bn1")], 0.1, 11_690_000, 1_810_000_000, 46_760_000, 120.5)
 CHANGES = [("fc", "int8"), ("conv1", "int8")]
-QUANTIZED = Step("Quantize", "Quantize(bits=8)", CHANGES, 3, 11_690_000, 1_810_000_000, 11_690_000, 28.25)
+QUANTIZED = Step("Quantize", {"bits": 8}, CHANGES, 3, 11_690_000, 1_810_000_000, 11_690_000, 28.25)
 FULL = Report(
     model="ResNet",
     target="host",

@@ -14,9 +14,10 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+from graphopt import optimize as optimized
 from graphopt.artifacts.manifest import Manifest, TensorSpec, listing
 from graphopt.artifacts.report import Report
-from graphopt.cli import main, reporting
+from graphopt.cli import main
 from graphopt.data.loaders import Named
 from graphopt.ir.graph import Graph
 from graphopt.targets import find
@@ -146,6 +147,15 @@ def test_analyze_reads_photos_as_optimize_did(monkeypatch: pytest.MonkeyPatch) -
         assert given[-1].preprocessing.mean == mean
 
 
+def test_the_target_is_this_machine_unless_another_is_named(optimize_call: dict[str, Any]) -> None:
+    said = run("optimize", "cli_models:net").stdout
+    assert optimize_call["target"] == find("host")
+    assert "no --target was given: this is for the machine it ran on" in said
+    assert "no --target" not in run("optimize", "cli_models:net", "--target", "host").stdout
+    assert optimize_call["target"] == find("host")
+    assert run("optimize", "cli_models:net", "--quiet").stdout == ""
+
+
 def test_tuning_is_asked_for_by_options(optimize_call: dict[str, Any]) -> None:
     options = ("--target", "tvm-x86", "--tune", "60s", "--tune-database", "tiles.jsonl")
     assert run("optimize", "cli_models:net", *options).exit_code == 0
@@ -157,7 +167,7 @@ def test_a_finished_module_and_several_typed_inputs(optimize_call: dict[str, Any
     assert result.exit_code == 0, result.output
     ids, value = optimize_call["example"]
     assert (ids.dtype, ids.shape, value.dtype) == (torch.int64, (1, 5), torch.float64)
-    assert optimize_call["target"].name == "arm"
+    assert optimize_call["target"].name == "host"
     assert optimize_call["calibration"] is None
 
 
@@ -206,9 +216,12 @@ def test_errors_of_passes_are_one_line_too(optimize_call: dict[str, Any]) -> Non
     assert not Path("out").exists()
 
 
-def test_debug_shows_the_traceback(optimize_call: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reporting, "debug", True)
-    assert isinstance(run("optimize", "cli_models:broken").exception, TypeError)
+@pytest.mark.parametrize(
+    "args", [("--debug", "optimize", "cli_models:broken"), ("optimize", "cli_models:broken", "--debug")]
+)
+def test_debug_shows_the_traceback(optimize_call: dict[str, Any], args: tuple[str, ...]) -> None:
+    assert isinstance(run(*args).exception, TypeError)
+    assert not isinstance(run("optimize", "cli_models:broken").exception, TypeError), "asked for once, not for ever"
 
 
 @pytest.mark.parametrize(
@@ -254,6 +267,60 @@ def test_both_kinds_of_pt2_files_are_read(
     assert run("show", "m.pt2").stdout == f"{reader} m.pt2\n"
     assert run("optimize", "m.pt2").exit_code == 0
     assert optimize_call["model"] == ("load m.pt2" if reader == "load" else Path("m.pt2"))
+
+
+def test_show_draws_a_graph_and_the_network_of_a_deployed_model(tmp_path: Path) -> None:
+    x = torch.randn(2, 3, 8, 8)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 3)).eval()
+    found = optimized(model, x, target="x86-avx2", calibration=x, measure=False)
+    found.graph.save("graph.pt2")
+    found.artifact.save("deployed")
+    for source in ("graph.pt2", "deployed"):
+        assert run("show", source, "--svg", "out.svg").stdout == "drawn in out.svg\n"
+        text = Path("out.svg").read_text()
+        assert text.startswith("<svg ")
+        assert all(words in text for words in ("conv + relu · 7/8 bits", "<title>0\n"))
+    assert run("show", "graph.pt2", "--svg", "none/out.svg").exit_code == 1
+    for source in ("graph.pt2", "deployed"):
+        listed = [line.split() for line in run("show", source, "--layers").stdout.splitlines()]
+        assert [
+            "0",
+            "conv",
+            "+",
+            "relu",
+            "N",
+            "x",
+            "4",
+            "x",
+            "6",
+            "x",
+            "6",
+            "7",
+            "/",
+            "8",
+            "integer",
+            "3.89",
+            "k",
+        ] in listed
+
+
+def test_time_and_damage_of_layers_go_into_the_report() -> None:
+    Path("cli_models.py").write_text(MODELS)
+    options = ("--input-shape", "1,3,8,8", "--target", "x86-avx2", "--no-measure", "--quiet")
+    result = run("optimize", "cli_models:net", *options, "--report", "r.json", "--profile", "--analyze")
+    assert result.exit_code == 0, result.output
+    calls = json.loads(Path("r.json").read_text())["network"]
+    assert [call["milliseconds"] is not None and call["sqnr_db"] is not None for call in calls] == [True, True]
+    refused = run("optimize", "cli_models:net", *options, "--profile")
+    assert refused.exit_code == 1
+    assert "name a file for it, --report report.html" in refused.output
+
+
+def test_a_runtime_that_says_nothing_of_its_kernels_keeps_the_report() -> None:
+    options = ("--input-shape", "1,3,8,8", "--target", "nnie", "--quiet", "--report", "r.json", "--profile")
+    result = run("optimize", "cli_models:net", *options)
+    assert result.exit_code == 0, result.output
+    assert any("what each layer takes was not measured" in n for n in json.loads(Path("r.json").read_text())["notes"])
 
 
 def start(*args: str) -> "subprocess.Popen[str]":

@@ -23,7 +23,7 @@ from graphopt.ir.calls import argument, operand, value
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.ir.ops import aten, family
-from graphopt.utils.errors import PassError
+from graphopt.utils.errors import InputError, PassError
 
 
 def remove(graph: Graph, trace: Trace, units: Iterable[tuple[Group, Iterable[int]]]) -> dict[str, Tensor]:
@@ -33,7 +33,7 @@ def remove(graph: Graph, trace: Trace, units: Iterable[tuple[Group, Iterable[int
         For each layer's call by name the output channels that it still has, where it lost some: int64 [kept].
 
     Raises:
-        ValueError: a unit is fixed, does not exist, or is the last of its group.
+        InputError: a unit is fixed, does not exist, or is the last of its group.
     """
     labels = [_checked(group, list(chosen)) for group, chosen in units]
     if not any(len(found) for found in labels):
@@ -48,11 +48,11 @@ def remove(graph: Graph, trace: Trace, units: Iterable[tuple[Group, Iterable[int
 def _checked(group: Group, units: list[int]) -> Array:
     outside = [u for u in units if not 0 <= u < len(group)]
     if outside:
-        raise ValueError(f"{group.name} has {len(group)} units, so there is no unit {outside[0]}")
+        raise InputError(f"{group.name} has {len(group)} units, so there is no unit {outside[0]}")
     if any(group.fixed[u] for u in units):
-        raise ValueError(f"{group.name}: unit {next(u for u in units if group.fixed[u])} is fixed by {group.why}")
+        raise InputError(f"{group.name}: unit {next(u for u in units if group.fixed[u])} is fixed by {group.why}")
     if len(set(units)) == len(group):
-        raise ValueError(f"{group.name}: all of its {len(group)} units would be removed; leave at least one")
+        raise InputError(f"{group.name}: all of its {len(group)} units would be removed; leave at least one")
     return group.labels[units]
 
 
@@ -100,7 +100,7 @@ class _Removal:
         for node, kept in values:
             if any(len(k) and not k.any() for k in kept):
                 name = str(node.target) if node.op == "get_attr" else self.graph.site(node)
-                raise ValueError(
+                raise InputError(
                     f"nothing would be left of {name}: the groups that meet there lose all of it; remove less"
                 )
 

@@ -91,7 +91,7 @@ class MixedPrecision:
         seed: of the agent, and of the signs that traces are estimated with.
 
     Raises:
-        ValueError: an option does not fit, or the target does not have such bits.
+        InputError: an option does not fit, or the target does not have such bits.
         InputError: a pattern matches nothing, nothing can be quantized, or `kl` finds no classes.
     """
 

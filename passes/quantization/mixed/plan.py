@@ -9,6 +9,7 @@ from graphopt.ir import cost as measure
 from graphopt.passes.quantization.mixed.cost import Numbers
 from graphopt.passes.quantization.mixed.space import Bits, Space, stored
 from graphopt.passes.quantization.placement import LayerFormat
+from graphopt.utils.pass_text import pass_text
 from graphopt.utils.quantities import count
 from graphopt.utils.tables import Column, Table, numbers, plain
 
@@ -57,6 +58,12 @@ class MixedPlan:
         """Whether the budget is kept."""
         return self.cost <= self.budget * (1 + 1e-9)
 
+    @property
+    def text(self) -> str:
+        """The pass that does this again without choosing anew: to edit, and to give to `passes=` or `--passes`."""
+        formats = {name: None if format is None else _plain(format) for name, format in self.formats.items()}
+        return pass_text("Quantize", {"formats": formats})
+
     def summary(self) -> str:
         """The cost and the comparison, in a line."""
         known = ", ".join(f"{name} {value:.3g}" for name, value in self.divergence.items())
@@ -78,6 +85,11 @@ class MixedPlan:
             work = [count(row.parameters), count(row.macs)] if row.parameters else ["", ""]
             shown.append([*cells, *work, "" if row.sensitivity is None else f"{row.sensitivity:.2g}"])
         return Table([Column("layer"), *numbers(*names)], shown)
+
+
+def _plain(format: LayerFormat) -> dict[str, str]:
+    parts = {"weights": format.weights, "activations": format.activations}
+    return {name: str(part) for name, part in parts.items() if part is not None}
 
 
 def rows(space: Space, assignment: Sequence[int], sensitivities: Sequence[Numbers]) -> list[Row]:
