@@ -19,7 +19,8 @@ from graphopt.targets import machine_here
 from graphopt.utils.errors import InputError
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-WORDS = [*SPECIAL, *"a the cat dog sat ran slept on under from mat house rain away".split(" ")]
+ORDINARY = "a the cat dog sat ran slept on under from mat house rain away"
+WORDS = [*SPECIAL, *ORDINARY.split()]
 SHORT, LONG = "the cat sat", "a dog ran away from the house under rain"
 ENCODERS = ["vit", "bert", "distilbert", "roberta", "deit", "swin", "whisper", "wav2vec2", "segformer", "detr"]
 
@@ -59,7 +60,7 @@ def lively(model: nn.Module, times: int = 5) -> nn.Module:
     """Weights as large as those of trained networks, so that attention chooses; without that masks would hardly matter."""
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.ndim > 1:
+            if parameter.ndim == 2:
                 parameter.mul_(times)
     return model.eval()
 
