@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from graphopt.evaluation.compliance import Violation, check
     from graphopt.evaluation.file_audit import FileAudit, Fixed, audit
     from graphopt.evaluation.sensitivity import analyze
+    from graphopt.frontend.decoders import CachedDecoder, generate
     from graphopt.ir.graph import Graph
     from graphopt.ir.operators import allow_operators
     from graphopt.targets import Target
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Analysis",
     "Artifact",
+    "CachedDecoder",
     "FileAudit",
     "Fixed",
     "Graph",
@@ -52,6 +54,7 @@ __all__ = [
     "audit",
     "check",
     "compare",
+    "generate",
     "load",
     "optimize",
     "simulate",
@@ -61,6 +64,7 @@ __all__ = [
 _HOME = {
     "Analysis": "graphopt.evaluation.analysis",
     "Artifact": "graphopt.artifacts.artifact",
+    "CachedDecoder": "graphopt.frontend.decoders",
     "Fixed": "graphopt.evaluation.file_audit",
     "FileAudit": "graphopt.evaluation.file_audit",
     "Graph": "graphopt.ir.graph",
@@ -77,6 +81,7 @@ _HOME = {
     "audit": "graphopt.evaluation.file_audit",
     "compare": "graphopt.evaluation.comparison",
     "check": "graphopt.evaluation.compliance",
+    "generate": "graphopt.frontend.decoders",
     "load": "graphopt.compiler.optimize",
     "optimize": "graphopt.compiler.optimize",
     "simulate": "graphopt.compiler.optimize",

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_transformers
 import torch
 import zoo
+from small_transformers import lively
 from torch import Tensor, nn
 
 import graphopt
@@ -18,51 +20,18 @@ from graphopt.ir.structure import tensors
 from graphopt.targets import machine_here
 from graphopt.utils.errors import InputError
 
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-ORDINARY = "a the cat dog sat ran slept on under from mat house rain away"
-WORDS = [*SPECIAL, *ORDINARY.split()]
 SHORT, LONG = "the cat sat", "a dog ran away from the house under rain"
 ENCODERS = ["vit", "bert", "distilbert", "roberta", "deit", "swin", "whisper", "wav2vec2", "segformer", "detr"]
 
 
 @pytest.fixture
-def transformers() -> Any:
-    module = pytest.importorskip("transformers")
-    zoo.make("transformers/bert")  # its imports in the right order
-    return module
+def tokenizer() -> Any:
+    return small_transformers.tokenizer()
 
 
 @pytest.fixture
-def tokenizer(transformers: Any) -> Any:
-    tokenizers = pytest.importorskip("tokenizers")
-    own = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: n for n, w in enumerate(WORDS)}, unk_token=WORDS[1]))
-    own.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    own.post_processor = tokenizers.processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=own, pad_token="[PAD]", unk_token="[UNK]",
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    )  # fmt: skip
-
-
-@pytest.fixture
-def bert(transformers: Any) -> nn.Module:
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=len(WORDS), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=32,
-    )  # fmt: skip
-    return lively(transformers.BertModel(config))
-
-
-def lively(model: nn.Module, times: int = 5) -> nn.Module:
-    """Weights as large as those of trained networks, so that attention chooses; without that masks would hardly matter."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(times)
-    return model.eval()
+def bert() -> nn.Module:
+    return small_transformers.bert()
 
 
 def optimized(model: nn.Module, batch: Any, **options: Any) -> Any:
@@ -143,7 +112,8 @@ def test_tokens_that_pad_change_no_other_answer_at_any_length(bert: nn.Module, t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta", "t5_encoder", "gpt2", "llama"])
-def test_sequences_of_any_length_and_number_are_answered_as_by_torch(kind: str, transformers: Any) -> None:
+def test_sequences_of_any_length_and_number_are_answered_as_by_torch(kind: str) -> None:
+    small_transformers.imported()
     model, _, example = zoo.make(f"transformers/{kind}", batch=2)
     lively(model)
     artifact = optimized(model, example, passes=[], dynamic_shapes=free(example)).artifact
@@ -170,7 +140,8 @@ def calibration(example: dict[str, Tensor]) -> list[dict[str, Tensor]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["x86-avx2", "arm"])
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_encoders_run_in_integer_as_simulated_and_near_the_original(kind: str, target: str, transformers: Any) -> None:
+def test_encoders_run_in_integer_as_simulated_and_near_the_original(kind: str, target: str) -> None:
+    small_transformers.imported()
     model, _, example = zoo.make(f"transformers/{kind}", batch=2)
     done = graphopt.optimize(lively(model, 3), example, target=target, calibration=calibration(example), measure=False)
     simulation = graphopt.simulate(done.graph, target, machine=machine_here())

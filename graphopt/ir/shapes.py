@@ -225,7 +225,7 @@ def numbers_for(
     places = {(p.input, p.dimension) for size in sizes for p in size.places}
     fixed = {n for i, t in enumerate(example) for d, n in enumerate(t.shape) if (i, d) not in places}
     batch, own = batch_of(sizes), sizes_of(sizes, example)
-    starts = [max(least, n) for n in own]
+    starts = [max(2, n, least if s.max is None or s.max > 2 * least else n) for s, n in zip(sizes, own, strict=True)]
     if batch is not None:
         counted = [example[p.input] for p in batch.places]
         position = list(sizes).index(batch)

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-import zoo
+from small_transformers import VOCABULARY, imported, language_model
 from torch import Tensor, nn
 
 import graphopt
@@ -20,52 +20,12 @@ from graphopt.frontend.decoders import CachedDecoder, generate
 from graphopt.ir.graph import Graph
 from graphopt.utils.errors import InputError
 
-WORDS, NEW = 90, 12
-
-
-@pytest.fixture(scope="module")
-def transformers() -> Any:
-    module = pytest.importorskip("transformers")
-    zoo.make("transformers/gpt2")  # its imports in the right order
-    module.logging.set_verbosity_error()
-    return module
-
-
-def lively(model: nn.Module) -> nn.Module:
-    """Weights as large as those of trained networks, so that the likeliest word depends on what came before."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(5)
-    return model.eval()
-
-
-def language_model(kind: str, transformers: Any) -> nn.Module:
-    torch.manual_seed(0)
-    if kind == "gpt2":
-        config = transformers.GPT2Config(
-            vocab_size=WORDS,
-            n_embd=32,
-            n_layer=2,
-            n_head=4,
-            n_positions=64,
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=0,
-        )
-        return lively(transformers.GPT2LMHeadModel(config))
-    shared = {
-        "vocab_size": WORDS, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "pad_token_id": 0,
-    }  # fmt: skip
-    if kind == "qwen2":
-        return lively(transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**shared)))
-    return lively(transformers.LlamaForCausalLM(transformers.LlamaConfig(**shared)))
+NEW = 12
 
 
 def prompt() -> tuple[Tensor, Tensor]:
     """Three sentences of 7, 4 and 1 tokens, right-aligned."""
-    ids = torch.randint(3, WORDS, (3, 7), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(3, VOCABULARY, (3, 7), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
     mask[1, :3], mask[2, :6] = 0, 0
     return ids * mask, mask
@@ -91,10 +51,8 @@ def artifact_of(decoder: CachedDecoder, **options: Any) -> Any:
 @pytest.mark.parametrize(
     "kind", ["gpt2", pytest.param("llama", marks=pytest.mark.slow), pytest.param("qwen2", marks=pytest.mark.slow)]
 )
-def test_an_artifact_generates_token_for_token_what_transformers_does(
-    kind: str, transformers: Any, tmp_path: Path
-) -> None:
-    model = language_model(kind, transformers)
+def test_an_artifact_generates_token_for_token_what_transformers_does(kind: str, tmp_path: Path) -> None:
+    model = language_model(kind)
     decoder = CachedDecoder(model)
     artifact = graphopt.load(artifact_of(decoder, passes=[]).save(tmp_path / "decoder"))
     assert [str(i) for i in artifact.manifest.inputs][:3] == [
@@ -109,8 +67,8 @@ def test_an_artifact_generates_token_for_token_what_transformers_does(
 
 
 @pytest.mark.slow
-def test_plain_onnxruntime_generates_the_same(transformers: Any) -> None:
-    model = language_model("gpt2", transformers)
+def test_plain_onnxruntime_generates_the_same() -> None:
+    model = language_model("gpt2")
     decoder = CachedDecoder(model)
     artifact = artifact_of(decoder, passes=[])
     session = onnxruntime.InferenceSession(str(artifact.folder / MODEL), providers=["CPUExecutionProvider"])
@@ -138,8 +96,8 @@ def quality(found: Tensor, reference: Tensor) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 @pytest.mark.parametrize("int8_cache", [False, True])
-def test_weights_of_few_bits_and_codes_in_the_cache_are_near(kind: str, int8_cache: bool, transformers: Any) -> None:
-    model = language_model(kind, transformers)
+def test_weights_of_few_bits_and_codes_in_the_cache_are_near(kind: str, int8_cache: bool) -> None:
+    model = language_model(kind)
     decoder = CachedDecoder(model, int8_cache=int8_cache)
     reference = first_logits(CachedDecoder(model), decoder if not int8_cache else CachedDecoder(model))
     for bits, least in ((8, 28), (4, 10)):
@@ -151,8 +109,8 @@ def test_weights_of_few_bits_and_codes_in_the_cache_are_near(kind: str, int8_cac
             assert (tokens == expected(model)).float().mean() > 0.5
 
 
-def test_codes_in_the_cache_are_made_once_and_within_half_a_step(transformers: Any) -> None:
-    model = language_model("llama", transformers)
+def test_codes_in_the_cache_are_made_once_and_within_half_a_step() -> None:
+    model = language_model("llama")
     exact, rounded = CachedDecoder(model), CachedDecoder(model, int8_cache=True)
     with torch.no_grad():
         reference = exact(*prompt(), exact.empty(3))["present"]
@@ -168,8 +126,8 @@ def test_codes_in_the_cache_are_made_once_and_within_half_a_step(transformers: A
     assert (first["key_0"][:1, :, 1:].abs().amax(-1) == 127).all()
 
 
-def test_a_prompt_may_come_in_parts(transformers: Any) -> None:
-    decoder = CachedDecoder(language_model("llama", transformers))
+def test_a_prompt_may_come_in_parts() -> None:
+    decoder = CachedDecoder(language_model("llama"))
     ids, mask = prompt()
     whole = first_logits(decoder, decoder)
     with torch.no_grad():
@@ -178,8 +136,8 @@ def test_a_prompt_may_come_in_parts(transformers: Any) -> None:
     torch.testing.assert_close(found, whole, rtol=0, atol=1e-4)
 
 
-def test_generation_ends_where_all_sentences_have_ended(transformers: Any) -> None:
-    model = language_model("llama", transformers)
+def test_generation_ends_where_all_sentences_have_ended() -> None:
+    model = language_model("llama")
     decoder = CachedDecoder(model)
     end = int(expected(model)[0, 2])
     found, reference = generate(decoder, *prompt(), decoder.empty(3), NEW, end=end), expected(model, end)
@@ -190,8 +148,8 @@ def test_generation_ends_where_all_sentences_have_ended(transformers: Any) -> No
     assert generate(decoder, *alone, decoder.empty(), NEW, end=end).shape == (1, 3)
 
 
-def test_lengths_stay_free_where_they_equal_the_number_of_heads(transformers: Any) -> None:
-    decoder = CachedDecoder(language_model("llama", transformers))
+def test_lengths_stay_free_where_they_equal_the_number_of_heads() -> None:
+    decoder = CachedDecoder(language_model("llama"))
     ids, mask = prompt()
     example = decoder.example(ids[:, -8:], mask)  # 3 tokens before, 4 new ones, and 4 heads
     assert example[0].shape[1] == 4
@@ -204,14 +162,15 @@ def test_lengths_stay_free_where_they_equal_the_number_of_heads(transformers: An
     )
 
 
-def test_what_keeps_no_keys_and_values_is_refused(transformers: Any) -> None:
+def test_what_keeps_no_keys_and_values_is_refused() -> None:
+    transformers = imported()
     with pytest.raises(InputError, match="Linear is no causal language model of transformers"):
         CachedDecoder(nn.Linear(2, 2))
-    config = transformers.MambaConfig(vocab_size=WORDS, hidden_size=16, state_size=4, num_hidden_layers=1)
+    config = transformers.MambaConfig(vocab_size=VOCABULARY, hidden_size=16, state_size=4, num_hidden_layers=1)
     with pytest.raises(InputError, match="MambaForCausalLM"):
         CachedDecoder(transformers.MambaForCausalLM(config))
     windowed = transformers.MistralConfig(
-        vocab_size=WORDS,
+        vocab_size=VOCABULARY,
         hidden_size=32,
         intermediate_size=32,
         num_hidden_layers=1,
@@ -221,7 +180,7 @@ def test_what_keeps_no_keys_and_values_is_refused(transformers: Any) -> None:
     )
     with pytest.raises(InputError, match=r"layer 0 keeps .*without a window"):
         CachedDecoder(transformers.MistralForCausalLM(windowed))
-    decoder = CachedDecoder(language_model("llama", transformers))
+    decoder = CachedDecoder(language_model("llama"))
     with pytest.raises(InputError, match=r"tokens \[batch, 4 or more\], got \[1, 3\]"):
         decoder.example(torch.zeros(1, 3, dtype=torch.int64))
 
