@@ -134,7 +134,9 @@ def _deit(batch: int) -> Example:
 def _swin(batch: int) -> Example:
     import transformers as t
 
-    config = t.SwinConfig(image_size=32, patch_size=2, embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4)
+    config = t.SwinConfig(
+        image_size=32, patch_size=2, embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4, num_labels=50
+    )
     return t.SwinForImageClassification(config), (), {"pixel_values": torch.randn(batch, 3, 32, 32)}
 
 
