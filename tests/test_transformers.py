@@ -48,6 +48,7 @@ def quality(found: Any, expected: Any) -> float:
     return min(float(10 * torch.log10(b.square().sum() / (a - b).square().sum())) for a, b in pairs)
 
 
+@pytest.mark.thorough
 def test_what_a_tokenizer_returns_is_what_every_form_of_a_model_takes(
     bert: nn.Module, tokenizer: Any, tmp_path: Path
 ) -> None:
@@ -94,6 +95,7 @@ def test_a_dictionary_stands_for_all_inputs_or_is_the_one_that_is_taken(model: n
             answer({"left": pair["left"]})
 
 
+@pytest.mark.thorough
 def test_tokens_that_pad_change_no_other_answer_at_any_length(bert: nn.Module, tokenizer: Any) -> None:
     batch = tokenizer([SHORT, LONG], padding=True, return_tensors="pt")
     for passes in ([], None):

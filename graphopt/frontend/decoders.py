@@ -40,40 +40,21 @@ class CachedDecoder(nn.Module):
         model: the causal language model.
         int8_cache: whether keys and values are kept as 8-bit codes.
         shapes: (heads, size of a head) of the keys and of the values of every layer.
+        dtype: theirs, before they are rounded.
     """
 
     def __init__(self, model: nn.Module, *, int8_cache: bool = False) -> None:
         """Run the model once, on one token, to see what it keeps.
 
         Raises:
-            InputError: `transformers` is missing, or the model keeps something other than keys and values of all tokens.
+            InputError: it keeps something other than keys and values of all tokens.
         """
         super().__init__()
         self.model, self.int8_cache = model, int8_cache
-        self.eval()
-        token = torch.zeros(1, 1, dtype=torch.int64)
-        try:
-            with torch.no_grad():
-                kept = model(input_ids=token, attention_mask=token + 1, use_cache=True).past_key_values
-        except (TypeError, AttributeError) as error:
-            raise InputError(
-                f"{type(model).__name__} is no causal language model of transformers, which takes input_ids, attention_mask and "
-                f"use_cache and returns past_key_values: {error}"
-            ) from error
-        layers = getattr(kept, "layers", [])
-        for number, layer in enumerate(layers):
-            tensors = [getattr(layer, name, None) for name in ("keys", "values")]
-            if getattr(layer, "is_sliding", False) or any(not isinstance(t, Tensor) or t.dim() != 4 for t in tensors):
-                raise InputError(
-                    f"{type(model).__name__}: layer {number} keeps {type(layer).__name__}; only keys and values of all tokens, "
-                    "without a window, can be inputs and outputs"
-                )
-        if not layers:
-            raise InputError(
-                f"{type(model).__name__} returns {type(kept).__name__}, which holds no layers of keys and values"
-            )
-        self.shapes = [tuple((t.shape[1], t.shape[3]) for t in (layer.keys, layer.values)) for layer in layers]
-        self.dtype = layers[0].keys.dtype
+        self.training = model.training
+        layers = kept_layers(model)
+        self.shapes = [tuple((t.shape[1], t.shape[3]) for t in layer) for layer in layers]
+        self.dtype = layers[0][0].dtype
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, past: Past) -> dict[str, Any]:
         """Logits [batch, 1, vocabulary] of the token behind the last, and the past of the next call.
@@ -147,6 +128,35 @@ class CachedDecoder(nn.Module):
         """Free numbers of new tokens and of tokens before, as `optimize` and `Graph.capture` take them."""
         past = {name: {1 if name == "mask" else 2: "past"} for name in self.empty()}
         return {1: "tokens"}, {1: "tokens"}, past
+
+
+def kept_layers(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of every layer, each [1, heads, 1, size], for one token.
+
+    Raises:
+        InputError: the model keeps something else.
+    """
+    who, token = type(model).__name__, torch.zeros(1, 1, dtype=torch.int64)
+    try:
+        with torch.no_grad():
+            kept = model(input_ids=token, attention_mask=token + 1, use_cache=True).past_key_values
+    except (TypeError, AttributeError) as error:
+        raise InputError(
+            f"{who} is no causal language model of transformers, which takes input_ids, attention_mask and use_cache and returns "
+            f"past_key_values: {error}"
+        ) from error
+    layers = [
+        (layer, getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in getattr(kept, "layers", ())
+    ]
+    if not layers:
+        raise InputError(f"{who} returns {type(kept).__name__}, which holds no layers of keys and values")
+    for number, (layer, *tensors) in enumerate(layers):
+        if getattr(layer, "is_sliding", False) or any(not isinstance(t, Tensor) or t.dim() != 4 for t in tensors):
+            raise InputError(
+                f"{who}: layer {number} keeps {type(layer).__name__}; only keys and values of all tokens, without a window, "
+                "can be inputs and outputs"
+            )
+    return [(keys, values) for _, keys, values in layers]  # type: ignore[misc]
 
 
 def generate(

@@ -48,6 +48,7 @@ def artifact_of(decoder: CachedDecoder, **options: Any) -> Any:
     ).artifact
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "kind", ["gpt2", pytest.param("llama", marks=pytest.mark.slow), pytest.param("qwen2", marks=pytest.mark.slow)]
 )
@@ -148,6 +149,7 @@ def test_generation_ends_where_all_sentences_have_ended() -> None:
     assert generate(decoder, *alone, decoder.empty(), NEW, end=end).shape == (1, 3)
 
 
+@pytest.mark.thorough
 def test_lengths_stay_free_where_they_equal_the_number_of_heads() -> None:
     decoder = CachedDecoder(language_model("llama"))
     ids, mask = prompt()
@@ -183,6 +185,14 @@ def test_what_keeps_no_keys_and_values_is_refused() -> None:
     decoder = CachedDecoder(language_model("llama"))
     with pytest.raises(InputError, match=r"tokens \[batch, 4 or more\], got \[1, 3\]"):
         decoder.example(torch.zeros(1, 3, dtype=torch.int64))
+
+
+def test_the_model_stays_in_its_mode_and_one_in_training_is_refused_by_capture() -> None:
+    model = language_model("llama").train()
+    decoder = CachedDecoder(model)
+    assert all(module.training for module in decoder.modules())
+    with pytest.raises(InputError, match=r"training mode.*eval\(\)"):
+        Graph.capture(decoder, decoder.example(*prompt()), dynamic_shapes=decoder.dynamic_shapes)
 
 
 def test_transformers_is_imported_only_when_a_decoder_is_made() -> None:
