@@ -117,8 +117,9 @@ def _vit(batch: int) -> Example:
     import transformers as t
 
     config = t.ViTConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8
-    )
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8,
+        num_labels=50,
+    )  # fmt: skip
     return t.ViTForImageClassification(config), (), {"pixel_values": torch.randn(batch, 3, 32, 32)}
 
 
@@ -126,8 +127,9 @@ def _deit(batch: int) -> Example:
     import transformers as t
 
     config = t.DeiTConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8
-    )
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8,
+        num_labels=50,
+    )  # fmt: skip
     return t.DeiTForImageClassificationWithTeacher(config), (), {"pixel_values": torch.randn(batch, 3, 32, 32)}
 
 
