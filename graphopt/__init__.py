@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from graphopt.evaluation.compliance import Violation, check
     from graphopt.evaluation.file_audit import FileAudit, Fixed, audit
     from graphopt.evaluation.sensitivity import analyze
+    from graphopt.frontend.decoders import CachedDecoder, generate
     from graphopt.ir.graph import Graph
     from graphopt.ir.operators import allow_operators
     from graphopt.targets import Target
@@ -46,6 +47,7 @@ __all__ = [
     "Analysis",
     "Artifact",
     "ArtifactError",
+    "CachedDecoder",
     "CaptureError",
     "ExecutionError",
     "FileAudit",
@@ -69,6 +71,7 @@ __all__ = [
     "audit",
     "check",
     "compare",
+    "generate",
     "load",
     "optimize",
     "simulate",
@@ -90,6 +93,7 @@ _HOME = {
     ),
     "Analysis": "graphopt.evaluation.analysis",
     "Artifact": "graphopt.artifacts.artifact",
+    "CachedDecoder": "graphopt.frontend.decoders",
     "Fixed": "graphopt.evaluation.file_audit",
     "FileAudit": "graphopt.evaluation.file_audit",
     "Graph": "graphopt.ir.graph",
@@ -106,6 +110,7 @@ _HOME = {
     "audit": "graphopt.evaluation.file_audit",
     "compare": "graphopt.evaluation.comparison",
     "check": "graphopt.evaluation.compliance",
+    "generate": "graphopt.frontend.decoders",
     "load": "graphopt.compiler.optimize",
     "optimize": "graphopt.compiler.optimize",
     "simulate": "graphopt.compiler.optimize",

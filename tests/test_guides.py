@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_transformers
 import torch
 from rewriting import randomised
 from test_layering import ROOT
@@ -56,19 +57,6 @@ class Network(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.bn1(self.conv1(x)))
         return self.head(self.layer2(self.layer1(x)).mean((2, 3)))
-
-
-class Encoder(nn.Module):
-    """A transformer's layers, for weights of few bits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(50, 64)
-        self.query, self.output = nn.Linear(64, 64), nn.Linear(64, 64)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        x: Tensor = self.embed(tokens)
-        return self.output(torch.tanh(self.query(x)))
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +109,8 @@ def prepared(page: str, space: dict[str, Any], monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setitem(sys.modules, "torchvision", types.ModuleType("torchvision"))
         monkeypatch.setitem(sys.modules, "torchvision.models", torchvision)
     if page == "transformers":
-        space |= {"model": Encoder().eval(), "tokens": torch.randint(50, (2, 8))}
+        space |= {"encoder": small_transformers.bert(), "tokenizer": small_transformers.tokenizer()}
+        space |= {"language_model": small_transformers.language_model("gpt2"), "tokens": torch.randint(3, 90, (2, 8))}
     if page == "deploy":
         space["images"] = torch.rand(2, 3, 224, 224)
         layers = [nn.Conv2d(3, 4, 3, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)]

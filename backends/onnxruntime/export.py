@@ -15,6 +15,7 @@ import torch
 from graphopt.backends.onnxruntime.emit import write
 from graphopt.backends.onnxruntime.float16 import compute_in_half
 from graphopt.backends.onnxruntime.legalize import legalize
+from graphopt.backends.onnxruntime.residuals import keep_sums_apart
 from graphopt.backends.onnxruntime.surgery import fold_pads
 from graphopt.ir import sizes
 from graphopt.ir.graph import Graph
@@ -47,6 +48,8 @@ def to_onnx(graph: Graph, *, plain: bool = False, newest: int | None = None) -> 
     version = 21 if wide else 20 if prepared.calls(aten.gelu.default) else 18
     model, exported = write(prepared, version)
     fold_pads(model)
+    if not plain:
+        keep_sums_apart(model)
     common.RemoveUnusedNodesPass()(model)
     _name_sizes(model, graph)
     _set_opset(model, newest)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.ir.binary import Binary
-from graphopt.ir.calls import operand, shape
+from graphopt.ir.calls import operand, same_sizes, shape
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.ir.ops import function_of_one, info
@@ -83,7 +83,7 @@ def add(graph: Graph, node: Node, known: Known) -> Interval | None:
     if total is None or not all(a in known for a in total.operands):
         return None
     one, other = total.tensors
-    if shape(one)[1:] != shape(other)[1:]:
+    if not same_sizes(shape(one)[1:], shape(other)[1:]):
         return None
     return Interval(known[one].low + known[other].low, known[one].high + known[other].high)
 

@@ -155,7 +155,8 @@ class Artifact(ABC):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the model.
 
-        Takes the original's arguments, or the input tensors one by one in order, or by name; tensors or numpy arrays.
+        Takes the original's arguments, or the input tensors one by one in order, by name, or in one dictionary by name, such as
+        a tokenizer returns; tensors or numpy arrays.
         Returns CPU tensors nested like the original's result.
 
         Raises:
@@ -179,9 +180,10 @@ class Artifact(ABC):
         return sizes.read(self.manifest.free_sizes, [s.name for s in self.manifest.inputs], [a.shape for a in arrays])
 
     def _inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
-        specs = self.manifest.inputs
+        specs, nesting = self.manifest.inputs, self.manifest.input_structure
+        args, kwargs = structure.unpacked(args, kwargs, structure.takes_dictionary(nesting))
         try:
-            return structure.leaves(self.manifest.input_structure, (args, dict(kwargs)), "the arguments")
+            return structure.leaves(nesting, (args, kwargs), "the arguments")
         except InputError as error:
             given = [*args, *kwargs.values()]
             if all(isinstance(v, (Tensor, np.ndarray)) for v in given):

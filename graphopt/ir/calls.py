@@ -7,10 +7,11 @@ shape(node)                    # of its value; a free size is a symbol
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx.node import Node
 
@@ -82,6 +83,15 @@ def value(node: Node) -> Any:
 def shape(node: Node) -> tuple[Any, ...]:
     """The shape of a node's value; a free batch size is a symbol."""
     return tuple(value(node).shape)
+
+
+def same_sizes(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    """Whether two shapes are one, whatever the free sizes are.
+
+    `==` would ask with the numbers that stand for free sizes, and tie one for good to what it happens to equal.
+    """
+    first, second = ([s.node.expr if isinstance(s, torch.SymInt) else s for s in sizes] for sizes in (one, other))
+    return first == second
 
 
 def gives_several(node: Any) -> bool:

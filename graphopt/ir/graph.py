@@ -24,7 +24,7 @@ from graphopt.ir.editing import Editing, one_node_per_constant
 from graphopt.ir.inputs import check_inputs, check_tensors
 from graphopt.ir.shapes import propagate, symbols
 from graphopt.ir.sizes import FreeSize, batch_of
-from graphopt.ir.structure import tensors
+from graphopt.ir.structure import tensors, unpacked
 from graphopt.ir.training import Trainable
 from graphopt.utils import printing
 
@@ -41,6 +41,11 @@ class Example:
 
     def tensors(self) -> list[Tensor]:
         return tensors((self.args, dict(self.kwargs)))
+
+    @property
+    def takes_dictionary(self) -> bool:
+        """Whether the positional inputs are a single dictionary."""
+        return len(self.args) == 1 and isinstance(self.args[0], Mapping)
 
 
 class Graph(Editing, Trainable):
@@ -175,11 +180,12 @@ class Graph(Editing, Trainable):
     # ---- Running ----------------------------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute the model. Same arguments and same result structure as the original.
+        """Compute the model. Same arguments and same result structure as the original; a dictionary in place of keywords will do.
 
         Raises:
             InputError: an input does not fit what the graph was captured for.
         """
+        args, kwargs = unpacked(args, kwargs, self.example.takes_dictionary)
         self.check_inputs(args, kwargs)
         return self.module(*args, **kwargs)
 

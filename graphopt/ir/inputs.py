@@ -11,6 +11,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from graphopt.ir import sizes
+from graphopt.ir.structure import unpacked
 from graphopt.utils import printing
 from graphopt.utils.errors import InputError
 
@@ -54,6 +55,7 @@ def _leaves(graph: Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> l
     """The leaves of a call's arguments, which must be nested like the example's."""
     structure = graph.module.graph._codegen.pytree_info.in_spec  # type: ignore[attr-defined]
     wanted = _describe(graph.example.args, graph.example.kwargs)
+    args, kwargs = unpacked(args, kwargs, graph.example.takes_dictionary)
     try:
         arguments = inspect.signature(graph.module.forward).bind(*args, **kwargs).arguments
     except TypeError:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch.fx.node import Node
 
-from graphopt.ir.calls import argument, is_float, shape, value
+from graphopt.ir.calls import argument, is_float, same_sizes, shape, value
 from graphopt.ir.checkpoint import Entry
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import WEIGHT
@@ -86,7 +86,11 @@ def take_bias(graph: Graph, layer: Node) -> Node:
     if reader is None or reader.target is not aten.add.Tensor or len(layer.args) > 2 or argument(reader, "alpha") != 1:
         return layer
     bias: Any = next((a for a in reader.args if a is not layer), None)
-    if not graph.is_constant(bias) or shape(bias) != shape(layer)[-1:] or value(bias).dtype != value(layer).dtype:
+    if (
+        not graph.is_constant(bias)
+        or not same_sizes(shape(bias), shape(layer)[-1:])
+        or value(bias).dtype != value(layer).dtype
+    ):
         return layer
     together = graph.call(aten.linear.default, *layer.args, bias, before=reader, like=layer)
     together.meta["val"] = value(reader)

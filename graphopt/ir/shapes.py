@@ -29,6 +29,7 @@ from graphopt.utils.alone import ALONE
 from graphopt.utils.errors import InputError
 
 UNUSUAL = 23  # no number of heads, no size of a kernel or a feature map that is in use
+UNUSUAL_LENGTH = 101  # nor of channels
 
 ROOM = 2**28  # bytes of inputs to be traced with so many samples
 
@@ -159,7 +160,7 @@ def fake_inputs(values: Sequence[Any], sizes: Sequence[FreeSize], hints: Sequenc
     environment = ShapeEnv()
     mode = FakeTensorMode(shape_env=environment)
     tensors = [v for v in values if isinstance(v, Tensor)]
-    hints = numbers_for(sizes, tensors) if hints is None else hints
+    hints = numbers_for(sizes, tensors, least=UNUSUAL_LENGTH) if hints is None else hints
     symbols = _symbols(environment, sizes, hints)
     batch = batch_of(sizes)
     _COUNTED[environment] = {
@@ -213,22 +214,25 @@ def counted(size: Any) -> int:
     return int(expression.subs({symbol: known.get(symbol, 1) for symbol in expression.free_symbols}))
 
 
-def numbers_for(sizes: Sequence[FreeSize], example: Sequence[Tensor], others: Iterable[Tensor] = ()) -> list[int]:
+def numbers_for(
+    sizes: Sequence[FreeSize], example: Sequence[Tensor], others: Iterable[Tensor] = (), *, least: int = 2
+) -> list[int]:
     """The numbers that stand for free sizes while they are traced; see `stand_ins`.
 
     Args:
-        example: the input tensors. others: tensors whose sizes they must not have either.
+        example: the input tensors. others: tensors whose sizes they must not have either. least: where to start looking. Whoever
+            compares sizes of the graph later, such as the length with the number of heads, would tie those that are equal.
     """
     places = {(p.input, p.dimension) for size in sizes for p in size.places}
     fixed = {n for i, t in enumerate(example) for d, n in enumerate(t.shape) if (i, d) not in places}
     batch, own = batch_of(sizes), sizes_of(sizes, example)
-    least = [max(2, n) for n in own]
+    starts = [max(2, n, least if s.max is None or s.max > 2 * least else n) for s, n in zip(sizes, own, strict=True)]
     if batch is not None:
         counted = [example[p.input] for p in batch.places]
-        if sum(t[:1].numel() * t.element_size() for t in counted) * UNUSUAL <= ROOM:
-            position = list(sizes).index(batch)
-            least[position] = max(least[position], UNUSUAL)
-    return stand_ins(sizes, own, least, fixed | {n for t in others for n in t.shape})
+        position = list(sizes).index(batch)
+        small = sum(t[:1].numel() * t.element_size() for t in counted) * UNUSUAL <= ROOM
+        starts[position] = max(2, own[position], UNUSUAL if small else 2)
+    return stand_ins(sizes, own, starts, fixed | {n for t in others for n in t.shape})
 
 
 def sizes_of(sizes: Sequence[FreeSize], tensors: Sequence[Tensor]) -> list[int]:

@@ -161,6 +161,27 @@ def leaves(structure: Any, value: Any, where: str = "the input") -> list[Any]:
     return [leaf for inner, c, v in parts for leaf in leaves(c, v, inner)]
 
 
+def unpacked(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], takes_dictionary: bool
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A call's arguments, where one dictionary, as tokenizers return it, may stand for all: `model(batch)` is `model(**batch)`.
+
+    Args:
+        takes_dictionary: the model's own positional arguments are a single dictionary, which is then what came.
+    """
+    if kwargs or len(args) != 1 or not isinstance(args[0], Mapping) or takes_dictionary:
+        return args, dict(kwargs)
+    return (), dict(args[0])
+
+
+def takes_dictionary(structure: Any) -> bool:
+    """Whether the positional arguments in the structure of `(args, kwargs)` are a single dictionary."""
+    match structure:
+        case {"tuple": [{"tuple": [{"dict": _} | {"named": _}]}, _]}:
+            return True
+    return False
+
+
 def check(structure: Any) -> int:
     """The number of tensors in a structure read from a file. Raises `ValueError` where it is malformed."""
     if structure is None:

@@ -12,7 +12,8 @@ At inference batch norm is a per-channel affine map BN(x) = s x + t, so a layer 
 Before a convolution that pads with zeros the second form is wrong at the border (the padding stands for x = 0 behind the
 norm, not before it) unless t is 0, so it is left alone there. Where no neighbour can take it, batch norm becomes what it is:
 one multiply, one add, with s and t reshaped to the channel dimension; or, with `depthwise`, a depthwise convolution with a
-kernel of 1, W = s, b = t, which integer kernels compute faster and with one rounding instead of two.
+kernel of 1, W = s, b = t, which integer kernels compute faster and with one rounding instead of two. One that was frozen into a
+multiply and an add by constants is folded, too: `frozen_norms.py`.
 
 Needs:  constant weight and statistics; between layer and norm nobody else reads.
 Keeps:  outputs, up to float rounding. A weight shared with another layer is copied, not changed. The moments of the
@@ -39,6 +40,7 @@ from graphopt.ir.graph import Graph
 from graphopt.ir.layer import WEIGHT, BatchNorm, Layer
 from graphopt.ir.ops import aten
 from graphopt.ir.passes import Change
+from graphopt.passes.cleanup.frozen_norms import fold_frozen_norms
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class FoldBatchNorm:
     def __call__(self, graph: Graph) -> list[Change]:
         changes = constant_weights(graph)
         norms = [norm for node in graph.calls(aten.batch_norm.default) if (norm := BatchNorm.of(node))]
-        return changes + [self.fold(graph, norm) for norm in norms]
+        return changes + [self.fold(graph, norm) for norm in norms] + fold_frozen_norms(graph)
 
     def fold(self, graph: Graph, norm: BatchNorm) -> Change:
         """Take one batch norm out of the graph, by the first of the three ways that fits."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.execution.executor import Executor
-from graphopt.ir.calls import is_float, shape, value
+from graphopt.ir.calls import is_float, same_sizes, shape, value
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import aten, is_elementwise
 from graphopt.utils.errors import ExecutionError
@@ -38,7 +38,7 @@ TOLERANCE = 1e-6  # constants are written with six digits or more
 def name_activation(graph: Graph, node: Node) -> str:
     """Put the operator in the place of the calls that compute what it computes."""
     for entry, part in _parts(graph, node):
-        if len(part) < 3 or shape(entry) != shape(node):
+        if len(part) < 3 or not same_sizes(shape(entry), shape(node)):
             continue
         computed = _computed(graph, node, entry)
         for name, (target, options) in KNOWN.items():

@@ -24,7 +24,7 @@ from torch.fx.node import Node
 
 from graphopt.ir import constants
 from graphopt.ir.binary import Binary
-from graphopt.ir.calls import argument, is_float, operand, shape, value
+from graphopt.ir.calls import argument, is_float, operand, same_sizes, shape, value
 from graphopt.ir.equal_calls import merge_equal_calls
 from graphopt.ir.facts import FLOAT_REFERENCE
 from graphopt.ir.graph import Graph
@@ -77,7 +77,7 @@ def _is_identity(node: Node) -> bool:
     kind = family(node)
     if kind == "identity":
         return "dropout" not in str(node.target) or not argument(node, "train")
-    if not (info(node).moves or kind == "pad") or shape(node) != shape(operand(node)):
+    if not (info(node).moves or kind == "pad") or not same_sizes(shape(node), shape(operand(node))):
         return False
     if kind in ("reshape", "expand", "slice"):
         return (

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnxruntime
 import pytest
 import torch
 from against_torch import captured, spread, taken
@@ -187,3 +188,76 @@ def test_recurrent_layers_take_any_batch(kind: Any, layers: int, both: bool, fir
         x = torch.randn(batch, 4, 6) if first else torch.randn(2, batch, 6)
         ours, theirs = (torch.utils._pytree.tree_leaves(answer) for answer in (artifact(x), model(x)))
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(ours, theirs, strict=True))
+
+
+class Normalized(nn.Module):
+    """A residual in front of a normalization, a plain sum, and attention under a mask of the call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.first, self.second = nn.LayerNorm(16), nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        heads = self.first(x).unflatten(-1, (2, 8)).transpose(1, 2)
+        attended = nn.functional.scaled_dot_product_attention(heads, heads, heads, mask[:, None, None] > 0)
+        y = self.norm(x + attended.transpose(1, 2).flatten(2))
+        return y + self.second(y)
+
+
+def normalized(passes: Any = ()) -> tuple[nn.Module, Any, tuple[Tensor, Tensor]]:
+    torch.manual_seed(0)
+    model, inputs = Normalized().eval(), (torch.randn(3, 6, 16), torch.tensor([[1] * 6, [1, 0] * 3, [0] * 6]))
+    free = {"x": {1: "length"}, "mask": {1: "length"}}
+    done = graphopt.optimize(
+        model, inputs, target="x86-avx2", calibration=[inputs], dynamic_shapes=free, passes=passes, measure=False
+    )
+    return model, done, inputs
+
+
+@pytest.mark.parametrize("passes", [[], None], ids=["float", "int8"])
+def test_sizes_are_read_from_inputs_alone(passes: Any) -> None:
+    _, done, _ = normalized(passes)
+    graph = file_of(done.artifact).graph
+    assert {node.input[0] for node in graph.node if node.op_type == "Shape"} <= {"x", "mask"}
+
+
+def test_residuals_are_not_fused_with_normalizations_into_the_slower_kernel(tmp_path: Path) -> None:
+    model, done, inputs = normalized([])
+    kinds = [node.op_type for node in optimized_by_runtime(done.artifact.folder / MODEL, tmp_path).node]
+    assert "SkipLayerNormalization" not in kinds
+    assert (kinds.count("Sum"), kinds.count("LayerNormalization")) == (1, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(done.artifact(*inputs), model(*inputs), rtol=0, atol=1e-5)
+
+
+def test_vendors_get_plain_additions() -> None:
+    model, x = nn.Sequential(Residual()).eval(), torch.randn(2, 5, 8)
+    for target, kind in (("x86", "Sum"), ("hexagon", "Add")):
+        written = file_of(lower(Graph.capture(model, x, dynamic_batch=False), find(target)))
+        assert [n.op_type for n in written.graph.node if n.op_type in ("Add", "Sum")] == [kind]
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x + x.sin())
+
+
+def test_attention_under_a_mask_looks_for_no_nan_and_answers_zero_where_nothing_is_allowed() -> None:
+    model, done, inputs = normalized([])
+    assert "IsNaN" not in {node.op_type for node in file_of(done.artifact).graph.node}
+    with torch.no_grad():
+        found, expected = done.artifact(*inputs), model(*inputs)
+    assert bool(expected.isfinite().all())
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def optimized_by_runtime(path: Path, folder: Path) -> onnx.GraphProto:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return onnx.load(folder / "optimized.onnx").graph

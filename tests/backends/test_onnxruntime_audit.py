@@ -12,7 +12,9 @@ from onnx_files import X86, file, operators, quantized
 from rewriting import Model, assert_close, capture
 from torch import nn
 
+import graphopt
 from graphopt.backends.onnxruntime import Audit, audit, lower
+from graphopt.targets import machine_here
 
 
 @pytest.mark.thorough
@@ -75,3 +77,20 @@ def test_a_layer_left_in_float_is_named_with_its_work() -> None:
 
 def test_an_empty_audit_has_no_share() -> None:
     assert Audit().share == 0.0
+
+
+@pytest.mark.parametrize("target", ["x86", "arm"])
+@pytest.mark.parametrize("shape", [(3, 16), (3, 5, 16)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_layers_without_a_bias_count_as_those_with_one(target: str, shape: tuple[int, ...], bias: bool) -> None:
+    torch.manual_seed(0)
+    model, x = (
+        nn.Sequential(nn.Linear(16, 16, bias=bias), nn.ReLU(), nn.Linear(16, 8, bias=bias)).eval(),
+        torch.randn(shape),
+    )
+    done = graphopt.optimize(model, x, target=target, calibration=x, measure=False)
+    found = audit(done.artifact)
+    assert found.integer == ["0", "2"]
+    assert found.share == 1
+    simulation = graphopt.simulate(done.graph, target, machine=machine_here())
+    assert not [m for m in simulation.mismatches(done.artifact, x) if m.differing]

@@ -188,6 +188,14 @@ def attention() -> list[Sample]:
             (q, k, k * 2),
         ),
         *each([lambda q, k, m: attend(q, k, k, m), lambda q, k, m: attend(q, k, k, m > 0)], (q, k, floats(5, 7))),
+        *each(
+            [
+                lambda q, k, m: attend(q, k, k, m > 0),  # some rows allow nothing
+                lambda q, k, m: attend(1e4 * q, k, k, m > 0),
+                lambda q, k, m: attend(q[:, 0], k[:, 0], k[:, 0], m[:, 0] > 0),
+            ],
+            (q, k, torch.tensor([[-1.0] * 7, [1.0] * 7, [-1.0, 2.0] * 3 + [3.0]]).repeat(2, 2, 1)[:, None, :5]),
+        ),
     ]
 
 

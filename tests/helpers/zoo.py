@@ -117,9 +117,67 @@ def _vit(batch: int) -> Example:
     import transformers as t
 
     config = t.ViTConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8
-    )
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8,
+        num_labels=50,
+    )  # fmt: skip
     return t.ViTForImageClassification(config), (), {"pixel_values": torch.randn(batch, 3, 32, 32)}
+
+
+def _deit(batch: int) -> Example:
+    import transformers as t
+
+    config = t.DeiTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8,
+        num_labels=50,
+    )  # fmt: skip
+    return t.DeiTForImageClassificationWithTeacher(config), (), {"pixel_values": torch.randn(batch, 3, 32, 32)}
+
+
+def _swin(batch: int) -> Example:
+    import transformers as t
+
+    config = t.SwinConfig(
+        image_size=32, patch_size=2, embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4, num_labels=50
+    )
+    return t.SwinForImageClassification(config), (), {"pixel_values": torch.randn(batch, 3, 32, 32)}
+
+
+def _whisper(batch: int) -> Example:
+    import transformers as t
+
+    config = t.WhisperConfig(
+        vocab_size=90, d_model=32, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=64, decoder_layers=1,
+        decoder_attention_heads=4, decoder_ffn_dim=64, num_mel_bins=16, max_source_positions=50, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+    )  # fmt: skip
+    return t.WhisperModel(config).get_encoder(), (), {"input_features": torch.randn(batch, 16, 100)}
+
+
+def _wav2vec2(batch: int) -> Example:
+    import transformers as t
+
+    config = t.Wav2Vec2Config(
+        vocab_size=32, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        conv_dim=(16, 16, 16), conv_kernel=(10, 3, 3), conv_stride=(5, 2, 2), num_feat_extract_layers=3,
+        num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4,
+    )  # fmt: skip
+    mask = torch.ones(batch, 1600, dtype=torch.long)
+    mask[:, 1200:] = 0
+    return t.Wav2Vec2ForCTC(config), (), {"input_values": torch.randn(batch, 1600), "attention_mask": mask}
+
+
+def _detr(batch: int) -> Example:
+    import transformers as t
+
+    images = t.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], out_features=["stage4"]
+    )
+    config = t.DetrConfig(
+        backbone_config=images, num_queries=10, d_model=32, encoder_layers=1, decoder_layers=1,
+        encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64, num_labels=5,
+    )  # fmt: skip
+    inputs = {"pixel_values": torch.randn(batch, 3, 64, 64), "pixel_mask": torch.ones(batch, 64, 64, dtype=torch.long)}
+    return t.DetrForObjectDetection(config), (), inputs
 
 
 def _gpt2(batch: int) -> Example:
@@ -163,8 +221,9 @@ def _segformer(batch: int) -> Example:
 
 
 TRANSFORMERS: dict[str, Callable[[int], Example]] = {
-    "bert": _bert, "distilbert": _distilbert, "roberta": _roberta, "vit": _vit, "gpt2": _gpt2, "t5_encoder": _t5,
-    "llama": _llama, "mobilevit": _mobilevit, "segformer": _segformer,
+    "bert": _bert, "distilbert": _distilbert, "roberta": _roberta, "vit": _vit, "deit": _deit, "swin": _swin,
+    "whisper": _whisper, "wav2vec2": _wav2vec2, "segformer": _segformer, "detr": _detr, "mobilevit": _mobilevit,
+    "t5_encoder": _t5, "gpt2": _gpt2, "llama": _llama,
 }  # fmt: skip
 
 

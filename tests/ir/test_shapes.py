@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, fx
 
 from graphopt.ir import shapes
+from graphopt.ir.calls import same_sizes
 from graphopt.ir.derivation import described
-from graphopt.ir.shapes import fake_inputs, propagate
+from graphopt.ir.shapes import UNUSUAL_LENGTH, fake_inputs, is_free, numbers_for, propagate
 from graphopt.ir.sizes import FreeSize, Place
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -60,3 +61,23 @@ def test_functions_of_one_tensor_give_what_torch_says(dtype: torch.dtype, monkey
             assert results[0] == results[1], (str(target), name)
             asked += 1
     assert asked > 80
+
+
+def test_comparing_shapes_ties_no_free_size_to_what_it_equals() -> None:
+    size = FreeSize("length", (Place(0, 1),))
+    twin, other, fixed = fake_inputs([torch.zeros(3, 7, 5), torch.zeros(3, 9, 5), torch.zeros(3, 7, 5)], [size], [9])
+    assert same_sizes(twin.shape, twin.shape)
+    assert not same_sizes(twin.shape, other.shape)  # 9 stands for the free size
+    assert not same_sizes(twin.shape, fixed.shape)
+    assert same_sizes(other.shape, [3, 9, 5])
+    assert is_free(twin.shape[1])
+    assert twin.shape == other.shape  # the question that ties it
+    assert not is_free(twin.shape[1])
+
+
+def test_numbers_that_stand_for_free_lengths_are_no_usual_ones_where_the_range_allows() -> None:
+    heads = torch.zeros(2, 4, 8)
+    free = FreeSize("length", (Place(0, 1),))
+    assert numbers_for([free], [heads], least=UNUSUAL_LENGTH) == [UNUSUAL_LENGTH]
+    short = FreeSize("length", (Place(0, 1),), max=6)
+    assert numbers_for([short], [heads], least=UNUSUAL_LENGTH) == [4]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from textwrap import dedent
 
 import pytest
@@ -12,6 +13,7 @@ from rewriting import Model, capture, check, names, randomised
 from torch import nn
 
 from graphopt.passes.cleanup.fold_batchnorm import FoldBatchNorm
+from graphopt.passes.cleanup.simplify import Simplify
 
 FOLD = FoldBatchNorm()
 
@@ -262,3 +264,60 @@ def test_any_convolution_and_norm_compute_the_same(
     conv = kind(4, 8, kernel, stride=stride, padding=min(padding, kernel - 1), groups=groups, bias=bias)
     parts = [nn.BatchNorm2d(4), conv] if in_front else [conv, nn.BatchNorm2d(8)]
     check(norm(*parts), torch.randn(2, 4, 6, 6), by=FOLD, changes=1)
+
+
+class Frozen(nn.Module):
+    """As in networks for detection: statistics and parameters are buffers."""
+
+    def __init__(self, channels: int, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.rand(channels) + 0.5)
+        self.register_buffer("shift", torch.randn(channels))
+        self.shape = shape
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.scale.reshape(self.shape) + self.shift.reshape(self.shape)
+
+
+@pytest.mark.parametrize(
+    ("layer", "frozen", "shape"),
+    [
+        (nn.Conv2d(4, 6, 3, bias=False), Frozen(6, (1, 6, 1, 1)), (2, 4, 8, 8)),
+        (nn.Conv2d(4, 6, 3, groups=2), Frozen(6, (6, 1, 1)), (2, 4, 8, 8)),
+        (nn.Conv1d(4, 6, 3), Frozen(6, (1, 6, 1)), (2, 4, 9)),
+        (nn.ConvTranspose2d(4, 6, 3, groups=2), Frozen(6, (1, 6, 1, 1)), (2, 4, 5, 5)),
+        (nn.Linear(5, 7, bias=False), Frozen(7, (7,)), (3, 4, 5)),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_a_frozen_norm_is_folded_as_one_that_is_not(
+    layer: nn.Module, frozen: nn.Module, shape: tuple[int, ...]
+) -> None:
+    model = nn.Sequential(layer, frozen).eval()
+    graph = capture(model, torch.randn(shape))
+    Simplify()(graph)
+    before = graph(*graph.example.args)
+    assert len(FOLD(graph)) == 1
+    graph.refresh()
+    assert len(graph.calls()) == 1
+    torch.testing.assert_close(graph(*graph.example.args), before, rtol=1e-5, atol=1e-5)
+    assert FOLD(graph) == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda m, x: m.frozen(m.conv(x)) + m.conv(x),  # the convolution has another reader
+        lambda m, x: (y := m.conv(x) * m.frozen.scale.reshape(6, 1, 1)) + m.frozen.shift.reshape(6, 1, 1) + y,
+        lambda m, x: m.conv(x) * m.frozen.scale + m.frozen.shift,  # one number for each column
+        lambda m, x: m.frozen(m.conv(x)[:, :, :1, :1].expand(2, 6, 6, 6)),
+        lambda m, x: m.frozen(x),
+    ],
+)
+def test_what_is_no_frozen_norm_behind_a_layer_alone_stays(body: Callable[..., torch.Tensor]) -> None:
+    model = Model(body, conv=nn.Conv2d(6, 6, 1), frozen=Frozen(6, (6, 1, 1))).eval()
+    graph = capture(model, torch.randn(2, 6, 6, 6))
+    Simplify()(graph)
+    before = graph(*graph.example.args)
+    assert FOLD(graph) == []
+    assert torch.equal(graph(*graph.example.args), before)

@@ -106,22 +106,29 @@ def _attention(w: Writer, a: Arguments) -> Value:
     scores = w.op("MatMul", w.op("Mul", q, half), w.op("Mul", w.op("Transpose", k, perm=order), half))
     if a["is_causal"]:
         scores = w.op("Add", scores, _causal(w, query, key, dtype))
-    shares = None
-    if a["attn_mask"] is not None:
-        scores, shares = _masked(w, scores, a["attn_mask"], dtype)
-    return w.op("MatMul", shares if shares is not None else w.op("Softmax", scores, axis=-1), v)
+    mask = a["attn_mask"]
+    if mask is None:
+        return w.op("MatMul", w.op("Softmax", scores, axis=-1), v)
+    if type_of(mask) != torch.bool:
+        scores = w.op("Add", scores, w.cast(w.read(mask), type_of(mask), dtype))
+        return w.op("MatMul", w.op("Softmax", scores, axis=-1), v)
+    return _chosen(w, scores, mask, v, dtype)
 
 
-def _masked(w: Writer, scores: Value, mask: Node, dtype: torch.dtype) -> tuple[Value, Value]:
-    """A row in which nothing may be attended to has shares of zero."""
-    added = w.read(mask)
-    if type_of(mask) == torch.bool:
-        added = w.op("Where", added, w.constant(0, dtype), w.constant(-math.inf, dtype))
-    scores = w.op("Add", scores, w.cast(added, dtype if type_of(mask) == torch.bool else type_of(mask), dtype))
-    shares = w.op("Softmax", scores, axis=-1)
-    if type_of(mask) == torch.bool:
-        shares = w.op("Where", w.op("IsNaN", shares), w.constant(0, dtype), shares)
-    return scores, shares
+def _chosen(w: Writer, scores: Value, mask: Node, values: Value, dtype: torch.dtype) -> Value:
+    """A query attends to what its row of the mask allows; one that is allowed nothing answers zero.
+
+    What is not allowed gets a number so low that its share is exactly zero. Minus infinity would do the same, but for rows
+    without anything, whose shares would be NaN: to repair those takes a pass over all shares, several times what this takes.
+    """
+    low = torch.finfo(dtype).min / 2  # adding a score to it is still finite
+    added = w.op("Where", w.read(mask), w.constant(0, dtype), w.constant(low, dtype))
+    found = w.op("MatMul", w.op("Softmax", w.op("Add", scores, added), axis=-1), values)
+    known = w.constant_value(mask)
+    if known is not None and bool(known.any(-1).all()):
+        return found
+    any_allowed = w.op("ReduceMax", w.read(mask, dtype), w.integers([-1]), keepdims=1)
+    return w.op("Mul", found, any_allowed)
 
 
 def _causal(w: Writer, query: Node, key: Node, dtype: torch.dtype) -> Value:

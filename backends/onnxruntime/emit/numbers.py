@@ -40,7 +40,10 @@ def number(w: Writer, node: Node) -> Value:
 
 
 def of_tensor(w: Writer, node: Node) -> Value:
-    """A size of a tensor."""
+    """A size of a tensor, read from the first value that has it, an input if there is one: a value of codes that nothing else
+    reads, would have to be computed for it."""
+    if (place := w.place(node.meta["val"])) is not None:
+        return w.dimension(*place)
     source: Any = node.args[0]
     value = w.values[source]
     assert isinstance(value, Value)

@@ -12,13 +12,18 @@ from graphopt.backends.onnxruntime.emit.rule import NoRule, Rule, rank, result_t
 from graphopt.backends.onnxruntime.emit.writer import Writer
 from graphopt.ir.arguments import Arguments
 from graphopt.ir.ops import aten
+from graphopt.lowering.integers.legalize import is_dequantized
 
 
 def _linear(w: Writer, a: Arguments) -> Value:
     source, weight, bias = a["input"], a["weight"], a["bias"]
     x = w.read(source)
-    if rank(source) == 2 and rank(weight) == 2 and bias is not None and rank(bias) == 1:
+    rows = rank(source) == 2 and rank(weight) == 2
+    if rows and bias is not None and rank(bias) == 1:
         return w.op("Gemm", x, w.read(weight), w.read(bias), transB=1)
+    if rows and bias is None and is_dequantized(weight):
+        # MatMul would read a transposed copy of the codes, which the runtime stores under a name of its own.
+        return w.op("Gemm", x, w.read(weight), transB=1)
     product = w.op("MatMul", x, turned(w, weight))
     return product if bias is None else w.op("Add", product, w.read(bias))
 

@@ -189,6 +189,10 @@ class Writer:
             first = self.op(kind, first, value)
         return first
 
+    def place(self, size: Any) -> tuple[Value, int] | None:
+        """The value, and its dimension, that a free size can be read from; None for a number, or before there is one."""
+        return self._dimensions.get(size.node.expr) if is_free(size) else None
+
     def dimension(self, value: Value, axis: int) -> Value:
         """A size of a value, as one dimension of one element."""
         if (value, axis) not in self._read:
