@@ -160,6 +160,12 @@ SHAPES: dict[str, Callable[[Tensor], Any]] = {
     "orders": lambda x: [x.sort(1, descending=True)[0], x.cumsum(1), x.topk(2, 2)[1], x.argmax(1)],
     "attention": lambda x: nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True),
     "sizes": lambda x: x * x.shape[1] - x.shape[0] % 3,
+    "places": lambda x: [
+        x[torch.arange(x.shape[0])[:, None], torch.arange(x.shape[1]) - 1],  # negative ones count from the end
+        x[:, torch.arange(x.shape[1])[:, None], torch.tensor([0, -1])],
+        x[torch.arange(x.shape[0]) // 2, :, torch.tensor([1])],
+        (x[..., 0] > 0)[torch.arange(x.shape[0])[:, None, None, None], torch.arange(x.shape[1])],
+    ],
 }
 
 

@@ -43,18 +43,27 @@ def _index(w: Writer, a: Arguments) -> Value:
         ((dim, index),) = given.items()
         return w.op("Gather", w.read(source), _indices(w, index), axis=dim)
     sizes, of = shape(source), rank(source)
-    if any(w.is_free(sizes[d]) for d in given):
-        raise NoRule
     rest = [d for d in range(of) if d not in given]
     x = transposed(w, w.read(source), [*given, *rest])
-    x = reshaped(w, x, (torch.Size([sizes[d] for d in given]).numel(), *(sizes[d] for d in rest)))
-    found = w.op("Gather", x, _places(w, given, sizes), axis=0)
     together = list(given) == list(range(min(given), max(given) + 1))
-    if not together or min(given) == 0:
+    width, front = rank(a.node) - len(rest), min(given) if together else 0
+    if any(w.is_free(sizes[d]) for d in given):
+        found = w.op("GatherND", x, _points(w, given, shape(a.node)[front : front + width]))
+    else:
+        x = reshaped(w, x, (torch.Size([sizes[d] for d in given]).numel(), *(sizes[d] for d in rest)))
+        found = w.op("Gather", x, _places(w, given, sizes), axis=0)
+    if not front:
         return found
-    width, front = rank(a.node) - len(rest), min(given)  # the indices' dimensions stand where the indexed ones did
+    # the indices' dimensions stand where the indexed ones did
     order = [*range(width, width + front), *range(width), *range(width + front, width + len(rest))]
     return transposed(w, found, order)
+
+
+def _points(w: Writer, given: dict[int, Node], common: tuple[Any, ...]) -> Value:
+    """Indices of several dimensions, in their common shape, side by side in a last dimension."""
+    column = (*common, 1)
+    indices = [spread(w, reshaped(w, w.read(n, torch.int64), (*shape(n), 1)), column) for n in given.values()]
+    return w.op("Concat", *indices, axis=-1)
 
 
 def _places(w: Writer, given: dict[int, Node], sizes: tuple[Any, ...]) -> Value:
