@@ -105,6 +105,14 @@ def passes(text: str | None) -> Any:
     return found
 
 
+def limited(jobs: int | None) -> None:
+    """Leave the other cores to others; None: all are used."""
+    import torch
+
+    if jobs is not None:
+        torch.set_num_threads(jobs)
+
+
 def seeded(seed: int) -> None:
     """Begin the random numbers of torch, NumPy and Python anew: a command gives the same twice."""
     import random

@@ -112,6 +112,13 @@ def optimize(
         bool, typer.Option("--timings", help="Print the seconds of each stage, and of its parts.")
     ] = False,
     dump: Annotated[Path | None, typer.Option(help="Folder for the text of the graph after every pass.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder of results: where the same was asked before, it is taken from there.")
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processor cores that the work itself may use; --threads are the measured runtime's."),
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(help="File for the report: a page where it ends in .html, else JSON.")
     ] = None,
@@ -153,6 +160,7 @@ def optimize(
         if judge is not None and not callable(judge):
             raise InputError(f"--evaluate {evaluate} is a {type(judge).__name__}, not a function that takes a model")
         arguments.seeded(seed)
+        arguments.limited(jobs)
         example, subject = arguments.examples(input_shape), arguments.model(model)
 
         import graphopt
@@ -167,6 +175,7 @@ def optimize(
             class_labels=labels,
             passes=chosen,
             dump=dump,
+            cache=cache,
             dynamic_shapes=arguments.dynamic_shapes(dynamic_shape),
             estimator=estimator,
             keep_macs=keep_macs,

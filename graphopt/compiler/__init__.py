@@ -12,6 +12,7 @@ option_values.py   what a text gives for an option of a pass
 ladder.py     ways to quantize, in the order of what they cost
 runtimes.py   which runtime of this machine is faster
 placement.py  which parts are faster in float than in integer
+cache.py      results that are kept
 doctor.py     what this machine can do
 latency.py    the time of graphs, measured and remembered
 """

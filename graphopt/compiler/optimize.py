@@ -19,6 +19,7 @@ from graphopt.artifacts.labels import class_labels as named_classes
 from graphopt.artifacts.manifest import read_manifest
 from graphopt.artifacts.report import Report
 from graphopt.compiler import placement, stages
+from graphopt.compiler.cache import Cache
 from graphopt.compiler.ladder import Lowered
 from graphopt.compiler.options import Measurement, Options, Quantization, Shortcuts, Shrinking
 from graphopt.compiler.pipeline import pipeline
@@ -35,6 +36,7 @@ from graphopt.utils.alone import undisturbed
 from graphopt.utils.errors import GraphoptError
 from graphopt.utils.files import steady
 
+Passes = Sequence[Pass] | Callable[[Target, Calibration], Sequence[Pass]] | None
 LOG = logging.getLogger(__name__)
 
 
@@ -69,6 +71,7 @@ def optimize(
     tuning: Tuning | None = None,
     measurement: Measurement | None = None,
     dump: str | Path | None = None,
+    cache: str | Path | None = None,
     dynamic_batch: bool = True,
     dynamic_shapes: Any = None,
     **shortcuts: Unpack[Shortcuts],
@@ -96,6 +99,8 @@ def optimize(
             compared with is not tuned.
         measurement: `measure`, `threads`, `runtime`, `device`.
         dump: a folder for the text of the graph after every pass.
+        cache: a folder of results: where this call was made before, for the same model, data and options, its result is taken
+            from there (accuracy is measured anew); see `graphopt.compiler.cache`.
         dynamic_batch: let the batch size stay free where the model and the target allow it.
         dynamic_shapes: other sizes that stay free, in the form of `torch.export.export`; see `Graph.capture`.
         **shortcuts: any field of the groups above, as a keyword: `rounding="gptq"` is
@@ -126,13 +131,20 @@ def optimize(
         preprocessing=None if preprocessing is None else preprocessing_of(preprocessing),
         class_labels=() if class_labels is None else named_classes(class_labels),
     )
+    kept = None if cache is None else Cache(cache)
     work = stages.capture(request)
-    lower, begun = partial(_lower, passes=steps), copy.deepcopy(work.report)
-    if len(tried) == 1 or not work.repeatable(steps):
+    make = partial(_make, work, tried, steps)
+    return make() if kept is None else Optimized(*kept.result(work, passes, make, load))
+
+
+def _make(work: Work, targets: Sequence[Target], passes: Passes) -> Optimized:
+    """Run the passes, for each target that may be meant, and lower and measure the one that is faster."""
+    lower, begun = partial(_lower, passes=passes), copy.deepcopy(work.report)
+    if len(targets) == 1 or not work.repeatable(passes):
         lowered = lower(work)
     else:
-        work, lowered = fastest([work, *map(work.aimed_at, tried[1:])], lower)
-    if steps is None and placement.applies(work):
+        work, lowered = fastest([work, *map(work.aimed_at, targets[1:])], lower)
+    if passes is None and placement.applies(work):
         work, lowered = placement.leave_in_float(work, lowered, lower, begun)
     with work.timings.stage("measure"):
         stages.measure(work, lowered)
@@ -152,7 +164,7 @@ def _log(report: Report) -> None:
         LOG.info("%s: %s", name, "; ".join(text.split("\n")))
 
 
-def _lower(work: Work, passes: Sequence[Pass] | Callable[[Target, Calibration], Sequence[Pass]] | None) -> Lowered:
+def _lower(work: Work, passes: Passes) -> Lowered:
     """Run the passes, lower what they leave, and compare it with the original."""
     if passes is None:
         plan = {"shrink": stages.shrink(work), "prepare": stages.prepare(work), "quantize": stages.quantize(work)}

@@ -87,6 +87,15 @@ def test_optimize_hands_everything_over(optimize_call: dict[str, Any], tmp_path:
     assert json.loads(Path("report.json").read_text())["model"] == "Net"
 
 
+def test_cores_and_kept_results(optimize_call: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", limits.append)
+    assert run("optimize", "cli_models:net", "--cache", "kept", "--jobs", "1").exit_code == 0
+    assert (optimize_call["cache"], limits) == (Path("kept"), [1])
+    assert run("optimize", "cli_models:net", "--jobs", "0").exit_code == 2
+    assert limits == [1]
+
+
 def test_few_bits_are_asked_for_by_options(optimize_call: dict[str, Any]) -> None:
     options = {
         "--rounding": "gptq",
