@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from graphopt.artifacts.report import Report
 from graphopt.cli import main
 
 MODELS = """
@@ -23,19 +21,12 @@ MINE = find("x86").replace(name="mine")
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+def call(optimize_call: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     """What `graphopt.optimize` was called with."""
-    given: dict[str, Any] = {}
-
-    def optimize(model: Any, example_inputs: Any = None, **options: Any) -> Any:
-        given.update(model=model, example=example_inputs, **options)
-        return SimpleNamespace(artifact=SimpleNamespace(save=Path), report=Report("Net", options["target"].name))
-
-    monkeypatch.setitem(sys.modules, "graphopt.compiler.optimize", SimpleNamespace(optimize=optimize))
     (tmp_path / "configured_models.py").write_text(MODELS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    return given
+    return optimize_call
 
 
 def job(tmp_path: Path, text: str) -> Path:

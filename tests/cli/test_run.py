@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
-from graphopt.artifacts.report import Report
 from graphopt.cli import main
 
 MODELS = """
@@ -28,15 +26,8 @@ NET = "run_models:net"
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+def call(optimize_call: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     """What `graphopt.optimize` was called with."""
-    given: dict[str, Any] = {}
-
-    def optimize(model: Any, example_inputs: Any = None, **options: Any) -> Any:
-        given.update(model=model, **options)
-        return SimpleNamespace(artifact=SimpleNamespace(save=Path), report=Report("Net", options["target"].name))
-
-    monkeypatch.setitem(sys.modules, "graphopt.compiler.optimize", SimpleNamespace(optimize=optimize))
     (tmp_path / "run_models.py").write_text(MODELS)
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs/steps.py").write_text(PIPELINE)
@@ -45,7 +36,7 @@ def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     for name in ("steps", "beside", "jobs", "run_models"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    return given
+    return optimize_call
 
 
 def graphopt(*arguments: object) -> Result:
