@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from graphopt.ir.graph import Graph
     from graphopt.ir.operators import allow_operators
     from graphopt.targets import Target
+    from graphopt.training.compression import Compression
+    from graphopt.training.trainer import train
     from graphopt.utils.errors import (
         ArtifactError,
         CaptureError,
@@ -49,6 +51,7 @@ __all__ = [
     "ArtifactError",
     "CachedDecoder",
     "CaptureError",
+    "Compression",
     "ExecutionError",
     "FileAudit",
     "Fixed",
@@ -76,6 +79,7 @@ __all__ = [
     "optimize",
     "simulate",
     "targets",
+    "train",
 ]  # fmt: skip
 
 _HOME = {
@@ -94,6 +98,7 @@ _HOME = {
     "Analysis": "graphopt.evaluation.analysis",
     "Artifact": "graphopt.artifacts.artifact",
     "CachedDecoder": "graphopt.frontend.decoders",
+    "Compression": "graphopt.training.compression",
     "Fixed": "graphopt.evaluation.file_audit",
     "FileAudit": "graphopt.evaluation.file_audit",
     "Graph": "graphopt.ir.graph",
@@ -114,6 +119,7 @@ _HOME = {
     "load": "graphopt.compiler.optimize",
     "optimize": "graphopt.compiler.optimize",
     "simulate": "graphopt.compiler.optimize",
+    "train": "graphopt.training.trainer",
 }
 
 

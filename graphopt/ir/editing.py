@@ -68,8 +68,6 @@ class Editing(Reading):
     def put_constant(self, node: Node, value: Tensor, *, keeps: Collection[Fact[Any]] = ()) -> None:
         """Let the constant `node` be `value` from now on for all its readers, under its name. The old tensor is not touched.
         What depended on it is forgotten, except for `keeps`."""
-        from graphopt.ir.invalidation import constant_changed, value_changed
-
         old = self.parameter(node)
         path, _, leaf = str(node.target).rpartition(".")
         owner = self.module.get_submodule(path)
@@ -79,6 +77,12 @@ class Editing(Reading):
         else:
             owner.register_buffer(leaf, value.detach())
         node.meta["val"] = value.detach().to("meta")
+        self.changed_in_place(node, keeps=keeps)
+
+    def changed_in_place(self, node: Node, *, keeps: Collection[Fact[Any]] = ()) -> None:
+        """Forget, except for `keeps`, what depended on the elements that the constant `node` had before."""
+        from graphopt.ir.invalidation import constant_changed, value_changed
+
         value_changed(node, keeps)
         for reader in node.users:
             for position, argument in enumerate(reader.args):

@@ -1,0 +1,17 @@
+"""Training captured graphs by gradients.
+
+trainer.py      `train`: the loop, what it keeps, and where it goes on
+batches.py      the forms of training data
+losses.py       what is minimized
+parameters.py   what is learned, with which rates, and its average
+compression.py  what learns beside the weights
+distillation.py learning from another network
+checkpoint.py   the file of an interrupted training
+report.py       what a training did
+"""
+
+from graphopt.training.compression import Compression, Run
+from graphopt.training.distillation import Response
+from graphopt.training.trainer import Options, train
+
+__all__ = ["Compression", "Options", "Response", "Run", "train"]

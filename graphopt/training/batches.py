@@ -1,0 +1,122 @@
+"""Training data, whatever form they have: batches of inputs and of targets, in the same order whenever an epoch is repeated.
+
+    Batches((images, labels), graph, batch_size=64)     tensors or arrays, shuffled anew in each epoch
+    Batches(loader, graph)                              a DataLoader, or any iterable of batches that can be gone through again
+    Batches(lambda: stream(), graph)                    a function that starts a new iterator
+
+A batch is (inputs, targets), in a tuple or list, or a dictionary with what the graph takes by name, and targets under `labels`
+or `targets`. What has no targets gives None, which is for distillation alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from graphopt.data.batches import as_tensor, inputs, to_tensors
+from graphopt.ir.graph import Graph
+from graphopt.utils.errors import InputError
+
+TARGETS = ("labels", "label", "targets", "target", "y")  # keys of dictionaries
+
+
+class Batch(NamedTuple):
+    """Input tensors in the order of the graph, and targets as the loss takes them: a tensor, several, or None."""
+
+    inputs: list[Tensor]
+    targets: Any
+
+
+class Batches:
+    """See the head of this file.
+
+    Args:
+        source: the data.
+        graph: what the inputs have to fit.
+        batch_size: of tensors that are cut into batches.
+        seed: of their order; that of a DataLoader follows `torch.manual_seed`, which `train` sets for every epoch.
+
+    Raises:
+        InputError: nothing in there, an iterator that can be gone through only once, or a first batch that does not fit.
+    """
+
+    def __init__(self, source: Any, graph: Graph, *, batch_size: int = 64, seed: int = 0) -> None:
+        self.takes, self.seed, self.size = inputs(graph), seed, batch_size
+        self.tensors = _tensors(source)
+        self.source = source
+        if self.tensors is None and isinstance(source, Iterator):
+            raise InputError(
+                "the training data is an iterator, which is empty after one epoch; give a DataLoader, a list, or a function that "
+                "returns a new iterator"
+            )
+        if self.tensors is None and not (callable(source) or isinstance(source, Iterable)):
+            raise InputError(
+                f"the training data is a {type(source).__name__}; give (inputs, targets), a loader or a function"
+            )
+        self.length = self._length()
+
+    def __len__(self) -> int:
+        """Batches of one epoch."""
+        return self.length
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """The batches of an epoch; the same number gives the same order."""
+        torch.manual_seed(self.seed + number)
+        if self.tensors is not None:
+            x, y = self.tensors
+            order = torch.randperm(len(x))
+            for places in torch.split(order, self.size):
+                yield self._batch((x[places], None if y is None else y[places]), 1)
+            return
+        for count, batch in enumerate(self._open(), 1):
+            yield self._batch(batch, count)
+
+    def _open(self) -> Iterator[Any]:
+        source: Any = self.source() if callable(self.source) and not isinstance(self.source, Iterable) else self.source
+        return iter(source)
+
+    def _length(self) -> int:
+        if self.tensors is not None:
+            count = -(-len(self.tensors[0]) // self.size)
+        elif isinstance(self.source, Sized):
+            count = len(self.source)
+        else:
+            count = sum(1 for _ in self._open())
+        if not count:
+            raise InputError("the training data is empty; give at least one batch")
+        return count
+
+    def _batch(self, batch: Any, number: int) -> Batch:
+        where = f"batch {number} of the training data"
+        if isinstance(batch, Mapping):
+            key = next((k for k in TARGETS if k in batch and k not in {n for i in self.takes for n in i.keys}), None)
+            return Batch(to_tensors(batch, self.takes, where), None if key is None else _target(batch[key]))
+        if isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[0], (tuple, list, Mapping)):
+            return Batch(to_tensors(batch[0], self.takes, where), _target(batch[1]))
+        if isinstance(batch, (tuple, list)):
+            count = len(self.takes)
+            rest = [_target(each) for each in batch[count:] if each is not None]
+            targets = None if not rest else rest[0] if len(rest) == 1 else tuple(rest)
+            return Batch(to_tensors(tuple(batch[:count]), self.takes, where), targets)
+        return Batch(to_tensors(batch, self.takes, where), None)
+
+
+def _tensors(source: Any) -> tuple[Tensor, Tensor | None] | None:
+    """Data that are one tensor of inputs, alone or with one of targets of the same length."""
+    parts = source if isinstance(source, tuple) and len(source) == 2 else (source,)
+    found = [
+        tensor for part in parts if isinstance(part, (Tensor, np.ndarray)) and (tensor := as_tensor(part)) is not None
+    ]
+    if len(found) < len(parts):
+        return None
+    if len(found) == 2 and len(found[0]) != len(found[1]):
+        raise InputError(f"there are {len(found[0])} inputs and {len(found[1])} targets; there must be one for each")
+    return found[0], found[1] if len(found) == 2 else None
+
+
+def _target(value: Any) -> Any:
+    return as_tensor(value) if isinstance(value, np.ndarray) else value

@@ -1,0 +1,61 @@
+"""What learns or is learned from beside the weights, as parts that go together: quantizers, teachers, masks.
+
+class Mine(Compression):
+    def attach(self, graph): ...      insert calls; what they learn are parameters of the graph
+    def loss(self, run): ...          a further loss of one step
+    def step(self, progress): ...     schedules: temperatures, sparsity, freezing
+    def finish(self, graph): ...      back to a graph that lowers, with the same answers
+
+Each method may be left out. `train` calls them in the order of the list; whoever has a loop of his own calls them himself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from torch.fx.node import Node
+
+from graphopt.ir.graph import Graph
+from graphopt.ir.passes import Change
+from graphopt.training.batches import Batch
+
+
+@dataclass
+class Run:
+    """One step of a training, as losses see it.
+
+    Attributes:
+        batch: what went in.
+        outputs: what the model returned, nested as it returns it.
+        values: those of the calls that a compression watches.
+    """
+
+    batch: Batch
+    outputs: Any
+    values: Mapping[Node, Any] = field(default_factory=dict)
+
+
+class Compression:
+    """See the head of this file."""
+
+    def attach(self, graph: Graph) -> list[Change]:
+        """Insert what is learned; the answers may change by as much as that rounds."""
+        return []
+
+    def watched(self, graph: Graph) -> Sequence[Node]:
+        """The calls whose values `loss` wants."""
+        return ()
+
+    def loss(self, run: Run) -> Tensor | None:
+        """What is minimized beside the task, already weighted; None: nothing."""
+        return None
+
+    def step(self, progress: float) -> None:
+        """Before each step; `progress` goes from 0 to 1 over the training."""
+
+    def finish(self, graph: Graph) -> list[Change]:
+        """Leave a plain graph, with the same answers."""
+        return []

@@ -1,0 +1,329 @@
+"""Train a captured graph: whatever passes have made of it, by gradients, with a teacher where there is one.
+
+    report = graphopt.train(graph, loader, epochs=3, evaluate=accuracy, teacher=model)
+
+The graph is an ordinary trainable module (`graph.module`), so any trainer may be used in place of this one. This one does the
+common things: rates that rise and fall, gradients accumulated and clipped, an average of the weights, the best state kept, and
+going on where it was interrupted, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graphopt.execution.executor import Executor
+from graphopt.ir.graph import Graph
+from graphopt.training.batches import Batch, Batches
+from graphopt.training.checkpoint import Checkpoint, task_of
+from graphopt.training.compression import Compression, Run
+from graphopt.training.losses import Loss, loss_of
+from graphopt.training.parameters import RATES, Average, Make, Schedule, groups, optimizer_of, schedule_of
+from graphopt.training.report import Epoch, TrainingReport
+from graphopt.utils.errors import InputError, NonFiniteError
+from graphopt.utils.progress import progress
+
+Evaluate = Callable[[Callable[..., Any]], float]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to train.
+
+    Attributes:
+        epochs: over the data.
+        optimizer: `adamw`, `sgd`, or a function of the groups of `parameters.groups`.
+        rate: of weights; None: 1e-3 for adamw, 0.01 for sgd.
+        scale_rate: of the scales of quantizers, as a share of it.
+        decay: of weights, per step and rate.
+        schedule: `cosine`, `linear`, `constant`, or a factor by progress; warmup: the share in which rates rise.
+        clip: the largest norm of all gradients together; None: as they are.
+        accumulate: batches for one step.
+        average: the decay of a moving average of the weights, which is evaluated and kept in place of them; None: no average.
+        batch_size: where the data are tensors.
+        label_smoothing: of losses that know it.
+        seed: of the order of the data, dropout, and whatever else is drawn.
+        save_every: seconds between checkpoints within an epoch.
+    """
+
+    epochs: int = 1
+    optimizer: str | Make = "adamw"
+    rate: float | None = None
+    scale_rate: float = 1.0
+    decay: float = 1e-4
+    schedule: str | Schedule = "cosine"
+    warmup: float = 0.05
+    clip: float | None = None
+    accumulate: int = 1
+    average: float | None = None
+    batch_size: int = 64
+    label_smoothing: float = 0.0
+    seed: int = 0
+    save_every: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "accumulate", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.rate is not None and not 0 < self.rate < math.inf:
+            raise InputError(f"rate must be over 0, got {self.rate}")
+        schedule_of(self.schedule, self.warmup)
+
+    @property
+    def peak(self) -> float:
+        """The rate of weights at its highest."""
+        if self.rate is not None:
+            return self.rate
+        return RATES.get(self.optimizer, RATES["adamw"]) if isinstance(self.optimizer, str) else RATES["adamw"]
+
+
+def train(
+    graph: Graph,
+    data: Any,
+    *,
+    loss: str | Loss | None = None,
+    compress: Sequence[Compression] = (),
+    evaluate: Evaluate | None = None,
+    checkpoint: str | Path | None = None,
+    options: Options | None = None,
+    **changes: Any,
+) -> TrainingReport:
+    """Train a graph in place; it is left in the mode it was in, with the state that was best.
+
+    Args:
+        graph: any, quantized ones included.
+        data: batches of inputs and targets; see `graphopt.training.batches`.
+        loss: `cross_entropy`, `mse`, `l1`, `bce`, or a function of outputs and targets; see `graphopt.training.losses`.
+        compress: what learns, or is learned from, beside the weights; see `graphopt.training.compression`.
+        evaluate: takes a callable that behaves like the model and returns a score, higher is better. Run before and after each
+            epoch; the best state is kept, so that the graph never ends below where it began. None: the last state is kept.
+        checkpoint: a folder; an interrupted call with the same arguments goes on there.
+        options, changes: see `Options`; any of its fields as a keyword.
+
+    Returns:
+        Loss and score of every epoch.
+
+    Raises:
+        InputError: data, targets or options do not fit. NonFiniteError: the loss is NaN or infinite; the graph then has the last
+            state that was kept.
+    """
+    chosen = replace(options or Options(), **_known(changes))
+    batches = Batches(data, graph, batch_size=chosen.batch_size, seed=chosen.seed)
+    with _as_it_was(graph):
+        before = {name: t.detach().clone() for name, t in graph.state_dict().items()}
+        for each in compress:
+            each.attach(graph)
+        loop = _Loop(
+            graph, batches, loss_of(loss, label_smoothing=chosen.label_smoothing), list(compress), evaluate, chosen
+        )
+        loop.run(Checkpoint(checkpoint, task_of(graph, f"{chosen} {len(batches)}")))
+        for each in compress:
+            each.finish(graph)
+        _forget(graph, before)
+    return loop.report
+
+
+def _forget(graph: Graph, before: dict[str, Tensor]) -> None:
+    """What was known of constants that training changed holds no longer."""
+    for node in [n for n in graph.nodes if n.op == "get_attr"]:
+        name = str(node.target)
+        if name not in before or not torch.equal(before[name], graph.parameter(node)):
+            graph.changed_in_place(node)
+
+
+def _known(changes: dict[str, Any]) -> dict[str, Any]:
+    known = Options.__dataclass_fields__
+    for name in changes:
+        if name not in known:
+            raise TypeError(f"train() got an unexpected keyword argument {name!r}; known: {', '.join(known)}")
+    return changes
+
+
+@contextmanager
+def _as_it_was(graph: Graph) -> Iterator[None]:
+    """The mode of the graph and the caller's random numbers are afterwards what they were."""
+    training = graph.training
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        graph.train(training)
+
+
+@dataclass
+class _Loop:
+    """One training: what is learned, and how far it is."""
+
+    graph: Graph
+    batches: Batches
+    loss: Loss
+    compress: list[Compression]
+    evaluate: Evaluate | None
+    options: Options
+    report: TrainingReport = field(default_factory=TrainingReport)
+
+    def __post_init__(self) -> None:
+        chosen = self.options
+        parts = groups(self.graph, chosen.peak, chosen.decay, chosen.scale_rate)
+        self.learned = [p for part in parts for p in part["params"]]
+        self.optimizer = optimizer_of(chosen.optimizer, parts)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.factor = schedule_of(chosen.schedule, chosen.warmup)
+        self.average = None if chosen.average is None else Average(self.learned, chosen.average)
+        self.best: dict[str, Tensor] = {}
+        self.best_score = -math.inf
+        self.epoch, self.done, self.sum = (
+            0,
+            0,
+            0.0,
+        )  # the epoch, batches of it that are done, and the sum of their losses
+
+    @property
+    def total(self) -> int:
+        """Batches of the whole training."""
+        return self.options.epochs * len(self.batches)
+
+    def run(self, checkpoint: Checkpoint) -> None:
+        if (kept := checkpoint.read()) is not None:
+            self.load_state(kept)
+        else:
+            self.judge(None, 0.0)
+        with progress("training", self.total) as advance:
+            for _ in range(self.epoch * len(self.batches) + self.done):
+                advance()
+            try:
+                while self.epoch < self.options.epochs:
+                    self.one_epoch(checkpoint, advance, kept.get("random") if kept else None)
+                    kept = None
+            except KeyboardInterrupt:
+                checkpoint.write(self.state())
+                raise
+            finally:
+                self.put_back()
+        checkpoint.remove()
+
+    def one_epoch(self, checkpoint: Checkpoint, advance: Callable[[], None], random: Tensor | None) -> None:
+        """The batches of an epoch that are not done yet; `random`: the state of random numbers behind those that are."""
+        begin = saved = time.perf_counter()
+        executor = Executor(self.graph, constants=self._constants(), gradients=True, training=True)
+        watched = list(dict.fromkeys(n for each in self.compress for n in each.watched(self.graph)))
+        skip = self.done
+        for number, batch in enumerate(self.batches.epoch(self.epoch)):
+            if number < skip:
+                continue
+            if number == skip and random is not None:
+                torch.set_rng_state(random)
+            self.sum += self.one_batch(executor, watched, batch)
+            self.done = number + 1
+            advance()
+            if time.perf_counter() - saved > self.options.save_every:
+                checkpoint.write(self.state())
+                saved = time.perf_counter()
+        self.epoch, loss, self.done, self.sum = self.epoch + 1, self.sum / max(1, self.done), 0, 0.0
+        self.judge(loss, time.perf_counter() - begin)
+        checkpoint.write(self.state())
+
+    def one_batch(self, executor: Executor, watched: Sequence[Any], batch: Batch) -> float:
+        """Gradients of one batch, and a step where enough are gathered; the loss."""
+        place = self.epoch * len(self.batches) + self.done
+        for each in self.compress:
+            each.step(place / self.total)
+        values = executor.run([*self.graph.results, *watched], batch.inputs)
+        with torch.enable_grad():
+            run = Run(batch, executor.nested(values), values)
+            loss = self.whole_loss(run)
+        if not bool(torch.isfinite(loss)):
+            raise NonFiniteError(
+                f"the loss is {float(loss.detach())} at step {self.report.steps + 1} (epoch {self.epoch + 1}, batch "
+                f"{self.done + 1}); the graph has the last state that was kept; try a lower rate, or clip=1.0"
+            )
+        torch.autograd.backward(loss / self.options.accumulate)
+        if (place + 1) % self.options.accumulate == 0 or self.done + 1 == len(self.batches):
+            self.one_step((place + 1) / self.total)
+        return float(loss.detach())
+
+    def whole_loss(self, run: Run) -> Tensor:
+        """Of the task, where there are targets, and of what compressions add."""
+        further = [found for each in self.compress if (found := each.loss(run)) is not None]
+        if run.batch.targets is None and further:
+            return torch.stack(further).sum()
+        return torch.stack([self.loss(run.outputs, run.batch.targets), *further]).sum()
+
+    def one_step(self, place: float) -> None:
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * self.factor(place)
+        if self.options.clip is not None:
+            nn.utils.clip_grad_norm_(self.learned, self.options.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.report.steps += 1
+        if self.average is not None:
+            self.average.update()
+
+    # ---- What is kept -----------------------------------------------------------------------------------------------
+
+    def judge(self, loss: float | None, seconds: float) -> None:
+        """Evaluate, with the average where there is one, and keep the state if it is the best."""
+        if self.average is not None:
+            self.average.swap()
+        score = None
+        if self.evaluate is not None:
+            with self.graph.evaluating(), torch.no_grad():
+                score = float(self.evaluate(self.graph))
+            if not math.isfinite(score):
+                raise InputError(f"evaluate returned {score}; it must be a finite number")
+        if score is None or score > self.best_score or not self.best:
+            self.best_score = -math.inf if score is None else score
+            self.best = {name: t.detach().clone() for name, t in self.graph.state_dict().items()}
+            self.report.kept = self.epoch
+        if self.average is not None:
+            self.average.swap()
+        self.report.epochs.append(Epoch(self.epoch, loss, score, seconds))
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Let the graph have the best state."""
+        for name, value in self.graph.state_dict().items():
+            value.copy_(self.best[name])
+
+    def state(self) -> dict[str, Any]:
+        """All that a training which goes on needs."""
+        return {
+            "graph": self.graph.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": None if self.average is None else {"values": self.average.values, "steps": self.average.steps},
+            "best": self.best,
+            "best_score": self.best_score,
+            "place": [self.epoch, self.done, self.sum],
+            "random": torch.get_rng_state(),
+            "report": {**self.report.to_dict(), "notes": list(self.report.notes)},
+            "gradients": [None if p.grad is None else p.grad for p in self.learned],
+        }
+
+    @torch.no_grad()
+    def load_state(self, kept: dict[str, Any]) -> None:
+        for name, value in self.graph.state_dict().items():
+            value.copy_(kept["graph"][name])
+        self.optimizer.load_state_dict(kept["optimizer"])
+        if self.average is not None:
+            self.average.values, self.average.steps = kept["average"]["values"], kept["average"]["steps"]
+        for parameter, gradient in zip(self.learned, kept["gradients"], strict=True):
+            parameter.grad = gradient
+        self.best, self.best_score = kept["best"], kept["best_score"]
+        (self.epoch, self.done, self.sum), told = kept["place"], kept["report"]
+        epochs = [Epoch(**epoch) for epoch in told["epochs"]]
+        self.report = TrainingReport(epochs, told["kept"], told["steps"], told["notes"])
+
+    def _constants(self) -> dict[Any, Tensor]:
+        """The trainable parameters, as what gradients are wanted for."""
+        learned = {id(p) for p in self.learned}
+        nodes = (n for n in self.graph.nodes if n.op == "get_attr")
+        return {n: self.graph.parameter(n) for n in nodes if id(self.graph.parameter(n)) in learned}
