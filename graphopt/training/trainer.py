@@ -118,7 +118,6 @@ def train(
     chosen = replace(options or Options(), **_known(changes))
     batches = Batches(data, graph, batch_size=chosen.batch_size, seed=chosen.seed)
     with _as_it_was(graph):
-        before = {name: t.detach().clone() for name, t in graph.state_dict().items()}
         for each in compress:
             each.attach(graph)
         loop = _Loop(
@@ -127,7 +126,6 @@ def train(
         loop.run(Checkpoint(checkpoint, task_of(graph, f"{chosen} {len(batches)}")))
         for each in compress:
             each.finish(graph)
-        _forget(graph, before)
     return loop.report
 
 
@@ -149,13 +147,15 @@ def _known(changes: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _as_it_was(graph: Graph) -> Iterator[None]:
-    """The mode of the graph and the caller's random numbers are afterwards what they were."""
-    training = graph.training
+    """Afterwards the mode of the graph and the caller's random numbers are what they were, and nothing is known of constants that
+    are not."""
+    training, before = graph.training, {name: t.detach().clone() for name, t in graph.state_dict().items()}
     try:
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
         graph.train(training)
+        _forget(graph, before)
 
 
 @dataclass
