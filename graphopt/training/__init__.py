@@ -1,6 +1,7 @@
 """Training captured graphs by gradients.
 
 trainer.py      `train`: the loop, what it keeps, and where it goes on
+options.py      how
 batches.py      the forms of training data
 losses.py       what is minimized
 parameters.py   what is learned, with which rates, and its average
@@ -12,6 +13,7 @@ report.py       what a training did
 
 from graphopt.training.compression import Compression, Run
 from graphopt.training.distillation import Response
-from graphopt.training.trainer import Options, train
+from graphopt.training.options import Options
+from graphopt.training.trainer import train
 
 __all__ = ["Compression", "Options", "Response", "Run", "train"]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from graphopt.ir.graph import Graph
+from graphopt.passmanager.plain_options import plain as plain_options
 from graphopt.utils.errors import InputError
 from graphopt.utils.files import check_writable, write_atomically
 
@@ -70,7 +71,7 @@ class Checkpoint:
             self.path.unlink(missing_ok=True)
 
 
-def task_of(graph: Graph, options: str) -> str:
-    """The structure of a graph, not its weights, and options."""
+def task_of(graph: Graph, options: Any, batches: int) -> str:
+    """The structure of a graph, not its weights; options, functions among them by name; and how many batches an epoch has."""
     shapes = [(name, list(t.shape)) for name, t in graph.state_dict().items()]
-    return f"{graph}\n{shapes}\n{options}"
+    return f"{graph}\n{shapes}\n{plain_options({**vars(options), 'save_every': None})}\n{batches}"

@@ -26,63 +26,13 @@ from graphopt.training.batches import Batch, Batches
 from graphopt.training.checkpoint import Checkpoint, task_of
 from graphopt.training.compression import Compression, Run
 from graphopt.training.losses import Loss, loss_of
-from graphopt.training.parameters import RATES, Average, Make, Schedule, groups, optimizer_of, schedule_of
+from graphopt.training.options import Options
+from graphopt.training.parameters import Average, groups, optimizer_of, schedule_of
 from graphopt.training.report import Epoch, TrainingReport
 from graphopt.utils.errors import InputError, NonFiniteError
 from graphopt.utils.progress import progress
 
 Evaluate = Callable[[Callable[..., Any]], float]
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to train.
-
-    Attributes:
-        epochs: over the data.
-        optimizer: `adamw`, `sgd`, or a function of the groups of `parameters.groups`.
-        rate: of weights; None: 1e-3 for adamw, 0.01 for sgd.
-        scale_rate: of the scales of quantizers, as a share of it.
-        decay: of weights, per step and rate.
-        schedule: `cosine`, `linear`, `constant`, or a factor by progress; warmup: the share in which rates rise.
-        clip: the largest norm of all gradients together; None: as they are.
-        accumulate: batches for one step.
-        average: the decay of a moving average of the weights, which is evaluated and kept in place of them; None: no average.
-        batch_size: where the data are tensors.
-        label_smoothing: of losses that know it.
-        seed: of the order of the data, dropout, and whatever else is drawn.
-        save_every: seconds between checkpoints within an epoch.
-    """
-
-    epochs: int = 1
-    optimizer: str | Make = "adamw"
-    rate: float | None = None
-    scale_rate: float = 1.0
-    decay: float = 1e-4
-    schedule: str | Schedule = "cosine"
-    warmup: float = 0.05
-    clip: float | None = None
-    accumulate: int = 1
-    average: float | None = None
-    batch_size: int = 64
-    label_smoothing: float = 0.0
-    seed: int = 0
-    save_every: float = 60.0
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "accumulate", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.rate is not None and not 0 < self.rate < math.inf:
-            raise InputError(f"rate must be over 0, got {self.rate}")
-        schedule_of(self.schedule, self.warmup)
-
-    @property
-    def peak(self) -> float:
-        """The rate of weights at its highest."""
-        if self.rate is not None:
-            return self.rate
-        return RATES.get(self.optimizer, RATES["adamw"]) if isinstance(self.optimizer, str) else RATES["adamw"]
 
 
 def train(
@@ -123,7 +73,7 @@ def train(
         loop = _Loop(
             graph, batches, loss_of(loss, label_smoothing=chosen.label_smoothing), list(compress), evaluate, chosen
         )
-        loop.run(Checkpoint(checkpoint, task_of(graph, f"{chosen} {len(batches)}")))
+        loop.run(Checkpoint(checkpoint, task_of(graph, chosen, len(batches))))
         for each in compress:
             each.finish(graph)
     return loop.report

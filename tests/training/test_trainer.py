@@ -102,6 +102,21 @@ def test_a_training_that_goes_on_ends_bit_for_bit_where_it_would_have(at: int, k
     assert not list(tmp_path.iterdir()), "nothing is left of a training that has ended"
 
 
+def test_functions_among_the_options_are_known_by_name_in_another_process(tmp_path: Path) -> None:
+    def constant(progress: float) -> float:
+        return 1.0
+
+    def once(stop: int | None) -> None:
+        def same(progress: float) -> float:
+            return constant(progress)
+
+        train(captured(), (X, Y), checkpoint=tmp_path, epochs=2, batch_size=16, schedule=same, compress=[Stops(stop)])
+
+    with pytest.raises(KeyboardInterrupt):
+        once(4)
+    once(None)
+
+
 def test_the_graph_never_ends_below_where_it_began() -> None:
     graph = captured()
     train(graph, (X, Y), epochs=6, rate=1e-2, evaluate=accuracy)
