@@ -91,6 +91,7 @@ def test_what_was_given_is_kept_and_gives_the_same_again(call: dict[str, Any], t
         ("max-dorp: 1", "there is no option 'max-dorp'; did you mean 'max-drop'?"),
         ("config: other.yaml", "there is no option 'config'"),
         ("- target", "must hold options by name"),
+        ("", "is empty; it must hold options by name"),
         ("target: [", "cannot be read as YAML"),
         ("target: {name: arm}", "target must be text, a number, true or false, or a list of them"),
         ("calibration: !!python/object/apply:os.system ['touch ran']", "cannot be read as YAML"),
