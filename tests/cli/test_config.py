@@ -12,7 +12,8 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from graphopt.artifacts.report import Report
-from graphopt.cli import main
+from graphopt.cli import arguments, main
+from graphopt.utils.errors import InputError
 
 MODELS = """
 from torch import nn
@@ -139,3 +140,8 @@ def test_quiet_prints_nothing(call: dict[str, Any], tmp_path: Path) -> None:
     result = optimize("configured_models:net", "--quiet", "--report", tmp_path / "report.json")
     assert (result.exit_code, result.output) == (0, "")
     assert (tmp_path / "report.json").is_file()
+
+
+def test_a_missing_file_of_class_labels_is_called_missing() -> None:
+    with pytest.raises(InputError, match=r"there is no file names\.txt for --class-labels"):
+        arguments.labels("names.txt")
