@@ -196,13 +196,13 @@ def linker(code: Code, given: str) -> list[str]:
         name, package = LINKERS[code.architecture]
     else:
         raise InputError(
-            f"no compiler is known that links for {code.triple}; name one: dataclasses.replace(target, "
-            f"compiler='python -m ziglang c++ -target ...')"
+            f"no compiler is known that links for {code.triple}; name one: "
+            "target.replace(compiler='python -m ziglang c++ -target ...')"
         )
     if shutil.which(name) is None:
         raise InputError(
             f"linking for {code.triple} needs {name}, which is not installed: install the Debian package {package}, or name "
-            "another compiler: dataclasses.replace(target, compiler='...')"
+            "another compiler: target.replace(compiler='...')"
         )
     return [name]
 

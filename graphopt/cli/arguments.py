@@ -179,6 +179,8 @@ def labels(source: str | None) -> Any:
         return None
     path = Path(source).expanduser()
     if not path.is_file():
+        if ":" not in source:
+            raise InputError(f"there is no file {source} for --class-labels; give one, or package.module:function")
         found = imports.find(source)
         return found() if callable(found) else found
     try:

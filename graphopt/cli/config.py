@@ -58,8 +58,12 @@ def options(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
 
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if found is None:
+        raise InputError(f"{path} is empty; it must hold options by name, such as 'target: arm'")
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise InputError(f"{path} must hold options by name, such as 'target: arm', not a {type(found).__name__}")
     given = {_parameter(path, key, known): _plain(path, key, value) for key, value in found.items()}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import typer
 
@@ -36,8 +38,19 @@ def reporting() -> Iterator[None]:
             raise
         text = " ".join(str(error).split()) or "no message"
         ours = isinstance(error, GraphoptError)
-        _say(f"error: {text}" if ours else f"unexpected {type(error).__name__}: {text} (--debug shows where)")
+        _say(
+            f"error: {text}"
+            if ours
+            else f"unexpected {type(error).__name__}{_place(error)}: {text} (--debug shows where)"
+        )
         raise typer.Exit(1) from error
+
+
+def _place(error: BaseException) -> str:
+    """Where in a file of the user's own the error came up, if it did."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if Path(f.filename).is_relative_to(Path.cwd())]
+    return f" at {Path(own[-1].filename).relative_to(Path.cwd())}:{own[-1].lineno}" if own else ""
 
 
 def _say(text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -33,7 +34,7 @@ from graphopt.ir.passes import Pass
 from graphopt.lowering.integers.simulation import Simulation
 from graphopt.targets import Target, find
 from graphopt.utils.alone import undisturbed
-from graphopt.utils.errors import GraphoptError
+from graphopt.utils.errors import GraphoptError, InputError
 from graphopt.utils.files import steady
 
 Passes = Sequence[Pass] | Callable[[Target, Calibration], Sequence[Pass]] | None
@@ -164,12 +165,26 @@ def _log(report: Report) -> None:
         LOG.info("%s: %s", name, "; ".join(text.split("\n")))
 
 
+def _listed(passes: Sequence[Pass] | Callable[[Target, Calibration], Sequence[Pass]], work: Work) -> list[Pass]:
+    if not callable(passes):
+        return list(passes)
+    name = getattr(passes, "__name__", type(passes).__name__)
+    try:
+        inspect.signature(passes).bind(work.target, work.data)
+    except TypeError as error:
+        raise InputError(f"passes={name} is called with the target and the calibration data: {error}") from None
+    found = passes(work.target, work.data)
+    if not isinstance(found, Sequence):
+        raise InputError(f"passes={name} returned {type(found).__name__}; it must return a list of passes")
+    return list(found)
+
+
 def _lower(work: Work, passes: Passes) -> Lowered:
     """Run the passes, lower what they leave, and compare it with the original."""
     if passes is None:
         plan = {"shrink": stages.shrink(work), "prepare": stages.prepare(work), "quantize": stages.quantize(work)}
     else:
-        plan = {"passes": list(passes(work.target, work.data) if callable(passes) else passes)}
+        plan = {"passes": _listed(passes, work)}
     work.run(plan)
     with work.timings.stage("lower"):
         lowered = stages.lower(work)

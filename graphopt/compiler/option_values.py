@@ -24,6 +24,7 @@ from graphopt.targets import Target, find
 from graphopt.utils.errors import InputError, suggestion
 
 PLAIN = (str, int, float, bool, Path, type(None))
+NUMBERS: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float)}
 SEQUENCES = (tuple, frozenset, set, list)
 
 
@@ -113,6 +114,8 @@ def _sequence(value: Any, hint: Any, make: Callable[[Any, Any], Any]) -> Any:
 def _plain(value: Any, hint: Any) -> Any:
     if isinstance(value, (list, tuple, dict)):
         raise Misfit(f"takes a single value, not {value!r}")
+    if hint in NUMBERS and not isinstance(value, NUMBERS[hint]):
+        raise Misfit(f"takes {'a whole number' if hint is int else 'a number'}, not {value!r}")
     return value
 
 

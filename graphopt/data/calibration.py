@@ -60,6 +60,7 @@ class Calibration:
         self.inputs = inputs(graph)
         self.synthetic = synthetic
         self.notes: list[str] = []
+        self._noted: list[str] = getattr(source, "notes", [])  # what the source says after a pass
         self.samples = 0
         self._free = [s for s in graph.free_sizes if s is not graph.batch] if isinstance(graph, Graph) else []
         self._fixed = None if graph.dynamic_batch else next((i.shape[0] for i in self.inputs if i.batched), None)
@@ -129,6 +130,7 @@ class Calibration:
             samples += next((t.shape[0] for i, t in zip(self.inputs, tensors, strict=True) if i.batched), 1)
             yield tensors
         self.samples = samples
+        self.notes += [note for note in self._noted if note not in self.notes]
 
     def _rebatched(self) -> Iterator[list[Tensor]]:
         """Batches of exactly the graph's own size, cut and joined from those of the source."""

@@ -27,6 +27,7 @@ from graphopt.ir.graph import Graph
 from graphopt.utils import imports
 from graphopt.utils.errors import InputError
 
+NAMED = 3  # files that a note lists
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
 
@@ -165,21 +166,27 @@ def _images(folder: Path, preprocessing: Preprocessing, takes: Input, limit: int
     files = [files[i] for i in _picks(len(files), limit)]
     together = BATCH if preprocessing.size is not None else 1  # images with sizes of their own come one by one
 
+    notes: list[str] = []
+
     def stream() -> Iterator[Tensor]:
-        unreadable: list[Exception] = []
+        unreadable: dict[str, Exception] = {}
         for start in range(0, len(files), together):
             batch = []
             for file in files[start : start + together]:
                 try:
                     batch.append(preprocessing.pixels(file))
                 except (OSError, ValueError, SyntaxError) as error:
-                    unreadable.append(error)
+                    unreadable[file.name] = error
                     warnings.warn(f"the image {file} cannot be read ({error}); it is left out", stacklevel=2)
             if batch:
                 yield torch.from_numpy(preprocessing.normalized(np.stack(batch), takes.type_name))
         if len(unreadable) == len(files):
-            raise InputError(f"none of the {len(files)} images in {folder} can be read ({unreadable[-1]})")
+            raise InputError(f"none of the {len(files)} images in {folder} can be read ({[*unreadable.values()][-1]})")
+        if unreadable:
+            few = ", ".join([*unreadable][:NAMED]) + (", ..." if len(unreadable) > NAMED else "")
+            notes[:] = [f"{len(unreadable)} of {len(files)} images in {folder} cannot be read and are left out: {few}"]
 
+    stream.notes = notes  # type: ignore[attr-defined]
     return stream
 
 

@@ -82,7 +82,9 @@ class Comparison(Printed):
             rows.append(["accuracy", f"{self.first.accuracy:.4f}", f"{self.second.accuracy:.4f}", f"{moved:+.4f}"])
         found: list[Block] = [
             Line(f"{self.first.model} beside {self.second.model}", "title"),
-            Table([Column(""), Column("first", number=True), Column("second", number=True), Column("")], rows),
+            Table(
+                [Column(""), Column("first", number=True), Column("second", number=True), Column("the first is")], rows
+            ),
         ]
         if self.samples:
             shown = ", ".join(f"{name} {decibel(db)}" for name, db in self.sqnr_db.items())

@@ -21,7 +21,7 @@ from graphopt.ir.passes import Change, Pass, Shortfall
 from graphopt.ir.structure import tensors
 from graphopt.passmanager.plain_options import options
 from graphopt.passmanager.step import Step
-from graphopt.utils.errors import GraphoptError, PassError, first_line
+from graphopt.utils.errors import GraphoptError, InputError, PassError, first_line
 from graphopt.utils.files import write_atomically
 from graphopt.utils.memory import give_back
 from graphopt.utils.progress import track
@@ -53,9 +53,11 @@ def run(
         One `Step` per pass: changes, seconds, parameters, MACs, weight bytes, SQNR against `reference`.
 
     Raises:
+        InputError: something among them is no pass.
         PassError: a pass broke the graph, or moved the outputs although it says it is exact; names the pass and how to
             reproduce it.
     """
+    _check(passes)
     folder = Path(dump) if dump is not None else None
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,6 +91,18 @@ def _log(number: int, count: int, step: Step) -> None:
         LOG.debug("%s, %s: %s", step.name, site, what)
     for what in step.short:
         LOG.warning("%s: %s", step.name, what)
+
+
+def _check(passes: Sequence[Pass]) -> None:
+    """Before any of them runs."""
+    if isinstance(passes, str) or not isinstance(passes, Sequence):
+        raise InputError(f"passes are a list, got {passes!r}; a text of passes is read by graphopt.compiler.pipeline")
+    for number, transform in enumerate(passes):
+        if not callable(transform) or not isinstance(getattr(transform, "exact", None), bool):
+            raise InputError(
+                f"passes[{number}] is {transform!r}, which is no pass: a pass is called with the graph, returns its changes, and "
+                "has `exact`, whether answers stay the same; see docs/internals/a-pass.md"
+            )
 
 
 def _apply(transform: Pass, graph: Graph, number: int) -> list[Change]:

@@ -21,7 +21,9 @@ def size(value: int) -> str:
 
 
 def ratio(value: float, better: str, worse: str) -> str:
-    """2.0 -> "2.00x faster", 0.5 -> "2.00x slower"."""
+    """2.0 -> "2.00x faster", 0.5 -> "2.00x slower", what rounds to one -> "the same"."""
+    if f"{value:.2f}" == "1.00":
+        return "the same"
     return f"{value:.2f}x {better}" if value >= 1 else f"{1 / value:.2f}x {worse}"
 
 

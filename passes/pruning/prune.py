@@ -109,6 +109,10 @@ class Prune:
             chosen = getattr(self, name)
             if chosen not in get_args(choices) and not (chosen is None and name in ("scope", "compensate")):
                 raise InputError(f"{name} must be one of {', '.join(get_args(choices))}, got {chosen!r}")
+        if self.criterion is not None and not callable(self.criterion) and not hasattr(self.criterion, "prepare"):
+            raise InputError(
+                f"criterion is a function, such as graphopt.passes.pruning.l2_norm, or one with data, got {self.criterion!r}"
+            )
         if not set(self.kinds or ()) <= set(get_args(Kind)):
             raise InputError(f"kinds must be among {', '.join(get_args(Kind))}, got {self.kinds!r}")
         for name in ("round_to", "least", "steps"):

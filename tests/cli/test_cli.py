@@ -40,7 +40,7 @@ MISTAKES = [
     (("optimize", "cli_models:net", "--calibration", ".", "--mean", "grey"), "--mean 'grey' is not a list of numbers"),
     (("optimize", "cli_models:net", "--out", "."), "holds files that graphopt did not write (cli_models.py"),
     (("optimize", "cli_models:net", "--out", "a/b"), "does not exist; create it first"),
-    (("optimize", "cli_models:broken"), "unexpected TypeError: two lines (--debug shows where)"),
+    (("optimize", "cli_models:broken"), ": two lines (--debug shows where)"),
     (("optimize", "cli_models:net", "--evaluate", "cli_models:time"), "is a module, not a function that takes a model"),
     (("show", "nowhere"), "there is no file or folder nowhere"),
     (("show", "cli_models.py"), "it is neither a .pt2 file nor"),
@@ -58,6 +58,11 @@ def test_errors_are_one_line_on_standard_error(optimize_call: dict[str, Any], ar
     assert result.stderr.count("\n") == 1
     assert result.stdout == ""
     assert "model" not in optimize_call, "found out only after the work was done"
+
+
+def test_an_error_in_a_file_of_the_users_own_says_where(optimize_call: dict[str, Any]) -> None:
+    said = run("optimize", "cli_models:broken").stderr
+    assert "unexpected TypeError at cli_models.py:8: two lines" in said
 
 
 def test_errors_of_passes_are_one_line_too(optimize_call: dict[str, Any]) -> None:

@@ -10,7 +10,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from graphopt.cli import main
+from graphopt.cli import arguments, main
+from graphopt.utils.errors import InputError
 
 MODELS = """
 from torch import nn
@@ -82,6 +83,7 @@ def test_what_was_given_is_kept_and_gives_the_same_again(call: dict[str, Any], t
         ("max-dorp: 1", "there is no option 'max-dorp'; did you mean 'max-drop'?"),
         ("config: other.yaml", "there is no option 'config'"),
         ("- target", "must hold options by name"),
+        ("", "is empty; it must hold options by name"),
         ("target: [", "cannot be read as YAML"),
         ("target: {name: arm}", "target must be text, a number, true or false, or a list of them"),
         ("calibration: !!python/object/apply:os.system ['touch ran']", "cannot be read as YAML"),
@@ -129,3 +131,8 @@ def test_quiet_prints_nothing(call: dict[str, Any], tmp_path: Path) -> None:
     result = optimize("configured_models:net", "--quiet", "--report", tmp_path / "report.json")
     assert (result.exit_code, result.output) == (0, "")
     assert (tmp_path / "report.json").is_file()
+
+
+def test_a_missing_file_of_class_labels_is_called_missing() -> None:
+    with pytest.raises(InputError, match=r"there is no file names\.txt for --class-labels"):
+        arguments.labels("names.txt")

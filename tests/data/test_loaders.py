@@ -89,6 +89,18 @@ def test_a_folder_of_images_is_resized_and_normalized(graph: Graph, tmp_path: Pa
         assert first(Named(str(tmp_path)), graph).shape == (2, 3, 16, 12)
 
 
+@pytest.mark.filterwarnings("ignore:the image")
+def test_what_is_left_out_of_a_folder_is_noted_once(graph: Graph, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    image.new("RGB", (24, 32)).save(tmp_path / "a.png")
+    for name in ("b", "c", "d", "e"):
+        (tmp_path / f"{name}.jpg").write_bytes(b"nonsense")
+    data = Calibration(str(tmp_path), graph)
+    for _ in range(2):
+        assert sum(len(x) for (x,) in data) == 1
+    assert data.notes == [f"4 of 5 images in {tmp_path} cannot be read and are left out: b.jpg, c.jpg, d.jpg, ..."]
+
+
 def test_a_folder_without_images_is_refused(graph: Graph, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no images"):
         Named(str(tmp_path)).load(graph)
