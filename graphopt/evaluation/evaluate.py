@@ -33,6 +33,7 @@ from graphopt.passmanager.step import Step
 from graphopt.utils.progress import track
 from graphopt.utils.quantities import size
 
+NAMED = 4  # layers that a warning lists
 AGREEMENT_SAMPLES = 512  # calibration samples on which float original and artifact are compared
 COMPARED_SAMPLES = 64  # on which a device is compared with the simulation; and with the original, where it is emulated
 FAR = 0.8  # share of equal predictions below which the layer to blame is looked for
@@ -73,6 +74,8 @@ def judge(
     report.float16_macs, report.float_operators = audit.float16_share, audit.floating
     if (few := few_in_integer(audit, quantized=_rounds_values(candidate.graph))) is not None:
         report.warnings.append(few)
+    if audit.saturating:
+        report.warnings.append(saturating(audit.saturating))
     fidelity = Fidelity(_floating_names(original, reference))
     if data.synthetic or data.one_shot:
         report.missing["agreement"] = (
@@ -123,6 +126,15 @@ def _compare_with_original(report: Report, fidelity: Fidelity, candidate: Candid
 def _rounds_values(graph: Graph) -> bool:
     """Whether a value is rounded to what integer kernels read, so that layers behind it were meant to run in them."""
     return any(is_uniform(node) and not graph.is_constant(operand(node)) for node in quantizers(graph))
+
+
+def saturating(layers: list[str]) -> str:
+    """A warning of layers that can answer something else here than the target's own processors do."""
+    named = ", ".join(layers[:NAMED]) + (", ..." if len(layers) > NAMED else "")
+    return (
+        f"sums of {len(layers)} layer{'s' if len(layers) > 1 else ''} ({named}) can saturate on this CPU, which has no VNNI, and "
+        "then figures measured here are worse than those of CPUs with it; for CPUs like this one take the target 'x86-avx2', or 'host'"
+    )
 
 
 def few_in_integer(audit: Audit, *, quantized: bool) -> str | None:

@@ -11,7 +11,16 @@ from graphopt.artifacts.report import FloatOperator
 from graphopt.backends.onnxruntime.artifact import MODEL, OnnxRuntimeArtifact
 from graphopt.backends.onnxruntime.assignment import own_name
 from graphopt.backends.onnxruntime.audit.operators import FLOAT_WORK, INTEGER_WORK, NEUTRAL, REASONS
-from graphopt.backends.onnxruntime.audit.reading import Hardware, Kind, Reading, declared, executed, optimized
+from graphopt.backends.onnxruntime.audit.reading import (
+    Hardware,
+    Kind,
+    Reading,
+    adds_pairs_here,
+    declared,
+    executed,
+    optimized,
+)
+from graphopt.backends.onnxruntime.audit.saturation import saturates
 from graphopt.backends.onnxruntime.nbits import OPERATOR as MULTIPLIES_BLOCKS
 from graphopt.backends.onnxruntime.qnn.refusals import left_to_cpu
 from graphopt.evaluation.compliance.model import Model
@@ -22,6 +31,7 @@ def audit(artifact: OnnxRuntimeArtifact) -> Audit:
     """Read back what the runtime makes of an artifact on this machine; for other hardware, what the model's quantizers say."""
     target = artifact.manifest.target
     vendor = target["runtime"]["vendor_compiler"]
+    pairs = not vendor and adds_pairs_here(target["runtime"]["architecture"])
     refused = left_to_cpu(artifact) if vendor else {}
     if vendor:
         reading = declared(Model.read(artifact), Hardware.of(target["kernels"]))
@@ -46,6 +56,8 @@ def audit(artifact: OnnxRuntimeArtifact) -> Audit:
         elif kind is Kind.INTEGER and position is not None:
             found.integer.append(site)
             found.integer_macs += macs
+            if pairs and saturates(node, reading):
+                found.saturating.append(site)
         elif kind is Kind.FLOAT and operator not in NEUTRAL:
             otherwise = "no integer operator of the target" if vendor else "the operators around it are float"
             signs = None if vendor else disagreement(*_types(node, reading))

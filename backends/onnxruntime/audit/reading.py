@@ -177,8 +177,12 @@ def read(path: Path, model: Model, target: Target) -> Reading:
 
 def adds_pairs(runtime: Runtime) -> bool:
     """Whether products of bytes are added in pairs that saturate: on x86-64 without VNNI, said of the target or found here."""
-    here = runtime.architecture == architecture() and machine_here() == "avx2"
-    return runtime.machine == "avx2" or (here and not runtime.vendor_compiler)
+    return runtime.machine == "avx2" or (not runtime.vendor_compiler and adds_pairs_here(runtime.architecture))
+
+
+def adds_pairs_here(of: str) -> bool:
+    """Whether this machine does so in what it runs of a target's architecture."""
+    return of == architecture() and machine_here() == "avx2"
 
 
 def _named(path: Path, model: Model, folder: Path) -> Path:

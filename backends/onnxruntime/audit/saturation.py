@@ -25,12 +25,15 @@ def saturating(reading: Reading, origins: Origins, runtime: Runtime) -> list[str
     """Names of the file's layers that can, in the order in which they run; none for targets whose sums are exact."""
     if not adds_pairs(runtime):
         return []
-    found = [node for node in reading.nodes if node.op_type in LAYERS and _saturates(node, reading)]
+    found = [node for node in reading.nodes if saturates(node, reading)]
     names = [origins.model.name(origins.original[id(n)]) if id(n) in origins.original else n.name for n in found]
     return list(dict.fromkeys(names))
 
 
-def _saturates(node: onnx.NodeProto, reading: Reading) -> bool:
+def saturates(node: onnx.NodeProto, reading: Reading) -> bool:
+    """Whether sums of a layer can, where products are added in pairs."""
+    if node.op_type not in LAYERS:
+        return False
     zero_point, stored = (reading.constants.get(node.input[i]) for i in (VALUES_ZERO_POINT, WEIGHT))
     if zero_point is None or zero_point.data_type != onnx.TensorProto.UINT8:
         return False
