@@ -131,9 +131,10 @@ def _rounds_values(graph: Graph) -> bool:
 def saturating(layers: list[str]) -> str:
     """A warning of layers that can answer something else here than the target's own processors do."""
     named = ", ".join(layers[:NAMED]) + (", ..." if len(layers) > NAMED else "")
+    several = f"{len(layers)} layer{'s' if len(layers) > 1 else ''} ({named})"
     return (
-        f"sums of {len(layers)} layer{'s' if len(layers) > 1 else ''} ({named}) can saturate on this CPU, which has no VNNI, and "
-        "then figures measured here are worse than those of CPUs with it; for CPUs like this one take the target 'x86-avx2', or 'host'"
+        f"sums of {several} can saturate on this CPU, which has no VNNI, and then figures measured here are worse than those of "
+        "CPUs with it; for CPUs like this one take the target 'x86-avx2', or 'host'"
     )
 
 

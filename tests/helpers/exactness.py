@@ -25,7 +25,7 @@ from torch.fx.node import Node
 
 from graphopt.analysis.channels.groups import Group
 from graphopt.analysis.channels.trace import Trace
-from graphopt.ir.calls import argument, value
+from graphopt.ir.calls import argument, operand, value
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import aten
 
@@ -79,7 +79,7 @@ class Reference:
                 self.surviving[node.name] = survivors(trace, node.args[0], labels)
         for node in graph.calls():
             if node.target in PRODUCTS and not any(graph.is_constant(source) for source in node.args):
-                self.surviving[node.name] = survivors(trace, node.args[0], labels)
+                self.surviving[node.name] = survivors(trace, operand(node), labels, value(operand(node)).dim() - 1)
 
     def __call__(self, *inputs: Tensor) -> Any:
         with torch.no_grad():
@@ -87,10 +87,10 @@ class Reference:
             return _Over(self.graph.module, self.surviving).run(*leaves, enable_io_processing=False)
 
 
-def survivors(trace: Trace, node: Any, labels: Any) -> list[Tensor]:
-    """For each dimension of a value the indices none of whose labels is gone."""
+def survivors(trace: Trace, node: Any, labels: Any, first: int = 0) -> list[Tensor]:
+    """For each dimension of a value, from one on, the indices none of whose labels is gone."""
     found = []
-    for dim, size in enumerate(value(node).shape):
+    for dim, size in list(enumerate(value(node).shape))[first:]:
         kept = np.ones(size if isinstance(size, int) else 1, dtype=bool)
         for column in trace.labels.resolve(trace.of(node)[dim]):
             kept &= ~np.isin(column, labels)

@@ -36,7 +36,7 @@ def audit(artifact: OnnxRuntimeArtifact) -> Audit:
     if vendor:
         reading = declared(Model.read(artifact), Hardware.of(target["kernels"]))
     else:
-        reading = executed(optimized(artifact.folder / MODEL), "the runtime's graph")
+        reading = executed(optimized(artifact.folder / MODEL, weights=pairs), "the runtime's graph")
     layers = artifact.manifest.options["layers"]  # weight name -> site and MACs, written by `lower`
     found = Audit(total_macs=sum(layer["macs"] for layer in layers.values()))
     positions = {**INTEGER_WORK, **FLOAT_WORK, MULTIPLIES_BLOCKS: 1}
