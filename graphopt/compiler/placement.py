@@ -19,13 +19,14 @@ from graphopt.compiler.recipes import clean
 from graphopt.compiler.work import Work
 from graphopt.evaluation.kernel_costs import KernelCosts, PartCost
 from graphopt.ir import cost
+from graphopt.ir.layer import Layer
 from graphopt.ir.quantizers import is_quantized
 from graphopt.passmanager.runner import run
 from graphopt.utils.errors import GraphoptError
 from graphopt.utils.timings import Stage
 
 WORTH = 0.03  # of the time of a call: what the table has to promise before a second network is made
-SEEN = 0.02  # milliseconds: what it has to promise at least; clocks count in thousandths
+SEEN = 0.05  # milliseconds: what it has to promise at least; clocks count in thousandths
 KEPT = 0.98  # of the time of a call: what the second network takes at most, to be kept
 NAMED = 4  # parts that a note lists
 
@@ -54,6 +55,9 @@ def slower_in_integer(work: Work, artifact: Artifact) -> list[PartCost]:
     except GraphoptError:
         return []
     parts = costs.better_in_float()
+    sites = {site for part in parts for site in part.sites}
+    if all(graph.site(node) in sites for node in graph.calls() if Layer.of(node)):
+        return []  # nothing would be left to quantize; where integer is slower as a whole, the report warns
     worth = max(SEEN, WORTH * sum(part.integer_ms for part in costs.parts))
     return parts if costs.gain_ms(parts) > worth else []
 

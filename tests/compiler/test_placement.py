@@ -11,7 +11,7 @@ from torch import nn
 
 import graphopt
 from graphopt.compiler import placement
-from graphopt.evaluation.kernel_costs import PartCost
+from graphopt.evaluation.kernel_costs import KernelCosts, PartCost
 from graphopt.utils.errors import CaptureError
 
 X = torch.randn(2, 3, 8, 8)
@@ -85,3 +85,25 @@ def test_it_is_asked_only_where_a_recipe_quantizes_for_this_machine(
     if chosen.get("target"):
         chosen = chosen | {"runtime": None}
     optimized(**chosen)
+
+
+@pytest.mark.parametrize(("slow", "expected"), [(("0",), ["0"]), (("0", "2", "4"), [])])
+def test_where_every_layer_is_slower_none_is_chosen(
+    slow: tuple[str, ...], expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*_: Any) -> KernelCosts:
+        names = ("0", "2", "4")
+        parts = [PartCost(name, (name,), 9.0 if name in slow else 1.0, 2.0, {}) for name in names]
+        return KernelCosts(tuple(parts), 1e-6)
+
+    monkeypatch.setattr(KernelCosts, "measure", measured)
+    found: list[str] = []
+    real = placement.slower_in_integer
+
+    def chosen(work: Any, artifact: Any) -> list[PartCost]:
+        found.extend(part.name for part in real(work, artifact))
+        return []
+
+    monkeypatch.setattr(placement, "slower_in_integer", chosen)
+    optimized()
+    assert found == expected
