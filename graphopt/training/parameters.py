@@ -62,7 +62,7 @@ def optimizer_of(optimizer: str | Make, parts: list[dict[str, Any]]) -> torch.op
     if optimizer == "adamw":
         return torch.optim.AdamW(parts)
     raise InputError(
-        f"unknown optimizer {optimizer!r}{suggestion(optimizer, RATES)}; known: {', '.join(RATES)}, or a function"
+        f"unknown optimizer {optimizer!r}; {suggestion(optimizer, RATES)}known: {', '.join(RATES)}, or a function"
     )
 
 
@@ -77,7 +77,7 @@ def schedule_of(schedule: str | Schedule, warmup: float) -> Schedule:
         fall = SCHEDULES[schedule]
     else:
         raise InputError(
-            f"unknown schedule {schedule!r}{suggestion(schedule, SCHEDULES)}; known: {', '.join(SCHEDULES)}"
+            f"unknown schedule {schedule!r}; {suggestion(schedule, SCHEDULES)}known: {', '.join(SCHEDULES)}"
         )
     if not 0 <= warmup < 1:
         raise InputError(f"warmup is a share of the training, at least 0 and under 1, got {warmup}")
