@@ -51,6 +51,7 @@ def test_the_same_call_is_answered_from_the_folder(tmp_path: Path, made: list[in
     assert again.artifact.save(tmp_path / "out").is_dir()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "changed",
     [
@@ -106,6 +107,7 @@ def test_what_no_text_tells_is_made_each_time(
     assert not list((tmp_path / "cache").iterdir())
 
 
+@pytest.mark.thorough
 def test_a_damaged_result_is_made_again(tmp_path: Path, made: list[int]) -> None:
     optimized(tmp_path)
     (graph,) = tmp_path.glob("*.graph")

@@ -65,6 +65,7 @@ def test_what_cannot_be_in_float_is_told(slow_second: Any, monkeypatch: pytest.M
     assert any("slower in integer here stay so: no such layer" in n for n in result.report.notes)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "chosen",
     [

@@ -80,7 +80,7 @@ class Stops(Compression):
                 raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("at", [0, 2, 5, 7, 11])
+@pytest.mark.parametrize("at", [5, *(pytest.param(at, marks=pytest.mark.thorough) for at in (0, 2, 7, 11))])
 @pytest.mark.parametrize("kind", ["tensors", "loader"])
 def test_a_training_that_goes_on_ends_bit_for_bit_where_it_would_have(at: int, kind: str, tmp_path: Path) -> None:
     def run(graph: Graph, stop: int | None, folder: Path | None) -> Any:
