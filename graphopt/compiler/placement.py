@@ -23,6 +23,7 @@ from graphopt.ir.layer import Layer
 from graphopt.ir.quantizers import is_quantized
 from graphopt.passmanager.runner import run
 from graphopt.utils.errors import GraphoptError
+from graphopt.utils.quantities import few
 from graphopt.utils.timings import Stage
 
 WORTH = 0.03  # of the time of a call: what the table has to promise before a second network is made
@@ -82,7 +83,7 @@ def leave_in_float(
         work.report.notes.append(f"{len(parts)} parts that are slower in integer here stay so: {error}")
         return work, lowered
     whole, mixed = _milliseconds(work, lowered.artifact, tried.artifact)
-    names = ", ".join(part.name for part in parts[:NAMED]) + (", ..." if len(parts) > NAMED else "")
+    names = few([part.name for part in parts], NAMED)
     told = f"{len(parts)} part{'s' if len(parts) > 1 else ''} whose kernels are slower in integer here ({names})"
     if mixed > KEPT * whole:
         note = f"{told} are in integer all the same: with them in float a call takes {mixed:.3g} ms, not {whole:.3g}"

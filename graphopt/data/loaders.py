@@ -26,6 +26,7 @@ from graphopt.data.preprocessing import Preprocessing, default_for
 from graphopt.ir.graph import Graph
 from graphopt.utils import imports
 from graphopt.utils.errors import InputError
+from graphopt.utils.quantities import few
 
 NAMED = 3  # files that a note lists
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
@@ -183,8 +184,10 @@ def _images(folder: Path, preprocessing: Preprocessing, takes: Input, limit: int
         if len(unreadable) == len(files):
             raise InputError(f"none of the {len(files)} images in {folder} can be read ({[*unreadable.values()][-1]})")
         if unreadable:
-            few = ", ".join([*unreadable][:NAMED]) + (", ..." if len(unreadable) > NAMED else "")
-            notes[:] = [f"{len(unreadable)} of {len(files)} images in {folder} cannot be read and are left out: {few}"]
+            which = few([*unreadable], NAMED)
+            notes[:] = [
+                f"{len(unreadable)} of {len(files)} images in {folder} cannot be read and are left out: {which}"
+            ]
 
     stream.notes = notes  # type: ignore[attr-defined]
     return stream

@@ -31,7 +31,7 @@ from graphopt.ir.structure import tensors
 from graphopt.passmanager.runner import outputs
 from graphopt.passmanager.step import Step
 from graphopt.utils.progress import track
-from graphopt.utils.quantities import size
+from graphopt.utils.quantities import few, size
 
 NAMED = 4  # layers that a warning lists
 AGREEMENT_SAMPLES = 512  # calibration samples on which float original and artifact are compared
@@ -72,8 +72,8 @@ def judge(
     report.steps.append(_lowered(candidate.deployed, measures.sqnr(reference, results)))
     report.integer_macs, report.weight_only_macs = audit.share, audit.weight_only_shares
     report.float16_macs, report.float_operators = audit.float16_share, audit.floating
-    if (few := few_in_integer(audit, quantized=_rounds_values(candidate.graph))) is not None:
-        report.warnings.append(few)
+    if (floating := few_in_integer(audit, quantized=_rounds_values(candidate.graph))) is not None:
+        report.warnings.append(floating)
     if audit.saturating:
         report.warnings.append(saturating(audit.saturating))
     fidelity = Fidelity(_floating_names(original, reference))
@@ -130,8 +130,7 @@ def _rounds_values(graph: Graph) -> bool:
 
 def saturating(layers: list[str]) -> str:
     """A warning of layers that can answer something else here than the target's own processors do."""
-    named = ", ".join(layers[:NAMED]) + (", ..." if len(layers) > NAMED else "")
-    several = f"{len(layers)} layer{'s' if len(layers) > 1 else ''} ({named})"
+    several = f"{len(layers)} layer{'s' if len(layers) > 1 else ''} ({few(layers, NAMED)})"
     return (
         f"sums of {several} can saturate on this CPU, which has no VNNI, and then figures measured here are worse than those of "
         "CPUs with it; for CPUs like this one take the target 'x86-avx2', or 'host'"

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from graphopt.utils import json_data, partial
 from graphopt.utils.errors import ArtifactError, InputError
+from graphopt.utils.quantities import few
 
 T = TypeVar("T")
 
@@ -96,7 +97,7 @@ def check_replaceable(path: str | Path) -> Path:
         raise InputError(f"cannot write the folder {target}: a file of this name exists; choose another name")
     foreign = steady(target, lambda: _foreign(target))
     if foreign:
-        shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+        shown = few(foreign, 3)
         raise InputError(
             f"{target} holds files that graphopt did not write ({shown}); choose a new or empty folder, or remove them"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 
 def count(value: int) -> str:
@@ -25,6 +26,11 @@ def ratio(value: float, better: str, worse: str) -> str:
     if f"{value:.2f}" == "1.00":
         return "the same"
     return f"{value:.2f}x {better}" if value >= 1 else f"{1 / value:.2f}x {worse}"
+
+
+def few(words: Sequence[str], most: int) -> str:
+    """The first of some words, and dots where there are more: "a, b, ..."."""
+    return ", ".join(words[:most]) + (", ..." if len(words) > most else "")
 
 
 def decibel(value: float | None) -> str:

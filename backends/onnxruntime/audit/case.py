@@ -11,6 +11,7 @@ from graphopt.backends.onnxruntime.audit.work import Shapes
 from graphopt.evaluation.compliance.model import LAYERS, DeclaredGrid, Model, attribute
 from graphopt.evaluation.compliance.rules import MOVES, family_of
 from graphopt.targets import Target
+from graphopt.utils.quantities import few
 
 
 @dataclass(frozen=True)
@@ -84,4 +85,4 @@ def readers_behind(model: Model, value: str) -> Iterator[int]:
 
 
 def shown(values: list[str]) -> str:
-    return ", ".join(values[:2]) + (", ..." if len(values) > 2 else "")
+    return few(values, 2)

@@ -72,7 +72,8 @@ class Trace:
         found = value(node)
         if not isinstance(found, (Tensor, list, tuple)):
             return  # a size
-        if all(isinstance(value(source), Tensor) and not value(source).dim() for source in node.all_input_nodes):
+        read = [value(source) for source in node.all_input_nodes]
+        if read and all(isinstance(each, Tensor) and not each.dim() for each in read):
             dims = None  # scalars have no dimensions that a rule could follow
         elif rule is None:
             self.fix(node, f"{node.name}, {self.unfollowed}")
