@@ -24,7 +24,7 @@ from torch import Tensor, fx
 from torch.fx.node import Node
 
 from graphopt.ir.calls import with_argument
-from graphopt.ir.facts import ALWAYS_TRAINING
+from graphopt.ir.facts import ALWAYS_EVAL, ALWAYS_TRAINING
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import info
 from graphopt.utils.errors import ExecutionError, GraphoptError, InputError, first_line
@@ -154,7 +154,7 @@ class Executor:
         flag = info(node).training_flag
         if flag is None or self.graph.fact(node, ALWAYS_TRAINING):
             return args, kwargs
-        return with_argument(node, args, kwargs, flag, self.training)
+        return with_argument(node, args, kwargs, flag, self.training and not self.graph.fact(node, ALWAYS_EVAL))
 
     def inputs(self, batch: Sequence[Tensor]) -> Values:
         """All inputs of the graph, from the tensors among them.

@@ -79,6 +79,13 @@ class Editing(Reading):
         node.meta["val"] = value.detach().to("meta")
         self.changed_in_place(node, keeps=keeps)
 
+    def make_parameter(self, node: Node) -> None:
+        """Let the constant `node` be a trainable parameter, with the elements that it has."""
+        path, _, leaf = str(node.target).rpartition(".")
+        owner, value = self.module.get_submodule(path), self.parameter(node).detach()
+        delattr(owner, leaf)
+        owner.register_parameter(leaf, nn.Parameter(value))
+
     def changed_in_place(self, node: Node, *, keeps: Collection[Fact[Any]] = ()) -> None:
         """Forget, except for `keeps`, what depended on the elements that the constant `node` had before."""
         from graphopt.ir.invalidation import constant_changed, value_changed

@@ -78,6 +78,8 @@ class Moments(NamedTuple):
 
 # A call that had training behaviour in the model's eval mode and keeps it.
 ALWAYS_TRAINING = declare("always_training", bool)
+# A call that has eval behaviour while the rest of the graph trains: a batch norm whose statistics are frozen.
+ALWAYS_EVAL = declare("always_eval", bool)
 # Why a layer stays float.
 LEFT = declare("left", str)
 # Of a value, from the batch norm behind it that was folded. It describes the float network.

@@ -33,11 +33,11 @@ def set_scale(graph: Graph, quantizer: Node, value: Tensor) -> None:
             bias.scale.replace_input_with(old, new)
 
 
-def free_step(graph: Graph, quantizer: Node) -> float | None:
+def free_step(graph: Graph, quantizer: Node, *, powers: bool = False) -> float | None:
     """How large the step of a value's quantizer may become; None where it has to stay as it is.
 
     A step stays where the range is known (sigmoid, softmax), where a gate or an end per channel was computed from it, and where
-    it is a power of two. The clip of a relu6 is left to the grid as long as the grid ends no later.
+    it is a power of two (unless `powers`). The clip of a relu6 is left to the grid as long as the grid ends no later.
     """
     grid = UniformQuantizer.of(quantizer)
     if grid is None or grid.axis != -1 or graph.is_constant(grid.value) or not graph.is_constant(grid.scale):
@@ -45,7 +45,9 @@ def free_step(graph: Graph, quantizer: Node) -> float | None:
     source = grid.value
     if share_range(source) is not None or family(source) in ("mul", "channel_clamp"):
         return None
-    if power_of_two(graph.tensor(grid.scale)) or any(family(user) == "hard_sigmoid" for user in quantizer.users):
+    if power_of_two(graph.tensor(grid.scale)) and not powers:
+        return None
+    if any(family(user) == "hard_sigmoid" for user in quantizer.users):
         return None
     if (ends := clip_of(source)) is not None:
         end = ends[1]

@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from graphopt.ir.calls import set_argument
 from graphopt.ir.checkpoint import Entries, translated
-from graphopt.ir.facts import ALWAYS_TRAINING
+from graphopt.ir.facts import ALWAYS_EVAL, ALWAYS_TRAINING
 from graphopt.ir.ops import info
 from graphopt.ir.reading import Reading
 
@@ -32,7 +32,7 @@ class Trainable(Reading):
         for node in self.nodes:
             flag = info(node).training_flag
             if flag is not None and not self.fact(node, ALWAYS_TRAINING):
-                set_argument(node, flag, mode)
+                set_argument(node, flag, mode and not self.fact(node, ALWAYS_EVAL))
         self.module.training = mode
         self.module.recompile()
         return self

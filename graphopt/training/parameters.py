@@ -1,7 +1,7 @@
 """What an optimizer learns, in groups with rates of their own, and how rates change over a training.
 
 weights     matrices and kernels; the only ones that decay
-scales      of quantizers: their rate is a share of the weights'
+scales      of quantizers, and what else they learn: their rate is a share of the weights'
 others      biases, norms, slopes
 """
 
@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.node import Node
 
 from graphopt.ir.graph import Graph
 from graphopt.ir.quantizers import SCALE, is_uniform
+from graphopt.training.quantization.parameters import QUANTIZER_PARAMETER
 from graphopt.utils.errors import InputError, suggestion
 
 Make = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
@@ -33,7 +35,7 @@ def groups(graph: Graph, rate: float, decay: float, scale_rate: float) -> list[d
     Raises:
         InputError: there are none.
     """
-    scales = {id(graph.parameter(n)) for n in _scales(graph)}
+    scales = {id(graph.parameter(n)) for n in graph.nodes if _is_scale(graph, n)}
     found: dict[str, list[nn.Parameter]] = {"weights": [], "others": [], "scales": []}
     for parameter in graph.parameters():
         if parameter.requires_grad:
@@ -123,5 +125,9 @@ class Average:
             value.copy_(now)
 
 
-def _scales(graph: Graph) -> list[Any]:
-    return [node.args[SCALE] for node in graph.calls() if is_uniform(node) and graph.is_constant(node.args[SCALE])]
+def _is_scale(graph: Graph, node: Node) -> bool:
+    """Whether a constant is the scale of a quantizer, or what one learns in its place."""
+    if node.op != "get_attr":
+        return False
+    read_as = any(is_uniform(user) and user.args[SCALE] is node for user in node.users)
+    return read_as or bool(graph.fact(node, QUANTIZER_PARAMETER))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -67,16 +67,27 @@ def train(
     """
     chosen = replace(options or Options(), **_known(changes))
     batches = Batches(data, graph, batch_size=chosen.batch_size, seed=chosen.seed)
-    with _as_it_was(graph):
-        for each in compress:
-            each.attach(graph)
+    with _as_it_was(graph), _attached(graph, compress):
         loop = _Loop(
             graph, batches, loss_of(loss, label_smoothing=chosen.label_smoothing), list(compress), evaluate, chosen
         )
         loop.run(Checkpoint(checkpoint, task_of(graph, chosen, len(batches))))
-        for each in compress:
-            each.finish(graph)
     return loop.report
+
+
+@contextmanager
+def _attached(graph: Graph, compress: Sequence[Compression]) -> Iterator[None]:
+    """Inside, what compressions insert is there; afterwards a plain graph, whatever happened. Nothing is known then of constants
+    that are not what they were."""
+    with ExitStack() as stack:
+        for each in compress:
+            stack.callback(each.finish, graph)
+            each.attach(graph)
+        before = {name: t.detach().clone() for name, t in graph.state_dict().items()}
+        try:
+            yield
+        finally:
+            _forget(graph, before)
 
 
 def _forget(graph: Graph, before: dict[str, Tensor]) -> None:
@@ -97,15 +108,13 @@ def _known(changes: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _as_it_was(graph: Graph) -> Iterator[None]:
-    """Afterwards the mode of the graph and the caller's random numbers are what they were, and nothing is known of constants that
-    are not."""
-    training, before = graph.training, {name: t.detach().clone() for name, t in graph.state_dict().items()}
+    """Afterwards the mode of the graph and the caller's random numbers are what they were."""
+    training = graph.training
     try:
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
         graph.train(training)
-        _forget(graph, before)
 
 
 @dataclass

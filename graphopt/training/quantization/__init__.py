@@ -1,0 +1,17 @@
+"""Quantization-aware training.
+
+aware.py        `QuantizationAware`: the quantizers of a graph train with it
+methods.py      how, as a table of published methods
+grids.py        which grids there are to train
+learned.py      one of them for as long as it trains
+scales.py       learned scales
+transforms.py   what methods do to weights in front of their quantizers
+surrogate.py    rounding with other gradients than straight through
+norms.py        batch norms, put back for the training and folded again
+parameters.py   what belongs to quantizers and is learned
+"""
+
+from graphopt.training.quantization.aware import QuantizationAware
+from graphopt.training.quantization.methods import METHODS
+
+__all__ = ["METHODS", "QuantizationAware"]

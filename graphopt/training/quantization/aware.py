@@ -1,0 +1,90 @@
+"""Quantization-aware training: the quantizers that `Quantize` placed, trained with the network.
+
+    report = graphopt.train(graph, loader, compress=[QuantizationAware(data=calibration), Response(model)], epochs=5)
+
+It starts from what the graph answers and leaves a plain quantized graph, which lowers, simulates and is saved as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from graphopt.ir.graph import Graph
+from graphopt.ir.passes import Change
+from graphopt.ir.quantizers import quantizers
+from graphopt.training.compression import Compression, Run
+from graphopt.training.quantization import norms
+from graphopt.training.quantization.grids import Grid, grids
+from graphopt.training.quantization.learned import LearnedGrid
+from graphopt.training.quantization.methods import Method, method_of
+from graphopt.utils.errors import InputError
+
+
+class QuantizationAware(Compression):
+    """Train a quantized graph together with its quantizers.
+
+    Args:
+        method: `lsq`, or another of `graphopt.training.quantization.methods`.
+        weights, activations: of these alone, in place of `method`.
+        data: batches of input tensors, such as the calibration data. Layers that had a batch norm have one again while they train,
+            whose first statistics are of these; None: batch norms stay folded.
+        freeze_norms: the share of the training after which batch norms normalize by their running statistics.
+        accumulator_bits: what `a2q` promises that sums of products fit into.
+
+    Raises:
+        InputError: an unknown method; with `attach`, a graph that is not quantized.
+    """
+
+    def __init__(
+        self,
+        method: str = "lsq",
+        *,
+        weights: str | None = None,
+        activations: str | None = None,
+        data: Iterable[list[Tensor]] | None = None,
+        freeze_norms: float = 1.0,
+        accumulator_bits: int = 16,
+    ) -> None:
+        self.weights = method_of(weights or method, of_weights=True)
+        self.activations = method_of(activations or method, of_weights=False)
+        self.data, self.freeze_norms, self.accumulator_bits = data, freeze_norms, accumulator_bits
+        self.learned: list[LearnedGrid] = []
+        self.norms: list[norms.Norm] = []
+
+    def attach(self, graph: Graph) -> list[Change]:
+        if not quantizers(graph):
+            raise InputError(
+                "quantization-aware training needs quantizers to train; run Quantize first, or graphopt.optimize and train its graph"
+            )
+        self.graph = graph
+        found = grids(graph)
+        self.norms, changes = ([], []) if self.data is None else norms.insert(graph, self.data)
+        self.learned = [LearnedGrid(graph, grid, self._method(grid), self.accumulator_bits) for grid in found]
+        graph.refresh()
+        return changes
+
+    def _method(self, grid: Grid) -> Method:
+        return self.weights if grid.of_weights else self.activations
+
+    def loss(self, run: Run) -> Tensor | None:
+        parts = [part for each in self.learned if (part := each.penalty()) is not None]
+        return torch.stack(parts).sum() if parts else None
+
+    def step(self, progress: float) -> None:
+        for each in self.learned:
+            each.step(progress)
+        for norm in self.norms:
+            norm.keep_positive(self.graph)
+            norm.freeze(self.graph, progress >= self.freeze_norms)
+
+    def finish(self, graph: Graph) -> list[Change]:
+        for each in self.learned:
+            each.settle()
+        for norm in self.norms:
+            norm.fold(graph)
+        graph.refresh()
+        self.learned, self.norms = [], []
+        return []

@@ -1,0 +1,108 @@
+"""One grid for as long as it trains: what stands in the graph meanwhile, and what it leaves there."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.fx.node import Node
+
+from graphopt.formats import FAKE_QUANTIZE
+from graphopt.ir.graph import Graph
+from graphopt.ir.quantizers import SCALE
+from graphopt.training.quantization import scales, transforms
+from graphopt.training.quantization.grids import Grid
+from graphopt.training.quantization.methods import Method
+from graphopt.training.quantization.parameters import parameter_of
+from graphopt.training.quantization.surrogate import QUANTIZE_IN_TRAINING
+
+ZERO_POINT = 2  # its position in the arguments of a quantizer
+
+
+class LearnedGrid:
+    """The quantizers of a grid under a method; put in its place at once, with the same answers in eval mode."""
+
+    def __init__(self, graph: Graph, grid: Grid, method: Method, accumulator_bits: int) -> None:
+        self.graph, self.grid, self.method = graph, grid, method
+        self.nodes = [quantizer.node for quantizer in grid.quantizers]
+        self.scale = None if method.scale == "fixed" else scales.learn(graph, grid)
+        self.transforms = transforms.insert(graph, grid, method.transform, accumulator_bits)
+        self.offset = self._learned_offset() if method.offset else None
+        self.sharpness: Node | None = None
+        if self.offset is not None or not method.plain:
+            self._put_surrogates()
+
+    def _learned_offset(self) -> Node | None:
+        """A zero point that may move: one between the ends of an activation's grid, which is not symmetric."""
+        first = self.grid.quantizers[0]
+        zero = self.graph.tensor(first.zero_point)
+        inside = zero.numel() == 1 and first.low < int(zero.reshape(())) < first.high
+        alone = all(quantizer.zero_point is first.zero_point for quantizer in self.grid.quantizers)
+        if self.grid.of_weights or self.grid.symmetric or self.scale is None or not inside or not alone:
+            return None
+        return parameter_of(self.graph, f"{first.zero_point.target}_learned", zero.float(), before=min(self.nodes))
+
+    def _put_surrogates(self) -> None:
+        graph, method, first = self.graph, self.method, min(self.nodes)
+        name = str(self.grid.scale.target)
+        begin = torch.tensor(method.sharpness[0])
+        self.sharpness = graph.add_constant(f"{name}_sharpness", begin, before=first)
+        zero = self.offset
+        if zero is None:
+            fixed = graph.tensor(self.grid.quantizers[0].zero_point).float()
+            zero = graph.add_constant(f"{name}_offset", fixed, before=first)
+        for quantizer, node in zip(self.grid.quantizers, self.nodes, strict=True):
+            ends = (quantizer.low, quantizer.high, node.args[5])
+            how = (method.rounding, self.sharpness, method.scale == "clip", False)
+            node.target = QUANTIZE_IN_TRAINING
+            node.args = (node.args[0], node.args[SCALE], zero, *ends, *how)
+
+    def penalty(self) -> Tensor | None:
+        """The squared end of the grid (PACT, section 3)."""
+        if not self.method.decay or self.scale is None:
+            return None
+        power = self.graph.parameter(self.scale.parameter)
+        end = self.graph.tensor(self.scale.scale) * torch.exp2(power) * self.grid.codes[1]
+        return self.method.decay * end.square().sum()
+
+    def step(self, progress: float) -> None:
+        if self.scale is not None:
+            self.scale.limit(self.graph)
+        if self.sharpness is not None:
+            begin, end = self.method.sharpness
+            if begin:
+                self.graph.parameter(self.sharpness).fill_(begin * (end / begin) ** progress)
+
+    def settle(self) -> None:
+        """Leave plain quantizers that answer the same in eval mode."""
+        if self.sharpness is not None:
+            self._take_surrogates_away()
+        for each in self.transforms:
+            each.settle(self.graph)
+        if self.scale is not None:
+            self.scale.settle(self.graph)
+
+    def _take_surrogates_away(self) -> None:
+        graph = self.graph
+        if self.offset is not None:
+            graph.put_constant(self.grid.quantizers[0].zero_point, self._zero_point())
+        for quantizer, node in zip(self.grid.quantizers, self.nodes, strict=True):
+            if self.method.rounding == "toward_zero":  # the nearest code of what lies on the grid is its own
+                rounded = graph.tensor(node)
+            value, scale, _, low, high, axis, *_ = node.args
+            node.target = FAKE_QUANTIZE
+            node.args = (value, scale, quantizer.zero_point, low, high, axis)
+            if self.method.rounding == "toward_zero":
+                constant = graph.add_constant(f"{node.name}_codes", rounded, before=node, like=[_root(value)])
+                node.update_arg(0, constant)
+
+    def _zero_point(self) -> Tensor:
+        assert self.offset is not None
+        return self.graph.tensor(self.offset).round().clamp(*self.grid.codes).int()
+
+
+def _root(value: object) -> Node:
+    """The constant behind calls on constants."""
+    assert isinstance(value, Node)
+    while value.op != "get_attr":
+        value = value.all_input_nodes[0]
+    return value

@@ -1,0 +1,76 @@
+"""How a grid trains, as a table: what each published method does about rounding, scale, offset and the value in front.
+
+    method                   rounding      scale                       value in front        paper
+    ste                      nearest       stays                                             Bengio et al. 2013
+    lsq                      nearest       learned                                           Esser et al. 2020
+    lsq+                     nearest       learned, and the offset                           Bhalgat et al. 2020
+    pact                     nearest       learned from what it clips                        Choi et al. 2018
+    dsq                      hard          learned                                           Gong et al. 2019
+    quantization_networks    soft          learned                                           Yang et al. 2019
+    stochastic               stochastic    stays                                             Gupta et al. 2015
+    dorefa                   nearest       stays                       tanh                  Zhou et al. 2016
+    qil                      nearest       stays                       interval              Jung et al. 2019
+    a2q                      toward_zero   learned                     norm of each row      Colbert et al. 2023
+
+What a method does to the value in front is for weights: at the end the weight is what came out of it. Two methods may share a
+network; PACT is published with DoReFa's weights, for instance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from graphopt.utils.errors import InputError, suggestion
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table.
+
+    Attributes:
+        rounding: see `surrogate.py`.
+        scale: `fixed`, `step` (learned), or `clip` (learned from what is beyond the grid).
+        offset: whether the zero point of grids that have one is learned.
+        transform: of a weight in front of its quantizer; see `transforms.py`.
+        sharpness: of the curve in the place of a step, at the beginning and at the end of the training.
+        decay: of the squared end of the grid, added to the loss.
+    """
+
+    rounding: str = "nearest"
+    scale: str = "fixed"
+    offset: bool = False
+    transform: str | None = None
+    sharpness: tuple[float, float] = (0.0, 0.0)
+    decay: float = 0.0
+
+    @property
+    def plain(self) -> bool:
+        """Whether the graph's own quantizer does what the method wants."""
+        return self.rounding == "nearest" and self.scale != "clip" and not self.offset
+
+
+METHODS: dict[str, Method] = {
+    "ste": Method(),
+    "lsq": Method(scale="step"),
+    "lsq+": Method(scale="step", offset=True),
+    "pact": Method(scale="clip", decay=1e-4),
+    "dsq": Method("hard", "step", sharpness=(1.0, 8.0)),
+    "quantization_networks": Method("soft", "step", sharpness=(1.0, 40.0)),
+    "stochastic": Method("stochastic"),
+    "dorefa": Method(transform="tanh"),
+    "qil": Method(transform="interval"),
+    "a2q": Method("toward_zero", "step", transform="accumulator"),
+}
+WEIGHTS_OF = {"pact": "dorefa"}  # where one name is given for both
+ACTIVATIONS_OF = {"dorefa": "ste", "qil": "lsq", "a2q": "lsq"}
+
+
+def method_of(name: str, *, of_weights: bool) -> Method:
+    """The method that a name stands for, for weights or for activations.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    if name not in METHODS:
+        raise InputError(f"unknown method {name!r}; {suggestion(name, METHODS)}known: {', '.join(METHODS)}")
+    return METHODS[(WEIGHTS_OF if of_weights else ACTIVATIONS_OF).get(name, name)]

@@ -1,0 +1,166 @@
+"""What methods do to a weight in front of its quantizer, as expressions of the graph; at the end the weight is what came out.
+
+    tanh           reach tanh(u) / max |tanh(u)|                               DoReFa, Zhou et al. 2016, eq. 9
+    interval       reach sign(w) clamp((|w| / reach - c + d) / 2d, 0, 1)^g     QIL, Jung et al. 2019, eq. 3
+    accumulator    v min(2^p, bound) / sum |v|                                 A2Q, Colbert et al. 2023, eq. 17 to 23
+
+`reach` is the end of the grid, one or by output channel; u, v, c, d, g and p are learned, and begin where the weight is what it was.
+With `accumulator` no sum of products exceeds an accumulator of so many bits, whatever the input: the l1 norm of each row of
+codes is at most (2^(bits - 1) - 1) / (largest code of the input).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.node import Node
+
+from graphopt.ir.graph import Graph
+from graphopt.ir.layer import Layer
+from graphopt.ir.ops import aten
+from graphopt.ir.quantizers import UniformQuantizer
+from graphopt.training.quantization.grids import Grid
+from graphopt.training.quantization.parameters import parameter_of
+from graphopt.training.quantization.surrogate import NEARLY
+from graphopt.utils.errors import InputError
+
+SHARE = 0.9  # of tanh's own reach that the largest weight begins at
+
+
+@dataclass
+class Transform:
+    """A weight that is computed for as long as it trains."""
+
+    quantizer: Node
+    value: Node
+
+    def settle(self, graph: Graph) -> None:
+        """The computed weight becomes the constant, unless its codes did already."""
+        if self.quantizer.args[0] is not self.value:
+            return
+        weight = graph.tensor(self.value)
+        node = graph.add_constant(_name(self.quantizer), weight, before=self.quantizer, like=[_root(self.value)])
+        self.quantizer.update_arg(0, node)
+
+
+@dataclass
+class _Expression:
+    """Builds calls on constants in front of a quantizer."""
+
+    graph: Graph
+    quantizer: UniformQuantizer
+    layer: Layer
+    name: str
+
+    def call(self, target: Any, *args: Any) -> Node:
+        node = self.graph.add_expression(f"{self.name}_computed", target, *args, before=self.quantizer.node)
+        return node
+
+    def parameter(self, name: str, value: Tensor) -> Node:
+        return parameter_of(self.graph, f"{self.name}_{name}", value, before=self.quantizer.node)
+
+    def constant(self, name: str, value: Tensor) -> Node:
+        return self.graph.add_constant(f"{self.name}_{name}", value, before=self.quantizer.node)
+
+    def reach(self) -> Tensor:
+        """The end of the grid as it meets the weight."""
+        scale = self.graph.tensor(self.quantizer.scale) * self.quantizer.high
+        weight = self.graph.tensor(self.quantizer.value)
+        return scale.reshape([-1 if d == self.quantizer.axis else 1 for d in range(weight.dim())]) if scale.dim() else scale
+
+    def others(self, weight: Tensor) -> list[int]:
+        """The dimensions that a reach holds for."""
+        return [d for d in range(weight.dim()) if d != self.quantizer.axis]
+
+
+def insert(graph: Graph, grid: Grid, name: str | None, accumulator_bits: int) -> list[Transform]:
+    """Put a transform in front of each quantizer of a weight's grid."""
+    if name is None:
+        return []
+    made = []
+    for quantizer, layer in zip(grid.quantizers, grid.layers, strict=True):
+        if not graph.is_constant(quantizer.value):
+            continue
+        build = _Expression(graph, quantizer, layer, str(quantizer.value.target))
+        value = TRANSFORMS[name](build, accumulator_bits)
+        quantizer.node.update_arg(0, value)
+        made.append(Transform(quantizer.node, value))
+    return made
+
+
+def _tanh(build: _Expression, bits: int) -> Node:
+    weight = build.graph.tensor(build.quantizer.value)
+    dims = build.others(weight)
+    reach = weight.abs().amax(dims, keepdim=True).clamp(min=1e-12)
+    latent = build.graph.add_constant(
+        f"{build.name}_latent", torch.atanh(SHARE * weight / reach), before=build.quantizer.node, like=[build.quantizer.value]
+    )
+    bent = build.call(aten.tanh.default, latent)
+    largest = build.call(aten.amax.default, build.call(aten.abs.default, bent), dims, True)
+    share = build.call(aten.div.Tensor, bent, largest)
+    return build.call(aten.mul.Tensor, share, build.constant("reach", reach))
+
+
+def _interval(build: _Expression, bits: int) -> Node:
+    reach = build.constant("reach", build.reach())
+    half = torch.full((), 0.5)
+    centre, distance, exponent = (
+        build.parameter(what, value) for what, value in (("centre", half), ("distance", half.clone()), ("exponent", 2 * half))
+    )
+    source = build.quantizer.value
+    size = build.call(aten.div.Tensor, build.call(aten.abs.default, source), reach)
+    raised = build.call(aten.add.Tensor, build.call(aten.sub.Tensor, size, centre), distance)
+    share = build.call(aten.div.Tensor, raised, build.call(aten.mul.Tensor, distance, 2.0))
+    inside = build.call(aten.clamp.default, share, 1e-6, 1.0)  # a power of zero has no gradient for the exponent
+    bent = build.call(aten.pow.Tensor_Tensor, inside, exponent)
+    signed = build.call(aten.mul.Tensor, bent, build.call(aten.sign.default, source))
+    return build.call(aten.mul.Tensor, signed, reach)
+
+
+def _accumulator(build: _Expression, bits: int) -> Node:
+    weight, source = build.graph.tensor(build.quantizer.value), build.quantizer.value
+    dims = [d for d in range(weight.dim()) if d != build.layer.weight_axis]
+    norm = weight.abs().sum(dims, keepdim=True).clamp(min=1e-12)
+    power = build.parameter("norm_power", norm.log2())
+    allowed = build.constant("codes", torch.tensor(_allowed(build, weight, bits)))
+    scale = build.quantizer.node.args[1]
+    if build.graph.tensor(build.quantizer.scale).dim():
+        scale = build.call(aten.reshape.default, scale, list(norm.shape))
+    bound = build.call(aten.mul.Tensor, scale, allowed)
+    size = build.call(aten.minimum.default, build.call(aten.exp2.default, power), bound)
+    total = build.call(aten.sum.dim_IntList, build.call(aten.abs.default, source), dims, True)
+    return build.call(aten.mul.Tensor, source, build.call(aten.div.Tensor, size, build.call(aten.clamp.default, total, 1e-12)))
+
+
+def _allowed(build: _Expression, weight: Tensor, bits: int) -> float:
+    """The l1 norm of a row of codes that the accumulator holds, and what rounding towards zero may add of it."""
+    codes = UniformQuantizer.of(build.layer.input)
+    site = build.graph.site(build.layer.node)
+    if codes is None:
+        raise InputError(f"{site!r} reads no uniform codes, so its accumulator has no bound; give it other weights than 'a2q'")
+    zero = int(build.graph.tensor(codes.zero_point).reshape(-1)[0])
+    largest = max(abs(c - z) for c in (codes.low, codes.high) for z in (0, zero))
+    row = weight.numel() // weight.shape[build.layer.weight_axis]
+    allowed = (2 ** (bits - 1) - 1) / largest - row * NEARLY
+    if allowed < 1:
+        raise InputError(f"{site!r}: {bits} bits hold no sum of {row} products of inputs up to {largest}; give more bits")
+    return allowed
+
+
+TRANSFORMS: dict[str, Callable[[_Expression, int], Node]] = {
+    "tanh": _tanh, "interval": _interval, "accumulator": _accumulator,
+}  # fmt: skip
+
+
+def _name(quantizer: Node) -> str:
+    return f"{quantizer.name}_weight"
+
+
+def _root(value: Node) -> Node:
+    while value.op != "get_attr":
+        value = next(iter(value.all_input_nodes))
+    return value
