@@ -105,6 +105,8 @@ def _untold(work: Work, passes: Any) -> str:
         return "passes are objects; give them as a text"
     if chosen.quantization.max_drop is not None:
         return "max_drop lets evaluate decide, which is a function"
+    if work.request.train is not None:
+        return "it tells trainings apart by their data, which may be too many to read"
     if work.data.one_shot:
         return "the calibration data can be gone through only once"
     if work.request.dump is not None or chosen.measurement.device is not None or chosen.tuning.asked_for:

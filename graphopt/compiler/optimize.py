@@ -22,9 +22,10 @@ from graphopt.artifacts.report import Report
 from graphopt.compiler import placement, stages
 from graphopt.compiler.cache import Cache
 from graphopt.compiler.ladder import Lowered
-from graphopt.compiler.options import Measurement, Options, Quantization, Shortcuts, Shrinking
+from graphopt.compiler.options import Measurement, Options, Quantization, Shortcuts, Shrinking, Training
 from graphopt.compiler.pipeline import pipeline
 from graphopt.compiler.request import Request
+from graphopt.compiler.retraining import retrain
 from graphopt.compiler.runtimes import candidates, fastest
 from graphopt.compiler.work import Work
 from graphopt.data.calibration import Calibration
@@ -64,6 +65,7 @@ def optimize(
     target: str | Target = "arm",
     calibration: Any = None,
     evaluate: Callable[[Callable[..., Any]], float] | None = None,
+    train: Any = None,
     preprocessing: Any = None,
     class_labels: Sequence[str] | Mapping[Any, str] | None = None,
     passes: str | Sequence[Pass] | Callable[[Target, Calibration], Sequence[Pass]] | None = None,
@@ -71,6 +73,7 @@ def optimize(
     quantization: Quantization | None = None,
     tuning: Tuning | None = None,
     measurement: Measurement | None = None,
+    training: Training | None = None,
     dump: str | Path | None = None,
     cache: str | Path | None = None,
     dynamic_batch: bool = True,
@@ -87,6 +90,9 @@ def optimize(
         calibration: typical inputs; see `graphopt.data.Calibration`. None: inputs synthesized from the batch norms'
             statistics, random ones where there are none, and the report warns.
         evaluate: takes a callable that behaves like the model and returns its accuracy; run on the original and the artifact.
+        train: training data: what comes out of the passes is trained on them before it is lowered, from the original's answers and,
+            where there are any, labels; see `graphopt.training.batches` for their forms, and `training`. The best state by
+            `evaluate` is kept (give it images that your final test does not see); without it, by a tenth of the data.
         preprocessing: what is done to images in front of the model: a `graphopt.Preprocessing`, or a form of other libraries that
             `graphopt.data.preprocessing_sources` lists. Photos among the calibration data are read by it, and the artifact
             carries it. None: what the model says of itself (timm's `pretrained_cfg`), where it does.
@@ -99,6 +105,8 @@ def optimize(
         tuning: on targets of TVM, measure other kernels: `tune`, `tune_database`, `tuner`. The original that the result is
             compared with is not tuned.
         measurement: `measure`, `threads`, `runtime`, `device`.
+        training: how to train, where `train` is given: `epochs`, `batch_size`, `rate`, `quantizers`, `teacher`, `temperature`,
+            `loss`, `training_checkpoint`.
         dump: a folder for the text of the graph after every pass.
         cache: a folder of results: where this call was made before, for the same model, data and options, its result is taken
             from there (accuracy is measured anew); see `graphopt.compiler.cache`.
@@ -114,10 +122,10 @@ def optimize(
         InputError: an argument does not fit; CaptureError: the model cannot be captured; NonFiniteError: NaN or infinity in a
             weight or activation. Nothing is written before `artifact.save`.
     """
-    options = Options.of(shrinking, quantization, tuning, measurement, shortcuts)
-    options.check(passes, evaluate)
+    options = Options.of(shrinking, quantization, tuning, measurement, training, shortcuts)
+    options.check(passes, evaluate, train)
     steps = pipeline(passes) if isinstance(passes, str) else passes
-    tried = candidates(find(target), options)
+    tried = candidates(find(target), options)[: None if train is None else 1]  # one training, for one runtime
     LOG.info("target %s, through %s", tried[0].name, " or ".join(each.runtime.name for each in tried))
     request = Request(
         model,
@@ -131,6 +139,7 @@ def optimize(
         dynamic_shapes=dynamic_shapes,
         preprocessing=None if preprocessing is None else preprocessing_of(preprocessing),
         class_labels=() if class_labels is None else named_classes(class_labels),
+        train=train,
     )
     kept = None if cache is None else Cache(cache)
     work = stages.capture(request)
@@ -186,6 +195,8 @@ def _lower(work: Work, passes: Passes) -> Lowered:
     else:
         plan = {"passes": _listed(passes, work)}
     work.run(plan)
+    if work.request.train is not None:
+        retrain(work)
     with work.timings.stage("lower"):
         lowered = stages.lower(work)
     with work.timings.stage("evaluate"):

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypedDict, get_args
 
 from graphopt.artifacts.backend import Tuning
 from graphopt.passes.quantization import LayerFormat
+from graphopt.training.quantization.methods import method_of
 from graphopt.utils.errors import InputError
 
 Rounding = Literal["nearest", "gptq", "adaround"]
@@ -121,6 +122,40 @@ class Measurement:
             raise InputError(f"threads must be at least 1, got {self.threads}")
 
 
+@dataclass(frozen=True)
+class Training:
+    """How the result of the passes is trained, where `optimize` is given training data (`train=`).
+
+    Attributes:
+        epochs: over the training data.
+        batch_size: where they are tensors.
+        rate: the highest learning rate of weights; None: 1e-3.
+        quantizers: how quantizers train: `lsq`, or another of `graphopt.training.quantization.METHODS`.
+        teacher: whose answers are learned from beside the labels: a module, a graph or a function; None: the model itself as it
+            was given; False: labels alone.
+        temperature: of the teacher's classes; None: its outputs are numbers, compared by squared error.
+        loss: of labels: a name or a function; see `graphopt.training.losses`.
+        training_checkpoint: a folder; an interrupted call goes on there.
+    """
+
+    epochs: int = 3
+    batch_size: int = 64
+    rate: float | None = None
+    quantizers: str = "lsq"
+    teacher: Any = None
+    temperature: float | None = 4.0
+    loss: Any = None
+    training_checkpoint: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        method_of(self.quantizers, of_weights=True)
+        if self.teacher is True:
+            raise InputError("teacher is a model, None for the original, or False for none; got True")
+
+
 class Shortcuts(TypedDict, total=False):
     """Fields of the groups, as keywords of `graphopt.optimize`."""
 
@@ -141,6 +176,14 @@ class Shortcuts(TypedDict, total=False):
     threads: int
     runtime: str | None
     device: str | None
+    epochs: int
+    batch_size: int
+    rate: float | None
+    quantizers: str
+    teacher: Any
+    temperature: float | None
+    loss: Any
+    training_checkpoint: str | Path | None
 
 
 @dataclass(frozen=True)
@@ -151,6 +194,7 @@ class Options:
     quantization: Quantization = field(default_factory=Quantization)
     tuning: Tuning = field(default_factory=Tuning)
     measurement: Measurement = field(default_factory=Measurement)
+    training: Training = field(default_factory=Training)
 
     @classmethod
     def of(
@@ -159,6 +203,7 @@ class Options:
         quantization: Quantization | None,
         tuning: Tuning | None,
         measurement: Measurement | None,
+        training: Training | None,
         shortcuts: Mapping[str, Any],
     ) -> Options:
         """The groups given, with keywords in place of their fields.
@@ -169,6 +214,7 @@ class Options:
         groups: dict[str, Any] = {
             "shrinking": shrinking or Shrinking(), "quantization": quantization or Quantization(),
             "tuning": tuning or Tuning(), "measurement": measurement or Measurement(),
+            "training": training or Training(),
         }  # fmt: skip
         changes: dict[str, dict[str, Any]] = {group: {} for group in groups}
         for keyword, value in shortcuts.items():
@@ -182,9 +228,14 @@ class Options:
         made["tuning"] = replace(made["tuning"], device=made["measurement"].device)
         return cls(**made)
 
-    def check(self, passes: Any, evaluate: Any) -> None:
-        """Raise `InputError` where options contradict `passes` or lack `evaluate`."""
+    def check(self, passes: Any, evaluate: Any, train: Any = None) -> None:
+        """Raise `InputError` where options contradict `passes` or each other, or lack `evaluate` or `train`."""
         quantization = self.quantization
+        if train is None and self.training != Training():
+            changed = [f.name for f in fields(Training) if getattr(self.training, f.name) != getattr(Training(), f.name)]
+            raise InputError(f"{changed[0]} is about training; give the training data, train=..., too")
+        if train is not None and quantization.max_drop is not None:
+            raise InputError("max_drop chooses among ways without training; give max_drop or train")
         recipe = (
             quantization.max_drop, quantization.rounding, quantization.average_bits, quantization.weight_only,
             self.shrinking.keep_macs, self.shrinking.max_latency,
@@ -204,5 +255,6 @@ KEYWORDS = {
     **{f.name: ("shrinking", f.name) for f in fields(Shrinking)},
     **{f.name: ("quantization", f.name) for f in fields(Quantization)},
     **{f.name: ("measurement", f.name) for f in fields(Measurement)},
+    **{f.name: ("training", f.name) for f in fields(Training)},
     "tune": ("tuning", "budget"), "tune_database": ("tuning", "database"), "tuner": ("tuning", "tuner"),
 }  # fmt: skip

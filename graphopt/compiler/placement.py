@@ -36,7 +36,7 @@ def applies(work: Work) -> bool:
     """Whether parts may stay in float: for `host`, where latency is measured and a recipe quantizes the whole of the original."""
     shrinking, quantization = work.options.shrinking, work.options.quantization
     special = (shrinking.keep_macs, shrinking.max_latency, quantization.max_drop, quantization.average_bits)
-    chosen = any(option is not None for option in (*special, quantization.weight_only))
+    chosen = any(option is not None for option in (*special, quantization.weight_only, work.request.train))
     measured = work.options.measurement.measure and work.options.measurement.device is None
     quantized = (
         is_quantized(work.original) or work.request.dump is not None

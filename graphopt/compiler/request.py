@@ -45,6 +45,7 @@ class Request:
     dynamic_shapes: Any = None
     preprocessing: Preprocessing | None = None
     class_labels: Sequence[str] = ()
+    train: Any = None
 
     @property
     def name(self) -> str:
@@ -57,7 +58,7 @@ class Request:
         """What is asked for beside model and data, as plain data; what has no text by what it is."""
         groups = (getattr(self.options, f.name) for f in fields(self.options))
         asked = {name: value for group in groups for name, value in plain_options(group).items()}
-        others = {"calibration": self.calibration, "evaluate": self.evaluate, "dynamic_batch": self.dynamic_batch}
+        others = {"calibration": self.calibration, "evaluate": self.evaluate, "train": self.train, "dynamic_batch": self.dynamic_batch}
         return {**asked, **plain({**others, "preprocessing": self.preprocessing})}
 
     def connect(self, backend: Backend) -> Any:
@@ -143,7 +144,11 @@ class Request:
 
     def _source(self, graph: Graph) -> Any:
         """The calibration data, photos among them read as the model is to have them."""
-        source = Named(str(self.calibration)) if isinstance(self.calibration, (str, Path)) else self.calibration
+        return self.named(self.calibration, graph)
+
+    def named(self, data: Any, graph: Graph) -> Any:
+        """Data; what is named by a text is read as the model is to have it."""
+        source = Named(str(data)) if isinstance(data, (str, Path)) else data
         if not isinstance(source, Named):
             return source
         if self.preprocessing is not None and source.preprocessing not in (None, self.preprocessing):

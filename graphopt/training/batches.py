@@ -46,7 +46,7 @@ class Batches:
 
     def __init__(self, source: Any, graph: Graph, *, batch_size: int = 64, seed: int = 0) -> None:
         self.takes, self.seed, self.size = inputs(graph), seed, batch_size
-        self.tensors = _tensors(source)
+        self.tensors = tensors_of(source)
         self.source = source
         if self.tensors is None and isinstance(source, Iterator):
             raise InputError(
@@ -105,7 +105,7 @@ class Batches:
         return Batch(to_tensors(batch, self.takes, where), None)
 
 
-def _tensors(source: Any) -> tuple[Tensor, Tensor | None] | None:
+def tensors_of(source: Any) -> tuple[Tensor, Tensor | None] | None:
     """Data that are one tensor of inputs, alone or with one of targets of the same length."""
     parts = source if isinstance(source, tuple) and len(source) == 2 else (source,)
     found = [

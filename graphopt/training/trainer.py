@@ -108,10 +108,10 @@ def _known(changes: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _as_it_was(graph: Graph) -> Iterator[None]:
-    """Afterwards the mode of the graph and the caller's random numbers are what they were."""
+    """Inside, gradients are recorded; afterwards the mode of the graph and the caller's random numbers are what they were."""
     training = graph.training
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
             yield
     finally:
         graph.train(training)

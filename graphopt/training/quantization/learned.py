@@ -49,7 +49,7 @@ class LearnedGrid:
         zero = self.offset
         if zero is None:
             fixed = graph.tensor(self.grid.quantizers[0].zero_point).float()
-            zero = graph.add_constant(f"{name}_offset", fixed, before=first)
+            zero = graph.add_constant(f"{name}_zero_point_learned", fixed, before=first)
         for quantizer, node in zip(self.grid.quantizers, self.nodes, strict=True):
             ends = (quantizer.low, quantizer.high, node.args[5])
             how = (method.rounding, self.sharpness, method.scale == "clip", False)
@@ -82,22 +82,20 @@ class LearnedGrid:
             self.scale.settle(self.graph)
 
     def _take_surrogates_away(self) -> None:
-        graph = self.graph
-        if self.offset is not None:
-            graph.put_constant(self.grid.quantizers[0].zero_point, self._zero_point())
-        for quantizer, node in zip(self.grid.quantizers, self.nodes, strict=True):
+        graph, learned = self.graph, self.nodes[0].args[ZERO_POINT]
+        assert isinstance(learned, Node)
+        value = graph.tensor(learned).round().clamp(*self.grid.codes).int()
+        name = str(learned.target).removesuffix("_learned")
+        zero = graph.add_constant(name, value, before=min(self.nodes))
+        for node in self.nodes:
             if self.method.rounding == "toward_zero":  # the nearest code of what lies on the grid is its own
                 rounded = graph.tensor(node)
             value, scale, _, low, high, axis, *_ = node.args
             node.target = FAKE_QUANTIZE
-            node.args = (value, scale, quantizer.zero_point, low, high, axis)
+            node.args = (value, scale, zero, low, high, axis)
             if self.method.rounding == "toward_zero":
                 constant = graph.add_constant(f"{node.name}_codes", rounded, before=node, like=[_root(value)])
                 node.update_arg(0, constant)
-
-    def _zero_point(self) -> Tensor:
-        assert self.offset is not None
-        return self.graph.tensor(self.offset).round().clamp(*self.grid.codes).int()
 
 
 def _root(value: object) -> Node:

@@ -19,15 +19,18 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
+from graphopt.formats.protocol import broadcast
+from graphopt.ir.calls import operand
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.ir.ops import aten
-from graphopt.ir.quantizers import UniformQuantizer
+from graphopt.ir.quantizers import SCALE, UniformQuantizer
 from graphopt.training.quantization.grids import Grid
 from graphopt.training.quantization.parameters import parameter_of
 from graphopt.training.quantization.surrogate import NEARLY
 from graphopt.utils.errors import InputError
 
+AXIS = 5  # its position in the arguments of a quantizer
 SHARE = 0.9  # of tanh's own reach that the largest weight begins at
 
 
@@ -66,15 +69,15 @@ class _Expression:
     def constant(self, name: str, value: Tensor) -> Node:
         return self.graph.add_constant(f"{self.name}_{name}", value, before=self.quantizer.node)
 
-    def reach(self) -> Tensor:
-        """The end of the grid as it meets the weight."""
-        scale = self.graph.tensor(self.quantizer.scale) * self.quantizer.high
-        weight = self.graph.tensor(self.quantizer.value)
-        return scale.reshape([-1 if d == self.quantizer.axis else 1 for d in range(weight.dim())]) if scale.dim() else scale
+    def step(self) -> Tensor:
+        """The scale of the grid as it meets the weight."""
+        quantizer = UniformQuantizer.of(self.quantizer.node)  # as it is now
+        assert quantizer is not None
+        return broadcast(self.graph.tensor(quantizer.scale), self.graph.tensor(quantizer.value), quantizer.axis)
 
     def others(self, weight: Tensor) -> list[int]:
         """The dimensions that a reach holds for."""
-        return [d for d in range(weight.dim()) if d != self.quantizer.axis]
+        return [d for d in range(weight.dim()) if d != self.quantizer.node.args[AXIS]]
 
 
 def insert(graph: Graph, grid: Grid, name: str | None, accumulator_bits: int) -> list[Transform]:
@@ -106,7 +109,7 @@ def _tanh(build: _Expression, bits: int) -> Node:
 
 
 def _interval(build: _Expression, bits: int) -> Node:
-    reach = build.constant("reach", build.reach())
+    reach = build.constant("reach", build.step() * build.quantizer.high)
     half = torch.full((), 0.5)
     centre, distance, exponent = (
         build.parameter(what, value) for what, value in (("centre", half), ("distance", half.clone()), ("exponent", 2 * half))
@@ -122,13 +125,15 @@ def _interval(build: _Expression, bits: int) -> Node:
 
 
 def _accumulator(build: _Expression, bits: int) -> Node:
-    weight, source = build.graph.tensor(build.quantizer.value), build.quantizer.value
+    rounded, name = build.graph.tensor(build.quantizer.node), f"{build.name}_latent"
+    weight = rounded + rounded.sign() * build.step() / 2  # in the middle of what is rounded towards zero to the same codes
+    source = build.graph.add_constant(name, weight, before=build.quantizer.node, like=[build.quantizer.value])
     dims = [d for d in range(weight.dim()) if d != build.layer.weight_axis]
     norm = weight.abs().sum(dims, keepdim=True).clamp(min=1e-12)
     power = build.parameter("norm_power", norm.log2())
     allowed = build.constant("codes", torch.tensor(_allowed(build, weight, bits)))
-    scale = build.quantizer.node.args[1]
-    if build.graph.tensor(build.quantizer.scale).dim():
+    scale = operand(build.quantizer.node, SCALE)
+    if build.graph.tensor(scale).dim():
         scale = build.call(aten.reshape.default, scale, list(norm.shape))
     bound = build.call(aten.mul.Tensor, scale, allowed)
     size = build.call(aten.minimum.default, build.call(aten.exp2.default, power), bound)

@@ -1,0 +1,118 @@
+"""The stage of `graphopt.optimize` that trains: what passes have left of the model, with the model itself as its teacher.
+
+The state that is kept is the best by `evaluate`; without one, by data that training does not see: a tenth of the training data
+where they are tensors, else the calibration data that were held out, by how far the answers are from the original's. The state
+before training is one of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphopt.analysis.output_error import Probe
+from graphopt.compiler.work import Work
+from graphopt.data.calibration import Calibration
+from graphopt.ir import cost
+from graphopt.ir.graph import Graph
+from graphopt.ir.quantizers import quantizers
+from graphopt.passmanager.step import Step
+from graphopt.training import Compression, QuantizationAware, Response, TrainingReport, train
+from graphopt.training.batches import tensors_of
+from graphopt.training.losses import output
+
+SHARE, MOST = 0.1, 1000  # of the training samples, held out
+Score = Callable[[Callable[..., Any]], float]
+
+
+def retrain(work: Work) -> None:
+    """Train the graph; the report gets what that did."""
+    chosen, graph = work.options.training, work.graph
+    data, score = _split(work)
+    with work.timings.stage("train"):
+        report = train(
+            graph,
+            data,
+            compress=_compressions(work),
+            evaluate=work.request.evaluate or score,
+            checkpoint=chosen.training_checkpoint,
+            epochs=chosen.epochs,
+            batch_size=chosen.batch_size,
+            rate=chosen.rate,
+            loss=chosen.loss,
+        )
+        graph.refresh()
+    work.report.steps.append(_step(graph, report, work))
+
+
+def _compressions(work: Work) -> list[Compression]:
+    """The quantizers, where there are any, and the teacher, unless none is wanted."""
+    chosen, found = work.options.training, list[Compression]()
+    if quantizers(work.graph):
+        found.append(QuantizationAware(chosen.quantizers, data=None if work.data.one_shot else work.data))
+    if chosen.teacher is not False:
+        teacher = work.original if chosen.teacher is None else chosen.teacher
+        found.append(Response(teacher, temperature=chosen.temperature))
+    return found
+
+
+def _split(work: Work) -> tuple[Any, Score | None]:
+    """What to train on, and a score by what is held out of it, where nothing else gives one."""
+    data = work.request.train
+    if isinstance(data, (str, Path)):  # photos: without labels, the teacher alone is learned from
+        data = Calibration(work.request.named(data, work.graph), work.graph)
+    if work.request.evaluate is not None:
+        return data, None
+    found = tensors_of(data)
+    if found is None or len(found[0]) < 2:
+        return data, _closeness(work, work.held_out or work.data)
+    held = min(MOST, max(1, round(SHARE * len(found[0]))))
+    order = torch.randperm(len(found[0]), generator=torch.Generator().manual_seed(0))
+    (x, y), kept = (part if part is None else part[order] for part in found), order[:held]
+    rest = x[held:] if y is None else (x[held:], y[held:])
+    if y is None or y.is_floating_point() or y.dim() != 1:
+        return rest, _closeness(work, [[batch] for batch in x[:held].split(work.options.training.batch_size)])
+    return rest, _accuracy(x[:held], y[:held], work.options.training.batch_size)
+
+
+def _accuracy(x: Tensor, y: Tensor, size: int) -> Score:
+    """Per cent of samples whose class is right."""
+
+    def score(model: Callable[..., Any]) -> float:
+        right = [output(model(batch)).argmax(1) == wanted for batch, wanted in zip(x.split(size), y.split(size), strict=True)]
+        return 100 * float(torch.cat(right).double().mean())
+
+    return score
+
+
+def _closeness(work: Work, data: Iterable[list[Tensor]]) -> Score:
+    """In dB, how close a model's answers are to those of the original."""
+    probe = Probe(work.original, data)
+
+    def score(model: Callable[..., Any]) -> float:
+        assert isinstance(model, Graph)
+        return -10 * math.log10(max(probe.damage(model), 1e-20))
+
+    return score
+
+
+def _step(graph: Graph, report: TrainingReport, work: Work) -> Step:
+    chosen = work.options.training
+    options = {"epochs": chosen.epochs, "quantizers": chosen.quantizers, "rate": chosen.rate, "batch_size": chosen.batch_size}
+    size = cost.parameters(graph), cost.macs(graph), cost.weight_bytes(graph)
+    return Step("train", options, [(name, what) for name, what in changes(report)], sum(e.seconds for e in report.epochs), *size)
+
+
+def changes(report: TrainingReport) -> list[tuple[str, str]]:
+    """What a training did, in the words of a pass."""
+    return [
+        (f"epoch {epoch.number}" if epoch.number else "before", ", ".join(
+            [*([] if epoch.loss is None else [f"loss {epoch.loss:.4g}"]), *([] if epoch.score is None else [f"score {epoch.score:.4g}"]),
+             *(["kept"] if epoch.number == report.kept else [])]))
+        for epoch in report.epochs
+    ]  # fmt: skip
