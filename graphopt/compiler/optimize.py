@@ -90,8 +90,8 @@ def optimize(
         calibration: typical inputs; see `graphopt.data.Calibration`. None: inputs synthesized from the batch norms'
             statistics, random ones where there are none, and the report warns.
         evaluate: takes a callable that behaves like the model and returns its accuracy; run on the original and the artifact.
-        train: training data: what comes out of the passes is trained on them before it is lowered, from the original's answers and,
-            where there are any, labels; see `graphopt.training.batches` for their forms, and `training`. The best state by
+        train: training data: what comes out of the passes is trained on them before it is lowered, from the original's answers
+            and labels, where there are any; see `graphopt.training.batches` for their forms, and `training`. The best state by
             `evaluate` is kept (give it images that your final test does not see); without it, by a tenth of the data.
         preprocessing: what is done to images in front of the model: a `graphopt.Preprocessing`, or a form of other libraries that
             `graphopt.data.preprocessing_sources` lists. Photos among the calibration data are read by it, and the artifact

@@ -232,7 +232,9 @@ class Options:
         """Raise `InputError` where options contradict `passes` or each other, or lack `evaluate` or `train`."""
         quantization = self.quantization
         if train is None and self.training != Training():
-            changed = [f.name for f in fields(Training) if getattr(self.training, f.name) != getattr(Training(), f.name)]
+            changed = [
+                f.name for f in fields(Training) if getattr(self.training, f.name) != getattr(Training(), f.name)
+            ]
             raise InputError(f"{changed[0]} is about training; give the training data, train=..., too")
         if train is not None and quantization.max_drop is not None:
             raise InputError("max_drop chooses among ways without training; give max_drop or train")

@@ -58,7 +58,12 @@ class Request:
         """What is asked for beside model and data, as plain data; what has no text by what it is."""
         groups = (getattr(self.options, f.name) for f in fields(self.options))
         asked = {name: value for group in groups for name, value in plain_options(group).items()}
-        others = {"calibration": self.calibration, "evaluate": self.evaluate, "train": self.train, "dynamic_batch": self.dynamic_batch}
+        others = {
+            "calibration": self.calibration,
+            "evaluate": self.evaluate,
+            "train": self.train,
+            "dynamic_batch": self.dynamic_batch,
+        }
         return {**asked, **plain({**others, "preprocessing": self.preprocessing})}
 
     def connect(self, backend: Backend) -> Any:

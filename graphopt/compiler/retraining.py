@@ -73,10 +73,10 @@ def _split(work: Work) -> tuple[Any, Score | None]:
         return data, _closeness(work, work.held_out or work.data)
     held = min(MOST, max(1, round(SHARE * len(found[0]))))
     order = torch.randperm(len(found[0]), generator=torch.Generator().manual_seed(0))
-    (x, y), kept = (part if part is None else part[order] for part in found), order[:held]
+    x, y = found[0][order], None if found[1] is None else found[1][order]
     rest = x[held:] if y is None else (x[held:], y[held:])
     if y is None or y.is_floating_point() or y.dim() != 1:
-        return rest, _closeness(work, [[batch] for batch in x[:held].split(work.options.training.batch_size)])
+        return rest, _closeness(work, [[batch] for batch in torch.split(x[:held], work.options.training.batch_size)])
     return rest, _accuracy(x[:held], y[:held], work.options.training.batch_size)
 
 
@@ -84,7 +84,10 @@ def _accuracy(x: Tensor, y: Tensor, size: int) -> Score:
     """Per cent of samples whose class is right."""
 
     def score(model: Callable[..., Any]) -> float:
-        right = [output(model(batch)).argmax(1) == wanted for batch, wanted in zip(x.split(size), y.split(size), strict=True)]
+        right = [
+            output(model(batch)).argmax(1) == wanted
+            for batch, wanted in zip(torch.split(x, size), torch.split(y, size), strict=True)
+        ]
         return 100 * float(torch.cat(right).double().mean())
 
     return score
@@ -103,16 +106,23 @@ def _closeness(work: Work, data: Iterable[list[Tensor]]) -> Score:
 
 def _step(graph: Graph, report: TrainingReport, work: Work) -> Step:
     chosen = work.options.training
-    options = {"epochs": chosen.epochs, "quantizers": chosen.quantizers, "rate": chosen.rate, "batch_size": chosen.batch_size}
+    options = {
+        "epochs": chosen.epochs,
+        "quantizers": chosen.quantizers,
+        "rate": chosen.rate,
+        "batch_size": chosen.batch_size,
+    }
     size = cost.parameters(graph), cost.macs(graph), cost.weight_bytes(graph)
-    return Step("train", options, [(name, what) for name, what in changes(report)], sum(e.seconds for e in report.epochs), *size)
+    return Step(
+        "Train", options, [(name, what) for name, what in changes(report)], sum(e.seconds for e in report.epochs), *size
+    )
 
 
 def changes(report: TrainingReport) -> list[tuple[str, str]]:
     """What a training did, in the words of a pass."""
-    return [
-        (f"epoch {epoch.number}" if epoch.number else "before", ", ".join(
-            [*([] if epoch.loss is None else [f"loss {epoch.loss:.4g}"]), *([] if epoch.score is None else [f"score {epoch.score:.4g}"]),
-             *(["kept"] if epoch.number == report.kept else [])]))
-        for epoch in report.epochs
-    ]  # fmt: skip
+    found = []
+    for epoch in report.epochs:
+        figures = [f"{name} {value:.4g}" for name, value in (("loss", epoch.loss), ("score", epoch.score)) if value is not None]
+        kept = ["kept"] if epoch.number == report.kept else []
+        found.append((f"epoch {epoch.number}" if epoch.number else "before", ", ".join(figures + kept)))
+    return found

@@ -28,7 +28,9 @@ def fits(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int) -> bool:
 
 def dense(x: Tensor) -> bool:
     """Whether elements lie next to each other in memory, in whatever order of dimensions."""
-    return x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.is_contiguous()
+    return (
+        x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.is_contiguous()
+    )
 
 
 def flat(x: Tensor) -> Tensor:
@@ -54,11 +56,18 @@ def rounded(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_
 
 
 def gradients(
-    gradient: Tensor, x: Tensor, y: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, of_scale: bool
+    gradient: Tensor,
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    quant_min: int,
+    quant_max: int,
+    of_scale: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Of x: the gradient of y = rounded(x) where x lies on the grid, else 0. Of the scale, where it is wanted: the sum of
 
-        gradient * (y - x) / scale   on the grid,      gradient * y / scale   beyond its ends
+    gradient * (y - x) / scale   on the grid,      gradient * y / scale   beyond its ends
     """
     gradient = alike(gradient, x)
     to_x = torch.empty_like(x)

@@ -8,7 +8,8 @@ others      biases, norms, slopes
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -116,9 +117,17 @@ class Average:
         for value, parameter in zip(self.values, self.parameters, strict=True):
             value.lerp_(parameter, 1 - decay)
 
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside, the averages stand in for the parameters."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
     @torch.no_grad()
-    def swap(self) -> None:
-        """Exchange the averages and the parameters; twice is as before."""
+    def _swap(self) -> None:
         for value, parameter in zip(self.values, self.parameters, strict=True):
             now = parameter.detach().clone()
             parameter.copy_(value)

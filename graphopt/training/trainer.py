@@ -9,6 +9,7 @@ going on where it was interrupted, bit for bit.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -154,7 +155,7 @@ class _Loop:
         if (kept := checkpoint.read()) is not None:
             self.load_state(kept)
         else:
-            self.judge(None, 0.0)
+            self.judge(0, None, 0.0)
         with progress("training", self.total) as advance:
             for _ in range(self.epoch * len(self.batches) + self.done):
                 advance()
@@ -186,8 +187,8 @@ class _Loop:
             if time.perf_counter() - saved > self.options.save_every:
                 checkpoint.write(self.state())
                 saved = time.perf_counter()
-        self.epoch, loss, self.done, self.sum = self.epoch + 1, self.sum / max(1, self.done), 0, 0.0
-        self.judge(loss, time.perf_counter() - begin)
+        self.judge(self.epoch + 1, self.sum / max(1, self.done), time.perf_counter() - begin)
+        self.epoch, self.done, self.sum = self.epoch + 1, 0, 0.0  # not before: an interrupted evaluation is made again
         checkpoint.write(self.state())
 
     def one_batch(self, executor: Executor, watched: Sequence[Any], batch: Batch) -> float:
@@ -229,23 +230,22 @@ class _Loop:
 
     # ---- What is kept -----------------------------------------------------------------------------------------------
 
-    def judge(self, loss: float | None, seconds: float) -> None:
+    def judge(self, epoch: int, loss: float | None, seconds: float) -> None:
         """Evaluate, with the average where there is one, and keep the state if it is the best."""
-        if self.average is not None:
-            self.average.swap()
-        score = None
-        if self.evaluate is not None:
-            with self.graph.evaluating(), torch.no_grad():
-                score = float(self.evaluate(self.graph))
-            if not math.isfinite(score):
-                raise InputError(f"evaluate returned {score}; it must be a finite number")
-        if score is None or score > self.best_score or not self.best:
-            self.best_score = -math.inf if score is None else score
-            self.best = {name: t.detach().clone() for name, t in self.graph.state_dict().items()}
-            self.report.kept = self.epoch
-        if self.average is not None:
-            self.average.swap()
-        self.report.epochs.append(Epoch(self.epoch, loss, score, seconds))
+        with contextlib.nullcontext() if self.average is None else self.average.applied():
+            score = None if self.evaluate is None else self.score(self.evaluate)
+            if score is None or score > self.best_score or not self.best:
+                self.best_score = -math.inf if score is None else score
+                self.best = {name: t.detach().clone() for name, t in self.graph.state_dict().items()}
+                self.report.kept = epoch
+        self.report.epochs.append(Epoch(epoch, loss, score, seconds))
+
+    def score(self, evaluate: Evaluate) -> float:
+        with self.graph.evaluating(), torch.no_grad():
+            score = float(evaluate(self.graph))
+        if not math.isfinite(score):
+            raise InputError(f"evaluate returned {score}; it must be a finite number")
+        return score
 
     @torch.no_grad()
     def put_back(self) -> None:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from graphopt.compiler.recipes import prepare
 from graphopt.data import Calibration
+from graphopt.formats import Format
+from graphopt.formats.uniform import with_bits
 from graphopt.ir.graph import Graph
 from graphopt.passes.quantization import Quantize
 from graphopt.targets import Target, find
@@ -34,9 +36,10 @@ def few_bits(weights: int = 3, activations: int = 4, *, target: str = "x86", **c
     """A target whose formats have few bits; `changes` are of the weights' format."""
     chosen = find(target)
     formats = chosen.formats
+    assert isinstance(formats.weights, Format)
     return chosen.replace(
         weights=replace(formats.weights, bits=weights, **changes),
-        activations=replace(formats.activations, bits=activations),
+        activations=with_bits(formats.activations, activations),
     )
 
 

@@ -29,8 +29,8 @@ class QuantizationAware(Compression):
     Args:
         method: `lsq`, or another of `graphopt.training.quantization.methods`.
         weights, activations: of these alone, in place of `method`.
-        data: batches of input tensors, such as the calibration data. Layers that had a batch norm have one again while they train,
-            whose first statistics are of these; None: batch norms stay folded.
+        data: batches of input tensors, such as the calibration data. Layers that had a batch norm have one again while they
+            train, whose first statistics are of these; None: batch norms stay folded.
         freeze_norms: the share of the training after which batch norms normalize by their running statistics.
         accumulator_bits: what `a2q` promises that sums of products fit into.
 
@@ -57,7 +57,8 @@ class QuantizationAware(Compression):
     def attach(self, graph: Graph) -> list[Change]:
         if not quantizers(graph):
             raise InputError(
-                "quantization-aware training needs quantizers to train; run Quantize first, or graphopt.optimize and train its graph"
+                "quantization-aware training needs quantizers to train; run Quantize first, or train the graph that "
+                "graphopt.optimize returns"
             )
         self.graph = graph
         found = grids(graph)

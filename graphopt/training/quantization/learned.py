@@ -88,14 +88,12 @@ class LearnedGrid:
         name = str(learned.target).removesuffix("_learned")
         zero = graph.add_constant(name, value, before=min(self.nodes))
         for node in self.nodes:
-            if self.method.rounding == "toward_zero":  # the nearest code of what lies on the grid is its own
-                rounded = graph.tensor(node)
-            value, scale, _, low, high, axis, *_ = node.args
+            rounded = graph.tensor(node) if self.method.rounding == "toward_zero" else None
+            source, scale, _, low, high, axis, *_ = node.args
             node.target = FAKE_QUANTIZE
-            node.args = (value, scale, zero, low, high, axis)
-            if self.method.rounding == "toward_zero":
-                constant = graph.add_constant(f"{node.name}_codes", rounded, before=node, like=[_root(value)])
-                node.update_arg(0, constant)
+            node.args = (source, scale, zero, low, high, axis)
+            if rounded is not None:  # the nearest code of what lies on the grid is its own
+                node.update_arg(0, graph.add_constant(f"{node.name}_codes", rounded, before=node, like=[_root(source)]))
 
 
 def _root(value: object) -> Node:

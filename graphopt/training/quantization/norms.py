@@ -1,7 +1,7 @@
 """Batch norms, put back behind layers for as long as they train, and folded again.
 
-A layer that had a batch norm has one again. With the mean m and deviation d of the layer's outputs, its bias b left out, on data, a
-new norm with running statistics m, d^2, weight d and bias m + b answers what was there before. In training it normalizes by the
+A layer that had a batch norm has one again. With the mean m and deviation d of the layer's outputs on data, its bias b left out,
+a new norm with running statistics m, d^2, weight d and bias m + b answers what was there before. In training it normalizes by the
 batch, so that a change of codes does not drift through the network; at the end, with r = weight / sqrt(var + eps),
 
     w^ r        is the layer's weight: its codes, on the grid s |r|
@@ -134,10 +134,20 @@ def candidates(graph: Graph) -> Iterator[Layer]:
     """Layers whose batch norm was folded into them, with a quantized weight and a bias of their own."""
     for node in graph.calls():
         layer = Layer.of(node)
-        if layer is None or layer.kind == "conv_transpose" or layer.channel_dim != 1 or graph.fact(node, MOMENTS) is None:
+        if (
+            layer is None
+            or layer.kind == "conv_transpose"
+            or layer.channel_dim != 1
+            or graph.fact(node, MOMENTS) is None
+        ):
             continue
         quantizer = UniformQuantizer.of(layer.weight)
-        if quantizer is None or quantizer.block or len(quantizer.node.users) > 1 or not graph.is_constant(quantizer.value):
+        if (
+            quantizer is None
+            or quantizer.block
+            or len(quantizer.node.users) > 1
+            or not graph.is_constant(quantizer.value)
+        ):
             continue
         alone = len(quantizer.value.users) == 1 and graph.tensor(quantizer.scale).numel() in (1, layer.out_channels)
         if alone and (found := layer.stored_bias) is not None and len(found[1].users) == 1 and not _is_shifted(layer):
@@ -204,7 +214,9 @@ def _insert(graph: Graph, layer: Layer, seen: Channels) -> Norm:
     factor = _factor(graph, name, weight, var, before=quantizer.node)
     folded = quantizer.axis < 0 or power_of_two(graph.tensor(quantizer.scale))
     if folded:
-        scale = graph.add_expression(f"{name}_unfolded", aten.div.Tensor, quantizer.scale, factor, before=quantizer.node)
+        scale = graph.add_expression(
+            f"{name}_unfolded", aten.div.Tensor, quantizer.scale, factor, before=quantizer.node
+        )
         quantizer.node.update_arg(SCALE, scale)
         quantizer.node.update_arg(AXIS, 0)
     bias, trained = _trained_bias(graph, layer, mean, factor, follows=not folded)

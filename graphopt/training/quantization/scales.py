@@ -67,7 +67,9 @@ def learn(graph: Graph, grid: Grid) -> LearnedScale | None:
     if power_of_two(value):
         one = graph.add_constant(f"{name}_one", torch.ones(()), before=before)
         zero = graph.add_constant(f"{name}_none", torch.zeros((), dtype=torch.int32), before=before)
-        power = graph.add_expression(f"{name}_whole", FAKE_QUANTIZE, parameter, one, zero, -REACH, REACH, -1, before=before)
+        power = graph.add_expression(
+            f"{name}_whole", FAKE_QUANTIZE, parameter, one, zero, -REACH, REACH, -1, before=before
+        )
     factor = graph.add_expression(f"{name}_factor", aten.exp2.default, power, before=before)
     changed = graph.add_expression(f"{name}_learned", aten.mul.Tensor, scale, factor, before=before)
     for reader in readers:
@@ -89,4 +91,3 @@ def largest_power(graph: Graph, grid: Grid) -> float | None:
         if step < math.inf:
             limit = min(limit, math.log2(step / float(value)))
     return max(limit, 0.0)
-

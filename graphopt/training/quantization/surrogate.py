@@ -73,7 +73,8 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     x, scale, zero_point, sharpness, y = ctx.saved_tensors
     s, z = _grid(x, scale, zero_point, ctx.low, ctx.high, ctx.axis)
     v = x / s
-    inside = (v >= ctx.low - z - 0.5) & (v <= ctx.high - z + 0.5)
+    margin = 0.0 if ctx.rounding == "soft" else 0.5  # beyond the last code that is rounded to it
+    inside = (v >= ctx.low - z - margin) & (v <= ctx.high - z + margin)
     slope = inside * _slope(v, ctx.rounding, float(sharpness))
     to_scale = to_zero_point = None
     if ctx.needs_input_grad[1]:
@@ -85,7 +86,9 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     if ctx.needs_input_grad[2]:  # LSQ+, Bhalgat et al. 2020, eq. 6: beyond the ends, the grid moves with its offset
         count = max(1.0, x.numel() / zero_point.numel())
         moved = torch.where(inside, 0.0, -gradient * s)
-        to_zero_point = _along(moved, zero_point, broadcast(zero_point, x, ctx.axis)) / (count * max(ctx.high, 1)) ** 0.5
+        to_zero_point = (
+            _along(moved, zero_point, broadcast(zero_point, x, ctx.axis)) / (count * max(ctx.high, 1)) ** 0.5
+        )
     return gradient * slope, to_scale, to_zero_point, *[None] * 7
 
 

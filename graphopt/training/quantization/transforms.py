@@ -5,8 +5,8 @@
     accumulator    v min(2^p, bound) / sum |v|                                 A2Q, Colbert et al. 2023, eq. 17 to 23
 
 `reach` is the end of the grid, one or by output channel; u, v, c, d, g and p are learned, and begin where the weight is what it was.
-With `accumulator` no sum of products exceeds an accumulator of so many bits, whatever the input: the l1 norm of each row of
-codes is at most (2^(bits - 1) - 1) / (largest code of the input).
+With `accumulator` no sum of products exceeds an accumulator of so many bits, whatever the input: the l1 norm of each row of codes
+is at most (2^(bits - 1) - 1) / (largest code of the input).
 """
 
 from __future__ import annotations
@@ -100,7 +100,10 @@ def _tanh(build: _Expression, bits: int) -> Node:
     dims = build.others(weight)
     reach = weight.abs().amax(dims, keepdim=True).clamp(min=1e-12)
     latent = build.graph.add_constant(
-        f"{build.name}_latent", torch.atanh(SHARE * weight / reach), before=build.quantizer.node, like=[build.quantizer.value]
+        f"{build.name}_latent",
+        torch.atanh(SHARE * weight / reach),
+        before=build.quantizer.node,
+        like=[build.quantizer.value],
     )
     bent = build.call(aten.tanh.default, latent)
     largest = build.call(aten.amax.default, build.call(aten.abs.default, bent), dims, True)
@@ -112,7 +115,8 @@ def _interval(build: _Expression, bits: int) -> Node:
     reach = build.constant("reach", build.step() * build.quantizer.high)
     half = torch.full((), 0.5)
     centre, distance, exponent = (
-        build.parameter(what, value) for what, value in (("centre", half), ("distance", half.clone()), ("exponent", 2 * half))
+        build.parameter(what, value)
+        for what, value in (("centre", half), ("distance", half.clone()), ("exponent", 2 * half))
     )
     source = build.quantizer.value
     size = build.call(aten.div.Tensor, build.call(aten.abs.default, source), reach)
@@ -126,7 +130,9 @@ def _interval(build: _Expression, bits: int) -> Node:
 
 def _accumulator(build: _Expression, bits: int) -> Node:
     rounded, name = build.graph.tensor(build.quantizer.node), f"{build.name}_latent"
-    weight = rounded + rounded.sign() * build.step() / 2  # in the middle of what is rounded towards zero to the same codes
+    weight = (
+        rounded + rounded.sign() * build.step() / 2
+    )  # in the middle of what is rounded towards zero to the same codes
     source = build.graph.add_constant(name, weight, before=build.quantizer.node, like=[build.quantizer.value])
     dims = [d for d in range(weight.dim()) if d != build.layer.weight_axis]
     norm = weight.abs().sum(dims, keepdim=True).clamp(min=1e-12)
@@ -138,7 +144,9 @@ def _accumulator(build: _Expression, bits: int) -> Node:
     bound = build.call(aten.mul.Tensor, scale, allowed)
     size = build.call(aten.minimum.default, build.call(aten.exp2.default, power), bound)
     total = build.call(aten.sum.dim_IntList, build.call(aten.abs.default, source), dims, True)
-    return build.call(aten.mul.Tensor, source, build.call(aten.div.Tensor, size, build.call(aten.clamp.default, total, 1e-12)))
+    return build.call(
+        aten.mul.Tensor, source, build.call(aten.div.Tensor, size, build.call(aten.clamp.default, total, 1e-12))
+    )
 
 
 def _allowed(build: _Expression, weight: Tensor, bits: int) -> float:
@@ -146,13 +154,17 @@ def _allowed(build: _Expression, weight: Tensor, bits: int) -> float:
     codes = UniformQuantizer.of(build.layer.input)
     site = build.graph.site(build.layer.node)
     if codes is None:
-        raise InputError(f"{site!r} reads no uniform codes, so its accumulator has no bound; give it other weights than 'a2q'")
+        raise InputError(
+            f"{site!r} reads no uniform codes, so its accumulator has no bound; give it other weights than 'a2q'"
+        )
     zero = int(build.graph.tensor(codes.zero_point).reshape(-1)[0])
     largest = max(abs(c - z) for c in (codes.low, codes.high) for z in (0, zero))
     row = weight.numel() // weight.shape[build.layer.weight_axis]
-    allowed = (2 ** (bits - 1) - 1) / largest - row * NEARLY
+    allowed = float(2 ** (bits - 1) - 1) / largest - row * NEARLY
     if allowed < 1:
-        raise InputError(f"{site!r}: {bits} bits hold no sum of {row} products of inputs up to {largest}; give more bits")
+        raise InputError(
+            f"{site!r}: {bits} bits hold no sum of {row} products of inputs up to {largest}; give more bits"
+        )
     return allowed
 
 

@@ -49,7 +49,9 @@ def shaken(graph: Graph) -> None:
 @EACH_TARGET
 @pytest.mark.parametrize("norms", [True, False])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_graph_answers_before_and_behind_a_training_what_it_answers_inside(method: str, norms: bool, target: str) -> None:
+def test_a_graph_answers_before_and_behind_a_training_what_it_answers_inside(
+    method: str, norms: bool, target: str
+) -> None:
     graph = simulated(TARGETS[target])
     operators = sorted(str(node.target) for node in graph.calls())
     before = graph(X)
@@ -107,7 +109,9 @@ def test_scales_and_offsets_are_learned_and_biases_follow() -> None:
     assert offsets, "the grid of the input reaches below zero, so that its offset is learned"
     for node in graph.calls():
         if (layer := Layer.of(node)) and layer.bias is not None:
-            scales = [graph.tensor(u.scale) for u in map(UniformQuantizer.of, (layer.input, layer.weight, layer.bias)) if u]
+            scales = [
+                graph.tensor(u.scale) for u in map(UniformQuantizer.of, (layer.input, layer.weight, layer.bias)) if u
+            ]
             torch.testing.assert_close(scales[0] * scales[1], scales[2])
 
 
@@ -129,7 +133,15 @@ def test_a_grid_that_clips_for_relu6_never_ends_later() -> None:
 def test_powers_of_two_stay_powers_of_two() -> None:
     graph = simulated(find("ambarella"))
     before = [graph.tensor(u.scale).clone() for node in graph.calls() if (u := UniformQuantizer.of(node))]
-    train(graph, (X, Y), compress=[QuantizationAware(data=Calibration(X, graph))], epochs=3, batch_size=8, rate=0.05, scale_rate=5.0)
+    train(
+        graph,
+        (X, Y),
+        compress=[QuantizationAware(data=Calibration(X, graph))],
+        epochs=3,
+        batch_size=8,
+        rate=0.05,
+        scale_rate=5.0,
+    )
     scales = [graph.tensor(u.scale) for node in graph.calls() if (u := UniformQuantizer.of(node))]
     assert all(bool((torch.frexp(scale).mantissa == 0.5).all()) for scale in scales)
     assert any(not torch.equal(a, b) for a, b in zip(before, scales, strict=True))
@@ -207,7 +219,10 @@ class Stops(Compression):
                 raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("method", ["lsq", pytest.param("stochastic", marks=pytest.mark.thorough), pytest.param("dsq", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize(
+    "method",
+    ["lsq", pytest.param("stochastic", marks=pytest.mark.thorough), pytest.param("dsq", marks=pytest.mark.thorough)],
+)
 def test_an_interrupted_training_goes_on_bit_for_bit_and_leaves_a_plain_graph(method: str, tmp_path: Path) -> None:
     def run(stop: int | None, folder: Path) -> Graph:
         graph = simulated(few_bits())
