@@ -6,14 +6,14 @@ batches.py      the forms of training data
 losses.py       what is minimized
 parameters.py   what is learned, with which rates, and its average
 compression.py  what learns beside the weights
-distillation.py learning from another network
+distillation/   learning from another network
 checkpoint.py   the file of an interrupted training
 report.py       what a training did
 """
 
 from graphopt.training.compression import Compression, Run
-from graphopt.training.distillation import Response
+from graphopt.training.distillation import Distill, Response
 from graphopt.training.options import Options
 from graphopt.training.trainer import train
 
-__all__ = ["Compression", "Options", "Response", "Run", "train"]
+__all__ = ["Compression", "Distill", "Options", "Response", "Run", "train"]
