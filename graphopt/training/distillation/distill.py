@@ -11,6 +11,7 @@ What is compared, and how, is a row of a table (`methods`), or a `Term` of one's
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -36,8 +37,8 @@ class Distill(Compression):
     Args:
         teacher: a module, a graph, a function, several of them, or a `Teacher`; see `graphopt.training.distillation.teachers`.
         method: a name in the table of `graphopt.training.distillation.methods`, or terms of one's own.
-        places: names of layers or blocks, as reports and `graph.site` have them: one for both networks, or (student's, teacher's);
-            or a rule of `graphopt.training.distillation.places`. None: the method's rule.
+        places: names of layers or blocks, as reports and `graph.site` have them: one for both networks, or (student's,
+            teacher's); or a rule of `graphopt.training.distillation.places`. None: the method's rule.
         weight: of the whole loss beside the task's, whose weight is one; None: the method's own.
         during: from and to which progress of the training, 0 to 1, it counts.
         seed: of what is learned along.
@@ -93,7 +94,7 @@ class Distill(Compression):
         names = None if isinstance(self.places, str) else self.places
         found = pairs(graph, member.graph(graph), rule, names)
         if term.places == "flow" and names is not None:  # two values make a place there
-            return [(a + c, b + d) for (a, b), (c, d) in zip(found, found[1:], strict=False)]
+            return [(a + c, b + d) for (a, b), (c, d) in pairwise(found)]
         return found
 
     def helpers(self) -> Sequence[nn.Module]:

@@ -1,7 +1,7 @@
 """Modules that are trained along with a student and thrown away: adapters, discriminators, paraphrasers.
 
-Each is made for the sizes of one pair of places (behind the batch: [C, *size], or [features]); as a distance, it is called with the
-values of student and teacher.
+Each is made for the sizes of one pair of places (behind the batch: [C, *size], or [features]); as a distance, it is called with
+the values of student and teacher.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class Margin(nn.Module):
 
 
 class Variational(nn.Module):
-    """[N]: the negative logarithm of a Gaussian around what a regressor makes of the student's value, whose variance is learned for
-    each of the teacher's channels c, without its constant. Ahn et al. 2019 (VID).
+    """[N]: the negative logarithm of a Gaussian around what a regressor makes of the student's value, whose variance is learned
+    for each of the teacher's channels c, without its constant. Ahn et al. 2019 (VID).
 
         mean over elements of  log s_c^2 / 2 + (t - regressor(s))^2 / (2 s_c^2),      s_c^2 = log(1 + exp(a_c)) + e
     """
@@ -96,8 +96,8 @@ class Variational(nn.Module):
 class Factor(nn.Module):
     """[N]: differences without sign of factors of norm one, averaged over elements. Kim et al. 2018 (FT).
 
-    The teacher's factor has `rate` times its channels, made by a paraphraser, which learns to rebuild what it reads (that error is
-    added); the student's is made by a translator. The paper trains the paraphraser first, here both learn at once.
+    The teacher's factor has `rate` times its channels, made by a paraphraser, which learns to rebuild what it reads (that error
+    is added); the student's is made by a translator. The paper trains the paraphraser first, here both learn at once.
     """
 
     def __init__(self, student: Shape, teacher: Shape, *, rate: float = 0.5) -> None:

@@ -23,9 +23,9 @@
     internal          attention and the class token's states, every layer       Aguilar et al. 2020
     dissimilarity     which of two samples several teachers find more alike     You et al. 2017
 
-Where a paper sums over positions and channels, here they are averaged, and usual weights are accordingly: they do not depend on the
-sizes of a network. Papers that first train helpers or first fit places and then the task do so one after another; here all of it is
-learned at once, unless `during` of `Distill` says when.
+Where a paper sums over positions and channels, here they are averaged, and usual weights are accordingly: they do not depend on
+the sizes of a network. Some papers first train helpers, or first fit places and then the task; here all of it is learned at once,
+unless `during` of `Distill` says when.
 
 Without an entry, for want of a formula that could be confirmed: knowledge projection (Zhang et al. 2017), knowledge squeezed
 adversarial networks (Shu et al. 2019), weighted soft labels of Kulkarni et al. 2017.

@@ -120,7 +120,7 @@ def found(graph: Graph, rule: str, whose: str) -> list[Place]:
     places = RULES[rule](graph)
     if not places:
         raise InputError(
-            f"the {whose} has no {rule}: {MISSING.get(rule, 'no convolution computes more than one position')}; name places instead"
+            f"the {whose} has no {rule}: {MISSING.get(rule, 'no convolution has more than one position')}; name places instead"
         )
     return places
 

@@ -133,7 +133,7 @@ class Cached(Network):
         self.rows: np.memmap[Any, Any] | None = None
 
     def run(self, batch: Batch, nodes: Sequence[Node], gradients: bool) -> tuple[Tensor, Mapping[Node, Any]]:
-        if nodes or gradients or batch.given is None and batch.samples is None:
+        if nodes or gradients:
             return super().run(batch, nodes, gradients)
         places = known(batch)
         if int(places.max()) >= self.samples:
@@ -167,8 +167,8 @@ def known(batch: Batch) -> Tensor:
     """
     if batch.samples is None:
         raise InputError(
-            "recorded answers need to know which samples a batch has; train on tensors, on a list of batches, on a loader that does "
-            "not shuffle, or on dictionaries with the samples' numbers under 'index'"
+            "recorded answers need to know which samples a batch has; train on tensors, on a list of batches, on a loader that "
+            "does not shuffle, or on dictionaries with the samples' numbers under 'index'"
         )
     return batch.samples.long().flatten()
 

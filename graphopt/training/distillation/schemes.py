@@ -120,8 +120,8 @@ def stagewise(
     evaluate: Callable[[Callable[..., Any]], float] | None = None,
     **options: Any,
 ) -> list[TrainingReport]:
-    """Train the stages of a student one after another to give what the teacher's give, the others held; then what is behind them on
-    the targets. Gao et al. 2018, "An Embarrassingly Simple Approach for Knowledge Distillation".
+    """Train the stages of a student one after another to give what the teacher's give, the others held; then what is behind them
+    on the targets. Gao et al. 2018, "An Embarrassingly Simple Approach for Knowledge Distillation".
 
     Stages are those of the rule `stages` (see `graphopt.training.distillation.places`).
 

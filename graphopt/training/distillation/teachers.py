@@ -204,7 +204,7 @@ class Ensemble(Teacher):
     """Several teachers.
 
     `mean`: all alike. The divergence from the averaged soft targets is, but for a constant, the average of the divergences.
-    `confidence`: of K teachers with cross entropy L_k on a sample, each counts (1 - exp(L_k) / sum of all exp(L)) / (K - 1) there;
+    `confidence`: of K teachers with cross entropy L_k on a sample, each counts (1 - exp(L_k) / sum of exp(L)) / (K - 1) there.
     Zhang et al. 2022 (CA-MKD), "Confidence-Aware Multi-Teacher Knowledge Distillation". Wants classes as targets.
     `random`: one, drawn for each step; Shen et al. 2019 (MEAL).
 

@@ -5,8 +5,8 @@
     Term(Divergence(4.0), places="outputs")                        soft targets
 
 For each pair of places: values of the student pass an adapter (`adapt`), maps of two resolutions are brought to the smaller one
-(`resize`), both sides are transformed, and a distance is taken. What learns (an adapter, a class of modules in place of a function)
-is made for the sizes of each pair.
+(`resize`), both sides are transformed, and a distance is taken. What learns (an adapter, a class of modules in place of a
+function) is made for the sizes of each pair.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
@@ -178,7 +179,7 @@ def _two_by_two(found: Sequence[Pair]) -> list[Pair]:
     found = list(found)
     if len(found) < 2:
         raise InputError(f"this method compares places two by two, and there is {len(found)}; name two at least")
-    return [(a + c, b + d) for (a, b), (c, d) in zip(found, found[1:], strict=False)]
+    return [(a + c, b + d) for (a, b), (c, d) in pairwise(found)]
 
 
 def mean(distance: Tensor, weights: Tensor | None) -> Tensor:
