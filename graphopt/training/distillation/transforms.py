@@ -80,7 +80,8 @@ def transformation(first: Tensor, last: Tensor) -> Tensor:
 def singular_vectors(first: Tensor, last: Tensor) -> tuple[Tensor, ...]:
     """Right singular vectors [N, C, R] of both maps [P, C] and shares [N, R] of singular values, for `radial`.
 
-    The gradient of a decomposition is not defined where two singular values are equal; there it counts as none.
+    A vector's sign is arbitrary: here its largest component is positive. The gradient of a decomposition is not defined where two
+    singular values are equal; there it counts as none.
     """
     return (*_decomposed(first), *_decomposed(last))
 
@@ -124,5 +125,7 @@ def _decomposed(value: Tensor) -> tuple[Tensor, Tensor]:
     flat = value.flatten(2).transpose(1, 2).double()
     if flat.requires_grad:
         flat.register_hook(lambda gradient: torch.nan_to_num(gradient, 0.0, 0.0, 0.0).clamp(-1, 1))
-    _, values, vectors = torch.linalg.svd(flat, full_matrices=False)
-    return vectors.transpose(1, 2).to(value.dtype), values.to(value.dtype)
+    _, values, rows = torch.linalg.svd(flat, full_matrices=False)
+    vectors = rows.transpose(1, 2)
+    largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
+    return (vectors * largest.sign()).to(value.dtype), values.to(value.dtype)
