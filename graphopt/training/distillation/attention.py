@@ -1,4 +1,4 @@
-"""Attention as a place: its probabilities and values, and the hidden states between attentions."""
+"""What is particular to transformers: attention as a place, hidden states between attentions, values with tokens."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from torch.fx.node import Node
 
 from graphopt.ir.calls import bound, is_float, same_sizes, shape
 from graphopt.ir.graph import Graph
+from graphopt.ir.ops import info
 
 aten = torch.ops.aten
 SDPA = aten.scaled_dot_product_attention.default
+KINDS = {"linear": True, "layer_norm": True, "conv": False, "conv_transpose": False, "batch_norm": False}
 Read = Callable[[tuple[Any, ...]], tuple[Tensor, ...]]
 
 
@@ -58,6 +60,25 @@ def states(graph: Graph) -> list[Node]:
         return []
     behind = [n for n in graph.calls() if n > calls[-1] and is_float(n) and same_sizes(shape(n), shape(first))]
     return [*entries, *behind[-1:]]
+
+
+def has_tokens(node: Any) -> bool:
+    """Whether a value is [N, tokens, features], not [N, channels, positions]: the nearest layer or normalization behind it, or
+    else in front, works on the last dimension."""
+    if not is_float(node) or len(shape(node)) != 3:
+        return False
+    for following in (True, False):
+        todo, seen = [node], {node}
+        while todo:
+            at = todo.pop(0)
+            for each in at.users if following else [at, *at.all_input_nodes]:
+                kind = info(each).family
+                if kind in KINDS:
+                    return KINDS[kind]
+                if each not in seen and is_float(each) and len(shape(each)) == 3:
+                    seen.add(each)
+                    todo.append(each)
+    return False
 
 
 def _entry(attention: Node) -> Node | None:

@@ -33,7 +33,7 @@ from graphopt.ir.calls import is_float, operand
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.ir.ops import info
-from graphopt.training.distillation.attention import Read, attentions, states
+from graphopt.training.distillation.attention import Read, attentions, has_tokens, states
 from graphopt.utils.errors import InputError, suggestion
 
 Shape = tuple[int, ...]
@@ -54,7 +54,7 @@ class Place:
     Attributes:
         name: what messages call it.
         nodes: whose values.
-        read: what is made of them first; None: they are taken as they are.
+        read: what is made of them first; None: they are taken as they are, tokens [N, tokens, features] as [N, features, tokens].
     """
 
     name: str
@@ -63,12 +63,15 @@ class Place:
 
     def values(self, known: Mapping[Any, Any]) -> tuple[Tensor, ...]:
         found = tuple(known[node] for node in self.nodes)
-        return found if self.read is None else self.read(found)
+        if self.read is not None:
+            return self.read(found)
+        return tuple(v.movedim(-1, 1) if has_tokens(n) else v for n, v in zip(self.nodes, found, strict=True))
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
-        """Sizes behind the batch."""
-        return tuple(tuple(map(number, node.meta["val"].shape[1:])) for node in self.nodes)
+        """Sizes behind the batch; channels or features first."""
+        sizes = [tuple(map(number, node.meta["val"].shape[1:])) for node in self.nodes]
+        return tuple(s[-1:] + s[:-1] if has_tokens(n) else s for n, s in zip(self.nodes, sizes, strict=True))
 
     def __add__(self, other: Place) -> Place:
         return Place(f"{self.name} and {other.name}", self.nodes + other.nodes)
@@ -219,13 +222,13 @@ MISSING = {
 
 
 def _resolutions(graph: Graph) -> list[list[Node]]:
-    """The values of each resolution from its first convolution on, in the order in which resolutions first appear."""
+    """The values of each resolution from its first convolution on, in the order of their last ones."""
     found: dict[Shape, list[Node]] = {}
     for node in graph.calls():
         size = _size(node)
         if size is not None and (size in found or info(node).family in ("conv", "conv_transpose")):
             found.setdefault(size, []).append(node)
-    return list(found.values())
+    return sorted(found.values(), key=lambda values: values[-1])
 
 
 def number(size: Any) -> int:

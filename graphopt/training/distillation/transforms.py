@@ -97,8 +97,8 @@ def value_relation(attention: Tensor, values: Tensor) -> Tensor:
 
 
 def class_token(value: Tensor) -> Tensor:
-    """[N, C]: the first token's state."""
-    return value[:, 0]
+    """[N, C]: the first token's state, of [N, C, tokens]."""
+    return value[:, :, 0]
 
 
 def same_size(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:

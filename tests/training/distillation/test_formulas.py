@@ -330,8 +330,8 @@ def test_tokens_that_are_masked_count_for_nothing() -> None:
 
 
 def test_the_class_token_is_compared_by_cosine() -> None:
-    s, t = drawn(N, 3, 4), drawn(N, 3, 4, seed=1)
-    expected = [1 - dot(unit(a), unit(b)) for a, b in zip(rows(s[:, 0]), rows(t[:, 0]), strict=True)]
+    s, t = drawn(N, 4, 3), drawn(N, 4, 3, seed=1)
+    expected = [1 - dot(unit(a), unit(b)) for a, b in zip(rows(s[:, :, 0]), rows(t[:, :, 0]), strict=True)]
     close(method("internal", [s], [t], 1), expected)
 
 
