@@ -88,17 +88,20 @@ class Mutual(Compression):
             raise InputError(f"weight and temperature must be over 0, got {weight} and {temperature}")
         self.others, self.task, self.weight = list(others), loss_of(loss), weight
         self.divergence = Divergence(temperature)
+        self.executors: list[Executor] = []
 
     def attach(self, graph: Graph) -> list[Change]:
         if any(other is graph for other in self.others):
             raise InputError("the graph that is trained is among the others; give clones")
+        self.executors = [_training(other) for other in self.others]
         return []
 
     def helpers(self) -> Sequence[nn.Module]:
         return [other.module for other in self.others]
 
     def loss(self, run: Run) -> Tensor:
-        results = [_outputs(other, run.batch.inputs) for other in self.others]
+        inputs = [x.detach() for x in run.batch.inputs]
+        results = [each.nested(each.run(each.graph.results, inputs)) for each in self.executors]
         answers = [output(run.outputs), *map(output, results)]
         losses = [self.weight * self._from_others(place, answers) for place in range(len(answers))]
         if run.batch.targets is not None:
@@ -212,8 +215,7 @@ def _only(graph: Graph, part: Sequence[Tensor]) -> Iterator[None]:
             parameter.requires_grad = trainable
 
 
-def _outputs(graph: Graph, inputs: Sequence[Tensor]) -> Any:
-    """What a graph that is trained along gives, with gradients for its parameters."""
+def _training(graph: Graph) -> Executor:
+    """What runs a graph that is trained along, with gradients for its parameters."""
     learned = {n: graph.parameter(n) for n in graph.nodes if n.op == "get_attr" and graph.parameter(n).requires_grad}
-    executor = Executor(graph, constants=learned, gradients=True, training=True)
-    return executor.nested(executor.run(graph.results, [x.detach() for x in inputs]))
+    return Executor(graph, constants=learned, gradients=True, training=True)

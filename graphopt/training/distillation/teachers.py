@@ -97,6 +97,7 @@ class Network(Member):
         self.source, self.inputs, self.sample = source, inputs, sample
         self.captured: Graph | None = source if isinstance(source, Graph) else None
         self.student_example: Example | None = None
+        self.executor: Executor | None = None
 
     def attach(self, student: Graph) -> None:
         if self.source is student:
@@ -134,9 +135,15 @@ class Network(Member):
         if self.captured is None:
             with torch.no_grad(), _evaluating(self.source):
                 return output(self.source(*args, **kwargs)).detach(), {}
-        executor = Executor(self.captured, gradients=gradients)
+        executor = self._executor(self.captured, gradients)
         values = executor.run([*self.captured.results, *nodes], self.captured.check_inputs(args, kwargs))
         return output(executor.nested(values)), values
+
+    def _executor(self, graph: Graph, gradients: bool) -> Executor:
+        """Kept, as it holds plans of what to compute."""
+        if self.executor is None or self.executor.graph is not graph or self.executor.gradients != gradients:
+            self.executor = Executor(graph, gradients=gradients)
+        return self.executor
 
     def _given(self, batch: Batch, gradients: bool) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         if self.inputs is not None:
