@@ -31,8 +31,8 @@ from graphopt.training.distillation import METHODS, Ensemble, Mutual, Route, cha
 
 PLAIN = "targets alone"
 TRANSFORMERS = ("minilm", "internal")  # need attention, which these networks have not
-TEACHER, ASSISTANT, STUDENT = (48, 96, 144), (16, 32, 48), (6, 12, 18)  # channels of the stages
-TEACHER_EPOCHS, EPOCHS, BATCH, RATE = 25, 20, 32, 5e-3
+TEACHER, ASSISTANT, STUDENT = (24, 48, 72), (12, 24, 36), (8, 16, 24)  # channels of the stages
+TEACHER_EPOCHS, EPOCHS, BATCH, RATE = 15, 16, 32, 2e-2
 
 
 class Separable(nn.Module):
