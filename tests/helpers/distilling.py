@@ -35,9 +35,10 @@ class Attention(nn.Module):
         self.heads = heads
 
     def forward(self, x: Tensor) -> Tensor:
-        split = lambda y: y.unflatten(2, (self.heads, -1)).transpose(1, 2)  # noqa: E731
-        q, k, v = split(self.query(x)), split(self.key(x)), split(self.value(x))
-        return self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        sizes = (*x.shape[:2], self.heads, x.shape[2] // self.heads)
+        q, k, v = (layer(x).reshape(sizes).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        found: Tensor = self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return found
 
 
 class Transformer(nn.Module):

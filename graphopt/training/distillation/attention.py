@@ -13,6 +13,7 @@ from torch.fx.node import Node
 from graphopt.ir.calls import bound, is_float, same_sizes, shape
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import info
+from graphopt.ir.reading import leading
 
 aten = torch.ops.aten
 SDPA = aten.scaled_dot_product_attention.default
@@ -83,17 +84,7 @@ def has_tokens(node: Any) -> bool:
 
 def _entry(attention: Node) -> Node | None:
     """The latest value with tokens and features of which queries, keys and values are all computed."""
-    sources = [_ancestors(node) for node in list(bound(attention).values())[:3] if isinstance(node, Node)]
+    sources = [leading(node) - {node} for node in list(bound(attention).values())[:3] if isinstance(node, Node)]
     shared = set.intersection(*sources)
-    maps = [node for node in shared if is_float(node) and len(shape(node)) == 3]
+    maps = [node for node in shared if node.op != "get_attr" and is_float(node) and len(shape(node)) == 3]
     return max(maps, default=None)
-
-
-def _ancestors(node: Node) -> set[Node]:
-    found, todo = set[Node](), [node]
-    while todo:
-        for source in todo.pop().all_input_nodes:
-            if source not in found and source.op != "get_attr":
-                found.add(source)
-                todo.append(source)
-    return found

@@ -117,7 +117,7 @@ class Distill(Compression):
         if not self.active:
             return None
         chosen = list(self.teacher.chosen())
-        student = {**run.values, self.answers[0]: output(run.outputs)}
+        student: dict[Any, Any] = {**run.values, self.answers[0]: output(run.outputs)}
         answers, values = self._teachers(run.batch, chosen)
         weights = self.teacher.weights(answers, run.batch)
         found = [
@@ -133,7 +133,7 @@ class Distill(Compression):
         for at in chosen:
             answer, found = members[at].run(batch, _nodes(self.comparisons[at], 1), self.differentiates)
             answers.append(answer)
-            values.append({**found, self.answers[1 + at]: answer})
+            values.append(dict[Any, Any](found) | {self.answers[1 + at]: answer})
         return answers, values
 
     def _term(

@@ -7,7 +7,6 @@ the values of student and teacher.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +88,8 @@ class Variational(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         variance = F.softplus(self.scale) + self.EPSILON
         variance = variance.reshape(-1, *[1] * (teacher.dim() - 2))
-        error = (teacher - self.regressor(student)).pow(2)
+        predicted: Tensor = self.regressor(student)
+        error = (teacher - predicted).pow(2)
         return (error / variance + variance.log()).flatten(1).mean(1) / 2
 
 
@@ -116,8 +116,8 @@ class Factor(nn.Module):
         return layers
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        factor = self.encoder(teacher)
-        rebuilt = (self.decoder(factor) - teacher).pow(2).flatten(1).mean(1)
+        factor: Tensor = self.encoder(teacher)
+        rebuilt: Tensor = (self.decoder(factor) - teacher).pow(2).flatten(1).mean(1)
         mine, theirs = (F.normalize(each.flatten(1)) for each in (self.translator(student), factor.detach()))
         return (mine - theirs).abs().mean(1) + rebuilt
 
@@ -167,7 +167,7 @@ class Adversary(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         D = self.discriminator
-        learned = (1 - D(teacher)).pow(2) + D(student.detach()).pow(2)
+        learned: Tensor = (1 - D(teacher)).pow(2) + D(student.detach()).pow(2)
         fooled = (1 - fixed(D, student)).pow(2)
         return (learned + fooled).squeeze(1)
 
@@ -195,14 +195,9 @@ class AnswerAdversary(nn.Module):
 
 def fixed(module: nn.Module, value: Tensor) -> Tensor:
     """What a module makes of a value, whose gradient reaches the value and not the module's parameters."""
-    held: Mapping[str, Tensor] = dict(_detached(module))
+    held = {name: parameter.detach() for name, parameter in module.named_parameters()}
     found: Tensor = functional_call(module, held, (value,))
     return found
-
-
-def _detached(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for name, parameter in module.named_parameters():
-        yield name, parameter.detach()
 
 
 class _Mean(nn.Module):

@@ -129,7 +129,7 @@ class Cached(Network):
 
     def __init__(self, source: nn.Module | Graph, folder: str | Path, *, samples: int) -> None:
         super().__init__(source)
-        self.folder, self.samples = check_writable(folder), samples
+        self.folder, self.samples, self.states = check_writable(folder), samples, source.state_dict()
         self.rows: np.memmap[Any, Any] | None = None
         self.shape: tuple[int, ...] = ()
 
@@ -156,7 +156,7 @@ class Cached(Network):
     def _open(self, shape: Sequence[int]) -> np.memmap[Any, Any]:
         """The file, with NaN where nothing is known yet."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{_fingerprint(self.source)}-{self.samples}.npy"
+        path = self.folder / f"{_fingerprint(self.states)}-{self.samples}.npy"
         if not path.is_file():
             write_atomically(
                 path, lambda place: _save(place, np.full((self.samples, *shape), np.nan, dtype=np.float32))
@@ -181,15 +181,15 @@ def known(batch: Batch) -> Tensor:
 
 def _batches(inputs: Any, size: int) -> Iterator[Any]:
     if isinstance(inputs, (Tensor, np.ndarray)):
-        return iter(torch.as_tensor(inputs).split(size))
+        return iter(torch.split(torch.as_tensor(inputs), size))
     if not isinstance(inputs, Iterable):
         raise InputError(f"inputs are a {type(inputs).__name__}; give a tensor, or batches")
     return iter(inputs)
 
 
-def _fingerprint(source: nn.Module | Graph) -> str:
+def _fingerprint(weights: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, value in source.state_dict().items():
+    for name, value in weights.items():
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.node import Node
 
 from graphopt.execution.executor import Executor
 from graphopt.ir.graph import Graph
 from graphopt.ir.passes import Change
+from graphopt.ir.reading import leading
 from graphopt.training.compression import Compression, Run
 from graphopt.training.distillation.distances import Divergence
 from graphopt.training.distillation.distill import Distill, Response
@@ -55,8 +57,8 @@ def chain(
         raise InputError("a chain needs at least one graph, each of them once; give clones")
     reports = []
     for graph in graphs:
-        found = () if teacher is None else learn(teacher)
-        compress = [found] if isinstance(found, Compression) else list(found)
+        found: Compression | Sequence[Compression] = () if teacher is None else learn(teacher)
+        compress: list[Compression] = [found] if isinstance(found, Compression) else list(found)
         reports.append(train(graph, data, compress=compress, **options))
         teacher = graph.eval()
     return reports
@@ -181,25 +183,14 @@ def _nothing(outputs: Any, targets: Any) -> Tensor:
 
 def _parameters_by_stage(graph: Graph, ends: Sequence[Place]) -> list[list[Tensor]]:
     """The parameters that each stage adds to those before, and the rest."""
-    known: dict[int, Tensor] = {}
+    known = set[int]()
     parts = []
-    for nodes in [*([place.nodes[0]] for place in ends), graph.outputs]:
-        found, todo, seen = {}, list(nodes), set()
-        while todo:
-            node = todo.pop()
-            if node in seen:
-                continue
-            seen.add(node)
-            todo.extend(node.all_input_nodes)
-            if (
-                node.op == "get_attr"
-                and isinstance(value := graph.parameter(node), nn.Parameter)
-                and id(value) not in known
-            ):
-                found[id(value)] = value
-        known |= found
-        parts.append(list(found.values()))
-    return parts
+    for until in [*(place.nodes[0] for place in ends), *graph.outputs]:
+        if isinstance(until, Node):
+            found = [graph.parameter(node) for node in sorted(leading(until)) if node.op == "get_attr"]
+            parts.append([value for value in found if value.requires_grad and id(value) not in known])
+            known |= {id(value) for value in found}
+    return [*parts[: len(ends)], [value for part in parts[len(ends) :] for value in part]]
 
 
 @contextmanager

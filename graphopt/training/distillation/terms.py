@@ -97,7 +97,7 @@ class Comparison(nn.Module):
         found = []
         for (place, other), adapters in zip(self.pairs, self.adapters, strict=True):
             own = place.values(values)
-            if len(adapters):
+            if isinstance(adapters, nn.ModuleList) and len(adapters):
                 own = tuple(adapt(value) for adapt, value in zip(adapters, own, strict=True))
             found.append(self.term.transform(*self._resized(own, other.values(others))))
         return found
@@ -118,7 +118,8 @@ class Comparison(nn.Module):
         for one, other, pair in zip(student, teacher, self.pairs, strict=True):
             _check_shapes(self.term, one, other, pair)
         parts = zip(self.distances, student, teacher, strict=True)
-        return self.term.weight * sum(distance(one, other) for distance, one, other in parts)
+        total: Tensor = sum(distance(one, other) for distance, one, other in parts)
+        return self.term.weight * total
 
     def _resized(self, values: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if not self.term.resize:

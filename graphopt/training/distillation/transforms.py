@@ -6,12 +6,15 @@ Each takes the values of one place (two where a place has two) and gives a tenso
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 EPSILON = 1e-12
+POOLS: tuple[Callable[[Any], nn.Module], ...] = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 
 
 def as_is(*values: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -106,8 +109,8 @@ def same_size(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     if one.dim() < 3 or one.dim() != other.dim() or one.shape[2:] == other.shape[2:]:
         return one, other
     size = [min(a, b) for a, b in zip(one.shape[2:], other.shape[2:], strict=True)]
-    pool = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[len(size) - 1]
-    return pool(one, size), pool(other, size)
+    pool = POOLS[len(size) - 1](size)
+    return pool(one), pool(other)
 
 
 def _squared_distances(flat: Tensor) -> Tensor:
@@ -121,10 +124,14 @@ def _distances(flat: Tensor) -> Tensor:
     return torch.where(squared > EPSILON, squared.clamp(min=EPSILON).sqrt(), 0.0)
 
 
+def _finite(gradient: Tensor) -> Tensor:
+    return torch.nan_to_num(gradient, 0.0, 0.0, 0.0).clamp(-1, 1)
+
+
 def _decomposed(value: Tensor) -> tuple[Tensor, Tensor]:
     flat = value.flatten(2).transpose(1, 2).double()
     if flat.requires_grad:
-        flat.register_hook(lambda gradient: torch.nan_to_num(gradient, 0.0, 0.0, 0.0).clamp(-1, 1))
+        flat.register_hook(_finite)  # type: ignore[no-untyped-call]
     _, values, rows = torch.linalg.svd(flat, full_matrices=False)
     vectors = rows.transpose(1, 2)
     largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
