@@ -59,6 +59,19 @@ class Network(nn.Module):
         return self.head(self.layer2(self.layer1(x)).mean((2, 3)))
 
 
+class Small(nn.Module):
+    """A student of `Network`, with the names of its blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer1 = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU())
+        self.layer2 = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1, stride=2), nn.ReLU())
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer2(self.layer1(x)).mean((2, 3)))
+
+
 @pytest.fixture(scope="module")
 def shared() -> dict[str, Any]:
     torch.manual_seed(0)
@@ -103,6 +116,8 @@ def prepared(page: str, space: dict[str, Any], monkeypatch: pytest.MonkeyPatch) 
     if page in ("sparsify", "factorize", "prune"):
         space["graph"] = graphopt.Graph.capture(space["model"], space["images"][:1])
         space["train"] = lambda graph: None
+    if page == "distill":
+        space |= {"small": randomised(Small()).eval(), "other": randomised(Network()).eval()}
     if page == "prune":
         torchvision = types.ModuleType("torchvision.models")
         torchvision.resnet18 = lambda weights: space["model"]  # type: ignore[attr-defined]

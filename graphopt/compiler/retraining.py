@@ -122,7 +122,9 @@ def changes(report: TrainingReport) -> list[tuple[str, str]]:
     """What a training did, in the words of a pass."""
     found = []
     for epoch in report.epochs:
-        figures = [f"{name} {value:.4g}" for name, value in (("loss", epoch.loss), ("score", epoch.score)) if value is not None]
+        figures = [
+            f"{name} {value:.4g}" for name, value in (("loss", epoch.loss), ("score", epoch.score)) if value is not None
+        ]
         kept = ["kept"] if epoch.number == report.kept else []
         found.append((f"epoch {epoch.number}" if epoch.number else "before", ", ".join(figures + kept)))
     return found

@@ -7,16 +7,27 @@ losses.py       what is minimized
 parameters.py   what is learned, with which rates, and its average
 compression.py  what learns beside the weights
 quantization/   quantization-aware training
-distillation.py learning from another network
+distillation/   learning from another network
 checkpoint.py   the file of an interrupted training
 report.py       what a training did
 """
 
 from graphopt.training.compression import Compression, Run
-from graphopt.training.distillation import Response
+from graphopt.training.distillation import Distill, Response
 from graphopt.training.options import Options
-from graphopt.training.quantization import QuantizationAware
+from graphopt.training.quantization import DampenOscillations, FreezeOscillations, QuantizationAware
 from graphopt.training.report import TrainingReport
 from graphopt.training.trainer import train
 
-__all__ = ["Compression", "Options", "QuantizationAware", "Response", "Run", "TrainingReport", "train"]
+__all__ = [
+    "Compression",
+    "DampenOscillations",
+    "Distill",
+    "FreezeOscillations",
+    "Options",
+    "QuantizationAware",
+    "Response",
+    "Run",
+    "TrainingReport",
+    "train",
+]

@@ -5,7 +5,8 @@
     Batches(lambda: stream(), graph)                    a function that starts a new iterator
 
 A batch is (inputs, targets), in a tuple or list, or a dictionary with what the graph takes by name, and targets under `labels`
-or `targets`. What has no targets gives None, which is for distillation alone.
+or `targets` (and, for recorded answers, the samples' numbers under `index`). What has no targets gives None, which is for
+distillation alone.
 """
 
 from __future__ import annotations
@@ -16,19 +17,32 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import SequentialSampler
 
 from graphopt.data.batches import as_tensor, inputs, to_tensors
 from graphopt.ir.graph import Graph
 from graphopt.utils.errors import InputError
 
 TARGETS = ("labels", "label", "targets", "target", "y")  # keys of dictionaries
+SAMPLES = "index"
 
 
 class Batch(NamedTuple):
-    """Input tensors in the order of the graph, and targets as the loss takes them: a tensor, several, or None."""
+    """One batch.
+
+    Attributes:
+        inputs: tensors in the order of the graph.
+        targets: as the loss takes them: a tensor, several, or None.
+        samples: which samples of the data these are, by their place there; None where that is not known (a loader that shuffles).
+        total: how many samples the data have; None where that is not known.
+        given: the batch as the data give it; a teacher may take another part of it.
+    """
 
     inputs: list[Tensor]
     targets: Any
+    samples: Tensor | None = None
+    total: int | None = None
+    given: Any = None
 
 
 class Batches:
@@ -70,10 +84,16 @@ class Batches:
             x, y = self.tensors
             order = torch.randperm(len(x))
             for places in torch.split(order, self.size):
-                yield self._batch((x[places], None if y is None else y[places]), 1)
+                yield self._batch((x[places], None if y is None else y[places]), 1)._replace(
+                    samples=places, total=len(x)
+                )
             return
+        first = 0 if keeps_order(self.source) else None
         for count, batch in enumerate(self._open(), 1):
-            yield self._batch(batch, count)
+            found = self._batch(batch, count)
+            if found.samples is None and first is not None:
+                found = found._replace(samples=torch.arange(first, first := first + len(found.inputs[0])))
+            yield found
 
     def _open(self) -> Iterator[Any]:
         source: Any = self.source() if callable(self.source) and not isinstance(self.source, Iterable) else self.source
@@ -93,16 +113,25 @@ class Batches:
     def _batch(self, batch: Any, number: int) -> Batch:
         where = f"batch {number} of the training data"
         if isinstance(batch, Mapping):
-            key = next((k for k in TARGETS if k in batch and k not in {n for i in self.takes for n in i.keys}), None)
-            return Batch(to_tensors(batch, self.takes, where), None if key is None else _target(batch[key]))
+            taken = {n for i in self.takes for n in i.keys}
+            key = next((k for k in TARGETS if k in batch and k not in taken), None)
+            samples = as_tensor(batch[SAMPLES]) if SAMPLES in batch and SAMPLES not in taken else None
+            targets = None if key is None else _target(batch[key])
+            return Batch(to_tensors(batch, self.takes, where), targets, samples, given=batch)
         if isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[0], (tuple, list, Mapping)):
-            return Batch(to_tensors(batch[0], self.takes, where), _target(batch[1]))
+            return Batch(to_tensors(batch[0], self.takes, where), _target(batch[1]), given=batch)
         if isinstance(batch, (tuple, list)):
             count = len(self.takes)
             rest = [_target(each) for each in batch[count:] if each is not None]
             targets = None if not rest else rest[0] if len(rest) == 1 else tuple(rest)
-            return Batch(to_tensors(tuple(batch[:count]), self.takes, where), targets)
-        return Batch(to_tensors(batch, self.takes, where), None)
+            return Batch(to_tensors(tuple(batch[:count]), self.takes, where), targets, given=batch)
+        return Batch(to_tensors(batch, self.takes, where), None, given=batch)
+
+
+def keeps_order(source: Any) -> bool:
+    """Whether every pass over some data gives the same samples in the same order, as far as can be known."""
+    sampler = getattr(source, "sampler", None)
+    return isinstance(source, (list, tuple)) or isinstance(sampler, SequentialSampler)
 
 
 def tensors_of(source: Any) -> tuple[Tensor, Tensor | None] | None:

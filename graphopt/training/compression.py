@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx.node import Node
 
 from graphopt.ir.graph import Graph
@@ -44,6 +44,14 @@ class Compression:
     def attach(self, graph: Graph) -> list[Change]:
         """Insert what is learned; the answers may change by as much as that rounds."""
         return []
+
+    def helpers(self) -> Sequence[nn.Module]:
+        """Modules beside the graph, made by `attach`: trained along and kept in checkpoints; the graph does without them."""
+        return ()
+
+    def batch(self, batch: Batch) -> Batch:
+        """What goes into a step, where it is not what the data give: inputs that gradients are wanted for, mixed samples."""
+        return batch
 
     def watched(self, graph: Graph) -> Sequence[Node]:
         """The calls whose values `loss` wants."""

@@ -52,6 +52,30 @@ def groups(graph: Graph, rate: float, decay: float, scale_rate: float) -> list[d
     ]
 
 
+def helper_groups(modules: Iterable[nn.Module], rate: float, decay: float) -> list[dict[str, Any]]:
+    """Those of modules beside a graph, as `groups`."""
+    found = dict.fromkeys(p for module in modules for p in module.parameters() if p.requires_grad)
+    matrices, others = [p for p in found if p.dim() > 1], [p for p in found if p.dim() <= 1]
+    parts = {"helpers": (matrices, decay), "helpers' others": (others, 0.0)}
+    return [{"params": ps, "lr": rate, "weight_decay": wd, "name": name} for name, (ps, wd) in parts.items() if ps]
+
+
+def load_helpers(modules: list[nn.Module], states: list[dict[str, Tensor]]) -> None:
+    """Put back what a checkpoint kept of modules beside the graph.
+
+    Raises:
+        InputError: they are other modules.
+    """
+    shapes = [{name: t.shape for name, t in module.state_dict().items()} for module in modules]
+    if shapes != [{name: t.shape for name, t in state.items()} for state in states]:
+        raise InputError(
+            "the checkpoint is of a training with other adapters or discriminators (another teacher, method or places); give "
+            "another folder, or remove it to begin again"
+        )
+    for module, state in zip(modules, states, strict=True):
+        module.load_state_dict(state)
+
+
 def optimizer_of(optimizer: str | Make, parts: list[dict[str, Any]]) -> torch.optim.Optimizer:
     """`sgd` (Nesterov's momentum), `adamw`, or what a function makes of the groups.
 

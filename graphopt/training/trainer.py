@@ -28,7 +28,7 @@ from graphopt.training.checkpoint import Checkpoint, task_of
 from graphopt.training.compression import Compression, Run
 from graphopt.training.losses import Loss, loss_of
 from graphopt.training.options import Options
-from graphopt.training.parameters import Average, groups, optimizer_of, schedule_of
+from graphopt.training.parameters import Average, groups, helper_groups, load_helpers, optimizer_of, schedule_of
 from graphopt.training.report import Epoch, TrainingReport
 from graphopt.utils.errors import InputError, NonFiniteError
 from graphopt.utils.progress import progress
@@ -133,6 +133,8 @@ class _Loop:
     def __post_init__(self) -> None:
         chosen = self.options
         parts = groups(self.graph, chosen.peak, chosen.decay, chosen.scale_rate)
+        self.helpers = [module for each in self.compress for module in each.helpers()]
+        parts += helper_groups(self.helpers, chosen.peak, chosen.decay)
         self.learned = [p for part in parts for p in part["params"]]
         self.optimizer = optimizer_of(chosen.optimizer, parts)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -196,6 +198,7 @@ class _Loop:
         place = self.epoch * len(self.batches) + self.done
         for each in self.compress:
             each.step(place / self.total)
+            batch = each.batch(batch)
         values = executor.run([*self.graph.results, *watched], batch.inputs)
         with torch.enable_grad():
             run = Run(batch, executor.nested(values), values)
@@ -257,6 +260,7 @@ class _Loop:
         """All that a training which goes on needs."""
         return {
             "graph": self.graph.state_dict(),
+            "helpers": [module.state_dict() for module in self.helpers],
             "optimizer": self.optimizer.state_dict(),
             "average": None if self.average is None else {"values": self.average.values, "steps": self.average.steps},
             "best": self.best,
@@ -271,6 +275,7 @@ class _Loop:
     def load_state(self, kept: dict[str, Any]) -> None:
         for name, value in self.graph.state_dict().items():
             value.copy_(kept["graph"][name])
+        load_helpers(self.helpers, kept["helpers"])
         self.optimizer.load_state_dict(kept["optimizer"])
         if self.average is not None:
             self.average.values, self.average.steps = kept["average"]["values"], kept["average"]["steps"]

@@ -72,7 +72,7 @@ def test_a_loader_is_judged_on_calibration_data_and_the_teacher_may_be_another_o
         return torch.nn.functional.one_hot(Y[: len(x)], 3).float() * 4
 
     optimized(train=loader, teacher=teacher, epochs=1)
-    assert asked == [16, 16, 16]
+    assert asked[-3:] == [16, 16, 16]
     assert training(optimized(train=loader, teacher=False, epochs=1).report)
 
 

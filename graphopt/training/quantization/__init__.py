@@ -8,10 +8,12 @@ scales.py       learned scales
 transforms.py   what methods do to weights in front of their quantizers
 surrogate.py    rounding with other gradients than straight through
 norms.py        batch norms, put back for the training and folded again
+oscillation.py  weights that flip from step to step: dampened, or frozen
 parameters.py   what belongs to quantizers and is learned
 """
 
 from graphopt.training.quantization.aware import QuantizationAware
 from graphopt.training.quantization.methods import METHODS
+from graphopt.training.quantization.oscillation import DampenOscillations, FreezeOscillations
 
-__all__ = ["METHODS", "QuantizationAware"]
+__all__ = ["METHODS", "DampenOscillations", "FreezeOscillations", "QuantizationAware"]

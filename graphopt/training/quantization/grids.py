@@ -64,6 +64,16 @@ def grids(graph: Graph) -> list[Grid]:
     return made
 
 
+def rounded_weights(graph: Graph) -> list[UniformQuantizer]:
+    """The quantizers of layers' weights whose rounding goes straight through, their scales learned or not."""
+    found = []
+    for node in graph.calls():
+        quantizer = UniformQuantizer.of(node)
+        if quantizer is not None and not quantizer.block and any(_reads_as_weight(user, node) for user in node.users):
+            found.append(quantizer)
+    return [quantizer for quantizer in found if graph.is_constant(quantizer.value)]
+
+
 def _reads_as_weight(user: Node, quantizer: Node) -> Layer | None:
     layer = Layer.of(user)
     return layer if layer is not None and user.args[WEIGHT] is quantizer else None

@@ -12,107 +12,110 @@ Paper: Nagel et al. 2022, "Overcoming Oscillations in Quantization-Aware Trainin
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx.node import Node
 
 from graphopt.formats import quantize
 from graphopt.formats.protocol import broadcast
-from graphopt.ir.calls import operand
 from graphopt.ir.graph import Graph
 from graphopt.ir.passes import Change
-from graphopt.ir.quantizers import SCALE, UniformQuantizer, is_uniform
+from graphopt.ir.quantizers import UniformQuantizer
 from graphopt.training.compression import Compression, Run
-from graphopt.training.quantization.grids import grids
+from graphopt.training.quantization.grids import rounded_weights
 from graphopt.utils.errors import InputError
 
 
-@dataclass
-class _Weight:
-    """A rounded weight: its quantizer, the parameter behind it, and what is remembered of its codes.
+class Memory(nn.Module):
+    """What is remembered of the codes of a rounded weight; kept in checkpoints.
 
     Attributes:
-        codes, direction: of the last step. frequency, mean: moving averages of flips and of codes. frozen: what stays.
+        codes, direction: of the last step and change. frequency, mean: moving averages of flips and of codes. frozen: what stays.
+        progress: of the training, at the last step.
     """
 
-    graph: Graph
-    node: Node
     codes: Tensor
+    progress: Tensor
     direction: Tensor
     frequency: Tensor
     mean: Tensor
     frozen: Tensor
 
-    @classmethod
-    def of(cls, graph: Graph, node: Node) -> _Weight:
-        codes = _Weight.now(graph, node)
-        zeros = torch.zeros_like(codes)
-        return cls(graph, node, codes, zeros, zeros.clone(), codes.clone(), zeros.bool())
+    def __init__(self, codes: Tensor) -> None:
+        super().__init__()
+        for name in ("direction", "frequency"):
+            self.register_buffer(name, torch.zeros_like(codes))
+        self.register_buffer("codes", codes)
+        self.register_buffer("mean", codes.clone())
+        self.register_buffer("progress", torch.full((), -1.0, dtype=torch.float64))
+        self.register_buffer("frozen", torch.zeros_like(codes, dtype=torch.bool))
 
-    @staticmethod
-    def now(graph: Graph, node: Node) -> Tensor:
-        quantizer = UniformQuantizer.of(node)
-        assert quantizer is not None
-        found = (graph.tensor(n) for n in (quantizer.value, quantizer.scale, quantizer.zero_point))
-        return quantize(*found, quantizer.low, quantizer.high, quantizer.axis)
-
-    @property
-    def parameter(self) -> Tensor:
-        return self.graph.parameter(operand(self.node))
-
-    def ends(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The scale as it meets the weight, and the ends of the grid."""
-        quantizer = UniformQuantizer.of(self.node)
-        assert quantizer is not None
-        scale, zero = (
-            broadcast(self.graph.tensor(n), self.parameter, quantizer.axis) for n in (quantizer.scale, quantizer.zero_point)
-        )
-        return scale, (quantizer.low - zero) * scale, (quantizer.high - zero) * scale
-
-    def observe(self, momentum: float) -> None:
+    def observe(self, codes: Tensor, momentum: float) -> None:
         """Take in the codes of a step. A flip is a change in the other direction than the last one."""
-        codes = self.now(self.graph, self.node)
         change = (codes - self.codes).sign()
         flipped = (change != 0) & (change == -self.direction)
-        self.frequency.mul_(1 - momentum).add_(flipped, alpha=momentum)
-        self.mean.mul_(1 - momentum).add_(codes, alpha=momentum)
-        self.direction = torch.where(change != 0, change, self.direction)
-        self.codes = codes
+        self.frequency.lerp_(flipped.to(self.frequency), momentum)
+        self.mean.lerp_(codes, momentum)
+        self.direction.copy_(torch.where(change != 0, change, self.direction))
+        self.codes.copy_(codes)
+
+
+@dataclass
+class Weight:
+    """A rounded weight as it is now: the parameter, its codes, and its grid as it meets the weight."""
+
+    parameter: Tensor
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
+    low: int
+    high: int
+
+    @classmethod
+    def of(cls, graph: Graph, node: Node) -> Weight:
+        quantizer = UniformQuantizer.of(node)
+        assert quantizer is not None
+        value, axis = graph.parameter(quantizer.value), quantizer.axis
+        scale, zero = graph.tensor(quantizer.scale), graph.tensor(quantizer.zero_point)
+        codes = quantize(value.detach(), scale, zero, quantizer.low, quantizer.high, axis)
+        return cls(
+            value, codes, broadcast(scale, value, axis), broadcast(zero, value, axis), quantizer.low, quantizer.high
+        )
+
+    def distance(self) -> Tensor:
+        """The squared distance of what the grid reaches from the middle of its step."""
+        ends = ((code - self.zero) * self.scale for code in (self.low, self.high))
+        low, high = ends
+        clipped = torch.minimum(torch.maximum(self.parameter, low), high)
+        return ((self.codes - self.zero) * self.scale - clipped).square().sum()
 
     @torch.no_grad()
-    def freeze(self, threshold: float) -> None:
-        """Let what flips more often than that stay from now on, and what stays be where it is."""
-        self.frozen |= self.frequency > threshold
-        quantizer = UniformQuantizer.of(self.node)
-        assert quantizer is not None
-        scale, _, _ = self.ends()
-        zero = broadcast(self.graph.tensor(quantizer.zero_point), self.codes, quantizer.axis)
-        place = (self.mean.round().clamp(quantizer.low, quantizer.high) - zero) * scale
-        self.parameter.copy_(torch.where(self.frozen, place, self.parameter))
+    def hold(self, frozen: Tensor, mean: Tensor) -> None:
+        """Let what is frozen be at its mean code."""
+        place = (mean.round().clamp(self.low, self.high) - self.zero) * self.scale
+        self.parameter.copy_(torch.where(frozen, place, self.parameter))
 
 
 class _OnWeights(Compression):
-    """What watches the rounded weights of a graph whose rounding goes straight through."""
+    """What watches the rounded weights of a graph."""
 
     def __init__(self) -> None:
-        self.weights: list[_Weight] = []
+        self.nodes: list[Node] = []
 
     def attach(self, graph: Graph) -> list[Change]:
-        nodes = [quantizer.node for grid in _weight_grids(graph) for quantizer in grid]
-        self.weights = [_Weight.of(graph, node) for node in nodes if graph.is_constant(node.args[0])]
-        if not self.weights:
+        self.graph, self.nodes = graph, [quantizer.node for quantizer in rounded_weights(graph)]
+        if not self.nodes:
             raise InputError(
                 "no weight is rounded straight through, so none oscillates; quantize first, and put this behind a "
                 "QuantizationAware whose method is 'lsq' or 'ste'"
             )
         return []
 
-    def finish(self, graph: Graph) -> list[Change]:
-        self.weights = []
-        return []
+    def weights(self) -> list[Weight]:
+        return [Weight.of(self.graph, node) for node in self.nodes]
 
 
 class DampenOscillations(_OnWeights):
@@ -135,23 +138,18 @@ class DampenOscillations(_OnWeights):
         self.share = (1 - math.cos(math.pi * progress)) / 2
 
     def loss(self, run: Run) -> Tensor:
-        parts = []
-        for each in self.weights:
-            _, low, high = each.ends()
-            clipped = torch.minimum(torch.maximum(each.parameter, low), high)
-            parts.append((each.graph.tensor(each.node) - clipped).square().sum())
-        return self.weight * self.share * torch.stack(parts).sum()
+        return self.weight * self.share * torch.stack([each.distance() for each in self.weights()]).sum()
 
 
 class FreezeOscillations(_OnWeights):
     """Weights that flip too often stay at the code that they had most.
 
     Args:
-        threshold: the share of steps with a flip above which a weight is frozen at the end of the training; it falls from
-            `begin` to there as a cosine. momentum: of the moving averages.
+        threshold: the share of steps with a flip above which a weight is frozen at the end of the training.
+        begin: that at the beginning; it falls as a cosine. momentum: of the moving averages.
 
     Raises:
-        InputError: a threshold that is not between 0 and 1.
+        InputError: a share that is not over 0 and at most 1.
     """
 
     def __init__(self, threshold: float = 0.01, *, begin: float = 0.04, momentum: float = 0.01) -> None:
@@ -160,32 +158,27 @@ class FreezeOscillations(_OnWeights):
             if not 0 < value <= 1:
                 raise InputError(f"{name} must be over 0 and at most 1, got {value}")
         self.threshold, self.begin, self.momentum = threshold, begin, momentum
+        self.memories: list[Memory] = []
+
+    def attach(self, graph: Graph) -> list[Change]:
+        super().attach(graph)
+        self.memories = [Memory(weight.codes) for weight in self.weights()]
+        return []
+
+    def helpers(self) -> Sequence[nn.Module]:
+        return self.memories
 
     def step(self, progress: float) -> None:
         limit = self.threshold + (self.begin - self.threshold) * (1 + math.cos(math.pi * progress)) / 2
-        for each in self.weights:
-            each.observe(self.momentum)
-            each.freeze(limit)
+        for weight, memory in zip(self.weights(), self.memories, strict=True):
+            if float(memory.progress) != progress:  # a step that was interrupted is begun again
+                memory.observe(weight.codes, self.momentum)
+                memory.progress.fill_(progress)
+            memory.frozen |= memory.frequency > limit
+            weight.hold(memory.frozen, memory.mean)
 
     @property
     def frozen(self) -> float:
         """The share of weights that stay."""
-        counts = [(int(each.frozen.sum()), each.frozen.numel()) for each in self.weights]
+        counts = [(int(memory.frozen.sum()), memory.frozen.numel()) for memory in self.memories]
         return sum(n for n, _ in counts) / max(1, sum(n for _, n in counts))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {str(i): [w.codes, w.direction, w.frequency, w.mean, w.frozen] for i, w in enumerate(self.weights)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for number, found in state.items():
-            weight = self.weights[int(number)]
-            weight.codes, weight.direction, weight.frequency, weight.mean, weight.frozen = found
-
-
-def _weight_grids(graph: Graph) -> list[list[UniformQuantizer]]:
-    """Those of weights, whose scales may be learned: expressions of constants."""
-    found = []
-    for node in graph.calls():
-        if is_uniform(node) and node.args[SCALE].op == "call_function" and any(_is_weight(user, node) for user in node.users):
-            ...
-    return found
