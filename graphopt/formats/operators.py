@@ -87,6 +87,8 @@ def _gradients(
 
 fake_quantize.register_autograd(_backward, setup_context=_setup)
 
+fake_quantize.register_autocast("cpu", torch.float32)  # codes of eight bits do not survive a division in bfloat16
+
 FAKE_QUANTIZE: Any = torch.ops.graphopt.fake_quantize.default
 
 

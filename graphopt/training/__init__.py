@@ -5,6 +5,8 @@ options.py      how
 batches.py      the forms of training data
 losses.py       what is minimized
 parameters.py   what is learned, with which rates, and its average
+forward.py      a batch through the graph, as the processor computes it fastest
+processes.py    several of them, under torchrun
 compression.py  what learns beside the weights
 quantization/   quantization-aware training
 distillation/   learning from another network

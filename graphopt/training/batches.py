@@ -21,6 +21,7 @@ from torch.utils.data import SequentialSampler
 
 from graphopt.data.batches import as_tensor, inputs, to_tensors
 from graphopt.ir.graph import Graph
+from graphopt.training import processes
 from graphopt.utils.errors import InputError
 
 TARGETS = ("labels", "label", "targets", "target", "y")  # keys of dictionaries
@@ -83,7 +84,7 @@ class Batches:
         if self.tensors is not None:
             x, y = self.tensors
             order = torch.randperm(len(x))
-            for places in torch.split(order, self.size):
+            for places in map(processes.part, torch.split(order, self.size)):
                 yield self._batch((x[places], None if y is None else y[places]), 1)._replace(
                     samples=places, total=len(x)
                 )

@@ -16,6 +16,7 @@ import torch
 
 from graphopt.ir.graph import Graph
 from graphopt.passmanager.plain_options import plain as plain_options
+from graphopt.training import processes
 from graphopt.utils.errors import InputError
 from graphopt.utils.files import check_writable, write_atomically
 
@@ -61,13 +62,14 @@ class Checkpoint:
         return found
 
     def write(self, state: dict[str, Any]) -> None:
-        if self.path is not None:
+        if self.path is not None and processes.is_first():
             kept = {"task": self.task, **state}
             write_atomically(self.path, lambda path: torch.save(kept, path))
 
     def remove(self) -> None:
         """After the training has ended."""
-        if self.path is not None:
+        processes.wait()  # until the others have read it
+        if self.path is not None and processes.is_first():
             self.path.unlink(missing_ok=True)
 
 

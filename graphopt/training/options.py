@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from graphopt.training.forward import lower_precision
 from graphopt.training.parameters import RATES, Make, Schedule, schedule_of
 from graphopt.utils.errors import InputError
 
@@ -27,6 +28,8 @@ class Options:
         label_smoothing: of losses that know it.
         seed: of the order of the data, dropout, and whatever else is drawn.
         save_every: seconds between checkpoints within an epoch.
+        precision: `float32`; `bfloat16` for layers, where torch's autocast knows how; `auto`: that where the processor multiplies
+            it.
     """
 
     epochs: int = 1
@@ -43,6 +46,7 @@ class Options:
     label_smoothing: float = 0.0
     seed: int = 0
     save_every: float = 60.0
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulate", "batch_size"):
@@ -51,6 +55,7 @@ class Options:
         if self.rate is not None and not 0 < self.rate < math.inf:
             raise InputError(f"rate must be over 0, got {self.rate}")
         schedule_of(self.schedule, self.warmup)
+        lower_precision(self.precision)
 
     @property
     def peak(self) -> float:

@@ -21,11 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphopt.execution.executor import Executor
 from graphopt.ir.graph import Graph
 from graphopt.training.batches import Batch, Batches
+from graphopt.training import processes
 from graphopt.training.checkpoint import Checkpoint, task_of
 from graphopt.training.compression import Compression, Run
+from graphopt.training.forward import Forward, channels_last
 from graphopt.training.losses import Loss, loss_of
 from graphopt.training.options import Options
 from graphopt.training.parameters import Average, groups, helper_groups, load_helpers, optimizer_of, schedule_of
@@ -68,7 +69,7 @@ def train(
     """
     chosen = replace(options or Options(), **_known(changes))
     batches = Batches(data, graph, batch_size=chosen.batch_size, seed=chosen.seed)
-    with _as_it_was(graph), _attached(graph, compress):
+    with processes.joined(), _as_it_was(graph), _attached(graph, compress), channels_last(graph):
         loop = _Loop(
             graph, batches, loss_of(loss, label_smoothing=chosen.label_smoothing), list(compress), evaluate, chosen
         )
@@ -175,15 +176,15 @@ class _Loop:
     def one_epoch(self, checkpoint: Checkpoint, advance: Callable[[], None], random: Tensor | None) -> None:
         """The batches of an epoch that are not done yet; `random`: the state of random numbers behind those that are."""
         begin = saved = time.perf_counter()
-        executor = Executor(self.graph, constants=self._constants(), gradients=True, training=True)
         watched = list(dict.fromkeys(n for each in self.compress for n in each.watched(self.graph)))
+        forward = Forward(self.graph, self.learned, watched, self.options.precision)
         skip = self.done
         for number, batch in enumerate(self.batches.epoch(self.epoch)):
             if number < skip:
                 continue
             if number == skip and random is not None:
                 torch.set_rng_state(random)
-            self.sum += self.one_batch(executor, watched, batch)
+            self.sum += self.one_batch(forward, batch)
             self.done = number + 1
             advance()
             if time.perf_counter() - saved > self.options.save_every:
@@ -193,16 +194,13 @@ class _Loop:
         self.epoch, self.done, self.sum = self.epoch + 1, 0, 0.0  # not before: an interrupted evaluation is made again
         checkpoint.write(self.state())
 
-    def one_batch(self, executor: Executor, watched: Sequence[Any], batch: Batch) -> float:
+    def one_batch(self, forward: Forward, batch: Batch) -> float:
         """Gradients of one batch, and a step where enough are gathered; the loss."""
         place = self.epoch * len(self.batches) + self.done
         for each in self.compress:
             each.step(place / self.total)
             batch = each.batch(batch)
-        values = executor.run([*self.graph.results, *watched], batch.inputs)
-        with torch.enable_grad():
-            run = Run(batch, executor.nested(values), values)
-            loss = self.whole_loss(run)
+        loss = self.whole_loss(forward(batch))
         if not bool(torch.isfinite(loss)):
             raise NonFiniteError(
                 f"the loss is {float(loss.detach())} at step {self.report.steps + 1} (epoch {self.epoch + 1}, batch "
@@ -223,6 +221,7 @@ class _Loop:
     def one_step(self, place: float) -> None:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * self.factor(place)
+        processes.average(self.learned)
         if self.options.clip is not None:
             nn.utils.clip_grad_norm_(self.learned, self.options.clip)
         self.optimizer.step()
@@ -236,6 +235,9 @@ class _Loop:
     def judge(self, epoch: int, loss: float | None, seconds: float) -> None:
         """Evaluate, with the average where there is one, and keep the state if it is the best."""
         with contextlib.nullcontext() if self.average is None else self.average.applied():
+            processes.from_first(
+                [t for _, t in self.graph.named_buffers()]
+            )  # running statistics are each process's own
             score = None if self.evaluate is None else self.score(self.evaluate)
             if score is None or score > self.best_score or not self.best:
                 self.best_score = -math.inf if score is None else score
@@ -244,8 +246,9 @@ class _Loop:
         self.report.epochs.append(Epoch(epoch, loss, score, seconds))
 
     def score(self, evaluate: Evaluate) -> float:
+        """Of the first process, which the others are told."""
         with self.graph.evaluating(), torch.no_grad():
-            score = float(evaluate(self.graph))
+            score = processes.told(float(evaluate(self.graph)) if processes.is_first() else 0.0)
         if not math.isfinite(score):
             raise InputError(f"evaluate returned {score}; it must be a finite number")
         return score
@@ -285,9 +288,3 @@ class _Loop:
         (self.epoch, self.done, self.sum), told = kept["place"], kept["report"]
         epochs = [Epoch(**epoch) for epoch in told["epochs"]]
         self.report = TrainingReport(epochs, told["kept"], told["steps"], told["notes"])
-
-    def _constants(self) -> dict[Any, Tensor]:
-        """The trainable parameters, as what gradients are wanted for."""
-        learned = {id(p) for p in self.learned}
-        nodes = (n for n in self.graph.nodes if n.op == "get_attr")
-        return {n: self.graph.parameter(n) for n in nodes if id(self.graph.parameter(n)) in learned}

@@ -93,6 +93,7 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
 
 
 quantize_in_training.register_autograd(_backward, setup_context=_setup)
+quantize_in_training.register_autocast("cpu", torch.float32)
 
 QUANTIZE_IN_TRAINING: Any = torch.ops.graphopt.quantize_in_training.default
 register(QUANTIZE_IN_TRAINING, OpInfo(None, training_flag="training"))
