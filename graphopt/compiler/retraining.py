@@ -54,7 +54,7 @@ def _compressions(work: Work) -> list[Compression]:
     """The quantizers, where there are any, and the teacher, unless none is wanted."""
     chosen, found = work.options.training, list[Compression]()
     if quantizers(work.graph):
-        found.append(QuantizationAware(chosen.quantizers, data=None if work.data.one_shot else work.data))
+        found.append(QuantizationAware(chosen.quantizers))
     if chosen.teacher is not False:
         teacher = work.original if chosen.teacher is None else chosen.teacher
         found.append(Response(teacher, temperature=chosen.temperature))

@@ -96,6 +96,10 @@ class Batches:
                 found = found._replace(samples=torch.arange(first, first := first + len(found.inputs[0])))
             yield found
 
+    def inputs(self) -> Iterator[list[Tensor]]:
+        """Input tensors of the first epoch, batch by batch."""
+        return (batch.inputs for batch in self.epoch(0))
+
     def _open(self) -> Iterator[Any]:
         source: Any = self.source() if callable(self.source) and not isinstance(self.source, Iterable) else self.source
         return iter(source)

@@ -1,6 +1,7 @@
 """What learns or is learned from beside the weights, as parts that go together: quantizers, teachers, masks.
 
 class Mine(Compression):
+    def sees(self, batches): ...      training inputs, for what begins with statistics of them
     def attach(self, graph): ...      insert calls; what they learn are parameters of the graph
     def loss(self, run): ...          a further loss of one step
     def step(self, progress): ...     schedules: temperatures, sparsity, freezing
@@ -11,7 +12,7 @@ Each method may be left out. `train` calls them in the order of the list; whoeve
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +41,9 @@ class Run:
 
 class Compression:
     """See the head of this file."""
+
+    def sees(self, batches: Iterable[list[Tensor]]) -> None:
+        """Before `attach`: training inputs, in batches of tensors, to be gone through as often and as far as is wanted."""
 
     def attach(self, graph: Graph) -> list[Change]:
         """Insert what is learned; the answers may change by as much as that rounds."""

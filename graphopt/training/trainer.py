@@ -69,7 +69,7 @@ def train(
     """
     chosen = replace(options or Options(), **_known(changes))
     batches = Batches(data, graph, batch_size=chosen.batch_size, seed=chosen.seed)
-    with processes.joined(), _as_it_was(graph), _attached(graph, compress), channels_last(graph):
+    with processes.joined(), _as_it_was(graph), _attached(graph, compress, batches), channels_last(graph):
         loop = _Loop(
             graph, batches, loss_of(loss, label_smoothing=chosen.label_smoothing), list(compress), evaluate, chosen
         )
@@ -78,18 +78,30 @@ def train(
 
 
 @contextmanager
-def _attached(graph: Graph, compress: Sequence[Compression]) -> Iterator[None]:
+def _attached(graph: Graph, compress: Sequence[Compression], batches: Batches) -> Iterator[None]:
     """Inside, what compressions insert is there; afterwards a plain graph, whatever happened. Nothing is known then of constants
     that are not what they were."""
     with ExitStack() as stack:
         for each in compress:
             stack.callback(each.finish, graph)
+            each.sees(_Inputs(batches))
             each.attach(graph)
         before = {name: t.detach().clone() for name, t in graph.state_dict().items()}
+        processes.from_first(list(graph.state_dict().values()))
         try:
             yield
         finally:
             _forget(graph, before)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """The inputs among training data, as often as they are wanted."""
+
+    batches: Batches
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        return self.batches.inputs()
 
 
 def _forget(graph: Graph, before: dict[str, Tensor]) -> None:

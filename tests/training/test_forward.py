@@ -53,7 +53,7 @@ def test_layers_are_computed_in_bfloat16_and_rounded_in_float32(monkeypatch: pyt
 @pytest.mark.parametrize("precision", ["bfloat16", "auto"])
 def test_a_quantized_graph_learns_in_lower_precision(precision: str) -> None:
     graph = simulated(few_bits())
-    aware = QuantizationAware(data=Calibration(X, graph))
+    aware = QuantizationAware()
     report = train(
         graph, (X, Y), compress=[aware], precision=precision, epochs=6, batch_size=16, rate=1e-2, evaluate=accuracy
     )

@@ -29,13 +29,14 @@ class QuantizationAware(Compression):
     Args:
         method: `lsq`, or another of `graphopt.training.quantization.methods`.
         weights, activations: of these alone, in place of `method`.
-        data: batches of input tensors, such as the calibration data. Layers that had a batch norm have one again while they
-            train, whose first statistics are of these; None: batch norms stay folded.
+        batch_norms: whether layers that had a batch norm have one again while they train; else it stays folded.
+        data: batches of input tensors that the first statistics of batch norms are taken from; None: the training data, which
+            `graphopt.train` hands in.
         freeze_norms: the share of the training after which batch norms normalize by their running statistics.
         accumulator_bits: what `a2q` promises that sums of products fit into.
 
     Raises:
-        InputError: an unknown method; with `attach`, a graph that is not quantized.
+        InputError: an unknown method; with `attach`, a graph that is not quantized, or no data where they are needed.
     """
 
     def __init__(
@@ -44,15 +45,21 @@ class QuantizationAware(Compression):
         *,
         weights: str | None = None,
         activations: str | None = None,
+        batch_norms: bool = True,
         data: Iterable[list[Tensor]] | None = None,
         freeze_norms: float = 1.0,
         accumulator_bits: int = 16,
     ) -> None:
         self.weights = method_of(weights or method, of_weights=True)
         self.activations = method_of(activations or method, of_weights=False)
-        self.data, self.freeze_norms, self.accumulator_bits = data, freeze_norms, accumulator_bits
+        self.batch_norms, self.data = batch_norms, data
+        self.freeze_norms, self.accumulator_bits = freeze_norms, accumulator_bits
         self.learned: list[LearnedGrid] = []
         self.norms: list[norms.Norm] = []
+
+    def sees(self, batches: Iterable[list[Tensor]]) -> None:
+        if self.data is None:
+            self.data = batches
 
     def attach(self, graph: Graph) -> list[Change]:
         if not quantizers(graph):
@@ -62,7 +69,11 @@ class QuantizationAware(Compression):
             )
         self.graph = graph
         found = grids(graph)
-        self.norms, changes = ([], []) if self.data is None else norms.insert(graph, self.data)
+        changes: list[Change] = []
+        if self.batch_norms:
+            if self.data is None:
+                raise InputError("batch norms begin with statistics: give data=[...], or batch_norms=False to leave them folded")
+            self.norms, changes = norms.insert(graph, self.data)
         self.learned = [LearnedGrid(graph, grid, self._method(grid), self.accumulator_bits) for grid in found]
         graph.refresh()
         return changes

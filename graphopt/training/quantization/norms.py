@@ -39,7 +39,7 @@ from graphopt.utils.errors import InputError
 
 EPS, MOMENTUM = 1e-5, 0.1
 AXIS = 5  # the position of that argument of a quantizer
-SAMPLES = 512  # that the first statistics are of, at most
+SAMPLES = 2048  # that the first statistics are of, at most
 SMALLEST = 1e-3  # of a norm's weight, as a share of what it was at first: codes have no sign to change
 
 

@@ -57,7 +57,7 @@ def test_dampening_brings_weights_to_the_middle_of_their_steps() -> None:
 def test_frozen_weights_stay_where_they_were_most() -> None:
     graph = simulated(few_bits())
     freeze = FreezeOscillations(0.02, begin=0.02, momentum=0.1)
-    aware = QuantizationAware("ste", data=Calibration(X, graph))
+    aware = QuantizationAware("ste")
     seen: list[tuple[float, torch.Tensor]] = []
 
     class Watch(Compression):

@@ -56,7 +56,7 @@ def test_a_graph_answers_before_and_behind_a_training_what_it_answers_inside(
     operators = sorted(str(node.target) for node in graph.calls())
     before = graph(X)
     data = Calibration(X, graph) if norms else None
-    aware = QuantizationAware(method, data=data, accumulator_bits=32)  # which bind nothing
+    aware = QuantizationAware(method, data=data, accumulator_bits=32, batch_norms=norms)  # which bind nothing
     aware.attach(graph)
     torch.testing.assert_close(graph(X), before, atol=1e-5, rtol=1e-5)
     shaken(graph)
@@ -77,7 +77,7 @@ def test_what_was_trained_runs_as_it_was_simulated(method: str) -> None:
     target = few_bits()
     graph = simulated(target)
     report = train(
-        graph, (X, Y), compress=[QuantizationAware(method, data=Calibration(X, graph))], epochs=2, batch_size=16, rate=5e-3,
+        graph, (X, Y), compress=[QuantizationAware(method)], epochs=2, batch_size=16, rate=5e-3,
         evaluate=accuracy,
     )  # fmt: skip
     assert report.gain is not None
@@ -91,7 +91,7 @@ def test_what_was_trained_runs_as_it_was_simulated(method: str) -> None:
 @pytest.mark.parametrize("target", ["arm", "hexagon", "nvidia", "ambarella", "ceva", "tvm-x86"])
 def test_what_was_trained_is_saved_and_simulated_for_every_runtime(target: str, tmp_path: Path) -> None:
     graph = simulated(find(target))
-    train(graph, (X, Y), compress=[QuantizationAware(data=Calibration(X, graph))], epochs=1, batch_size=16)
+    train(graph, (X, Y), compress=[QuantizationAware()], epochs=1, batch_size=16)
     graph.save(tmp_path / "graph.pt2")
     assert torch.equal(Graph.load(tmp_path / "graph.pt2")(X), graph(X))
     answers = torch.as_tensor(graphopt.simulate(graph, target)(X))
@@ -117,7 +117,7 @@ def test_scales_and_offsets_are_learned_and_biases_follow() -> None:
 
 def test_a_grid_that_clips_for_relu6_never_ends_later() -> None:
     graph = simulated(few_bits(8, 4))
-    aware = QuantizationAware()
+    aware = QuantizationAware(batch_norms=False)
     aware.attach(graph)
     with torch.no_grad():
         for name, parameter in graph.named_parameters():
@@ -136,7 +136,7 @@ def test_powers_of_two_stay_powers_of_two() -> None:
     train(
         graph,
         (X, Y),
-        compress=[QuantizationAware(data=Calibration(X, graph))],
+        compress=[QuantizationAware()],
         epochs=3,
         batch_size=8,
         rate=0.05,
@@ -183,7 +183,7 @@ def test_norms_normalize_by_the_batch_until_they_are_frozen() -> None:
 
 def test_the_float_reference_is_what_was_trained_before_it_was_rounded() -> None:
     graph = simulated(few_bits())
-    train(graph, (X, Y), compress=[QuantizationAware(data=Calibration(X, graph))], epochs=1, batch_size=16, rate=1e-2)
+    train(graph, (X, Y), compress=[QuantizationAware()], epochs=1, batch_size=16, rate=1e-2)
     kept = [graph.fact(node, FLOAT_REFERENCE) for node in graph.nodes if node.op == "get_attr"]
     latent = [value for value in kept if value is not None]
     assert len(latent) == 2
@@ -226,7 +226,7 @@ class Stops(Compression):
 def test_an_interrupted_training_goes_on_bit_for_bit_and_leaves_a_plain_graph(method: str, tmp_path: Path) -> None:
     def run(stop: int | None, folder: Path) -> Graph:
         graph = simulated(few_bits())
-        aware = QuantizationAware(method, data=Calibration(X, graph))
+        aware = QuantizationAware(method)
         try:
             train(
                 graph, (X, Y), compress=[aware, Response(network()), Stops(stop)], epochs=2, batch_size=16, checkpoint=folder,
