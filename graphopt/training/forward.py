@@ -87,7 +87,7 @@ def channels_last(graph: Graph) -> Iterator[None]:
 
 def _constants(graph: Graph, weight: Node) -> list[Tensor]:
     """The trainable constants that a weight is computed of."""
-    found, todo = [], [weight]
+    found, todo = list[Tensor](), [weight]
     while todo:
         node = todo.pop()
         todo += node.all_input_nodes if node.op == "call_function" else []

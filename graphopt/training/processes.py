@@ -58,7 +58,7 @@ def average(parameters: Iterable[Tensor]) -> None:
     together = torch.cat([g.reshape(-1) for g in found])
     dist.all_reduce(together)
     together /= size()
-    for gradient, mean in zip(found, together.split([g.numel() for g in found]), strict=True):
+    for gradient, mean in zip(found, torch.split(together, [g.numel() for g in found]), strict=True):
         gradient.copy_(mean.view_as(gradient))
 
 

@@ -72,7 +72,9 @@ class QuantizationAware(Compression):
         changes: list[Change] = []
         if self.batch_norms:
             if self.data is None:
-                raise InputError("batch norms begin with statistics: give data=[...], or batch_norms=False to leave them folded")
+                raise InputError(
+                    "batch norms begin with statistics: give data=[...], or batch_norms=False to leave them folded"
+                )
             self.norms, changes = norms.insert(graph, self.data)
         self.learned = [LearnedGrid(graph, grid, self._method(grid), self.accumulator_bits) for grid in found]
         graph.refresh()
