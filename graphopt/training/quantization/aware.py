@@ -16,7 +16,7 @@ from graphopt.ir.graph import Graph
 from graphopt.ir.passes import Change
 from graphopt.ir.quantizers import quantizers
 from graphopt.training.compression import Compression, Run
-from graphopt.training.quantization import norms
+from graphopt.training.quantization import norms, transforms
 from graphopt.training.quantization.grids import Grid, grids
 from graphopt.training.quantization.learned import LearnedGrid
 from graphopt.training.quantization.methods import Method, method_of
@@ -69,6 +69,8 @@ class QuantizationAware(Compression):
             )
         self.graph = graph
         found = grids(graph)
+        for grid in found:
+            transforms.check(graph, grid, self._method(grid).transform, self.accumulator_bits)
         changes: list[Change] = []
         if self.batch_norms:
             if self.data is None:

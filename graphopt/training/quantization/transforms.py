@@ -80,6 +80,13 @@ class _Expression:
         return [d for d in range(weight.dim()) if d != self.quantizer.node.args[AXIS]]
 
 
+def check(graph: Graph, grid: Grid, name: str | None, accumulator_bits: int) -> None:
+    """Raises InputError, before anything is changed, where a transform cannot be put in front of a grid's weights."""
+    if name == "accumulator":
+        for layer in grid.layers:
+            _allowed(graph, layer, accumulator_bits)
+
+
 def insert(graph: Graph, grid: Grid, name: str | None, accumulator_bits: int) -> list[Transform]:
     """Put a transform in front of each quantizer of a weight's grid."""
     if name is None:
@@ -137,7 +144,7 @@ def _accumulator(build: _Expression, bits: int) -> Node:
     dims = [d for d in range(weight.dim()) if d != build.layer.weight_axis]
     norm = weight.abs().sum(dims, keepdim=True).clamp(min=1e-12)
     power = build.parameter("norm_power", norm.log2())
-    allowed = build.constant("codes", torch.tensor(_allowed(build, weight, bits)))
+    allowed = build.constant("codes", torch.tensor(_allowed(build.graph, build.layer, bits)))
     scale = operand(build.quantizer.node, SCALE)
     if build.graph.tensor(scale).dim():
         scale = build.call(aten.reshape.default, scale, list(norm.shape))
@@ -149,21 +156,21 @@ def _accumulator(build: _Expression, bits: int) -> Node:
     )
 
 
-def _allowed(build: _Expression, weight: Tensor, bits: int) -> float:
-    """The l1 norm of a row of codes that the accumulator holds, and what rounding towards zero may add of it."""
-    codes = UniformQuantizer.of(build.layer.input)
-    site = build.graph.site(build.layer.node)
-    if codes is None:
+def _allowed(graph: Graph, layer: Layer, bits: int) -> float:
+    """The l1 norm of a row of codes that the accumulator holds, less what rounding towards zero may add of it."""
+    source, site = UniformQuantizer.of(layer.input), graph.site(layer.node)
+    if source is None:
         raise InputError(
             f"{site!r} reads no uniform codes, so its accumulator has no bound; give it other weights than 'a2q'"
         )
-    zero = int(build.graph.tensor(codes.zero_point).reshape(-1)[0])
-    largest = max(abs(c - z) for c in (codes.low, codes.high) for z in (0, zero))
-    row = weight.numel() // weight.shape[build.layer.weight_axis]
+    zero = int(graph.tensor(source.zero_point).reshape(-1)[0])
+    largest = max(abs(c - z) for c in (source.low, source.high) for z in (0, zero))
+    weight = graph.tensor(layer.weight)
+    row = weight.numel() // weight.shape[layer.weight_axis]
     allowed = float(2 ** (bits - 1) - 1) / largest - row * NEARLY
     if allowed < 1:
         raise InputError(
-            f"{site!r}: {bits} bits hold no sum of {row} products of inputs up to {largest}; give more bits"
+            f"{site!r}: {bits} bits hold no sum of {row} products of inputs up to {largest}; give more accumulator_bits"
         )
     return allowed
 
