@@ -37,7 +37,7 @@ def analyze(
 ) -> None:
     """Quantize a model, and report which layers and activations lose accuracy."""
     with reporting():
-        from graphopt.utils import files
+        from graphopt.utils import printed
 
         found = arguments.target(target)
         if plots is not None:
@@ -45,7 +45,7 @@ def analyze(
 
             check(plots)
         if json is not None:
-            files.check_writable(json)
+            printed.check_place(json)
         images = arguments.preprocessing(preprocessing, scale, mean, std)
         source = arguments.calibration(calibration, samples, images)
         example, subject = arguments.examples(input_shape), arguments.model(model)
@@ -181,7 +181,7 @@ def _draw(path: Path, svg: Path) -> None:
     from graphopt.artifacts.drawing import draw
     from graphopt.utils import files
 
-    files.check_writable(svg)
+    files.check_file(svg)
     files.write_atomically(svg, draw(_network(path), label=path.name).encode())
     print(f"drawn in {svg}")
 
@@ -195,10 +195,10 @@ def profile(
     """Show what each kernel of a deployed model takes on this machine."""
     with reporting():
         import graphopt
-        from graphopt.utils import files
+        from graphopt.utils import printed
 
         if json is not None:
-            files.check_writable(json)
+            printed.check_place(json)
         artifact = graphopt.load(path)
         artifact.set_threads(threads)
         found = artifact.profile(**artifact.zeros(), runs=runs)
@@ -211,7 +211,10 @@ def doctor(json: Annotated[Path | None, typer.Option(help="File for what was fou
     """Say what this machine can do, and how to get the rest."""
     with reporting():
         from graphopt.compiler.doctor import examine
+        from graphopt.utils import printed
 
+        if json is not None:
+            printed.check_place(json)
         found = examine()
         if json is not None:
             found.save(json)

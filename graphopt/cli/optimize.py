@@ -120,7 +120,7 @@ def optimize(
         typer.Option(min=1, help="Processor cores that the work itself may use; --threads are the measured runtime's."),
     ] = None,
     report: Annotated[
-        Path | None, typer.Option(help="File for the report: a page where it ends in .html, else JSON.")
+        Path | None, typer.Option(help="File for the report: a page (.html), plain text (.txt) or JSON (.json).")
     ] = None,
     profile: Annotated[
         bool, typer.Option("--profile", help="Measure what each layer takes, for --report; on this machine.")
@@ -138,7 +138,7 @@ def optimize(
 ) -> None:
     """Optimize a model, and report what every step bought."""
     with reporting():
-        from graphopt.utils import files, imports
+        from graphopt.utils import files, imports, printed
 
         if save_config is not None:
             save(context, save_config)
@@ -148,7 +148,7 @@ def optimize(
         if out is not None:
             files.check_replaceable(out)
         if report is not None:
-            files.check_writable(report)
+            printed.check_place(report)
         elif profile or analyze:
             raise InputError("--profile and --analyze are for the report; name a file for it, --report report.html")
         images = arguments.preprocessing(

@@ -27,7 +27,7 @@ from graphopt.fitting.journal import fingerprint
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
 from graphopt.utils.errors import GraphoptError
-from graphopt.utils.files import check_writable
+from graphopt.utils.files import make_folder
 from graphopt.utils.version import versions
 
 LOG = logging.getLogger(__name__)
@@ -43,8 +43,7 @@ class Cache:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = check_writable(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder = make_folder(folder)
 
     def result(self, work: Work, passes: Any, make: Callable[[], Result], load: Callable[[Path], Artifact]) -> Result:
         """The result of a work: what was kept, or what is made now and kept.

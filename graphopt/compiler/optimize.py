@@ -132,6 +132,7 @@ def optimize(
         preprocessing=None if preprocessing is None else preprocessing_of(preprocessing),
         class_labels=() if class_labels is None else named_classes(class_labels),
     )
+    request.check_folders()
     kept = None if cache is None else Cache(cache)
     work = stages.capture(request)
     make = partial(_make, work, tried, steps)

@@ -27,6 +27,7 @@ from graphopt.passmanager.plain_options import options as plain_options
 from graphopt.passmanager.plain_options import plain
 from graphopt.targets import Target
 from graphopt.utils.errors import InputError
+from graphopt.utils.files import check_folder
 from graphopt.utils.printing import dtype_name
 
 
@@ -59,6 +60,12 @@ class Request:
         asked = {name: value for group in groups for name, value in plain_options(group).items()}
         others = {"calibration": self.calibration, "evaluate": self.evaluate, "dynamic_batch": self.dynamic_batch}
         return {**asked, **plain({**others, "preprocessing": self.preprocessing})}
+
+    def check_folders(self) -> None:
+        """Raise InputError where what is asked for cannot be written."""
+        for folder in (self.dump, self.options.quantization.checkpoint):
+            if folder is not None:
+                check_folder(folder)
 
     def connect(self, backend: Backend) -> Any:
         """The connection to the device that is to be measured on, None where that is this machine.

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import graphopt
 from graphopt.ir.facts import FLOAT_REFERENCE
 from graphopt.ir.graph import Graph
+from graphopt.targets import machine_here
 from graphopt.training import Compression, Response, train
 from graphopt.utils.errors import InputError, NonFiniteError
 
@@ -267,6 +268,6 @@ def test_a_quantized_graph_trains_and_its_artifact_answers_what_its_simulation_a
     assert weights
     assert not any(FLOAT_REFERENCE.name in n.meta for n in weights), "the reference is the network that was trained"
     again = graphopt.optimize(result.graph, target="x86-avx2", passes=[], measure=False)
-    simulation = graphopt.simulate(again.graph, "x86-avx2")
+    simulation = graphopt.simulate(again.graph, "x86-avx2", machine=machine_here())
     assert not [m for m in simulation.mismatches(again.artifact, X) if m.differing]
     assert report.gain is not None
