@@ -118,6 +118,7 @@ def test_a_photo_gets_the_artifact_s_answer_bit_for_bit(
     assert LABELS[int(wanted.argmax())] in printed
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("channels, last, dtype", [(1, False, "float32"), (3, True, "float32"), (3, True, "uint8")])
 @pytest.mark.parametrize("free", [True, False])
 def test_layouts_types_and_fixed_batches(
@@ -180,6 +181,7 @@ def test_arrays_are_loaded_for_models_of_anything_else(tmp_path: Path) -> None:
     assert "input_0 = np.load(sys.argv[1])  # 'ids': int64 ['any']" in program
 
 
+@pytest.mark.thorough
 def test_classes_of_pixels_are_listed(photo: Path, tmp_path: Path) -> None:
     artifact = optimized(
         nn.Sequential(nn.Conv2d(3, 5, 3)), torch.rand(1, 3, 16, 12), preprocessing=WAYS[0], class_labels=list("abcde")
@@ -237,6 +239,7 @@ def shape_of(program: str) -> list[str]:
     return [ast.dump(statement) for statement in tree.body]
 
 
+@pytest.mark.thorough
 def test_what_has_no_runtime_of_its_own_says_so() -> None:
     artifact = optimized(Classifier(), torch.rand(2, 3, 16, 12), target="nnie")
     with pytest.raises(InputError, match="Classifier for nnie is packed codes, which no runtime computes with"):
@@ -251,6 +254,7 @@ def test_c_and_libraries_for_other_machines() -> None:
         bare.usage()
 
 
+@pytest.mark.thorough
 def test_the_command_prints_it_and_nothing_else(tmp_path: Path) -> None:
     artifact = optimized(Classifier(), torch.rand(2, 3, 16, 12), preprocessing=WAYS[1], class_labels=LABELS)
     artifact.save(tmp_path / "deployed")

@@ -39,6 +39,7 @@ def optimized(**options: Any) -> Any:
     return graphopt.optimize(network(), X, target="x86-avx2", calibration=[X], measure=False, **options)
 
 
+@pytest.mark.thorough
 def test_the_folder_may_go_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = [f"class {n}" for n in range(10)]
     result = optimized(class_labels=labels, preprocessing=graphopt.Preprocessing())
@@ -73,6 +74,7 @@ def test_it_answers_what_one_file_answers(monkeypatch: pytest.MonkeyPatch) -> No
         assert [line.differing for line in compared] == [0] * len(compared)
 
 
+@pytest.mark.thorough
 def test_a_file_without_its_weights_or_with_others_is_refused(tmp_path: Path) -> None:
     place = optimized().artifact.save(tmp_path / "deployed")
     content = (place / WEIGHTS).read_bytes()

@@ -74,6 +74,7 @@ def test_another_call_is_not(changed: dict[str, Any], tmp_path: Path, made: list
     assert len(made) == 2
 
 
+@pytest.mark.thorough
 def test_accuracy_is_measured_anew(tmp_path: Path, made: list[int]) -> None:
     def accuracy(answer: Callable[[Tensor], Tensor]) -> float:
         return float(answer(X).mean())

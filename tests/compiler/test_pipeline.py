@@ -152,6 +152,7 @@ def test_what_cannot_be_read_is_refused_before_any_work(text: str, complaint: st
         graphopt.optimize(nn.ReLU(), torch.randn(1), passes=text)
 
 
+@pytest.mark.thorough
 def test_a_value_that_a_pass_refuses_names_the_pass(case: Any) -> None:
     model, images = case
     with pytest.raises(InputError, match="keep_ratio"):

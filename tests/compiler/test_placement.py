@@ -41,6 +41,7 @@ def test_a_part_stays_in_float_where_the_whole_is_faster(slow_second: Any) -> No
     assert any(stage.name == "layers in float, tried" for stage in result.report.timings.stages)
 
 
+@pytest.mark.thorough
 def test_all_stays_in_integer_where_the_whole_is_slower(slow_second: Any) -> None:
     slow_second(2.0, 3.0)
     result = optimized()
@@ -48,6 +49,7 @@ def test_all_stays_in_integer_where_the_whole_is_slower(slow_second: Any) -> Non
     assert result.report.integer_macs == 1
 
 
+@pytest.mark.thorough
 def test_what_cannot_be_in_float_is_told(slow_second: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     slow_second(3.0, 2.0)
     made = placement._in_float
