@@ -16,7 +16,7 @@ import importlib
 from typing import Any
 
 from graphopt.utils import plugins
-from graphopt.utils.errors import InputError, suggestion
+from graphopt.utils.errors import InputError, alternatives
 from graphopt.utils.pass_text import text_name
 
 GROUP = "graphopt.passes"
@@ -58,5 +58,5 @@ def find(name: str) -> type:
     own: type | None = next((__getattr__(known) for known in _HOME if text_name(known) == name), None)
     found: type | None = own or plugins.find(GROUP, name, type)
     if found is None:
-        raise InputError(f"unknown pass {name!r}; {suggestion(name, names())}Known passes: {', '.join(names())}")
+        raise InputError(f"unknown pass {name!r}; {alternatives(name, names(), 'passes')}")
     return found

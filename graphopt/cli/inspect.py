@@ -66,7 +66,10 @@ def analyze(
 
 
 def targets(
-    name: Annotated[str | None, typer.Argument(help="One of them, in full.", autocompletion=completion.targets)] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="One of them, or package.module:TARGET, in full.", autocompletion=completion.targets),
+    ] = None,
 ) -> None:
     """List the targets, or explain one."""
     with reporting():
@@ -75,7 +78,7 @@ def targets(
         from graphopt.utils.tables import Column, Table
 
         if name is not None:
-            for fact, text in targets.explain(targets.find(name)):
+            for fact, text in targets.explain(arguments.target(name)):
                 typer.echo(f"{fact:<16} {text}")
             return
         columns = [Column(name) for name in ("target", "runtime", "weights", "activations", "description")]
@@ -110,7 +113,9 @@ def passes(
 
 
 def show(
-    path: Annotated[Path, typer.Argument(help="A .pt2 file, or the folder of a deployed model.")],
+    model: Annotated[
+        str, typer.Argument(help="package.module:factory, a .pt2 file, or the folder of a deployed model.")
+    ],
     usage: Annotated[
         bool, typer.Option("--usage", help="Of a deployed model: a program that runs it without graphopt.")
     ] = False,
@@ -119,56 +124,78 @@ def show(
         typer.Option("--layers", help="A table of its layers, by the names that options take, in place of the text."),
     ] = False,
     svg: Annotated[Path | None, typer.Option(help="File for a drawing of the graph, in place of the text.")] = None,
+    input_shape: Shapes = None,
 ) -> None:
-    """Show the graph of a .pt2 file, or a deployed model."""
+    """Show the graph of a model, or what a deployed one is."""
     with reporting():
-        if not path.exists():
-            raise InputError(f"there is no file or folder {path}")
+        from graphopt.utils import files
+
+        folder = Path(model).expanduser()
+        deployed = folder.is_dir()
+        if not deployed and usage:
+            raise InputError(f"--usage is of a deployed model, and {model} is no folder of one")
         if svg is not None:
-            _draw(path, svg)
+            files.check_file(svg)
+            _draw(svg, _network(model, input_shape), model)
         elif layers:
-            _list(path)
+            _list(_network(model, input_shape))
         elif usage:
             import graphopt
 
-            typer.echo(graphopt.load(path).usage(path), nl=False)
-        elif path.is_dir():
-            _show_artifact(path)
+            typer.echo(graphopt.load(folder).usage(folder), nl=False)
+        elif deployed:
+            _show_artifact(folder)
         else:
-            print(_graph(path))
+            print(_graph(model, input_shape))
 
 
-def _graph(path: Path) -> Graph:
+def _graph(name: str, shapes: list[str] | None) -> Graph:
+    """The captured graph of whatever a name stands for."""
+    from torch import nn
+
+    from graphopt.frontend.infer_inputs import infer
     from graphopt.ir.graph import Graph
 
-    if path.suffix != ".pt2":
-        raise InputError(f"cannot show {path}: it is neither a .pt2 file nor the folder of a deployed model")
-    return Graph.load(path) if arguments.is_saved_graph(path) else Graph.capture(path)
+    if ":" not in name:
+        path = Path(name).expanduser()
+        if not path.exists():
+            raise InputError(f"there is no file or folder {name}; give one, or package.module:factory")
+        if path.suffix != ".pt2":
+            raise InputError(f"cannot show {name}: it is neither a .pt2 file nor the folder of a deployed model")
+        return Graph.load(path) if arguments.is_saved_graph(path) else Graph.capture(path)
+    model, example = arguments.model(name), arguments.examples(shapes)
+    if isinstance(model, Graph):
+        return model
+    if example is None and isinstance(model, nn.Module):
+        guess = infer(model)
+        return Graph.capture(model, guess.args, guess.kwargs)
+    return Graph.capture(model, example or ())
 
 
-def _network(path: Path) -> list[Call]:
+def _network(name: str, shapes: list[str] | None) -> list[Call]:
     """The calls of a graph, or those in the report of a deployed model."""
-    if path.is_dir():
+    folder = Path(name).expanduser()
+    if folder.is_dir():
         from graphopt.artifacts.manifest import read_manifest
         from graphopt.artifacts.report import Report
 
-        manifest = read_manifest(path)
+        manifest = read_manifest(folder)
         if found := Report.from_dict(manifest.report).network if manifest.report else []:
             return found
-        raise InputError(f"{path} has no report with its network; show the graph that it was made of")
+        raise InputError(f"{name} has no report with its network; show the graph that it was made of")
     from graphopt.evaluation.network import network
 
-    return network(_graph(path))
+    return network(_graph(name, shapes))
 
 
-def _list(path: Path) -> None:
+def _list(calls: list[Call]) -> None:
     from graphopt.artifacts.network import WORDS
     from graphopt.utils import terminal
     from graphopt.utils.quantities import count
     from graphopt.utils.tables import Column, Table, numbers
 
     rows = []
-    for call in _network(path):
+    for call in calls:
         shape = " x ".join("N" if size is None else str(size) for size in call.shape)
         how = WORDS[call.arithmetic] if call.operator != "input" else ""
         rows.append([call.name, call.operator, shape, call.bits, how, count(call.macs) if call.macs else ""])
@@ -176,13 +203,12 @@ def _list(path: Path) -> None:
     terminal.show([Table([*columns, *numbers("MACs")], rows)], 140)
 
 
-def _draw(path: Path, svg: Path) -> None:
+def _draw(svg: Path, calls: list[Call], name: str) -> None:
     """Draw a graph, or the network of the report in a deployed model."""
     from graphopt.artifacts.drawing import draw
     from graphopt.utils import files
 
-    files.check_file(svg)
-    files.write_atomically(svg, draw(_network(path), label=path.name).encode())
+    files.write_atomically(svg, draw(calls, label=Path(name).name).encode())
     print(f"drawn in {svg}")
 
 

@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from graphopt.cli import arguments, completion
-from graphopt.cli.arguments import Aim, Estimator, Free, Mean, Model, Prepared, Samples, Scale, Shapes, Std, Typical
+from graphopt.cli.arguments import (
+    Aim,
+    Estimator,
+    Free,
+    LayerFormats,
+    Mean,
+    Model,
+    Prepared,
+    Samples,
+    Scale,
+    Shapes,
+    Std,
+    Typical,
+)
 from graphopt.cli.config import Config, SaveConfig, save
 from graphopt.cli.reporting import reporting
 from graphopt.utils.errors import GraphoptError, InputError
@@ -70,6 +83,7 @@ def optimize(
     average_bits: Annotated[
         float | None, typer.Option(help="Bits per weight on average, e.g. 4; how many each layer has is chosen.")
     ] = None,
+    formats: LayerFormats = None,
     weight_only: Annotated[
         int | None, typer.Option(help="Bits of the weights of linear layers, all else in float (transformers): 4 or 8.")
     ] = None,
@@ -154,7 +168,7 @@ def optimize(
         images = arguments.preprocessing(
             preprocessing, scale, mean, std, resize=resize, interpolation=interpolation, color=color
         )
-        chosen = arguments.passes(passes)
+        chosen, layer_formats = arguments.passes(passes), arguments.layer_formats(formats, found)
         source, labels = arguments.calibration(calibration, samples, images), arguments.labels(class_labels)
         judge = None if evaluate is None else imports.find(evaluate)
         if judge is not None and not callable(judge):
@@ -183,6 +197,7 @@ def optimize(
             max_latency=max_latency,
             rounding=cast("Any", rounding),  # checked there
             average_bits=average_bits,
+            formats=layer_formats,
             weight_only=weight_only,
             checkpoint=checkpoint,
             max_drop=max_drop,

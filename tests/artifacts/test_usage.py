@@ -39,7 +39,7 @@ class Missing:
 sys.meta_path.insert(0, Missing())
 sys.path += %r
 program, *sys.argv[:] = sys.argv[1:]
-namespace = {"__name__": "__main__"}
+namespace = {"__name__": "__main__", "__file__": program}
 exec(compile(open(program).read(), program, "exec"), namespace)
 import numpy
 numpy.savez(sys.argv[-1], *namespace["outputs"])
@@ -199,8 +199,21 @@ def test_it_has_the_session_s_options() -> None:
     assert "options.add_session_config_entry('session.x64quantprecision', '1')" in program
     assert "options.intra_op_num_threads = 3" in program
     assert "disabled_optimizers=['WeightBiasQuantization']" in program
-    assert "InferenceSession('elsewhere/model.onnx'" in program
+    assert "folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'elsewhere')" in program
+    assert "InferenceSession(os.path.join(folder, 'model.onnx')" in program
     assert len([line for line in program.splitlines() if line]) <= 20
+
+
+def test_a_folder_that_is_not_absolute_lies_beside_the_program(
+    photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = optimized(Classifier(), torch.rand(2, 3, 16, 12), preprocessing=WAYS[0], class_labels=LABELS)
+    artifact.save(tmp_path / "deployed")
+    monkeypatch.chdir(tmp_path)
+    program = CliRunner().invoke(main.app, ["show", "deployed", "--usage"]).stdout
+    (found,), _ = answers(program, tmp_path, photo)  # it is started in another folder
+    assert artifact.preprocessing is not None
+    assert np.array_equal(found, artifact(artifact.preprocessing(photo)).numpy())
 
 
 def hostile_names() -> list[str]:
