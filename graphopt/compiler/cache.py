@@ -69,12 +69,15 @@ class Cache:
             "target": work.target.to_dict(),
             "passes": passes,
             "labels": list(work.labels),
+            "made up": work.data.synthetic,
             "versions": versions(),
             "code": _code(),
             "processor": cost.host_cpu(),
         }
         del asked["evaluate"], asked["calibration"], asked["checkpoint"]
-        batches = [work.original.example.tensors(), *work.data, *(work.held_out or ())]
+        # Inputs that are made up follow from the graph and its example, and may not be there yet.
+        data = () if work.data.synthetic else (*work.data, *(work.held_out or ()))
+        batches = [work.original.example.tensors(), *data]
         return fingerprint([work.original], batches, json.dumps(asked, sort_keys=True, default=str))
 
     def _find(self, name: str, work: Work, load: Callable[[Path], Artifact]) -> Result | None:

@@ -15,7 +15,7 @@ from graphopt.artifacts.labels import misfit, own_labels
 from graphopt.compiler.capturing import capture
 from graphopt.compiler.options import Options
 from graphopt.data.batches import inputs
-from graphopt.data.calibration import Calibration
+from graphopt.data.calibration import Calibration, synthetic
 from graphopt.data.loaders import Named, fitted
 from graphopt.data.preprocessing import Preprocessing
 from graphopt.data.preprocessing_sources import own_preprocessing
@@ -91,15 +91,21 @@ class Request:
         check_float32(graph)
         return graph, [*graph.notes, *notes]
 
-    def data(self, graph: Graph) -> tuple[Calibration, list[str]]:
+    def data(self, graph: Graph, distil: bool = True) -> tuple[Calibration, list[str]]:
         """The calibration data, inputs made up where there are none, and warnings about them.
+
+        Args:
+            distil: where there are none, look for inputs that suit the network, which takes seconds; else they are noise.
 
         Raises:
             InputError: the data do not fit the graph, or can be gone through once only where that is not enough.
         """
         chosen, warnings = self.options.quantization, []
         source = self._source(graph)
-        data = Calibration(source, graph) if source is not None else without_data(graph)
+        if source is not None:
+            data = Calibration(source, graph)
+        else:
+            data = without_data(graph) if distil else synthetic(graph)
         if data.preprocessing is not None and source.preprocessing is None:
             data.notes.append(
                 f"images of the calibration data are prepared as most models want them ({data.preprocessing}); where "
