@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,11 +55,10 @@ def check_writable(path: str | Path) -> Path:
             raise InputError(f"cannot write {target}: the folder {parent} does not exist; create it first")
         if not parent.is_dir():
             raise InputError(f"cannot write {target}: {parent} is a file, not a folder; choose another place")
-        if not os.access(parent, os.W_OK | os.X_OK):
-            raise InputError(f"cannot write {target}: the folder {parent} is read-only; choose another place")
+        _check_open(target, parent)
         if _read_only(target):
             raise InputError(f"cannot write {target}: it exists and is read-only; remove it or choose another name")
-        if target.exists() and not (target.is_file() or target.is_dir()):
+        if (mode := _mode(target)) is not None and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise InputError(f"cannot write {target}: it is neither a file nor a folder; choose another name")
         partial.probe(target)
     return target
@@ -86,11 +86,12 @@ def check_folder(path: str | Path) -> Path:
     """
     target = _absolute(path)
     with _explained(target, every=True):
-        there = next(folder for folder in (target, *target.parents) if folder.exists())
+        there = next(folder for folder in (target, *target.parents) if _mode(folder) is not None)
         if not there.is_dir():
             which = "it" if there == target else there
             raise InputError(f"cannot write the folder {target}: {which} is a file, not a folder; choose another place")
-        check_writable(there / "file")
+        _check_open(target, there)
+        partial.probe(there / "any")
     return target
 
 
@@ -111,6 +112,19 @@ def _absolute(path: str | Path) -> Path:
         return Path(path).expanduser().resolve()
     except (OSError, RuntimeError, ValueError) as error:  # links in a circle, no such user, a character of no name
         raise InputError(f"cannot write {str(path)!r}: {error}; choose another place") from error
+
+
+def _mode(path: Path) -> int | None:
+    """What kind of thing has this name, as `stat` tells; None where nothing has. One look: others may replace it meanwhile."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _check_open(target: Path, folder: Path) -> None:
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write {target}: the folder {folder} is read-only; choose another place")
 
 
 def _read_only(target: Path) -> bool:
@@ -145,9 +159,10 @@ def check_replaceable(path: str | Path) -> Path:
         InputError: the place cannot be written, is a file, or is a folder with anything graphopt did not write.
     """
     target = check_writable(path)
-    if not target.exists():
+    mode = _mode(target)
+    if mode is None:
         return target
-    if not target.is_dir():
+    if not stat.S_ISDIR(mode):
         raise InputError(f"cannot write the folder {target}: a file of this name exists; choose another name")
     foreign = steady(target, lambda: _foreign(target))
     if foreign:
