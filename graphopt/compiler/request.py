@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -102,10 +102,8 @@ class Request:
         """
         chosen, warnings = self.options.quantization, []
         source = self._source(graph)
-        if source is not None:
-            data = Calibration(source, graph)
-        else:
-            data = without_data(graph) if distil else synthetic(graph)
+        make_up: Callable[[Graph], Calibration] = without_data if distil else synthetic
+        data = Calibration(source, graph) if source is not None else make_up(graph)
         if data.preprocessing is not None and source.preprocessing is None:
             data.notes.append(
                 f"images of the calibration data are prepared as most models want them ({data.preprocessing}); where "

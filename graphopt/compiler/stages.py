@@ -239,15 +239,13 @@ def evaluate(work: Work, lowered: Lowered) -> None:
 
 
 def measure(work: Work, lowered: Lowered) -> None:
-    """Time and size beside those of the float original, which is lowered for that alone."""
+    """Time and size beside those of the float original."""
     artifact, report, chosen = lowered.artifact, work.report, work.options.measurement
     report.size_after = artifact.size_bytes
     baseline = None
     if chosen.measure:
         with work.timings.part("write the original"):
-            reference = work.reference or work.target
-            lowering = registry.backend(reference.runtime.name)
-            baseline = lowering.lower(work.original, reference, name=report.model)
+            baseline = work.floating(work.reference or work.target).artifact
         report.size_before = baseline.size_bytes
         before, after = work.placed(baseline), work.placed(artifact)
         if reason := untimed(work.target.runtime, after):
