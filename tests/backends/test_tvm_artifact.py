@@ -247,6 +247,7 @@ def test_a_missing_cross_compiler_names_its_package(monkeypatch: pytest.MonkeyPa
         lowered(small(), images(1), target=find("tvm-apple-m1"))
 
 
+@pytest.mark.thorough
 @needs_tvm
 @needs_x86
 def test_a_linker_that_fails_is_quoted() -> None:

@@ -118,6 +118,7 @@ def test_where_nobody_says_anything_nothing_is_made_up() -> None:
     assert keys == {"model", "target", "versions"}
 
 
+@pytest.mark.thorough
 def test_what_a_model_says_of_itself_is_taken_where_it_fits(photos: Path) -> None:
     model: Any = network()
     model.pretrained_cfg = {

@@ -62,6 +62,7 @@ def test_every_number_is_that_of_quantizing_by_hand(weights: Format) -> None:
     compare_by_hand(graph, analysis, x)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("block", ["residual", "concat", "relu6", "squeeze-excite", "silu residual"])
 def test_so_it_is_in_blocks_of_real_networks(block: str) -> None:
     x = blocks.images(10)

@@ -67,6 +67,7 @@ def test_every_product_of_two_codes(found: list[QuantizationParameters]) -> None
     assert torch.equal(multiply(*found)(p, q), run("QLinearMul", found, p, q))
 
 
+@pytest.mark.thorough
 @on_x86
 @settings(max_examples=100, deadline=None)
 @given(grids(2))

@@ -117,6 +117,7 @@ def test_factorization_does_again_what_its_plan_says(case: tuple[Graph, Calibrat
     assert same_weights(repeated, done)
 
 
+@pytest.mark.thorough
 def test_mixed_precision_does_again_what_its_plan_says(case: tuple[Graph, Calibration]) -> None:
     graph, data = case
     mixed = MixedPrecision(find("x86"), data, average_bits=5, layers={"head": None})
