@@ -134,6 +134,8 @@ def show(
         deployed = folder.is_dir()
         if not deployed and usage:
             raise InputError(f"--usage is of a deployed model, and {model} is no folder of one")
+        if input_shape is not None and ":" not in model:
+            raise InputError(f"--input-shape is for package.module:factory; {model} has its shapes already")
         if svg is not None:
             files.check_file(svg)
             _draw(svg, _network(model, input_shape), model)

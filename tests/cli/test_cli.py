@@ -46,6 +46,7 @@ MISTAKES = [
     (("passes", "zzz"), "unknown pass 'zzz'; known passes: "),
     (("targets", "cli_models:made"), "cli_models:made is a Linear, not a Target"),
     (("show", "nowhere"), "there is no file or folder nowhere; give one, or package.module:factory"),
+    (("show", "model.pt2", "--input-shape", "1,3"), "--input-shape is for package.module:factory; model.pt2 has its"),
     (("show", "cli_models:net", "--usage"), "--usage is of a deployed model, and cli_models:net is no folder of one"),
     (("optimize", "cli_models:net", "--formats", "float"), "--formats 'float' is not of the form 'head*=float'"),
     (("optimize", "cli_models:net", "--formats", "0="), "--formats '0=' is not of the form"),
