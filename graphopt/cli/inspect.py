@@ -95,21 +95,34 @@ def passes(
 ) -> None:
     """List the passes that --passes knows, or explain one of them."""
     with reporting():
-        from inspect import cleandoc, getmodule
-
         from graphopt import passes as known
-        from graphopt.compiler.pipeline import options
         from graphopt.utils import terminal
         from graphopt.utils.tables import Column, Table
 
         if name is not None:
-            kind = known.find(name)
-            about = [text for text in (getattr(getmodule(kind), "__doc__", ""), kind.__doc__) if text]
-            print(f"{name}: {', '.join(options(kind)) or 'no options'}\n")
-            print("\n\n".join(map(cleandoc, about)))
+            _explain_pass(name)
             return
-        rows = [[each, ", ".join(options(known.find(each)))] for each in known.names()]
+        own = known.own_options()
+        rows = [[each, ", ".join(own[each] if each in own else _options(each))] for each in known.names()]
         terminal.show([Table([Column("pass"), Column("options")], rows)], 120)
+
+
+def _options(name: str) -> list[str]:
+    from graphopt import passes as known
+    from graphopt.compiler.pipeline import options
+
+    return options(known.find(name))
+
+
+def _explain_pass(name: str) -> None:
+    from inspect import cleandoc, getmodule
+
+    from graphopt.passes import find
+
+    kind = find(name)
+    about = [text for text in (getattr(getmodule(kind), "__doc__", ""), kind.__doc__) if text]
+    print(f"{name}: {', '.join(_options(name)) or 'no options'}\n")
+    print("\n\n".join(map(cleandoc, about)))
 
 
 def show(

@@ -35,6 +35,7 @@ def test_importing_graphopt_imports_nothing_heavy() -> None:
         (["--version"], "torch"),
         (["optimize", "--help"], "--calibration"),
         (["doctor"], "onnxruntime"),
+        (["passes"], "fold-batch-norm"),
     ],
 )
 def test_commands_about_this_machine_and_the_program_import_nothing_heavy(arguments: list[str], shown: str) -> None:

@@ -161,6 +161,12 @@ def test_a_value_that_a_pass_refuses_names_the_pass(case: Any) -> None:
         graphopt.optimize(model, images[:1], target="x86", calibration=images, passes="prune")
 
 
+def test_options_in_the_sources_are_those_of_the_classes() -> None:
+    own = passes.own_options()
+    assert len(own) > 20
+    assert own == {name: options(passes.find(name)) for name in own}
+
+
 def test_every_pass_has_options_with_names() -> None:
     assert all(isinstance(options(passes.find(name)), list) for name in passes.names())
 
