@@ -3,6 +3,7 @@
 from graphopt.passes import FoldBatchNorm, Quantize     imported when they are first named
 graphopt.passes.find("fold-batch-norm")                 by the name a text or a command line has for them
 graphopt.passes.names()                                 ours, and those of installed packages (entry points `graphopt.passes`)
+graphopt.passes.own_options()                           of ours, read from their sources: nothing is imported
 
 A package of someone else adds a pass by an entry point whose value is the class:
 
@@ -12,11 +13,13 @@ A package of someone else adds a pass by an entry point whose value is the class
 
 from __future__ import annotations
 
+import ast
 import importlib
+from pathlib import Path
 from typing import Any
 
 from graphopt.utils import plugins
-from graphopt.utils.errors import InputError, suggestion
+from graphopt.utils.errors import InputError, alternatives
 from graphopt.utils.pass_text import text_name
 
 GROUP = "graphopt.passes"
@@ -34,7 +37,7 @@ _ROOMS = {
 }  # fmt: skip
 _HOME = {name: room for room, passes in _ROOMS.items() for name in passes}
 
-__all__ = ["find", "names", *_HOME]
+__all__ = ["find", "names", "own_options", *_HOME]
 
 
 def __getattr__(name: str) -> Any:
@@ -58,5 +61,31 @@ def find(name: str) -> type:
     own: type | None = next((__getattr__(known) for known in _HOME if text_name(known) == name), None)
     found: type | None = own or plugins.find(GROUP, name, type)
     if found is None:
-        raise InputError(f"unknown pass {name!r}; {suggestion(name, names())}Known passes: {', '.join(names())}")
+        raise InputError(f"unknown pass {name!r}; {alternatives(name, names(), 'passes')}")
+    return found
+
+
+def own_options() -> dict[str, list[str]]:
+    """The options of each pass of ours, by its name in texts. Importing the passes would import PyTorch, which takes seconds."""
+    classes = {
+        node.name: node
+        for path in Path(__file__).parent.rglob("*.py")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef)
+    }
+    return {text_name(name): list(_fields(name, classes)) for name in _HOME}
+
+
+def _fields(name: str, classes: dict[str, ast.ClassDef]) -> dict[str, None]:
+    """The fields of a dataclass, those that it inherits first."""
+    found: dict[str, None] = {}
+    if name not in classes:
+        return found
+    for base in classes[name].bases:
+        found |= _fields(ast.unparse(base), classes)
+    for line in classes[name].body:
+        if not isinstance(line, ast.AnnAssign) or not isinstance(line.target, ast.Name):
+            continue
+        if not any(word in ast.unparse(line) for word in ("ClassVar[", "init=False")):
+            found[line.target.id] = None
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -14,6 +15,17 @@ import torch
 from graphopt.cli import reporting
 
 ROOT = Path(__file__).parent.parent
+
+
+def pytest_collection() -> None:
+    """Python's collector of garbage walks all there is, again and again while modules are imported: half of the time."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: it need not be walked again while tests run."""
+    gc.enable()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -172,6 +172,7 @@ def test_importing_graphopt_imports_no_transformers() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.thorough
 def test_a_captured_graph_is_called_with_a_dictionary(bert: nn.Module, tokenizer: Any) -> None:
     batch = tokenizer([LONG], return_tensors="pt")
     graph = Graph.capture(bert, batch)

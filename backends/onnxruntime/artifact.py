@@ -105,7 +105,7 @@ class OnnxRuntimeArtifact(Artifact):
             f"options.intra_op_num_threads = {int(self.threads)}",
             "options.inter_op_num_threads = 1",
             *(f"options.add_session_config_entry({key!a}, {value!a})" for key, value in entries.items()),
-            f"session = ort.InferenceSession({str(Path(folder or self.folder) / MODEL)!a}, options,",
+            f"session = ort.InferenceSession(os.path.join(folder, {MODEL!a}), options,",
             f"    providers={PROVIDERS!r}, disabled_optimizers={UNWANTED!r})",
         ]
         calls = Calls(
@@ -114,7 +114,7 @@ class OnnxRuntimeArtifact(Artifact):
             run=[f"outputs = session.run(None, {{{fed}}})"],
             labels='json.loads(session.get_modelmeta().custom_metadata_map["class_labels"])',
         )
-        return script(self.manifest, calls)
+        return script(self.manifest, calls, Path(folder or self.folder))
 
     def open(self, path: Path) -> Any:
         """A session of a model where this artifact runs."""
@@ -137,7 +137,10 @@ class OnnxRuntimeArtifact(Artifact):
             InputError: another target, unknown architecture, a name, no such place; ArtifactError: HTP does not take all of it.
         """
         from graphopt.backends.onnxruntime.qnn import compile_contexts
+        from graphopt.backends.onnxruntime.qnn.provider import HEXAGON
 
+        if self.manifest.target.get("runtime", {}).get("architecture") != HEXAGON:
+            return super().compile(folder, architectures, name=name)
         if name != "model":
             raise InputError(
                 f"name={name!r} is for C that a CPU's artifact is compiled to; contexts are named by architecture"

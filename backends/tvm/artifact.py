@@ -135,19 +135,19 @@ class TvmArtifact(Artifact):
             raise ArtifactError(f"{self.manifest.model} computes {batch!r} samples at once; write the artifact again")
         fed = ", ".join(f"tvm.runtime.tensor(inputs[{n}], device)" for n in range(len(self.manifest.inputs)))
         calls = Calls(
-            first=["import os", "", 'os.environ.setdefault("TVM_BIND_THREADS", "0")', ""],
+            first=["", 'os.environ.setdefault("TVM_BIND_THREADS", "0")', ""],
             imports=["import tvm", "from tvm import relax"],
             open=[
                 f'tvm.get_global_func("runtime.config_threadpool")(1, {int(self.threads)})',
                 f"device = tvm.device({str(self.code['device'])!a}, 0)",
-                f"library = tvm.runtime.load_module({str(place / LIBRARY)!a})",
+                f"library = tvm.runtime.load_module(os.path.join(folder, {LIBRARY!a}))",
                 'main = relax.VirtualMachine(library, device)["main"]',
             ],
             run=[f"outputs = [output.numpy() for output in main({fed})]"],
-            labels=f'json.load(open({str(place / MANIFEST)!a}, encoding="utf-8"))["labels"]',
+            labels=f'json.load(open(os.path.join(folder, {MANIFEST!a}), encoding="utf-8"))["labels"]',
             batch=batch,
         )
-        return script(self.manifest, calls)
+        return script(self.manifest, calls, place)
 
     def save(self, folder: str | Path) -> Path:
         """See `Artifact.save`; with what `compile` needs."""

@@ -27,7 +27,7 @@ from graphopt.backends.tvm.schedules import PASS_CONFIG, written_for
 from graphopt.backends.tvm.schedules.gpu.leftovers import threaded
 from graphopt.backends.tvm.schedules.leftovers import scheduled
 from graphopt.targets import LINKERS, Runtime, architecture
-from graphopt.utils.errors import GraphoptError, InputError, last_line, suggestion
+from graphopt.utils.errors import GraphoptError, InputError, alternatives, last_line
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ def _check_cpu(triple: str, cpu: str) -> None:
     """Raise `InputError` where LLVM knows no such CPU, with the nearest that it knows."""
     known = [str(name) for name in codegen.llvm_get_cpu_archlist(_described(triple, ""))]
     if cpu not in known:
-        hint = suggestion(cpu, known)
-        raise InputError(f"LLVM knows no CPU {cpu!r} for {triple}; {hint}Known: {', '.join(sorted(known))}")
+        meant = alternatives(cpu, sorted(known), "CPUs")
+        raise InputError(f"LLVM knows no CPU {cpu!r} for {triple}; {meant}")
 
 
 def _described(triple: str, cpu: str, features: tuple[str, ...] = ()) -> Any:

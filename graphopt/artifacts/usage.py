@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from graphopt.artifacts.manifest import Manifest, TensorSpec
 from graphopt.data.preprocessing import Preprocessing
@@ -21,7 +22,7 @@ MOST = 5  # classes that are printed
 
 @dataclass(frozen=True)
 class Calls:
-    """How a runtime opens and calls a model, as lines of Python.
+    """How a runtime opens and calls a model, as lines of Python, to which `folder` is where its files lie.
 
     Attributes:
         imports: of the runtime. open: what is done once. run: from `inputs`, a list of arrays, to `outputs`.
@@ -34,11 +35,14 @@ class Calls:
     run: Sequence[str]
     labels: str
     batch: int | None = None
-    first: Sequence[str] = field(default_factory=list)  # before anything is imported
+    first: Sequence[str] = field(default_factory=list)  # behind `import os`, before anything else is imported
 
 
-def script(manifest: Manifest, calls: Calls) -> str:
+def script(manifest: Manifest, calls: Calls, folder: Path) -> str:
     """The program. `outputs` in it are the answers, arrays in the manifest's order.
+
+    Args:
+        folder: of the artifact; where it is not absolute, beside the program, wherever that is started.
 
     Raises:
         InputError: NumPy has no such type as an input's.
@@ -55,8 +59,16 @@ def script(manifest: Manifest, calls: Calls) -> str:
     else:
         given = [_loaded(number, spec, calls.batch) for number, spec in enumerate(manifest.inputs)]
         given += [f"inputs = [{', '.join(f'input_{number}' for number in range(len(manifest.inputs)))}]"]
-    top = [*calls.first, "import json", "import sys", "", "import numpy as np", *calls.imports, *pillow]
-    return "\n".join([*top, "", *calls.open, "", *given, "", *calls.run, *_answers(manifest, calls), ""])
+    system = ["import os", *calls.first, "import json", "import sys"]
+    imports = [*system, "", "import numpy as np", *calls.imports, *pillow]
+    opened = [_folder(folder), *calls.open]
+    return "\n".join([*imports, "", *opened, "", *given, "", *calls.run, *_answers(manifest, calls), ""])
+
+
+def _folder(folder: Path) -> str:
+    if folder.is_absolute():
+        return f"folder = {str(folder)!a}"
+    return f"folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), {str(folder)!a})  # beside this program"
 
 
 def image_lines(preprocessing: Preprocessing, spec: TensorSpec, batch: int | None = None) -> list[str]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from graphopt.data.loaders import Named
     from graphopt.data.preprocessing import Preprocessing
+    from graphopt.passes.quantization import LayerFormat
     from graphopt.targets import Target
 
 Model = Annotated[str, typer.Argument(help="package.module:factory, or the path of a .pt2 file.")]
@@ -56,6 +57,14 @@ Mean = Annotated[
     str | None, typer.Option(help="Of it: the mean that is subtracted then, per channel, e.g. 0.5,0.5,0.5.")
 ]
 Std = Annotated[str | None, typer.Option(help="Of it: the deviation that is divided by then.")]
+LayerFormats = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--formats",
+        help="Of layers by name, e.g. 'head*=float', 'conv1=4' (bits of weights), 'conv1=s4 per channel/u16 affine' (weights/"
+        "activations); once per pattern. `graphopt show MODEL --layers` lists names.",
+    ),
+]
 Estimator = Annotated[str, typer.Option(help="Value ranges by minmax, percentile, mse, entropy, aciq or output_mse.")]
 
 PASSES_IN_PYTHON = re.compile(r"(?P<file>[^{]*\.py)(?::(?P<name>\w+))?|[\w.]+:[\w.]+")
@@ -103,6 +112,31 @@ def passes(text: str | None) -> Any:
     if not callable(found):
         raise InputError(f"{text} is a {type(found).__name__}, not a function of target and data that returns passes")
     return found
+
+
+def layer_formats(texts: list[str] | None, target: Target) -> dict[str, LayerFormat | None] | None:
+    """`head*=float` -> {"head*": None}, `conv1=4` -> weights like the target's in 4 bits; None where none was given.
+
+    Raises:
+        InputError: a text is of another form, or there is no such format.
+    """
+    from graphopt.formats import parse, with_bits
+    from graphopt.passes.quantization import LayerFormat
+
+    found: dict[str, LayerFormat | None] = {}
+    for text in texts or []:
+        pattern, _, said = (part.strip() for part in text.rpartition("="))
+        weights, _, activations = (part.strip() for part in said.partition("/"))
+        if not pattern or not (weights or activations):
+            raise InputError(f"--formats {text!r} is not of the form 'head*=float', 'conv1=4' or 'conv1=s4/u16 affine'")
+        own = target.formats
+        made = [
+            with_bits(usual, int(name)) if name.isdecimal() else parse(name) if name else None
+            for name, usual in ((weights, own.weights), (activations, own.activations))
+            if said != "float"
+        ]
+        found[pattern] = LayerFormat(*made) if made else None
+    return found or None
 
 
 def limited(jobs: int | None) -> None:

@@ -5,6 +5,9 @@
     calibration: photos/
     max-drop: 0.5
     input-shape: ["1,3,224,224"]
+    formats:
+      head*: float
+      conv1: 4
     passes:
       - simplify
       - prune{keep_ratio=0.6}
@@ -23,7 +26,7 @@ import typer
 
 from graphopt.cli import common
 from graphopt.cli.reporting import reporting
-from graphopt.utils.errors import InputError, suggestion
+from graphopt.utils.errors import InputError, alternatives
 
 OWN = ("config", "save_config", *common.NAMES)  # which are about files of options, and about this very call
 
@@ -66,8 +69,18 @@ def options(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(f"{path} is empty; it must hold options by name, such as 'target: arm'")
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise InputError(f"{path} must hold options by name, such as 'target: arm', not a {type(found).__name__}")
-    given = {_parameter(path, key, known): _plain(path, key, value) for key, value in found.items()}
+    named = {_parameter(path, key, known): (key, value) for key, value in found.items()}
+    given = {
+        name: _plain(path, key, _pairs(value) if _repeats(known[name]) else value)
+        for name, (key, value) in named.items()
+    }
     return {name: value if _repeats(known[name]) else _joined(value) for name, value in given.items()}
+
+
+def _pairs(value: Any) -> Any:
+    """`{"head*": float, conv1: 4}`, as `formats` has them, in the command line's form: ["head*=float", "conv1=4"]."""
+    plain = isinstance(value, dict) and not any(isinstance(each, (dict, list)) for each in value.values())
+    return [f"{key}={each}" for key, each in value.items()] if plain else value
 
 
 def _repeats(parameter: Any) -> bool:
@@ -83,8 +96,8 @@ def _parameter(path: Path, key: str, known: Mapping[str, Any]) -> str:
     name = key.replace("-", "_")
     if name not in known:
         shown = sorted(each.replace("_", "-") for each in known)
-        hint = suggestion(name.replace("_", "-"), shown)
-        raise InputError(f"{path}: there is no option {key!r}; {hint}Known options: {', '.join(shown)}")
+        meant = alternatives(name.replace("_", "-"), shown, "options")
+        raise InputError(f"{path}: there is no option {key!r}; {meant}")
     return name
 
 

@@ -42,10 +42,10 @@ def compare(
     """Put two deployed models side by side: size, time, answers, and the time of each layer."""
     with reporting():
         import graphopt
-        from graphopt.utils import files, imports
+        from graphopt.utils import imports, printed
 
         if json is not None:
-            files.check_writable(json)
+            printed.check_place(json)
         sides = [graphopt.load(path) for path in (first, second)]
         typical = arguments.prepared(arguments.calibration(calibration, samples, None), sides[1].preprocessing)
         judge = None if evaluate is None else imports.find(evaluate)
@@ -75,12 +75,12 @@ def audit(
     """Report what of anyone's ONNX file computes in integer, what in float, and why; exit with 1 if anything does in float."""
     with reporting():
         import graphopt
-        from graphopt.utils import files
+        from graphopt.utils import files, printed
 
         if json is not None:
-            files.check_writable(json)
+            printed.check_place(json)
         if fix is not None:
-            files.check_writable(fix)
+            files.check_file(fix)
         images = arguments.preprocessing(preprocessing, scale, mean, std)
         typical = arguments.calibration(calibration, samples, images)
         if typical is not None and model.is_dir():

@@ -37,7 +37,7 @@ def analyze(
 ) -> None:
     """Quantize a model, and report which layers and activations lose accuracy."""
     with reporting():
-        from graphopt.utils import files
+        from graphopt.utils import printed
 
         found = arguments.target(target)
         if plots is not None:
@@ -45,7 +45,7 @@ def analyze(
 
             check(plots)
         if json is not None:
-            files.check_writable(json)
+            printed.check_place(json)
         images = arguments.preprocessing(preprocessing, scale, mean, std)
         source = arguments.calibration(calibration, samples, images)
         example, subject = arguments.examples(input_shape), arguments.model(model)
@@ -66,7 +66,10 @@ def analyze(
 
 
 def targets(
-    name: Annotated[str | None, typer.Argument(help="One of them, in full.", autocompletion=completion.targets)] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="One of them, or package.module:TARGET, in full.", autocompletion=completion.targets),
+    ] = None,
 ) -> None:
     """List the targets, or explain one."""
     with reporting():
@@ -75,7 +78,7 @@ def targets(
         from graphopt.utils.tables import Column, Table
 
         if name is not None:
-            for fact, text in targets.explain(targets.find(name)):
+            for fact, text in targets.explain(arguments.target(name)):
                 typer.echo(f"{fact:<16} {text}")
             return
         columns = [Column(name) for name in ("target", "runtime", "weights", "activations", "description")]
@@ -92,25 +95,40 @@ def passes(
 ) -> None:
     """List the passes that --passes knows, or explain one of them."""
     with reporting():
-        from inspect import cleandoc, getmodule
-
         from graphopt import passes as known
-        from graphopt.compiler.pipeline import options
         from graphopt.utils import terminal
         from graphopt.utils.tables import Column, Table
 
         if name is not None:
-            kind = known.find(name)
-            about = [text for text in (getattr(getmodule(kind), "__doc__", ""), kind.__doc__) if text]
-            print(f"{name}: {', '.join(options(kind)) or 'no options'}\n")
-            print("\n\n".join(map(cleandoc, about)))
+            _explain_pass(name)
             return
-        rows = [[each, ", ".join(options(known.find(each)))] for each in known.names()]
+        own = known.own_options()
+        rows = [[each, ", ".join(own[each] if each in own else _options(each))] for each in known.names()]
         terminal.show([Table([Column("pass"), Column("options")], rows)], 120)
 
 
+def _options(name: str) -> list[str]:
+    from graphopt import passes as known
+    from graphopt.compiler.pipeline import options
+
+    return options(known.find(name))
+
+
+def _explain_pass(name: str) -> None:
+    from inspect import cleandoc, getmodule
+
+    from graphopt.passes import find
+
+    kind = find(name)
+    about = [text for text in (getattr(getmodule(kind), "__doc__", ""), kind.__doc__) if text]
+    print(f"{name}: {', '.join(_options(name)) or 'no options'}\n")
+    print("\n\n".join(map(cleandoc, about)))
+
+
 def show(
-    path: Annotated[Path, typer.Argument(help="A .pt2 file, or the folder of a deployed model.")],
+    model: Annotated[
+        str, typer.Argument(help="package.module:factory, a .pt2 file, or the folder of a deployed model.")
+    ],
     usage: Annotated[
         bool, typer.Option("--usage", help="Of a deployed model: a program that runs it without graphopt.")
     ] = False,
@@ -119,56 +137,80 @@ def show(
         typer.Option("--layers", help="A table of its layers, by the names that options take, in place of the text."),
     ] = False,
     svg: Annotated[Path | None, typer.Option(help="File for a drawing of the graph, in place of the text.")] = None,
+    input_shape: Shapes = None,
 ) -> None:
-    """Show the graph of a .pt2 file, or a deployed model."""
+    """Show the graph of a model, or what a deployed one is."""
     with reporting():
-        if not path.exists():
-            raise InputError(f"there is no file or folder {path}")
+        from graphopt.utils import files
+
+        folder = Path(model).expanduser()
+        deployed = folder.is_dir()
+        if not deployed and usage:
+            raise InputError(f"--usage is of a deployed model, and {model} is no folder of one")
+        if input_shape is not None and ":" not in model:
+            raise InputError(f"--input-shape is for package.module:factory; {model} has its shapes already")
         if svg is not None:
-            _draw(path, svg)
+            files.check_file(svg)
+            _draw(svg, _network(model, input_shape), model)
         elif layers:
-            _list(path)
+            _list(_network(model, input_shape))
         elif usage:
             import graphopt
 
-            typer.echo(graphopt.load(path).usage(path), nl=False)
-        elif path.is_dir():
-            _show_artifact(path)
+            typer.echo(graphopt.load(folder).usage(folder), nl=False)
+        elif deployed:
+            _show_artifact(folder)
         else:
-            print(_graph(path))
+            print(_graph(model, input_shape))
 
 
-def _graph(path: Path) -> Graph:
+def _graph(name: str, shapes: list[str] | None) -> Graph:
+    """The captured graph of whatever a name stands for."""
+    from torch import nn
+
+    from graphopt.frontend.infer_inputs import infer
     from graphopt.ir.graph import Graph
 
-    if path.suffix != ".pt2":
-        raise InputError(f"cannot show {path}: it is neither a .pt2 file nor the folder of a deployed model")
-    return Graph.load(path) if arguments.is_saved_graph(path) else Graph.capture(path)
+    if ":" not in name:
+        path = Path(name).expanduser()
+        if not path.exists():
+            raise InputError(f"there is no file or folder {name}; give one, or package.module:factory")
+        if path.suffix != ".pt2":
+            raise InputError(f"cannot show {name}: it is neither a .pt2 file nor the folder of a deployed model")
+        return Graph.load(path) if arguments.is_saved_graph(path) else Graph.capture(path)
+    model, example = arguments.model(name), arguments.examples(shapes)
+    if isinstance(model, Graph):
+        return model
+    if example is None and isinstance(model, nn.Module):
+        guess = infer(model)
+        return Graph.capture(model, guess.args, guess.kwargs)
+    return Graph.capture(model, example or ())
 
 
-def _network(path: Path) -> list[Call]:
+def _network(name: str, shapes: list[str] | None) -> list[Call]:
     """The calls of a graph, or those in the report of a deployed model."""
-    if path.is_dir():
+    folder = Path(name).expanduser()
+    if folder.is_dir():
         from graphopt.artifacts.manifest import read_manifest
         from graphopt.artifacts.report import Report
 
-        manifest = read_manifest(path)
+        manifest = read_manifest(folder)
         if found := Report.from_dict(manifest.report).network if manifest.report else []:
             return found
-        raise InputError(f"{path} has no report with its network; show the graph that it was made of")
+        raise InputError(f"{name} has no report with its network; show the graph that it was made of")
     from graphopt.evaluation.network import network
 
-    return network(_graph(path))
+    return network(_graph(name, shapes))
 
 
-def _list(path: Path) -> None:
+def _list(calls: list[Call]) -> None:
     from graphopt.artifacts.network import WORDS
     from graphopt.utils import terminal
     from graphopt.utils.quantities import count
     from graphopt.utils.tables import Column, Table, numbers
 
     rows = []
-    for call in _network(path):
+    for call in calls:
         shape = " x ".join("N" if size is None else str(size) for size in call.shape)
         how = WORDS[call.arithmetic] if call.operator != "input" else ""
         rows.append([call.name, call.operator, shape, call.bits, how, count(call.macs) if call.macs else ""])
@@ -176,13 +218,12 @@ def _list(path: Path) -> None:
     terminal.show([Table([*columns, *numbers("MACs")], rows)], 140)
 
 
-def _draw(path: Path, svg: Path) -> None:
+def _draw(svg: Path, calls: list[Call], name: str) -> None:
     """Draw a graph, or the network of the report in a deployed model."""
     from graphopt.artifacts.drawing import draw
     from graphopt.utils import files
 
-    files.check_writable(svg)
-    files.write_atomically(svg, draw(_network(path), label=path.name).encode())
+    files.write_atomically(svg, draw(calls, label=Path(name).name).encode())
     print(f"drawn in {svg}")
 
 
@@ -195,10 +236,10 @@ def profile(
     """Show what each kernel of a deployed model takes on this machine."""
     with reporting():
         import graphopt
-        from graphopt.utils import files
+        from graphopt.utils import printed
 
         if json is not None:
-            files.check_writable(json)
+            printed.check_place(json)
         artifact = graphopt.load(path)
         artifact.set_threads(threads)
         found = artifact.profile(**artifact.zeros(), runs=runs)
@@ -211,7 +252,10 @@ def doctor(json: Annotated[Path | None, typer.Option(help="File for what was fou
     """Say what this machine can do, and how to get the rest."""
     with reporting():
         from graphopt.compiler.doctor import examine
+        from graphopt.utils import printed
 
+        if json is not None:
+            printed.check_place(json)
         found = examine()
         if json is not None:
             found.save(json)

@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from graphopt.cli import arguments, completion
-from graphopt.cli.arguments import Aim, Estimator, Free, Mean, Model, Prepared, Samples, Scale, Shapes, Std, Typical
+from graphopt.cli.arguments import (
+    Aim,
+    Estimator,
+    Free,
+    LayerFormats,
+    Mean,
+    Model,
+    Prepared,
+    Samples,
+    Scale,
+    Shapes,
+    Std,
+    Typical,
+)
 from graphopt.cli.config import Config, SaveConfig, save
 from graphopt.cli.reporting import reporting
 from graphopt.utils.errors import GraphoptError, InputError
@@ -70,6 +83,7 @@ def optimize(
     average_bits: Annotated[
         float | None, typer.Option(help="Bits per weight on average, e.g. 4; how many each layer has is chosen.")
     ] = None,
+    formats: LayerFormats = None,
     weight_only: Annotated[
         int | None, typer.Option(help="Bits of the weights of linear layers, all else in float (transformers): 4 or 8.")
     ] = None,
@@ -120,7 +134,7 @@ def optimize(
         typer.Option(min=1, help="Processor cores that the work itself may use; --threads are the measured runtime's."),
     ] = None,
     report: Annotated[
-        Path | None, typer.Option(help="File for the report: a page where it ends in .html, else JSON.")
+        Path | None, typer.Option(help="File for the report: a page (.html), plain text (.txt) or JSON (.json).")
     ] = None,
     profile: Annotated[
         bool, typer.Option("--profile", help="Measure what each layer takes, for --report; on this machine.")
@@ -138,7 +152,7 @@ def optimize(
 ) -> None:
     """Optimize a model, and report what every step bought."""
     with reporting():
-        from graphopt.utils import files, imports
+        from graphopt.utils import files, imports, printed
 
         if save_config is not None:
             save(context, save_config)
@@ -148,13 +162,13 @@ def optimize(
         if out is not None:
             files.check_replaceable(out)
         if report is not None:
-            files.check_writable(report)
+            printed.check_place(report)
         elif profile or analyze:
             raise InputError("--profile and --analyze are for the report; name a file for it, --report report.html")
         images = arguments.preprocessing(
             preprocessing, scale, mean, std, resize=resize, interpolation=interpolation, color=color
         )
-        chosen = arguments.passes(passes)
+        chosen, layer_formats = arguments.passes(passes), arguments.layer_formats(formats, found)
         source, labels = arguments.calibration(calibration, samples, images), arguments.labels(class_labels)
         judge = None if evaluate is None else imports.find(evaluate)
         if judge is not None and not callable(judge):
@@ -183,6 +197,7 @@ def optimize(
             max_latency=max_latency,
             rounding=cast("Any", rounding),  # checked there
             average_bits=average_bits,
+            formats=layer_formats,
             weight_only=weight_only,
             checkpoint=checkpoint,
             max_drop=max_drop,

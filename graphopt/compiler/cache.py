@@ -27,7 +27,7 @@ from graphopt.fitting.journal import fingerprint
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
 from graphopt.utils.errors import GraphoptError
-from graphopt.utils.files import check_writable
+from graphopt.utils.files import make_folder
 from graphopt.utils.version import versions
 
 LOG = logging.getLogger(__name__)
@@ -43,8 +43,7 @@ class Cache:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = check_writable(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder = make_folder(folder)
 
     def result(self, work: Work, passes: Any, make: Callable[[], Result], load: Callable[[Path], Artifact]) -> Result:
         """The result of a work: what was kept, or what is made now and kept.
@@ -70,12 +69,15 @@ class Cache:
             "target": work.target.to_dict(),
             "passes": passes,
             "labels": list(work.labels),
+            "made up": work.data.synthetic,
             "versions": versions(),
             "code": _code(),
             "processor": cost.host_cpu(),
         }
         del asked["evaluate"], asked["calibration"], asked["checkpoint"]
-        batches = [work.original.example.tensors(), *work.data, *(work.held_out or ())]
+        # Inputs that are made up follow from the graph and its example, and may not be there yet.
+        data = () if work.data.synthetic else (*work.data, *(work.held_out or ()))
+        batches = [work.original.example.tensors(), *data]
         return fingerprint([work.original], batches, json.dumps(asked, sort_keys=True, default=str))
 
     def _find(self, name: str, work: Work, load: Callable[[Path], Artifact]) -> Result | None:

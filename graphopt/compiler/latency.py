@@ -24,7 +24,7 @@ from graphopt.ir.graph import Graph
 from graphopt.passmanager.runner import run
 from graphopt.targets import Target, architecture, find
 from graphopt.utils.errors import InputError
-from graphopt.utils.files import write_atomically
+from graphopt.utils.files import make_folder, write_atomically
 
 
 class LatencyTimer:
@@ -68,7 +68,7 @@ class LatencyTimer:
         if isinstance(found, list) and len(found) == len(graphs):
             return [float(ms) for ms in found]
         times = self.fresh(graphs)
-        self.cache.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.cache.parent)
         write_atomically(self.cache, json.dumps(self._read() | {key: times}, indent=0).encode())
         return times
 

@@ -141,10 +141,12 @@ def optimize(
         class_labels=() if class_labels is None else named_classes(class_labels),
         train=train,
     )
+    request.check_folders()
     kept = None if cache is None else Cache(cache)
-    work = stages.capture(request)
-    make = partial(_make, work, tried, steps)
-    return make() if kept is None else Optimized(*kept.result(work, passes, make, load))
+    if kept is None:
+        return _make(stages.capture(request), tried, steps)
+    work = stages.capture(request, distil=False)
+    return Optimized(*kept.result(work, passes, lambda: _make(stages.made_up(work), tried, steps), load))
 
 
 def _make(work: Work, targets: Sequence[Target], passes: Passes) -> Optimized:

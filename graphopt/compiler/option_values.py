@@ -125,7 +125,8 @@ def _dataclass(value: Any, hint: Any, make: Callable[[Any, Any], Any]) -> Any:
         raise Misfit(f"takes {{{', '.join(f'{name}: ...' for name in known)}}}, not {value!r}")
     for key in value:
         if key not in known:
-            raise InputError(f"has no {key!r}; {suggestion(str(key), known)}It has {', '.join(known)}")
+            hint = suggestion(str(key), known)
+            raise InputError(f"has no {key!r}; {hint}{'It' if hint else 'it'} has {', '.join(known)}")
     return hint(**{key: make(each, known[key]) for key, each in value.items()})
 
 

@@ -112,8 +112,9 @@ def _options(name: str, kind: type, inside: str) -> dict[str, Any]:
     for given in call.keywords:
         key = str(given.arg)
         if key not in known:
+            hint = suggestion(key, known)
             raise InputError(
-                f"{name} has no option {key!r}; {suggestion(key, known)}It has {', '.join(known) or 'none'}"
+                f"{name} has no option {key!r}; {hint}{'It' if hint else 'it'} has {', '.join(known) or 'none'}"
             )
         if key in found:
             raise InputError(f"{name} is given {key!r} twice")

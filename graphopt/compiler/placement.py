@@ -15,13 +15,11 @@ from glob import escape
 from graphopt.artifacts.artifact import Artifact
 from graphopt.artifacts.report import Report
 from graphopt.compiler.ladder import Lowered
-from graphopt.compiler.recipes import clean
 from graphopt.compiler.work import Work
 from graphopt.evaluation.kernel_costs import KernelCosts, PartCost
 from graphopt.ir import cost
 from graphopt.ir.layer import Layer
 from graphopt.ir.quantizers import is_quantized
-from graphopt.passmanager.runner import run
 from graphopt.utils.errors import GraphoptError
 from graphopt.utils.quantities import few
 from graphopt.utils.timings import Stage
@@ -46,9 +44,7 @@ def applies(work: Work) -> bool:
 
 def slower_in_integer(work: Work, artifact: Artifact) -> list[PartCost]:
     """The parts that had better stay in float; none where that promises nearly nothing, or the runtime tells no times."""
-    graph = work.original.clone(share_weights=True)
-    run(clean(work.target), graph, verify=False)
-    floating = work.backend.lower(graph, work.target)
+    graph, floating = work.floating(work.target)
     for each in (artifact, floating):
         each.set_threads(work.options.measurement.threads)
     try:

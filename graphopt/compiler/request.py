@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from graphopt.artifacts.labels import misfit, own_labels
 from graphopt.compiler.capturing import capture
 from graphopt.compiler.options import Options
 from graphopt.data.batches import inputs
-from graphopt.data.calibration import Calibration
+from graphopt.data.calibration import Calibration, synthetic
 from graphopt.data.loaders import Named, fitted
 from graphopt.data.preprocessing import Preprocessing
 from graphopt.data.preprocessing_sources import own_preprocessing
@@ -27,6 +27,7 @@ from graphopt.passmanager.plain_options import options as plain_options
 from graphopt.passmanager.plain_options import plain
 from graphopt.targets import Target
 from graphopt.utils.errors import InputError
+from graphopt.utils.files import check_folder
 from graphopt.utils.printing import dtype_name
 
 
@@ -66,6 +67,12 @@ class Request:
         }
         return {**asked, **plain({**others, "preprocessing": self.preprocessing})}
 
+    def check_folders(self) -> None:
+        """Raise InputError where what is asked for cannot be written."""
+        for folder in (self.dump, self.options.quantization.checkpoint):
+            if folder is not None:
+                check_folder(folder)
+
     def connect(self, backend: Backend) -> Any:
         """The connection to the device that is to be measured on, None where that is this machine.
 
@@ -90,15 +97,19 @@ class Request:
         check_float32(graph)
         return graph, [*graph.notes, *notes]
 
-    def data(self, graph: Graph) -> tuple[Calibration, list[str]]:
+    def data(self, graph: Graph, distil: bool = True) -> tuple[Calibration, list[str]]:
         """The calibration data, inputs made up where there are none, and warnings about them.
+
+        Args:
+            distil: where there are none, look for inputs that suit the network, which takes seconds; else they are noise.
 
         Raises:
             InputError: the data do not fit the graph, or can be gone through once only where that is not enough.
         """
         chosen, warnings = self.options.quantization, []
         source = self._source(graph)
-        data = Calibration(source, graph) if source is not None else without_data(graph)
+        make_up: Callable[[Graph], Calibration] = without_data if distil else synthetic
+        data = Calibration(source, graph) if source is not None else make_up(graph)
         if data.preprocessing is not None and source.preprocessing is None:
             data.notes.append(
                 f"images of the calibration data are prepared as most models want them ({data.preprocessing}); where "

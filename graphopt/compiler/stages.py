@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -50,14 +51,27 @@ SPARSE = 0.1  # share of zero weights from which the report says what they save
 # ---- capture --------------------------------------------------------------------------------------------------------
 
 
-def capture(request: Request) -> Work:
-    """Capture the model and look at the data, after checking what can be checked without either."""
+def capture(request: Request, *, distil: bool = True) -> Work:
+    """Capture the model and look at the data, after checking what can be checked without either.
+
+    Args:
+        distil: where there are no data, make up inputs now; else `made_up` does.
+    """
     timings = Timings()
     with timings.stage("capture"):
-        return _captured(request, timings)
+        return _captured(request, timings, distil)
 
 
-def _captured(request: Request, timings: Timings) -> Work:
+def made_up(work: Work) -> Work:
+    """The same with inputs made up for it, where there are no data, and `capture` left that out."""
+    if not work.data.synthetic:
+        return work
+    with work.timings.stage("make up inputs"):
+        data, _ = work.request.data(work.original)
+    return replace(work, data=data)
+
+
+def _captured(request: Request, timings: Timings, distil: bool) -> Work:
     with timings.part("runtime"):  # which may take long to import, or to connect to
         backend = registry.backend(request.target.runtime.name)
         connection = request.connect(backend)
@@ -68,7 +82,7 @@ def _captured(request: Request, timings: Timings) -> Work:
     give_back(cost.weight_bytes(graph))
     images, labels = request.images(graph), request.labels(graph)
     with timings.part("data"):
-        data, warnings = request.data(graph)
+        data, warnings = request.data(graph, distil)
     LOG.info("calibration data: %s", "made up" if data.synthetic else f"{type(request.calibration).__name__}")
     data, held_out = data.hold_out()
     report = Report(
@@ -225,15 +239,13 @@ def evaluate(work: Work, lowered: Lowered) -> None:
 
 
 def measure(work: Work, lowered: Lowered) -> None:
-    """Time and size beside those of the float original, which is lowered for that alone."""
+    """Time and size beside those of the float original."""
     artifact, report, chosen = lowered.artifact, work.report, work.options.measurement
     report.size_after = artifact.size_bytes
     baseline = None
     if chosen.measure:
         with work.timings.part("write the original"):
-            reference = work.reference or work.target
-            lowering = registry.backend(reference.runtime.name)
-            baseline = lowering.lower(work.original, reference, name=report.model)
+            baseline = work.floating(work.reference or work.target).artifact
         report.size_before = baseline.size_bytes
         before, after = work.placed(baseline), work.placed(artifact)
         if reason := untimed(work.target.runtime, after):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from graphopt.artifacts import registry
 from graphopt.artifacts.artifact import Artifact
@@ -14,6 +14,7 @@ from graphopt.artifacts.backend import Backend, Tuning
 from graphopt.artifacts.report import Report
 from graphopt.compiler.ladder import Lowered
 from graphopt.compiler.options import Options
+from graphopt.compiler.recipes import clean
 from graphopt.compiler.request import Request
 from graphopt.data.calibration import Calibration
 from graphopt.data.preprocessing import Preprocessing
@@ -22,12 +23,20 @@ from graphopt.evaluation.timing import untimed
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
 from graphopt.ir.passes import Pass
+from graphopt.ir.quantizers import is_quantized
 from graphopt.passmanager.runner import run
 from graphopt.targets import Target
 from graphopt.utils.memory import give_back
 from graphopt.utils.timings import Timings
 
 LOG = logging.getLogger(__name__)
+
+
+class Floating(NamedTuple):
+    """A float graph and its artifact."""
+
+    graph: Graph
+    artifact: Artifact
 
 
 @dataclass
@@ -45,6 +54,7 @@ class Work:
         connection: to the device that artifacts are measured on, kept for all of them.
         preprocessing: what is done to images in front of the model. labels: of its classes.
         reference: the target through whose runtime the float original is timed.
+        floats: of each runtime, the float original as it was lowered through it.
     """
 
     request: Request
@@ -58,6 +68,9 @@ class Work:
     preprocessing: Preprocessing | None = None
     labels: Sequence[str] = ()
     reference: Target | None = None
+    floats: dict[str, Floating] = field(
+        default_factory=dict
+    )  # also of the same work for another target, or other formats
 
     def aimed_at(self, target: Target) -> Work:
         """The same for another target, before any pass has run."""
@@ -110,6 +123,17 @@ class Work:
             LOG.info("%s", artifact.manifest.options.get("tuned", "nothing was tuned"))
         give_back(cost.weight_bytes(graph))
         return Lowered(deployed, artifact, stand_in(self.placed(artifact), graph, self.simulate))
+
+    def floating(self, target: Target) -> Floating:
+        """The float original through the runtime of a target, which is lowered once; its batch norms are folded."""
+        runtime = target.runtime.name
+        if runtime not in self.floats:
+            graph = self.original.clone(share_weights=True)
+            if not is_quantized(graph):
+                run(clean(target), graph, verify=False)
+            artifact = registry.backend(runtime).lower(graph, target, name=self.report.model)
+            self.floats[runtime] = Floating(graph, artifact)
+        return self.floats[runtime]
 
     def quick_ms(self, lowered: Lowered) -> float | None:
         """About what a call takes, to compare attempts; None where no time is asked for, or none can be measured here."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from graphopt.evaluation.tensor_statistics import TensorStatistics
 from graphopt.utils.checks import check_count
 from graphopt.utils.errors import InputError
-from graphopt.utils.files import check_writable, write_atomically
+from graphopt.utils.files import check_folder, check_writable, make_folder, write_atomically
 from graphopt.utils.progress import track
 from graphopt.utils.quantities import decibel
 
@@ -34,9 +34,8 @@ def check(folder: str | Path, format: str = "png") -> Path:
     """
     if format not in FORMATS:
         raise InputError(f"unknown format {format!r} for plots; known: {', '.join(FORMATS)}")
-    target = check_writable(folder)
-    if target.exists() and not target.is_dir():
-        raise InputError(f"cannot write plots to {target}: it is a file, not a folder; choose another name")
+    check_writable(folder)
+    target = check_folder(folder)
     _figure(1, 1)
     return target
 
@@ -45,8 +44,7 @@ def draw(analysis: Analysis, folder: str | Path, worst: int | None = None, forma
     """Write `layers.<format>` and one file per quantized tensor; see `Analysis.plot`."""
     if worst is not None:
         check_count("worst", worst, least=0)
-    target = check(folder, format)
-    target.mkdir(exist_ok=True)
+    target = make_folder(check(folder, format))
     written = [_write(layers(analysis), target / f"layers.{format}")]
     for tensor in track(analysis.worst_tensors()[:worst], "drawing"):
         number = analysis.tensors.index(tensor)

@@ -21,16 +21,18 @@ from torch import Tensor
 
 from graphopt.ir.graph import Graph
 from graphopt.utils.errors import InputError
-from graphopt.utils.files import write_atomically
+from graphopt.utils.files import make_folder, write_atomically
 
 
 class Journal:
-    """Pieces of one task by name; remembers nothing where `folder` is None."""
+    """Pieces of one task by name; remembers nothing where `folder` is None.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
 
     def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+        self.folder = None if folder is None else make_folder(folder)
 
     @classmethod
     def of(cls, folder: str | Path | None, task: Callable[[], str]) -> Journal:

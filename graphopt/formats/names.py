@@ -62,7 +62,10 @@ def parse(text: str) -> NumberFormat:
                 return _build(kind, found.groupdict())
             except ValueError as error:
                 raise InputError(f"the number format {text!r} does not exist: {error}") from error
-    raise InputError(f"unknown number format {text!r}; {suggestion(text, EXAMPLES)}Examples: {', '.join(EXAMPLES)}")
+    hint = suggestion(text, EXAMPLES)
+    raise InputError(
+        f"unknown number format {text!r}; {hint}{'Examples' if hint else 'examples'}: {', '.join(EXAMPLES)}"
+    )
 
 
 def _build(kind: str, said: dict[str, str | None]) -> NumberFormat:

@@ -22,7 +22,7 @@ from graphopt.ir.structure import tensors
 from graphopt.passmanager.plain_options import options
 from graphopt.passmanager.step import Step
 from graphopt.utils.errors import GraphoptError, InputError, PassError, first_line
-from graphopt.utils.files import write_atomically
+from graphopt.utils.files import make_folder, write_atomically
 from graphopt.utils.memory import give_back
 from graphopt.utils.progress import track
 
@@ -53,14 +53,13 @@ def run(
         One `Step` per pass: changes, seconds, parameters, MACs, weight bytes, SQNR against `reference`.
 
     Raises:
-        InputError: something among them is no pass.
+        InputError: something among them is no pass, or the folder cannot be written.
         PassError: a pass broke the graph, or moved the outputs although it says it is exact; names the pass and how to
             reproduce it.
     """
     _check(passes)
-    folder = Path(dump) if dump is not None else None
+    folder = make_folder(dump) if dump is not None else None
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "capture.txt", str(graph).encode() + b"\n")
     before = outputs(graph) if verify else []
     reference = before if reference is None else reference

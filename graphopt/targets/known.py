@@ -10,7 +10,7 @@ from graphopt.targets.packed import PACKED
 from graphopt.targets.target import Target
 from graphopt.targets.vendors import VENDORS
 from graphopt.utils import plugins
-from graphopt.utils.errors import InputError, suggestion
+from graphopt.utils.errors import InputError, alternatives
 
 GROUP = "graphopt.targets"  # entry points of packages that add one
 KNOWN = CPUS | COMPILED | GPUS | VENDORS | PACKED
@@ -37,8 +37,7 @@ def find(target: str | Target) -> Target:
         added: Target | None = plugins.find(GROUP, target, Target)
         if added is not None:
             return added
-        hint = suggestion(str(target), names())
-        raise InputError(f"unknown target {target!r}; {hint}Known targets: {', '.join(names())}")
+        raise InputError(f"unknown target {target!r}; {alternatives(str(target), names(), 'targets')}")
     return KNOWN[target]
 
 

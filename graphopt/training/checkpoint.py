@@ -18,7 +18,7 @@ from graphopt.ir.graph import Graph
 from graphopt.passmanager.plain_options import plain as plain_options
 from graphopt.training import processes
 from graphopt.utils.errors import InputError
-from graphopt.utils.files import check_writable, write_atomically
+from graphopt.utils.files import make_folder, write_atomically
 
 FILE = "training.pt"
 
@@ -37,9 +37,7 @@ class Checkpoint:
         self.task = hashlib.sha256(task.encode()).hexdigest()
         self.path: Path | None = None
         if folder is not None:
-            place = check_writable(folder)
-            place.mkdir(parents=True, exist_ok=True)
-            self.path = place / FILE
+            self.path = make_folder(folder) / FILE
 
     def read(self) -> dict[str, Any] | None:
         """What was kept; None where nothing was.

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from graphopt.utils.errors import InputError, suggestion
+from graphopt.utils.errors import InputError, alternatives
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -34,7 +34,7 @@ def loss_of(loss: str | Loss | None, *, label_smoothing: float = 0.0) -> Loss:
     if loss is None:
         return lambda outputs, targets: _guessed(outputs, targets, label_smoothing)
     if loss not in LOSSES:
-        raise InputError(f"unknown loss {loss!r}; {suggestion(loss, LOSSES)}known: {', '.join(LOSSES)}, or a function")
+        raise InputError(f"unknown loss {loss!r}; {alternatives(loss, LOSSES, 'losses')}, or a function")
     chosen = LOSSES[loss]
     return lambda outputs, targets: chosen(output(outputs), _needed(targets), label_smoothing)
 

@@ -19,7 +19,7 @@ from torch.fx.node import Node
 from graphopt.ir.graph import Graph
 from graphopt.ir.quantizers import SCALE, is_uniform
 from graphopt.training.quantization.parameters import QUANTIZER_PARAMETER
-from graphopt.utils.errors import InputError, suggestion
+from graphopt.utils.errors import InputError, alternatives
 
 Make = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 RATES = {"sgd": 0.01, "adamw": 1e-3}  # of fine-tuning, where none is given
@@ -88,9 +88,7 @@ def optimizer_of(optimizer: str | Make, parts: list[dict[str, Any]]) -> torch.op
         return torch.optim.SGD(parts, momentum=MOMENTUM, nesterov=True)
     if optimizer == "adamw":
         return torch.optim.AdamW(parts)
-    raise InputError(
-        f"unknown optimizer {optimizer!r}; {suggestion(optimizer, RATES)}known: {', '.join(RATES)}, or a function"
-    )
+    raise InputError(f"unknown optimizer {optimizer!r}; {alternatives(optimizer, RATES, 'optimizers')}, or a function")
 
 
 def schedule_of(schedule: str | Schedule, warmup: float) -> Schedule:
@@ -103,9 +101,7 @@ def schedule_of(schedule: str | Schedule, warmup: float) -> Schedule:
     elif schedule in SCHEDULES:
         fall = SCHEDULES[schedule]
     else:
-        raise InputError(
-            f"unknown schedule {schedule!r}; {suggestion(schedule, SCHEDULES)}known: {', '.join(SCHEDULES)}"
-        )
+        raise InputError(f"unknown schedule {schedule!r}; {alternatives(schedule, SCHEDULES, 'schedules')}")
     if not 0 <= warmup < 1:
         raise InputError(f"warmup is a share of the training, at least 0 and under 1, got {warmup}")
 

@@ -44,6 +44,15 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f"did you mean {near[0]!r}? " if near else ""
 
 
+def alternatives(name: str, known: Iterable[str], kind: str) -> str:
+    """What may have been meant, for the end of a message: `did you mean 'arm'? Known targets: arm, x86`, where nothing is near
+    `known targets: arm, x86`.
+    """
+    listed = list(known)
+    hint = suggestion(name, listed)
+    return f"{hint}{'Known' if hint else 'known'} {kind}: {', '.join(listed)}"
+
+
 def first_line(error: BaseException, otherwise: str = "") -> str:
     """Of an error's message; where it has none, this, or the error's type."""
     return next(_lines(error), otherwise or type(error).__name__)

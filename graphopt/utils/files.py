@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,25 +37,94 @@ _WRITE_ERRORS = {
     errno.EPERM: "permission denied; choose a place you may write to",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
 }
+_NO_FILES = "its folder takes no files; choose another place"  # as /proc: there, and nothing can be made in it
 
 
 def check_writable(path: str | Path) -> Path:
     """The absolute path, after making sure that a file or folder of this name can be written; cheap, so call it early.
 
+    A file is made beside it and removed again: only that tells of a file system that takes none, as `/proc`.
+
     Raises:
-        InputError: the parent is missing, is a file or is read-only, or something unwritable is there already.
+        InputError: the parent is missing, is a file or takes no files, or something that cannot be replaced is there already.
     """
-    target = Path(path).expanduser().resolve()
-    parent = target.parent
-    if not parent.exists():
-        raise InputError(f"cannot write {target}: the folder {parent} does not exist; create it first")
-    if not parent.is_dir():
-        raise InputError(f"cannot write {target}: {parent} is a file, not a folder; choose another place")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"cannot write {target}: the folder {parent} is read-only; choose another place")
-    if _read_only(target):
-        raise InputError(f"cannot write {target}: it exists and is read-only; remove it or choose another name")
+    target = _absolute(path)
+    with _explained(target, every=True):
+        parent = target.parent
+        if not parent.exists():
+            raise InputError(f"cannot write {target}: the folder {parent} does not exist; create it first")
+        if not parent.is_dir():
+            raise InputError(f"cannot write {target}: {parent} is a file, not a folder; choose another place")
+        _check_open(target, parent)
+        if _read_only(target):
+            raise InputError(f"cannot write {target}: it exists and is read-only; remove it or choose another name")
+        if (mode := _mode(target)) is not None and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise InputError(f"cannot write {target}: it is neither a file nor a folder; choose another name")
+        partial.probe(target)
     return target
+
+
+def check_file(path: str | Path) -> Path:
+    """`check_writable`, for a name that is to be a file's.
+
+    Raises:
+        InputError: as `check_writable`; or a folder has the name.
+    """
+    target = check_writable(path)
+    if target.is_dir():
+        raise InputError(f"cannot write the file {target}: it is a folder; choose another name")
+    return target
+
+
+def check_folder(path: str | Path) -> Path:
+    """The absolute path of a folder that files are to be added to, after making sure that they can be; cheap, so call it early.
+
+    Where it is missing it can be made, with its parents.
+
+    Raises:
+        InputError: it, or the nearest folder above it that is there, is a file or takes no files.
+    """
+    target = _absolute(path)
+    with _explained(target, every=True):
+        there = next(folder for folder in (target, *target.parents) if _mode(folder) is not None)
+        if not there.is_dir():
+            which = "it" if there == target else there
+            raise InputError(f"cannot write the folder {target}: {which} is a file, not a folder; choose another place")
+        _check_open(target, there)
+        partial.probe(there / "any")
+    return target
+
+
+def make_folder(path: str | Path) -> Path:
+    """The absolute path of a folder that files are to be added to, made with its parents where it is missing.
+
+    Raises:
+        InputError: as `check_folder`.
+    """
+    target = check_folder(path)
+    with _explained(target, every=True):
+        target.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def _absolute(path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, no such user, a character of no name
+        raise InputError(f"cannot write {str(path)!r}: {error}; choose another place") from error
+
+
+def _mode(path: Path) -> int | None:
+    """What kind of thing has this name, as `stat` tells; None where nothing has. One look: others may replace it meanwhile."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _check_open(target: Path, folder: Path) -> None:
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write {target}: the folder {folder} is read-only; choose another place")
 
 
 def _read_only(target: Path) -> bool:
@@ -72,9 +142,7 @@ def write_atomically(path: str | Path, content: bytes | Callable[[Path], None]) 
     Raises:
         InputError: the place cannot be written, or the disk is full; the previous file is then still there.
     """
-    target = check_writable(path)
-    if target.is_dir():
-        raise InputError(f"cannot write the file {target}: it is a folder; choose another name")
+    target = check_file(path)
     with _explained(target), partial.partial(target, folder=False) as temporary:
         if callable(content):
             content(temporary)
@@ -91,9 +159,10 @@ def check_replaceable(path: str | Path) -> Path:
         InputError: the place cannot be written, is a file, or is a folder with anything graphopt did not write.
     """
     target = check_writable(path)
-    if not target.exists():
+    mode = _mode(target)
+    if mode is None:
         return target
-    if not target.is_dir():
+    if not stat.S_ISDIR(mode):
         raise InputError(f"cannot write the folder {target}: a file of this name exists; choose another name")
     foreign = steady(target, lambda: _foreign(target))
     if foreign:
@@ -189,11 +258,14 @@ def _flush(path: Path) -> None:
 
 
 @contextmanager
-def _explained(target: Path) -> Iterator[None]:
+def _explained(target: Path, *, every: bool = False) -> Iterator[None]:
+    """Say what hinders writing; `every`: also of errors of which it is not known beforehand that they are about that."""
     try:
         yield
     except OSError as error:
         reason = _WRITE_ERRORS.get(error.errno or 0)
+        if reason is None and every:
+            reason = _NO_FILES if isinstance(error, FileNotFoundError) else f"{error.strerror}; choose another place"
         if reason is None:
             raise
         raise InputError(f"cannot write {target}: {reason}") from error

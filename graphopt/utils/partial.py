@@ -51,6 +51,17 @@ def partial(target: Path, *, folder: bool) -> Iterator[Path]:
             os.close(handle)
 
 
+def probe(target: Path) -> None:
+    """Make an empty file beside `target` and remove it.
+
+    Raises:
+        OSError: no file can be made there.
+    """
+    path = _name(target, PARTIAL)
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    _remove(path)
+
+
 def put(temporary: Path, target: Path) -> None:
     """Rename a file or folder to `target`. A folder that was there has the temporary name afterwards."""
     if not temporary.is_dir():

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from graphopt.utils import terminal, web
-from graphopt.utils.files import write_atomically
+from graphopt.utils.errors import InputError
+from graphopt.utils.files import check_file, write_atomically
 from graphopt.utils.tables import Block, plain
+
+FORMS = {".json": "json", ".html": "html", ".htm": "html", ".txt": "text", "": "json"}  # by the ending of a file's name
 
 
 class Printed(ABC):
@@ -42,13 +45,29 @@ class Printed(ABC):
         return web.fragment(self.blocks())
 
     def save(self, path: str | Path) -> None:
-        """Write it whole or not at all: as one page of HTML where the name ends in `.html`, else as JSON.
+        """Write it whole or not at all: as JSON, one page of HTML or plain text, as the name ends (`FORMS`).
 
         Raises:
-            InputError: the place cannot be written.
+            InputError: the name ends in something else, or the place cannot be written.
         """
-        if Path(path).suffix.lower() in (".html", ".htm"):
+        check_place(path)
+        form = FORMS[Path(path).suffix.lower()]
+        if form == "html":
             text = self.page()
+        elif form == "text":
+            text = str(self)
         else:
-            text = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
-        write_atomically(path, text.encode())
+            text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
+        write_atomically(path, (text.rstrip("\n") + "\n").encode())
+
+
+def check_place(path: str | Path) -> None:
+    """Make sure that `save` can write there; cheap, so call it early.
+
+    Raises:
+        InputError: as `Printed.save`.
+    """
+    if Path(path).suffix.lower() not in FORMS:
+        known = ", ".join(ending for ending in FORMS if ending)
+        raise InputError(f"what to write into {path} its name does not tell; let it end in one of {known}")
+    check_file(path)

@@ -152,6 +152,7 @@ def real_means(graph: Graph, x: Tensor) -> list[Tensor]:
     return [v.double().mean((0, 2, 3)) for v in Executor(graph).run(convs[:-1], [x]).values()]
 
 
+@pytest.mark.thorough
 def test_passes_that_rescale_and_clear_channels_keep_the_moments_true() -> None:
     """Statistics measured on the data, then passes, then the moments against the data again."""
     model = Model(

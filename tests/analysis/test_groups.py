@@ -110,6 +110,7 @@ def test_a_group_prints_what_it_runs_along() -> None:
     assert str(output).startswith("head.2: 5 channels, fixed by the model's output\n")
 
 
+@pytest.mark.thorough
 def test_a_group_at_an_offset_says_where() -> None:
     graph, _ = made("concat_at_offsets")
     first = next(group for group in groups(graph) if group.name == "a")

@@ -66,6 +66,7 @@ def test_codes_are_stored_once_and_take_their_bits() -> None:
     assert count < done.report.steps[-1].weight_bytes < 1.1 * count + 3 * 128
 
 
+@pytest.mark.thorough
 def test_the_users_data_are_not_in_it() -> None:
     x = images(64, seed=5)
     done = graphopt.optimize(model_of("plain"), x, target="nnie", calibration=[x], measure=False)
@@ -75,6 +76,7 @@ def test_the_users_data_are_not_in_it() -> None:
     assert done.artifact(x[:1]).shape == (1, 5)
 
 
+@pytest.mark.thorough
 def test_a_weight_that_something_else_reads_in_float_keeps_its_floats(tmp_path: Path) -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
@@ -116,6 +118,7 @@ def test_every_planted_violation_is_found(rule: str) -> None:
     assert all(violation.remedy for violation in found)
 
 
+@pytest.mark.thorough
 def test_weights_in_a_narrower_format_are_named() -> None:
     (found,) = graphopt.check(planted("weight-format"), "nnie")
     assert found.node == "3.weight"

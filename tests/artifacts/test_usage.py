@@ -39,7 +39,7 @@ class Missing:
 sys.meta_path.insert(0, Missing())
 sys.path += %r
 program, *sys.argv[:] = sys.argv[1:]
-namespace = {"__name__": "__main__"}
+namespace = {"__name__": "__main__", "__file__": program}
 exec(compile(open(program).read(), program, "exec"), namespace)
 import numpy
 numpy.savez(sys.argv[-1], *namespace["outputs"])
@@ -118,6 +118,7 @@ def test_a_photo_gets_the_artifact_s_answer_bit_for_bit(
     assert LABELS[int(wanted.argmax())] in printed
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("channels, last, dtype", [(1, False, "float32"), (3, True, "float32"), (3, True, "uint8")])
 @pytest.mark.parametrize("free", [True, False])
 def test_layouts_types_and_fixed_batches(
@@ -180,6 +181,7 @@ def test_arrays_are_loaded_for_models_of_anything_else(tmp_path: Path) -> None:
     assert "input_0 = np.load(sys.argv[1])  # 'ids': int64 ['any']" in program
 
 
+@pytest.mark.thorough
 def test_classes_of_pixels_are_listed(photo: Path, tmp_path: Path) -> None:
     artifact = optimized(
         nn.Sequential(nn.Conv2d(3, 5, 3)), torch.rand(1, 3, 16, 12), preprocessing=WAYS[0], class_labels=list("abcde")
@@ -197,8 +199,21 @@ def test_it_has_the_session_s_options() -> None:
     assert "options.add_session_config_entry('session.x64quantprecision', '1')" in program
     assert "options.intra_op_num_threads = 3" in program
     assert "disabled_optimizers=['WeightBiasQuantization']" in program
-    assert "InferenceSession('elsewhere/model.onnx'" in program
+    assert "folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'elsewhere')" in program
+    assert "InferenceSession(os.path.join(folder, 'model.onnx')" in program
     assert len([line for line in program.splitlines() if line]) <= 20
+
+
+def test_a_folder_that_is_not_absolute_lies_beside_the_program(
+    photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = optimized(Classifier(), torch.rand(2, 3, 16, 12), preprocessing=WAYS[0], class_labels=LABELS)
+    artifact.save(tmp_path / "deployed")
+    monkeypatch.chdir(tmp_path)
+    program = CliRunner().invoke(main.app, ["show", "deployed", "--usage"]).stdout
+    (found,), _ = answers(program, tmp_path, photo)  # it is started in another folder
+    assert artifact.preprocessing is not None
+    assert np.array_equal(found, artifact(artifact.preprocessing(photo)).numpy())
 
 
 def hostile_names() -> list[str]:
@@ -237,6 +252,7 @@ def shape_of(program: str) -> list[str]:
     return [ast.dump(statement) for statement in tree.body]
 
 
+@pytest.mark.thorough
 def test_what_has_no_runtime_of_its_own_says_so() -> None:
     artifact = optimized(Classifier(), torch.rand(2, 3, 16, 12), target="nnie")
     with pytest.raises(InputError, match="Classifier for nnie is packed codes, which no runtime computes with"):
@@ -251,6 +267,7 @@ def test_c_and_libraries_for_other_machines() -> None:
         bare.usage()
 
 
+@pytest.mark.thorough
 def test_the_command_prints_it_and_nothing_else(tmp_path: Path) -> None:
     artifact = optimized(Classifier(), torch.rand(2, 3, 16, 12), preprocessing=WAYS[1], class_labels=LABELS)
     artifact.save(tmp_path / "deployed")

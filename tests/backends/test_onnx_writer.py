@@ -92,6 +92,7 @@ def test_modules_called_like_an_output_or_a_parameter_do_not_clash() -> None:
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(answers, model(x), strict=True))
 
 
+@pytest.mark.thorough
 def test_the_same_graph_is_written_byte_for_byte_the_same() -> None:
     graph = optimized(network(), torch.randn(2, 3, 8, 8)).graph
     artifacts = [lower(g, find("arm")) for g in (graph, graph.clone())]
@@ -182,6 +183,7 @@ def test_free_sizes_stay_free(kind: str) -> None:
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 @pytest.mark.parametrize("layers, both, first", [(1, False, True), (3, True, False)])
 def test_recurrent_layers_take_any_batch(kind: Any, layers: int, both: bool, first: bool) -> None:
@@ -227,6 +229,7 @@ def test_sizes_are_read_from_inputs_alone(passes: Any) -> None:
     assert {node.input[0] for node in graph.node if node.op_type == "Shape"} <= {"x", "mask"}
 
 
+@pytest.mark.thorough
 def test_residuals_are_not_fused_with_normalizations_into_the_slower_kernel(tmp_path: Path) -> None:
     model, done, inputs = normalized([])
     kinds = [node.op_type for node in optimized_by_runtime(done.artifact.folder / MODEL, tmp_path).node]
@@ -252,6 +255,7 @@ class Residual(nn.Module):
         return self.norm(x + x.sin())
 
 
+@pytest.mark.thorough
 def test_attention_under_a_mask_looks_for_no_nan_and_answers_zero_where_nothing_is_allowed() -> None:
     model, done, inputs = normalized([])
     assert "IsNaN" not in {node.op_type for node in file_of(done.artifact).graph.node}

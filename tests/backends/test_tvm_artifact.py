@@ -118,6 +118,7 @@ def test_an_output_with_other_rows_than_one_for_each_sample_is_refused_where_the
     torch.testing.assert_close(lower_through_tvm(graph, find("tvm-x86"))(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thorough
 @needs_tvm
 @needs_x86
 @pytest.mark.parametrize(
@@ -142,6 +143,7 @@ def test_samples_that_are_mixed_are_refused_where_the_batch_is_free(
         torch.testing.assert_close(lower_through_tvm(graph, find("tvm-x86"))(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thorough
 @needs_tvm
 @needs_x86
 def test_samples_side_by_side_are_not_mixed() -> None:
@@ -202,6 +204,7 @@ def test_a_loaded_artifact_cannot_be_compared_inside_and_says_so(tmp_path: Path)
 # ---- For other machines ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @needs_tvm
 @pytest.mark.parametrize("name", MACHINES)
 def test_code_for_other_machines_is_generated_and_kept_from_running_here(name: str, tmp_path: Path) -> None:
@@ -244,6 +247,7 @@ def test_a_missing_cross_compiler_names_its_package(monkeypatch: pytest.MonkeyPa
         lowered(small(), images(1), target=find("tvm-apple-m1"))
 
 
+@pytest.mark.thorough
 @needs_tvm
 @needs_x86
 def test_a_linker_that_fails_is_quoted() -> None:
@@ -257,6 +261,7 @@ def test_an_unknown_cpu_is_refused_with_the_nearest() -> None:
         lowered(small(), images(1), target=find("tvm-arm64").replace(cpu="cortex-a67"))
 
 
+@pytest.mark.thorough
 @needs_tvm
 @needs_x86
 def test_features_this_machine_lacks_are_for_cross_compilation_only() -> None:

@@ -298,6 +298,7 @@ def test_devices_are_not_charged_for_the_kernels_beside_the_library(tmp_path: Pa
     assert artifact.size_bytes == artifact.manifest.files["model.so"].size
 
 
+@pytest.mark.thorough
 def test_constants_are_found_in_the_library_and_kept_where_it_has_none(tmp_path: Path) -> None:
     artifact = graphopt.load(lowered("plain", "int8").save(tmp_path / "deployed"))
     library = (artifact.folder / "model.so").read_bytes()

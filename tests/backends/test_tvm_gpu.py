@@ -169,6 +169,7 @@ def test_a_cpu_computes_halves_too() -> None:
     assert float((answers - expected).abs().max()) < 2e-3 * float(expected.abs().max())
 
 
+@pytest.mark.thorough
 def test_values_and_weights_are_float16_from_layer_to_layer() -> None:
     graph = fix_batch(simulated(model_of("residual"), ADRENO), 1)
     module = compiled(graph, Code.of(ADRENO.runtime)).module["main"]
@@ -295,6 +296,7 @@ def test_tuning_is_for_cpus() -> None:
         lower(small(), CUDA, tuning=Tuning(1))
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(architecture() != "x86_64", reason="links for x86-64")
 def test_a_device_over_the_network_is_for_cpus() -> None:
     with pytest.raises(InputError, match="copy the folder to the device and load it there"):

@@ -20,8 +20,8 @@ from graphopt.targets import architecture, find
 
 tvm = pytest.importorskip("tvm", reason="needs graphopt[tvm]")
 
-from test_tvm_lowering import quantized
 from test_tvm_schedules import LAYERS, parameters, requantized, sums
+from tvm_lowering import quantized
 from tvm_running import HOST, compiled, random, run_each
 
 from graphopt.backends.tvm import audit, lower
@@ -51,6 +51,7 @@ def target_of(cpu: str, triple: str = "x86_64-linux-gnu") -> Any:
     return tvm.target.Target({"kind": "llvm", "mtriple": triple, "mcpu": cpu})
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", MACHINES)
 def test_every_code_has_its_entry_in_every_layer(name: str) -> None:
     """Signed and unsigned, of layers with odd channels and few, with a sum in front, and by themselves."""
@@ -78,6 +79,7 @@ def test_every_code_has_its_entry_in_every_layer(name: str) -> None:
         np.testing.assert_array_equal(result, answer)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", MACHINES)
 def test_codes_have_one_slope_below_zero_and_another_above(name: str) -> None:
     """Of layers with odd channels and few, in groups, with a sum in front, and with a table behind."""

@@ -51,6 +51,7 @@ def test_what_is_random_is_refused_by_name(half: object) -> None:
         emitted(capture(Model(lambda m, x: half(x)), IMAGE, dynamic_batch=False))  # type: ignore[operator]
 
 
+@pytest.mark.thorough
 def test_the_report_names_a_decomposed_operator_once() -> None:
     model = Model(lambda m, x: F.mish(m.conv(x)) * 2, conv=nn.Conv2d(3, 4, 3))
     found = audit(lower(capture(model, IMAGE), TARGET))

@@ -26,6 +26,7 @@ from graphopt.lowering.qdq import QuantizationParameters
 PACKED = Machine(16, 16, packs=platform.machine() == "x86_64")
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="ONNX Runtime adds in fixed point elsewhere")
 def test_every_pair_of_codes_is_added_as_onnxruntime_does() -> None:
     pairs = np.stack(np.meshgrid(np.arange(256), np.arange(256)), -1).reshape(-1, 2).astype(np.uint8)
@@ -150,6 +151,7 @@ def test_products_of_sizes_that_do_not_fit_are_refused() -> None:
         S.Multiply((1, 4), (1, 3), 0, 0, 1.0, Codes())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("codes", [Codes("uint8", 100), Codes("int8", -3, -100, 99)])
 def test_planes_become_codes_with_channels_innermost(codes: Codes) -> None:
     calls, expected = [], []
@@ -162,6 +164,7 @@ def test_planes_become_codes_with_channels_innermost(codes: Codes) -> None:
         np.testing.assert_array_equal(found, answer)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("scale", [29.592336654663086, 0.05])
 def test_shares_of_a_softmax_round_as_they_are_simulated(scale: float) -> None:
     """The largest elements are equal, so that shares fall between two steps, or data are random."""

@@ -62,6 +62,7 @@ def test_passes_complete_one_by_one() -> None:
     assert completion.targets("") == targets.names()
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_bash_completes_with_its_script(tmp_path: Path) -> None:
     program = tmp_path / "graphopt"

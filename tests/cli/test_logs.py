@@ -59,6 +59,7 @@ def test_v_says_what_is_done_and_vv_every_change() -> None:
     assert "DEBUG graphopt.fitting.fit: correcting biases 0: error" in twice
 
 
+@pytest.mark.thorough
 def test_a_file_holds_all_of_it_with_times_and_grows() -> None:
     assert "graphopt." not in run(*JOB, "--log-file", "all.log").stderr
     first = Path("all.log").read_text()

@@ -35,6 +35,7 @@ def test_importing_graphopt_imports_nothing_heavy() -> None:
         (["--version"], "torch"),
         (["optimize", "--help"], "--calibration"),
         (["doctor"], "onnxruntime"),
+        (["passes"], "fold-batch-norm"),
     ],
 )
 def test_commands_about_this_machine_and_the_program_import_nothing_heavy(arguments: list[str], shown: str) -> None:
@@ -46,6 +47,10 @@ def test_commands_about_this_machine_and_the_program_import_nothing_heavy(argume
 def test_formats_are_data_until_one_is_fitted() -> None:
     code = "from graphopt.formats import parse; found = parse('u16 affine'); print(found, found.code_range)"
     assert imported(code) == ("u16 affine per tensor (0, 65535)\n", [])
+
+
+@pytest.mark.thorough
+def test_operators_and_types_of_tensors_are_those_of_torch() -> None:
     assert "torch" in imported("from graphopt.formats import FAKE_QUANTIZE; print(FAKE_QUANTIZE)")[1]
     assert "torch" in imported("from graphopt.formats import Format; print(Format().dtype)")[1]
 

@@ -85,6 +85,7 @@ def test_ranges_that_onnx_has_names_for_have_them(fields: Any, name: str) -> Non
     assert found["Image.NominalPixelRange"] == name
 
 
+@pytest.mark.thorough
 def test_photos_are_read_by_what_the_artifact_carries(photos: Path) -> None:
     told = optimized(calibration=photos, preprocessing=GIVEN)
     batch = torch.cat([torch.from_numpy(told.preprocessing(photos / f"{n}.png")) for n in range(3)])
@@ -97,6 +98,7 @@ def test_photos_are_read_by_what_the_artifact_carries(photos: Path) -> None:
         optimized(calibration=Named(str(photos), Preprocessing()), preprocessing=GIVEN)
 
 
+@pytest.mark.thorough
 def test_a_guess_is_told(photos: Path) -> None:
     def notes(**options: Any) -> list[str]:
         report = optimized(**options).report
@@ -116,6 +118,7 @@ def test_where_nobody_says_anything_nothing_is_made_up() -> None:
     assert keys == {"model", "target", "versions"}
 
 
+@pytest.mark.thorough
 def test_what_a_model_says_of_itself_is_taken_where_it_fits(photos: Path) -> None:
     model: Any = network()
     model.pretrained_cfg = {

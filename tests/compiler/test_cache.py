@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 import graphopt
 from graphopt.compiler import optimize as module
+from graphopt.data import synthesize
+from graphopt.ir.graph import Graph
 from graphopt.utils.errors import InputError
 
 TAKEN = "was taken from the cache"
@@ -74,6 +76,7 @@ def test_another_call_is_not(changed: dict[str, Any], tmp_path: Path, made: list
     assert len(made) == 2
 
 
+@pytest.mark.thorough
 def test_accuracy_is_measured_anew(tmp_path: Path, made: list[int]) -> None:
     def accuracy(answer: Callable[[Tensor], Tensor]) -> float:
         return float(answer(X).mean())
@@ -105,6 +108,22 @@ def test_what_no_text_tells_is_made_each_time(
     assert any(f"the cache was not asked: {why}" in note or why in note for note in result.report.notes)
     assert len(made) == 1
     assert not list((tmp_path / "cache").iterdir())
+
+
+def test_inputs_are_made_up_only_where_nothing_is_kept(
+    tmp_path: Path, made: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distilled: list[int] = []
+    real = synthesize.distil
+    monkeypatch.setattr(synthesize, "distil", lambda *given: (distilled.append(1), real(*given))[1])
+    first, again = optimized(tmp_path, calibration=None), optimized(tmp_path, calibration=None)
+    assert (len(made), len(distilled)) == (1, 1)
+    assert torch.equal(first.artifact(X), again.artifact(X))
+    alone = graphopt.optimize(network(), X, target="arm", measure=False)
+    assert torch.equal(first.artifact(X), alone.artifact(X)), "they are those that are made up without a cache"
+    noise = [*synthesize.synthetic(Graph.capture(network(), X))]
+    optimized(tmp_path, calibration=noise)
+    assert len(made) == 3, "the same numbers as data of the caller's are another call"
 
 
 @pytest.mark.thorough

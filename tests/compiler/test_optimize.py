@@ -138,6 +138,7 @@ def test_a_result_that_is_slower_than_float_is_warned_of(speedup: float, monkeyp
 # ---- What goes in ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("unlowered")
 def test_the_simulated_graph_is_deployed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     lowered: list[Graph] = []

@@ -152,12 +152,19 @@ def test_what_cannot_be_read_is_refused_before_any_work(text: str, complaint: st
         graphopt.optimize(nn.ReLU(), torch.randn(1), passes=text)
 
 
+@pytest.mark.thorough
 def test_a_value_that_a_pass_refuses_names_the_pass(case: Any) -> None:
     model, images = case
     with pytest.raises(InputError, match="keep_ratio"):
         graphopt.optimize(model, images[:1], target="x86", calibration=images, passes="prune{keep_ratio=7}")
     with pytest.raises(InputError, match=r"Prune: .*keep_ratio"):
         graphopt.optimize(model, images[:1], target="x86", calibration=images, passes="prune")
+
+
+def test_options_in_the_sources_are_those_of_the_classes() -> None:
+    own = passes.own_options()
+    assert len(own) > 20
+    assert own == {name: options(passes.find(name)) for name in own}
 
 
 def test_every_pass_has_options_with_names() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from rewriting import randomised
 from torch import nn
 
 import graphopt
+from graphopt.artifacts import registry
 from graphopt.compiler import placement
 from graphopt.evaluation.kernel_costs import KernelCosts, PartCost
 from graphopt.utils.errors import CaptureError
@@ -41,6 +43,7 @@ def test_a_part_stays_in_float_where_the_whole_is_faster(slow_second: Any) -> No
     assert any(stage.name == "layers in float, tried" for stage in result.report.timings.stages)
 
 
+@pytest.mark.thorough
 def test_all_stays_in_integer_where_the_whole_is_slower(slow_second: Any) -> None:
     slow_second(2.0, 3.0)
     result = optimized()
@@ -48,6 +51,7 @@ def test_all_stays_in_integer_where_the_whole_is_slower(slow_second: Any) -> Non
     assert result.report.integer_macs == 1
 
 
+@pytest.mark.thorough
 def test_what_cannot_be_in_float_is_told(slow_second: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     slow_second(3.0, 2.0)
     made = placement._in_float
@@ -108,3 +112,19 @@ def test_where_every_layer_is_slower_none_is_chosen(
     monkeypatch.setattr(placement, "slower_in_integer", chosen)
     optimized()
     assert found == expected
+
+
+def test_the_float_network_is_lowered_once_for_all_that_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    lowered: list[bool] = []
+    real = registry.backend("onnxruntime").lower
+
+    def counted(graph: Any, *args: Any, **options: Any) -> Any:
+        lowered.append("quantize" not in str(graph))
+        return real(graph, *args, **options)
+
+    counting = replace(registry.backend("onnxruntime"), lower=counted)
+    monkeypatch.setattr(registry, "backend", lambda name: counting)
+    result = optimized()
+    assert sum(lowered) == 1
+    assert result.report.latency is not None
+    assert result.report.size_before is not None

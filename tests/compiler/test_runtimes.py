@@ -96,6 +96,7 @@ def test_one_runtime_where_nothing_is_measured_or_one_is_asked_for() -> None:
     assert [t.runtime.name for t in runtimes.candidates(target, options())] == ["onnxruntime"]
 
 
+@pytest.mark.thorough
 def test_data_that_can_be_read_once_and_passes_in_a_list_are_for_one_runtime() -> None:
     x = torch.randn(2, 3, 8, 8)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()

@@ -64,6 +64,7 @@ def test_an_artifact_beside_itself_is_equal(sides: tuple[Artifact, Artifact]) ->
     assert (plain.samples, plain.sqnr_db, plain.agreement) == (0, {}, None)
 
 
+@pytest.mark.thorough
 def test_models_that_take_something_else_are_refused(sides: tuple[Artifact, Artifact]) -> None:
     other = deployed(torch.randn(8, 1, 8, 8))
     with pytest.raises(InputError, match="take different inputs"):

@@ -278,6 +278,7 @@ def test_integer_operators_are_read_and_cured_too(tmp_path: Path) -> None:
     assert np.array_equal(answer(path, x, exact=True), answer(tmp_path / "fixed.onnx", x, exact=True))
 
 
+@pytest.mark.thorough
 def test_a_float_file_says_so_and_is_quantized_where_there_is_data(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5)).eval()
     torch.onnx.export(model, (torch.randn(IMAGE),), str(tmp_path / "float.onnx"), dynamo=True, verbose=False)

@@ -103,6 +103,7 @@ def test_nothing_goes_to_float_where_conversions_take_more_than_they_save() -> N
     assert KernelCosts(parts, 1e-2).better_in_float() == []
 
 
+@pytest.mark.thorough
 def test_a_runtime_that_tells_no_times_is_refused_by_name() -> None:
     graph = cleaned()
     x = torch.randn(2, 3, 8, 8)

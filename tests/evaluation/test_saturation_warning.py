@@ -37,6 +37,7 @@ def test_layers_that_can_saturate_here_are_warned_of(
         assert "take the target 'x86-avx2', or 'host'" in warnings[0]
 
 
+@pytest.mark.thorough
 def test_seven_bits_and_signed_codes_are_not() -> None:
     for target in ("x86-avx2", "arm"):
         assert not [w for w in optimized(target, 1.0).report.warnings if "saturate" in w]

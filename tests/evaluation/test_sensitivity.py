@@ -62,6 +62,7 @@ def test_every_number_is_that_of_quantizing_by_hand(weights: Format) -> None:
     compare_by_hand(graph, analysis, x)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("block", ["residual", "concat", "relu6", "squeeze-excite", "silu residual"])
 def test_so_it_is_in_blocks_of_real_networks(block: str) -> None:
     x = blocks.images(10)
@@ -89,6 +90,7 @@ def compare_by_hand(graph: Graph, analysis: Analysis, x: Tensor) -> None:
         close(layer.cumulative.output, exact[output][:count], until[output][:count])
 
 
+@pytest.mark.thorough
 def test_layers_own_their_quantizers() -> None:
     graph = quantized(Small())
     found = {unit.name: unit for unit in units(graph)}
@@ -103,6 +105,7 @@ def test_layers_own_their_quantizers() -> None:
     assert kinds["head"] == ("linear", 2), "leaves in float"
 
 
+@pytest.mark.thorough
 def test_a_move_onto_another_grid_is_no_repetition() -> None:
     graph = quantized(Small())
     pool = next(node for node in graph.calls() if family(node) == "max_pool")
@@ -112,6 +115,7 @@ def test_a_move_onto_another_grid_is_no_repetition() -> None:
     assert "max_pool" in [unit.name for unit in units(graph)]
 
 
+@pytest.mark.thorough
 def test_an_end_per_channel_belongs_to_its_layer() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU6(), nn.Conv2d(4, 2, 3))
     graph = Graph.capture(model.eval(), (images()[:2],))
@@ -125,6 +129,7 @@ def test_an_end_per_channel_belongs_to_its_layer() -> None:
     assert [unit.name for unit in units(graph)] == ["input", "0", "2"]
 
 
+@pytest.mark.thorough
 def test_the_last_layer_has_the_whole_networks_error() -> None:
     x, graph = images(), quantized(Small())
     twin = by_hand(graph, set(), x)[graph.outputs[0]]
@@ -133,6 +138,7 @@ def test_the_last_layer_has_the_whole_networks_error() -> None:
     assert last.cumulative.here == last.cumulative.output
 
 
+@pytest.mark.thorough
 def test_batches_of_any_size_give_the_same() -> None:
     x, graph = images(), quantized(Small())
     whole, parts = graphopt.analyze(graph, x), graphopt.analyze(graph, list(x.split(5)))
@@ -141,6 +147,7 @@ def test_batches_of_any_size_give_the_same() -> None:
     assert [v.clipped for v in whole.tensors] == [v.clipped for v in parts.tensors]
 
 
+@pytest.mark.thorough
 def test_a_fixed_batch_is_not_cut() -> None:
     graph = quantized(Small(), dynamic_batch=False)
     analysis = graphopt.analyze(graph, images(), output_samples=6)
@@ -162,6 +169,7 @@ def test_several_outputs_are_judged_by_the_worst() -> None:
     assert layers["left"].alone.output.sqnr_db > 30
 
 
+@pytest.mark.thorough
 def test_the_graph_stays_as_it_was() -> None:
     graph = quantized(Small())
     before, state = str(graph), {k: v.clone() for k, v in graph.state_dict().items()}
@@ -221,6 +229,7 @@ def test_float_layers_are_listed_as_float_and_cost_nothing() -> None:
 # ---- Values ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_histograms_count_every_element_and_what_is_clipped() -> None:
     x = images()
     graph = quantized(Small())
@@ -255,6 +264,7 @@ def test_values_beyond_the_calibrated_range_are_clipped() -> None:
     assert value.counts[value.edges[:-1] > value.high].sum() == 2 * 3 * 4 * 4
 
 
+@pytest.mark.thorough
 def test_a_large_value_is_counted_whole() -> None:
     x = torch.rand(1, 3, 900, 900)  # more elements than other histograms take from one batch
     x[0, 0, 0, 1] = 7.0  # where those would look past it

@@ -26,6 +26,7 @@ from graphopt.utils.errors import InputError, NonFiniteError
 # ---- Mistakes -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_an_iterator_is_enough_once() -> None:
     graph = quantized(Small())
     stream = iter(images().split(8))
@@ -51,6 +52,7 @@ def test_mistakes_are_explained() -> None:
         graphopt.analyze(graph, x, output_samples=0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("output_samples", [8, 100])
 def test_values_that_are_not_finite_are_blamed(output_samples: int) -> None:
     model = Small()
@@ -120,6 +122,7 @@ def test_every_value_and_weight_has_its_plot(analysis: Analysis, tmp_path: Path)
     assert any(name.endswith("weight_first.weight.png") for name in names)
 
 
+@pytest.mark.thorough
 def test_a_plot_that_fails_leaves_the_old_one(
     analysis: Analysis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

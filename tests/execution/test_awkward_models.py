@@ -137,6 +137,7 @@ def test_a_pass_does_what_it_does_to_the_plain_model(name: str, tool: str) -> No
     assert all(map(torch.equal, answer, wanted))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("tool", TOOLS)
 @pytest.mark.parametrize("name", MODELS)
 def test_what_measures_says_what_it_says_of_the_plain_model(name: str, tool: str) -> None:
@@ -146,6 +147,7 @@ def test_what_measures_says_what_it_says_of_the_plain_model(name: str, tool: str
     assert all(a.equal(b) if isinstance(a, Tensor) else a == b for a, b in zip(found, wanted, strict=True))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", MODELS)
 def test_integers_are_those_of_the_plain_model(name: str) -> None:
     found, graph, plain, data = both(name)

@@ -50,6 +50,7 @@ def batchwise(graph: Graph, found: Case, inputs: tuple[Any, ...]) -> Any:
     return executor.nested(executor.run(graph.results, flat((inputs, dict(found.keywords)))))
 
 
+@pytest.mark.thorough
 def test_sizes_that_follow_the_batch_are_computed_where_they_are_returned() -> None:
     class Sized(nn.Module):
         def __init__(self) -> None:
@@ -160,6 +161,7 @@ def test_a_value_put_in_on_the_way_counts_from_there_on() -> None:
 # ---- Changed ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_constants_are_exchanged_for_one_run_and_stay_in_the_graph() -> None:
     graph, x = small(), torch.randn(3, 4)
     before, other = graph(x), small()

@@ -84,6 +84,7 @@ def test_the_float_network_is_there_before_and_after_a_file(way: str, clip: bool
         assert sqnr(model(X), known(X)) < 40
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("weights", [LogFormat(4), FloatFormat(2, 1)], ids=str)
 def test_the_bias_of_a_layer_without_integers_is_remembered(weights: Any, tmp_path: Path) -> None:
     model = network()
@@ -92,6 +93,7 @@ def test_the_bias_of_a_layer_without_integers_is_remembered(weights: Any, tmp_pa
         assert sqnr(model(X), float_reference(known)(X)) > 80
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("way", ["CorrectBias", "gptq"])
 @pytest.mark.parametrize("clip", [False, True], ids=["relu", "ends per channel"])
 def test_any_set_of_quantizers_runs_with_the_constants_that_belong_to_it(way: str, clip: bool, tmp_path: Path) -> None:
@@ -104,6 +106,7 @@ def test_any_set_of_quantizers_runs_with_the_constants_that_belong_to_it(way: st
             torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_analyze_of_a_loaded_graph_says_what_it_says_of_the_live_one(tmp_path: Path) -> None:
     graph = quantized(network(), after=WAYS["gptq"])
     live, loaded = (graphopt.analyze(g, X).to_dict() for g in (graph, again(graph, tmp_path)))
@@ -153,6 +156,7 @@ def test_a_pass_does_to_a_loaded_graph_what_it_does_to_a_fresh_one(name: str, tm
     assert PASSES[name](once) == []
 
 
+@pytest.mark.thorough
 def test_absorbing_high_biases_works_on_a_loaded_graph(tmp_path: Path) -> None:
     fresh = capture_once(network(), X[:2])
     run([Simplify(), FoldBatchNorm()], fresh)
@@ -162,6 +166,7 @@ def test_absorbing_high_biases_works_on_a_loaded_graph(tmp_path: Path) -> None:
     assert torch.equal(fresh(X), loaded(X))
 
 
+@pytest.mark.thorough
 def test_the_reference_shares_what_rounding_left_alone() -> None:
     graph = quantized(network(), weights=replace(COARSE, bits=8))
     reference = float_reference(graph)

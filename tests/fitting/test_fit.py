@@ -34,6 +34,7 @@ def error(original: Graph, graph: Graph) -> float:
 # ---- Order and samples ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_the_original_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
     original, graph = pair()
     layers = [node for node in original.calls() if Layer.of(node)]
@@ -96,6 +97,7 @@ def test_what_a_residual_stream_has_lost_is_wanted_of_the_layer_that_adds_to_it(
     torch.testing.assert_close(wanted["wide"], y + lost[0] - lost[1])
 
 
+@pytest.mark.thorough
 def test_the_data_are_gone_through_once_and_not_held_before() -> None:
     original, graph = pair()
 
@@ -113,6 +115,7 @@ def test_the_data_are_gone_through_once_and_not_held_before() -> None:
     assert data.walks == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("memory", [0, 20_000])
 def test_beyond_the_memory_it_gives_the_same_bit_for_bit_from_files(memory: int, tmp_path: Path) -> None:
     original, graph = pair()
@@ -220,6 +223,7 @@ def test_more_cautious_choices_are_tried_as_long_as_they_gain() -> None:
     assert torch.equal(graph.tensor(layer.weight), 1.5 * weight)
 
 
+@pytest.mark.thorough
 def test_a_single_sample_is_fitted_on_and_judged_by() -> None:
     original, graph = pair()
     fits = fit(original, graph, [[DATA[0][0][:1]]], tasks(original, graph), "fitting")
@@ -230,6 +234,7 @@ def test_a_single_sample_is_fitted_on_and_judged_by() -> None:
 # ---- What is said ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_progress_counts_the_regions(monkeypatch: pytest.MonkeyPatch) -> None:
     bars: list[list[Any]] = []
 

@@ -31,6 +31,7 @@ def test_interrupted_work_goes_on_with_the_same_result(
     assert_equal(whole, again)
 
 
+@pytest.mark.thorough
 def test_a_checkpoint_is_that_of_one_graph_its_data_and_its_options(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

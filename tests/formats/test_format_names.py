@@ -40,7 +40,7 @@ def test_what_a_name_leaves_out_has_its_default() -> None:
     ("text", "message"),
     [
         ("log 8", "did you mean 'log8'"), ("bflot16", "did you mean 'bfloat16'"), ("s17", "from 2 to 16, got 17"),
-        ("codebook9", "from 2 to 8, got 9"), ("log16 1 to an octave", "take at least 256 steps"), ("", "Examples: "),
+        ("codebook9", "from 2 to 8, got 9"), ("log16 1 to an octave", "take at least 256 steps"), ("", "; examples: "),
     ],
 )  # fmt: skip
 def test_unknown_names_say_what_there_is(text: str, message: str) -> None:

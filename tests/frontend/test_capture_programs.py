@@ -59,6 +59,7 @@ def test_a_captured_graph_exports_again() -> None:
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+@pytest.mark.thorough
 def test_an_edited_graph_exports_again() -> None:
     graph = Graph.capture(small(), torch.randn(1, 3, 6, 6))
     conv = graph.calls(aten.conv2d.default)[0]

@@ -110,6 +110,7 @@ def test_weights_of_few_bits_and_codes_in_the_cache_are_near(kind: str, int8_cac
             assert (tokens == expected(model)).float().mean() > 0.5
 
 
+@pytest.mark.thorough
 def test_codes_in_the_cache_are_made_once_and_within_half_a_step() -> None:
     model = language_model("llama")
     exact, rounded = CachedDecoder(model), CachedDecoder(model, int8_cache=True)
@@ -164,6 +165,7 @@ def test_lengths_stay_free_where_they_equal_the_number_of_heads() -> None:
     )
 
 
+@pytest.mark.thorough
 def test_what_keeps_no_keys_and_values_is_refused() -> None:
     transformers = imported()
     with pytest.raises(InputError, match="Linear is no causal language model of transformers"):
@@ -195,6 +197,7 @@ def test_the_model_stays_in_its_mode_and_one_in_training_is_refused_by_capture()
         Graph.capture(decoder, decoder.example(*prompt()), dynamic_shapes=decoder.dynamic_shapes)
 
 
+@pytest.mark.thorough
 def test_transformers_is_imported_only_when_a_decoder_is_made() -> None:
     import subprocess
 

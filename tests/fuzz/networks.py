@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # this checkout
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))  # where pytest's configuration has it
 import generate
 import nnsmith_networks
-from checks import CHECKS, Outcome
+from checks import CHECKS
+from outcomes import Outcome
 from programs import Network
 from shrink import kind_of, shrink
 

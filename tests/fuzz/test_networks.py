@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 import torch.utils._pytree as pytree
-from checks import CHECKS, Outcome, answers, checked, compare, graph_of
+from checks import CHECKS
 from generate import generate
 from kinds import KINDS
 from networks import run, summary, table, try_one
+from outcomes import Outcome, answers, checked, compare, graph_of
 from programs import Built, Network, Noisy
 from refusals import unclear
 from rewriting import apply, assert_close
@@ -36,6 +37,7 @@ def deployed(seed: int) -> list[str]:
     return [name for name, (every, start) in turns.items() if seed % every == start]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("seed", SEEDS)
 def test_capture_and_exact_passes_answer_what_torch_answers(seed: int) -> None:
     assert [line for line in try_one(seed, EACH) if line["kind"] in ("wrong", "foreign", "unclear")] == []
@@ -52,6 +54,7 @@ def test_artifacts_answer_what_torch_and_the_simulation_answer(seed: int) -> Non
 # ---- The generator --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_seed_makes_the_same_network_again_and_another_another() -> None:
     texts = [generate(seed).text() for seed in range(20)]
     assert texts == [generate(seed).text() for seed in range(20)]

@@ -113,24 +113,23 @@ def _roberta(batch: int) -> Example:
     return t.RobertaForTokenClassification(config), (), _text(batch)
 
 
-def _vit(batch: int) -> Example:
+def _vision(kind: str, model: str, batch: int) -> Example:
+    """ViT and DeiT, which have the same options."""
     import transformers as t
 
-    config = t.ViTConfig(
+    config = getattr(t, f"{kind}Config")(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8,
         num_labels=50,
     )  # fmt: skip
-    return t.ViTForImageClassification(config), (), {"pixel_values": torch.randn(batch, 3, 32, 32)}
+    return getattr(t, model)(config), (), {"pixel_values": torch.randn(batch, 3, 32, 32)}
+
+
+def _vit(batch: int) -> Example:
+    return _vision("ViT", "ViTForImageClassification", batch)
 
 
 def _deit(batch: int) -> Example:
-    import transformers as t
-
-    config = t.DeiTConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8,
-        num_labels=50,
-    )  # fmt: skip
-    return t.DeiTForImageClassificationWithTeacher(config), (), {"pixel_values": torch.randn(batch, 3, 32, 32)}
+    return _vision("DeiT", "DeiTForImageClassificationWithTeacher", batch)
 
 
 def _swin(batch: int) -> Example:

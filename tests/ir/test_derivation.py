@@ -68,6 +68,7 @@ def test_behind_a_value_of_the_same_shape_nothing_is_derived(graph: Graph, deriv
     assert derived == [aten.sigmoid.default]
 
 
+@pytest.mark.thorough
 def test_weights_of_another_shape_are_noticed(graph: Graph, derived: list[Any]) -> None:
     first = graph.calls(aten.conv2d.default)[0]
     graph.put_constant(weight(first), torch.randn(8, 3, 5, 5))
@@ -83,6 +84,7 @@ def test_an_edit_that_does_not_fit_is_refused_every_time(graph: Graph) -> None:
             graph.refresh()
 
 
+@pytest.mark.thorough
 def test_another_type_is_noticed(graph: Graph, derived: list[Any]) -> None:
     for node in graph.nodes:
         if graph.is_constant(node):
@@ -112,6 +114,7 @@ class Written(nn.Module):
         return y.squeeze(1) + part
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dynamic", [True, False])
 def test_what_writes_into_values_ends_with_the_shapes_of_a_new_derivation(dynamic: bool) -> None:
     model, x = Written().eval(), torch.randn(3, 4)

@@ -156,6 +156,7 @@ print(type(out["pair"]).__name__, out["result"].scores.shape, out["result"].extr
     assert done.stdout.strip() == "Pair torch.Size([1, 4]) torch.Size([1, 2]) torch.float32"
 
 
+@pytest.mark.thorough
 def test_an_interrupted_save_leaves_the_old_file(graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "g"
     graph.save(path)

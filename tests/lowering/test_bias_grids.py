@@ -165,6 +165,7 @@ def test_a_copy_and_a_file_of_a_trained_graph_keep_its_answers_and_can_be_traine
     assert torch.equal(graph(X), answers)  # its scales are its own
 
 
+@pytest.mark.thorough
 def test_the_scale_of_an_input_learns_from_the_bias_too() -> None:
     graph = quantized("linear")
     first = layers(graph)[0]
@@ -177,6 +178,7 @@ def test_the_scale_of_an_input_learns_from_the_bias_too() -> None:
     assert bool(gradient.isfinite())
 
 
+@pytest.mark.thorough
 def test_a_scale_that_two_layers_share_is_parted_where_one_of_them_gets_another() -> None:
     graph = quantized("linear", weights=Format(8))
     first, second = layers(graph)
@@ -210,6 +212,7 @@ def test_a_bias_on_another_grid_is_refused_by_name(runtime: str) -> None:
         graphopt.optimize(graph, target=runtime, calibration=BATCHES, measure=False)
 
 
+@pytest.mark.thorough
 def test_a_bias_with_another_number_of_scales_is_refused() -> None:
     graph = quantized()
     bias = bias_quantizer(layers(graph)[0])
@@ -235,6 +238,7 @@ def test_float_biases_stay_where_the_hardware_wants_them() -> None:
     deploy(graph)
 
 
+@pytest.mark.thorough
 def test_a_constant_of_the_same_value_will_do() -> None:
     graph = quantized()
     for layer in layers(graph):
@@ -245,6 +249,7 @@ def test_a_constant_of_the_same_value_will_do() -> None:
     assert torch.equal(deploy(graph)(X), deploy(quantized())(X))
 
 
+@pytest.mark.thorough
 def test_what_an_input_leads_to_is_no_constant() -> None:
     graph = quantized()
     with pytest.raises(InputError, match="is no constant: inputs of the graph lead to it"):

@@ -80,6 +80,7 @@ def test_the_simulated_graph_is_left_as_it_is() -> None:
     assert all(torch.equal(v, weights[k]) for k, v in graph.state_dict().items())
 
 
+@pytest.mark.thorough
 def test_a_float_graph_is_copied() -> None:
     graph = capture(model_of("residual"), images(2))
     copy = deploy(graph)
@@ -87,6 +88,7 @@ def test_a_float_graph_is_copied() -> None:
     assert str(copy) == str(graph)
 
 
+@pytest.mark.thorough
 def test_a_graph_in_training_mode_is_deployed_for_inference() -> None:
     graph = quantized(nn.Sequential(conv(3, 4), nn.Dropout(0.5), conv(4, 2)), images(2)).train()
     assert not deploy(graph).training
@@ -105,6 +107,7 @@ def test_relu6_whose_end_the_data_never_reach_keeps_its_clip_to_the_grid() -> No
     assert "relu6" not in names(graph)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("clip", [nn.Hardtanh(-0.1, 0.1), nn.ReLU6(), nn.Hardtanh(0.0, 0.3)])
 def test_any_clip_computes_the_same_deployed(clip: nn.Module) -> None:
     graph = quantized(nn.Sequential(conv(3, 4), clip, conv(4, 2)), images(8) * 5)
@@ -112,6 +115,7 @@ def test_any_clip_computes_the_same_deployed(clip: nn.Module) -> None:
     torch.testing.assert_close(deploy(graph)(x), graph(x), rtol=0, atol=0)
 
 
+@pytest.mark.thorough
 def test_a_clip_on_a_grid_wider_than_itself_stays() -> None:
     """The input to the sum shares no grid with the clip, so the clip has to be computed."""
     graph = quantized(
@@ -162,12 +166,14 @@ def test_a_relu_that_the_grid_does_not_imply_stays(activations: Format, clip: nn
     assert_close_but_for_ties(deployed, graph)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("activations", [Format(8), Format(8, symmetric=False)])
 def test_ends_per_channel_on_signed_grids(activations: Format) -> None:
     graph = quantized(uneven(), images(16) * 4, equalize=True, weights=PER_TENSOR, activations=activations)
     assert_close_but_for_ties(deploy(graph), graph)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("signed", [False, True])
 def test_ends_per_channel_behind_a_sum_take_two_additions(signed: bool) -> None:
     model = Model(lambda m, x: m.c(F.relu6(m.a(x) + m.b(x))), a=conv(3, 8), b=conv(3, 8), c=conv(8, 4)).eval()

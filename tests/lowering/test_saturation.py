@@ -113,6 +113,7 @@ def test_saturation_counts_the_sums_that_are_wrong_layer_by_layer() -> None:
     assert str(line) == "0 (conv): 2 of 8 sums saturated, by 0.988 at most"
 
 
+@pytest.mark.thorough
 def test_a_linear_layer_that_answers_in_float_counts_too() -> None:
     lines = graphopt.simulate(saturated("plain"), "x86", machine="avx2").saturation(images(4, seed=3))
     assert [line.kernel for line in lines] == ["conv", "conv", "linear"]

@@ -50,6 +50,7 @@ def test_every_kernel_is_bit_identical(case: str, target: str) -> None:
     assert kernel in {line.kernel for line in found}
 
 
+@pytest.mark.thorough
 def test_an_operand_that_is_repeated_over_an_image_comes_second_as_in_the_runtime() -> None:
     make, shape, *_ = CASES["a sum that broadcasts its first operand"]
     simulation = simulation_of(quantized(make(), "x86", torch.randn(4, *shape)), "x86")

@@ -78,6 +78,7 @@ def test_torchs_fast_matrix_products_do_not_show() -> None:
         torch.set_float32_matmul_precision(before)
 
 
+@pytest.mark.thorough
 def test_an_input_that_does_not_fit_is_named() -> None:
     simulation = simulation_of(lowered("plain", "x86").graph, "x86")
     with pytest.raises(InputError, match="must be"):

@@ -46,6 +46,7 @@ def test_every_sum_of_two_codes(found: list[QuantizationParameters]) -> None:
     assert torch.equal(add_avx2(*found)(p, q), run("QLinearAdd", found, p, q))
 
 
+@pytest.mark.thorough
 @on_x86
 @settings(max_examples=60, deadline=None)
 @given(grids(3))
@@ -55,6 +56,7 @@ def test_an_operand_that_is_repeated_counts_as_the_second(found: list[Quantizati
     assert torch.equal(add_avx2(b, a, y)(q, p), run("QLinearAdd", found, p, q))
 
 
+@pytest.mark.thorough
 @on_x86
 @settings(max_examples=60, deadline=None)
 @given(grids(3))
@@ -65,6 +67,7 @@ def test_every_product_of_two_codes(found: list[QuantizationParameters]) -> None
     assert torch.equal(multiply(*found)(p, q), run("QLinearMul", found, p, q))
 
 
+@pytest.mark.thorough
 @on_x86
 @settings(max_examples=100, deadline=None)
 @given(grids(2))
@@ -73,6 +76,7 @@ def test_the_sigmoid_of_every_code(found: list[QuantizationParameters]) -> None:
     assert torch.equal(sigmoid(*found)(x), run("QLinearSigmoid", found, x))
 
 
+@pytest.mark.thorough
 @on_x86
 @settings(max_examples=60, deadline=None)
 @given(grids(2), st.integers(1, 400), st.integers(1, 9))
@@ -83,6 +87,7 @@ def test_global_means(found: list[QuantizationParameters], pixels: int, channels
     assert torch.equal(global_mean(x, *found), run("QLinearGlobalAveragePool", found, x, channels_last=0))
 
 
+@pytest.mark.thorough
 @on_x86
 @settings(max_examples=60, deadline=None)
 @given(
@@ -126,6 +131,7 @@ def test_softmax(found: list[QuantizationParameters], length: int) -> None:
     assert torch.equal(Softmax(x_grid, y_grid, -1)(x), expected)
 
 
+@pytest.mark.thorough
 @on_x86
 @pytest.mark.parametrize("scale", [29.592336654663086, 0.02])
 def test_shares_that_fall_between_two_steps_are_rounded_as_the_operator_does(scale: float) -> None:
@@ -151,6 +157,7 @@ def clipped(value: int, grid: QuantizationParameters) -> int:
     return max(grid.quant_min, min(grid.quant_max, value + grid.zero_point))
 
 
+@pytest.mark.thorough
 @settings(max_examples=100, deadline=None)
 @given(grids(3), st.integers(0, 255), st.integers(0, 255))
 def test_sums_in_fixed_point(found: list[QuantizationParameters], i: int, j: int) -> None:

@@ -68,6 +68,7 @@ def test_all_of_it_computes_in_integer_bit_for_bit_as_simulated(target: str, sig
     assert torch.equal(simulation(X), torch.as_tensor(result.artifact(X)))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("target", ["arm", "x86", "tvm-x86"])
 def test_work_that_stays_in_float_because_signs_differ_is_a_warning(target: str) -> None:
     """The input has the target's sign, and the results of layers the other one."""
@@ -120,6 +121,7 @@ def pairs() -> list[Any]:
     ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("target", "operator", "format"), pairs())
 def test_codes_of_more_than_a_byte_run_as_simulated(target: str, operator: str, format: Format) -> None:
     """In float between codes, clipped to fewer than 16 bits, or without the lowest code of a symmetric grid."""

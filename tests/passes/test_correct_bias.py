@@ -67,6 +67,7 @@ def test_a_float_graph_is_left_alone_and_so_is_a_corrected_one() -> None:
     assert CorrectBias([[data]])(graph) == []
 
 
+@pytest.mark.thorough
 def test_a_bias_behind_the_shift_of_per_channel_ends_is_found() -> None:
     data = torch.rand(16, 3, 8, 8) * 40
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU6(), nn.Conv2d(6, 4, 1)).eval()

@@ -109,10 +109,12 @@ def test_relu6_gets_an_end_per_channel() -> None:
     assert float(ends.max() / ends.min()) > 2
 
 
+@pytest.mark.thorough
 def test_relu6_in_front_of_a_linear_layer_keeps_its_ends_along_the_features() -> None:
     equalized(nn.Sequential(nn.Linear(3, 6), nn.ReLU6(), nn.Linear(6, 4)), torch.randn(4, 3) * 20, free=6)
 
 
+@pytest.mark.thorough
 def test_relu6_over_tokens_keeps_its_ends_along_the_features() -> None:
     equalized(nn.Sequential(nn.Linear(3, 6), nn.ReLU6(), nn.Linear(6, 4)), torch.randn(4, 5, 3) * 20, free=6)
 
@@ -176,6 +178,7 @@ def test_a_concatenation_with_the_models_input() -> None:
     equalized(model, torch.randn(2, 3, 8, 8), free=4)
 
 
+@pytest.mark.thorough
 def test_squeeze_and_excitation() -> None:
     def body(m: nn.Module, x: Tensor) -> Tensor:
         y = m.a(x).relu()
@@ -185,6 +188,7 @@ def test_squeeze_and_excitation() -> None:
     equalized(model, torch.randn(2, 3, 8, 8), free=8)
 
 
+@pytest.mark.thorough
 def test_chunks_and_channel_shuffle() -> None:
     def body(m: nn.Module, x: Tensor) -> Tensor:
         keep, change = m.a(x).relu().chunk(2, 1)  # type: ignore[operator]
@@ -195,6 +199,7 @@ def test_chunks_and_channel_shuffle() -> None:
     equalized(Model(body, a=conv(3, 6), b=conv(3, 3), c=conv(6, 2)), torch.randn(2, 3, 8, 8))
 
 
+@pytest.mark.thorough
 def test_a_shortcut_padded_with_zero_channels() -> None:
     def body(m: nn.Module, x: Tensor) -> Tensor:
         y = m.a(x).relu()
@@ -203,6 +208,7 @@ def test_a_shortcut_padded_with_zero_channels() -> None:
     equalized(Model(body, a=conv(3, 4), b=conv(4, 6, stride=2), c=conv(6, 2)), torch.randn(2, 3, 8, 8), free=6)
 
 
+@pytest.mark.thorough
 def test_a_layer_used_twice_is_scaled_for_each_use() -> None:
     body: Body = lambda m, x: m.c(m.b(m.b(m.a(x).relu()).relu()).relu())  # noqa: E731
     check(

@@ -57,6 +57,7 @@ SHUFFLES: dict[str, Callable[[Tensor], Tensor]] = {
 }  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", SHUFFLES)
 def test_a_network_of_shuffles_is_equalized_in_all_its_channels(name: str) -> None:
     """Stem 8, and in each unit 4 + 4 + 4: every channel of every layer but the last is free, and read."""
@@ -147,6 +148,7 @@ def test_several_outputs_hold_their_own_channels_alone() -> None:
     assert len(graph.outputs) == 2
 
 
+@pytest.mark.thorough
 def test_a_weight_that_layers_share_is_copied_for_each() -> None:
     def body(m: nn.Module, x: Tensor) -> Tensor:
         y = by_hand(m.b(by_hand(m.a(x).relu())).relu())  # type: ignore[operator]
@@ -185,6 +187,7 @@ def test_residuals_through_a_shuffle_share_factors_along_its_cycles() -> None:
     equalized(Model(body, a=conv(3, 6), c=conv(6, 2)), torch.randn(X), free=3)
 
 
+@pytest.mark.thorough
 def test_channels_beside_rows_that_end_up_as_features_stay() -> None:
     """Features are channels of one layer, and rows of pixels of all channels of the other."""
 
@@ -196,6 +199,7 @@ def test_channels_beside_rows_that_end_up_as_features_stay() -> None:
     check(model, torch.randn(X), by=EQUALIZE, tolerance=EXACT)
 
 
+@pytest.mark.thorough
 def test_a_layer_that_reads_positions_in_heads_keeps_the_factors_of_heads_apart() -> None:
     """A linear layer reads positions in heads: factors of whole heads would have to go through its bias."""
 
@@ -207,6 +211,7 @@ def test_a_layer_that_reads_positions_in_heads_keeps_the_factors_of_heads_apart(
     check(model, torch.randn(2, 5, 4), by=EQUALIZE, tolerance=EXACT)
 
 
+@pytest.mark.thorough
 def test_clips_that_keep_one_end_hold_the_channels_of_a_shuffle() -> None:
     model = uneven(Model(lambda m, x: m.b(by_hand(F.relu6(m.a(x)))), a=conv(3, 6), b=conv(6, 4)))
     check(model, torch.randn(X), by=EqualizeChannels(clips=False), changes=0)

@@ -72,6 +72,7 @@ def test_cp_finds_the_components_a_kernel_is_made_of() -> None:
     assert float((outer(*cp(tensor, 4)) - tensor).norm() / tensor.norm()) < 1e-3
 
 
+@pytest.mark.thorough
 def test_cp_components_stay_bounded_where_no_best_approximation_exists() -> None:
     """a a b + a b a + b a a has rank 3, and approximations of rank 2 as near as one likes whose components diverge."""
     a, b = torch.eye(4).double()[:2]
@@ -127,6 +128,7 @@ def test_tiny_huge_and_empty_weights_give_no_nan(method: Method, scale: float) -
     assert float((chain.dense() - weight).norm()) <= float(weight.norm()) * (1 + 1e-6)
 
 
+@pytest.mark.thorough
 def test_stacked_kernels_find_the_stack_a_kernel_is_made_of() -> None:
     generator = torch.Generator().manual_seed(0)
     first, second = (torch.randn(*sizes, 3, 3, generator=generator).double() for sizes in ((6, 8), (10, 6)))

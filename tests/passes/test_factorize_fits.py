@@ -17,6 +17,7 @@ from graphopt.passes.factorization import ChannelWise
 from graphopt.passes.factorization.nonlinear import Activation, _auxiliary
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("refinement", [{"nonlinear": True}, {"refine_steps": 200}])
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6])
 def test_a_fit_through_the_activation_answers_better_behind_it(refinement: Any, activation: type[nn.Module]) -> None:

@@ -214,6 +214,7 @@ def test_grouped_and_shared_layers_keep_the_factors_of_their_weight() -> None:
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
+@pytest.mark.thorough
 def test_a_tensor_train_gets_the_bias_that_data_ask_for() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 16, bias=False), nn.ReLU(), nn.Linear(16, 16)).eval()

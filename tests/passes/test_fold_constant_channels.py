@@ -129,6 +129,7 @@ def test_a_layer_whose_channels_are_all_dead() -> None:
     check(model, torch.randn(2, 3, 6, 6), by=FOLD, tolerance=EXACT)
 
 
+@pytest.mark.thorough
 def test_a_channel_that_training_killed() -> None:
     """A variance of 1e-35 behind weights of 1e-20: what weight decay leaves of a channel nobody needs."""
     model = nn.Sequential(

@@ -100,6 +100,7 @@ def report(model: nn.Module, x: Tensor, target: str) -> tuple[list[float], list[
     return [sqnr(t, a) for t, a in zip(model(x), graph(x), strict=True)], said, graph
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("size", [100.0, 0.01])
 @pytest.mark.parametrize("target", ["arm", "tvm-x86", "hexagon", "sigmastar"])
 @pytest.mark.parametrize("join", ["cat", "pool", "sum"])
@@ -128,6 +129,7 @@ def test_parts_are_brought_to_one_size_exactly(function: Function) -> None:
     assert balance(graph, joins(graph, plan), [[x]]) == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("target", ["arm", "tvm-x86", "hexagon"])
 @pytest.mark.parametrize(("join", "function"), [("stack", torch.relu), ("cat", torch.tanh), ("pad", torch.relu)])
 def test_parts_that_keep_their_size_leave_the_layer_that_reads_them_in_float(
@@ -141,6 +143,7 @@ def test_parts_that_keep_their_size_leave_the_layer_that_reads_them_in_float(
     assert all("dB" in what for what in said)
 
 
+@pytest.mark.thorough
 def test_a_layer_that_bears_the_common_grid_stays_integer_beside_one_that_does_not() -> None:
     """The second reader's weights are even: what drowns is small in its answer, too."""
     torch.manual_seed(0)

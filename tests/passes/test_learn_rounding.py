@@ -133,6 +133,7 @@ def test_names_stay_and_a_second_run_does_nothing():
     assert LearnRounding(BATCHES, batch=16)(found) == []
 
 
+@pytest.mark.thorough
 def test_a_fixed_batch_a_depthwise_convolution_and_a_shared_scale_are_learned_too():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU6(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU6(), nn.Conv2d(8, 4, 1))
     graph = capture(model, BATCHES[0][0], dynamic_batch=False)

@@ -49,6 +49,7 @@ def small(name: str = "residual") -> Graph:
 # ---- The graph ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_masks_survive_files_copies_and_modes(tmp_path: Path) -> None:
     graph, x = small(), images(4)
     Sparsify(0.6)(graph)
@@ -179,6 +180,7 @@ def test_quantize_bakes_masks_first() -> None:
     assert torch.equal(graph(x), baked(x))
 
 
+@pytest.mark.thorough
 def test_a_dense_model_has_no_note_about_zeros() -> None:
     graph = small()
     result = graphopt.optimize(graph, target="x86", calibration=images(8), measure=False)

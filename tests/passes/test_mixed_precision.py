@@ -160,6 +160,7 @@ def test_a_layer_may_be_left_in_float_where_size_allows(graph: Graph) -> None:
     assert 0 < len(bits) < 4
 
 
+@pytest.mark.thorough
 def test_time_is_bought_where_it_is_cheapest(graph: Graph) -> None:
     price = {"stem": 4.0, "first": 3.0, "second": 2.0, "head": 1.0}
 
@@ -176,6 +177,7 @@ def test_time_is_bought_where_it_is_cheapest(graph: Graph) -> None:
     assert short.cost == 4
 
 
+@pytest.mark.thorough
 def test_a_module_called_twice_has_one_format() -> None:
     def body(m: Any, x: Tensor) -> Tensor:
         return m.head(torch.relu(m.twice(torch.relu(m.twice(torch.relu(m.stem(x)))))).mean((2, 3)))  # type: ignore[no-any-return]

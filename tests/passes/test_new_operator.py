@@ -129,6 +129,7 @@ def test_rounding_is_learned_behind_it(known: bool) -> None:
     assert (call in first.nodes) == known
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(architecture() != "x86_64", reason="kernels of x86")
 def test_a_table_computes_it_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tvm")

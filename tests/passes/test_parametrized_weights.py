@@ -98,6 +98,7 @@ def test_a_pass_does_to_computed_weights_what_it_does_to_plain_ones(name: str, t
     assert [str(node.target) for node in found.calls()] == [str(node.target) for node in expected.calls()]
 
 
+@pytest.mark.thorough
 def test_what_is_trained_with_masks_keeps_its_parametrization_and_is_refused_by_name() -> None:
     """A mask holds a parameter at zero; one in front of a function of it would hold nothing."""
     graph = capture(network(weight_norm)[0], X)

@@ -70,6 +70,7 @@ def _weight(graph: Graph, layer: str) -> Any:
     return next(node for node in graph.nodes if node.op == "get_attr" and str(node.target).startswith(layer))
 
 
+@pytest.mark.thorough
 def test_a_plan_of_pruning_is_edited_by_hand(case: tuple[Graph, Calibration]) -> None:
     graph, data = case
     edited = again("prune{layers={conv1: [0, 3, 15]}}", graph, data)
@@ -101,6 +102,7 @@ def test_units_that_cannot_go_are_refused(case: tuple[Graph, Calibration], optio
         Prune(**options)(case[0])
 
 
+@pytest.mark.thorough
 def test_factorization_does_again_what_its_plan_says(case: tuple[Graph, Calibration]) -> None:
     graph, data = case
     factorize = Factorize(target_macs=0.6, methods=[SVD(), Separable()])
@@ -115,6 +117,7 @@ def test_factorization_does_again_what_its_plan_says(case: tuple[Graph, Calibrat
     assert same_weights(repeated, done)
 
 
+@pytest.mark.thorough
 def test_mixed_precision_does_again_what_its_plan_says(case: tuple[Graph, Calibration]) -> None:
     graph, data = case
     mixed = MixedPrecision(find("x86"), data, average_bits=5, layers={"head": None})

@@ -86,18 +86,21 @@ def test_global_ranking_takes_what_scores_least_wherever_it_is() -> None:
     assert [len(g) for g in groups(graph)][:2] == [12, 16]
 
 
+@pytest.mark.thorough
 def test_kept_channels_are_multiples_where_asked() -> None:
     graph = capture(residual(48), images(2))
     apply(Prune(0.5, round_to=16), graph)
     assert all(len(g) % 16 == 0 for g in groups(graph) if len(g.free))
 
 
+@pytest.mark.thorough
 def test_narrow_groups_are_rounded_to_half_of_their_width() -> None:
     graph = capture(plain(16), images(2))
     apply(Prune(0.6, round_to=16), graph)
     assert {len(g) for g in groups(graph) if len(g.free)} == {8, 16}
 
 
+@pytest.mark.thorough
 def test_layers_can_be_left_alone_or_given_a_share_of_their_own() -> None:
     graph = capture(residual(16), images(2))
     apply(Prune(0.7, layers={"first1": None, "first0": 0.25, "stem": None}), graph)
@@ -107,6 +110,7 @@ def test_layers_can_be_left_alone_or_given_a_share_of_their_own() -> None:
     assert widths["first2"] < 16
 
 
+@pytest.mark.thorough
 def test_residual_streams_can_be_left_as_they_are() -> None:
     graph = capture(residual(16), images(2))
     apply(Prune(0.6, streams=False), graph)
@@ -122,6 +126,7 @@ def test_steps_with_fine_tuning_between_them_end_at_the_target() -> None:
     np.testing.assert_allclose(seen, [0.4 ** (1 / 3), 0.4 ** (2 / 3), 0.4], atol=0.02)
 
 
+@pytest.mark.thorough
 def test_heads_and_positions_within_heads_can_be_told_apart() -> None:
     class Attention(nn.Module):
         def __init__(self) -> None:
@@ -195,6 +200,7 @@ def test_a_pruned_network_trains_folds_equalizes_quantizes_lowers_and_runs(tmp_p
     assert ((artifact(images(4)) - wanted).norm() / wanted.norm()).item() < 0.1
 
 
+@pytest.mark.thorough
 def test_masked_weights_are_baked_in_before_channels_go() -> None:
     graph = capture(plain(16), images(2))
     apply(Sparsify(0.5), graph)

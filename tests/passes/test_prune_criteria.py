@@ -45,6 +45,7 @@ def test_norms_are_those_of_everything_that_writes_a_unit() -> None:
     torch.testing.assert_close(l2_norm(graph, group), sum((w**2).sum((1, 2, 3)) for w in writers) ** 0.5)
 
 
+@pytest.mark.thorough
 def test_batch_norm_scale_is_the_size_of_gamma_and_infinite_without_a_batch_norm() -> None:
     graph = capture(plain(8), images(2))
     torch.testing.assert_close(batch_norm_scale(graph, group_of(graph, "0")), graph.state_dict()["1.weight"].abs())
@@ -61,6 +62,7 @@ def test_the_geometric_median_is_the_filter_nearest_to_all_others() -> None:
     )
 
 
+@pytest.mark.thorough
 def test_a_twin_is_merged_without_a_trace() -> None:
     model = plain(8)
     with torch.no_grad():
@@ -137,6 +139,7 @@ def test_the_reconstruction_error_is_that_of_least_squares(monkeypatch: pytest.M
         )
 
 
+@pytest.mark.thorough
 def test_a_criterion_of_ones_own_takes_a_few_lines() -> None:
     def largest_weight(graph: Graph, group: Group) -> Tensor:
         return torch.stack([per_unit(m, graph.tensor(m.node).abs(), "amax") for m in group.writers]).amax(0)
@@ -188,6 +191,7 @@ def test_reconstruction_beats_leaving_the_readers_alone_and_readers_alone_are_ne
 # ---- Blocks and penalties -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_the_residual_branch_that_matters_least_goes_first() -> None:
     model = residual(8, blocks=3)
     with torch.no_grad():
@@ -200,11 +204,13 @@ def test_the_residual_branch_that_matters_least_goes_first() -> None:
     assert_close(graph(images(4)), model(images(4)))
 
 
+@pytest.mark.thorough
 def test_without_residual_branches_there_are_no_blocks_to_remove() -> None:
     with pytest.raises(ValueError, match="without any residual branch the network still has 100%"):
         RemoveBlocks(0.5, data=DATA)(capture(plain(), images(2)))
 
 
+@pytest.mark.thorough
 def test_penalties_pull_on_what_they_should() -> None:
     graph = capture(plain(8), images(2))
     names = dict(graph.named_parameters())

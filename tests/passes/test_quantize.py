@@ -92,6 +92,7 @@ def test_a_sum_of_an_integer_and_a_float_value_joins() -> None:
     assert sorted(grids(graph)) == ["add", "conv2d", "input", "sin"]
 
 
+@pytest.mark.thorough
 def test_the_gate_of_squeeze_and_excitation_lies_between_0_and_1() -> None:
     graph = simulated(model_of("squeeze-excite"), X86)
     gate = next(

@@ -60,6 +60,7 @@ def test_an_integer_output_differs_by_at_most_one_step(target: str) -> None:
 # ---- Training -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_training_the_simulated_graph_reduces_its_loss() -> None:
     teacher, student = (nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 4)).eval() for _ in range(2))
     x = images(32)

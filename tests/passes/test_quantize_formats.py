@@ -79,6 +79,7 @@ def test_placement_is_that_of_integers_and_the_answer_near_float(name: str, form
         assert sqnr(model(x), graph(x)) > 25
 
 
+@pytest.mark.thorough
 def test_a_layer_and_its_values_have_the_format_its_name_is_given() -> None:
     formats = {"second.0": LayerFormat(LogFormat(6), BlockFloat(8, block=4)), "head": None}
     graph = quantized(model_of("plain"), formats=formats)
@@ -122,6 +123,7 @@ def test_values_beyond_float16_are_refused_with_their_place() -> None:
         quantized(model, FLOAT16)
 
 
+@pytest.mark.thorough
 @ALL
 def test_gradients_reach_the_weights_and_a_second_run_does_nothing(format: NumberFormat) -> None:
     graph = quantized(model_of("plain"), format, format)

@@ -177,6 +177,7 @@ def test_a_shared_weight_is_stored_once() -> None:
     assert len(onnx.load(str(artifact.folder / MODEL)).graph.initializer) == 3
 
 
+@pytest.mark.thorough
 def test_weights_stay_trainable_and_are_saved(tmp_path: Path) -> None:
     graph, x = quantized(perceptron(), tokens()), tokens()
     assert "0.weight" in dict(graph.named_parameters())
@@ -247,6 +248,7 @@ def test_the_file_is_as_small_as_its_codes_and_scales() -> None:
     assert cost.parameters(deploy(graph)) == cost.parameters(graph) == 2 * (512 * 512 + 512)
 
 
+@pytest.mark.thorough
 def test_the_audit_counts_them_as_neither_integer_nor_float() -> None:
     graph = quantized(perceptron(), tokens(), by=QuantizeWeights(layers={"2": 8, "4": None}))
     found = audit(lower(graph, X86))

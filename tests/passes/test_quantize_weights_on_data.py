@@ -47,6 +47,7 @@ def test_gradients_go_on_from_there() -> None:
     assert_close(lower(graph, EXACT)(structured(8)), graph(structured(8)), 1e-5)
 
 
+@pytest.mark.thorough
 def test_learned_layers_that_share_a_weight_part() -> None:
     model = Model(lambda m, x: m.layer(m.layer(x).relu()), layer=nn.Linear(72, 72))
     graph = quantized(model, tokens(), by=QuantizeWeights(2, 32))

@@ -70,6 +70,7 @@ def test_weights_move_too_where_that_is_wanted() -> None:
     assert float(ratio[0]) != 1.0
 
 
+@pytest.mark.thorough
 def test_biases_follow_and_the_deployed_form_answers_the_same() -> None:
     model, x = network(), torch.randn(64, 3, 8, 8)
     graph = simulated(model, x)
@@ -102,6 +103,7 @@ def test_powers_of_two_stay() -> None:
     assert RefineRanges([[x]], evaluations=20)(graph) == []
 
 
+@pytest.mark.thorough
 def test_it_is_deterministic_and_does_its_work_once() -> None:
     model, x = network(), torch.randn(32, 3, 8, 8)
     one, other = simulated(model, x), simulated(model, x)

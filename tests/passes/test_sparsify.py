@@ -113,6 +113,7 @@ def test_what_stands_behind_the_inputs_is_for_the_loss() -> None:
     assert seen == [(1, i) for i in y.tolist()]
 
 
+@pytest.mark.thorough
 def test_saliency_masks_weights_of_inputs_that_never_move() -> None:
     model = perceptron()
     with torch.no_grad():

@@ -86,6 +86,7 @@ def normed(dims: int) -> nn.Module:
     return randomised(nn.Sequential(layer(3, 16, 3), norm(16), nn.GELU(), inner, nn.ReLU(), layer(16, 4, 1)))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_readers_without_bias_get_the_mean_of_what_they_lose(dims: int) -> None:
     torch.manual_seed(0)
@@ -112,6 +113,7 @@ def halves() -> nn.Module:
     return Model(body, first=conv(3, 24), a=conv(4, 8), b=conv(20, 8), head=nn.Sequential(*head(8)))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "options", [{"data": DATA}, {}, {"scope": "global"}, {"data": DATA, "criterion": ThiNet(DATA)}], ids=str
 )
@@ -138,6 +140,7 @@ def packed(width: int = 32, heads: int = 4) -> nn.Module:
     return Model(body, head=nn.Linear(width, 5), **layers)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("criterion", [Reconstruction, ThiNet, Lasso])
 def test_positions_of_queries_and_keys_cannot_be_judged_by_readers(criterion: Any) -> None:
     torch.manual_seed(0)
@@ -149,6 +152,7 @@ def test_positions_of_queries_and_keys_cannot_be_judged_by_readers(criterion: An
     assert int(torch.isfinite(scores).sum()) >= 7
 
 
+@pytest.mark.thorough
 def test_units_that_make_up_a_dimension_keep_one_of_them() -> None:
     graph = capture(packed(), torch.randn(2, 7, 12))
     positions = next(g for g in groups(graph) if g.name == "qkv" and g.kind == "columns")
@@ -245,6 +249,7 @@ FROZEN: list[Any] = [
 ]  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("transform", FROZEN, ids=lambda t: str(t)[:40])
 def test_what_is_made_of_frozen_weights_is_frozen_and_the_rest_trains(transform: Any) -> None:
     torch.manual_seed(0)

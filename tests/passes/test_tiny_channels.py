@@ -47,6 +47,7 @@ def test_a_tiny_channel_of_the_answer_is_as_good_as_its_neighbours(target: str, 
     assert not result.report.warnings
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "options",
     [

@@ -103,6 +103,7 @@ def test_a_pass_that_lies_is_named_with_how_to_reproduce_it(liar: Any) -> None:
         run([Simplify(), FoldBatchNorm(), liar], network())
 
 
+@pytest.mark.thorough
 def test_a_pass_that_turns_an_output_is_named() -> None:
     with pytest.raises(PassError, match=r"pass 0 Transposed\(\) changed an output's shape from \(2, 2, 4, 4\) to"):
         run([Transposed()], network())

@@ -103,6 +103,7 @@ def test_a_training_that_goes_on_ends_bit_for_bit_where_it_would_have(at: int, k
     assert not list(tmp_path.iterdir()), "nothing is left of a training that has ended"
 
 
+@pytest.mark.thorough
 def test_functions_among_the_options_are_known_by_name_in_another_process(tmp_path: Path) -> None:
     def constant(progress: float) -> float:
         return 1.0
@@ -217,6 +218,7 @@ def test_an_unknown_option_is_a_mistake_of_python() -> None:
         train(captured(), (X, Y), epoch=3)
 
 
+@pytest.mark.thorough
 def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(captured(), (X, Y), checkpoint=tmp_path, epochs=2, batch_size=16, compress=[Stops(4)])
@@ -227,6 +229,7 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
         train(captured(), (X, Y), checkpoint=tmp_path, epochs=3, batch_size=16)
 
 
+@pytest.mark.thorough
 def test_a_teacher_is_followed_without_any_target() -> None:
     teacher = randomised(network()).train()
     graph = captured()

@@ -1,12 +1,22 @@
 import errno
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from graphopt.utils.errors import InputError
-from graphopt.utils.files import check_writable, folder_atomically, sha256, write_atomically
+from graphopt.utils.files import (
+    check_file,
+    check_folder,
+    check_replaceable,
+    check_writable,
+    folder_atomically,
+    make_folder,
+    sha256,
+    write_atomically,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -78,6 +88,59 @@ def test_a_read_only_folder_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "access", lambda *_: False)  # chmod does not bind root
     with pytest.raises(InputError, match="read-only"):
         check_writable(tmp_path / "out")
+
+
+def no_such_file(*_: object, **__: object) -> int:
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+
+@pytest.mark.parametrize("check", [check_writable, check_file, check_folder, check_replaceable])
+def test_a_folder_that_takes_no_files_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: Callable[[Path], Path]
+) -> None:
+    """As /proc: it is there, nobody calls it read-only, and nothing can be made in it."""
+    assert check(tmp_path / "out") == tmp_path / "out"
+    assert names(tmp_path) == []
+    monkeypatch.setattr(os, "open", no_such_file)
+    with pytest.raises(InputError, match="its folder takes no files; choose another place"):
+        check(tmp_path / "out")
+
+
+@pytest.mark.parametrize("check", [check_writable, check_folder, make_folder])
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        ("file/out", "is a file, not a folder"),
+        ("x" * 300, "name is too long"),
+        ("a\0b", "null byte"),
+        ("circle/out", "loop|Too many levels"),
+    ],
+    ids=["file", "long", "null", "circle"],
+)
+def test_a_name_that_nothing_can_have_is_refused(
+    tmp_path: Path, check: Callable[[Path], Path], name: str, says: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    with pytest.raises(InputError, match=says):
+        check(tmp_path / name)
+
+
+def test_a_device_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="neither a file nor a folder"):
+        write_atomically(tmp_path / "pipe", b"")
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_folder_to_add_to_is_made_with_its_parents(tmp_path: Path) -> None:
+    assert check_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    assert names(tmp_path) == []
+    for _ in range(2):
+        assert make_folder(tmp_path / "a" / "b").is_dir()
+    (tmp_path / "a" / "file").write_text("")
+    with pytest.raises(InputError, match="is a file, not a folder"):
+        make_folder(tmp_path / "a" / "file")
 
 
 def test_a_folder_appears_whole(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def test_facts_of_several_lines_stand_under_each_other() -> None:
     assert plain([Facts([("a", "one\ntwo"), ("longer", "three")])], 80) == "a       one\n        two\nlonger  three"
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines are busy
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines are busy
 @given(st.lists(st.tuples(st.text("ab \n[]", max_size=60), st.text("12", max_size=8)), max_size=4), st.integers(20, 80))
 def test_no_text_is_lost(rows: list[tuple[str, str]], width: int) -> None:
     shown = plain([Table([Column("name"), *numbers("size")], rows), Line("end")], width)

@@ -26,7 +26,7 @@ from graphopt.evaluation.float_regions import FloatNode, FloatReason, FloatRegio
 from graphopt.ir.passes import Change
 from graphopt.targets import Target
 from graphopt.utils.errors import InputError
-from graphopt.utils.files import check_writable, write_atomically
+from graphopt.utils.files import check_file, write_atomically
 
 LAYOUT = FloatReason(
     "layout",
@@ -75,7 +75,7 @@ def _unnamed(runs: list[onnx.NodeProto], reading: Reading) -> list[FloatNode]:
 
 def fix(found: FileAudit, path: Path, calibration: Any, example: Any, measure: bool) -> Fixed:
     """See `FileAudit.fix`."""
-    check_writable(path)
+    check_file(path)
     session = open_session(found.path, defaults=True, rewriting=False)
     feeds = random_inputs(session, list(found.shapes.values()))
     taken = compare.signature(session, feeds)

@@ -20,7 +20,7 @@ import tvm
 from graphopt.backends.tvm.build import Code
 from graphopt.backends.tvm.schedules import Conv, Sample, Tile, Variant
 from graphopt.utils.errors import InputError
-from graphopt.utils.files import check_writable
+from graphopt.utils.files import check_file
 from graphopt.utils.version import versions
 
 KINDS: dict[str, Callable[..., Variant]] = {"tile": Tile, "sample": Sample}
@@ -34,7 +34,7 @@ class Database:
     """
 
     def __init__(self, path: str | Path | None, code: Code, *, read_only: bool = False) -> None:
-        self.path = None if path is None else Path(path).expanduser() if read_only else check_writable(path)
+        self.path = None if path is None else Path(path).expanduser() if read_only else check_file(path)
         if read_only and (self.path is None or not self.path.is_file()):
             raise InputError(f"there is no database {path}; tune=... writes one")
         self.code = f"{code}, tvm {versions().get('apache-tvm', tvm.__version__)}"

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from graphopt.utils.errors import InputError, suggestion
+from graphopt.utils.errors import InputError, alternatives
 
 
 @dataclass(frozen=True)
@@ -72,5 +72,5 @@ def method_of(name: str, *, of_weights: bool) -> Method:
         InputError: an unknown name.
     """
     if name not in METHODS:
-        raise InputError(f"unknown method {name!r}; {suggestion(name, METHODS)}known: {', '.join(METHODS)}")
+        raise InputError(f"unknown method {name!r}; {alternatives(name, METHODS, 'methods')}")
     return METHODS[(WEIGHTS_OF if of_weights else ACTIVATIONS_OF).get(name, name)]

@@ -41,6 +41,7 @@ def model_of(content: dict[str, bytes]) -> str:
     return next(n for n in content if n.endswith("models/model.json"))
 
 
+@pytest.mark.thorough
 def test_a_good_program_is_read(program: Path) -> None:
     args, kwargs = example()
     read = load_program(program).module()(*args, **kwargs)
