@@ -197,7 +197,7 @@ def test_batches_have_many_forms(data: Any) -> None:
         ({"evaluate": lambda model: math.nan}, "evaluate returned nan"),
         (
             {"compress": [Response(lambda x: x.mean((2, 3)).repeat(1, 2))]},
-            r"the teacher answers \[48, 6\], the graph \[48, 3\]",
+            r"the teacher answers \[N, 6\], the graph \[N, 3\]",
         ),
     ],
 )
