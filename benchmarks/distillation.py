@@ -32,7 +32,7 @@ from graphopt.training.distillation import METHODS, Ensemble, Mutual, Route, cha
 PLAIN = "targets alone"
 TRANSFORMERS = ("minilm", "internal")  # need attention, which these networks have not
 TEACHER, ASSISTANT, STUDENT = (24, 48, 72), (12, 24, 36), (8, 16, 24)  # channels of the stages
-TEACHER_EPOCHS, EPOCHS, BATCH, RATE = 15, 16, 32, 2e-2
+TEACHER_EPOCHS, EPOCHS, BATCH, RATE = 15, 10, 32, 2e-2
 
 
 class Separable(nn.Module):
