@@ -27,7 +27,7 @@ from torch import Tensor, nn
 import graphopt
 from graphopt import Graph
 from graphopt.training import Compression, Distill, Response
-from graphopt.training.distillation import METHODS, Ensemble, Mutual, Route, chain, stagewise
+from graphopt.training.distillation import METHODS, Ensemble, Exits, Mutual, Route, chain, stagewise
 
 PLAIN = "targets alone"
 TRANSFORMERS = ("minilm", "internal")  # need attention, which these networks have not
@@ -130,6 +130,8 @@ class Study:
             return []
         if name == "mutual":
             return [Mutual([self.network(STUDENT, 400 + seed)])]
+        if name == "exits":
+            return [Exits()]
         if name == "route":
             return [Response(Route(teacher, self.checkpoints))]
         if name in ("two teachers", "two teachers by confidence"):
@@ -152,7 +154,7 @@ class _Keeps(Compression):
 
 
 SCHEMES = [
-    "route", "two teachers", "two teachers by confidence", "mutual", "assistant", "born again", "stagewise",
+    "route", "two teachers", "two teachers by confidence", "mutual", "assistant", "born again", "stagewise", "exits",
 ]  # fmt: skip
 NAMES = [PLAIN, *(name for name in METHODS if name not in TRANSFORMERS), *SCHEMES]
 
