@@ -23,6 +23,6 @@ from graphopt.training.distillation.teachers import Ensemble, Network, Route, Te
 from graphopt.training.distillation.terms import Term
 
 __all__ = [
-    "METHODS", "Cached", "Distill", "Ensemble", "Exits", "Method", "Mutual", "Network", "Recorded", "Response", "Route", "Teacher",
-    "Term", "chain", "record", "stagewise",
+    "METHODS", "Cached", "Distill", "Ensemble", "Exits", "Method", "Mutual", "Network", "Recorded", "Response", "Route",
+    "Teacher", "Term", "chain", "record", "stagewise",
 ]  # fmt: skip

@@ -3,7 +3,8 @@
     train(graph, (images, labels), compress=[Exits()])
 
 Zhang et al. 2019, "Be Your Own Teacher". An exit is a 1x1 convolution to the width of the features in front of the last layer,
-their mean over positions, and a linear layer. With share a, of features f and classes p softened by a temperature T, each exit adds
+their mean over positions, and a linear layer. With share a, of features f and classes p softened by a temperature T, each exit
+adds
 
     (1 - a) cross entropy(p, targets) + a T^2 divergence(p_last, p) + b |f - f_last|^2 / features
 
@@ -87,10 +88,10 @@ class Exits(Compression):
     def loss(self, run: Run) -> Tensor:
         answer = output(run.outputs).detach()
         *ends, last = (place.values(run.values)[0] for place in self.places)
-        parts = [
-            self._of(*each(end), last.detach(), answer, run.batch.targets)
-            for each, end in zip(self.exits, ends, strict=True)
-        ]
+        parts = []
+        for each, end in zip(self.exits, ends, strict=True):
+            logits, found = each(end)
+            parts.append(self._of(logits, found, last.detach(), answer, run.batch.targets))
         return self.weight * torch.stack(parts).sum()
 
     def _of(self, logits: Tensor, found: Tensor, last: Tensor, answer: Tensor, targets: Any) -> Tensor:
