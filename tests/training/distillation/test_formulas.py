@@ -213,15 +213,12 @@ def test_margin_replaces_what_is_below_the_mean_of_negatives_and_lets_go_of_the_
 
 
 def decomposed(value: Tensor) -> tuple[list[list[list[float]]], list[list[float]]]:
-    """Right singular vectors and values of each sample's [positions, channels], from eigenvectors of its Gram matrix."""
+    """Right singular vectors, with their largest component positive, and singular values of each sample's [positions, channels]."""
     vectors, values = [], []
     for sample in value.double():
-        flat = sample.flatten(1).T
-        eigenvalues, eigenvectors = torch.linalg.eigh(flat.T @ flat)
-        vectors.append(
-            [[v * math.copysign(1, max(row, key=abs)) for v in row] for row in eigenvectors.flip(1).T.tolist()]
-        )
-        values.append(eigenvalues.flip(0).clamp(min=0).sqrt().tolist())
+        _, found, rows = torch.linalg.svd(sample.flatten(1).T, full_matrices=False)
+        vectors.append([[v * math.copysign(1, max(row, key=abs)) for v in row] for row in rows.tolist()])
+        values.append(found.tolist())
     return vectors, values
 
 
