@@ -6,7 +6,7 @@ on, and the accuracy is that on takes 0 to 4, the test set. Every method has its
 
     python benchmarks/distillation.py --rows rows.jsonl [--methods hint attention] [--seeds 0 1 2] [--json figures.json]
 
-Each run is a line of `--rows`; those that are there are not run again.
+Each run is a line of `--rows`; those that are there are not run again. The teachers are kept beside it.
 """
 
 from __future__ import annotations
@@ -85,10 +85,17 @@ class Digits:
 class Study:
     """Trains students, each method's from the same starts."""
 
-    def __init__(self, digits: Digits, epochs: int) -> None:
+    def __init__(self, digits: Digits, epochs: int, kept: Path) -> None:
         self.digits, self.example, self.epochs = digits, digits.train[0][:2], epochs
         self.checkpoints: list[dict[str, Tensor]] = []
-        self.teachers = [self.teacher(seed) for seed in (0, 1)]
+        if kept.exists():
+            states, self.checkpoints = torch.load(kept, weights_only=True)
+            self.teachers = [self.network(TEACHER, seed) for seed in (0, 1)]
+            for teacher, state in zip(self.teachers, states, strict=True):
+                teacher.load_state_dict(state)
+        else:
+            self.teachers = [self.teacher(seed) for seed in (0, 1)]
+            torch.save([[teacher.state_dict() for teacher in self.teachers], self.checkpoints], kept)
 
     def network(self, widths: tuple[int, ...], seed: int) -> Graph:
         torch.manual_seed(seed)
@@ -194,7 +201,7 @@ def main() -> None:
     missing = [(name, seed) for seed in given.seeds for name in given.methods if (name, seed) not in done]
     if missing:
         digits = Digits()
-        study = Study(digits, given.epochs)
+        study = Study(digits, given.epochs, path.with_suffix(".teachers.pt"))
         for name, seed in missing:
             begin = time.perf_counter()
             graph = study.run(name, seed)
