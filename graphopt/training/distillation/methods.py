@@ -25,8 +25,8 @@
 
 Where a paper sums over positions and channels, here they are averaged (of maps of norm one, summed), so that a weight does not
 depend on the sizes of a network. Usual weights leave the loss of the order of a cross entropy, 0.1 to 10, on the benchmark's
-network: one that dwarfs the task's loss costs accuracy. Some papers first train helpers, or first fit places and then the task; here all of it is learned at once,
-unless `during` of `Distill` says when.
+network: one that dwarfs the task's loss costs accuracy. Some papers first train helpers, or first fit places and then the task;
+here all of it is learned at once, unless `during` of `Distill` says when.
 
 Without an entry, for want of a formula that could be confirmed: knowledge projection (Zhang et al. 2017), knowledge squeezed
 adversarial networks (Shu et al. 2019), weighted soft labels of Kulkarni et al. 2017.
