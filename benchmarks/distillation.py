@@ -125,7 +125,7 @@ class Study:
         elif name == "born again":
             chain([self.network(STUDENT, 300 + seed), student], data, **self.options(seed))
         elif name == "stagewise":
-            parts = [max(1, self.epochs // 4)] * 4
+            parts = [max(1, self.epochs * share // 10) for share in (2, 2, 2, 4)]  # of the same sum
             stagewise(student, data, self.teachers[0], **{**self.options(seed), "epochs": parts})
         else:
             graphopt.train(student, data, compress=self.compress(name, seed), **self.options(seed))
@@ -135,6 +135,8 @@ class Study:
         teacher = self.teachers[0]
         if name == PLAIN:
             return []
+        if name in RESPONSES:
+            return [Response(teacher, **RESPONSES[name])]
         if name == "mutual":
             return [Mutual([self.network(STUDENT, 400 + seed)])]
         if name == "exits":
@@ -160,10 +162,14 @@ class _Keeps(Compression):
             self.kept.append(copy.deepcopy(self.graph.state_dict()))
 
 
+RESPONSES: dict[str, dict[str, float]] = {
+    "response, temperature 2": {"temperature": 2.0},
+    "response, weight 0.1": {"weight": 0.1},
+}
 SCHEMES = [
     "route", "two teachers", "two teachers by confidence", "mutual", "assistant", "born again", "stagewise", "exits",
 ]  # fmt: skip
-NAMES = [PLAIN, *(name for name in METHODS if name not in TRANSFORMERS), *SCHEMES]
+NAMES = [PLAIN, *RESPONSES, *(name for name in METHODS if name not in TRANSFORMERS), *SCHEMES]
 
 
 def read(path: Path) -> list[dict[str, Any]]:
