@@ -125,8 +125,9 @@ class Study:
         elif name == "born again":
             chain([self.network(STUDENT, 300 + seed), student], data, **self.options(seed))
         elif name == "stagewise":
-            parts = [max(1, self.epochs * share // 10) for share in (2, 2, 2, 4)]  # of the same sum
-            stagewise(student, data, self.teachers[0], **{**self.options(seed), "epochs": parts})
+            stagewise(
+                student, data, self.teachers[0], **self.options(seed)
+            )  # each of its four parts as long as the others' whole
         else:
             graphopt.train(student, data, compress=self.compress(name, seed), **self.options(seed))
         return student
