@@ -6,7 +6,7 @@ on, and the accuracy is that on takes 0 to 4, the test set. Every method has its
 
     python benchmarks/distillation.py --rows rows.jsonl [--methods hint attention] [--seeds 0 1 2] [--json figures.json]
 
-Each run is a line of `--rows`; those that are there are not run again.
+Each run is a line of `--rows`; those that are there are not run again. The teachers are kept beside it.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from torch import Tensor, nn
 import graphopt
 from graphopt import Graph
 from graphopt.training import Compression, Distill, Response
-from graphopt.training.distillation import METHODS, Ensemble, Mutual, Route, chain, stagewise
+from graphopt.training.distillation import METHODS, Ensemble, Exits, Mutual, Route, chain, stagewise
 
 PLAIN = "targets alone"
 TRANSFORMERS = ("minilm", "internal")  # need attention, which these networks have not
 TEACHER, ASSISTANT, STUDENT = (24, 48, 72), (12, 24, 36), (8, 16, 24)  # channels of the stages
-TEACHER_EPOCHS, EPOCHS, BATCH, RATE = 15, 16, 32, 2e-2
+TEACHER_EPOCHS, EPOCHS, BATCH, RATE = 15, 10, 32, 2e-2
 
 
 class Separable(nn.Module):
@@ -85,10 +85,17 @@ class Digits:
 class Study:
     """Trains students, each method's from the same starts."""
 
-    def __init__(self, digits: Digits, epochs: int) -> None:
+    def __init__(self, digits: Digits, epochs: int, kept: Path) -> None:
         self.digits, self.example, self.epochs = digits, digits.train[0][:2], epochs
         self.checkpoints: list[dict[str, Tensor]] = []
-        self.teachers = [self.teacher(seed) for seed in (0, 1)]
+        if kept.exists():
+            states, self.checkpoints = torch.load(kept, weights_only=True)
+            self.teachers = [self.network(TEACHER, seed) for seed in (0, 1)]
+            for teacher, state in zip(self.teachers, states, strict=True):
+                teacher.load_state_dict(state)
+        else:
+            self.teachers = [self.teacher(seed) for seed in (0, 1)]
+            torch.save([[teacher.state_dict() for teacher in self.teachers], self.checkpoints], kept)
 
     def network(self, widths: tuple[int, ...], seed: int) -> Graph:
         torch.manual_seed(seed)
@@ -118,8 +125,9 @@ class Study:
         elif name == "born again":
             chain([self.network(STUDENT, 300 + seed), student], data, **self.options(seed))
         elif name == "stagewise":
-            parts = [max(1, self.epochs // 4)] * 4
-            stagewise(student, data, self.teachers[0], **{**self.options(seed), "epochs": parts})
+            stagewise(
+                student, data, self.teachers[0], **self.options(seed)
+            )  # each of its four parts as long as the others' whole
         else:
             graphopt.train(student, data, compress=self.compress(name, seed), **self.options(seed))
         return student
@@ -128,8 +136,12 @@ class Study:
         teacher = self.teachers[0]
         if name == PLAIN:
             return []
+        if name in RESPONSES:
+            return [Response(teacher, **RESPONSES[name])]
         if name == "mutual":
             return [Mutual([self.network(STUDENT, 400 + seed)])]
+        if name == "exits":
+            return [Exits()]
         if name == "route":
             return [Response(Route(teacher, self.checkpoints))]
         if name in ("two teachers", "two teachers by confidence"):
@@ -151,10 +163,14 @@ class _Keeps(Compression):
             self.kept.append(copy.deepcopy(self.graph.state_dict()))
 
 
+RESPONSES: dict[str, dict[str, float]] = {
+    "response, temperature 2": {"temperature": 2.0},
+    "response, weight 0.1": {"weight": 0.1},
+}
 SCHEMES = [
-    "route", "two teachers", "two teachers by confidence", "mutual", "assistant", "born again", "stagewise",
+    "route", "two teachers", "two teachers by confidence", "mutual", "assistant", "born again", "stagewise", "exits",
 ]  # fmt: skip
-NAMES = [PLAIN, *(name for name in METHODS if name not in TRANSFORMERS), *SCHEMES]
+NAMES = [PLAIN, *RESPONSES, *(name for name in METHODS if name not in TRANSFORMERS), *SCHEMES]
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -192,7 +208,7 @@ def main() -> None:
     missing = [(name, seed) for seed in given.seeds for name in given.methods if (name, seed) not in done]
     if missing:
         digits = Digits()
-        study = Study(digits, given.epochs)
+        study = Study(digits, given.epochs, path.with_suffix(".teachers.pt"))
         for name, seed in missing:
             begin = time.perf_counter()
             graph = study.run(name, seed)

@@ -3,13 +3,14 @@
     python benchmarks/qat.py resnet20 --rows rows.jsonl [--formats W2A2 W4A4] [--ways ours brevitas] [--minutes 10] [--seeds 0 1 2]
     python benchmarks/qat.py digits --rows rows.jsonl [--formats W8A8 W4A4 W2A4] [--methods lsq dsq] [--seeds 0 1 2]
 
-resnet20  The ladder's formats (few bits in between, 8 for the first and the last layer). `ours` begins with the codes of `gptq`;
-          `brevitas` with the float weights, its scales learned (`Int8WeightPerChannelFloat`, `Uint8ActPerTensorFloat` with as many
-          bits), its batch norms alive. Both: 9,000 training images of CIFAR-10, flipped and shifted, 1,000 held out to keep the best
-          epoch; Adam, cosine; labels and the answers of ResNet-56 (temperature 4). As many epochs as fit in the CPU minutes of
-          one thread, measured at the beginning. Test: 10,000 images.
-digits    A depthwise-separable network trained from scratch in float, then quantized with the codes of `gptq` (every layer in few
-          bits) and trained by each method, the same epochs and rate, from the same start. The best epoch by held-out takes; test takes 0 to 4.
+resnet20  The ladder's formats (few bits in between, 8 for the first and the last layer). `ours` begins with the codes of
+          `gptq`; `brevitas` with the float weights, its scales learned (`Int8WeightPerChannelFloat`, `Uint8ActPerTensorFloat` of
+          as many bits), its batch norms alive. Both: 9,000 training images of CIFAR-10, flipped and shifted, 1,000 held out to
+          keep the best epoch; Adam, cosine; labels and the answers of ResNet-56 (temperature 4). As many epochs as fit in the
+          CPU minutes of one thread, measured at the beginning. Test: 10,000 images.
+digits    A depthwise-separable network trained from scratch in float, then quantized with the codes of `gptq` (every layer in
+          few bits) and trained by each method, the same epochs and rate, from the same start. The best epoch by held-out takes;
+          test takes 0 to 4.
 
 Each run is a line of `--rows`; those that are there are not run again.
 """
@@ -17,11 +18,13 @@ Each run is a line of `--rows`; those that are there are not run again.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -314,26 +317,18 @@ def main() -> None:
 
 
 def resnet20(options: Any) -> None:
-    cifar = Cifar()
-    for seed in options.seeds:
-        for formats in options.formats or FORMATS:
-            for way in options.ways:
-                key = {"formats": formats, "way": way, "minutes": options.minutes, "seed": seed}
-                record(
-                    options.rows,
-                    key,
-                    lambda: {"ours": ours, "brevitas": brevitas}[way](cifar, formats, options.minutes, seed),
-                )  # noqa: B023
+    cifar, ways = Cifar(), {"ours": ours, "brevitas": brevitas}
+    for seed, formats, way in itertools.product(options.seeds, options.formats or FORMATS, options.ways):
+        key = {"formats": formats, "way": way, "minutes": options.minutes, "seed": seed}
+        record(options.rows, key, partial(ways[way], cifar, formats, options.minutes, seed))
 
 
 def digits(options: Any) -> None:
     data, start = digits_start(options.rows.with_suffix(".start.pt"))
     record(options.rows, {"formats": "float", "way": "", "seed": 0}, lambda: {"test": data.accuracy(start, data.test)})
-    for seed in options.seeds:
-        for formats in options.formats or DIGITS:
-            for method in options.methods:
-                key = {"formats": formats, "way": method, "seed": seed}
-                record(options.rows, key, lambda: digits_run(data, start, formats, method, seed))  # noqa: B023
+    for seed, formats, method in itertools.product(options.seeds, options.formats or DIGITS, options.methods):
+        key = {"formats": formats, "way": method, "seed": seed}
+        record(options.rows, key, partial(digits_run, data, start, formats, method, seed))
 
 
 def rows_in(path: Path) -> list[dict[str, Any]]:
@@ -351,16 +346,18 @@ def record(path: Path, key: dict[str, Any], make: Callable[[], dict[str, Any]]) 
 
 def summary(path: Path) -> list[dict[str, Any]]:
     """Mean and spread over seeds."""
+    figures = ("CPU min", "epochs", "before", "test")
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows_in(path):
         groups.setdefault((row["formats"], row["way"], row.get("minutes")), []).append(row)
     return [
         {
-            "formats": formats, "way": way, "CPU min": mean(rows, "CPU min"), "epochs": mean(rows, "epochs"), "before": mean(rows, "before"),
-            "test": mean(rows, "test"), "spread": statistics.pstdev([r["test"] for r in rows]), "seeds": len(rows),
+            **{"formats": formats, "way": way},
+            **{name: mean(rows, name) for name in figures},
+            **{"spread": statistics.pstdev([row["test"] for row in rows]), "seeds": len(rows)},
         }
         for (formats, way, _), rows in groups.items()
-    ]  # fmt: skip
+    ]
 
 
 def mean(rows: list[dict[str, Any]], name: str) -> float | None:

@@ -11,9 +11,11 @@ learned.py      modules that learn along: adapters, discriminators, paraphrasers
 teachers.py     who is learned from: one network, several, one after another
 recorded.py     answers on disk
 schemes.py      who teaches whom: chains, mutual learning, stage by stage
+exits.py        a network that is its own teacher
 """
 
 from graphopt.training.distillation.distill import Distill, Response
+from graphopt.training.distillation.exits import Exits
 from graphopt.training.distillation.methods import METHODS, Method
 from graphopt.training.distillation.recorded import Cached, Recorded, record
 from graphopt.training.distillation.schemes import Mutual, chain, stagewise
@@ -21,6 +23,6 @@ from graphopt.training.distillation.teachers import Ensemble, Network, Route, Te
 from graphopt.training.distillation.terms import Term
 
 __all__ = [
-    "METHODS", "Cached", "Distill", "Ensemble", "Method", "Mutual", "Network", "Recorded", "Response", "Route", "Teacher", "Term",
-    "chain", "record", "stagewise",
+    "METHODS", "Cached", "Distill", "Ensemble", "Exits", "Method", "Mutual", "Network", "Recorded", "Response", "Route",
+    "Teacher", "Term", "chain", "record", "stagewise",
 ]  # fmt: skip

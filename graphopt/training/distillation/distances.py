@@ -20,6 +20,11 @@ def squared(student: Tensor, teacher: Tensor) -> Tensor:
     return _per_sample((student - teacher).pow(2))
 
 
+def apart(student: Tensor, teacher: Tensor) -> Tensor:
+    """[N]: the sum of squared differences; for what has norm one, whose size does not count."""
+    return (student - teacher).pow(2).flatten(1).sum(1)
+
+
 def absolute(student: Tensor, teacher: Tensor) -> Tensor:
     """[N]: the mean of differences without sign."""
     return _per_sample((student - teacher).abs())

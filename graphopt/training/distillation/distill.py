@@ -38,7 +38,8 @@ class Distill(Compression):
         teacher: a module, a graph, a function, several of them, or a `Teacher`; see `graphopt.training.distillation.teachers`.
         method: a name in the table of `graphopt.training.distillation.methods`, or terms of one's own.
         places: names of layers or blocks, as reports and `graph.site` have them: one for both networks, or (student's,
-            teacher's); or a rule of `graphopt.training.distillation.places`. None: the method's rule.
+            teacher's); or a rule of `graphopt.training.distillation.places`. None: the method's rule. What a method takes from
+            the outputs, the inputs or the last layer stays.
         weight: of the whole loss beside the task's, whose weight is one; None: the method's own.
         during: from and to which progress of the training, 0 to 1, it counts.
         seed: of what is learned along.
@@ -90,8 +91,8 @@ class Distill(Compression):
     def _pairs(self, term: Term, graph: Graph, member: Member, answer: Answer) -> list[Pair]:
         if term.places == "outputs":
             return [(Place("outputs", (self.answers[0],)), Place("outputs", (answer,)))]
-        rule = self.places if isinstance(self.places, str) else term.places
-        names = None if isinstance(self.places, str) else self.places
+        given = None if term.places in ("features", "gradients") else self.places
+        rule, names = (given, None) if isinstance(given, str) else (term.places, given)
         found = pairs(graph, member.graph(graph), rule, names)
         if term.places == "flow" and names is not None:  # two values make a place there
             return [(a + c, b + d) for (a, b), (c, d) in pairwise(found)]

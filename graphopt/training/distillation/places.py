@@ -85,8 +85,7 @@ def pairs(student: Graph, teacher: Graph, rule: str, names: Names | None = None)
 
     Args:
         rule: how they are found; see the head of this file.
-        names: instead; a name in both, or (name in the student, name in the teacher). `features` and `gradients` are what they
-            are, whatever is named.
+        names: instead; a name in both, or (name in the student, name in the teacher).
 
     Raises:
         InputError: an unknown name or rule, or nothing found.
@@ -94,7 +93,7 @@ def pairs(student: Graph, teacher: Graph, rule: str, names: Names | None = None)
     known = ("outputs", "common", *RULES)
     if rule not in known:
         raise InputError(f"unknown places {rule!r}; {suggestion(rule, known)}known: {', '.join(known)}")
-    if names is not None and rule not in ("gradients", "features"):
+    if names is not None:
         both = [(name, name) if isinstance(name, str) else name for name in names]
         if not both:
             raise InputError("places is empty; name at least one, or leave it out")

@@ -27,7 +27,7 @@ from graphopt.execution.executor import Executor
 from graphopt.ir.graph import Example, Graph
 from graphopt.training.batches import Batch
 from graphopt.training.losses import output
-from graphopt.utils.errors import InputError, suggestion
+from graphopt.utils.errors import InputError, first_line, suggestion
 
 Inputs = Callable[[Any], Any]
 
@@ -194,7 +194,12 @@ class Route(Network):
     def step(self, progress: float) -> None:
         wanted = max(place for place, begin in enumerate(self.at) if begin <= progress)
         if wanted != self.current and self.captured is not None:
-            self.captured.load_state_dict(self._state(wanted))
+            try:
+                self.captured.load_state_dict(self._state(wanted))
+            except RuntimeError as error:
+                raise InputError(
+                    f"checkpoint {wanted} of the route does not fit its teacher: {first_line(error)}"
+                ) from error
             self.current = wanted
 
     def _state(self, place: int) -> Mapping[str, Tensor]:
@@ -219,7 +224,7 @@ class Ensemble(Teacher):
         teachers: what a teacher may be.
 
     Raises:
-        InputError: fewer than two, or another `by`.
+        InputError: fewer than two, ensembles among them, or another `by`.
     """
 
     BY = ("mean", "confidence", "random")
@@ -231,6 +236,8 @@ class Ensemble(Teacher):
             raise InputError(f"unknown weighting {by!r}; {suggestion(by, self.BY)}known: {', '.join(self.BY)}")
         self.by = by
         self.teachers = [as_teacher(each) for each in teachers]
+        if any(isinstance(each, Ensemble) for each in self.teachers):
+            raise InputError("an ensemble has ensembles among its teachers; give their members")
 
     def members(self) -> Sequence[Member]:
         return [member for each in self.teachers for member in each.members()]

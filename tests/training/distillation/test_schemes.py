@@ -1,4 +1,4 @@
-"""Chains, mutual learning, stage by stage."""
+"""Chains, mutual learning, stage by stage, exits."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from distilling import X, Y, convolutional, student
 
+from graphopt.execution.executor import Executor
 from graphopt.ir.graph import Graph
-from graphopt.training import Response, train
-from graphopt.training.distillation import Distill, Mutual, chain, stagewise
+from graphopt.training import Response, Run, train
+from graphopt.training.batches import Batch
+from graphopt.training.distillation import Distill, Exits, Mutual, chain, stagewise
 from graphopt.utils.errors import InputError
 
 OPTIONS: dict[str, Any] = {"epochs": 2, "batch_size": 16, "rate": 1e-2}
@@ -92,3 +94,33 @@ def test_stages_are_trained_one_after_another_and_then_the_rest_on_the_targets()
         assert torch.equal(value, dict(early.named_parameters())[name]) == (name not in head), "what was trained stays"
     with pytest.raises(InputError, match="has 2 stages; epochs must be one number, or 3"):
         stagewise(graph, (X, Y), teacher, epochs=[1, 2])
+
+
+def test_an_exit_learns_from_targets_and_from_the_end_of_the_network() -> None:
+    graph, exits = student(), Exits(share=0.4, features=0.5, temperature=2.0, weight=3.0)
+    exits.attach(graph)
+    values = Executor(graph).run([*graph.results, *exits.watched(graph)], [X])
+    logits = Executor(graph).nested(values)
+    stage, last = (values[node] for node in exits.watched(graph))
+    (module,) = exits.exits
+    found = (stage * 1.0).permute(0, 2, 3, 1) @ module.bottleneck.weight[:, :, 0, 0].T + module.bottleneck.bias
+    features = found.relu().mean((1, 2))
+    answers = module.head(features)
+    soft = (logits / 2).softmax(1)
+    divergence = 4 * (soft * (soft.log() - (answers / 2).log_softmax(1))).sum(1).mean()
+    expected = 0.6 * F.cross_entropy(answers, Y) + 0.4 * divergence + 0.5 * (features - last).pow(2).mean()
+    torch.testing.assert_close(exits.loss(Run(Batch([X], Y), logits, values)), 3 * expected, rtol=1e-4, atol=1e-5)
+
+
+def test_exits_are_thrown_away_and_need_stages() -> None:
+    graph = student()
+    names = set(graph.state_dict())
+    report = train(graph, (X, Y), compress=[Exits()], epochs=6, batch_size=16, rate=1e-2)
+    assert report.epochs[-1].loss < report.epochs[1].loss  # type: ignore[operator]
+    assert set(graph.state_dict()) == names
+    flat = Graph.capture(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3)).eval(), X[:2])
+    with pytest.raises(InputError, match="two stages of convolutions"):
+        train(flat, (X, Y), compress=[Exits()])
+    for given in ({"share": 1.5}, {"weight": 0.0}, {"temperature": 0.0}):
+        with pytest.raises(InputError):
+            Exits(**given)

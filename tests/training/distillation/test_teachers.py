@@ -239,6 +239,7 @@ def test_cached_answers_are_asked_for_once_and_outlive_the_training(tmp_path: Pa
     ("make", "says"),
     [
         (lambda: Ensemble([FIRST]), "needs two teachers at least, got 1"),
+        (lambda: Ensemble([FIRST, [FIRST, SECOND]]), "ensembles among its teachers; give their members"),
         (lambda: Ensemble([FIRST, SECOND], by="confident"), r"did you mean 'confidence'\?"),
         (lambda: Route(FIRST, []), "at least one checkpoint"),
         (lambda: Route(FIRST, [{}, {}], at=[0.0]), "one progress for each of the 2 checkpoints"),
@@ -257,3 +258,5 @@ def test_the_graph_that_is_trained_is_no_teacher() -> None:
         train(graph, (X, Y), compress=[Response(graph)])
     with pytest.raises(InputError, match=r"there is no checkpoint .*none\.pt"):
         train(graph, (X, Y), compress=[Response(Route(FIRST, ["none.pt"]))])
+    with pytest.raises(InputError, match="checkpoint 0 of the route does not fit its teacher"):
+        train(graph, (X, Y), compress=[Response(Route(FIRST, [SECOND.state_dict()]))])
