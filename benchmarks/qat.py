@@ -1,6 +1,6 @@
 """What quantization-aware training wins back: ResNet-20 beside Brevitas, and every method on spoken digits.
 
-    python benchmarks/qat.py resnet20 --rows rows.jsonl [--formats W2A2 W4A4] [--ways ours brevitas] [--minutes 10] [--seeds 0 1 2]
+    python benchmarks/qat.py resnet20 --rows rows.jsonl [--formats W2A2 W4A4] [--ways ours] [--minutes 10] [--seeds 0 1 2]
     python benchmarks/qat.py digits --rows rows.jsonl [--formats W8A8 W4A4 W2A4] [--methods lsq dsq] [--seeds 0 1 2]
 
 resnet20  The ladder's formats (few bits in between, 8 for the first and the last layer). `ours` begins with the codes of
@@ -352,9 +352,9 @@ def summary(path: Path) -> list[dict[str, Any]]:
         groups.setdefault((row["formats"], row["way"], row.get("minutes")), []).append(row)
     return [
         {
-            **{"formats": formats, "way": way},
+            "formats": formats, "way": way,
             **{name: mean(rows, name) for name in figures},
-            **{"spread": statistics.pstdev([row["test"] for row in rows]), "seeds": len(rows)},
+            "spread": statistics.pstdev([row["test"] for row in rows]), "seeds": len(rows),
         }
         for (formats, way, _), rows in groups.items()
     ]

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from graphopt.ir.graph import Graph
-from graphopt.training.batches import Batch, Batches
 from graphopt.training import processes
+from graphopt.training.batches import Batch, Batches
 from graphopt.training.checkpoint import Checkpoint, task_of
 from graphopt.training.compression import Compression, Run
 from graphopt.training.forward import Forward, channels_last

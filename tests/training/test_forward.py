@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from training import X, Y, accuracy, few_bits, network, simulated
 
-from graphopt.data import Calibration
 from graphopt.formats import FAKE_QUANTIZE
 from graphopt.ir.graph import Graph
 from graphopt.training import Compression, QuantizationAware, Run, train

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
 import torch
 from training import X, Y, few_bits, simulated
 
-from graphopt.data import Calibration
 from graphopt.ir.graph import Graph
 from graphopt.training import Compression, DampenOscillations, FreezeOscillations, QuantizationAware, train
 from graphopt.training.quantization.grids import rounded_weights
@@ -69,7 +69,7 @@ def test_frozen_weights_stay_where_they_were_most() -> None:
     shares = [share for share, _ in seen]
     assert shares == sorted(shares)
     assert 0 < shares[-1] < 1
-    for (_, before), (_, after) in zip(seen[1:], seen[2:], strict=False):
+    for (_, before), (_, after) in itertools.pairwise(seen):
         held = ~before.isnan()
         assert not after[held].isnan().any()
 

@@ -102,7 +102,8 @@ def test_scales_and_offsets_are_learned_and_biases_follow() -> None:
     graph = simulated(few_bits(4, 4))
     before = {u.node.name: graph.tensor(u.scale) for node in graph.calls() if (u := UniformQuantizer.of(node))}
     zeros = {u.node.name: graph.tensor(u.zero_point) for node in graph.calls() if (u := UniformQuantizer.of(node))}
-    train(graph, (X, Y), compress=[QuantizationAware("lsq+", batch_norms=False)], epochs=4, batch_size=16, rate=2e-2, scale_rate=20.0)
+    aware = QuantizationAware("lsq+", batch_norms=False)
+    train(graph, (X, Y), compress=[aware], epochs=4, batch_size=16, rate=2e-2, scale_rate=20.0)
     found = {u.node.name: u for node in graph.calls() if (u := UniformQuantizer.of(node))}
     assert {name for name in before if torch.equal(before[name], graph.tensor(found[name].scale))} == set()
     offsets = [name for name in zeros if not torch.equal(zeros[name], graph.tensor(found[name].zero_point))]
