@@ -1,7 +1,7 @@
 """One batch through the graph that trains, as the processor computes it fastest.
 
 Images lie in memory channel by channel for each pixel (`torch.channels_last`), as convolutions want them. With
-`precision="bfloat16"`, layers are computed in that type where torch's autocast says so; rounding to number formats stays in float32.
+`precision="bfloat16"`, layers are computed in that type where torch's autocast says so; rounding to grids stays in float32.
 """
 
 from __future__ import annotations

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
 
 from graphopt.ir.graph import Graph
 from graphopt.ir.passes import Change
 from graphopt.ir.quantizers import quantizers
-from graphopt.training.compression import Compression, Run
+from graphopt.training.compression import Compression
 from graphopt.training.quantization import norms, transforms
 from graphopt.training.quantization.grids import Grid, grids
 from graphopt.training.quantization.learned import LearnedGrid
@@ -84,10 +83,6 @@ class QuantizationAware(Compression):
 
     def _method(self, grid: Grid) -> Method:
         return self.weights if grid.of_weights else self.activations
-
-    def loss(self, run: Run) -> Tensor | None:
-        parts = [part for each in self.learned if (part := each.penalty()) is not None]
-        return torch.stack(parts).sum() if parts else None
 
     def step(self, progress: float) -> None:
         for each in self.learned:

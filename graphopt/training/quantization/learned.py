@@ -56,17 +56,9 @@ class LearnedGrid:
             node.target = QUANTIZE_IN_TRAINING
             node.args = (node.args[0], node.args[SCALE], zero, *ends, *how)
 
-    def penalty(self) -> Tensor | None:
-        """The squared end of the grid (PACT, section 3)."""
-        if not self.method.decay or self.scale is None:
-            return None
-        power = self.graph.parameter(self.scale.parameter)
-        end = self.graph.tensor(self.scale.scale) * torch.exp2(power) * self.grid.codes[1]
-        return self.method.decay * end.square().sum()
-
     def step(self, progress: float) -> None:
         if self.scale is not None:
-            self.scale.limit(self.graph)
+            self.scale.limit(self.graph, self.method.decay)
         if self.sharpness is not None:
             begin, end = self.method.sharpness
             if begin:

@@ -12,6 +12,9 @@
     qil                      nearest       stays                       interval              Jung et al. 2019
     a2q                      toward_zero   learned                     norm of each row      Colbert et al. 2023
 
+PACT decays its ends by 1e-4 with the loss, at a rate of 0.1; Adam would make a steady fall of so small a gradient, so they fall
+by that much here by themselves. Chance fades while `stochastic` trains: the network answers with the nearest codes in the end.
+
 What a method does to the value in front is for weights: at the end the weight is what came out of it. Two methods may share a
 network; PACT is published with DoReFa's weights, for instance.
 """
@@ -32,8 +35,9 @@ class Method:
         scale: `fixed`, `step` (learned), or `clip` (learned from what is beyond the grid).
         offset: whether the zero point of grids that have one is learned.
         transform: of a weight in front of its quantizer; see `transforms.py`.
-        sharpness: of the curve in the place of a step, at the beginning and at the end of the training.
-        decay: of the squared end of the grid, added to the loss.
+        sharpness: of the curve in the place of a step, at the beginning and at the end of the training; of `stochastic`, the
+            share of a step that chance decides about.
+        decay: the share of its end that a learned grid loses with every step.
     """
 
     rounding: str = "nearest"
@@ -53,10 +57,10 @@ METHODS: dict[str, Method] = {
     "ste": Method(),
     "lsq": Method(scale="step"),
     "lsq+": Method(scale="step", offset=True),
-    "pact": Method(scale="clip", decay=1e-4),
+    "pact": Method(scale="clip", decay=1e-5),
     "dsq": Method("hard", "step", sharpness=(1.0, 8.0)),
-    "quantization_networks": Method("soft", "step", sharpness=(1.0, 40.0)),
-    "stochastic": Method("stochastic"),
+    "quantization_networks": Method("soft", "step", sharpness=(1.0, 20.0)),
+    "stochastic": Method("stochastic", sharpness=(1.0, 0.05)),
     "dorefa": Method(transform="tanh"),
     "qil": Method(transform="interval"),
     "a2q": Method("toward_zero", "step", transform="accumulator"),

@@ -31,6 +31,7 @@ from graphopt.ir.calls import operand
 from graphopt.ir.facts import ALWAYS_EVAL, FLOAT_REFERENCE, MOMENTS
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import BIAS, Layer
+from graphopt.ir.masks import mask_of, unmasked
 from graphopt.ir.ops import aten
 from graphopt.ir.passes import Change
 from graphopt.ir.quantizers import SCALE, UniformQuantizer
@@ -113,9 +114,10 @@ class Norm:
             scale = (scale.double() * factor).clamp(min=SMALLEST_CHANNEL_SCALE).float()
             graph.put_constant(quantizer.scale, scale)
         on_grid = (codes - over_outputs(zero, codes)) * over_outputs(scale, codes)
-        latent = (reference_of(graph, quantizer.value).double() * over_outputs(factor, codes)).float()
-        graph.set_constant(quantizer.node, 0, on_grid, keeps=[MOMENTS])
-        graph.set_fact(operand(quantizer.node), FLOAT_REFERENCE, latent)
+        reader, position = stored_weight(graph, quantizer)
+        latent = (reference_of(graph, operand(reader, position)).double() * over_outputs(factor, codes)).float()
+        constant = graph.set_constant(reader, position, on_grid, keeps=[MOMENTS])
+        graph.set_fact(constant, FLOAT_REFERENCE, latent)
 
 
 def insert(graph: Graph, data: Iterable[list[Tensor]]) -> tuple[list[Norm], list[Change]]:
@@ -134,24 +136,29 @@ def candidates(graph: Graph) -> Iterator[Layer]:
     """Layers whose batch norm was folded into them, with a quantized weight and a bias of their own."""
     for node in graph.calls():
         layer = Layer.of(node)
-        if (
-            layer is None
-            or layer.kind == "conv_transpose"
-            or layer.channel_dim != 1
-            or graph.fact(node, MOMENTS) is None
-        ):
+        if layer is None or layer.kind == "conv_transpose" or layer.channel_dim != 1:
             continue
-        quantizer = UniformQuantizer.of(layer.weight)
-        if (
-            quantizer is None
-            or quantizer.block
-            or len(quantizer.node.users) > 1
-            or not graph.is_constant(quantizer.value)
-        ):
-            continue
-        alone = len(quantizer.value.users) == 1 and graph.tensor(quantizer.scale).numel() in (1, layer.out_channels)
-        if alone and (found := layer.stored_bias) is not None and len(found[1].users) == 1 and not _is_shifted(layer):
+        if graph.fact(node, MOMENTS) is not None and _owns_weight(graph, layer) and _owns_bias(layer):
             yield layer
+
+
+def _owns_weight(graph: Graph, layer: Layer) -> bool:
+    """Whether the weight is rounded, with one scale or one by output channel, and no other layer reads it."""
+    quantizer = UniformQuantizer.of(layer.weight)
+    if quantizer is None or quantizer.block or graph.tensor(quantizer.scale).numel() not in (1, layer.out_channels):
+        return False
+    constant = unmasked(graph, quantizer.value)
+    return graph.is_constant(constant) and all(len(n.users) == 1 for n in (quantizer.node, quantizer.value, constant))
+
+
+def _owns_bias(layer: Layer) -> bool:
+    return layer.stored_bias is not None and len(layer.stored_bias[1].users) == 1 and not _is_shifted(layer)
+
+
+def stored_weight(graph: Graph, quantizer: UniformQuantizer) -> tuple[Node, int]:
+    """What reads the constant behind a rounded weight, masked or not, and at which position."""
+    masked = mask_of(graph, quantizer.value)
+    return (quantizer.node, 0) if masked is None else (masked.product, masked.product.args.index(masked.weight))
 
 
 def _is_shifted(layer: Layer) -> bool:
@@ -203,7 +210,7 @@ def _insert(graph: Graph, layer: Layer, seen: Channels) -> Norm:
     assert layer.bias is not None
     assert layer.stored_bias is not None
     constant, own = layer.stored_bias[1], graph.tensor(layer.bias).double()
-    dtype, name = graph.tensor(constant).dtype, str(quantizer.value.target).rpartition(".")[0] or node.name
+    dtype, name = graph.tensor(constant).dtype, _module(graph, quantizer) or node.name
     deviation = (seen.variance + EPS).sqrt()  # so that the first answers are those of the layer alone
     values = {"weight": deviation, "running_mean": seen.mean - own, "running_var": seen.variance}
     weight, mean, var = (
@@ -227,6 +234,11 @@ def _insert(graph: Graph, layer: Layer, seen: Channels) -> Norm:
     for reader in [user for user in node.users if user is not norm]:
         reader.replace_input_with(node, norm)
     return Norm(layer, norm, bias, folded, (deviation * SMALLEST).to(dtype))
+
+
+def _module(graph: Graph, quantizer: UniformQuantizer) -> str:
+    """The path of the module that a weight belongs to."""
+    return str(unmasked(graph, quantizer.value).target).rpartition(".")[0]
 
 
 def _factor(graph: Graph, name: str, weight: Node, var: Node, *, before: Node) -> Node:

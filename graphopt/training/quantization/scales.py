@@ -42,9 +42,10 @@ class LearnedScale:
     parameter: Node
     largest: float
 
-    def limit(self, graph: Graph) -> None:
+    def limit(self, graph: Graph, decay: float) -> None:
+        """Keep the scale where it may be; before each step it loses a share of itself."""
         with torch.no_grad():
-            graph.parameter(self.parameter).clamp_(-REACH, self.largest)
+            graph.parameter(self.parameter).add_(math.log2(1 - decay)).clamp_(-REACH, self.largest)
 
     def settle(self, graph: Graph) -> None:
         """The constant is what was learned, and stands in its own place again."""

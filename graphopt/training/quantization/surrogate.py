@@ -6,7 +6,7 @@ With v = x / scale, f = v - floor(v), and the curve of sharpness T that rises fr
 
     rounding        in training                                in eval mode
     nearest         round(v), gradient 1                       round(v)
-    stochastic      floor(v + u), u uniform in [0, 1)          round(v)        gradient 1       Gupta et al. 2015
+    stochastic      round(v + T (u - 1/2)), u uniform          round(v)        gradient 1       Gupta et al. 2015
     hard            round(v), gradient c'(f)                   round(v)                         DSQ, Gong et al. 2019
     soft            floor(v) + c(f), gradient c'(f)            round(v)                         Yang et al. 2019, eq. 3 to 6
     toward_zero     sign(v) floor(|v|), gradient 1             the same                         A2Q, Colbert et al. 2023
@@ -49,7 +49,7 @@ def quantize_in_training(
         scale: float32, [] or [channels]. zero_point: float32, of the same shape or [], rounded where it is used.
         axis: the dimension that channels lie along; -1: one grid.
         rounding: one of `ROUNDINGS`.
-        sharpness: T, float32 [].
+        sharpness: T, float32 []; with `stochastic`, 1 decides about the whole step by chance.
         clipped_only: elements within the grid have no gradient for the scale (PACT, Choi et al. 2018, eq. 3).
         training: whether rounding is that of training.
     """
@@ -111,7 +111,7 @@ def _rounded(v: Tensor, rounding: str, sharpness: float, training: bool) -> Tens
     if rounding == "toward_zero":
         return v.sign() * (v.abs() + NEARLY).floor()
     if training and rounding == "stochastic":
-        return (v + torch.rand_like(v)).floor_()
+        return (v + sharpness * (torch.rand_like(v) - 0.5)).round_()
     if training and rounding == "soft":
         base = v.floor()
         end = _sigmoid(sharpness / 2)

@@ -4,7 +4,7 @@
     interval       reach sign(w) clamp((|w| / reach - c + d) / 2d, 0, 1)^g     QIL, Jung et al. 2019, eq. 3
     accumulator    v min(2^p, bound) / sum |v|                                 A2Q, Colbert et al. 2023, eq. 17 to 23
 
-`reach` is the end of the grid, one or by output channel; u, v, c, d, g and p are learned, and begin where the weight is as before.
+`reach` is the end of the grid, one or by output channel; u, v, c, d, g and p are learned. The weight begins as it was.
 With `accumulator` no sum of products exceeds an accumulator of so many bits, whatever the input: the l1 norm of each row of codes
 is at most (2^(bits - 1) - 1) / (largest code of the input).
 """

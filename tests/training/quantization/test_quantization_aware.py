@@ -7,16 +7,22 @@ from typing import Any
 
 import pytest
 import torch
+from capture_once import capture_once
+from sparsifying import kept
 from training import X, Y, accuracy, few_bits, network, simulated
 
 import graphopt
 from graphopt.data import Calibration
-from graphopt.formats import BFLOAT16, BlockFloat, Codebook, LogFormat
+from graphopt.formats import BFLOAT16, BlockFloat, Codebook, Format, LogFormat
 from graphopt.ir.facts import FLOAT_REFERENCE
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
+from graphopt.ir.passes import Pass
 from graphopt.ir.quantizers import UniformQuantizer, quantizers
-from graphopt.passes.quantization import Quantize
+from graphopt.passes import FoldBatchNorm
+from graphopt.passes.factorization import Factorize
+from graphopt.passes.quantization import LayerFormat, Quantize
+from graphopt.passes.sparsity import Sparsify, masks
 from graphopt.targets import find
 from graphopt.training import Compression, QuantizationAware, Response, train
 from graphopt.training.quantization import METHODS
@@ -259,3 +265,36 @@ def test_what_cannot_be_trained_is_refused_by_name() -> None:
     with pytest.raises(InputError, match=r"give data=\[...\], or batch_norms=False"):
         QuantizationAware().attach(graph)
     assert torch.equal(graph(X), before)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("passes", "formats"),
+    [
+        ([FoldBatchNorm(), Sparsify(0.5)], {}),
+        ([FoldBatchNorm(), Factorize(target_macs=0.8)], {}),
+        ([FoldBatchNorm()], {"7": LayerFormat(Format(2, per_channel=True))}),
+    ],
+    ids=["masks", "ranks", "mixed bits"],
+)
+def test_masks_stay_zero_ranks_low_and_bits_mixed(passes: list[Pass], formats: dict[str, LayerFormat | None]) -> None:
+    target, graph = few_bits(4, 8), capture_once(network(), X[:2])
+    for each in [*passes, Quantize(target, Calibration(X, graph), formats=formats)]:
+        each(graph)
+        graph.refresh()
+    before = {name: t.clone() for name, t in kept(graph).items()}
+    shapes, bits = sorted(list(t.shape) for t in graph.parameters()), ends(graph)
+    train(graph, (X, Y), compress=[QuantizationAware()], epochs=2, batch_size=16, rate=1e-2)
+    assert bits == ends(graph)
+    assert shapes == sorted(list(t.shape) for t in graph.parameters())
+    assert set(before) == set(kept(graph))
+    for name, mask in kept(graph).items():
+        assert torch.equal(before[name], mask)
+    for found in masks(graph):
+        assert not bool(graph.tensor(found.product)[graph.tensor(found.mask) == 0].any())
+    again = graphopt.optimize(graph, target=target, passes=[], measure=False)
+    assert torch.equal(torch.as_tensor(again.artifact(X)), torch.as_tensor(graphopt.simulate(graph, target)(X)))
+
+
+def ends(graph: Graph) -> list[tuple[int, int]]:
+    return [(u.low, u.high) for node in graph.calls() if (u := UniformQuantizer.of(node))]

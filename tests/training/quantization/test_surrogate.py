@@ -21,9 +21,8 @@ def call(
     x: Tensor, rounding: str, *, scale: Any = SCALE, zero: Any = ZERO, training: bool = True, clipped: bool = False
 ) -> Tensor:
     scale, zero = torch.as_tensor(scale), torch.as_tensor(zero)
-    found: Tensor = QUANTIZE_IN_TRAINING(
-        x, scale, zero, LOW, HIGH, -1, rounding, torch.tensor(SHARP), clipped, training
-    )
+    sharpness = torch.tensor(1.0 if rounding == "stochastic" else SHARP)
+    found: Tensor = QUANTIZE_IN_TRAINING(x, scale, zero, LOW, HIGH, -1, rounding, sharpness, clipped, training)
     return found
 
 
