@@ -89,6 +89,7 @@ def test_kernels_are_tuned_on_the_device(server: str, tuner: str, tmp_path: Path
     assert torch.equal(result.artifact.on(server)(x), graphopt.simulate(result.graph, X86)(x))
 
 
+@pytest.mark.thorough
 @needs_x86
 def test_tuning_for_a_device_of_another_architecture_is_refused_before_any_work(server: str) -> None:
     target = find("tvm-cortex-a76").replace(compiler=COPY)
