@@ -296,7 +296,6 @@ def test_tuning_is_for_cpus() -> None:
         lower(small(), CUDA, tuning=Tuning(1))
 
 
-@pytest.mark.thorough
 @pytest.mark.skipif(architecture() != "x86_64", reason="links for x86-64")
 def test_a_device_over_the_network_is_for_cpus() -> None:
     with pytest.raises(InputError, match="copy the folder to the device and load it there"):
