@@ -97,6 +97,22 @@ def optimize(
         ),
     ] = None,
     estimator: Estimator = "mse",
+    train: Annotated[
+        str | None,
+        typer.Option(
+            help="Training data: .npz[:name], .npy or a folder of images, without labels; or package.module:function, which "
+            "returns what graphopt.train takes. What is quantized is trained, with the original as teacher."
+        ),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Over the training data.")] = 3,
+    batch_size: Annotated[int, typer.Option(min=1, help="Of training, where the data are tensors.")] = 64,
+    rate: Annotated[float | None, typer.Option(help="The highest learning rate; 0.001 by default.")] = None,
+    quantizers: Annotated[
+        str, typer.Option(help="How quantizers train: lsq, or ste, lsq+, pact, dsq, quantization_networks, ...")
+    ] = "lsq",
+    training_checkpoint: Annotated[
+        Path | None, typer.Option(help="Folder where training goes on after an interruption.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime while it is measured.")] = 1,
     runtime: Annotated[
         str | None, typer.Option(help="Of the target host: onnxruntime or tvm. By default the one that is faster here.")
@@ -201,6 +217,12 @@ def optimize(
             weight_only=weight_only,
             checkpoint=checkpoint,
             max_drop=max_drop,
+            train=train,
+            epochs=epochs,
+            batch_size=batch_size,
+            rate=rate,
+            quantizers=quantizers,
+            training_checkpoint=training_checkpoint,
             tune=tune,
             tune_database=tune_database,
             tuner=tuner,

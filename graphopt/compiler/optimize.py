@@ -19,13 +19,12 @@ from graphopt.artifacts.backend import Tuning
 from graphopt.artifacts.labels import class_labels as named_classes
 from graphopt.artifacts.manifest import read_manifest
 from graphopt.artifacts.report import Report
-from graphopt.compiler import placement, stages
+from graphopt.compiler import placement, retraining, stages
 from graphopt.compiler.cache import Cache
 from graphopt.compiler.ladder import Lowered
 from graphopt.compiler.options import Measurement, Options, Quantization, Shortcuts, Shrinking, Training
 from graphopt.compiler.pipeline import pipeline
 from graphopt.compiler.request import Request
-from graphopt.compiler.retraining import retrain
 from graphopt.compiler.runtimes import candidates, fastest
 from graphopt.compiler.work import Work
 from graphopt.data.calibration import Calibration
@@ -144,9 +143,16 @@ def optimize(
     request.check_folders()
     kept = None if cache is None else Cache(cache)
     if kept is None:
-        return _make(stages.capture(request), tried, steps)
-    work = stages.capture(request, distil=False)
+        return _make(_captured(request), tried, steps)
+    work = _captured(request, distil=False)
     return Optimized(*kept.result(work, passes, lambda: _make(stages.made_up(work), tried, steps), load))
+
+
+def _captured(request: Request, *, distil: bool = True) -> Work:
+    work = stages.capture(request, distil=distil)
+    if request.train is not None:
+        retraining.check(work)
+    return work
 
 
 def _make(work: Work, targets: Sequence[Target], passes: Passes) -> Optimized:
@@ -198,7 +204,7 @@ def _lower(work: Work, passes: Passes) -> Lowered:
         plan = {"passes": _listed(passes, work)}
     work.run(plan)
     if work.request.train is not None:
-        retrain(work)
+        retraining.retrain(work)
     with work.timings.stage("lower"):
         lowered = stages.lower(work)
     with work.timings.stage("evaluate"):

@@ -8,6 +8,7 @@ before training is one of them.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,23 @@ from torch import Tensor
 from graphopt.analysis.output_error import Probe
 from graphopt.compiler.work import Work
 from graphopt.data.calibration import Calibration
+from graphopt.data.loaders import Named
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
 from graphopt.ir.quantizers import quantizers
 from graphopt.passmanager.step import Step
 from graphopt.training import Compression, QuantizationAware, Response, TrainingReport, train
-from graphopt.training.batches import tensors_of
+from graphopt.training.batches import Batches, tensors_of
 from graphopt.training.losses import output
 
 SHARE, MOST = 0.1, 1000  # of the training samples, held out
 Score = Callable[[Callable[..., Any]], float]
+
+
+def check(work: Work) -> None:
+    """Raises InputError, before any work, where the training data do not fit the model."""
+    data, _ = _split(work)
+    next(Batches(data, work.original, batch_size=work.options.training.batch_size).inputs())
 
 
 def retrain(work: Work) -> None:
@@ -64,8 +72,8 @@ def _compressions(work: Work) -> list[Compression]:
 def _split(work: Work) -> tuple[Any, Score | None]:
     """What to train on, and a score by what is held out of it, where nothing else gives one."""
     data = work.request.train
-    if isinstance(data, (str, Path)):  # photos: without labels, the teacher alone is learned from
-        data = Calibration(work.request.named(data, work.graph), work.graph)
+    if isinstance(data, (str, Path)):
+        data = _named(work, str(data))
     if work.request.evaluate is not None:
         return data, None
     found = tensors_of(data)
@@ -78,6 +86,13 @@ def _split(work: Work) -> tuple[Any, Score | None]:
     if y is None or y.is_floating_point() or y.dim() != 1:
         return rest, _closeness(work, [[batch] for batch in torch.split(x[:held], work.options.training.batch_size)])
     return rest, _accuracy(x[:held], y[:held], work.options.training.batch_size)
+
+
+def _named(work: Work, name: str) -> Any:
+    """Training data by name: what a function returns, labels included; files and folders of images have none, so the teacher
+    alone is learned from."""
+    source, _ = work.request.named(Named(name, limit=sys.maxsize), work.graph).load(work.graph)
+    return source if ":" in name and not Path(name).exists() else Calibration(source, work.graph)
 
 
 def _accuracy(x: Tensor, y: Tensor, size: int) -> Score:

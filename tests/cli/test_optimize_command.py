@@ -128,3 +128,11 @@ def test_a_finished_module_and_several_typed_inputs(optimize_call: dict[str, Any
     assert (ids.dtype, ids.shape, value.dtype) == (torch.int64, (1, 5), torch.float64)
     assert optimize_call["target"].name == "host"
     assert optimize_call["calibration"] is None
+
+
+def test_training_is_asked_for_by_options(optimize_call: dict[str, Any]) -> None:
+    how = ["--train", "photos.npz", "--epochs", 2, "--batch-size", 16, "--rate", 0.002, "--quantizers", "ste"]
+    result = run("optimize", "cli_models:net", "--input-shape", "1,3,8,8", *how, "--training-checkpoint", "kept")
+    assert result.exit_code == 0, result.output
+    names = ("train", "epochs", "batch_size", "rate", "quantizers", "training_checkpoint")
+    assert [optimize_call[name] for name in names] == ["photos.npz", 2, 16, 0.002, "ste", Path("kept")]

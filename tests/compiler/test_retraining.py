@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -114,11 +115,15 @@ def test_the_callers_model_data_and_random_numbers_stay_as_they_are() -> None:
         ({"teacher": True}, "teacher is a model"),
         ({"train": iter([X])}, "iterator"),
         ({"train": (X, Y[:3])}, "48 inputs and 3 targets"),
+        ({"train": [torch.zeros(4, 5)]}, "batch 1 of the training data"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_a_sentence(changes: dict[str, Any], words: str) -> None:
+    def unreached(model: Any) -> float:
+        raise AssertionError("work was done before")
+
     with pytest.raises(InputError, match=words):
-        optimized(**changes)
+        optimized(**{"passes": lambda target, data: [unreached], **changes})
 
 
 def test_an_interrupted_training_goes_on(tmp_path: Path) -> None:
@@ -135,3 +140,18 @@ def test_an_interrupted_training_goes_on(tmp_path: Path) -> None:
     resumed = optimized(evaluate=accuracy, epochs=3, training_checkpoint=tmp_path)
     whole = optimized(evaluate=accuracy, epochs=3)
     assert torch.equal(torch.as_tensor(resumed.artifact(X)), torch.as_tensor(whole.artifact(X)))
+
+
+def test_data_by_name_are_files_without_labels_or_functions_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "x.npy", X.numpy())
+    (tmp_path / "digits_of_a_test.py").write_text("from training import X, Y\ndef labelled(): return X, Y\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    by_name = optimized(train=str(tmp_path / "x.npy"), epochs=1, evaluate=accuracy)
+    assert "loss" in training(by_name.report).changes[-1][1]
+    labelled = optimized(train="digits_of_a_test:labelled", epochs=2, evaluate=accuracy)
+    whole = optimized(train=(X, Y), epochs=2, evaluate=accuracy)
+    assert torch.equal(torch.as_tensor(labelled.artifact(X)), torch.as_tensor(whole.artifact(X)))
+    with pytest.raises(InputError, match="there is no file"):
+        optimized(train="nowhere.npy")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.formats import FAKE_QUANTIZE
