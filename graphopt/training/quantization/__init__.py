@@ -8,6 +8,7 @@ scales.py       learned scales
 transforms.py   what methods do to weights in front of their quantizers
 surrogate.py    rounding with other gradients than straight through
 norms.py        batch norms, put back for the training and folded again
+observed.py     ranges that follow what batches hold, until they are frozen
 oscillation.py  weights that flip from step to step: dampened, or frozen
 parameters.py   what belongs to quantizers and is learned
 """

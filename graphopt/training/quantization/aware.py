@@ -7,18 +7,20 @@ It starts from what the graph answers and leaves a plain quantized graph, which 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.fx.node import Node
 
 from graphopt.ir.graph import Graph
 from graphopt.ir.passes import Change
 from graphopt.ir.quantizers import quantizers
-from graphopt.training.compression import Compression
+from graphopt.training.compression import Compression, Run
 from graphopt.training.quantization import norms, transforms
 from graphopt.training.quantization.grids import Grid, grids
 from graphopt.training.quantization.learned import LearnedGrid
 from graphopt.training.quantization.methods import Method, method_of
+from graphopt.training.quantization.observed import Observer, observers
 from graphopt.utils.errors import InputError
 
 
@@ -32,10 +34,13 @@ class QuantizationAware(Compression):
         data: batches of input tensors that the first statistics of batch norms are taken from; None: the training data, which
             `graphopt.train` hands in.
         freeze_norms: the share of the training after which batch norms normalize by their running statistics.
+        observe: the share of the training in which scales of activations that no method learns (`ste`, `stochastic`) follow what
+            batches hold; they are frozen behind it. 0: they stay as they were calibrated.
         accumulator_bits: what `a2q` promises that sums of products fit into.
 
     Raises:
-        InputError: an unknown method; with `attach`, a graph that is not quantized, or no data where they are needed.
+        InputError: an unknown method, a share that is not between 0 and 1; with `attach`, a graph that is not quantized, or no
+            data where they are needed.
     """
 
     def __init__(
@@ -47,13 +52,19 @@ class QuantizationAware(Compression):
         batch_norms: bool = True,
         data: Iterable[list[Tensor]] | None = None,
         freeze_norms: float = 1.0,
+        observe: float = 0.0,
         accumulator_bits: int = 16,
     ) -> None:
         self.weights = method_of(weights or method, of_weights=True)
         self.activations = method_of(activations or method, of_weights=False)
         self.batch_norms, self.data = batch_norms, data
-        self.freeze_norms, self.accumulator_bits = freeze_norms, accumulator_bits
+        for name, share in (("freeze_norms", freeze_norms), ("observe", observe)):
+            if not 0 <= share <= 1:
+                raise InputError(f"{name} is a share of the training, from 0 to 1, got {share}")
+        self.freeze_norms, self.observe, self.accumulator_bits = freeze_norms, observe, accumulator_bits
+        self.observers: list[Observer] = []
         self.learned: list[LearnedGrid] = []
+        self.progress = 0.0
         self.norms: list[norms.Norm] = []
 
     def sees(self, batches: Iterable[list[Tensor]]) -> None:
@@ -78,13 +89,30 @@ class QuantizationAware(Compression):
                 )
             self.norms, changes = norms.insert(graph, self.data)
         self.learned = [LearnedGrid(graph, grid, self._method(grid), self.accumulator_bits) for grid in found]
+        fixed = [each.grid for each in self.learned if each.scale is None]
+        self.observers = observers(graph, fixed) if self.observe else []
         graph.refresh()
         return changes
+
+    def helpers(self) -> Sequence[nn.Module]:
+        return self.observers
+
+    def watched(self, graph: Graph) -> Sequence[Node]:
+        return [node for each in self.observers for node in each.watched]
+
+    def loss(self, run: Run) -> Tensor | None:
+        if self.progress < self.observe:
+            for each in self.observers:
+                each.observe(run)
+        return None
 
     def _method(self, grid: Grid) -> Method:
         return self.weights if grid.of_weights else self.activations
 
     def step(self, progress: float) -> None:
+        self.progress = progress
+        for observer in self.observers:
+            observer.move()
         for each in self.learned:
             each.step(progress)
         for norm in self.norms:
@@ -97,5 +125,5 @@ class QuantizationAware(Compression):
         for norm in self.norms:
             norm.fold(graph)
         graph.refresh()
-        self.learned, self.norms = [], []
+        self.learned, self.norms, self.observers = [], [], []
         return []

@@ -78,15 +78,15 @@ def learn(graph: Graph, grid: Grid) -> LearnedScale | None:
     return LearnedScale(grid, scale, changed, parameter, largest)
 
 
-def largest_power(graph: Graph, grid: Grid) -> float | None:
-    """How far p may rise; None where the scale has to stay."""
+def largest_power(graph: Graph, grid: Grid, *, powers: bool = True) -> float | None:
+    """How far p may rise; None where the scale has to stay, as a power of two has unless `powers`."""
     if grid.of_weights:
         return REACH
     value, limit = graph.tensor(grid.scale), float(REACH)
     if value.dim():
         return None
     for quantizer in grid.quantizers:
-        step = free_step(graph, quantizer.node, powers=True)
+        step = free_step(graph, quantizer.node, powers=powers)
         if step is None:
             return None
         if step < math.inf:

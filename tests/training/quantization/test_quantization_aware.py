@@ -298,3 +298,28 @@ def test_masks_stay_zero_ranks_low_and_bits_mixed(passes: list[Pass], formats: d
 
 def ends(graph: Graph) -> list[tuple[int, int]]:
     return [(u.low, u.high) for node in graph.calls() if (u := UniformQuantizer.of(node))]
+
+
+def test_ranges_follow_batches_until_they_are_frozen() -> None:
+    graph = simulated(few_bits(8, 8))
+    grids = [u for node in graph.calls() if (u := UniformQuantizer.of(node)) and not graph.is_constant(u.value)]
+    seen: list[list[float]] = []
+
+    class Watch(Compression):
+        def step(self, progress: float) -> None:
+            seen.append([float(graph.tensor(u.scale)) for u in grids if u.high < 2**16])
+
+    before = [float(graph.tensor(u.scale)) for u in grids if u.high < 2**16]
+    aware = QuantizationAware("ste", observe=0.5, batch_norms=False)
+    train(graph, (10 * X, Y), compress=[aware, Watch()], epochs=2, batch_size=8, rate=1e-6)
+    assert seen[0] == before
+    assert seen[3][0] > seen[2][0] > seen[1][0] > before[0]  # inputs are ten times as large
+    assert seen[7] == seen[8] == seen[11]
+    assert seen[-1][1] <= 6 / 255 + 1e-6, "the grid that clips for relu6 ends no later"
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_shares_are_from_0_to_1(share: float) -> None:
+    for name in ("observe", "freeze_norms"):
+        with pytest.raises(InputError, match=name):
+            QuantizationAware(**{name: share})
