@@ -13,6 +13,7 @@ from test_layering import ROOT
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"), key=lambda path: path.stem != "own_pass")
 LAST = {  # a part of what each prints, as a regular expression
     "own_pass": r"\('1', 'computed by tanh'\)",
+    "own_training_loop": r"trained 0\.9\d+, by Plain",
     "own_target": r"answers of the device, by simulation: torch\.Size\(\[1, 8, 9, 9\]\)",
     "own_pruning_criterion": "spread: ",
     "photos_to_int8": r"output float32 \(1, 3\)",
