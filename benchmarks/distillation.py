@@ -2,8 +2,8 @@
 
 A teacher is trained once. A small student starts from the same weights for every method (one start for each seed) and learns from
 the targets and from the teacher (in schemes by soft targets of weight 0.1). The epoch is chosen by accuracy on takes 5 to 9 of
-each digit and speaker, which are not trained on; the accuracy is that on takes 0 to 4, the test set. Every method has its usual weight,
-and the same epochs and rates.
+each digit and speaker, which are not trained on; the accuracy is that on takes 0 to 4, the test set. Every method has its usual
+weight, and the same epochs and rates.
 
     python benchmarks/distillation.py --rows rows.jsonl [--methods hint attention] [--seeds 0 1 2] [--json figures.json]
 
