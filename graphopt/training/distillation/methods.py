@@ -24,9 +24,10 @@
     dissimilarity     which of two samples several teachers find more alike     You et al. 2017
 
 Where a paper sums over positions and channels, here they are averaged (of maps of norm one, summed), so that a weight does not
-depend on the sizes of a network. A loss that dwarfs the task's costs accuracy where training is short: the usual weights of attention,
-selectivity, sobolev, similarity, relations, factor, contrast and meal are those that did well on the benchmark's network. Some papers first train helpers, or first fit places and then the task;
-here all of it is learned at once, unless `during` of `Distill` says when.
+depend on the sizes of a network. A loss that dwarfs the task's costs accuracy where training is short: the usual weights of
+attention, selectivity, sobolev, similarity, relations, factor, contrast and meal did well on the benchmark's network. Some papers
+first train helpers, or first fit places and then the task; here all of it is learned at once, unless `during` of `Distill` says
+when.
 
 Without an entry, for want of a formula that could be confirmed: knowledge projection (Zhang et al. 2017), knowledge squeezed
 adversarial networks (Shu et al. 2019), weighted soft labels of Kulkarni et al. 2017.
