@@ -26,17 +26,22 @@ def projection(shape: Shape, outputs: int, kernel: int = 1) -> nn.Module:
     return CONVOLUTIONS[dims - 1](shape[0], outputs, kernel, padding=kernel // 2)
 
 
+def norm(shape: Shape, channels: int) -> nn.Module:
+    """Batch norm of [N, channels, *size], or [N, channels]."""
+    return NORMS[max(0, len(shape) - 2)](channels)
+
+
 class Adapter(nn.Module):
-    """Gives a student the teacher's channels: a 1x1 convolution, with batch norm where `norm`.
+    """Gives a student the teacher's channels: a 1x1 convolution, with batch norm where `normed`.
 
     Romero et al. 2015 (FitNets) call it a regressor, Heo et al. 2019 a connector.
     """
 
-    def __init__(self, student: Shape, teacher: Shape, *, norm: bool = False) -> None:
+    def __init__(self, student: Shape, teacher: Shape, *, normed: bool = False) -> None:
         super().__init__()
         self.layers = nn.Sequential(projection(student, teacher[0]))
-        if norm:
-            self.layers.append(NORMS[max(0, len(student) - 2)](teacher[0]))
+        if normed:
+            self.layers.append(norm(student, teacher[0]))
 
     def forward(self, value: Tensor) -> Tensor:
         found: Tensor = self.layers(value)
@@ -104,14 +109,15 @@ class Factor(nn.Module):
         super().__init__()
         wide, narrow = teacher[0], max(1, round(teacher[0] * rate))
         self.encoder = self._layers(teacher, (wide, narrow, narrow))
-        self.decoder = self._layers((narrow, *teacher[1:]), (narrow, wide, wide))
+        self.decoder = self._layers((narrow, *teacher[1:]), (narrow, wide))
+        self.decoder.append(projection(teacher, wide, 3))
         self.translator = self._layers(student, (student[0], narrow, narrow))
 
     @staticmethod
     def _layers(shape: Shape, widths: tuple[int, ...]) -> nn.Sequential:
         layers = nn.Sequential()
         for width in widths:
-            layers.extend([projection(shape, width, 3), nn.LeakyReLU(0.1)])
+            layers.extend([projection(shape, width, 3), norm(shape, width), nn.LeakyReLU(0.1)])
             shape = (width, *shape[1:])
         return layers
 

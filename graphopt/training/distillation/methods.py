@@ -24,9 +24,10 @@
     dissimilarity     which of two samples several teachers find more alike     You et al. 2017
 
 Where a paper sums over positions and channels, here they are averaged (of maps of norm one, summed), so that a weight does not
-depend on the sizes of a network. Usual weights leave the loss of the order of a cross entropy, 0.1 to 10, on the benchmark's
-network: one that dwarfs the task's loss costs accuracy. Some papers first train helpers, or first fit places and then the task;
-here all of it is learned at once, unless `during` of `Distill` says when.
+depend on the sizes of a network. A loss that dwarfs the task's costs accuracy where training is short: the usual weights of
+attention, selectivity, sobolev, similarity, relations, factor, contrast and meal did well on the benchmark's network. Some papers
+first train helpers, or first fit places and then the task; here all of it is learned at once, unless `during` of `Distill` says
+when.
 
 Without an entry, for want of a formula that could be confirmed: knowledge projection (Zhang et al. 2017), knowledge squeezed
 adversarial networks (Shu et al. 2019), weighted soft labels of Kulkarni et al. 2017.
@@ -56,22 +57,23 @@ def _of(*terms: Term, weight: float = 1.0) -> Method:
     return Method(terms, weight)
 
 
-connector = partial(learned.Adapter, norm=True)
+connector = partial(learned.Adapter, normed=True)
 
 METHODS: dict[str, Method] = {
     "response": _of(Term(to.Divergence(4.0), places="outputs")),
     "hint": _of(Term(to.squared, adapt=True)),
     "attention": _of(Term(to.apart, transform=transforms.attention_map)),
     "flow": _of(Term(to.squared, places="flow", transform=transforms.gram, equal=True)),
-    "selectivity": _of(Term(to.discrepancy, places="last", transform=transforms.neurons, alike=False), weight=50.0),
+    "selectivity": _of(Term(to.discrepancy, places="last", transform=transforms.neurons, alike=False), weight=5.0),
     "jacobian": _of(Term(to.jacobian, places="gradients", resize=False)),
     "sobolev": _of(Term(to.sobolev, places="gradients", resize=False), weight=0.1),
-    "factor": _of(Term(learned.Factor, alike=False, places="last"), weight=200.0),
+    "factor": _of(Term(learned.Factor, alike=False, places="last"), weight=20.0),
     "svd": _of(Term(to.Radial(), transform=transforms.singular_vectors, consecutive=True, equal=True)),
-    "similarity": _of(Term(to.squared, places="last", transform=transforms.similarity), weight=3000.0),
+    "similarity": _of(Term(to.squared, places="last", transform=transforms.similarity), weight=300.0),
     "relations": _of(
         Term(to.huber, places="features", transform=transforms.distances, weight=25.0),
         Term(to.huber, places="features", transform=transforms.angles, weight=50.0),
+        weight=0.1,
     ),
     "instances": _of(
         Term(to.squared, places="outputs", weight=0.1),

@@ -176,7 +176,7 @@ def test_what_learns_along_is_drawn_from_the_seed_and_nothing_else(teacher: Grap
 
 
 def test_a_term_of_ones_own_at_named_places(teacher: Graph) -> None:
-    term = Term(squared, adapt=lambda own, other: Adapter(own, other, norm=True))
+    term = Term(squared, adapt=lambda own, other: Adapter(own, other, normed=True))
     method = Distill(teacher, term, places=[("2", "5")], weight=0.5)
     graph = student()
     method.attach(graph)
