@@ -5,6 +5,7 @@ class Mine(Compression):
     def attach(self, graph): ...      insert calls; what they learn are parameters of the graph
     def loss(self, run): ...          a further loss of one step
     def step(self, progress): ...     schedules: temperatures, sparsity, freezing
+    def settle(self, graph): ...      before an evaluation
     def finish(self, graph): ...      back to a graph that lowers, with the same answers
 
 Each method may be left out. `train` calls them in the order of the list; whoever has a loop of his own calls them himself.
@@ -67,6 +68,9 @@ class Compression:
 
     def step(self, progress: float) -> None:
         """Before each step; `progress` goes from 0 to 1 over the training."""
+
+    def settle(self, graph: Graph) -> None:
+        """Before an evaluation: what is to be found out about the graph as it answers now, such as running statistics."""
 
     def finish(self, graph: Graph) -> list[Change]:
         """Leave a plain graph, with the same answers."""

@@ -1,6 +1,6 @@
 """Train a captured graph: whatever passes have made of it, by gradients, with a teacher where there is one.
 
-    report = graphopt.train(graph, loader, epochs=3, evaluate=accuracy, teacher=model)
+    report = graphopt.train(graph, loader, compress=[Response(model)], epochs=3, evaluate=accuracy)
 
 The graph is an ordinary trainable module (`graph.module`), so any trainer may be used in place of this one. This one does the
 common things: rates that rise and fall, gradients accumulated and clipped, an average of the weights, the best state kept, and
@@ -247,9 +247,9 @@ class _Loop:
     def judge(self, epoch: int, loss: float | None, seconds: float) -> None:
         """Evaluate, with the average where there is one, and keep the state if it is the best."""
         with contextlib.nullcontext() if self.average is None else self.average.applied():
-            processes.from_first(
-                [t for _, t in self.graph.named_buffers()]
-            )  # running statistics are each process's own
+            for each in self.compress if epoch else ():
+                each.settle(self.graph)
+            processes.from_first([t for _, t in self.graph.named_buffers()])  # running statistics are each one's own
             score = None if self.evaluate is None else self.score(self.evaluate)
             if score is None or score > self.best_score or not self.best:
                 self.best_score = -math.inf if score is None else score

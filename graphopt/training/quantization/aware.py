@@ -34,6 +34,8 @@ class QuantizationAware(Compression):
         data: batches of input tensors that the first statistics of batch norms are taken from; None: the training data, which
             `graphopt.train` hands in.
         freeze_norms: the share of the training after which batch norms normalize by their running statistics.
+        reestimate_norms: whether running statistics are taken anew of `data` before every evaluation, of the network as it answers
+            then. None: where it rounds otherwise in training (`quantization_networks`, `stochastic`).
         observe: the share of the training in which scales of activations that no method learns (`ste`, `stochastic`) follow what
             batches hold; they are frozen behind it. 0: they stay as they were calibrated.
         accumulator_bits: what `a2q` promises that sums of products fit into.
@@ -52,6 +54,7 @@ class QuantizationAware(Compression):
         batch_norms: bool = True,
         data: Iterable[list[Tensor]] | None = None,
         freeze_norms: float = 1.0,
+        reestimate_norms: bool | None = None,
         observe: float = 0.0,
         accumulator_bits: int = 16,
     ) -> None:
@@ -63,6 +66,8 @@ class QuantizationAware(Compression):
                 raise InputError(f"{name} is a share of the training, from 0 to 1, got {share}")
         self.freeze_norms, self.observe, self.accumulator_bits = freeze_norms, observe, accumulator_bits
         self.observers: list[Observer] = []
+        otherwise = any(method.rounding in ("soft", "stochastic") for method in (self.weights, self.activations))
+        self.reestimate_norms = otherwise if reestimate_norms is None else reestimate_norms
         self.learned: list[LearnedGrid] = []
         self.progress = 0.0
         self.norms: list[norms.Norm] = []
@@ -118,6 +123,10 @@ class QuantizationAware(Compression):
         for norm in self.norms:
             norm.keep_positive(self.graph)
             norm.freeze(self.graph, progress >= self.freeze_norms)
+
+    def settle(self, graph: Graph) -> None:
+        if self.norms and self.reestimate_norms and self.data is not None:
+            norms.reestimate(graph, self.norms, self.data)
 
     def finish(self, graph: Graph) -> list[Change]:
         for each in self.learned:

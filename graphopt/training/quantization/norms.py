@@ -16,8 +16,9 @@ Papers: Jacob et al. 2018, section 3.2 (batch statistics in training); Krishnamo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -187,14 +188,36 @@ class Channels:
         return (self.sums[1] / self.count - self.mean.square()).clamp(min=0)
 
 
-def statistics(graph: Graph, nodes: Iterable[Node], data: Iterable[list[Tensor]]) -> dict[Node, Channels]:
-    """Of what some calls give.
+def reestimate(graph: Graph, norms: Sequence[Norm], data: Iterable[list[Tensor]]) -> None:
+    """Let the running statistics be those of the network as it answers in eval mode, each norm behind others that normalize by the
+    batch. What rounds otherwise in training leaves other ones."""
+    seen = statistics(graph, [norm.layer.node for norm in norms], data, {norm.node: _by_batch for norm in norms})
+    with torch.no_grad():
+        for norm in norms:
+            found = seen[norm.layer.node]
+            for at, value in ((3, found.mean), (4, found.variance)):
+                graph.parameter(operand(norm.node, at)).copy_(value)
+
+
+def _by_batch(x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, training: bool, *rest: Any) -> Tensor:
+    """Batch norm as in training; running statistics stay."""
+    found: Tensor = aten.batch_norm.default(x, weight, bias, mean.clone(), var.clone(), True, *rest)
+    return found
+
+
+def statistics(
+    graph: Graph,
+    nodes: Iterable[Node],
+    data: Iterable[list[Tensor]],
+    overrides: Mapping[Node, Callable[..., Any]] | None = None,
+) -> dict[Node, Channels]:
+    """Of what some calls give; `overrides` as those of `observe`.
 
     Raises:
         InputError: the data are empty.
     """
     found = {node: Channels() for node in nodes}
-    if found and not observe(graph, found, first(graph, data, SAMPLES)):
+    if found and not observe(graph, found, first(graph, data, SAMPLES), overrides):
         raise InputError("the data for the first statistics of batch norms are empty; give at least one batch")
     return found
 

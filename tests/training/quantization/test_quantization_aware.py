@@ -13,6 +13,7 @@ from training import X, Y, accuracy, few_bits, network, simulated
 
 import graphopt
 from graphopt.data import Calibration
+from graphopt.execution.executor import Executor
 from graphopt.formats import BFLOAT16, BlockFloat, Codebook, Format, LogFormat
 from graphopt.ir.facts import FLOAT_REFERENCE
 from graphopt.ir.graph import Graph
@@ -323,3 +324,18 @@ def test_shares_are_from_0_to_1(share: float) -> None:
     for name in ("observe", "freeze_norms"):
         with pytest.raises(InputError, match=name):
             QuantizationAware(**{name: share})
+
+
+def test_running_statistics_are_taken_anew_before_an_evaluation() -> None:
+    graph = simulated(few_bits())
+    aware = QuantizationAware("ste", data=[[X]], reestimate_norms=True)
+    aware.attach(graph)
+    with torch.no_grad():
+        for name, parameter in graph.named_parameters():
+            if "weight" in name:
+                parameter *= 1.3
+    by_batch = Executor(graph, training=True)(X)
+    assert not torch.allclose(graph(X), by_batch, atol=1e-2)
+    aware.settle(graph)
+    torch.testing.assert_close(graph(X), by_batch, atol=1e-4, rtol=1e-4)
+    aware.finish(graph)
