@@ -12,6 +12,7 @@ distillation alone.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -137,6 +138,16 @@ def keeps_order(source: Any) -> bool:
     """Whether every pass over some data gives the same samples in the same order, as far as can be known."""
     sampler = getattr(source, "sampler", None)
     return isinstance(source, (list, tuple)) or isinstance(sampler, SequentialSampler)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The inputs among training data, as often as they are wanted."""
+
+    batches: Batches
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        return self.batches.inputs()
 
 
 def tensors_of(source: Any) -> tuple[Tensor, Tensor | None] | None:

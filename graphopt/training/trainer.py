@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from graphopt.ir.graph import Graph
 from graphopt.training import processes
-from graphopt.training.batches import Batch, Batches
+from graphopt.training.batches import Batch, Batches, Inputs
 from graphopt.training.checkpoint import Checkpoint, task_of
 from graphopt.training.compression import Compression, Run
 from graphopt.training.forward import Forward, channels_last
@@ -84,7 +84,7 @@ def _attached(graph: Graph, compress: Sequence[Compression], batches: Batches) -
     with ExitStack() as stack:
         for each in compress:
             stack.callback(each.finish, graph)
-            each.sees(_Inputs(batches))
+            each.sees(Inputs(batches))
             each.attach(graph)
         before = {name: t.detach().clone() for name, t in graph.state_dict().items()}
         processes.from_first(list(graph.state_dict().values()))
@@ -92,16 +92,6 @@ def _attached(graph: Graph, compress: Sequence[Compression], batches: Batches) -
             yield
         finally:
             _forget(graph, before)
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """The inputs among training data, as often as they are wanted."""
-
-    batches: Batches
-
-    def __iter__(self) -> Iterator[list[Tensor]]:
-        return self.batches.inputs()
 
 
 def _forget(graph: Graph, before: dict[str, Tensor]) -> None:

@@ -34,8 +34,8 @@ class QuantizationAware(Compression):
         data: batches of input tensors that the first statistics of batch norms are taken from; None: the training data, which
             `graphopt.train` hands in.
         freeze_norms: the share of the training after which batch norms normalize by their running statistics.
-        reestimate_norms: whether running statistics are taken anew of `data` before every evaluation, of the network as it answers
-            then. None: where it rounds otherwise in training (`quantization_networks`, `stochastic`).
+        reestimate_norms: whether running statistics are taken anew before every evaluation, of the network as it answers then.
+            None: where it rounds otherwise in training (`quantization_networks`, `stochastic`).
         observe: the share of the training in which scales of activations that no method learns (`ste`, `stochastic`) follow what
             batches hold; they are frozen behind it. 0: they stay as they were calibrated.
         accumulator_bits: what `a2q` promises that sums of products fit into.

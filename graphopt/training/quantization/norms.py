@@ -189,8 +189,8 @@ class Channels:
 
 
 def reestimate(graph: Graph, norms: Sequence[Norm], data: Iterable[list[Tensor]]) -> None:
-    """Let the running statistics be those of the network as it answers in eval mode, each norm behind others that normalize by the
-    batch. What rounds otherwise in training leaves other ones."""
+    """Let the running statistics be those of the network as it rounds in eval mode, each norm behind others that normalize by
+    the batch. What rounds otherwise in training leaves other ones."""
     seen = statistics(graph, [norm.layer.node for norm in norms], data, {norm.node: _by_batch for norm in norms})
     with torch.no_grad():
         for norm in norms:
