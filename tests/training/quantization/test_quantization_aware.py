@@ -339,4 +339,5 @@ def test_running_statistics_are_taken_anew_before_an_evaluation() -> None:
             aware.settle(graph)
         found = graph(X)
         by_batch = Executor(graph.clone(), training=True)(X)  # a training writes to running statistics
-        assert torch.allclose(found, by_batch, atol=1e-4) == settled
+        same = float(torch.isclose(found, by_batch, atol=1e-4).double().mean())
+        assert same > 0.95 if settled else same < 0.5  # a value may lie on the border of two codes
