@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from graphopt.artifacts.artifact import Artifact
     from graphopt.artifacts.backend import Tuning
     from graphopt.compiler.optimize import Optimized, load, optimize, simulate
-    from graphopt.compiler.options import Measurement, Quantization, Shrinking
+    from graphopt.compiler.options import Measurement, Quantization, Shrinking, Training
     from graphopt.data.preprocessing import Preprocessing
     from graphopt.evaluation.analysis import Analysis
     from graphopt.evaluation.comparison import compare
@@ -66,6 +66,7 @@ __all__ = [
     "Quantization",
     "Shrinking",
     "Target",
+    "Training",
     "Tuning",
     "Violation",
     "__version__",
@@ -108,6 +109,7 @@ _HOME = {
     "Quantization": "graphopt.compiler.options",
     "Shrinking": "graphopt.compiler.options",
     "Target": "graphopt.targets",
+    "Training": "graphopt.compiler.options",
     "Tuning": "graphopt.artifacts.backend",
     "Violation": "graphopt.evaluation.compliance",
     "allow_operators": "graphopt.ir.operators",

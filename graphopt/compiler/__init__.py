@@ -9,6 +9,7 @@ work.py       what the stages hand on
 recipes.py    the passes of a target
 pipeline.py   passes as a text
 option_values.py   what a text gives for an option of a pass
+retraining.py  what passes leave, trained
 ladder.py     ways to quantize, in the order of what they cost
 runtimes.py   which runtime of this machine is faster
 placement.py  which parts are faster in float than in integer

@@ -11,17 +11,19 @@ import torch
 from torch import nn
 
 import graphopt
-from graphopt import Measurement, Quantization, Shrinking, Tuning
+from graphopt import Measurement, Quantization, Shrinking, Training, Tuning
 from graphopt.compiler.options import KEYWORDS, Options, Shortcuts
 from graphopt.utils.errors import InputError
 
 
 def options(**shortcuts: Any) -> Options:
-    return Options.of(None, None, None, None, shortcuts)
+    return Options.of(None, None, None, None, None, shortcuts)
 
 
 def test_every_field_of_a_group_is_a_keyword_and_every_keyword_a_field() -> None:
-    groups = {"shrinking": Shrinking, "quantization": Quantization, "tuning": Tuning, "measurement": Measurement}
+    groups = {
+        "shrinking": Shrinking, "quantization": Quantization, "tuning": Tuning, "measurement": Measurement, "training": Training,
+    }  # fmt: skip
     named = {(group, f.name) for group, kind in groups.items() for f in fields(kind)} - {("tuning", "device")}
     assert set(KEYWORDS.values()) == named
     assert set(KEYWORDS) == set(Shortcuts.__annotations__)
@@ -36,7 +38,9 @@ def test_a_keyword_is_its_field_in_the_group() -> None:
 
 
 def test_keywords_go_before_the_group() -> None:
-    both = Options.of(None, Quantization(rounding="gptq", estimator="minmax"), None, None, {"rounding": "nearest"})
+    both = Options.of(
+        None, Quantization(rounding="gptq", estimator="minmax"), None, None, None, {"rounding": "nearest"}
+    )
     assert both.quantization == Quantization(rounding="nearest", estimator="minmax")
 
 
