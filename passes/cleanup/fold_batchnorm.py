@@ -128,6 +128,7 @@ class FoldBatchNorm:
             f"{name}.shift", shift.reshape(broadcast).to(dtype), before=norm.node, like=_affine(graph, norm)
         )
         product = graph.call(aten.mul.Tensor, norm.input, s, before=norm.node)
+        product.meta["val"] = norm.node.meta["val"]  # which tells whether a layer in front takes both after all
         shifted = graph.call(aten.add.Tensor, product, t, before=norm.node)
         graph.set_fact(shifted, MOMENTS, norm_moments(graph, norm))
         graph.replace(norm.node, shifted)

@@ -321,3 +321,14 @@ def test_what_is_no_frozen_norm_behind_a_layer_alone_stays(body: Callable[..., t
     before = graph(*graph.example.args)
     assert FOLD(graph) == []
     assert torch.equal(graph(*graph.example.args), before)
+
+
+def test_what_another_dimension_normalizes_is_folded_at_once_where_it_is_one_channel() -> None:
+    model = randomised(nn.Sequential(nn.Linear(9, 1), nn.BatchNorm2d(1))).eval()
+    graph = capture(model, torch.randn(2, 1, 3, 9))
+    x = torch.randn(2, 1, 3, 9)
+    FoldBatchNorm()(graph)
+    graph.refresh()
+    torch.testing.assert_close(graph(x), model(x), atol=1e-5, rtol=1e-5)
+    assert [str(node.target) for node in graph.calls()] == ["aten.linear.default"]
+    assert FoldBatchNorm()(graph) == []
