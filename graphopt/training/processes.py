@@ -23,12 +23,20 @@ def joined() -> Iterator[None]:
     """Inside, this process belongs to the group that torchrun started, if it did."""
     ours = dist.is_available() and not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1
     if ours:
-        dist.init_process_group("gloo")
+        _join()
     try:
         yield
     finally:
         if ours:
             dist.destroy_process_group()
+
+
+def _join() -> None:
+    """Meet the others at a place of this start alone: after a failure, addresses of the start before are still in the store."""
+    store, rank, size = next(dist.rendezvous("env://"))
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    place = dist.PrefixStore(f"graphopt/{start}", store)
+    dist.init_process_group("gloo", store=place, rank=rank, world_size=size)
 
 
 def size() -> int:

@@ -175,7 +175,7 @@ def test_what_a_database_knows_is_used_without_measuring(monkeypatch: pytest.Mon
     monkeypatch.setattr(Bench, "speedup", None)
     used = lower(graph, target, tuning=Tuning(database=path))
     assert (used.folder / "model.so").read_bytes() != (plain.folder / "model.so").read_bytes()
-    monkeypatch.setattr("graphopt.backends.tvm.tuning.database.check_writable", None)  # it is only read
+    monkeypatch.setattr("graphopt.backends.tvm.tuning.database.check_file", None)  # it is only read
     assert tuning.known([layer], there, path).variants == {layer: tile}
     monkeypatch.undo()
     Database(path, there).add(layer, tile, 1.01)  # measured again: no gain

@@ -62,7 +62,7 @@ def test_functions_of_one_tensor_give_what_torch_says(
                 node.meta.pop("derivation", None)
         assert results[0] == results[1], str(target)
         asked += 1
-    assert asked > 15
+    assert asked >= (12 if layout == "expanded" else 24)
 
 
 def test_comparing_shapes_ties_no_free_size_to_what_it_equals() -> None:
