@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,9 +34,10 @@ def joined() -> Iterator[None]:
 
 def _join() -> None:
     """Meet the others at a place of this start alone: after a failure, addresses of the start before are still in the store."""
-    store, rank, size = next(dist.rendezvous("env://"))
+    torch_dist: Any = dist  # which exports what it does not say it does
+    store, rank, size = next(torch_dist.rendezvous("env://"))
     start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    place = dist.PrefixStore(f"graphopt/{start}", store)
+    place = torch_dist.PrefixStore(f"graphopt/{start}", store)
     dist.init_process_group("gloo", store=place, rank=rank, world_size=size)
 
 

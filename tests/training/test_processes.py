@@ -54,7 +54,12 @@ def run(
     start = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--max-restarts", "1", "--standalone"]
     command = [sys.executable, *(start if processes > 1 else []), str(program), str(folder), fails]
     paths = [str(HELPERS), str(HELPERS.parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(folder / f"state{rank}.pt") for rank in range(processes)]
