@@ -78,7 +78,9 @@ class Reference:
             if any(np.isin(column, labels).any() for column in trace.labels.resolve(columns)):
                 self.surviving[node.name] = survivors(trace, node.args[0], labels)
         for node in graph.calls():
-            if node.target in PRODUCTS and not any(graph.is_constant(source) for source in node.args):
+            if node.target not in PRODUCTS or not isinstance(value(operand(node)).shape[-1], int):
+                continue  # what is summed over a free size has no channels there
+            if not any(graph.is_constant(source) for source in node.args):
                 self.surviving[node.name] = survivors(trace, operand(node), labels, value(operand(node)).dim() - 1)
 
     def __call__(self, *inputs: Tensor) -> Any:
