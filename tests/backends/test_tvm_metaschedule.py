@@ -157,7 +157,7 @@ def wide(sample: Sample) -> float:
 @pytest.mark.thorough
 @needs_xgboost
 def test_the_search_learns_what_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    np.random.seed(0)  # noqa: NPY002: what TVM's cost model, a boosted tree, draws its samples with
+    np.random.seed(0)  # what TVM's cost model, a boosted tree, draws its samples with
     asked = timed_as(monkeypatch, wide)
     chosen = tuning.tune([LAYER], Here(code()), Budget.of(64), tuner="metaschedule").variants
     found = [wide(sample) for _, sample in asked]
