@@ -34,8 +34,7 @@ Score = Callable[[Callable[..., Any]], float]
 
 def check(work: Work) -> None:
     """Raises InputError, before any work, where the training data do not fit the model."""
-    data, _ = _split(work)
-    next(Batches(data, work.original, batch_size=work.options.training.batch_size).inputs())
+    next(Batches(_data(work), work.original, batch_size=work.options.training.batch_size).inputs())
 
 
 def retrain(work: Work) -> None:
@@ -69,11 +68,14 @@ def _compressions(work: Work) -> list[Compression]:
     return found
 
 
+def _data(work: Work) -> Any:
+    data = work.request.train
+    return _named(work, str(data)) if isinstance(data, (str, Path)) else data
+
+
 def _split(work: Work) -> tuple[Any, Score | None]:
     """What to train on, and a score by what is held out of it, where nothing else gives one."""
-    data = work.request.train
-    if isinstance(data, (str, Path)):
-        data = _named(work, str(data))
+    data = _data(work)
     if work.request.evaluate is not None:
         return data, None
     found = tensors_of(data)
@@ -128,9 +130,7 @@ def _step(graph: Graph, report: TrainingReport, work: Work) -> Step:
         "batch_size": chosen.batch_size,
     }
     size = cost.parameters(graph), cost.macs(graph), cost.weight_bytes(graph)
-    return Step(
-        "Train", options, [(name, what) for name, what in changes(report)], sum(e.seconds for e in report.epochs), *size
-    )
+    return Step("Train", options, changes(report), sum(e.seconds for e in report.epochs), *size)
 
 
 def changes(report: TrainingReport) -> list[tuple[str, str]]:

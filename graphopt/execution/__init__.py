@@ -3,6 +3,7 @@
 executor.py    a graph run call by call: whole, in part, from the middle, changed on the way
 observers.py   values watched while a graph runs
 streaming.py   two graphs side by side, layer by layer, over all batches
+norm_statistics.py   what batch norms normalize by, measured on data
 reference.py   the float graph that a simulated graph came from
 spill.py       values that do not fit in memory, on disk
 """

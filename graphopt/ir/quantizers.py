@@ -44,7 +44,7 @@ _READ: dict[Any, Callable[..., Quantizer]] = {
     FAKE_QUANTIZE_TABLE: codebook.from_arguments,
 }
 OPERATORS = frozenset(_READ)
-SCALE = 1  # its position in the arguments of a uniform quantizer
+SCALE, ZERO_POINT, AXIS = 1, 2, 5  # their positions in the arguments of a uniform quantizer
 
 
 def is_quantizer(node: Any) -> bool:

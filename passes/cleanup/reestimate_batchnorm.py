@@ -11,15 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from graphopt.execution.norm_statistics import ChannelMoments, by_batch
 from graphopt.execution.observers import observe
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import BatchNorm
-from graphopt.ir.ops import aten
 from graphopt.ir.passes import Change, in_eval_mode
 
 
@@ -34,13 +34,13 @@ class ReestimateBatchNorm:
     @in_eval_mode
     def __call__(self, graph: Graph) -> list[Change]:
         norms = [norm for node in graph.calls() if (norm := BatchNorm.of(node)) is not None]
-        moments = {norm.input: _Moments() for norm in norms}
-        seen = observe(graph, moments, self.data, {norm.node: _by_batch for norm in norms}) if norms else 0
+        moments = {norm.input: ChannelMoments() for norm in norms}
+        seen = observe(graph, moments, self.data, {norm.node: by_batch for norm in norms}) if norms else 0
         if not seen:
             return []
         return [c for norm in norms if (c := self._set(graph, norm, moments[norm.input])) is not None]
 
-    def _set(self, graph: Graph, norm: BatchNorm, moments: _Moments) -> Change | None:
+    def _set(self, graph: Graph, norm: BatchNorm, moments: ChannelMoments) -> Change | None:
         mean, var = norm.mean, norm.var
         old = graph.tensor(var)
         found = moments.mean.to(old.dtype), moments.var.to(old.dtype)
@@ -50,28 +50,3 @@ class ReestimateBatchNorm:
         graph.put_constant(var, found[1])
         ratio = float((moments.var / old.double().clamp(min=1e-30)).median())
         return Change(graph.site(norm.node), f"median variance x {ratio:.3g}")
-
-
-class _Moments:
-    def __init__(self) -> None:
-        self.count = 0
-        self.sums: Tensor | float = 0.0
-
-    def update(self, value: Tensor) -> None:
-        rows = value.detach().movedim(1, 0).flatten(1).double()
-        self.sums = self.sums + torch.stack([rows.sum(1), (rows**2).sum(1)])
-        self.count += rows.shape[1]
-
-    @property
-    def mean(self) -> Tensor:
-        return torch.as_tensor(self.sums)[0] / self.count
-
-    @property
-    def var(self) -> Tensor:
-        return (torch.as_tensor(self.sums)[1] / self.count - self.mean**2).clamp(min=0)
-
-
-def _by_batch(x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, training: bool, *rest: Any) -> Tensor:
-    """Batch norm as in training; running statistics are written to, in copies here."""
-    found: Tensor = aten.batch_norm.default(x, weight, bias, mean.clone(), var.clone(), True, *rest)
-    return found

@@ -17,6 +17,7 @@ from graphopt.formats.uniform import with_bits
 from graphopt.ir.graph import Graph
 from graphopt.passes.quantization import Quantize
 from graphopt.targets import Target, find
+from graphopt.training import Compression
 
 X = torch.randn(48, 3, 6, 6, generator=torch.Generator().manual_seed(1))
 Y = (X.mean((1, 2, 3)) > 0).long() + (X[:, 0].mean((1, 2)) > 0).long()
@@ -54,3 +55,16 @@ def simulated(target: Target, model: nn.Module | None = None) -> Graph:
 
 def accuracy(model: Callable[[Tensor], Tensor]) -> float:
     return 100 * float((model(X).argmax(1) == Y).double().mean())
+
+
+class Stops(Compression):
+    """Presses Ctrl-C in front of a step; None: never."""
+
+    def __init__(self, at: int | None) -> None:
+        self.left = at
+
+    def step(self, progress: float) -> None:
+        if self.left is not None:
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt

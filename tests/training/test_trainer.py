@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from rewriting import randomised
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from training import Stops
 
 import graphopt
 from graphopt.ir.facts import FLOAT_REFERENCE
 from graphopt.ir.graph import Graph
 from graphopt.targets import machine_here
-from graphopt.training import Compression, Response, train
+from graphopt.training import Response, train
 from graphopt.utils.errors import InputError, NonFiniteError
 
 X = torch.randn(48, 3, 6, 6, generator=torch.Generator().manual_seed(1))
@@ -66,19 +67,6 @@ def test_it_learns_and_says_what_it_gained() -> None:
     assert [epoch.number for epoch in report.epochs] == list(range(9))
     assert report.steps == 8 * 3
     assert "kept" in str(report)
-
-
-class Stops(Compression):
-    """Presses Ctrl-C in front of a step."""
-
-    def __init__(self, at: int | None) -> None:
-        self.left = at
-
-    def step(self, progress: float) -> None:
-        if self.left is not None:
-            self.left -= 1
-            if self.left < 0:
-                raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("at", [5, *(pytest.param(at, marks=pytest.mark.thorough) for at in (0, 2, 7, 11))])

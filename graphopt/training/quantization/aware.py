@@ -1,6 +1,6 @@
 """Quantization-aware training: the quantizers that `Quantize` placed, trained with the network.
 
-    report = graphopt.train(graph, loader, compress=[QuantizationAware(data=calibration), Response(model)], epochs=5)
+    report = graphopt.train(graph, loader, compress=[QuantizationAware(), Response(model)], epochs=5)
 
 It starts from what the graph answers and leaves a plain quantized graph, which lowers, simulates and is saved as before.
 """

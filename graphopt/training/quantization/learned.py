@@ -7,14 +7,12 @@ from torch.fx.node import Node
 
 from graphopt.formats import FAKE_QUANTIZE
 from graphopt.ir.graph import Graph
-from graphopt.ir.quantizers import SCALE
+from graphopt.ir.quantizers import AXIS, SCALE, ZERO_POINT
 from graphopt.training.quantization import scales, transforms
 from graphopt.training.quantization.grids import Grid
 from graphopt.training.quantization.methods import Method
 from graphopt.training.quantization.parameters import parameter_of
 from graphopt.training.quantization.surrogate import QUANTIZE_IN_TRAINING
-
-ZERO_POINT = 2  # its position in the arguments of a quantizer
 
 
 class LearnedGrid:
@@ -50,7 +48,7 @@ class LearnedGrid:
             fixed = graph.tensor(self.grid.quantizers[0].zero_point).float()
             zero = graph.add_constant(f"{name}_zero_point_learned", fixed, before=first)
         for quantizer, node in zip(self.grid.quantizers, self.nodes, strict=True):
-            ends = (quantizer.low, quantizer.high, node.args[5])
+            ends = (quantizer.low, quantizer.high, node.args[AXIS])
             how = (method.rounding, self.sharpness, method.scale == "clip", False)
             node.target = QUANTIZE_IN_TRAINING
             node.args = (node.args[0], node.args[SCALE], zero, *ends, *how)
@@ -84,12 +82,6 @@ class LearnedGrid:
             node.target = FAKE_QUANTIZE
             node.args = (source, scale, zero, low, high, axis)
             if rounded is not None:  # the nearest code of what lies on the grid is its own
-                node.update_arg(0, graph.add_constant(f"{node.name}_codes", rounded, before=node, like=[_root(source)]))
-
-
-def _root(value: object) -> Node:
-    """The constant behind calls on constants."""
-    assert isinstance(value, Node)
-    while value.op != "get_attr":
-        value = value.all_input_nodes[0]
-    return value
+                node.update_arg(
+                    0, graph.add_constant(f"{node.name}_codes", rounded, before=node, like=[transforms.root(source)])
+                )

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
+from graphopt.execution.norm_statistics import ChannelMoments, by_batch
 from graphopt.execution.observers import observe
 from graphopt.execution.reference import reference_of
 from graphopt.formats import SMALLEST_CHANNEL_SCALE, quantize
@@ -35,12 +36,11 @@ from graphopt.ir.layer import BIAS, Layer
 from graphopt.ir.masks import mask_of, unmasked
 from graphopt.ir.ops import aten
 from graphopt.ir.passes import Change
-from graphopt.ir.quantizers import SCALE, UniformQuantizer
+from graphopt.ir.quantizers import AXIS, SCALE, UniformQuantizer
 from graphopt.ir.scales import power_of_two
 from graphopt.utils.errors import InputError
 
 EPS, MOMENTUM = 1e-5, 0.1
-AXIS = 5  # the position of that argument of a quantizer
 SAMPLES = 2048  # that the first statistics are of, at most
 SMALLEST = 1e-3  # of a norm's weight, as a share of what it was at first: codes have no sign to change
 
@@ -168,41 +168,15 @@ def _is_shifted(layer: Layer) -> bool:
     return bias is not None and bias.op == "call_function" and UniformQuantizer.of(bias) is None
 
 
-class Channels:
-    """Mean and variance of each channel (dimension 1) of a value, over batches, float64."""
-
-    def __init__(self) -> None:
-        self.count, self.sums = 0, torch.zeros(())
-
-    def update(self, value: Tensor) -> None:
-        rows = value.detach().movedim(1, 0).flatten(1).double()
-        self.sums = self.sums + torch.stack([rows.sum(1), rows.square().sum(1)])
-        self.count += rows.shape[1]
-
-    @property
-    def mean(self) -> Tensor:
-        return self.sums[0] / self.count
-
-    @property
-    def variance(self) -> Tensor:
-        return (self.sums[1] / self.count - self.mean.square()).clamp(min=0)
-
-
 def reestimate(graph: Graph, norms: Sequence[Norm], data: Iterable[list[Tensor]]) -> None:
     """Let the running statistics be those of the network as it rounds in eval mode, each norm behind others that normalize by
     the batch. What rounds otherwise in training leaves other ones."""
-    seen = statistics(graph, [norm.layer.node for norm in norms], data, {norm.node: _by_batch for norm in norms})
+    seen = statistics(graph, [norm.layer.node for norm in norms], data, {norm.node: by_batch for norm in norms})
     with torch.no_grad():
         for norm in norms:
             found = seen[norm.layer.node]
-            for at, value in ((3, found.mean), (4, found.variance)):
+            for at, value in ((3, found.mean), (4, found.var)):
                 graph.parameter(operand(norm.node, at)).copy_(value)
-
-
-def _by_batch(x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, training: bool, *rest: Any) -> Tensor:
-    """Batch norm as in training; running statistics stay."""
-    found: Tensor = aten.batch_norm.default(x, weight, bias, mean.clone(), var.clone(), True, *rest)
-    return found
 
 
 def statistics(
@@ -210,13 +184,13 @@ def statistics(
     nodes: Iterable[Node],
     data: Iterable[list[Tensor]],
     overrides: Mapping[Node, Callable[..., Any]] | None = None,
-) -> dict[Node, Channels]:
+) -> dict[Node, ChannelMoments]:
     """Of what some calls give; `overrides` as those of `observe`.
 
     Raises:
         InputError: the data are empty.
     """
-    found = {node: Channels() for node in nodes}
+    found = {node: ChannelMoments() for node in nodes}
     if found and not observe(graph, found, first(graph, data, SAMPLES), overrides):
         raise InputError("the data for the first statistics of batch norms are empty; give at least one batch")
     return found
@@ -227,15 +201,15 @@ def over_outputs(vector: Tensor, weight: Tensor) -> Tensor:
     return vector.reshape(-1, *[1] * (weight.dim() - 1)) if vector.dim() else vector
 
 
-def _insert(graph: Graph, layer: Layer, seen: Channels) -> Norm:
+def _insert(graph: Graph, layer: Layer, seen: ChannelMoments) -> Norm:
     node, quantizer = layer.node, UniformQuantizer.of(layer.weight)
     assert quantizer is not None
     assert layer.bias is not None
     assert layer.stored_bias is not None
     constant, own = layer.stored_bias[1], graph.tensor(layer.bias).double()
     dtype, name = graph.tensor(constant).dtype, _module(graph, quantizer) or node.name
-    deviation = (seen.variance + EPS).sqrt()  # so that the first answers are those of the layer alone
-    values = {"weight": deviation, "running_mean": seen.mean - own, "running_var": seen.variance}
+    deviation = (seen.var + EPS).sqrt()  # so that the first answers are those of the layer alone
+    values = {"weight": deviation, "running_mean": seen.mean - own, "running_var": seen.var}
     weight, mean, var = (
         graph.add_constant(f"{name}.norm.{what}", t.to(dtype), before=quantizer.node) for what, t in values.items()
     )

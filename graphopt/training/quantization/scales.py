@@ -36,7 +36,6 @@ class LearnedScale:
         largest: p stays below; a grid that clips for an activation ends no later than that does.
     """
 
-    grid: Grid
     scale: Node
     changed: Node
     parameter: Node
@@ -75,7 +74,7 @@ def learn(graph: Graph, grid: Grid) -> LearnedScale | None:
     changed = graph.add_expression(f"{name}_learned", aten.mul.Tensor, scale, factor, before=before)
     for reader in readers:
         reader.replace_input_with(scale, changed)
-    return LearnedScale(grid, scale, changed, parameter, largest)
+    return LearnedScale(scale, changed, parameter, largest)
 
 
 def largest_power(graph: Graph, grid: Grid, *, powers: bool = True) -> float | None:

@@ -24,13 +24,12 @@ from graphopt.ir.calls import operand
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.ir.ops import aten
-from graphopt.ir.quantizers import SCALE, UniformQuantizer
+from graphopt.ir.quantizers import AXIS, SCALE, UniformQuantizer
 from graphopt.training.quantization.grids import Grid
 from graphopt.training.quantization.parameters import parameter_of
 from graphopt.training.quantization.surrogate import NEARLY
 from graphopt.utils.errors import InputError
 
-AXIS = 5  # its position in the arguments of a quantizer
 SHARE = 0.9  # of tanh's own reach that the largest weight begins at
 
 
@@ -46,7 +45,7 @@ class Transform:
         if self.quantizer.args[0] is not self.value:
             return
         weight = graph.tensor(self.value)
-        node = graph.add_constant(_name(self.quantizer), weight, before=self.quantizer, like=[_root(self.value)])
+        node = graph.add_constant(_name(self.quantizer), weight, before=self.quantizer, like=[root(self.value)])
         self.quantizer.update_arg(0, node)
 
 
@@ -184,7 +183,10 @@ def _name(quantizer: Node) -> str:
     return f"{quantizer.name}_weight"
 
 
-def _root(value: Node) -> Node:
-    while value.op != "get_attr":
-        value = next(iter(value.all_input_nodes))
-    return value
+def root(value: object) -> Node:
+    """The first constant behind calls on constants."""
+    assert isinstance(value, Node)
+    found: Node = value
+    while found.op != "get_attr":
+        found = found.all_input_nodes[0]
+    return found

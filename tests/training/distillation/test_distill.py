@@ -10,6 +10,7 @@ import pytest
 import torch
 from distilling import TOKENS, Transformer, X, Y, convolutional, student
 from torch import Tensor, nn
+from training import Stops
 
 from graphopt.data import Calibration
 from graphopt.execution.executor import Executor
@@ -18,7 +19,7 @@ from graphopt.passes.cleanup import FoldBatchNorm
 from graphopt.passes.quantization import Quantize
 from graphopt.passmanager import run
 from graphopt.targets import find
-from graphopt.training import Compression, Response, Run, train
+from graphopt.training import Response, Run, train
 from graphopt.training.batches import Batch
 from graphopt.training.distillation import METHODS, Distill, Ensemble, Term
 from graphopt.training.distillation.distances import squared
@@ -102,17 +103,6 @@ def test_a_network_that_is_its_teacher_has_no_distance_to_it(name: str) -> None:
     found = method.loss(Run(batch, executor.nested(values), values))
     assert found is not None
     assert float(found.detach()) == pytest.approx(0.0, abs=1e-5)
-
-
-class Stops(Compression):
-    def __init__(self, at: int | None) -> None:
-        self.left = at
-
-    def step(self, progress: float) -> None:
-        if self.left is not None:
-            self.left -= 1
-            if self.left < 0:
-                raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("name", quick(CONVOLUTIONAL, "margin", "meal"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training import X, Y, few_bits, simulated
+from training import Stops, X, Y, few_bits, simulated
 
 from graphopt.ir.graph import Graph
 from graphopt.training import Compression, DampenOscillations, FreezeOscillations, QuantizationAware, train
@@ -76,15 +76,6 @@ def test_frozen_weights_stay_where_they_were_most() -> None:
 
 @pytest.mark.thorough
 def test_what_is_remembered_is_in_checkpoints(tmp_path: Path) -> None:
-    class Stops(Compression):
-        def __init__(self, at: int) -> None:
-            self.left = at
-
-        def step(self, progress: float) -> None:
-            self.left -= 1
-            if self.left < 0:
-                raise KeyboardInterrupt
-
     def run(stop: int, folder: Path) -> tuple[Graph, float]:
         graph, freeze = simulated(few_bits()), FreezeOscillations(0.05, begin=0.05, momentum=0.1)
         compress = [QuantizationAware("lsq"), freeze, Stops(stop)]

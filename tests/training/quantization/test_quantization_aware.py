@@ -9,7 +9,7 @@ import pytest
 import torch
 from capture_once import capture_once
 from sparsifying import kept
-from training import X, Y, accuracy, few_bits, network, simulated
+from training import Stops, X, Y, accuracy, few_bits, network, simulated
 
 import graphopt
 from graphopt.data import Calibration
@@ -212,19 +212,6 @@ def test_other_formats_train_by_the_same_call(format: Any) -> None:
     report = train(graph, (X, Y), compress=[QuantizationAware()], epochs=2, batch_size=16, rate=1e-2, evaluate=accuracy)
     assert quantizers(graph)
     assert not torch.equal(before, graph(X)) or report.kept == 0
-
-
-class Stops(Compression):
-    """Presses Ctrl-C in front of a step."""
-
-    def __init__(self, at: int | None) -> None:
-        self.left = at
-
-    def step(self, progress: float) -> None:
-        if self.left is not None:
-            self.left -= 1
-            if self.left < 0:
-                raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(
