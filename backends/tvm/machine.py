@@ -32,6 +32,7 @@ class Machine:
         dot: the instruction for sums of 8-bit products: `vpdpbusd` (u8 x s8), `sdot` (s8 x s8), `pmaddwd` (s16 x s16), or none.
         packs: instructions narrow two vectors to one of half the width, saturating (x86).
         lookup: the instruction for tables of bytes: `vpermi2b`, `pshufb`, `tbl`, or none.
+        prefetches: weights that do not stay in the cache are asked for ahead. Measured on x86 alone.
     """
 
     vector_bytes: int
@@ -44,6 +45,7 @@ class Machine:
     memory_operands: bool = False
     packs: bool = False
     lookup: Lookup = "none"
+    prefetches: bool = False
 
     def lanes(self, dtype: str) -> int:
         """Elements of a type in one vector."""
@@ -155,7 +157,7 @@ def machine(target: Any) -> Machine:
     vector_bytes, registers, dot = _vectors(architecture, features)
     x86 = architecture == "x86_64"
     lookup = _lookup(architecture, features)
-    return Machine(vector_bytes, registers, *caches, dot, architecture == "aarch64", x86, x86, lookup)
+    return Machine(vector_bytes, registers, *caches, dot, architecture == "aarch64", x86, x86, lookup, x86)
 
 
 def host() -> Any:

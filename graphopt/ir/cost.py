@@ -262,18 +262,23 @@ class Timings:
 
 def timings(
     calls: Mapping[str, Callable[[], Any]],
-    repeats: int = 30,
+    repeats: int = 20,
     warmup: int = 5,
     budget_seconds: float = 20.0,
     clocked: bool = False,
+    in_a_row: int = 3,
 ) -> Timings:
-    """Time several functions in one process, in turn (A B A B ...), so that drift of the machine hits all alike.
+    """Time several functions in one process, in turn (A A A B B B A A A ...), so that drift of the machine hits all alike.
+
+    A network on a device runs again and again by itself. The first call of a turn finds the caches full of what others
+    computed, so it is not counted where there are more; a turn counts as the median of its others.
 
     Args:
         calls: what to time, by name.
         repeats: rounds; fewer (but at least 5) once `budget_seconds` are used up.
-        warmup: rounds that are not counted.
+        warmup: calls of each function before the first round.
         clocked: each function returns the milliseconds it took, by a clock of its own.
+        in_a_row: calls of a turn; 1 times each function as it runs once after the others.
     """
     for _ in range(warmup):
         for call in calls.values():
@@ -287,13 +292,18 @@ def timings(
             if done >= 5 and time.perf_counter() > end:
                 break
             for name, call in calls.items():
-                start = time.perf_counter_ns()
-                returned = call()
-                ms[name].append(returned if clocked else (time.perf_counter_ns() - start) / 1e6)
+                turn = [_timed(call, clocked) for _ in range(in_a_row)]
+                ms[name].append(statistics.median(turn[1:] or turn))
     finally:
         if collecting:
             gc.enable()
     return Timings(ms)
+
+
+def _timed(call: Callable[[], Any], clocked: bool) -> float:
+    start = time.perf_counter_ns()
+    returned = call()
+    return float(returned) if clocked else (time.perf_counter_ns() - start) / 1e6
 
 
 def latency(calls: Mapping[str, Callable[[], Any]], repeats: int = 30, warmup: int = 5) -> dict[str, float]:

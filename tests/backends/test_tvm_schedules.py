@@ -25,6 +25,7 @@ MACHINES = {
     "widening": Machine(16, 16),
     "scalar": Machine(4, 32),
     "by element": Machine(16, 32, by_element=True),
+    "weights that do not stay cached": replace(HOST, l2_bytes=1 << 10),
     **({"madd": Machine(16, 16, dot="madd")} if platform.machine() == "x86_64" else {}),
     **({"madd256": Machine(32, 16, dot="madd")} if platform.machine() == "x86_64" and HOST.vector_bytes >= 32 else {}),
     **(
@@ -90,9 +91,25 @@ def test_a_layer_is_what_torch_computes(layer: str, data: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in MACHINES if name != "host"])
-@pytest.mark.parametrize("layer", ["odd channels", "groups", "depthwise"])
+@pytest.mark.parametrize("layer", ["odd channels", "groups", "depthwise", "1x1, batch 2"])
 def test_every_way_of_summing_is_exact(name: str, layer: str) -> None:
     check_layer(replace(LAYERS[layer], data="uint8"), MACHINES[name])
+
+
+@pytest.mark.parametrize(
+    ("layer", "machine", "ahead"),
+    [
+        ("3x3", replace(HOST, l2_bytes=1 << 10, prefetches=True), True),
+        ("3x3", replace(HOST, l2_bytes=1 << 10, prefetches=False), False),
+        ("3x3", replace(HOST, prefetches=True), False),  # its weights stay
+        ("image in one window", replace(HOST, l2_bytes=1 << 6, prefetches=True), False),  # one block of channels
+    ],
+)
+def test_weights_of_the_next_block_are_asked_for_where_they_do_not_stay_cached(
+    layer: str, machine: Machine, ahead: bool
+) -> None:
+    spec = replace(LAYERS[layer], channels=96 if layer == "3x3" else 9)
+    assert ("prefetch" in str(conv(spec, machine).function)) == ahead
 
 
 @pytest.mark.parametrize("name", ["scalar", "by element"])

@@ -133,12 +133,17 @@ def test_timing_takes_turns_and_gives_medians(monkeypatch: pytest.MonkeyPatch) -
     clock = SimpleNamespace(perf_counter=lambda: now / 1e9, perf_counter_ns=lambda: now)
     monkeypatch.setattr(cost, "time", clock)
     calls = {"slow": lambda: call("slow", 90, 8, 4, 8), "fast": lambda: call("fast", 70, 2, 4, 2)}
-    taken = cost.timings(calls, 3, 1)
+    taken = cost.timings(calls, 3, 1, in_a_row=1)
     assert order == ["slow", "fast"] * 4
     assert taken.ms == {"slow": [8.0, 4.0, 8.0], "fast": [2.0, 4.0, 2.0]}  # without the warm-up
     assert taken.median("slow") == 8
     assert taken.speedup("slow", "fast") == 4
     assert cost.latency({"a": lambda: call("a", 3)}, 3, 0) == {"a": 3.0}
+    order.clear()
+    calls = {"slow": lambda: call("slow", 90, 8, 4, 12), "fast": lambda: call("fast", 70, 2, 4, 2)}
+    taken = cost.timings(calls, 2, 0, in_a_row=4)
+    assert order == (["slow"] * 4 + ["fast"] * 4) * 2
+    assert taken.ms == {"slow": [8.0, 8.0], "fast": [2.0, 2.0]}  # of a turn, the median without its first call
 
 
 def test_timing_reads_a_clock() -> None:

@@ -4,7 +4,8 @@
 
 so a 7x7 kernel over 3 channels has rows of 21 elements, and a 1x1 convolution is a matrix product. With groups or horizontal
 dilation kx is a loop of its own. Weights lie as they are read: [block of channels, ky(, kx), k / depth, channel in block, depth],
-padded with zeros. Blocks are the inner loop where all weights stay in the second-level cache, else pixels are.
+padded with zeros. Blocks are the inner loop where all weights stay in the second-level cache, else pixels are, and while the
+pixels of one block are computed the weights of the next are asked for, a few lines a step.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from graphopt.backends.tvm.schedules.specs import Conv
 from graphopt.backends.tvm.schedules.staging import Staging
 from graphopt.backends.tvm.schedules.tiles import Tile
 
+CACHE_LINE = 64  # bytes
+
 
 def conv(spec: Conv, machine: Machine, tile: Tile | None = None) -> Kernel:
     """Any convolution; depthwise ones have a better kernel. `tile`: one of `candidates`; None: the first."""
@@ -41,6 +44,19 @@ def as_rows(spec: Conv) -> Conv:
     n, h, w, c = spec.shape
     plain = spec.kernel == (1, 1) and spec.stride == (1, 1) and spec.padding == ((0, 0), (0, 0))
     return replace(spec, shape=(1, 1, n * h * w, c)) if plain else spec
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """Weights to ask for: from an index on, so many elements with every step."""
+
+    start: Expr
+    stride: int
+
+    def emit(self, weights: Flat, step: Expr, steps: int) -> None:
+        line = CACHE_LINE // np.dtype(weights.dtype).itemsize
+        for offset in range(0, steps * self.stride, line):
+            emit.prefetch(weights, self.start + step * self.stride + offset)
 
 
 @dataclass(frozen=True)
@@ -143,23 +159,34 @@ class DirectPlan:
             image, row, column = pixel // (down * across), pixel // across % down, pixel % across
             row = emit.minimum(row * self.tile.rows, rows - self.tile.rows)
             column = emit.minimum(column * self.tile.columns, columns - self.tile.columns)
-            sums = self._sums(flat, x, image, row, column, block)
+            ahead = self._ahead(block, pixel, pixels) if self._prefetches(pixels) else None
+            sums = self._sums(flat, x, image, row, column, block, ahead)
             self._stores(flat, sums, (image * rows + row) * columns + column, block)
 
     @property
+    def _block_weights(self) -> int:
+        """Elements of one block's weights."""
+        return self.spec.kernel[0] * self.runs[0] * self.steps * self.block * self.dot.depth
+
+    @property
     def _weights_stay_cached(self) -> bool:
-        count = (
-            self.spec.groups
-            * self.blocks
-            * self.block
-            * self.spec.kernel[0]
-            * self.runs[0]
-            * self.steps
-            * self.dot.depth
-        )
+        count = self.spec.groups * self.blocks * self._block_weights
         return count * np.dtype(self.dot.weight).itemsize <= self.machine.l2_bytes // 2
 
-    def _sums(self, flat: dict[str, Flat], x: Flat, image: Expr, row: Expr, column: Expr, block: Expr) -> Registers:
+    def _prefetches(self, pixels: int) -> bool:
+        blocks = self.spec.groups * self.blocks
+        return self.machine.prefetches and not self._weights_stay_cached and pixels > 1 and blocks > 1
+
+    def _ahead(self, block: Expr, pixel: Expr, pixels: int) -> Ahead:
+        """A tile's share of the next block's weights."""
+        after = emit.minimum(block + 1, self.spec.groups * self.blocks - 1)
+        stride = -(-self.block * self.dot.depth // pixels)
+        share = self._block_weights // (self.block * self.dot.depth) * stride
+        return Ahead(after * self._block_weights + emit.minimum(pixel * share, self._block_weights - share), stride)
+
+    def _sums(
+        self, flat: dict[str, Flat], x: Flat, image: Expr, row: Expr, column: Expr, block: Expr, ahead: Ahead | None
+    ) -> Registers:
         spec, dot, tile = self.spec, self.dot, self.tile
         c, kh, (kx, _) = spec.shape[3], spec.kernel[0], self.runs
         width = self.staging.columns * c
@@ -173,9 +200,12 @@ class DirectPlan:
         origin = origin + block // self.blocks * (c // spec.groups)
         with emit.serial(kh) as ry, emit.serial(kx) as rx:
             here = origin + ry * (spec.dilation[0] * width) + rx * (spec.dilation[1] * c)
-            weights = ((block * kh + ry) * kx + rx) * self.steps * (self.block * dot.depth)
+            first = (ry * kx + rx) * self.steps
+            weights = block * self._block_weights + first * (self.block * dot.depth)
 
             def some(k: Expr, steps: int) -> None:
+                if ahead:
+                    ahead.emit(flat["weight"], first + k, steps)
                 at = here + k * dot.depth
                 pixels = [at + (i * spec.stride[0] * width + j * spec.stride[1] * c) for i, j in tile.pixels]
                 loaded = [dot.load(x, pixel, steps) for pixel in pixels]

@@ -197,6 +197,11 @@ def intrinsic(dtype: str, name: str, *operands: Expr) -> Expr:
     return tirx.call_llvm_pure_intrin(dtype, name, *operands)
 
 
+def prefetch(flat: Flat, index: Expr) -> None:
+    """Ask for the cache line of an element, into the second-level cache."""
+    tir.evaluate(tirx.call_intrin("void", "tirx.prefetch", tirx.address_of(flat.buffer[index]), 0, 2, 1))
+
+
 def minimum(a: Expr, b: Expr) -> Expr:
     return tirx.min(a, b)
 
