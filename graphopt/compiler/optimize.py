@@ -99,7 +99,7 @@ def optimize(
             model's `config.id2label`, where it has one.
         passes: in place of the target's recipe: a list, a function of the target and the calibration batches, or a text such as
             `"simplify, fold-batch-norm, quantize"` (`graphopt.compiler.pipeline`).
-        shrinking: less work before anything else: `keep_macs`, `shrink_by`, `max_latency`.
+        shrinking: less work before anything else: `keep_macs`, `shrink_by`, `max_latency`, or a `budget`.
         quantization: number formats: `formats`, `estimator`, `rounding`, `average_bits`, `weight_only`, `max_drop`, `checkpoint`.
         tuning: on targets of TVM, measure other kernels: `tune`, `tune_database`, `tuner`. The original that the result is
             compared with is not tuned.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
 
 from graphopt.artifacts.backend import Tuning
+from graphopt.compiler.budget.amounts import check as check_budget
 from graphopt.passes.quantization import LayerFormat
 from graphopt.training.quantization.methods import method_of
 from graphopt.utils.errors import InputError
@@ -32,13 +33,21 @@ class Shrinking:
         shrink_by: how: `prune` channels, or `factorize` layers; see `graphopt.passes.pruning.Prune` and
             `graphopt.passes.factorization.Factorize`, which do more when they are put among the passes.
         max_latency: factorize layers until this share of the time is left, measured on this machine (over 0, under 1).
+        budget: what the result may cost, such as `{"latency": 0.4}` (of the float original's time), `{"ms": 3}`,
+            `{"macs": 0.5}`, `{"bytes": 200_000}`, or several at once: channels of all layers and residual blocks are chosen
+            together for it; see `graphopt.compiler.budget`.
     """
 
     keep_macs: float | None = None
     shrink_by: ShrinkBy = "prune"
     max_latency: float | None = None
+    budget: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
+        if self.budget is not None:
+            check_budget(self.budget)
+            if self.keep_macs is not None or self.max_latency is not None:
+                raise InputError("a budget says all that may be spent: leave out keep_macs and max_latency")
         if self.shrink_by not in get_args(ShrinkBy):
             raise InputError(f"shrink_by must be 'prune' or 'factorize', got {self.shrink_by!r}")
         for name in ("keep_macs", "max_latency"):
@@ -162,6 +171,7 @@ class Shortcuts(TypedDict, total=False):
     keep_macs: float | None
     shrink_by: ShrinkBy
     max_latency: float | None
+    budget: Mapping[str, float] | None
     formats: Mapping[str, LayerFormat | None] | None
     estimator: str
     rounding: Rounding | None
@@ -240,11 +250,11 @@ class Options:
             raise InputError("max_drop chooses among ways without training; give max_drop or train")
         recipe = (
             quantization.max_drop, quantization.rounding, quantization.average_bits, quantization.weight_only,
-            self.shrinking.keep_macs, self.shrinking.max_latency,
+            self.shrinking.keep_macs, self.shrinking.max_latency, self.shrinking.budget,
         )  # fmt: skip
         if passes is not None and any(option is not None for option in recipe):
             raise InputError(
-                "keep_macs, max_latency, rounding, average_bits, weight_only and max_drop belong to the target's recipe; put "
+                "keep_macs, max_latency, budget, rounding, average_bits, weight_only and max_drop belong to the target's recipe; put "
                 "Prune(keep_ratio=...), Factorize(max_latency=...), MixedPrecision(...) or LearnRounding(...) among your own "
                 "passes instead"
             )

@@ -22,6 +22,7 @@ import torch
 from graphopt.artifacts import registry
 from graphopt.artifacts.backend import Tuning
 from graphopt.artifacts.report import Report
+from graphopt.compiler.budget.spend import spend
 from graphopt.compiler import recipes
 from graphopt.compiler.ladder import Ladder, Lowered, Tried
 from graphopt.compiler.latency import LatencyTimer
@@ -116,6 +117,9 @@ def shrink(work: Work) -> list[Pass]:
         "round_to": multiple,
         "checkpoint": work.options.quantization.checkpoint,
     }
+    if chosen.budget is not None:
+        with work.timings.stage("choose"):
+            return spend(work, chosen.budget)
     passes: list[Pass] = []
     if chosen.keep_macs is not None and chosen.shrink_by == "prune":
         passes.append(Prune(chosen.keep_macs, **how))

@@ -4,10 +4,10 @@
     print(costs)                                               the parts, slowest first
     costs.better_in_float()                                    layer names; none where integer is faster throughout
 
-A *part* is what a runtime computes together: a layer, and the calls behind it that read nothing else, such as its activation
-and the product with its own gate. Its time is the sum of its kernels'. Where a part in integer stands beside one in float,
-values have to be converted; what that takes an element is measured, too. The best split of a network is then a minimum cut: its
-parts are joined to "integer" and "float" by the time of the other, and to each other by that of a conversion.
+A *part* is what a runtime computes together: a layer and the calls behind it (`graphopt.evaluation.parts`). Its time is the sum
+of its kernels'. Where a part in integer stands beside one in float, values have to be converted; what that takes an element is
+measured, too. The best split of a network is then a minimum cut: its parts are joined to "integer" and "float" by the time of
+the other, and to each other by that of a conversion.
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.artifacts.artifact import Artifact
-from graphopt.artifacts.profile import KernelTime, Profile
+from graphopt.artifacts.profile import Profile
+from graphopt.evaluation.parts import CONVERSIONS, Part, converts, owners, parts, times
 from graphopt.ir.graph import Graph
-from graphopt.ir.layer import Layer
 from graphopt.ir.shapes import counted
 from graphopt.lowering.names import value_names
 from graphopt.utils.printed import Printed
 from graphopt.utils.tables import Block, Column, Line, Table
 
-CONVERSIONS = (".quantize", ".dequantize")
 ROUNDS = 3  # of profiles: other work on the machine passes
 BORDER = 4  # times a conversion: runtimes change layouts, too, where integer and float meet
 LEAST_NS = 0.1  # nanoseconds to convert an element, where no conversion was seen
@@ -84,26 +83,22 @@ class KernelCosts(Printed):
     @classmethod
     def of(cls, integer: Profile, floating: Profile, graph: Graph) -> KernelCosts:
         """From profiles of both."""
-        leaders = _leaders(graph)
-        names = value_names(graph)
-        members: dict[Node, list[Node]] = {}
-        for node, leader in leaders.items():
-            members.setdefault(leader, []).append(node)
-        owners = {names[node]: names[leader] for node, leader in leaders.items()}
-        owners |= {graph.site(node): names[leader] for leader, nodes in members.items() for node in nodes}
-        of_integer, of_float = (_by_part(profile, owners) for profile in (integer, floating))
-        parts = tuple(
+        names, found = value_names(graph), parts(graph)
+        owner = owners(graph, found)
+        of_integer, of_float = (times(profile, owner) for profile in (integer, floating))
+        of = {node: part.name for part in found for node in part.nodes}
+        costs = tuple(
             PartCost(
-                names[leader],
-                tuple(dict.fromkeys(graph.site(node) for node in nodes)),
-                of_integer.get(names[leader], 0.0),
-                of_float.get(names[leader], 0.0),
-                _reads(nodes, leaders, names),
+                part.name,
+                tuple(dict.fromkeys(graph.site(node) for node in part.nodes)),
+                of_integer.get(part.name, 0.0),
+                of_float.get(part.name, 0.0),
+                _reads(part, of),
             )
-            for leader, nodes in members.items()
+            for part in found
         )
         sizes = {names[node]: _elements(node) for node in [*graph.inputs, *graph.calls()]}
-        return cls(parts, _conversion(integer, sizes))
+        return cls(costs, _conversion(integer, sizes))
 
     @property
     def border_ms(self) -> float:
@@ -150,53 +145,24 @@ def _least(profiles: Sequence[Profile]) -> Profile:
     return replace(profiles[0], kernels=times)
 
 
-def _leaders(graph: Graph) -> dict[Node, Node]:
-    """Each call -> the first one of its part: a call that is no layer joins the part that all its inputs are of."""
-    leaders: dict[Node, Node] = {}
-    for node in graph.calls():
-        sources = [source for source in node.all_input_nodes if not graph.is_constant(source)]
-        of = {leaders.get(source) for source in sources}
-        leader = of.pop() if len(of) == 1 else None
-        leaders[node] = node if leader is None or Layer.of(node) else leader
-    return leaders
-
-
-def _reads(nodes: Iterable[Node], leaders: Mapping[Node, Node], names: Mapping[Node, str]) -> dict[str, int]:
+def _reads(part: Part, of: Mapping[Node, str]) -> dict[str, int]:
     found: dict[str, int] = {}
-    for node in nodes:
+    for node in part.nodes:
         for source in node.all_input_nodes:
-            leader = leaders.get(source)
-            if leader is not None and leader is not leaders[node]:
-                found[names[leader]] = found.get(names[leader], 0) + _elements(source)
-    return found
-
-
-def _by_part(profile: Profile, owners: Mapping[str, str]) -> dict[str, float]:
-    """Milliseconds by part. What is named below a call, as a step of a decomposed activation is, belongs to it."""
-    found: dict[str, float] = {}
-    for kernel in profile.kernels:
-        if _converts(kernel):
-            continue
-        name = kernel.layer
-        while name not in owners and "." in name:
-            name = name.rpartition(".")[0]
-        if name in owners:
-            found[owners[name]] = found.get(owners[name], 0.0) + kernel.ms
+            other = of.get(source)
+            if other is not None and other != part.name:
+                found[other] = found.get(other, 0) + _elements(source)
     return found
 
 
 def _conversion(profile: Profile, sizes: Mapping[str, int]) -> float:
     """Milliseconds for each element that is converted: the median of what was seen."""
     seen = []
-    for kernel in filter(_converts, profile.kernels):
+    for kernel in filter(converts, profile.kernels):
         for kind in CONVERSIONS:
             if kernel.layer.endswith(kind) and (elements := sizes.get(kernel.layer.removesuffix(kind), 0)):
                 seen.append(kernel.ms / elements)
     return max(statistics.median(seen) if seen else 0.0, LEAST_NS * 1e-6)
-
-
-def _converts(kernel: KernelTime) -> bool:
-    return kernel.layer.endswith(CONVERSIONS) or kernel.kernel in ("QuantizeLinear", "DequantizeLinear")
 
 
 def _elements(node: Node) -> int:

@@ -115,14 +115,14 @@ class Budget:
 
 def macs(graph: Graph, trace: Trace, groups: Sequence[Group]) -> Cost:
     """Multiply-accumulates of one sample's forward pass, as `measure.macs` counts them."""
-    length = _Lengths(trace, groups)
+    length = Lengths(trace, groups)
     terms = [[length(*factor) for factor in product] for node in graph.calls() for product in measure.products(node)]
     return Cost(terms, [len(group) for group in groups])
 
 
 def parameters(graph: Graph, trace: Trace, groups: Sequence[Group]) -> Cost:
     """Elements of the trainable constants."""
-    length = _Lengths(trace, groups)
+    length = Lengths(trace, groups)
     names = {name for name, _ in graph.named_parameters()}
     nodes = [node for node in trace.dims if node.op == "get_attr" and str(node.target) in names]
     return Cost([[length(node, d) for d in range(value(node).dim())] for node in nodes], [len(g) for g in groups])
@@ -134,7 +134,9 @@ def channels(groups: Sequence[Group]) -> Cost:
     return Cost([[[Block(len(one), (g,), one)]] for g, one in enumerate(ones)], [len(group) for group in groups])
 
 
-class _Lengths:
+class Lengths:
+    """Lengths of dimensions, in blocks of indices by the groups they belong to."""
+
     def __init__(self, trace: Trace, groups: Sequence[Group]) -> None:
         self.trace = trace
         self.units = [len(group) for group in groups]
@@ -143,6 +145,19 @@ class _Lengths:
         for number, group in enumerate(groups):
             self.group_of[group.labels] = number
             self.unit_of[group.labels] = np.arange(len(group))
+
+    def sizes(self, node: Node, kept: Sequence[float]) -> list[int]:
+        """The shape of a value where each group keeps this share of its units; of units of several sizes, as many of each."""
+        if node not in self.trace.dims:
+            return [measure.length(node, dim) for dim in range(value(node).dim())]
+        lengths = (self(node, dim) for dim in range(value(node).dim()))
+        return [sum(round(b.size * prod(kept[g] for g in b.groups)) for b in length) for length in lengths]
+
+    def groups_of(self, node: Node) -> set[int]:
+        """The groups that a value's shape depends on."""
+        if node not in self.trace.dims:
+            return set()
+        return {group for dim in range(value(node).dim()) for block in self(node, dim) for group in block.groups}
 
     def __call__(self, node: Node, dim: int) -> Length:
         size = measure.length(node, dim)

@@ -1,0 +1,144 @@
+"""What a network costs, as terms: each a function of the widths and blocks that it depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import product
+
+import numpy as np
+from torch.fx.node import Node
+
+from graphopt.analysis.channels import cost as counts
+from graphopt.analysis.channels.cost import Lengths
+from graphopt.analysis.channels.trace import Trace
+from graphopt.compiler.budget.depths import Depths
+from graphopt.compiler.budget.widths import Widths
+from graphopt.compiler.part_times import PartTimes
+from graphopt.evaluation.parts import Part, parts
+from graphopt.evaluation.resized import Alone, Resizing
+from graphopt.ir import cost as measure
+from graphopt.ir.calls import value
+from graphopt.ir.graph import Graph
+from graphopt.searching import Assignment, Term
+
+GRID = {0: 1, 1: 5, 2: 5, 3: 3}  # by the groups of a part, widths of each at which it is timed; others are interpolated
+Kept = Callable[[Assignment], list[float]]
+
+
+class Costs:
+    """Terms over the choices [*widths, *depths] of a graph."""
+
+    def __init__(self, graph: Graph, trace: Trace, widths: Widths, depths: Depths) -> None:
+        self.graph, self.trace, self.widths, self.depths = graph, trace, widths, depths
+        self.lengths = Lengths(trace, widths.plan.groups)
+
+    def macs(self) -> list[Term]:
+        """Multiply-accumulates of one sample."""
+        length = self.lengths
+        return [
+            self._product(node, [length(*factor) for factor in factors])
+            for node in self.graph.calls()
+            for factors in measure.products(node)
+        ]
+
+    def weights(self, bytes_each: float) -> list[Term]:
+        """Bytes of the weights; vectors, such as biases, at four each."""
+        names = {name for name, _ in self.graph.named_parameters()}
+        found = []
+        for node in self.graph.nodes:
+            if node.op == "get_attr" and str(node.target) in names:
+                dims = value(node).dim()
+                each = bytes_each if dims > 1 else 4.0
+                reader = next(iter(node.users), node)
+                found.append(self._product(reader, [self.lengths(node, d) for d in range(dims)], each))
+        return found
+
+    def milliseconds(self, times: PartTimes) -> list[Term]:
+        """Of every part on the runtime, measured by itself at some widths."""
+        resizing = Resizing(self.graph, self.widths.plan.groups, self.trace)
+        timed = [_Timed(part, resizing, self.widths) for part in parts(self.graph)]
+        wanted = [alone for part in timed for alone in part.grid.values() if alone is not None]
+        known = dict(zip((alone.key for alone in wanted), times(wanted), strict=True))
+        terms = []
+        for part in timed:
+            part.measured = {at: known[alone.key] for at, alone in part.grid.items() if alone is not None}
+            terms.append(self._unless_gone(part.part.nodes[0], part.groups, part.milliseconds))
+        return terms
+
+    def _product(self, node: Node, factors: Sequence[counts.Length], each: float = 1.0) -> Term:
+        """each * the product of lengths, for as long as the call is there."""
+        groups = sorted({g for length in factors for block in length for g in block.groups})
+
+        def of(options: Assignment) -> float:
+            kept = dict(zip(groups, (self._share(g, o) for g, o in zip(groups, options, strict=True)), strict=True))
+            sizes = [sum(b.size * np.prod([kept[g] for g in b.groups]) for b in length) for length in factors]
+            return each * float(np.prod(sizes))
+
+        return self._unless_gone(node, tuple(groups), of)
+
+    def _share(self, group: int, option: int) -> float:
+        return 1 - self.widths.choices[group].options[option].value / len(self.widths.plan.groups[group])
+
+    def _unless_gone(self, node: Node, groups: tuple[int, ...], of: Callable[[Assignment], float]) -> Term:
+        """The cost of a call, which is none where a block that it is in is gone."""
+        first = len(self.widths.choices)
+        blocks = tuple(first + n for n, calls in enumerate(self.depths.calls) if node in calls)
+
+        def present(options: Assignment) -> float:
+            return 0.0 if any(options[len(groups) :]) else of(options[: len(groups)])
+
+        return Term((*groups, *blocks), present)
+
+
+class _Timed:
+    """One part: the widths at which it is timed, and its time at others."""
+
+    def __init__(self, part: Part, resizing: Resizing, widths: Widths) -> None:
+        self.part, self.widths = part, widths
+        self.groups = resizing.groups_of(part)
+        levels = GRID.get(len(self.groups), 2)
+        self.options = [_spread(len(widths.choices[g].options), levels) for g in self.groups]
+        self.grid: dict[Assignment, Alone | None] = {
+            at: resizing(part, self._kept(at)) for at in product(*self.options)
+        }
+        self.measured: dict[Assignment, float] = {}
+
+    def _kept(self, options: Assignment) -> list[float]:
+        everything = [0] * len(self.widths.choices)
+        for group, option in zip(self.groups, options, strict=True):
+            everything[group] = option
+        return self.widths.kept(tuple(everything))
+
+    def milliseconds(self, options: Assignment) -> float:
+        """Between the widths that were timed, linear in each; nothing for parts that cannot be timed by themselves."""
+        if len(self.measured) < len(self.grid):
+            return 0.0
+        dims = zip(self.options, options, self.groups, strict=True)
+        around = [_around(grid, option, self._width(group)) for grid, option, group in dims]
+        total = 0.0
+        for corner in product(*around):
+            share = float(np.prod([weight for _, weight in corner]))
+            total += share * self.measured[tuple(option for option, _ in corner)]
+        return total
+
+    def _width(self, group: int) -> Callable[[int], float]:
+        return lambda option: float(self.widths.choices[group].options[option].value)
+
+
+def _spread(count: int, levels: int) -> list[int]:
+    """Up to so many options, the first and the last among them."""
+    if count <= levels:
+        return list(range(count))
+    return sorted({round(i * (count - 1) / (levels - 1)) for i in range(levels)})
+
+
+def _around(grid: Sequence[int], option: int, width: Callable[[int], float]) -> list[tuple[int, float]]:
+    """The timed options next to one, with their shares."""
+    if option in grid:
+        return [(option, 1.0)]
+    below = max(o for o in grid if o < option)
+    above = min(o for o in grid if o > option)
+    share = (width(option) - width(below)) / (width(above) - width(below))
+    return [(below, 1 - share), (above, share)]
+
+

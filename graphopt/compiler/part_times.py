@@ -1,0 +1,116 @@
+"""What parts of networks take on the runtime of a target, by themselves, measured once and remembered.
+
+    times = PartTimes("host")
+    times([alone, other])           milliseconds of each; see `graphopt.evaluation.resized`
+
+Parts that are not known yet are lowered together, as branches of one network, and profiled; a time is the least of several
+medians, what the kernels take undisturbed. Everything measured is kept in a file for each machine, runtime and target.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from graphopt.artifacts.profile import Profile
+from graphopt.artifacts.registry import backend, version
+from graphopt.compiler.recipes import clean, recipe
+from graphopt.data.calibration import synthetic
+from graphopt.evaluation.parts import converts
+from graphopt.evaluation.resized import Alone, Branches
+from graphopt.ir import cost
+from graphopt.ir.graph import Graph
+from graphopt.passmanager.runner import run
+from graphopt.targets import Target, architecture, find
+from graphopt.utils.errors import InputError
+from graphopt.utils.files import make_folder, write_atomically
+from graphopt.utils.progress import progress
+
+TOGETHER = 48  # parts that are lowered at once
+ROUNDS, RUNS = 4, 8  # of profiles; the least of the medians counts
+LEAST_MS = 1e-5
+
+
+class PartTimes:
+    """Times parts on this machine.
+
+    Args:
+        target: a name or a `Target` of this machine's architecture.
+        integer: as `optimize` would make them; else in float.
+        threads: of the runtime.
+        cache: a folder that remembers; None: `~/.cache/graphopt/parts` (or below `$XDG_CACHE_HOME`).
+
+    Raises:
+        InputError: the target is of another architecture, so nothing can be timed here.
+    """
+
+    def __init__(
+        self,
+        target: str | Target = "host",
+        *,
+        integer: bool = True,
+        threads: int = 1,
+        cache: str | Path | None = None,
+    ) -> None:
+        self.target, self.integer, self.threads = find(target), integer, threads
+        wanted = self.target.runtime.architecture
+        if wanted != architecture():
+            raise InputError(
+                f"target {self.target.name!r} is {wanted}, this machine is {architecture()}: "
+                "nothing can be timed for it here; use a target of this machine, such as 'host'"
+            )
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = Path(cache) if cache is not None else base / "graphopt" / "parts"
+        runtime = self.target.runtime.name
+        how = [cost.host_cpu(), runtime, version(runtime), self.target.to_dict(), integer, threads]
+        digest = hashlib.sha256(json.dumps(how, default=str).encode()).hexdigest()
+        self.file = folder / f"{digest[:32]}.json"
+
+    def __call__(self, parts: Sequence[Alone]) -> list[float]:
+        known = self._read()
+        missing = list({part.key: part for part in parts if part.key not in known}.values())
+        with progress("timing parts on the runtime", total=len(missing)) as advance:
+            for start in range(0, len(missing), TOGETHER):
+                some = missing[start : start + TOGETHER]
+                measured = dict(zip((part.key for part in some), self.fresh(some), strict=True))
+                known = self._read() | measured  # another process may have written meanwhile
+                make_folder(self.file.parent)
+                write_atomically(self.file, json.dumps(known, indent=0).encode())
+                for _ in some:
+                    advance()
+        return [known[part.key] for part in parts]
+
+    def fresh(self, parts: Sequence[Alone]) -> list[float]:
+        """Measured now, whatever is remembered."""
+        branches = Branches(parts).eval()
+        graph = Graph.capture(branches, branches.example(), dynamic_batch=False)
+        if self.integer:
+            passes = recipe(self.target, synthetic(graph), estimator="minmax", rounding="nearest")
+        else:
+            passes = clean(self.target)
+        run(passes, graph, verify=False)
+        lowering = backend(self.target.runtime.name)
+        artifact = lowering.lower(lowering.deploy(graph, self.target), self.target)
+        artifact.set_threads(self.threads)
+        args = graph.example.args
+        taken = [_by_branch(artifact.profile(*args, runs=RUNS), len(parts)) for _ in range(ROUNDS)]
+        return [max(LEAST_MS, min(times)) for times in zip(*taken, strict=True)]
+
+    def _read(self) -> dict[str, float]:
+        try:
+            found = json.loads(self.file.read_text())
+        except (OSError, ValueError):
+            return {}
+        return {k: float(v) for k, v in found.items() if isinstance(v, (int, float))} if isinstance(found, dict) else {}
+
+
+def _by_branch(profile: Profile, count: int) -> list[float]:
+    found = [0.0] * count
+    for kernel in profile.kernels:
+        words = kernel.layer.split(".")
+        if words[0] == "branches" and not converts(kernel):
+            found[int(words[1])] += kernel.ms
+    return found

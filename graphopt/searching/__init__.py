@@ -1,0 +1,13 @@
+"""Search: spend a budget over choices.
+
+problem.py    choices, what their options cost and damage, and the limits
+exact.py      the least damage within the limits, by integer programming
+greedy.py     step by step, then improved by exchanges: where there are too many combinations for the other
+sampled.py    evolution, and random draws as the control; both with any score in place of the damage
+solvers.py    the solvers by name
+"""
+
+from graphopt.searching.problem import Assignment, Choice, Option, Problem, Term
+from graphopt.searching.solvers import SOLVERS, Solver, solve
+
+__all__ = ["SOLVERS", "Assignment", "Choice", "Option", "Problem", "Solver", "Term", "solve"]
