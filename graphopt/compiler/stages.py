@@ -22,8 +22,8 @@ import torch
 from graphopt.artifacts import registry
 from graphopt.artifacts.backend import Tuning
 from graphopt.artifacts.report import Report
-from graphopt.compiler.budget.spend import spend
 from graphopt.compiler import recipes
+from graphopt.compiler.budget.spend import spend
 from graphopt.compiler.ladder import Ladder, Lowered, Tried
 from graphopt.compiler.latency import LatencyTimer
 from graphopt.compiler.request import Request

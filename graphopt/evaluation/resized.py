@@ -112,7 +112,9 @@ class Resizing:
         read = {source for node in part.nodes for source in node.all_input_nodes}
         ends = tuple(number for number, node in enumerate(part.nodes) if node not in read)
         alone = Alone(tuple(calls), ends, tuple(shapes["input"]), tuple(shapes["constant"]))
-        wanted = [tuple(self.lengths.sizes(part.nodes[end], kept)) if _is_tensor(part.nodes[end]) else () for end in ends]
+        wanted = [
+            tuple(self.lengths.sizes(part.nodes[end], kept)) if _is_tensor(part.nodes[end]) else () for end in ends
+        ]
         return alone if _shapes(alone) == wanted else None
 
     def _regrouped(self, node: Node, args: Argument, kept: Sequence[float]) -> tuple[Any, ...]:
@@ -149,7 +151,9 @@ class _Branch(nn.Module):
     def __init__(self, alone: Alone) -> None:
         super().__init__()
         self.alone = alone
-        self.constants = nn.ParameterList(nn.Parameter(made_up(shape)) for shape in alone.constants)
+        self.constants = nn.ParameterList(
+            nn.Parameter(made_up(shape), requires_grad=False) for shape in alone.constants
+        )
 
     def forward(self, *inputs: Tensor) -> list[Tensor]:
         return self.alone.run(inputs, list(self.constants))

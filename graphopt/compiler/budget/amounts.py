@@ -1,9 +1,9 @@
 """What a budget says, such as `{"latency": 0.4}` or `{"ms": 3, "bytes": 200_000}`.
 
-    latency     the share of the float original's time in its own runtime (over 0, under 1)
-    ms          milliseconds of a call
-    macs        multiply-accumulates; a share of the original's where it is under 1
-    bytes       of the weights as they are stored; a share of the float original's where it is under 1
+latency     the share of the float original's time in its own runtime (over 0, under 1)
+ms          milliseconds of a call
+macs        multiply-accumulates; a share of the original's where it is under 1
+bytes       of the weights as they are stored; a share of the float original's where it is under 1
 """
 
 from __future__ import annotations

@@ -140,5 +140,3 @@ def _around(grid: Sequence[int], option: int, width: Callable[[int], float]) -> 
     above = min(o for o in grid if o > option)
     share = (width(option) - width(below)) / (width(above) - width(below))
     return [(below, 1 - share), (above, share)]
-
-

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from graphopt.analysis.channels.removal import remove
 from graphopt.analysis.channels.shuffles import gather_shuffles
 from graphopt.analysis.channels.trace import Trace
 from graphopt.artifacts.artifact import Artifact
@@ -32,6 +31,7 @@ from graphopt.ir.constants import constant_weights
 from graphopt.ir.graph import Graph
 from graphopt.ir.passes import Pass
 from graphopt.passes.pruning import Prune, RemoveBlocks
+from graphopt.passes.pruning.removal import RemovalPlan
 from graphopt.passmanager.runner import run
 from graphopt.searching import Assignment, Problem, Term, solve
 
@@ -78,9 +78,7 @@ class Spending:
         gather_shuffles(graph)
         trace = Trace(graph)
         checkpoint = work.options.quantization.checkpoint
-        prune = Prune(
-            keep_ratio=0.5, data=data, round_to=work.target.kernels.channel_multiple, checkpoint=checkpoint
-        )
+        prune = Prune(keep_ratio=0.5, data=data, round_to=work.target.kernels.channel_multiple, checkpoint=checkpoint)
         widths = Widths.of(prune, graph, trace)
         depths = Depths.of(graph, data)
         return cls(graph, trace, widths, depths, Costs(graph, trace, widths, depths), prune)
@@ -104,36 +102,42 @@ class Spending:
 
     def passes(self, assignment: Assignment) -> list[Pass]:
         """What makes these choices, fitted to the data where there are any."""
-        count = len(self.widths.choices)
-        blocks = [
-            choice.options[option].value
-            for choice, option in zip(self.depths.choices, assignment[count:], strict=True)
-            if option
-        ]
+        blocks, removal = self._gone(assignment)
         found: list[Pass] = []
         if blocks:
             found.append(RemoveBlocks(data=self.prune.data, blocks=blocks, checkpoint=self.prune.checkpoint))
-        removal = self.widths.removal(assignment[:count])
-        for kind in dict.fromkeys(group.kind for group in removal.groups if group.gone):
+        for kind in _kinds(removal):
             layers: Any = removal.layers(kind)
             found.append(replace(self.prune, keep_ratio=None, layers=layers, kinds=[kind]))
         return found
 
     def mock(self, assignment: Assignment) -> Graph:
         """A copy of these widths and blocks, not fitted: for measuring time."""
-        count = len(self.widths.choices)
+        blocks, removal = self._gone(assignment)
         copy = self.graph.clone(share_weights=True)
-        chosen = zip(self.depths.choices, assignment[count:], strict=True)
-        if blocks := [choice.options[option].value for choice, option in chosen if option]:
+        if blocks:
             RemoveBlocks(blocks=blocks, fit=False)(copy)
-        removal = self.widths.removal(assignment[:count])
-        for kind in dict.fromkeys(group.kind for group in removal.groups if group.gone):
-            _cut(copy, removal.layers(kind), kind)
+        for kind in _kinds(removal):
+            layers: Any = removal.layers(kind)
+            Prune(layers=layers, kinds=[kind], compensate="none")(copy)
         return copy
 
+    def _gone(self, assignment: Assignment) -> tuple[list[str], RemovalPlan]:
+        """Blocks by name, and units of the groups that are not in them as a whole."""
+        count = len(self.widths.choices)
+        chosen = [number for number, option in enumerate(assignment[count:]) if option]
+        calls = {node for number in chosen for node in self.depths.calls[number]}
+        removal = self.widths.removal(assignment[:count])
+        left = [
+            units
+            for units, group in zip(removal.groups, self.widths.plan.groups, strict=True)
+            if not all(reader in calls for member in group.members for reader in member.node.users)
+        ]
+        return [self.depths.choices[number].options[1].value for number in chosen], replace(removal, groups=left)
 
-def _cut(graph: Graph, layers: Mapping[str, list[int]], kind: Any) -> None:
-    Prune(layers=layers, kinds=[kind], compensate="none")(graph)
+
+def _kinds(removal: RemovalPlan) -> list[Any]:
+    return list(dict.fromkeys(group.kind for group in removal.groups if group.gone))
 
 
 def _within_time(work: Work, spending: Spending, budget: Mapping[str, float]) -> Assignment:
@@ -145,7 +149,7 @@ def _within_time(work: Work, spending: Spending, budget: Mapping[str, float]) ->
     scale = now_ms / whole.cost("ms", whole.first)
     wanted = budget["ms"] if "ms" in budget else budget["latency"] * float_ms
     aim, best = wanted / scale, None
-    for number in range(ROUNDS):
+    for _ in range(ROUNDS):
         problem = Problem(spending.choices, costs, {"ms": aim, **spending.limits(work, budget)})
         found = solve(problem)
         float_ms, now_ms = clock(found)
