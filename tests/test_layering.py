@@ -15,7 +15,7 @@ FLOORS = {  # of the rooms in graphopt/; rooms of one floor do not know each oth
     "frontend": 5, "execution": 5,
     "analysis": 6, "data": 6,
     "fitting": 7, "passmanager": 7,
-    "lowering": 8, "training": 8,
+    "lowering": 8, "searching": 8, "training": 8,
     "artifacts": 9,
     "evaluation": 10,
     "compiler": 11,

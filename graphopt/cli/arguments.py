@@ -278,6 +278,18 @@ def dynamic_shapes(texts: list[str] | None) -> dict[str, dict[int, str]] | None:
     return found or None
 
 
+def amounts(texts: list[str] | None) -> dict[str, float] | None:
+    """`latency=0.4`, `bytes=200_000` -> {"latency": 0.4, "bytes": 200000.0}; None where none was given."""
+    found = {}
+    for text in texts or []:
+        name, _, amount = text.partition("=")
+        try:
+            found[name.strip()] = float(amount)
+        except ValueError:
+            raise InputError(f"--budget {text!r} is not of the form latency=0.4 or bytes=200000") from None
+    return found or None
+
+
 def _example(text: str) -> Tensor:
     """`1,3,224,224` -> random normal float32 of this shape; `1,128:int64` -> zeros and ones of this type."""
     import torch

@@ -76,6 +76,13 @@ def optimize(
         float | None,
         typer.Option(min=0, max=1, help="Factorize layers until this share of the measured time is left, e.g. 0.8."),
     ] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What the result may cost, repeated for several: latency=0.4 (of float's time), ms=3, macs=0.5 or bytes=200000. "
+            "Channels, ranks and residual blocks are chosen together for it."
+        ),
+    ] = None,
     rounding: Annotated[
         str | None,
         typer.Option(help="Codes of weights: nearest, gptq or adaround. By default gptq for less than 7 bits."),
@@ -211,6 +218,7 @@ def optimize(
             keep_macs=keep_macs,
             shrink_by=cast("Any", shrink_by),
             max_latency=max_latency,
+            budget=arguments.amounts(budget),
             rounding=cast("Any", rounding),  # checked there
             average_bits=average_bits,
             formats=layer_formats,

@@ -16,4 +16,6 @@ placement.py  which parts are faster in float than in integer
 cache.py      results that are kept
 doctor.py     what this machine can do
 latency.py    the time of graphs, measured and remembered
+part_times.py  the time of their parts, likewise
+budget/       widths and blocks for a budget
 """

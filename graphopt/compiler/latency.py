@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from graphopt.artifacts.registry import backend, version
-from graphopt.compiler.recipes import clean, recipe
+from graphopt.compiler.recipes import clean, timed
 from graphopt.data.calibration import synthetic
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
@@ -78,14 +78,7 @@ class LatencyTimer:
         calls = {}
         for number, graph in enumerate(graphs):
             copy = graph.clone(share_weights=True)
-            data = synthetic(copy)
-            run(
-                recipe(self.target, data, estimator="minmax", rounding="nearest")
-                if self.integer
-                else clean(self.target),
-                copy,
-                verify=False,
-            )
+            run(timed(self.target, synthetic(copy)) if self.integer else clean(self.target), copy, verify=False)
             artifact = lowering.lower(copy, self.target)
             artifact.set_threads(self.threads)
             args, kwargs = graph.example.args, graph.example.kwargs

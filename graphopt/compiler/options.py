@@ -255,8 +255,8 @@ class Options:
         if passes is not None and any(option is not None for option in recipe):
             raise InputError(
                 "keep_macs, max_latency, budget, rounding, average_bits, weight_only and max_drop belong to the target's "
-                "recipe; put Prune(keep_ratio=...), Factorize(max_latency=...), MixedPrecision(...) or LearnRounding(...) among your own "
-                "passes instead"
+                "recipe; put Prune(keep_ratio=...), Factorize(max_latency=...), MixedPrecision(...) or LearnRounding(...) "
+                "among your own passes instead"
             )
         if quantization.max_drop is not None and evaluate is None:
             raise InputError("max_drop needs evaluate=..., which tells how accurate each attempt is")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from graphopt.artifacts.profile import Profile
 from graphopt.artifacts.registry import backend, version
-from graphopt.compiler.recipes import clean, recipe
+from graphopt.compiler.recipes import clean, timed
 from graphopt.data.calibration import synthetic
 from graphopt.evaluation.parts import converts
 from graphopt.evaluation.resized import Alone, Branches
@@ -87,11 +87,7 @@ class PartTimes:
         """Measured now, whatever is remembered."""
         branches = Branches(parts).eval()
         graph = Graph.capture(branches, branches.example(), dynamic_batch=False)
-        if self.integer:
-            passes = recipe(self.target, synthetic(graph), estimator="minmax", rounding="nearest")
-        else:
-            passes = clean(self.target)
-        run(passes, graph, verify=False)
+        run(timed(self.target, synthetic(graph)) if self.integer else clean(self.target), graph, verify=False)
         lowering = backend(self.target.runtime.name)
         artifact = lowering.lower(lowering.deploy(graph, self.target), self.target)
         artifact.set_threads(self.threads)

@@ -120,6 +120,15 @@ def weight_only(
     return passes if data is None else [*passes, LearnRounding(data, checkpoint=checkpoint)]
 
 
+def timed(target: Target, data: Iterable[list[Tensor]]) -> list[Pass]:
+    """As `recipe` deploys it, for measuring time: with the ranges of any data, and without what only makes answers better."""
+    return [
+        *prepare(target),
+        DecomposeActivations(target.kernels.decompose),
+        Quantize(target, data, estimator="minmax"),
+    ]
+
+
 def recipe(
     target: Target,
     calibration: Iterable[list[Tensor]],

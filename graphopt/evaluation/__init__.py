@@ -7,6 +7,8 @@ fidelity.py        how far answers are from the original's, by output and channe
 evaluate.py        integer share and fidelity of a result
 network.py         a graph call by call, for tables and drawings
 scores.py          its accuracy, by the caller's function
+parts.py           what a runtime computes together
+resized.py         parts by themselves, at other widths
 kernel_costs.py    what its parts take in integer and in float, and which had better stay in float
 timing.py          its time beside the original's
 comparison.py      two artifacts side by side

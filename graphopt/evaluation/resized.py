@@ -127,6 +127,14 @@ class Resizing:
         return tuple(found)
 
 
+def whole(graph: Graph) -> Alone:
+    """A whole network as one part."""
+    found = Resizing(graph, [], Trace(graph))(Part("", tuple(graph.calls())), [])
+    if found is None:
+        raise ValueError("a network with inputs that are no tensors is no part")
+    return found
+
+
 class Branches(nn.Module):
     """Several parts side by side; the inputs are those of all, in order."""
 

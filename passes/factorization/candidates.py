@@ -136,7 +136,7 @@ def time_candidates(found: Sequence[Choice], timer: Timer) -> None:
             continue
         layer = choice.site.layer
         chains = [Chain.whole(layer), *(c.chain for c in choice.candidates)]
-        choice.ms, *times = (ms * len(choice.site.layers) for ms in timer([_alone(layer, c) for c in chains]))
+        choice.ms, *times = (ms * len(choice.site.layers) for ms in timer([alone(layer, c) for c in chains]))
         for candidate, ms in zip(choice.candidates, times, strict=True):
             candidate.ms = ms
         if not choice.fixed:
@@ -165,6 +165,7 @@ class _Alone(nn.Module):
         return self.chain.run(x, list(self.weights), self.bias)
 
 
-def _alone(layer: Layer, chain: Chain) -> Graph:
+def alone(layer: Layer, chain: Chain) -> Graph:
+    """A chain in the place of a layer as a network of its own, with made-up numbers: for measuring time."""
     sizes = [s if isinstance(s, int) else 1 for s in shape(layer.input)]
     return Graph.capture(_Alone(chain, layer.bias is not None).eval(), torch.randn(sizes), dynamic_batch=False)

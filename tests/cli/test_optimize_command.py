@@ -136,3 +136,11 @@ def test_training_is_asked_for_by_options(optimize_call: dict[str, Any]) -> None
     assert result.exit_code == 0, result.output
     names = ("train", "epochs", "batch_size", "rate", "quantizers", "training_checkpoint")
     assert [optimize_call[name] for name in names] == ["photos.npz", 2, 16, 0.002, "ste", Path("kept")]
+
+
+def test_a_budget_is_asked_for_by_amounts(optimize_call: dict[str, Any]) -> None:
+    assert run("optimize", "cli_models:net", "--budget", "latency=0.4", "--budget", "bytes=200_000").exit_code == 0
+    assert optimize_call["budget"] == {"latency": 0.4, "bytes": 200_000.0}
+    result = run("optimize", "cli_models:net", "--budget", "fast")
+    assert result.exit_code == 1
+    assert "--budget 'fast' is not of the form latency=0.4" in result.stderr

@@ -14,11 +14,14 @@ import graphopt
 from graphopt.analysis.channels.trace import Trace
 from graphopt.compiler.budget.costs import Costs
 from graphopt.compiler.budget.depths import Depths
+from graphopt.compiler.budget.ranks import Ranks
+from graphopt.compiler.budget.spend import Spending
 from graphopt.compiler.budget.widths import Widths
 from graphopt.compiler.part_times import PartTimes
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
 from graphopt.passes.pruning import Prune, RemoveBlocks
+from graphopt.searching.problem import replaced
 from graphopt.utils.errors import InputError
 
 X = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -51,7 +54,15 @@ def choices(round_to: int = 8) -> tuple[Graph, Widths, Depths, Costs]:
     trace = Trace(graph)
     widths = Widths.of(Prune(keep_ratio=0.5, data=DATA, round_to=round_to), graph, trace)
     depths = Depths.of(graph, DATA)
-    return graph, widths, depths, Costs(graph, trace, widths, depths)
+    return graph, widths, depths, Costs(graph, trace, widths, Ranks([], []), depths)
+
+
+def spending() -> Spending:
+    graph = Graph.capture(network(), X[:2])
+    trace = Trace(graph)
+    prune = Prune(keep_ratio=0.5, data=DATA, round_to=8)
+    ranks = Ranks.of(graph, DATA, 4)
+    return Spending.made(graph, trace, Widths.of(prune, graph, trace), ranks, DATA, prune)
 
 
 def total(terms: Any, assignment: tuple[int, ...]) -> float:
@@ -79,6 +90,39 @@ def test_counted_costs_are_those_of_the_network_that_is_made() -> None:
         weights = [p for _, p in made.named_parameters()]
         wanted = sum(p.numel() * (1 if p.dim() > 1 else 4) for p in weights)
         assert total(size, assignment) == wanted
+
+
+def test_ranks_cost_what_the_chains_cost_and_what_does_not_fit_is_too_dear() -> None:
+    chosen = spending()
+    kinds = [choice.kind for choice in chosen.choices]
+    first = kinds.index("rank")
+    macs, size = chosen.costs.macs(), chosen.costs.weights(1.0)
+    whole = (0,) * len(kinds)
+    for number in range(kinds.count("rank")):
+        for option in range(1, len(chosen.choices[first + number].options)):
+            assignment = replaced(whole, first + number, option)
+            made = chosen.mock(assignment)
+            assert total(macs, assignment) == pytest.approx(cost.macs(made))
+            wanted = sum(p.numel() * (1 if p.dim() > 1 else 4) for _, p in made.named_parameters())
+            assert total(size, assignment) == pytest.approx(wanted)
+            narrowest = tuple(
+                len(c.options) - 1 if c.kind == "channels" else o
+                for c, o in zip(chosen.choices, assignment, strict=True)
+            )
+            if not chosen.ranks.fits(number, option, [0.25, 0.25]):
+                assert total(macs, narrowest) > total(macs, whole)
+
+
+def test_ranks_in_removed_blocks_cost_nothing_and_are_not_made() -> None:
+    chosen = spending()
+    names = [choice.name for choice in chosen.choices]
+    rank, block = names.index("2.first"), len(names) - 3
+    if chosen.choices[rank].kind != "rank":
+        rank = names.index("2.first", rank + 1)
+    both = replaced(replaced((0,) * len(names), rank, 1), block, 1)
+    made = chosen.mock(both)
+    assert cost.macs(made) == total(chosen.costs.macs(), both)
+    assert not any("2.first" in name for name, _ in made.named_parameters())
 
 
 def test_time_of_parts_is_interpolated_between_measured_widths(monkeypatch: pytest.MonkeyPatch) -> None:

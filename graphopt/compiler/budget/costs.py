@@ -1,4 +1,7 @@
-"""What a network costs, as terms: each a function of the widths and blocks that it depends on."""
+"""What a network costs, as terms: each a function of the widths, ranks and blocks that it depends on.
+
+A chain at other widths than those it was measured at takes the same share of what the layer takes there.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from graphopt.analysis.channels import cost as counts
 from graphopt.analysis.channels.cost import Lengths
 from graphopt.analysis.channels.trace import Trace
 from graphopt.compiler.budget.depths import Depths
+from graphopt.compiler.budget.ranks import Ranks
 from graphopt.compiler.budget.widths import Widths
 from graphopt.compiler.part_times import PartTimes
 from graphopt.evaluation.parts import Part, parts
@@ -22,21 +26,29 @@ from graphopt.ir.graph import Graph
 from graphopt.searching import Assignment, Term
 
 GRID = {0: 1, 1: 5, 2: 5, 3: 3}  # by the groups of a part, widths of each at which it is timed; others are interpolated
-Kept = Callable[[Assignment], list[float]]
+TOO_MUCH = 1e5  # times its cost: what makes a combination that there is not too dear to be chosen
+
+
+Factor = Callable[[int, int], float]  # (number of a choice of ranks, option) -> share of the cost that is left
 
 
 class Costs:
-    """Terms over the choices [*widths, *depths] of a graph."""
+    """Terms over the choices [*widths, *ranks, *depths] of a graph."""
 
-    def __init__(self, graph: Graph, trace: Trace, widths: Widths, depths: Depths) -> None:
-        self.graph, self.trace, self.widths, self.depths = graph, trace, widths, depths
+    def __init__(self, graph: Graph, trace: Trace, widths: Widths, ranks: Ranks, depths: Depths) -> None:
+        self.graph, self.trace, self.widths, self.ranks, self.depths = graph, trace, widths, ranks, depths
         self.lengths = Lengths(trace, widths.plan.groups)
+        self.rank_of = {node: n for n in range(len(ranks.choices)) for node in ranks.calls(n)}
 
     def macs(self) -> list[Term]:
         """Multiply-accumulates of one sample."""
         length = self.lengths
+
+        def left(number: int, option: int) -> float:
+            return self.ranks.candidate(number, option).macs / self.ranks.weighed[number].macs
+
         return [
-            self._product(node, [length(*factor) for factor in factors])
+            self._product(node, [length(*factor) for factor in factors], left=left)
             for node in self.graph.calls()
             for factors in measure.products(node)
         ]
@@ -45,12 +57,17 @@ class Costs:
         """Bytes of the weights; vectors, such as biases, at four each."""
         names = {name for name, _ in self.graph.named_parameters()}
         found = []
+
+        def left(number: int, option: int) -> float:
+            return self.ranks.candidate(number, option).parameters / self.ranks.weighed[number].parameters
+
         for node in self.graph.nodes:
             if node.op == "get_attr" and str(node.target) in names:
                 dims = value(node).dim()
                 each = bytes_each if dims > 1 else 4.0
                 reader = next(iter(node.users), node)
-                found.append(self._product(reader, [self.lengths(node, d) for d in range(dims)], each))
+                lengths = [self.lengths(node, d) for d in range(dims)]
+                found.append(self._product(reader, lengths, each, left if dims > 1 else None))
         return found
 
     def milliseconds(self, times: PartTimes) -> list[Term]:
@@ -58,14 +75,24 @@ class Costs:
         resizing = Resizing(self.graph, self.widths.plan.groups, self.trace)
         timed = [_Timed(part, resizing, self.widths) for part in parts(self.graph)]
         wanted = [alone for part in timed for alone in part.grid.values() if alone is not None]
+        chains = [self.ranks.by_themselves(number) for number in range(len(self.ranks.choices))]
+        wanted += [alone for each in chains for alone in each]
         known = dict(zip((alone.key for alone in wanted), times(wanted), strict=True))
         terms = []
         for part in timed:
             part.measured = {at: known[alone.key] for at, alone in part.grid.items() if alone is not None}
-            terms.append(self._unless_gone(part.part.nodes[0], part.groups, part.milliseconds))
+            whole = part.milliseconds((0,) * len(part.groups))
+
+            def left(number: int, option: int, whole: float = whole) -> float:
+                layer, *others = (known[alone.key] for alone in chains[number])
+                return max(0.0, whole - layer + others[option - 1]) / whole if whole else 1.0
+
+            terms.append(self._term(part.part.nodes, part.groups, part.milliseconds, left))
         return terms
 
-    def _product(self, node: Node, factors: Sequence[counts.Length], each: float = 1.0) -> Term:
+    def _product(
+        self, node: Node, factors: Sequence[counts.Length], each: float = 1.0, left: Factor | None = None
+    ) -> Term:
         """each * the product of lengths, for as long as the call is there."""
         groups = sorted({g for length in factors for block in length for g in block.groups})
 
@@ -74,20 +101,31 @@ class Costs:
             sizes = [sum(b.size * np.prod([kept[g] for g in b.groups]) for b in length) for length in factors]
             return each * float(np.prod(sizes))
 
-        return self._unless_gone(node, tuple(groups), of)
+        return self._term((node,), tuple(groups), of, left)
 
     def _share(self, group: int, option: int) -> float:
         return 1 - self.widths.choices[group].options[option].value / len(self.widths.plan.groups[group])
 
-    def _unless_gone(self, node: Node, groups: tuple[int, ...], of: Callable[[Assignment], float]) -> Term:
-        """The cost of a call, which is none where a block that it is in is gone."""
-        first = len(self.widths.choices)
-        blocks = tuple(first + n for n, calls in enumerate(self.depths.calls) if node in calls)
+    def _term(
+        self, nodes: Sequence[Node], groups: tuple[int, ...], of: Callable[[Assignment], float], left: Factor | None
+    ) -> Term:
+        """A cost of calls by the widths around them: less where a layer among them is a chain, none where they are gone."""
+        width, rank = len(self.widths.choices), len(self.ranks.choices)
+        chained = next((self.rank_of[n] for n in nodes if n in self.rank_of), None) if left else None
+        ranks = () if chained is None else (width + chained,)
+        blocks = tuple(width + rank + n for n, calls in enumerate(self.depths.calls) if nodes[0] in calls)
 
-        def present(options: Assignment) -> float:
-            return 0.0 if any(options[len(groups) :]) else of(options[: len(groups)])
+        def cost(options: Assignment) -> float:
+            widths, rest = options[: len(groups)], options[len(groups) :]
+            if any(rest[len(ranks) :]):
+                return 0.0
+            if chained is None or left is None or not rest[0]:
+                return of(widths)
+            if not self.ranks.fits(chained, rest[0], [self._share(g, o) for g, o in zip(groups, widths, strict=True)]):
+                return TOO_MUCH * of((0,) * len(groups))
+            return of(widths) * left(chained, rest[0])
 
-        return Term((*groups, *blocks), present)
+        return Term((*groups, *ranks, *blocks), cost)
 
 
 class _Timed:

@@ -1,6 +1,7 @@
 """A budget becomes passes: choices, what they cost, the best within the limits, and a look at the runtime whether it holds.
 
-1. Widths of all groups of channels and residual blocks are choices, each with the damage it does to the output, measured alone.
+1. Widths of all groups of channels, ranks of layers and residual blocks are choices, each with the damage it does to the output,
+   measured alone.
 2. What they cost is the sum of terms (`costs.py`); milliseconds are those of the network's parts, timed by themselves on the
    runtime, times what the whole takes for the sum of its parts.
 3. A solver chooses (`graphopt.searching`).
@@ -21,9 +22,10 @@ from graphopt.artifacts.artifact import Artifact
 from graphopt.compiler.budget.amounts import TIMED, limit
 from graphopt.compiler.budget.costs import Costs
 from graphopt.compiler.budget.depths import Depths
+from graphopt.compiler.budget.ranks import Ranks
 from graphopt.compiler.budget.widths import Widths
 from graphopt.compiler.part_times import PartTimes
-from graphopt.compiler.recipes import recipe
+from graphopt.compiler.recipes import timed
 from graphopt.compiler.work import Work
 from graphopt.data.calibration import synthetic
 from graphopt.ir import cost
@@ -66,6 +68,7 @@ class Spending:
     graph: Graph
     trace: Trace
     widths: Widths
+    ranks: Ranks
     depths: Depths
     costs: Costs
     prune: Prune
@@ -77,15 +80,19 @@ class Spending:
         constant_weights(graph)
         gather_shuffles(graph)
         trace = Trace(graph)
-        checkpoint = work.options.quantization.checkpoint
-        prune = Prune(keep_ratio=0.5, data=data, round_to=work.target.kernels.channel_multiple, checkpoint=checkpoint)
-        widths = Widths.of(prune, graph, trace)
+        multiple, checkpoint = work.target.kernels.channel_multiple, work.options.quantization.checkpoint
+        prune = Prune(keep_ratio=0.5, data=data, round_to=multiple, checkpoint=checkpoint)
+        return cls.made(graph, trace, Widths.of(prune, graph, trace), Ranks.of(graph, data, multiple), data, prune)
+
+    @classmethod
+    def made(cls, graph: Graph, trace: Trace, widths: Widths, ranks: Ranks, data: Any, prune: Prune) -> Spending:
+        """With the blocks that the data know to be dispensable."""
         depths = Depths.of(graph, data)
-        return cls(graph, trace, widths, depths, Costs(graph, trace, widths, depths), prune)
+        return cls(graph, trace, widths, ranks, depths, Costs(graph, trace, widths, ranks, depths), prune)
 
     @property
     def choices(self) -> list[Any]:
-        return [*self.widths.choices, *self.depths.choices]
+        return [*self.widths.choices, *self.ranks.choices, *self.depths.choices]
 
     def counted(self, work: Work, budget: Mapping[str, float]) -> dict[str, list[Term]]:
         """The terms of what is counted, not timed."""
@@ -102,38 +109,44 @@ class Spending:
 
     def passes(self, assignment: Assignment) -> list[Pass]:
         """What makes these choices, fitted to the data where there are any."""
-        blocks, removal = self._gone(assignment)
+        blocks, removal, chains = self._gone(assignment)
+        data, checkpoint = self.prune.data, self.prune.checkpoint
         found: list[Pass] = []
         if blocks:
-            found.append(RemoveBlocks(data=self.prune.data, blocks=blocks, checkpoint=self.prune.checkpoint))
+            found.append(RemoveBlocks(data=data, blocks=blocks, checkpoint=checkpoint))
         for kind in _kinds(removal):
             layers: Any = removal.layers(kind)
             found.append(replace(self.prune, keep_ratio=None, layers=layers, kinds=[kind]))
-        return found
+        return found + self.ranks.passes(chains, data, checkpoint)
 
     def mock(self, assignment: Assignment) -> Graph:
-        """A copy of these widths and blocks, not fitted: for measuring time."""
-        blocks, removal = self._gone(assignment)
+        """A copy of these widths, ranks and blocks, not fitted: for measuring time."""
+        blocks, removal, chains = self._gone(assignment)
         copy = self.graph.clone(share_weights=True)
         if blocks:
             RemoveBlocks(blocks=blocks, fit=False)(copy)
         for kind in _kinds(removal):
             layers: Any = removal.layers(kind)
             Prune(layers=layers, kinds=[kind], compensate="none")(copy)
+        for factorize in self.ranks.passes(chains, None, None):
+            factorize(copy)
         return copy
 
-    def _gone(self, assignment: Assignment) -> tuple[list[str], RemovalPlan]:
-        """Blocks by name, and units of the groups that are not in them as a whole."""
-        count = len(self.widths.choices)
-        chosen = [number for number, option in enumerate(assignment[count:]) if option]
+    def _gone(self, assignment: Assignment) -> tuple[list[str], RemovalPlan, Assignment]:
+        """Blocks by name, and the units and ranks of what is not in them as a whole."""
+        width, rank = len(self.widths.choices), len(self.ranks.choices)
+        widths, ranks, depths = assignment[:width], assignment[width : width + rank], assignment[width + rank :]
+        chosen = [number for number, option in enumerate(depths) if option]
         calls = {node for number in chosen for node in self.depths.calls[number]}
-        removal = self.widths.removal(assignment[:count])
+        removal = self.widths.removal(widths)
         left = [
             units
             for units, group in zip(removal.groups, self.widths.plan.groups, strict=True)
             if not all(reader in calls for member in group.members for reader in member.node.users)
         ]
-        return [self.depths.choices[number].options[1].value for number in chosen], replace(removal, groups=left)
+        chains = tuple(0 if calls.issuperset(self.ranks.calls(n)) else option for n, option in enumerate(ranks))
+        names = [self.depths.choices[number].options[1].value for number in chosen]
+        return names, replace(removal, groups=left), chains
 
 
 def _kinds(removal: RemovalPlan) -> list[Any]:
@@ -167,7 +180,7 @@ def _within_time(work: Work, spending: Spending, budget: Mapping[str, float]) ->
         best = problem.damage(found), found, now_ms, float_ms
     _, found, now_ms, float_ms = best
     work.report.notes.append(
-        f"a budget of {wanted:.3g} ms: widths and blocks were chosen that take {now_ms:.3g} ms with made-up weights, "
+        f"a budget of {wanted:.3g} ms: widths, ranks and blocks were chosen that take {now_ms:.3g} ms with made-up weights, "
         f"{now_ms / float_ms:.0%} of float's {float_ms:.3g}"
     )
     return found
@@ -192,5 +205,5 @@ class _Clock:
 
     def _lowered(self, graph: Graph) -> Artifact:
         target, backend = self.work.target, self.work.backend
-        run(recipe(target, synthetic(graph), estimator="minmax", rounding="nearest"), graph, verify=False)
+        run(timed(target, synthetic(graph)), graph, verify=False)
         return backend.lower(backend.deploy(graph, target), target)
