@@ -91,7 +91,8 @@ def emit(
     if not watched:
         codes.keep_codes(prepared)
     decompose(prepared, operators.RULES, operators.has_rule)
-    _fold_constants(prepared)
+    folded = _fold_constants(prepared)
+    watched = {name: folded.get(node, node) for name, node in watched.items()}
     keep_float16(prepared)
     program = Program(prepared, machine, samples, variants)
     inputs = [relax.Var(name, _type(node)) for name, node in zip(prepared.input_names, prepared.inputs, strict=True)]
@@ -124,8 +125,9 @@ def _require_static(graph: Graph) -> None:
         )
 
 
-def _fold_constants(graph: Graph) -> None:
-    """Calls that read only constants, or nothing, are computed now."""
+def _fold_constants(graph: Graph) -> dict[Node, Node]:
+    """Calls that read only constants, or nothing, are computed now: call -> the constant in its place."""
+    folded = {}
     for node in graph.calls():
         if is_random(node):
             continue
@@ -135,8 +137,10 @@ def _fold_constants(graph: Graph) -> None:
             with torch.no_grad():
                 value = target(*arguments, **options)
             if isinstance(value, torch.Tensor):
-                graph.replace(node, graph.add_constant(f"{node.name}_value", value, before=node))
+                folded[node] = graph.add_constant(f"{node.name}_value", value, before=node)
+                graph.replace(node, folded[node])
     graph.module.graph.eliminate_dead_code()
+    return folded
 
 
 def _emit_calls(program: Program, watched: set[Node]) -> None:

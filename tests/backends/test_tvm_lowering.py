@@ -60,6 +60,15 @@ def test_every_code_inside_a_network_is_the_simulated_one() -> None:
 
 
 @pytest.mark.thorough
+def test_codes_of_what_is_computed_of_constants_are_compared_too() -> None:
+    graph = quantized(
+        Model(lambda m, x: m.conv(x) + (torch.arange(4)[:, None, None] + 0.5), conv=conv(3, 4)), UNSIGNED, images(4)
+    )
+    found = graphopt.simulate(graph, UNSIGNED).mismatches(lower(graph, UNSIGNED), images(4, seed=3))
+    assert [str(line) for line in found if line.differing] == []
+
+
+@pytest.mark.thorough
 @pytest.mark.parametrize("first", [True, False])
 def test_a_sum_is_added_in_the_layer_that_is_its_either_operand(first: bool) -> None:
     def body(m: Any, x: Tensor) -> Tensor:

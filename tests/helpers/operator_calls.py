@@ -236,7 +236,7 @@ INDEXING: list[Call] = [
     lambda x, i: x[0, 0].gather(0, i.abs()[:, None].expand(-1, 4)),
     lambda x, i: x[:, 0].gather(-1, i.abs().expand(2, 1, -1)),
     lambda x, i: x[:, 0].take_along_dim(i.abs()[None, None], -1),
-    lambda x, i: x[:1, :, 0].take_along_dim(i.abs()[:, None, None], 1),
+    lambda x, i: x[:1, :, 0].take_along_dim(i.abs()[:, None, None] % x.shape[1], 1),  # torch reads beyond a size of one
     lambda x, i: x[0, 0].take_along_dim(i.abs()),
     lambda x, i: F.embedding(i.abs()[None], x[0, 0], padding_idx=1),
     lambda x, i: F.one_hot(i.abs(), 4) + 1,
@@ -247,4 +247,7 @@ INDEXING: list[Call] = [
     lambda x, i: torch.arange(1, 10, 2) * i[:1],
     lambda x, i: torch.linspace(0, 1, 9) * x,
     lambda x, i: i * 2 + 2**40,
+    lambda x, i: (x > 0).long().abs() % 3,
+    lambda x, i: (x > 0).long() // 2,
+    lambda x, i: (x * 7).long() // -3 + (x * 5).long() % -3,
 ]

@@ -98,15 +98,26 @@ def _fmod(x: Any, y: Any) -> Any:
 
 def _remainder(x: Any, y: Any) -> Any:
     if "int" in str(x.dtype):
-        return tirx.floormod(x, y)
+        rest = tirx.truncmod(x, y)
+        return tirx.Select(_against(rest, x, y), rest + y, rest)
     rest, zero = _fmod(x, y), tirx.const(0, x.dtype)
     return tirx.if_then_else(tirx.any(tirx.all(rest < zero, y > zero), tirx.all(rest > zero, y < zero)), rest + y, rest)
+
+
+def _against(rest: Any, x: Any, y: Any) -> Any:
+    """Whether the rest of x by y has the other sign than y. (TVM's `floormod` and `floordiv` ask that of vectors, for which its
+    simplifier cannot write what it knows: "IntImm can only take scalar".)"""
+    zero = tirx.const(0, x.dtype)
+    return tirx.any(tirx.all(rest < zero, y > zero), tirx.all(rest > zero, y < zero))
 
 
 def _rounded_quotient(mode: str) -> Callable[[Any, Any], Any]:
     def quotient(x: Any, y: Any) -> Any:
         if "int" in str(x.dtype):
-            return (tirx.floordiv if mode == "floor" else tirx.truncdiv)(x, y)
+            whole = tirx.truncdiv(x, y)
+            if mode == "trunc":
+                return whole
+            return tirx.Select(_against(tirx.truncmod(x, y), x, y), whole - tirx.const(1, x.dtype), whole)
         if mode == "trunc":
             return tirx.trunc(x / y)
         return tirx.floor(
