@@ -44,7 +44,10 @@ class Elimination:
         metric = moments + ridge * torch.eye(len(moments), dtype=moments.dtype)
         factor, failed = torch.linalg.cholesky_ex(metric)
         self.inverse = torch.linalg.inv(metric) if failed else torch.cholesky_inverse(factor)
-        self.size, self.left = weight.shape[1], torch.arange(weight.shape[1])  # columns at first, and those of the matrices
+        self.size, self.left = (
+            weight.shape[1],
+            torch.arange(weight.shape[1]),
+        )  # columns at first, and those of the matrices
         self.there = torch.ones(self.size, dtype=torch.bool)  # of these: no unit that is gone has them
         owner = torch.from_numpy(units)
         columns = [torch.nonzero(owner == unit).flatten() for unit in range(count)]

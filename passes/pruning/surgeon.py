@@ -15,7 +15,7 @@ Accelerating Very Deep Neural Networks", here solved with the reconstruction ins
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +40,7 @@ def removal_order(
     group: Group,
     worth: npt.NDArray[np.float64] | None = None,
     levels: Collection[int] = (),
+    advance: Callable[[], None] = lambda: None,
 ) -> tuple[Order, dict[int, list[Tensor]]]:
     """The greedy order of a group's units, as far as they can be removed.
 
@@ -51,6 +52,7 @@ def removal_order(
         group: says which units have to stay.
         worth: [units], what removing a unit is good for: the error is weighed by it. None: all the same.
         levels: numbers of removed units at which the fitted weights are wanted.
+        advance: called after every unit.
 
     Returns:
         The order, and the fitted weight matrices of the readers at each level reached.
@@ -75,6 +77,7 @@ def removal_order(
         units.append(unit)
         error.append(total)
         left[unit] = False
+        advance()
         if len(units) in levels:
             fitted[len(units)] = [problem.fitted() for problem in work]
     return Order(units, error), fitted
