@@ -21,6 +21,8 @@ import yaml
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs/guides/ci.md").read_text()
 NETWORK = """
+from collections import OrderedDict
+
 import numpy as np
 import torch
 from torch import nn
@@ -28,19 +30,25 @@ from torch import nn
 
 def make():
     torch.manual_seed(0)
-    body = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)]
-    return nn.Sequential(*body).eval()
+    body = {"conv1": nn.Conv2d(3, 16, 3, padding=1), "act1": nn.ReLU(), "conv2": nn.Conv2d(16, 32, 3, padding=1)}
+    body |= {"act2": nn.ReLU(), "pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten(), "head": nn.Linear(32, 10)}
+    return nn.Sequential(OrderedDict(body)).eval()
 
 
 def typical():
-    return np.random.default_rng(0).standard_normal((16, 3, 16, 16), dtype=np.float32)
+    return np.random.default_rng(0).standard_normal((32, 3, 16, 16), dtype=np.float32)
+
+
+def accuracy(model):
+    x = torch.from_numpy(typical())
+    return float((torch.as_tensor(model(x)).argmax(1) == make()(x).argmax(1)).float().mean())
 """
 JOB = "model: net:make\ncalibration: net:typical\ninput-shape: 1,3,16,16\nmeasure: false\n"
 
 
-def block(language: str, begins: str = "") -> str:
+def block(language: str, begins: str = "", guide: str = GUIDE) -> str:
     """The block of the guide in this language that begins so."""
-    blocks = re.findall(rf"```{language}\n(.*?)```", GUIDE, re.DOTALL)
+    blocks = re.findall(rf"```{language}\n(.*?)```", guide, re.DOTALL)
     (found,) = [text for text in blocks if text.startswith(begins)]
     return str(found)
 
@@ -91,6 +99,21 @@ def test_the_workflow_is_one_that_github_reads() -> None:
     assert all(name in commands for name in kept)
 
 
+@pytest.mark.thorough
+def test_a_job_with_options_of_every_kind_runs(tmp_path: Path) -> None:
+    pytest.importorskip("tvm")
+    text = block("yaml", "# what", (ROOT / "docs/guides/command-line.md").read_text())
+    project(tmp_path)
+    (tmp_path / "job.yaml").write_text(text)
+    names = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run(f"{shlex.quote(sys.executable)} -m graphopt run job.yaml", tmp_path, names)
+    report = json.loads((tmp_path / "deployed/manifest.json").read_text())["report"]
+    steps = {step["name"].partition("(")[0] for step in report["steps"]}
+    assert {"Prune", "Quantize", "LearnRounding", "Train"} <= steps
+    given = yaml.safe_load(text)
+    assert all((tmp_path / given[option]).exists() for option in ("out", "report", "dump", "tune-database"))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs bash")
 def test_the_workflow_leaves_what_it_uploads(tmp_path: Path) -> None:
@@ -106,7 +129,7 @@ def test_the_workflow_leaves_what_it_uploads(tmp_path: Path) -> None:
     assert all((work / name).exists() for name in kept)
     assert json.loads((work / "deployed/manifest.json").read_text())["target"]["name"] == "x86"
     run(
-        block("sh", "set -e").replace("drop <= 0.005", "drop <= 1").replace("job.yaml", "judged.yaml"),
+        block("sh", "set -e").replace("drop <= 0.005", "drop <= 0.1").replace("job.yaml", "judged.yaml"),
         judged(work),
         names,
     )
@@ -114,8 +137,7 @@ def test_the_workflow_leaves_what_it_uploads(tmp_path: Path) -> None:
 
 def judged(work: Path) -> Path:
     """The same job with a function that judges, as the script of the guide takes for granted."""
-    (work / "judge.py").write_text("def accuracy(model):\n    return 0.5\n")
-    (work / "judged.yaml").write_text(f"{JOB}target: x86\nevaluate: judge:accuracy\n")
+    (work / "judged.yaml").write_text(f"{JOB}target: x86\nevaluate: net:accuracy\n")
     return work
 
 

@@ -106,6 +106,10 @@ def _joined(value: Any) -> Any:
 
 def _parameter(path: Path, key: str, known: Mapping[str, Any]) -> str:
     name = key.replace("-", "_")
+    if name in OWN:
+        raise InputError(
+            f"{path}: {key!r} is about one call of a command; give it there, as --{name.replace('_', '-')}"
+        )
     if name not in known:
         shown = sorted(each.replace("_", "-") for each in known)
         meant = alternatives(name.replace("_", "-"), shown, "options")

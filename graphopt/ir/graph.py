@@ -24,6 +24,7 @@ from graphopt.ir.checkpoint import Entries
 from graphopt.ir.editing import Editing, one_node_per_constant
 from graphopt.ir.inputs import check_inputs, check_tensors
 from graphopt.ir.ops import family
+from graphopt.ir.reading import is_tensor
 from graphopt.ir.shapes import propagate, symbols
 from graphopt.ir.sizes import FreeSize, batch_of
 from graphopt.ir.structure import tensors, unpacked
@@ -230,13 +231,15 @@ class Graph(Editing, Trainable):
         return printing.canonical(self.module, sizes, self._names_for_options())
 
     def _names_for_options(self) -> dict[Node, str]:
-        """The calls that options name, layers and operators that depend on the inputs, by these names."""
-        known, names = set(self.placeholders), dict[Node, str]()
+        """Names of calls that depend on the inputs: of every operator that options may name, and where another module begins."""
+        known, names, last = set(self.placeholders), dict[Node, str](), ""
         for node in self.calls():
-            if not known.isdisjoint(node.all_input_nodes):
-                known.add(node)
-                if family(node):
-                    names[node] = self.site(node)
+            if known.isdisjoint(node.all_input_nodes):
+                continue
+            known.add(node)
+            site = self.site(node)
+            if family(node) or (is_tensor(node) and site not in (node.name, last)):
+                names[node] = last = site
         return names
 
     def __repr__(self) -> str:

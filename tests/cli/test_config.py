@@ -100,7 +100,8 @@ def test_what_was_given_is_kept_and_gives_the_same_again(call: dict[str, Any], t
     ("text", "complaint"),
     [
         ("max-dorp: 1", "there is no option 'max-dorp'; did you mean 'max-drop'?"),
-        ("config: other.yaml", "there is no option 'config'"),
+        ("config: other.yaml", "'config' is about one call of a command; give it there, as --config"),
+        ("log_file: run.log", "'log_file' is about one call of a command; give it there, as --log-file"),
         ("- target", "must hold options by name"),
         ("", "is empty; it must hold options by name"),
         ("target: [", "cannot be read as YAML"),
