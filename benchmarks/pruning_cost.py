@@ -33,7 +33,6 @@ def rows(name: str, count: int) -> common.Rows:
     data = Calibration(images, graph)
     ways: dict[str, dict[str, Any]] = {
         "sensitivity (default)": {"data": data},
-        "uniform": {"data": data, "scope": "uniform"},
         "uniform, L2 norm": {"data": data, "scope": "uniform", "criterion": l2_norm},
         "uniform, L2 norm, without data": {},
     }
