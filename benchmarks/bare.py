@@ -60,7 +60,7 @@ def measured(name: str, kind: str, graph: Graph, x: Tensor, rounds: int) -> dict
         ours()
         taken = cost.timings({"C": ours, "VM": lambda: artifact(x)}, rounds, budget_seconds=30)
         return {
-            "network": name, "": kind,
+            "network": name, "numbers": kind,
             "kB of code": facts["code_bytes"] / 1e3,
             "kB of constants": facts["weight_bytes"] / 1e3,
             "kB of workspace": facts["workspace_bytes"] / 1e3,

@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import os
+import shlex
 import sys
 import tempfile
 import time
@@ -79,7 +80,18 @@ def finish(tables: Mapping[str, Rows], path: Path | None) -> None:
     for title, rows in tables.items():
         show(title, rows)
     if path is not None:
-        path.write_text(json.dumps({"machine": machine(), "tables": tables}, indent=1, default=str) + "\n")
+        figures = {"command": command(), "machine": machine(), "tables": tables}
+        path.write_text(json.dumps(figures, indent=1, default=str, ensure_ascii=False) + "\n")
+
+
+def command() -> str:
+    """The command that runs, as a reader would repeat it: without where its figures go."""
+    words = [Path(sys.argv[0]).name]
+    for word in sys.argv[1:]:
+        words.append(word)
+        if words[-2] == "--json":
+            del words[-2:]
+    return f"python benchmarks/{shlex.join(words)}"
 
 
 def machine() -> str:

@@ -3,7 +3,7 @@
 from graphopt.passes import FoldBatchNorm, Quantize     imported when they are first named
 graphopt.passes.find("fold-batch-norm")                 by the name a text or a command line has for them
 graphopt.passes.names()                                 ours, and those of installed packages (entry points `graphopt.passes`)
-graphopt.passes.own_options()                           of ours, read from their sources: nothing is imported
+graphopt.passes.described()                             ours, read from their sources: nothing is imported
 
 A package of someone else adds a pass by an entry point whose value is the class:
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ _ROOMS = {
 }  # fmt: skip
 _HOME = {name: room for room, passes in _ROOMS.items() for name in passes}
 
-__all__ = ["find", "names", "own_options", *_HOME]
+__all__ = ["Described", "described", "find", "names", *_HOME]
 
 
 def __getattr__(name: str) -> Any:
@@ -65,15 +66,35 @@ def find(name: str) -> type:
     return found
 
 
-def own_options() -> dict[str, list[str]]:
-    """The options of each pass of ours, by its name in texts. Importing the passes would import PyTorch, which takes seconds."""
-    classes = {
-        node.name: node
-        for path in Path(__file__).parent.rglob("*.py")
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.ClassDef)
+@dataclass(frozen=True)
+class Described:
+    """What a pass says of itself.
+
+    Attributes:
+        options: the names of its options, in order.
+        texts: what its file and its class say.
+    """
+
+    options: list[str]
+    texts: list[str]
+
+
+def described() -> dict[str, Described]:
+    """Each pass of ours, by its name in texts. Importing the passes would import PyTorch, which takes seconds."""
+    classes: dict[str, ast.ClassDef] = {}
+    heads: dict[str, str | None] = {}
+    for path in Path(__file__).parent.rglob("*.py"):
+        module = ast.parse(path.read_text(encoding="utf-8"))
+        for node in module.body:
+            if isinstance(node, ast.ClassDef):
+                classes[node.name], heads[node.name] = node, ast.get_docstring(module)
+    return {
+        text_name(name): Described(
+            list(_fields(name, classes)),
+            [text for text in (heads[name], ast.get_docstring(classes[name])) if text],
+        )
+        for name in _HOME
     }
-    return {text_name(name): list(_fields(name, classes)) for name in _HOME}
 
 
 def _fields(name: str, classes: dict[str, ast.ClassDef]) -> dict[str, None]:

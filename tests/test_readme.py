@@ -58,6 +58,19 @@ def test_every_command_and_option_it_shows_exists() -> None:
         assert all(option in result.stdout for option in rest if option.startswith("--"))
 
 
+def test_the_guide_to_the_command_line_has_every_command() -> None:
+    guide = (ROOT / "docs/guides/command-line.md").read_text()
+    table = guide[guide.index("| command |") : guide.index("## Models")]
+    commands = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    assert set(re.findall(r"`(\w+)`(?=[^|]*\|[^|]*\|[^|]*\|$)", table, re.MULTILINE)) >= commands
+
+
+def test_the_glossary_is_in_order() -> None:
+    terms = re.findall(r"^\*\*(.+?)\.\*\*", (ROOT / "docs/glossary.md").read_text(), re.MULTILINE)
+    assert len(terms) >= 40
+    assert terms == sorted(terms, key=str.lower)
+
+
 def test_the_files_it_names_exist() -> None:
     named = re.findall(r"(?:graphopt|passes|backends|tests|benchmarks|docs)/[\w/]+\.(?:py|md)", README)
     assert "docs/internals/architecture.md" in named

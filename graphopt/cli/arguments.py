@@ -99,13 +99,19 @@ def say_default_target(context: typer.Context) -> None:
 
 
 def passes(text: str | None) -> Any:
-    """What `optimize(passes=...)` takes: a text, or the function of target and data that a name or a file of Python stands for.
+    """What `optimize(passes=...)` takes: a text, that of a .txt file, or the function of target and data that a name or a file of
+    Python stands for.
 
     Raises:
-        InputError: there is none of this name, or it is no function.
+        InputError: there is none of this name, it cannot be read, or it is no function.
     """
     from graphopt.utils import imports
 
+    if text is not None and text.endswith(".txt") and "," not in text:
+        try:
+            return " ".join(Path(text).expanduser().read_text(encoding="utf-8").split())
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"--passes {text} cannot be read: {getattr(error, 'strerror', error)}") from error
     if text is None or (form := PASSES_IN_PYTHON.fullmatch(text)) is None:
         return text
     found = imports.find_in_file(Path(form["file"]), form["name"] or "pipeline") if form["file"] else imports.find(text)

@@ -71,16 +71,28 @@ def options(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(f"{path} must hold options by name, such as 'target: arm', not a {type(found).__name__}")
     named = {_parameter(path, key, known): (key, value) for key, value in found.items()}
     given = {
-        name: _plain(path, key, _pairs(value) if _repeats(known[name]) else value)
+        name: _plain(path, key, _several(value) if _repeats(known[name]) else value)
         for name, (key, value) in named.items()
     }
     return {name: value if _repeats(known[name]) else _joined(value) for name, value in given.items()}
 
 
-def _pairs(value: Any) -> Any:
-    """`{"head*": float, conv1: 4}`, as `formats` has them, in the command line's form: ["head*=float", "conv1=4"]."""
-    plain = isinstance(value, dict) and not any(isinstance(each, (dict, list)) for each in value.values())
-    return [f"{key}={each}" for key, each in value.items()] if plain else value
+def _several(value: Any) -> Any:
+    """A value for each time that a repeated option is given, in the command line's form.
+
+    Formats by name, `{"head*": float, conv1: 4}`, are ["head*=float", "conv1=4"]; a shape [1, 3, 8, 8] is ["1,3,8,8"], and so is
+    each of several, [[1, 3, 8, 8], [1, 4]].
+    """
+    if isinstance(value, dict):
+        plain = not any(isinstance(each, (dict, list)) for each in value.values())
+        return [f"{key}={each}" for key, each in value.items()] if plain else value
+    if not isinstance(value, list) or (value and all(_is_size(each) for each in value)):
+        value = [value]
+    return [",".join(map(str, each)) if isinstance(each, list) and all(map(_is_size, each)) else each for each in value]
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _repeats(parameter: Any) -> bool:
@@ -94,6 +106,10 @@ def _joined(value: Any) -> Any:
 
 def _parameter(path: Path, key: str, known: Mapping[str, Any]) -> str:
     name = key.replace("-", "_")
+    if name in OWN:
+        raise InputError(
+            f"{path}: {key!r} is about one call of a command; give it there, as --{name.replace('_', '-')}"
+        )
     if name not in known:
         shown = sorted(each.replace("_", "-") for each in known)
         meant = alternatives(name.replace("_", "-"), shown, "options")

@@ -15,6 +15,7 @@ from graphopt.utils.errors import InputError
 if TYPE_CHECKING:
     from graphopt.artifacts.network import Call
     from graphopt.ir.graph import Graph
+    from graphopt.passes import Described
 
 
 def analyze(
@@ -99,30 +100,26 @@ def passes(
         from graphopt.utils import terminal
         from graphopt.utils.tables import Column, Table
 
+        own = known.described()
         if name is not None:
-            _explain_pass(name)
+            about = own[name] if name in own else _described(name)
+            print("\n\n".join([f"{name}: {', '.join(about.options) or 'no options'}", *about.texts]))
             return
-        own = known.own_options()
-        rows = [[each, ", ".join(own[each] if each in own else _options(each))] for each in known.names()]
+        rows = [[each, ", ".join((own[each] if each in own else _described(each)).options)] for each in known.names()]
         terminal.show([Table([Column("pass"), Column("options")], rows)], 120)
 
 
-def _options(name: str) -> list[str]:
-    from graphopt import passes as known
-    from graphopt.compiler.pipeline import options
+def _described(name: str) -> Described:
+    """What a pass of an installed package says of itself, which is imported for that."""
+    from inspect import getdoc, getmodule
 
-    return options(known.find(name))
-
-
-def _explain_pass(name: str) -> None:
-    from inspect import cleandoc, getmodule
-
-    from graphopt.passes import find
+    from graphopt.passes import Described, find
 
     kind = find(name)
-    about = [text for text in (getattr(getmodule(kind), "__doc__", ""), kind.__doc__) if text]
-    print(f"{name}: {', '.join(_options(name)) or 'no options'}\n")
-    print("\n\n".join(map(cleandoc, about)))
+
+    from graphopt.compiler.pipeline import options
+
+    return Described(options(kind), [text for text in (getdoc(getmodule(kind)), getdoc(kind)) if text])
 
 
 def show(

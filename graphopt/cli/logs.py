@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from graphopt.utils import files
 from graphopt.utils.errors import InputError
 
 LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
@@ -23,6 +24,24 @@ class _StandardError(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stderr)
+
+
+class _File(logging.FileHandler):
+    """A file that lines are added to. Where it takes no more, that is said once, and the command goes on without it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        self.gives_up(sys.exc_info()[1])
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError as error:  # what is still in its buffer
+            self.gives_up(error)
+
+    def gives_up(self, error: BaseException | None) -> None:
+        if self.level <= logging.CRITICAL:
+            print(f"graphopt: --log-file {self.baseFilename} takes no more: {_reason(error)}", file=sys.stderr)
+        self.setLevel(logging.CRITICAL + 1)
 
 
 @contextmanager
@@ -61,6 +80,12 @@ def _handler(handler: logging.Handler, level: int, form: str) -> logging.Handler
 
 def _file(path: Path) -> logging.Handler:
     try:
-        return logging.FileHandler(path, encoding="utf-8")
+        return _File(path, encoding="utf-8")
     except OSError as error:
-        raise InputError(f"--log-file {path} cannot be written: {error.strerror}") from error
+        raise InputError(f"cannot write --log-file {path}: {_reason(error)}") from error
+
+
+def _reason(error: BaseException | None) -> str:
+    if not isinstance(error, OSError):
+        return str(error)
+    return files.hindrance(error) or f"{error.strerror}; choose another place"

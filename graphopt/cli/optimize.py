@@ -61,7 +61,8 @@ def optimize(
         str | None,
         typer.Option(
             help="In place of the recipe, e.g. 'fold-batch-norm, prune{keep_ratio=0.6}, quantize' (see `graphopt passes`), or a "
-            "function of target and data that returns passes: package.module:function, or a file.py with a `pipeline`.",
+            "file.txt of such a text, or a function of target and data that returns passes: package.module:function, or a "
+            "file.py with a `pipeline`.",
             autocompletion=completion.passes,
         ),
     ] = None,

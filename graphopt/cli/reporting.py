@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import typer
 
+from graphopt.utils import files
 from graphopt.utils.errors import GraphoptError
 
 debug = False  # set by `--debug`
@@ -36,14 +38,19 @@ def reporting() -> Iterator[None]:
     except Exception as error:
         if debug:
             raise
-        text = " ".join(str(error).split()) or "no message"
-        ours = isinstance(error, GraphoptError)
-        _say(
-            f"error: {text}"
-            if ours
-            else f"unexpected {type(error).__name__}{_place(error)}: {text} (--debug shows where)"
-        )
+        _say(_text(error))
         raise typer.Exit(1) from error
+
+
+def _text(error: Exception) -> str:
+    """An error in one line: ours as it is, a full or read-only disk by name, any other as unexpected."""
+    text = " ".join(str(error).split()) or "no message"
+    if isinstance(error, GraphoptError):
+        return f"error: {text}"
+    if isinstance(error, OSError) and (reason := files.hindrance(error)):
+        place = error.filename or f"in the temporary folder {tempfile.gettempdir()} ($TMPDIR names another)"
+        return f"error: cannot write {place}: {reason}"
+    return f"unexpected {type(error).__name__}{_place(error)}: {text} (--debug shows where)"
 
 
 def _place(error: BaseException) -> str:

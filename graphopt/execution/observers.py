@@ -19,6 +19,7 @@ from torch.fx.node import Node
 from graphopt.execution.executor import Executor
 from graphopt.ir.graph import Graph
 from graphopt.utils.errors import NonFiniteError
+from graphopt.utils.progress import track
 
 BINS = 4096
 SAMPLES = 2**20  # of one value per batch that enter its histogram; the range sees every element
@@ -141,7 +142,7 @@ def observe(
     lists: dict[Node, list[Statistic]] = {n: s if isinstance(s, list) else [s] for n, s in watched.items()}
     executor, seen = Executor(graph, overrides=overrides), 0
     given = [*graph.placeholders, *filter(graph.is_constant, lists)]
-    for batch in batches:
+    for batch in track(batches, "observing data"):
         values = executor.inputs(batch)
         try:
             for node in chain(given, executor.walk(values, lists)):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from graphopt.ir.graph import Graph
 from graphopt.utils.errors import InputError
-from graphopt.utils.files import make_folder, write_atomically
+from graphopt.utils.files import make_folder, write_tensors
 
 
 class Journal:
@@ -55,7 +55,7 @@ class Journal:
 
     def put(self, name: str, piece: dict[str, Any]) -> None:
         if self.folder is not None:
-            write_atomically(self._path(self.folder, name), lambda path: torch.save(piece, path))
+            write_tensors(self._path(self.folder, name), piece)
 
     @staticmethod
     def _path(folder: Path, name: str) -> Path:

@@ -20,6 +20,7 @@ code = round(x / s), s = max |x| / 127.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -39,6 +40,7 @@ class CachedDecoder(nn.Module):
     Attributes:
         model: the causal language model.
         int8_cache: whether keys and values are kept as 8-bit codes.
+        name: what the model calls its cache.
         shapes: (heads, size of a head) of the keys and of the values of every layer.
         dtype: theirs, before they are rounded.
     """
@@ -51,7 +53,7 @@ class CachedDecoder(nn.Module):
         """
         super().__init__()
         self.model, self.int8_cache = model, int8_cache
-        self.training = model.training
+        self.training, self.name = model.training, cache_name(model)
         layers = kept_layers(model)
         self.shapes = [tuple((t.shape[1], t.shape[3]) for t in layer) for layer in layers]
         self.dtype = layers[0][0].dtype
@@ -71,12 +73,12 @@ class CachedDecoder(nn.Module):
             input_ids=input_ids,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=DynamicCache([self._layer(past, n) for n in range(len(self.shapes))]),
             use_cache=True,
             logits_to_keep=1,
+            **{self.name: DynamicCache([self._layer(past, n) for n in range(len(self.shapes))])},
         )
         present = {"mask": mask}
-        for number, layer in enumerate(out.past_key_values.layers):
+        for number, layer in enumerate(getattr(out, self.name).layers):
             for kind, value in (("key", layer.keys), ("value", layer.values)):
                 present |= self._kept(past, kind, number, value, tokens)
         return {"logits": out.logits, "present": present}
@@ -130,6 +132,11 @@ class CachedDecoder(nn.Module):
         return {1: "tokens"}, {1: "tokens"}, past
 
 
+def cache_name(model: nn.Module) -> str:
+    """What the model calls its cache, as an argument and in what it returns: newer releases of transformers have another name."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
 def kept_layers(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
     """Keys and values of every layer, each [1, heads, 1, size], for one token.
 
@@ -139,7 +146,7 @@ def kept_layers(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
     who, token = type(model).__name__, torch.zeros(1, 1, dtype=torch.int64)
     try:
         with torch.no_grad():
-            kept = model(input_ids=token, attention_mask=token + 1, use_cache=True).past_key_values
+            kept = getattr(model(input_ids=token, attention_mask=token + 1, use_cache=True), cache_name(model))
     except (TypeError, AttributeError) as error:
         raise InputError(
             f"{who} is no causal language model of transformers, which takes input_ids, attention_mask and use_cache and returns "

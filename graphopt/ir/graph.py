@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx
+from torch.fx.node import Node
 
 from graphopt.ir.checkpoint import Entries
 from graphopt.ir.editing import Editing, one_node_per_constant
 from graphopt.ir.inputs import check_inputs, check_tensors
+from graphopt.ir.ops import family
+from graphopt.ir.reading import is_tensor
 from graphopt.ir.shapes import propagate, symbols
 from graphopt.ir.sizes import FreeSize, batch_of
 from graphopt.ir.structure import tensors, unpacked
@@ -225,7 +228,19 @@ class Graph(Editing, Trainable):
     def __str__(self) -> str:
         batch = self.batch.name if self.batch is not None else None
         sizes = {symbol: "N" if name == batch else name for symbol, name in self.size_names.items()}
-        return printing.canonical(self.module, sizes)
+        return printing.canonical(self.module, sizes, self._names_for_options())
+
+    def _names_for_options(self) -> dict[Node, str]:
+        """Names of calls that depend on the inputs: of every operator that options may name, and where another module begins."""
+        known, names, last = set(self.placeholders), dict[Node, str](), ""
+        for node in self.calls():
+            if known.isdisjoint(node.all_input_nodes):
+                continue
+            known.add(node)
+            site = self.site(node)
+            if family(node) or (is_tensor(node) and site not in (node.name, last)):
+                names[node] = last = site
+        return names
 
     def __repr__(self) -> str:
         count = sum(n.op == "call_function" for n in self.nodes)

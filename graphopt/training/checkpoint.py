@@ -18,7 +18,7 @@ from graphopt.ir.graph import Graph
 from graphopt.passmanager.plain_options import plain as plain_options
 from graphopt.training import processes
 from graphopt.utils.errors import InputError
-from graphopt.utils.files import make_folder, write_atomically
+from graphopt.utils.files import make_folder, write_tensors
 
 FILE = "training.pt"
 
@@ -62,7 +62,7 @@ class Checkpoint:
     def write(self, state: dict[str, Any]) -> None:
         if self.path is not None and processes.is_first():
             kept = {"task": self.task, **state}
-            write_atomically(self.path, lambda path: torch.save(kept, path))
+            write_tensors(self.path, kept)
 
     def remove(self) -> None:
         """After the training has ended."""

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from graphopt.utils import json_data, partial
 from graphopt.utils.errors import ArtifactError, InputError
@@ -152,6 +152,26 @@ def write_atomically(path: str | Path, content: bytes | Callable[[Path], None]) 
         partial.put(temporary, target)
 
 
+def write_tensors(path: str | Path, content: Any) -> None:
+    """Write tensors and plain values as `torch.save` does, whole or not at all.
+
+    Raises:
+        InputError: as `write_atomically`. Torch hides that a disk is full in an error of its own, which is translated.
+    """
+    import torch
+
+    def save(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            try:
+                torch.save(content, file)
+            except RuntimeError as error:
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
+
+    write_atomically(path, save)
+
+
 def check_replaceable(path: str | Path) -> Path:
     """The absolute path of a folder that `folder_atomically` may create or replace.
 
@@ -257,13 +277,18 @@ def _flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def hindrance(error: OSError) -> str | None:
+    """Why something could not be written, and what to do; None where the error is of another kind."""
+    return _WRITE_ERRORS.get(error.errno or 0)
+
+
 @contextmanager
 def _explained(target: Path, *, every: bool = False) -> Iterator[None]:
     """Say what hinders writing; `every`: also of errors of which it is not known beforehand that they are about that."""
     try:
         yield
     except OSError as error:
-        reason = _WRITE_ERRORS.get(error.errno or 0)
+        reason = hindrance(error)
         if reason is None and every:
             reason = _NO_FILES if isinstance(error, FileNotFoundError) else f"{error.strerror}; choose another place"
         if reason is None:

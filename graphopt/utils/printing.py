@@ -1,12 +1,13 @@
 """The canonical text of a graph: stable between runs, so that tests, dumps and `diff` can rely on it.
 
     graph(x: f32[N, 3, 8, 8])
-      %0 = conv2d(x, f32[8, 3, 3, 3], f32[8], padding=[1, 1]) : f32[N, 8, 8, 8]
-      %1 = relu(%0) : f32[N, 8, 8, 8]
+      %0 = conv2d(x, f32[8, 3, 3, 3], f32[8], padding=[1, 1]) : f32[N, 8, 8, 8]  # features.conv1
+      %1 = relu(%0) : f32[N, 8, 8, 8]  # features.act1
       return %1
 
 Values are numbered in execution order, constants stand as their type and shape, arguments at their default are left out,
-the free batch size is N, and other free sizes stand by their names.
+the free batch size is N, and other free sizes stand by their names. Behind a call stands the name that options of passes know it
+by, as in `Quantize(layers={"features.conv1": None})`.
 """
 
 from __future__ import annotations
@@ -63,12 +64,16 @@ class _Names:
         return type(value).__name__ if not hasattr(value, "node") else self.size(value)
 
 
-def canonical(module: fx.GraphModule, sizes: Mapping[Any, str] | None = None) -> str:
+def canonical(
+    module: fx.GraphModule, sizes: Mapping[Any, str] | None = None, known_as: Mapping[Node, str] | None = None
+) -> str:
     """The text of a module's graph; see the head of this file.
 
     Args:
         sizes: what symbols in shapes are called.
+        known_as: names of calls, which stand behind them.
     """
+    known_as = known_as or {}
     names = _Names(sizes or {})
     values: dict[Node, str] = {}
     signature, lines = [], []
@@ -82,7 +87,8 @@ def canonical(module: fx.GraphModule, sizes: Mapping[Any, str] | None = None) ->
             lines.append(f"return {_argument(_returned(node), values, names)}")
         else:
             values[node] = f"%{len(lines)}"
-            lines.append(f"{values[node]} = {call(node, values, names)} : {names.type(node.meta.get('val'))}")
+            comment = f"  # {known_as[node]}" if node in known_as else ""
+            lines.append(f"{values[node]} = {call(node, values, names)} : {names.type(node.meta.get('val'))}{comment}")
     return "\n".join([f"graph({', '.join(signature)})", *("  " + line for line in lines)])
 
 

@@ -20,7 +20,7 @@ from graphopt.passes.pruning.greedy import Reconstruction
 from graphopt.passes.pruning.sensitivity import measured_orders
 from graphopt.utils.checks import names_weight
 from graphopt.utils.errors import InputError
-from graphopt.utils.quantities import multiple_within
+from graphopt.utils.quantities import few, multiple_within
 
 if TYPE_CHECKING:
     from graphopt.passes.pruning.prune import Prune
@@ -113,6 +113,11 @@ def _listed(options: Prune, group: Group) -> list[int] | None:
     units = _said(options, group)
     if not isinstance(units, (list, tuple)):
         return None
+    if beyond := [unit for unit in units if unit >= len(group)]:
+        shown = few([*map(str, beyond)], 3)
+        raise InputError(
+            f"layers: {group.name} has {len(group)} {group.kind}, numbered 0 to {len(group) - 1}, and no {shown}"
+        )
     can_go = group.removable(units) if {*units} <= {*group.free.tolist()} else []
     if [*can_go] != [*units] or len(units) >= len(group):
         raise InputError(

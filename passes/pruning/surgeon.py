@@ -15,7 +15,7 @@ Accelerating Very Deep Neural Networks", here solved with the reconstruction ins
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -25,8 +25,7 @@ from torch import Tensor
 
 from graphopt.analysis.channels.groups import Group
 from graphopt.analysis.channels.labels import Array
-
-RIDGE = 1e-2  # of the mean second moment
+from graphopt.passes.pruning.elimination import Elimination
 
 
 class Order(NamedTuple):
@@ -36,53 +35,12 @@ class Order(NamedTuple):
     error: list[float]
 
 
-class _Problem:
-    """One reader: weight [out, d] and the inverse second moments [d, d] of what is left."""
-
-    def __init__(self, weight: Tensor, moments: Tensor, units: Array, count: int) -> None:
-        self.weight = weight.double().clone()
-        self.power = float(((self.weight @ moments) * self.weight).sum().clamp(min=1e-30))
-        ridge = RIDGE * moments.diagonal().mean().clamp(min=1e-12)
-        self.inverse = torch.linalg.inv(moments + ridge * torch.eye(len(moments), dtype=moments.dtype))
-        owner = torch.from_numpy(units)
-        self.columns = [torch.nonzero(owner == unit).flatten() for unit in range(count)]
-        self.index = _stacked(self.columns)
-
-    def costs(self, alive: Tensor) -> Tensor:
-        """The error that each of these units would add, relative to the output's power: [len(alive)], float64."""
-        if self.index is None:
-            return torch.stack([self._cost(self.columns[u][None])[0] for u in alive.tolist()])
-        return self._cost(self.index[alive])
-
-    def _cost(self, index: Tensor) -> Tensor:
-        block = self.inverse[index[:, :, None], index[:, None, :]]  # [units, k, k]
-        weight = self.weight[:, index].permute(1, 2, 0)  # [units, k, out]
-        costs: Tensor = (torch.linalg.solve(block, weight) * weight).sum((1, 2)) / self.power
-        return costs
-
-    def remove(self, unit: int) -> None:
-        index = self.columns[unit]
-        if not len(index):
-            return
-        share = torch.linalg.solve(self.inverse[index][:, index], self.inverse[index])  # [k, d]
-        self.weight -= self.weight[:, index] @ share
-        self.inverse -= self.inverse[:, index] @ share
-        self.weight[:, index] = 0
-        self.inverse[index] = 0
-        self.inverse[:, index] = 0
-        self.inverse[index, index] = 1
-
-
-def _stacked(columns: list[Tensor]) -> Tensor | None:
-    """[units, k] where all units have as many columns."""
-    return torch.stack(columns) if len({len(c) for c in columns}) == 1 else None
-
-
 def removal_order(
     problems: list[tuple[Tensor, Tensor, Array]],
     group: Group,
     worth: npt.NDArray[np.float64] | None = None,
     levels: Collection[int] = (),
+    advance: Callable[[], None] = lambda: None,
 ) -> tuple[Order, dict[int, list[Tensor]]]:
     """The greedy order of a group's units, as far as they can be removed.
 
@@ -94,12 +52,13 @@ def removal_order(
         group: says which units have to stay.
         worth: [units], what removing a unit is good for: the error is weighed by it. None: all the same.
         levels: numbers of removed units at which the fitted weights are wanted.
+        advance: called after every unit.
 
     Returns:
         The order, and the fitted weight matrices of the readers at each level reached.
     """
     count = len(group)
-    work = [_Problem(*problem, count) for problem in problems]
+    work = [Elimination(*problem, count) for problem in problems]
     read = np.isin(np.arange(count), [unit for _, _, owners in problems for unit in owners])
     left = np.ones(count, dtype=bool)
     value = torch.ones(count).double() if worth is None else torch.from_numpy(worth).double().clamp(min=1e-30)
@@ -118,6 +77,7 @@ def removal_order(
         units.append(unit)
         error.append(total)
         left[unit] = False
+        advance()
         if len(units) in levels:
-            fitted[len(units)] = [problem.weight.clone() for problem in work]
+            fitted[len(units)] = [problem.fitted() for problem in work]
     return Order(units, error), fitted

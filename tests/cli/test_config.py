@@ -57,6 +57,25 @@ def test_options_come_from_the_file(call: dict[str, Any], tmp_path: Path) -> Non
     assert call["example"][0].shape == (1, 3, 8, 8)
 
 
+@pytest.mark.parametrize(
+    ("written", "shapes"),
+    [
+        ("1,3,8,8", [(1, 3, 8, 8)]),
+        ("[1, 3, 8, 8]", [(1, 3, 8, 8)]),
+        ('["1,3,8,8", "1,4:int64"]', [(1, 3, 8, 8), (1, 4)]),
+        ("[[1, 3, 8, 8], [1, 4]]", [(1, 3, 8, 8), (1, 4)]),
+        ("[[1, 3, 8, 8]]", [(1, 3, 8, 8)]),
+        ("5", [(5,)]),
+    ],
+)
+def test_shapes_may_be_text_or_lists(
+    written: str, shapes: list[tuple[int, ...]], call: dict[str, Any], tmp_path: Path
+) -> None:
+    result = optimize("configured_models:net", "--config", job(tmp_path, f"input-shape: {written}"))
+    assert result.exit_code == 0, result.output
+    assert [tuple(each.shape) for each in call["example"]] == shapes
+
+
 def test_the_command_line_counts_for_more(call: dict[str, Any], tmp_path: Path) -> None:
     result = optimize("--target", "arm", "--config", job(tmp_path, JOB), "--max-drop", "1", "--measure")
     assert result.exit_code == 0, result.output
@@ -81,11 +100,14 @@ def test_what_was_given_is_kept_and_gives_the_same_again(call: dict[str, Any], t
     ("text", "complaint"),
     [
         ("max-dorp: 1", "there is no option 'max-dorp'; did you mean 'max-drop'?"),
-        ("config: other.yaml", "there is no option 'config'"),
+        ("config: other.yaml", "'config' is about one call of a command; give it there, as --config"),
+        ("log_file: run.log", "'log_file' is about one call of a command; give it there, as --log-file"),
         ("- target", "must hold options by name"),
         ("", "is empty; it must hold options by name"),
         ("target: [", "cannot be read as YAML"),
         ("target: {name: arm}", "target must be text, a number, true or false, or a list of them"),
+        ("input-shape: {a: [1, 2]}", "input-shape must be text, a number, true or false, or a list of them"),
+        ("input-shape: [[1, x]]", "input-shape must be text, a number, true or false, or a list of them"),
         ("calibration: !!python/object/apply:os.system ['touch ran']", "cannot be read as YAML"),
     ],
 )

@@ -71,10 +71,18 @@ def test_a_file_holds_all_of_it_with_times_and_grows() -> None:
     assert len(Path("all.log").read_text()) > 1.5 * len(first)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+def test_a_log_that_is_full_ends_and_the_command_goes_on() -> None:
+    result = run(*JOB, "--log-file", "/dev/full")
+    assert result.exit_code == 0
+    assert result.stderr.count("--log-file /dev/full takes no more: the disk is full; free some space") == 1
+    assert "Traceback" not in result.stderr
+
+
 def test_a_log_that_cannot_be_written_is_refused_before_any_work() -> None:
     result = CliRunner().invoke(main.app, [*JOB, "--log-file", "missing/all.log"])
     assert result.exit_code == 1
-    assert "--log-file missing/all.log cannot be written: No such file or directory" in result.stderr
+    assert "cannot write --log-file missing/all.log: No such file or directory; choose another place" in result.stderr
     assert result.stdout == ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,8 @@ def test_the_places_of_this_system_are_known(place: str, no_work: None) -> None:
 def test_a_log_that_cannot_be_written_is_refused(no_work: None) -> None:
     for place in ("/dev/null/x", "nowhere/x", "."):
         said = run(*MODEL, "--log-file", place).stderr
-        assert said.startswith(f"graphopt: error: --log-file {place} cannot be written")
+        assert said.startswith(f"graphopt: error: cannot write --log-file {place}: ")
+        assert said.endswith("choose another place\n")
 
 
 def test_a_training_is_refused_before_its_first_step(tmp_path: Path) -> None:
@@ -103,3 +105,24 @@ def test_a_report_of_another_ending_is_refused_before_the_work(optimize_call: di
         result.stderr
     )
     assert "model" not in optimize_call
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "cannot write in the temporary folder "),
+        (
+            OSError(errno.EROFS, "Read-only file system", "/there/x"),
+            "cannot write /there/x: the file system is read-only",
+        ),
+    ],
+)
+def test_a_disk_that_fills_up_meanwhile_is_named(error: OSError, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(module.stages, "capture", full)
+    result = run(*MODEL)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"graphopt: error: {says}")
+    assert result.stderr.count("\n") == 1

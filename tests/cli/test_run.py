@@ -50,6 +50,13 @@ def test_a_file_of_python_defines_the_passes(call: dict[str, Any]) -> None:
     assert (call["target"].name, call["threads"]) == ("x86", 2)
 
 
+def test_a_text_of_passes_may_lie_in_a_file(call: dict[str, Any]) -> None:
+    Path("plan.txt").write_text("prune{layers={'conv1': [0, 3]}},\n  simplify\n")
+    result = graphopt("optimize", NET, "--passes", "plan.txt")
+    assert result.exit_code == 0, result.output
+    assert call["passes"] == "prune{layers={'conv1': [0, 3]}}, simplify"
+
+
 def test_a_file_of_options_is_that_of_optimize(call: dict[str, Any]) -> None:
     Path("job.yaml").write_text(
         f"model: {NET}\ntarget: x86\nmean: [0.5, 0.5, 0.5]\npasses:\n  - simplify\n  - prune{{keep_ratio=0.6, steps=2}}\n"
@@ -75,6 +82,7 @@ def test_passes_may_be_a_function_by_name_or_in_a_file(call: dict[str, Any]) -> 
         (("run", "job.toml"), "neither a .yaml file of options nor a .py file"),
         (("run", "none.yaml"), "there is no file none.yaml"),
         (("run", "none.py", NET), "there is no file none.py"),
+        (("optimize", NET, "--passes", "none.txt"), "--passes none.txt cannot be read: No such file or directory"),
         (("optimize", NET, "--passes", "jobs/steps.py:pipelin"), "has no 'pipelin'; did you mean 'pipeline'?"),
         (("optimize", NET, "--passes", "jobs/steps.py:wrong"), "is a int, not a function of target and data"),
     ],

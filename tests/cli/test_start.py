@@ -36,6 +36,7 @@ def test_importing_graphopt_imports_nothing_heavy() -> None:
         (["optimize", "--help"], "--calibration"),
         (["doctor"], "onnxruntime"),
         (["passes"], "fold-batch-norm"),
+        (["passes", "learn-rounding"], "gptq"),
     ],
 )
 def test_commands_about_this_machine_and_the_program_import_nothing_heavy(arguments: list[str], shown: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import getdoc, getmodule
 from typing import Any
 
 import pytest
@@ -162,9 +163,19 @@ def test_a_value_that_a_pass_refuses_names_the_pass(case: Any) -> None:
 
 
 def test_options_in_the_sources_are_those_of_the_classes() -> None:
-    own = passes.own_options()
+    own = passes.described()
     assert len(own) > 20
-    assert own == {name: options(passes.find(name)) for name in own}
+    assert {name: about.options for name, about in own.items()} == {name: options(passes.find(name)) for name in own}
+
+
+def test_what_passes_say_is_read_from_their_sources() -> None:
+    for name, about in passes.described().items():
+        kind = passes.find(name)
+        own = (
+            None if (kind.__doc__ or "").startswith(f"{kind.__name__}(") else kind.__doc__
+        )  # else the dataclass's call
+        written = [getdoc(getmodule(kind)), own and getdoc(kind)]
+        assert about.texts == [text for text in written if text], name
 
 
 def test_every_pass_has_options_with_names() -> None:

@@ -20,11 +20,11 @@ def test_a_small_network_reads_like_its_source() -> None:
     graph = Graph.capture(model, x)
     assert str(graph) == dedent("""\
         graph(input_1: f32[N, 3, 6, 6])
-          %0 = conv2d(input_1, f32[4, 3, 3, 3], f32[4], padding=[1, 1]) : f32[N, 4, 6, 6]
-          %1 = batch_norm(%0, f32[4], f32[4], f32[4], f32[4], training=False, momentum=0.1, eps=1e-05, cudnn_enabled=False) : f32[N, 4, 6, 6]
-          %2 = relu(%1) : f32[N, 4, 6, 6]
-          %3 = flatten(%2, start_dim=1) : f32[N, 144]
-          %4 = linear(%3, f32[5, 144], f32[5]) : f32[N, 5]
+          %0 = conv2d(input_1, f32[4, 3, 3, 3], f32[4], padding=[1, 1]) : f32[N, 4, 6, 6]  # 0
+          %1 = batch_norm(%0, f32[4], f32[4], f32[4], f32[4], training=False, momentum=0.1, eps=1e-05, cudnn_enabled=False) : f32[N, 4, 6, 6]  # 1
+          %2 = relu(%1) : f32[N, 4, 6, 6]  # 2
+          %3 = flatten(%2, start_dim=1) : f32[N, 144]  # 3
+          %4 = linear(%3, f32[5, 144], f32[5]) : f32[N, 5]  # 4
           return %4""")  # noqa: E501
     assert (graph.input_names, graph.output_names, graph.notes) == (["input"], ["output"], [])
     assert [graph.site(n) for n in graph.calls()] == ["0", "1", "2", "3", "4"]

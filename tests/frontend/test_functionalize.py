@@ -209,18 +209,18 @@ def test_writing_in_place_gives_the_same_numbers(body: Forward) -> None:
 def test_a_chain_keeps_its_operators() -> None:
     assert str(capture(a_simple_chain)) == dedent("""\
         graph(x: f32[N, 4, 6])
-          %0 = mul(x, other=2) : f32[N, 4, 6]
-          %1 = add(%0, other=1) : f32[N, 4, 6]
-          %2 = relu(%1) : f32[N, 4, 6]
-          %3 = mul(%2, other=2) : f32[N, 4, 6]
+          %0 = mul(x, other=2) : f32[N, 4, 6]  # mul
+          %1 = add(%0, other=1) : f32[N, 4, 6]  # add_tensor
+          %2 = relu(%1) : f32[N, 4, 6]  # relu_default
+          %3 = mul(%2, other=2) : f32[N, 4, 6]  # mul_tensor
           return %3""")
 
 
 def test_a_write_through_a_view_is_scattered_into_its_base() -> None:
     assert str(capture(a_row)) == dedent("""\
         graph(x: f32[N, 4, 6])
-          %0 = mul(x, other=2) : f32[N, 4, 6]
-          %1 = select(%0, dim=1, index=1) : f32[N, 6]
+          %0 = mul(x, other=2) : f32[N, 4, 6]  # mul
+          %1 = select(%0, dim=1, index=1) : f32[N, 6]  # select
           %2 = exp(%1) : f32[N, 6]
           %3 = select_scatter(%0, %2, dim=1, index=1) : f32[N, 4, 6]
           return %3""")

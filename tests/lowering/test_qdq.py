@@ -42,8 +42,8 @@ def test_the_clip_of_a_relu_is_left_to_the_grid() -> None:
           %1 = dequantize_per_tensor(%0, {0}) : f32[N, 3, 8, 8]
           %2 = dequantize_per_channel(i8[4, 3, 3, 3], f32[4], i32[4], axis=0, quant_min=-127, quant_max=127, dtype=i8) : f32[4, 3, 3, 3]
           %3 = dequantize_per_channel(i32[4], f32[4], i32[4], axis=0, quant_min=-2147483648, quant_max=2147483647, dtype=i32) : f32[4]
-          %4 = conv2d(%1, %2, %3, padding=[1, 1]) : f32[N, 4, 8, 8]
-          %5 = quantize_per_tensor(%4, {1}) : u8[N, 4, 8, 8]
+          %4 = conv2d(%1, %2, %3, padding=[1, 1]) : f32[N, 4, 8, 8]  # 0
+          %5 = quantize_per_tensor(%4, {1}) : u8[N, 4, 8, 8]  # 1
           %6 = dequantize_per_tensor(%5, {1}) : f32[N, 4, 8, 8]
           return %6""").format(*grids(graph))  # noqa: E501
 

@@ -17,8 +17,8 @@ def test_hard_swish_reads_as_a_product() -> None:
     graph = check(nn.Hardswish(), torch.linspace(-5, 5, 24).reshape(2, 12), by=DecomposeActivations(), changes=1)
     assert str(graph) == dedent("""\
         graph(input_1: f32[N, 12])
-          %0 = hardsigmoid(input_1) : f32[N, 12]
-          %1 = mul(input_1, %0) : f32[N, 12]
+          %0 = hardsigmoid(input_1) : f32[N, 12]  # hardsigmoid_default
+          %1 = mul(input_1, %0) : f32[N, 12]  # mul_tensor
           return %1""")
 
 

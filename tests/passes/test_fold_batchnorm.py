@@ -28,8 +28,8 @@ def test_conv_bn_relu_reads_as_conv_relu(groups: int) -> None:
     graph = check(model, torch.randn(2, 4, 8, 8), by=FOLD, changes=1)
     assert str(graph) == dedent(f"""\
         graph(input_1: f32[N, 4, 8, 8])
-          %0 = conv2d(input_1, f32[8, {4 // groups}, 3, 3], f32[8], padding=[1, 1]{f", groups={groups}" * (groups > 1)}) : f32[N, 8, 8, 8]
-          %1 = relu(%0) : f32[N, 8, 8, 8]
+          %0 = conv2d(input_1, f32[8, {4 // groups}, 3, 3], f32[8], padding=[1, 1]{f", groups={groups}" * (groups > 1)}) : f32[N, 8, 8, 8]  # 0
+          %1 = relu(%0) : f32[N, 8, 8, 8]  # 2
           return %1""")  # fmt: skip  # noqa: E501
 
 
@@ -111,9 +111,9 @@ def test_the_norm_in_front_of_a_padded_conv_is_spelled_out() -> None:
     graph = check(norm(nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3, padding=1)), torch.randn(2, 4, 6, 6), by=FOLD, changes=1)
     assert str(graph) == dedent("""\
         graph(input_1: f32[N, 4, 6, 6])
-          %0 = mul(input_1, f32[4, 1, 1]) : f32[N, 4, 6, 6]
-          %1 = add(%0, f32[4, 1, 1]) : f32[N, 4, 6, 6]
-          %2 = conv2d(%1, f32[6, 4, 3, 3], f32[6], padding=[1, 1]) : f32[N, 6, 6, 6]
+          %0 = mul(input_1, f32[4, 1, 1]) : f32[N, 4, 6, 6]  # 0
+          %1 = add(%0, f32[4, 1, 1]) : f32[N, 4, 6, 6]  # 0
+          %2 = conv2d(%1, f32[6, 4, 3, 3], f32[6], padding=[1, 1]) : f32[N, 6, 6, 6]  # 1
           return %2""")
 
 
@@ -164,9 +164,9 @@ def test_a_norm_of_images_alone_becomes_a_depthwise_conv_where_that_is_asked_for
     graph = check(model, torch.randn(2, 4, 6, 6), by=FoldBatchNorm(depthwise=True), changes=1)
     assert str(graph) == dedent("""\
         graph(input_1: f32[N, 4, 6, 6])
-          %0 = relu(input_1) : f32[N, 4, 6, 6]
-          %1 = conv2d(%0, f32[4, 1, 1, 1], f32[4], groups=4) : f32[N, 4, 6, 6]
-          %2 = relu(%1) : f32[N, 4, 6, 6]
+          %0 = relu(input_1) : f32[N, 4, 6, 6]  # 0
+          %1 = conv2d(%0, f32[4, 1, 1, 1], f32[4], groups=4) : f32[N, 4, 6, 6]  # 1
+          %2 = relu(%1) : f32[N, 4, 6, 6]  # 2
           return %2""")
     tokens = norm(nn.ReLU(), nn.BatchNorm1d(4))
     assert names(check(tokens, torch.randn(3, 4, 5), by=FoldBatchNorm(depthwise=True)))[1:] == ["mul", "add"]

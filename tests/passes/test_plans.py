@@ -92,7 +92,7 @@ def test_a_plan_of_pruning_is_edited_by_hand(case: tuple[Graph, Calibration]) ->
         ({"layers": {"conv1": [1, 1]}}, "numbers of units, each once"),
         ({"layers": {"conv1": [-1]}}, "numbers of units, each once"),
         ({"layers": {"conv1": [1]}, "steps": 2}, "steps must be 1"),
-        ({"layers": {"conv1": [16]}}, "cannot go together"),
+        ({"layers": {"conv1": [3, 16]}}, "conv1 has 16 channels, numbered 0 to 15, and no 16"),
         ({"layers": {"conv1": list(range(16))}}, "cannot go together"),
         ({"layers": {"nothing": [1]}}, "no group of channels is made by a layer that matches 'nothing'"),
     ],

@@ -25,13 +25,13 @@ from graphopt.passes.pruning import (
     Taylor,
     ThiNet,
     batch_norm_scale,
+    elimination,
     geometric_median,
     l1_norm,
     l2_norm,
     per_unit,
     similarity,
     slimming,
-    surgeon,
 )
 
 # ---- Criteria -------------------------------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ def test_criteria_that_look_at_readers_give_up_first_what_no_one_reads(criterion
 
 
 def test_the_reconstruction_error_is_that_of_least_squares(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(surgeon, "RIDGE", 1e-9)
+    monkeypatch.setattr(elimination, "RIDGE", 1e-9)
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
     graph = capture(model, images(2))
     found = [g for g in groups(graph) if g.name == "0"]

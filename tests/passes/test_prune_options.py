@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from graphopt.passes.pruning import (
     Prune,
     Random,
     Taylor,
+    sensitivity,
 )
 
 # ---- Bad input ------------------------------------------------------------------------------------------------------
@@ -114,3 +117,29 @@ def test_what_does_not_fit_into_memory_is_computed_anew_with_the_same_result(mon
         apply(Prune(0.6, data=DATA), graph)
     assert_close(graphs[1](images(4)), graphs[0](images(4)), 1e-5)
     assert_close(graphs[2](images(4)), graphs[0](images(4)), 1e-5)
+
+
+def test_progress_counts_every_unit_and_the_log_names_every_group(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bars: dict[str, list[int]] = {}
+
+    @contextmanager
+    def bar(description: str, total: int) -> Iterator[Any]:
+        counted = bars.setdefault(description, [total, 0])
+
+        def advance() -> None:
+            counted[1] += 1
+
+        yield advance
+
+    monkeypatch.setattr(sensitivity, "progress", bar)
+    graph = capture(residual(), images(2))
+    found = [group for group in groups(graph) if not group.fixed.all()]
+    with caplog.at_level("INFO", logger="graphopt.passes"):
+        Prune(0.6, data=DATA, scope="sensitivity").plan(graph)
+    units = sum(map(len, found))
+    assert bars == {"measuring sensitivity": [units, units]}
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("graphopt.passes")] == [
+        f"measured {n} of {len(found)} groups: {group.name}, {len(group)} units" for n, group in enumerate(found, 1)
+    ]

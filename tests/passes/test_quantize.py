@@ -34,13 +34,13 @@ def test_a_conv_with_its_relu_is_one_unit() -> None:
           %1 = {weight.format("4, 3, 3, 3", 4)}
           %2 = {scale.format(4)}
           %3 = {bias.format(2, 4)}
-          %4 = conv2d(%0, %1, %3, padding=[1, 1]) : f32[N, 4, 8, 8]
-          %5 = relu(%4) : f32[N, 4, 8, 8]
+          %4 = conv2d(%0, %1, %3, padding=[1, 1]) : f32[N, 4, 8, 8]  # 0
+          %5 = relu(%4) : f32[N, 4, 8, 8]  # 1
           %6 = {value.format("%5", 4)}
           %7 = {weight.format("2, 4, 3, 3", 2)}
           %8 = {scale.format(2)}
           %9 = {bias.format(8, 2)}
-          %10 = conv2d(%6, %7, %9, padding=[1, 1]) : f32[N, 2, 8, 8]
+          %10 = conv2d(%6, %7, %9, padding=[1, 1]) : f32[N, 2, 8, 8]  # 2
           %11 = {value.format("%10", 2)}
           return %11""")
 

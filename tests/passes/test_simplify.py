@@ -258,8 +258,8 @@ def test_normalisation_of_images_reads_as_one_sum_and_one_product() -> None:
     graph = check(Model(lambda m, x: (x - 0.5) / 0.25), torch.randn(2, 3, 4, 4), by=SIMPLIFY, changes=2)
     assert str(graph) == dedent("""\
         graph(inputs_0: f32[N, 3, 4, 4])
-          %0 = add(inputs_0, other=-0.5) : f32[N, 3, 4, 4]
-          %1 = mul(%0, other=4.0) : f32[N, 3, 4, 4]
+          %0 = add(inputs_0, other=-0.5) : f32[N, 3, 4, 4]  # add_tensor
+          %1 = mul(%0, other=4.0) : f32[N, 3, 4, 4]  # mul_tensor
           return %1""")
 
 

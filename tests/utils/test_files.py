@@ -1,10 +1,13 @@
 import errno
+import importlib
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from graphopt.utils.errors import InputError
 from graphopt.utils.files import (
@@ -16,6 +19,7 @@ from graphopt.utils.files import (
     make_folder,
     sha256,
     write_atomically,
+    write_tensors,
 )
 
 
@@ -66,6 +70,21 @@ def test_a_full_disk_is_a_clear_error(tmp_path: Path, code: int, says: str) -> N
     with pytest.raises(InputError, match=says), folder_atomically(tmp_path / "out") as folder:
         full(folder / "x")
     assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits of processes")
+def test_tensors_that_do_not_fit_on_the_disk_are_the_same_error(tmp_path: Path) -> None:
+    resource = importlib.import_module("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    write_tensors(tmp_path / "a", {"x": torch.ones(4)})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(InputError, match=r"cannot write .*a: the file would be larger"):
+            write_tensors(tmp_path / "a", {"x": torch.zeros(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert torch.equal(torch.load(tmp_path / "a", weights_only=True)["x"], torch.ones(4))
+    assert names(tmp_path) == ["a"]
 
 
 def test_an_error_that_has_nothing_to_do_with_writing_passes_through(tmp_path: Path) -> None:
