@@ -71,9 +71,7 @@ class Study:
         compress: list[Compression] = [Response(self.cifar.teacher, temperature=TEMPERATURE)] if teacher else []
 
         def train(batches: Augmented, epochs: int, seed: int, judge: Judge | None) -> None:
-            graphopt.train(
-                graph, batches, compress=compress, epochs=epochs, evaluate=judge, rate=self.rate, seed=seed
-            )
+            graphopt.train(graph, batches, compress=compress, epochs=epochs, evaluate=judge, rate=self.rate, seed=seed)
 
         return train, graph
 

@@ -19,6 +19,7 @@ from graphopt.execution.executor import Executor
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.targets import cpu_features
+from graphopt.training import rounding
 from graphopt.training.batches import Batch
 from graphopt.training.compression import Run
 from graphopt.utils.errors import InputError
@@ -51,8 +52,9 @@ class Forward:
         wanted = {id(p) for p in learned}
         nodes = (n for n in graph.nodes if n.op == "get_attr")
         constants = {n: graph.parameter(n) for n in nodes if id(graph.parameter(n)) in wanted}
-        self.executor = Executor(graph, constants=constants, gradients=True, training=True)
         self.nodes = [*graph.results, *watched]
+        faster = rounding.overrides(graph, self.nodes)
+        self.executor = Executor(graph, constants=constants, overrides=faster, gradients=True, training=True)
 
     def __call__(self, batch: Batch) -> Run:
         inputs = [_last(x) for x in batch.inputs]
