@@ -15,10 +15,12 @@ from typing import Any
 import common
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 BATCH, HELD_OUT, CALIBRATION, TEMPERATURE = 128, 1000, 512, 4.0
+SOME = 4000  # of the test images, to follow a training with
 Model = Callable[[Tensor], Tensor]
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def accuracy(model: Model, x: Tensor, y: Tensor) -> float:
@@ -94,15 +96,15 @@ def affordable(minutes: float, train: Augmented) -> int:
 
 
 class Judge:
-    """The accuracy on the held-out images, which decides what is kept; beside it, figures that might, and the test images', which
-    decide nothing.
+    """The accuracy on the held-out images, which decides what is kept; beside it, figures that might, and that of test images,
+    which decide nothing: all of them before the training and behind it, the first 4,000 in between.
 
     Attributes:
         found: for each call, figures by name.
     """
 
-    def __init__(self, cifar: Cifar) -> None:
-        self.cifar, self.found = cifar, list[dict[str, float]]()
+    def __init__(self, cifar: Cifar, epochs: int) -> None:
+        self.cifar, self.calls, self.found = cifar, epochs + 1, list[dict[str, float]]()
         x, _ = cifar.held_out
         other, half = x.flip(0), x.shape[-1] // 2
         self.views = {
@@ -119,28 +121,54 @@ class Judge:
 
     def __call__(self, model: Model) -> float:
         own = {view: answers(model, images).log_softmax(1) for view, images in self.views.items()}
-        figures = {
-            "test": accuracy(model, *self.cifar.test),
+        figures = self.tested(model) | {
             "held out": 100 * float((own["plain"].argmax(1) == self.cifar.held_out[1]).double().mean()),
             "held out, cross entropy": float(F.nll_loss(own["plain"], self.cifar.held_out[1])),
         }
         for (view, name), log_p in self.wanted.items():
-            figures[f"{view}, {name}, divergence"] = float(
-                F.kl_div(own[view], log_p, log_target=True, reduction="batchmean")
-            )
-            figures[f"{view}, {name}, agreement"] = 100 * float(
-                (own[view].argmax(1) == log_p.argmax(1)).double().mean()
-            )
+            divergence = F.kl_div(own[view], log_p, log_target=True, reduction="batchmean")
+            figures[f"{view}, {name}, divergence"] = float(divergence)
         self.found.append(figures)
         return figures["held out"]
 
-    def row(self) -> dict[str, Any]:
-        """Of a training that was judged before and after each epoch."""
+    def tested(self, model: Model) -> dict[str, float]:
+        x, y = self.cifar.test
+        first = x[:SOME], y[:SOME]
+        if len(self.found) not in (0, self.calls - 1):
+            return {"test, some": accuracy(model, *first)}
+        right = answers(model, x).argmax(1) == y
+        return {"test, some": 100 * float(right[:SOME].double().mean()), "test": 100 * float(right.double().mean())}
+
+    def row(self, model: Model) -> dict[str, Any]:
+        """Of a training that was judged before and after each epoch, and has left the model with the best state."""
         best = max(range(len(self.found)), key=lambda at: (self.found[at]["held out"], -at))
-        figures = {"before": self.found[0], "test": self.found[best], "last": self.found[-1]}
         return {
-            **{name: found["test"] for name, found in figures.items()},
+            "before": self.found[0]["test"],
+            "last": self.found[-1]["test"],
+            "test": self.found[best].get("test") or accuracy(model, *self.cifar.test),
             "epochs": len(self.found) - 1,
             "kept": best,
             "judged": self.found,
         }
+
+
+def plain_loop(model: nn.Module, loss: Loss, batches: Augmented, epochs: int, rate: float, judge: Judge | None) -> None:
+    """AdamW with a cosine, of plain PyTorch; the best state by the held-out images, where there is a judge.
+
+    Args:
+        loss: of inputs, logits and targets.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(batches))
+    best, most = model.state_dict(), -1.0
+    for epoch in range(epochs + 1):
+        if judge is not None and (score := judge(model.eval())) > most:
+            best, most = {name: t.detach().clone() for name, t in model.state_dict().items()}, score
+        model.train()
+        for x, y in batches if epoch < epochs else ():
+            optimizer.zero_grad()
+            loss(x, model(x), y).backward()
+            optimizer.step()
+            schedule.step()
+    if judge is not None:
+        model.load_state_dict(best)

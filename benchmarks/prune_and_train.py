@@ -5,12 +5,12 @@
     ours            `Prune`, then `train` with labels and the answers of ResNet-56 (temperature 4)
     labels          the same without a teacher
     plain           the same pruned network in a plain loop of PyTorch, labels alone
-    torchdistill    Torch-Pruning (L2 magnitude, every group the same share), then torchdistill's KDLoss (temperature 4, alpha 0.5)
-                    of the same teacher, in a plain loop
+    torchdistill    Torch-Pruning (L2 magnitude, every group the same share), then torchdistill's KDLoss (temperature 4, alpha
+                    0.5) of the same teacher, in a plain loop
 
-All: 9,000 training images of CIFAR-10, flipped and shifted, AdamW of one rate, cosine. As many epochs as have steps that fit in the
-CPU minutes of one thread (or `--epochs`); evaluations are not counted. `test` is of the best epoch by 1,000 held-out images, `last`
-of the last one; 10,000 test images.
+All: 9,000 training images of CIFAR-10, flipped and shifted, AdamW of one rate, cosine. As many epochs as have steps that fit in
+the CPU minutes of one thread (or `--epochs`); evaluations are not counted. `test` is of the best epoch by 1,000 held-out images,
+`last` of the last one; 10,000 test images.
 
 Each run is a line of `--rows`; those that are there are not run again.
 """
@@ -26,7 +26,7 @@ from typing import Any
 import common
 import torch
 import torch.nn.functional as F
-from cifar_training import TEMPERATURE, Augmented, Cifar, Judge, affordable
+from cifar_training import TEMPERATURE, Augmented, Cifar, Judge, Loss, affordable, plain_loop
 from pruning import Case, pruned_by_reference
 from torch import Tensor, nn
 from training_rows import record, summary
@@ -38,7 +38,6 @@ from graphopt.passes.pruning import Prune
 from graphopt.training import Compression, Response
 
 RATIO, STEPS = 0.5, 6
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # of inputs, logits and targets
 
 
 class Study:
@@ -58,11 +57,12 @@ class Study:
         with torch.no_grad():
             for name, value in model.state_dict().items():
                 value.copy_(kept[name])
-        batches, judge = self.cifar.train, Judge(self.cifar)
-        train(batches, epochs or affordable(minutes, few), seed, judge)
+        batches, epochs = self.cifar.train, epochs or affordable(minutes, few)
+        judge = Judge(self.cifar, epochs)
+        train(batches, epochs, seed, judge)
         graph = model if isinstance(model, Graph) else Graph.capture(model.eval(), self.case.x[:2])
         macs = cost.macs(graph) / self.case.macs
-        return {**judge.row(), "MACs kept": macs, "CPU min": batches.minutes}
+        return {**judge.row(model.eval()), "MACs kept": macs, "CPU min": batches.minutes}
 
     # ---- Ways -------------------------------------------------------------------------------------------------------
 
@@ -96,21 +96,8 @@ class Study:
     def loop(
         self, model: nn.Module, loss: Loss, batches: Augmented, epochs: int, seed: int, judge: Judge | None
     ) -> None:
-        """Of plain PyTorch."""
         torch.manual_seed(seed)
-        optimizer = torch.optim.AdamW(model.parameters(), self.rate, weight_decay=1e-4)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(batches))
-        for _ in range(epochs):
-            if judge is not None:
-                judge(model.eval())
-            model.train()
-            for x, y in batches:
-                optimizer.zero_grad()
-                loss(x, model(x), y).backward()
-                optimizer.step()
-                schedule.step()
-        if judge is not None:
-            judge(model.eval())
+        plain_loop(model, loss, batches, epochs, self.rate, judge)
 
 
 WAYS: dict[str, Callable[[Study], tuple[Any, Any]]] = {

@@ -50,9 +50,10 @@ def ours(cifar: Cifar, formats: str, minutes: float, seed: int) -> dict[str, Any
     few = cifar.train.first(STEPS)
     train(start.clone(), few, 1, None)
     few.seconds = few.seconds[-STEPS:]  # the ones before were read for the first statistics of batch norms
-    batches, judge = cifar.train, Judge(cifar)
-    train(start, batches, affordable(minutes, few), judge)
-    return {**judge.row(), "CPU min": batches.minutes}
+    batches, epochs = cifar.train, affordable(minutes, few)
+    judge = Judge(cifar, epochs)
+    train(start, batches, epochs, judge)
+    return {**judge.row(start), "CPU min": batches.minutes}
 
 
 def quantized(cifar: Cifar, formats: str) -> Graph:
@@ -70,9 +71,10 @@ def brevitas(cifar: Cifar, formats: str, minutes: float, seed: int) -> dict[str,
     few = cifar.train.first(STEPS)
     qat_brevitas.loop(model, cifar, few, 1, RATES[formats], None)
     model.load_state_dict(kept)
-    batches, judge = cifar.train, Judge(cifar)
-    qat_brevitas.loop(model, cifar, batches, affordable(minutes, few), RATES[formats], judge)
-    return {**judge.row(), "CPU min": batches.minutes}
+    batches, epochs = cifar.train, affordable(minutes, few)
+    judge = Judge(cifar, epochs)
+    qat_brevitas.loop(model, cifar, batches, epochs, RATES[formats], judge)
+    return {**judge.row(model.eval()), "CPU min": batches.minutes}
 
 
 WAYS = {"ours": ours, "brevitas": brevitas}

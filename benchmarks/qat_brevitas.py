@@ -6,34 +6,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from cifar_training import BATCH, TEMPERATURE, Cifar, Judge
+from cifar_training import BATCH, TEMPERATURE, Augmented, Cifar, Judge, plain_loop
 from torch import Tensor, nn
 
 
-def loop(model: nn.Module, cifar: Cifar, batches: Any, epochs: int, rate: float, judge: Judge | None) -> None:
-    """AdamW with a cosine; labels and the teacher's answers, judged before and after each epoch."""
-    optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(batches))
-    for _ in range(epochs):
-        if judge is not None:
-            judge(model.eval())
-        model.train()
-        for x, y in batches:
-            optimizer.zero_grad()
-            loss(model(x), y, cifar.teacher, x).backward()
-            optimizer.step()
-            schedule.step()
-    if judge is not None:
-        judge(model.eval())
+def loop(model: nn.Module, cifar: Cifar, batches: Augmented, epochs: int, rate: float, judge: Judge | None) -> None:
+    """Labels and the teacher's answers, as ours: cross entropy, and Hinton's divergence."""
 
+    def loss(x: Tensor, logits: Tensor, y: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = F.log_softmax(cifar.teacher(x) / TEMPERATURE, 1)
+        own = F.log_softmax(logits / TEMPERATURE, 1)
+        divergence = F.kl_div(own, wanted, log_target=True, reduction="batchmean")
+        return F.cross_entropy(logits, y) + TEMPERATURE**2 * divergence
 
-def loss(logits: Tensor, y: Tensor, teacher: nn.Module, x: Tensor) -> Tensor:
-    """As ours: cross entropy, and Hinton's divergence."""
-    with torch.no_grad():
-        wanted = F.log_softmax(teacher(x) / TEMPERATURE, 1)
-    own = F.log_softmax(logits / TEMPERATURE, 1)
-    divergence = F.kl_div(own, wanted, log_target=True, reduction="batchmean")
-    return F.cross_entropy(logits, y) + TEMPERATURE**2 * divergence
+    plain_loop(model, loss, batches, epochs, rate, judge)
 
 
 def network(cifar: Cifar, weights: int, activations: int) -> nn.Module:

@@ -2,9 +2,9 @@
 
     python benchmarks/qat_digits.py --rows rows.jsonl [--formats W8A8 W4A4 W2A4] [--methods lsq dsq] [--seeds 0 1 2]
 
-A depthwise-separable network trained from scratch in float, then quantized with the codes of `gptq` (every layer in few bits) and
-trained by each method, the same epochs and rate, from the same start. `test` is of the best epoch by held-out takes, `last` of the
-last one; takes 0 to 4 are the test set.
+A depthwise-separable network trained from scratch in float, then quantized with the codes of `gptq` (every layer in few bits)
+and trained by each method, the same epochs and rate, from the same start. `test` is of the best epoch by held-out takes, `last`
+of the last one; takes 0 to 4 are the test set.
 
 Each run is a line of `--rows`; those that are there are not run again.
 """

@@ -14,8 +14,7 @@ from torch import Tensor
 from graphopt.formats import codebook, floating, logarithmic, straight_through
 from graphopt.formats.block_floating import BlockFloat
 from graphopt.formats.floating import BFLOAT16, FLOAT16, FloatFormat
-from graphopt.formats.protocol import blocks_of, broadcast, rows
-from graphopt.formats.uniform import dequantize, quantize
+from graphopt.formats.protocol import broadcast, rows
 
 # ---- Uniform --------------------------------------------------------------------------------------------------------
 

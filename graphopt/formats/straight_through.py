@@ -1,5 +1,5 @@
-"""Rounding to uniform grids, and its gradients: straight through where a number lies on the grid (Bengio et al. 2013), and for the
-scale that of Esser et al. 2020, section 2.1. Where there is one grid, in pieces (`graphopt.formats.pieces`).
+"""Rounding to uniform grids, and its gradients: straight through where a number lies on the grid (Bengio et al. 2013), and for
+the scale that of Esser et al. 2020, section 2.1. Where there is one grid, in pieces (`graphopt.formats.pieces`).
 """
 
 from __future__ import annotations

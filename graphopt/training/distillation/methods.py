@@ -42,7 +42,7 @@ from functools import partial
 from graphopt.training.distillation import distances as to
 from graphopt.training.distillation import learned, transforms
 from graphopt.training.distillation.terms import Term
-from graphopt.utils.errors import InputError, suggestion
+from graphopt.utils.errors import InputError, alternatives
 
 
 @dataclass(frozen=True)
@@ -114,5 +114,5 @@ def method(given: str | Term | Sequence[Term]) -> tuple[tuple[Term, ...], float]
     if not isinstance(given, str):
         return tuple(given), 1.0
     if given not in METHODS:
-        raise InputError(f"unknown method {given!r}; {suggestion(given, METHODS)}known: {', '.join(METHODS)}")
+        raise InputError(f"unknown method {given!r}; {alternatives(given, METHODS, 'methods')}")
     return METHODS[given].terms, METHODS[given].weight

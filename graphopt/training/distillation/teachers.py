@@ -27,7 +27,7 @@ from graphopt.execution.executor import Executor
 from graphopt.ir.graph import Example, Graph
 from graphopt.training.batches import Batch
 from graphopt.training.losses import output
-from graphopt.utils.errors import InputError, first_line, suggestion
+from graphopt.utils.errors import InputError, alternatives, first_line
 
 Inputs = Callable[[Any], Any]
 
@@ -233,7 +233,7 @@ class Ensemble(Teacher):
         if len(teachers) < 2:
             raise InputError(f"an ensemble needs two teachers at least, got {len(teachers)}")
         if by not in self.BY:
-            raise InputError(f"unknown weighting {by!r}; {suggestion(by, self.BY)}known: {', '.join(self.BY)}")
+            raise InputError(f"unknown weighting {by!r}; {alternatives(by, self.BY, 'weightings')}")
         self.by = by
         self.teachers = [as_teacher(each) for each in teachers]
         if any(isinstance(each, Ensemble) for each in self.teachers):
