@@ -63,7 +63,7 @@ def gradients(
     # d x^/d scale: round(x / s) - x / s inside, the clamped code outside
     slope.sub_(position.mul_(inside)).mul_(gradient)
     if block:
-        to_scale = torch.zeros_like(scale).index_add_(axis, blocks_of(x.shape[axis], block), slope)
+        to_scale = torch.zeros_like(scale).index_add_(axis, blocks_of(x.shape[axis], block).to(x.device), slope)
     else:
         to_scale = slope.sum_to_size(s.shape).reshape(scale.shape)
     return to_x, to_scale / norm

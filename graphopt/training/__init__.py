@@ -6,6 +6,7 @@ batches.py      the forms of training data
 losses.py       what is minimized
 parameters.py   what is learned, with which rates, and its average
 forward.py      a batch through the graph, as the processor computes it fastest
+devices.py      on another device than the processor
 rounding.py     its quantizers, likewise
 processes.py    several of them, under torchrun
 compression.py  what learns beside the weights

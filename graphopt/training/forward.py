@@ -7,7 +7,7 @@ Images lie in memory channel by channel for each pixel (`torch.channels_last`), 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
@@ -58,11 +58,16 @@ class Forward:
 
     def __call__(self, batch: Batch) -> Run:
         inputs = [_last(x) for x in batch.inputs]
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.lower):
+        with self._precision():
             values = self.executor.run(self.nodes, inputs)
         if self.lower:
             values = pytree.tree_map_only(Tensor, _full, values)
         return Run(batch, self.executor.nested(values), values)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if not self.lower:
+            return nullcontext()
+        return torch.autocast(self.executor.graph.device.type, torch.bfloat16)
 
 
 def _full(value: Tensor) -> Tensor:

@@ -125,9 +125,12 @@ class DataFree(Compression):
         assert self.generator is not None
         return [self.generator]
 
+    def networks(self) -> Sequence[nn.Module]:
+        return self.teacher.networks()
+
     def batch(self, batch: Batch) -> Batch:
         assert self.generator is not None
-        self.made = self.generator(torch.randn(len(batch.inputs[0]), self.noise))
+        self.made = self.generator(torch.randn(len(batch.inputs[0]), self.noise, device=batch.inputs[0].device))
         return Batch([self.made.detach()], None, given=self.made.detach())
 
     def loss(self, run: Run) -> Tensor:
@@ -146,7 +149,7 @@ class DataFree(Compression):
             -found.abs().mean(),
             torch.special.xlogy(mean, mean).sum(),
         )
-        return sum((weight * part for weight, part in zip(self.weights, parts, strict=True)), torch.zeros(()))
+        return torch.stack([weight * part for weight, part in zip(self.weights, parts, strict=True)]).sum()
 
 
 class Generator(nn.Module):

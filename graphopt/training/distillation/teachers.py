@@ -60,6 +60,10 @@ class Member(Teacher):
     def attach(self, student: Graph) -> None:
         """Before the training."""
 
+    def networks(self) -> Sequence[nn.Module]:
+        """The modules that compute it."""
+        return ()
+
     def example(self, student: Graph) -> Tensor | None:
         """What it answers to the student's example inputs; None where that cannot be known."""
         return None
@@ -103,6 +107,11 @@ class Network(Member):
         if self.source is student:
             raise InputError("the teacher is the graph that is trained; give a clone of it")
         self.student_example = student.example
+
+    def networks(self) -> Sequence[nn.Module]:
+        if self.captured is not None:
+            return [self.captured.module]
+        return [self.source] if isinstance(self.source, nn.Module) else []
 
     def example(self, student: Graph) -> Tensor | None:
         if self.inputs is not None:
