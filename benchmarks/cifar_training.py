@@ -128,6 +128,10 @@ class Judge:
         for (view, name), log_p in self.wanted.items():
             divergence = F.kl_div(own[view], log_p, log_target=True, reduction="batchmean")
             figures[f"{view}, {name}, divergence"] = float(divergence)
+        y = self.cifar.held_out[1]
+        for view in ("mixed", "halves"):
+            losses = [float(F.nll_loss(own[view], each)) for each in (y, y.flip(0))]
+            figures[f"{view}, labels, cross entropy"] = sum(losses) / 2
         self.found.append(figures)
         return figures["held out"]
 

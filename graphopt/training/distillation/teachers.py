@@ -130,7 +130,7 @@ class Network(Member):
                     "the teacher takes other inputs than the student; give Network(..., sample=inputs to capture it with)"
                 )
             args, kwargs = _arguments(self.sample) if self.sample is not None else self._example
-            with _evaluating(self.source):
+            with evaluating(self.source):
                 self.captured = Graph.capture(self.source, args, kwargs)
         return self.captured
 
@@ -142,7 +142,7 @@ class Network(Member):
     def run(self, batch: Batch, nodes: Sequence[Node], gradients: bool) -> tuple[Tensor, Mapping[Node, Any]]:
         args, kwargs = self._given(batch, gradients)
         if self.captured is None:
-            with torch.no_grad(), _evaluating(self.source):
+            with torch.no_grad(), evaluating(self.source):
                 return output(self.source(*args, **kwargs)).detach(), {}
         executor = self._executor(self.captured, gradients)
         values = executor.run([*self.captured.results, *nodes], self.captured.check_inputs(args, kwargs))
@@ -290,7 +290,7 @@ def _arguments(given: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
 
 
 @contextlib.contextmanager
-def _evaluating(source: Any) -> Iterator[None]:
+def evaluating(source: Any) -> Iterator[None]:
     """Modules in eval mode inside, each in its own mode afterwards."""
     modes = {m: m.training for m in source.modules()} if isinstance(source, nn.Module) else {}
     for module in modes:
