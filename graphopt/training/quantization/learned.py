@@ -22,7 +22,7 @@ class LearnedGrid:
         self.graph, self.grid, self.method = graph, grid, method
         self.nodes = [quantizer.node for quantizer in grid.quantizers]
         self.zero_points = [str(quantizer.zero_point.target) for quantizer in grid.quantizers]  # their names
-        self.scale = None if method.scale == "fixed" else scales.learn(graph, grid)
+        self.scale = None if method.scale == "fixed" else scales.learn(graph, grid, method.share)
         self.transforms = transforms.insert(graph, grid, method.transform, accumulator_bits)
         self.offset = self._learned_offset() if method.offset else None
         self.sharpness: Node | None = None
