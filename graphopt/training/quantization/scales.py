@@ -72,9 +72,7 @@ def learn(graph: Graph, grid: Grid, share: float = 1.0) -> LearnedScale | None:
     if power_of_two(value):
         one = graph.add_constant(f"{name}_one", torch.ones(()), before=before)
         zero = graph.add_constant(f"{name}_none", torch.zeros((), dtype=torch.int32), before=before)
-        power = graph.add_expression(
-            f"{name}_whole", FAKE_QUANTIZE, power, one, zero, -REACH, REACH, -1, before=before
-        )
+        power = graph.add_expression(f"{name}_whole", FAKE_QUANTIZE, power, one, zero, -REACH, REACH, -1, before=before)
     factor = graph.add_expression(f"{name}_factor", aten.exp2.default, power, before=before)
     changed = graph.add_expression(f"{name}_learned", aten.mul.Tensor, scale, factor, before=before)
     for reader in readers:
