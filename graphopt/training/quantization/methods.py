@@ -12,9 +12,10 @@
     qil                      nearest       stays                       interval              Jung et al. 2019
     a2q                      toward_zero   learned                     norm of each row      Colbert et al. 2023
 
-PACT decays its ends by 1e-4 with the loss, at a rate of 0.1; Adam would make a steady fall of so small a gradient, so they fall
-by that much here by themselves. Its ends have a gradient from batches alone in which something is clipped, which few are after
-calibration; Adam makes some thirty steps of one such gradient, so a tenth of the rate keeps them from swinging. Chance fades while `stochastic` trains: the network answers with the nearest codes in the end.
+PACT decays its ends by 1e-4 with the loss, at a rate of 0.1; Adam would make a steady fall of so small a gradient, so they
+fall by that much here by themselves. Its ends have a gradient from batches alone in which something is clipped, which few are
+after calibration; Adam makes some thirty steps of one such gradient, so a tenth of the rate keeps them from swinging. Chance
+fades while `stochastic` trains: the network answers with the nearest codes in the end.
 
 What a method does to the value in front is for weights: at the end the weight is what came out of it. Two methods may share a
 network; PACT is published with DoReFa's weights, for instance.
