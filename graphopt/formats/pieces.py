@@ -47,7 +47,7 @@ def rounded(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_
     """x on the grid; see `graphopt.formats.uniform`. The clamp comes before the zero point is added and taken off again."""
     found, zero, step = torch.empty_like(x), torch.zeros(()), float(scale)
     low, high = quant_min - int(zero_point), quant_max - int(zero_point)
-    for part, source in zip(flat(found).split(PIECE), flat(x).split(PIECE), strict=True):
+    for part, source in zip(*(torch.split(flat(each), PIECE) for each in (found, x)), strict=True):
         torch.div(source, scale, out=part)
         torch.add(
             zero, part.round_().clamp_(low, high), alpha=step, out=part
@@ -79,7 +79,7 @@ def gradients(
     total = torch.zeros((), dtype=torch.float64)
     step, zero = float(scale), int(zero_point)
     low, high = 0.0 if positive else (quant_min - zero - 0.5) * step, (quant_max - zero + 0.5) * step
-    parts = (flat(each).split(PIECE) for each in (gradient, x, alike(y, x), to_x))
+    parts = (torch.split(flat(each), PIECE) for each in (gradient, x, alike(y, x), to_x))
     for g, source, result, target in zip(*parts, strict=True):
         torch.ops.aten.hardtanh_backward.grad_input(g, source, low, high, grad_input=target)
         if of_scale:

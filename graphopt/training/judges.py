@@ -90,7 +90,7 @@ class Unseen:
 
     def answers(self, model: Model, view: Tensor) -> Tensor:
         with torch.no_grad():
-            return torch.cat([output(model(part)).double().cpu() for part in view.split(self.size)])
+            return torch.cat([output(model(part)).double().cpu() for part in torch.split(view, self.size)])
 
 
 def mixtures(inputs: Tensor) -> list[Tensor]:

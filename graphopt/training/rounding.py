@@ -63,9 +63,10 @@ class _Rounded(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        x, scale, zero_point, found = ctx.saved_tensors
-        options = {"of_scale": ctx.needs_input_grad[1], "positive": ctx.positive}
-        to_x, to_scale = straight_through.gradients(*gradients, x, found, scale, zero_point, *ctx.grid, **options)
+        (gradient,), (x, scale, zero_point, found) = gradients, ctx.saved_tensors
+        to_x, to_scale = straight_through.gradients(
+            gradient, x, found, scale, zero_point, *ctx.grid, of_scale=ctx.needs_input_grad[1], positive=ctx.positive
+        )
         return to_x, to_scale, *[None] * 5
 
 

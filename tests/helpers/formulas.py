@@ -27,7 +27,7 @@ S, T = maps(3, 2, 1), maps(3, 2, 2)
 
 def rows(value: Tensor) -> list[list[float]]:
     """Each sample as a list of numbers."""
-    return value.double().flatten(1).tolist()  # type: ignore[no-any-return]
+    return value.double().flatten(1).tolist()
 
 
 def norm(values: list[float]) -> float:
