@@ -26,8 +26,11 @@ from graphopt.ir.quantizers import quantizers
 from graphopt.passmanager.step import Step
 from graphopt.training import Compression, QuantizationAware, Response, TrainingReport, Unseen, train
 from graphopt.training.batches import Batches, tensors_of
+from graphopt.training.distillation.teachers import evaluating
+from graphopt.training.losses import output
 
 SHARE, MOST = 0.1, 1000  # of the training samples, held out
+MOSTLY = 50.0  # per cent right that a teacher has to have to be judged by
 Score = Callable[[Callable[..., Any]], float]
 
 
@@ -89,15 +92,29 @@ def _split(work: Work) -> tuple[Any, Score | None]:
 
 
 def _unseen(work: Work, x: Tensor, y: Tensor | None) -> Score:
-    """By what is minimized, on mixtures of what was held out: labels that are classes, and the teacher's answers."""
+    """By mixtures of what was held out; where the teacher is not right on most of it, as with other labels than it was trained
+    on, by the share of right answers."""
     chosen = work.options.training
-    classes = chosen.temperature is not None
-    labels = y if classes and y is not None and y.dim() == 1 and not y.is_floating_point() else None
-    if chosen.teacher is False and labels is not None:
-        reference = None
-    else:  # several teachers, or answers on disk, cannot be asked about other inputs
-        reference = chosen.teacher if callable(chosen.teacher) else work.original
-    return Unseen(x, labels, reference=reference, classes=classes, batch_size=chosen.batch_size)
+    # several teachers, and answers on disk, cannot be asked about other inputs
+    teacher = chosen.teacher if callable(chosen.teacher) else work.original
+    if y is not None and y.dim() == 1 and not y.is_floating_point():
+        accuracy = _accuracy(x, y, chosen.batch_size)
+        with evaluating(teacher):
+            right = accuracy(teacher)
+        if right <= MOSTLY:
+            return accuracy
+    return Unseen(x, teacher, classes=chosen.temperature is not None, batch_size=chosen.batch_size)
+
+
+def _accuracy(x: Tensor, y: Tensor, size: int) -> Score:
+    """Per cent of samples whose class is right."""
+
+    def score(model: Callable[..., Any]) -> float:
+        with torch.no_grad():
+            found = torch.cat([output(model(batch)).argmax(1).cpu() for batch in torch.split(x, size)])
+        return 100 * float((found == y).double().mean())
+
+    return score
 
 
 def _named(work: Work, name: str) -> Any:

@@ -1,6 +1,6 @@
 """A score for `evaluate` by inputs that no network has learned by heart.
 
-    train(graph, (x, y), compress=[Response(teacher)], evaluate=Unseen(held_out, labels, reference=teacher))
+    train(graph, (x, y), compress=[Response(teacher)], evaluate=Unseen(held_out, teacher))
 
 A network that is compressed was trained before, mostly on all the data that there are. On images held out of the training that
 follows it is better than on new ones, and loses that as it trains: their accuracy favours the state that it began with, and early
@@ -10,11 +10,8 @@ epochs. Mixtures of two of them are new to everybody:
     the first half of x, the second of x'     Yun et al. 2019, "CutMix"
 
 With answers p to a mixture, and q of a reference (the teacher, or the network as it was), the loss on one kind of mixtures is
-
-    mean of  -log p[label] / 2 - log p[label'] / 2  +  sum of q log(q / p)
-
-each part where labels, or a reference, are given; the score is -10 times the mean of its decimal logarithm over both kinds,
-in dB.
+the mean of sum q log(q / p); the score is -10 times the mean of its decimal logarithm over both kinds, in dB. Labels do not count:
+cross entropy with those of both images is lowest for networks that are unsure, and the longer one trains, the surer it is.
 """
 
 from __future__ import annotations
@@ -24,7 +21,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from graphopt.training.distillation.teachers import evaluating
@@ -39,47 +35,26 @@ class Unseen:
 
     Args:
         inputs: held out, for a model of one input; [N, ...], two at least. Whole numbers, such as tokens, are taken as they are.
-        labels: classes by number, [N].
-        reference: a function whose answers are good ones.
+        reference: a function whose answers are good ones; a module is asked in eval mode.
         classes: whether answers are logits [N, classes, ...]; else numbers, whose squared differences from the reference's count,
             as a share of the power of these.
         batch_size: of evaluations.
 
     Raises:
-        InputError: neither labels nor a reference, labels of another number or of a model without classes, fewer than two inputs.
+        InputError: fewer than two inputs.
     """
 
-    def __init__(
-        self,
-        inputs: Tensor,
-        labels: Tensor | None = None,
-        *,
-        reference: Model | None = None,
-        classes: bool = True,
-        batch_size: int = 64,
-    ) -> None:
-        if labels is None and reference is None:
-            raise InputError("there is nothing to judge by: give labels, a reference, or both")
-        if len(inputs) < 2 or (labels is not None and (len(labels) != len(inputs) or not classes)):
-            raise InputError("give two inputs at least, and a class by number for each, or no labels")
+    def __init__(self, inputs: Tensor, reference: Model, *, classes: bool = True, batch_size: int = 64) -> None:
+        if len(inputs) < 2:
+            raise InputError(f"mixtures need two inputs at least, got {len(inputs)}")
         self.views, self.size, self.classes = mixtures(inputs), batch_size, classes
-        mixed = inputs.is_floating_point()
-        self.labels = None if labels is None else [labels, labels.flip(0) if mixed else labels]
         with evaluating(reference):
-            self.wanted = None if reference is None else [self.answers(reference, view) for view in self.views]
+            self.wanted = [self.answers(reference, view) for view in self.views]
 
     def __call__(self, model: Model) -> float:
-        losses = [self.loss(place, self.answers(model, view)) for place, view in enumerate(self.views)]
+        pairs = zip(self.views, self.wanted, strict=True)
+        losses = [self.apart(self.answers(model, view), wanted) for view, wanted in pairs]
         return -10 * sum(math.log10(max(loss, 1e-20)) for loss in losses) / len(losses)
-
-    def loss(self, place: int, answers: Tensor) -> float:
-        """On one kind of mixtures."""
-        found = 0.0
-        if self.labels is not None:
-            found += sum(float(F.cross_entropy(answers, each.long())) for each in self.labels) / 2
-        if self.wanted is not None:
-            found += self.apart(answers, self.wanted[place])
-        return found
 
     def apart(self, answers: Tensor, wanted: Tensor) -> float:
         """How far answers are from a reference's."""
