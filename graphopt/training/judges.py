@@ -10,8 +10,8 @@ epochs. Mixtures of two of them are new to everybody:
     the first half of x, the second of x'     Yun et al. 2019, "CutMix"
 
 With answers p to a mixture, and q of a reference (the teacher, or the network as it was), the loss on one kind of mixtures is
-the mean of sum q log(q / p); the score is -10 times the mean of its decimal logarithm over both kinds, in dB. Labels do not count:
-cross entropy with those of both images is lowest for networks that are unsure, and the longer one trains, the surer it is.
+the mean of sum q log(q / p); the score is -10 times the mean of its decimal logarithm over both kinds, in dB. Labels do not
+count: cross entropy with those of both images is lowest for networks that are unsure, and the longer one trains, the surer it is.
 """
 
 from __future__ import annotations
