@@ -26,7 +26,7 @@ def step(graph: Graph, overrides: dict[Node, object], layout: torch.memory_forma
     """The answer, and the gradient of every parameter and of the input."""
     learned = {n: graph.parameter(n) for n in graph.nodes if n.op == "get_attr" and graph.parameter(n).requires_grad}
     executor = Executor(graph, constants=learned, overrides=overrides, gradients=True, training=True)  # type: ignore[arg-type]
-    x = X.to(memory_format=layout).requires_grad_()
+    x = X.clone().to(memory_format=layout).requires_grad_()
     answer = executor(x)
     return [answer, *torch.autograd.grad(answer.square().sum(), [x, *learned.values()])]
 
