@@ -115,13 +115,19 @@ def followable(model: nn.Module) -> nn.Module:
 
 
 def torch_pruning(case: Case, ratio: float) -> dict[str, Any]:
-    """The reference at the same multiply-accumulates: its uniform channel ratio is found by bisection."""
+    """The reference, its batch norms measured again."""
+    start = time.perf_counter()
+    model = pruned_by_reference(case, ratio)
+    return case.row("Torch-Pruning", ratio, "uniform", model, time.perf_counter() - start)
+
+
+def pruned_by_reference(case: Case, ratio: float) -> nn.Module:
+    """By the reference, at the same multiply-accumulates: its uniform channel ratio is found by bisection."""
     import copy
 
     import torch_pruning as tp
 
     low, high, model = 0.0, 0.9, case.model
-    start = time.perf_counter()
     for _ in range(8):
         share = (low + high) / 2
         model = followable(copy.deepcopy(case.model))
@@ -136,15 +142,23 @@ def torch_pruning(case: Case, ratio: float) -> dict[str, Any]:
             ).step()
             macs = cost.macs(Graph.capture(model.eval(), (case.x[:2],)))
         low, high = (share, high) if macs > ratio * case.macs else (low, share)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.reset_running_stats()
-            module.momentum = None
+    measured_again(model, case.batches)
+    return model.eval()
+
+
+def measured_again(model: nn.Module, batches: list[list[Tensor]]) -> None:
+    """The running statistics of batch norms, on these."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    usual = [module.momentum for module in norms]
+    for module in norms:
+        module.reset_running_stats()
+        module.momentum = None
     model.train()
     with torch.no_grad():
-        for (x,) in case.batches:
+        for (x,) in batches:
             model(x)
-    return case.row("Torch-Pruning", ratio, "uniform", model.eval(), time.perf_counter() - start)
+    for module, momentum in zip(norms, usual, strict=True):
+        module.momentum = momentum
 
 
 def criteria(case: Case, ratio: float) -> common.Rows:

@@ -72,6 +72,18 @@ class Small(nn.Module):
         return self.head(self.layer2(self.layer1(x)).mean((2, 3)))
 
 
+class Words(nn.Module):
+    """Stands for a language model: tokens [N, length] to logits [N, length, 9]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(9, 8), nn.Linear(8, 9)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        found: Tensor = self.head(self.embed(input_ids))
+        return found
+
+
 @pytest.fixture(scope="module")
 def shared() -> dict[str, Any]:
     torch.manual_seed(0)
@@ -118,6 +130,8 @@ def prepared(page: str, space: dict[str, Any], monkeypatch: pytest.MonkeyPatch) 
         space["train"] = lambda graph: None
     if page == "distill":
         space |= {"small": randomised(Small()).eval(), "other": randomised(Network()).eval()}
+        tokens = torch.zeros(2, 3, dtype=torch.int64)
+        space |= {"language": graphopt.Graph.capture(Words().eval(), kwargs={"input_ids": tokens})}
     if page == "prune":
         torchvision = types.ModuleType("torchvision.models")
         torchvision.resnet18 = lambda weights: space["model"]  # type: ignore[attr-defined]

@@ -1,8 +1,8 @@
 """The stage of `graphopt.optimize` that trains: what passes have left of the model, with the model itself as its teacher.
 
-The state that is kept is the best by `evaluate`; without one, by data that training does not see: a tenth of the training data
-where they are tensors, else the calibration data that were held out, by how far the answers are from the original's. The state
-before training is one of them.
+The state that is kept is the best by `evaluate`; without one, by data that training does not see. Of tensors, a tenth is held
+out, and judged by mixtures (`graphopt.training.judges`), as the model has learned them by heart; otherwise the calibration data
+that were held out, by how far the answers are from the original's. The state before training is one of them.
 """
 
 from __future__ import annotations
@@ -24,17 +24,20 @@ from graphopt.ir import cost
 from graphopt.ir.graph import Graph
 from graphopt.ir.quantizers import quantizers
 from graphopt.passmanager.step import Step
-from graphopt.training import Compression, QuantizationAware, Response, TrainingReport, train
+from graphopt.training import Compression, QuantizationAware, Response, TrainingReport, Unseen, train
 from graphopt.training.batches import Batches, tensors_of
+from graphopt.training.distillation.teachers import evaluating
 from graphopt.training.losses import output
 
 SHARE, MOST = 0.1, 1000  # of the training samples, held out
+MOSTLY = 50.0  # per cent right that a teacher has to have to be judged by
 Score = Callable[[Callable[..., Any]], float]
 
 
 def check(work: Work) -> None:
     """Raises InputError, before any work, where the training data do not fit the model."""
-    next(Batches(_data(work), work.original, batch_size=work.options.training.batch_size).inputs())
+    work.training_data = _data(work)
+    next(Batches(work.training_data, work.original, batch_size=work.options.training.batch_size).inputs())
 
 
 def retrain(work: Work) -> None:
@@ -75,19 +78,43 @@ def _data(work: Work) -> Any:
 
 def _split(work: Work) -> tuple[Any, Score | None]:
     """What to train on, and a score by what is held out of it, where nothing else gives one."""
-    data = _data(work)
+    data = work.training_data
     if work.request.evaluate is not None:
         return data, None
     found = tensors_of(data)
     if found is None or len(found[0]) < 2:
         return data, _closeness(work, work.held_out or work.data)
-    held = min(MOST, max(1, round(SHARE * len(found[0]))))
+    held = min(MOST, max(2, round(SHARE * len(found[0]))))
     order = torch.randperm(len(found[0]), generator=torch.Generator().manual_seed(0))
     x, y = found[0][order], None if found[1] is None else found[1][order]
     rest = x[held:] if y is None else (x[held:], y[held:])
-    if y is None or y.is_floating_point() or y.dim() != 1:
-        return rest, _closeness(work, [[batch] for batch in torch.split(x[:held], work.options.training.batch_size)])
-    return rest, _accuracy(x[:held], y[:held], work.options.training.batch_size)
+    return rest, _unseen(work, x[:held], None if y is None else y[:held])
+
+
+def _unseen(work: Work, x: Tensor, y: Tensor | None) -> Score:
+    """By mixtures of what was held out; where the teacher is not right on most of it, as with other labels than it was trained
+    on, by the share of right answers."""
+    chosen = work.options.training
+    # several teachers, and answers on disk, cannot be asked about other inputs
+    teacher = chosen.teacher if callable(chosen.teacher) else work.original
+    if y is not None and y.dim() == 1 and not y.is_floating_point():
+        accuracy = _accuracy(x, y, chosen.batch_size)
+        with evaluating(teacher):
+            right = accuracy(teacher)
+        if right <= MOSTLY:
+            return accuracy
+    return Unseen(x, teacher, classes=chosen.temperature is not None, batch_size=chosen.batch_size)
+
+
+def _accuracy(x: Tensor, y: Tensor, size: int) -> Score:
+    """Per cent of samples whose class is right."""
+
+    def score(model: Callable[..., Any]) -> float:
+        with torch.no_grad():
+            found = torch.cat([output(model(batch)).argmax(1).cpu() for batch in torch.split(x, size)])
+        return 100 * float((found == y).double().mean())
+
+    return score
 
 
 def _named(work: Work, name: str) -> Any:
@@ -95,19 +122,6 @@ def _named(work: Work, name: str) -> Any:
     alone is learned from."""
     source, _ = work.request.named(Named(name, limit=sys.maxsize), work.graph).load(work.graph)
     return source if ":" in name and not Path(name).exists() else Calibration(source, work.graph)
-
-
-def _accuracy(x: Tensor, y: Tensor, size: int) -> Score:
-    """Per cent of samples whose class is right."""
-
-    def score(model: Callable[..., Any]) -> float:
-        right = [
-            output(model(batch)).argmax(1) == wanted
-            for batch, wanted in zip(torch.split(x, size), torch.split(y, size), strict=True)
-        ]
-        return 100 * float(torch.cat(right).double().mean())
-
-    return score
 
 
 def _closeness(work: Work, data: Iterable[list[Tensor]]) -> Score:

@@ -53,6 +53,7 @@ class Work:
         report: what is known of the result so far.
         connection: to the device that artifacts are measured on, kept for all of them.
         preprocessing: what is done to images in front of the model. labels: of its classes.
+        training_data: as `train` says, opened once.
         reference: the target through whose runtime the float original is timed.
         floats: of each runtime, the float original as it was lowered through it.
     """
@@ -67,6 +68,7 @@ class Work:
     connection: Any = None
     preprocessing: Preprocessing | None = None
     labels: Sequence[str] = ()
+    training_data: Any = None
     reference: Target | None = None
     floats: dict[str, Floating] = field(
         default_factory=dict

@@ -157,7 +157,7 @@ class Executor:
         return with_argument(node, args, kwargs, flag, self.training and not self.graph.fact(node, ALWAYS_EVAL))
 
     def inputs(self, batch: Sequence[Tensor]) -> Values:
-        """All inputs of the graph, from the tensors among them.
+        """All inputs of the graph, from the tensors among them, where the graph's constants are.
 
         Raises:
             InputError: a tensor is missing or does not fit what the graph was captured for.
@@ -167,7 +167,7 @@ class Executor:
             raise InputError(
                 f"the graph takes {len(graph.inputs)} input tensors ({', '.join(graph.input_names)}), got {len(batch)}"
             )
-        tensors = dict(zip(graph.inputs, batch, strict=False))
+        tensors = {node: x.to(graph.device) for node, x in zip(graph.inputs, batch, strict=False)}
         graph.check_tensors(list(tensors.values()))
         return {node: tensors[node] if node in tensors else node.meta.get("val") for node in graph.placeholders}
 

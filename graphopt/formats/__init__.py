@@ -9,6 +9,7 @@ blocks.py           packed codes with a scale to each block of a row, for weight
 
 protocol.py         what they have in common: `NumberFormat`, and `Quantizer`, a format fitted to a tensor
 operators.py        the operators that round to them, registered with torch
+straight_through.py rounding to uniform grids, and its gradients
 pieces.py           rounding to one grid without going through memory for each step
 names.py            formats as text and as JSON, and back
 

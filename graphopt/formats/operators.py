@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphopt.formats import codebook, floating, logarithmic, pieces
+from graphopt.formats import codebook, floating, logarithmic, straight_through
 from graphopt.formats.block_floating import BlockFloat
 from graphopt.formats.floating import BFLOAT16, FLOAT16, FloatFormat
-from graphopt.formats.protocol import blocks_of, broadcast, rows
-from graphopt.formats.uniform import dequantize, quantize
+from graphopt.formats.protocol import broadcast, rows
 
 # ---- Uniform --------------------------------------------------------------------------------------------------------
 
@@ -35,10 +34,7 @@ def fake_quantize(
     Returns:
         Tensor of x's shape and type. NaN stays NaN.
     """
-    if quant_max - quant_min < 2**24 and pieces.fits(x, scale, zero_point, axis):
-        return pieces.rounded(x, scale, zero_point, quant_min, quant_max)
-    codes = quantize(x, scale, zero_point, quant_min, quant_max, axis, block)
-    return dequantize(codes, scale, zero_point, axis, block).to(x.dtype)
+    return straight_through.rounded(x, scale, zero_point, quant_min, quant_max, axis, block)
 
 
 @fake_quantize.register_fake
@@ -49,40 +45,15 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, scale, zero_point, ctx.quant_min, ctx.quant_max, ctx.axis, ctx.block = inputs
+    x, scale, zero_point, *ctx.grid = inputs
     ctx.save_for_backward(x, scale, zero_point, output)
 
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     x, scale, zero_point, y = ctx.saved_tensors
-    to_x, to_scale = _gradients(ctx, gradient, x, y, scale, zero_point)
+    of_scale = ctx.needs_input_grad[1]
+    to_x, to_scale = straight_through.gradients(gradient, x, y, scale, zero_point, *ctx.grid, of_scale=of_scale)
     return to_x, to_scale, None, None, None, None, None
-
-
-def _gradients(
-    ctx: Any, gradient: Tensor, x: Tensor, y: Tensor, scale: Tensor, zero_point: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """Of x and of the scale. The scale's is normalised as in LSQ, for steady step sizes."""
-    count, ends = x.numel() / max(1, scale.numel()), (ctx.quant_min, ctx.quant_max)
-    norm = (max(1.0, count) * ctx.quant_max) ** 0.5
-    if ctx.quant_max - ctx.quant_min < 2**24 and pieces.fits(x, scale, zero_point, ctx.axis):
-        to_x, to_scale = pieces.gradients(gradient, x, y, scale, zero_point, *ends, ctx.needs_input_grad[1])
-        return to_x, None if to_scale is None else to_scale / norm
-    s, z = broadcast(scale, x, ctx.axis, ctx.block), broadcast(zero_point, x, ctx.axis, ctx.block)
-    position = x / s + z
-    rounded = torch.round(x / s) + z
-    inside = (rounded >= ctx.quant_min) & (rounded <= ctx.quant_max)
-    to_x = torch.where(inside, gradient, 0.0)
-    to_scale = None
-    if ctx.needs_input_grad[1]:
-        # d x^/d scale: round(x/s) - x/s inside, the clamped code outside
-        slope = torch.where(inside, rounded - position, rounded.clamp(ctx.quant_min, ctx.quant_max) - z)
-        slope = gradient * slope / norm
-        if ctx.block:
-            to_scale = torch.zeros_like(scale).index_add_(ctx.axis, blocks_of(x.shape[ctx.axis], ctx.block), slope)
-        else:
-            to_scale = slope.sum_to_size(s.shape).reshape(scale.shape)
-    return to_x, to_scale
 
 
 fake_quantize.register_autograd(_backward, setup_context=_setup)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 else:
     torch = lazy("torch")
 
-PIECE = 1 << 17  # elements: half a megabyte of float32
+PIECE = 1 << 18  # elements: a megabyte of float32
 
 
 def fits(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int) -> bool:
@@ -45,13 +45,13 @@ def alike(x: Tensor, like: Tensor) -> Tensor:
 
 def rounded(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:
     """x on the grid; see `graphopt.formats.uniform`. The clamp comes before the zero point is added and taken off again."""
-    found = torch.empty_like(x)
-    source, target = flat(x), flat(found)
+    found, zero, step = torch.empty_like(x), torch.zeros(()), float(scale)
     low, high = quant_min - int(zero_point), quant_max - int(zero_point)
-    for begin in range(0, x.numel(), PIECE):
-        part = target[begin : begin + PIECE]
-        torch.div(source[begin : begin + PIECE], scale, out=part)
-        part.round_().clamp_(low, high).mul_(scale).add_(0.0)  # no -0.0
+    for part, source in zip(*(torch.split(flat(each), PIECE) for each in (found, x)), strict=True):
+        torch.div(source, scale, out=part)
+        torch.add(
+            zero, part.round_().clamp_(low, high), alpha=step, out=part
+        )  # a sum with zero, so that there is no -0.0
     return found
 
 
@@ -64,20 +64,24 @@ def gradients(
     quant_min: int,
     quant_max: int,
     of_scale: bool,
+    *,
+    positive: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Of x: the gradient of y = rounded(x) where x lies on the grid, else 0. Of the scale, where it is wanted: the sum of
 
     gradient * (y - x) / scale   on the grid,      gradient * y / scale   beyond its ends
+
+    Args:
+        positive: y is rounded(relu(x)), on a grid that begins with zero: the gradients are those of both, where x is over 0.
     """
     gradient = alike(gradient, x)
     to_x = torch.empty_like(x)
     total = torch.zeros((), dtype=torch.float64)
     step, zero = float(scale), int(zero_point)
-    low, high = (quant_min - zero - 0.5) * step, (quant_max - zero + 0.5) * step
-    parts = flat(gradient), flat(x), flat(alike(y, x)), flat(to_x)
-    for begin in range(0, x.numel(), PIECE):
-        g, source, result, target = (part[begin : begin + PIECE] for part in parts)
+    low, high = 0.0 if positive else (quant_min - zero - 0.5) * step, (quant_max - zero + 0.5) * step
+    parts = (torch.split(flat(each), PIECE) for each in (gradient, x, alike(y, x), to_x))
+    for g, source, result, target in zip(*parts, strict=True):
         torch.ops.aten.hardtanh_backward.grad_input(g, source, low, high, grad_input=target)
         if of_scale:
-            total += torch.dot(g, result).double() - torch.dot(target, source).double()
+            total.add_(torch.dot(g, result)).sub_(torch.dot(target, source))
     return to_x, (total / step).to(scale.dtype) if of_scale else None

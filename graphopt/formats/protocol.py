@@ -149,7 +149,7 @@ def broadcast(parameter: Tensor, x: Tensor, axis: int, block: int = 0) -> Tensor
     if parameter.dim() == 0 or axis < 0:
         return parameter
     if block:
-        return parameter.index_select(axis, blocks_of(x.shape[axis], block))
+        return parameter.index_select(axis, blocks_of(x.shape[axis], block).to(parameter.device))
     return parameter.reshape([-1 if d == axis else 1 for d in range(x.dim())])
 
 

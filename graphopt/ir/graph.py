@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, fx
 from torch.fx.node import Node
 
@@ -27,12 +28,14 @@ from graphopt.ir.ops import family
 from graphopt.ir.reading import is_tensor
 from graphopt.ir.shapes import propagate, symbols
 from graphopt.ir.sizes import FreeSize, batch_of
-from graphopt.ir.structure import tensors, unpacked
+from graphopt.ir.structure import tensors, to_device, unpacked
 from graphopt.ir.training import Trainable
 from graphopt.utils import printing
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+
+META = torch.device("meta")
 
 
 @dataclass(frozen=True)
@@ -184,13 +187,17 @@ class Graph(Editing, Trainable):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the model. Same arguments and same result structure as the original; a dictionary in place of keywords will do.
+        Where the graph is on another device than the inputs, the answers come back to theirs.
 
         Raises:
             InputError: an input does not fit what the graph was captured for.
         """
         args, kwargs = unpacked(args, kwargs, self.example.takes_dictionary)
-        self.check_inputs(args, kwargs)
-        return self.module(*args, **kwargs)
+        given = self.check_inputs(args, kwargs)
+        if all(t.device in (self.device, META) for t in given):
+            return self.module(*args, **kwargs)
+        args, kwargs = to_device((args, kwargs), self.device)
+        return to_device(self.module(*args, **kwargs), given[0].device)
 
     def check_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
         """The input tensors of a call in order, after checking structure, types and sizes.

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
@@ -41,6 +42,11 @@ class Fields(dict[str, Any]):
 def tensors(value: Any) -> list[Tensor]:
     """The tensors in a nested value, in order."""
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """A nested value with its tensors on a device."""
+    return pytree.tree_map_only(Tensor, lambda t: t.to(device), value)
 
 
 @dataclass(frozen=True)

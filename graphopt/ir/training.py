@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -56,6 +58,12 @@ class Trainable(Reading):
     def lifted(self) -> set[str]:
         """The constants that come from the model's code, not from its parameters or buffers."""
         return {name for name, _ in self.named_buffers() if name.startswith(LIFTED)}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the constants are; `cpu` where there are none."""
+        first = next(itertools.chain(self.module.parameters(), self.module.buffers()), None)
+        return torch.device("cpu") if first is None else first.device
 
     @property
     def training(self) -> bool:

@@ -4,8 +4,11 @@ trainer.py      `train`: the loop, what it keeps, and where it goes on
 options.py      how
 batches.py      the forms of training data
 losses.py       what is minimized
+judges.py       what a state is kept for
 parameters.py   what is learned, with which rates, and its average
 forward.py      a batch through the graph, as the processor computes it fastest
+devices.py      on another device than the processor
+rounding.py     its quantizers, likewise
 processes.py    several of them, under torchrun
 compression.py  what learns beside the weights
 quantization/   quantization-aware training
@@ -16,6 +19,7 @@ report.py       what a training did
 
 from graphopt.training.compression import Compression, Run
 from graphopt.training.distillation import Distill, Response
+from graphopt.training.judges import Unseen
 from graphopt.training.options import Options
 from graphopt.training.quantization import DampenOscillations, FreezeOscillations, QuantizationAware
 from graphopt.training.report import TrainingReport
@@ -31,5 +35,6 @@ __all__ = [
     "Response",
     "Run",
     "TrainingReport",
+    "Unseen",
     "train",
 ]

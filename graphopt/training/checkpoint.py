@@ -48,7 +48,7 @@ class Checkpoint:
         if self.path is None or not self.path.is_file():
             return None
         try:
-            found: dict[str, Any] = torch.load(self.path, weights_only=True)
+            found: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
             task = found["task"]
         except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
             raise InputError(f"the checkpoint {self.path} is damaged; remove it to begin again") from error
@@ -72,6 +72,8 @@ class Checkpoint:
 
 
 def task_of(graph: Graph, options: Any, batches: int) -> str:
-    """The structure of a graph, not its weights; options, functions among them by name; and how many batches an epoch has."""
+    """The structure of a graph, not its weights; options (functions by name) but for the device and how often it saves;
+    and how many batches an epoch has."""
     shapes = [(name, list(t.shape)) for name, t in graph.state_dict().items()]
-    return f"{graph}\n{shapes}\n{plain_options({**vars(options), 'save_every': None})}\n{batches}"
+    others = {name: value for name, value in vars(options).items() if name not in ("save_every", "device")}
+    return f"{graph}\n{shapes}\n{plain_options(others)}\n{batches}"

@@ -54,6 +54,10 @@ class Compression:
         """Modules beside the graph, made by `attach`: trained along and kept in checkpoints; the graph does without them."""
         return ()
 
+    def networks(self) -> Sequence[nn.Module]:
+        """Modules that only run, such as teachers: they are where the graph is while it trains, and go back afterwards."""
+        return ()
+
     def batch(self, batch: Batch) -> Batch:
         """What goes into a step, where it is not what the data give: inputs that gradients are wanted for, mixed samples."""
         return batch

@@ -7,7 +7,7 @@ Images lie in memory channel by channel for each pixel (`torch.channels_last`), 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
@@ -19,6 +19,7 @@ from graphopt.execution.executor import Executor
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.targets import cpu_features
+from graphopt.training import rounding
 from graphopt.training.batches import Batch
 from graphopt.training.compression import Run
 from graphopt.utils.errors import InputError
@@ -51,16 +52,22 @@ class Forward:
         wanted = {id(p) for p in learned}
         nodes = (n for n in graph.nodes if n.op == "get_attr")
         constants = {n: graph.parameter(n) for n in nodes if id(graph.parameter(n)) in wanted}
-        self.executor = Executor(graph, constants=constants, gradients=True, training=True)
         self.nodes = [*graph.results, *watched]
+        faster = rounding.overrides(graph, self.nodes)
+        self.executor = Executor(graph, constants=constants, overrides=faster, gradients=True, training=True)
 
     def __call__(self, batch: Batch) -> Run:
         inputs = [_last(x) for x in batch.inputs]
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.lower):
+        with self._precision():
             values = self.executor.run(self.nodes, inputs)
         if self.lower:
             values = pytree.tree_map_only(Tensor, _full, values)
         return Run(batch, self.executor.nested(values), values)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if not self.lower:
+            return nullcontext()
+        return torch.autocast(self.executor.graph.device.type, torch.bfloat16)
 
 
 def _full(value: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from graphopt.training.devices import device_of
 from graphopt.training.forward import lower_precision
 from graphopt.training.parameters import RATES, Make, Schedule, schedule_of
 from graphopt.utils.errors import InputError
@@ -28,6 +29,7 @@ class Options:
         label_smoothing: of losses that know it.
         seed: of the order of the data, dropout, and whatever else is drawn.
         save_every: seconds between checkpoints within an epoch.
+        device: where torch trains it, such as `cuda`; None: where the graph is. Checkpoints go on on any device.
         precision: `float32`; `bfloat16` for layers, where torch's autocast knows how; `auto`: that where the processor multiplies
             it.
     """
@@ -46,6 +48,7 @@ class Options:
     label_smoothing: float = 0.0
     seed: int = 0
     save_every: float = 60.0
+    device: str | None = None
     precision: str = "float32"
 
     def __post_init__(self) -> None:
@@ -54,6 +57,8 @@ class Options:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.rate is not None and not 0 < self.rate < math.inf:
             raise InputError(f"rate must be over 0, got {self.rate}")
+        if self.device is not None:
+            device_of(self.device)
         schedule_of(self.schedule, self.warmup)
         lower_precision(self.precision)
 

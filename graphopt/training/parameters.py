@@ -137,6 +137,11 @@ class Average:
         for value, parameter in zip(self.values, self.parameters, strict=True):
             value.lerp_(parameter, 1 - decay)
 
+    def load(self, values: Iterable[Tensor], steps: int) -> None:
+        """What a checkpoint kept."""
+        self.values = [v.to(p.device) for v, p in zip(values, self.parameters, strict=True)]
+        self.steps = steps
+
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Inside, the averages stand in for the parameters."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from graphopt.ir.graph import Graph
-from graphopt.training import processes
+from graphopt.training import devices, processes
 from graphopt.training.batches import Batch, Batches, Inputs
 from graphopt.training.checkpoint import Checkpoint, task_of
 from graphopt.training.compression import Compression, Run
@@ -69,7 +69,10 @@ def train(
     """
     chosen = replace(options or Options(), **_known(changes))
     batches = Batches(data, graph, batch_size=chosen.batch_size, seed=chosen.seed)
-    with processes.joined(), _as_it_was(graph), _attached(graph, compress, batches), channels_last(graph):
+    with (
+        processes.joined(), _as_it_was(graph), _attached(graph, compress, batches),
+        devices.moved(graph, compress, chosen.device), channels_last(graph),
+    ):  # fmt: skip
         loop = _Loop(
             graph, batches, loss_of(loss, label_smoothing=chosen.label_smoothing), list(compress), evaluate, chosen
         )
@@ -199,6 +202,7 @@ class _Loop:
     def one_batch(self, forward: Forward, batch: Batch) -> float:
         """Gradients of one batch, and a step where enough are gathered; the loss."""
         place = self.epoch * len(self.batches) + self.done
+        batch = devices.placed(batch, self.options.device)
         for each in self.compress:
             each.step(place / self.total)
             batch = each.batch(batch)
@@ -283,9 +287,9 @@ class _Loop:
         load_helpers(self.helpers, kept["helpers"])
         self.optimizer.load_state_dict(kept["optimizer"])
         if self.average is not None:
-            self.average.values, self.average.steps = kept["average"]["values"], kept["average"]["steps"]
+            self.average.load(kept["average"]["values"], kept["average"]["steps"])
         for parameter, gradient in zip(self.learned, kept["gradients"], strict=True):
-            parameter.grad = gradient
+            parameter.grad = None if gradient is None else gradient.to(parameter.device)
         self.best, self.best_score = kept["best"], kept["best_score"]
         (self.epoch, self.done, self.sum), told = kept["place"], kept["report"]
         epochs = [Epoch(**epoch) for epoch in told["epochs"]]

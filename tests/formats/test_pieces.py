@@ -9,7 +9,7 @@ from torch import Tensor
 from graphopt.formats import FAKE_QUANTIZE, dequantize, pieces, quantize
 
 GRIDS = [(0, 255, 0), (0, 255, 131), (-128, 127, -7), (-7, 7, 0), (0, 3, 0), (0, 1, 0)]
-SIZE = (2, 24, 60, 60)  # more than one piece
+SIZE = (3, 24, 64, 64)  # more than one piece
 
 
 def values(layout: torch.memory_format = torch.contiguous_format) -> Tensor:
@@ -50,7 +50,7 @@ def test_its_gradients_are_those_of_each_element(low: int, high: int, zero: int)
 def test_what_is_not_dense_or_not_on_one_grid_goes_through_the_chain() -> None:
     x, one = values(), torch.tensor(0.1)
     zero = torch.tensor(0, dtype=torch.int32)
-    for other in (x[:, ::2], x.transpose(0, 3), x.double(), x[:, :, 0].expand(24, 2, 24, 60)):
+    for other in (x[:, ::2], x.transpose(0, 3), x.double(), x[:, :, 0].expand(24, 3, 24, 64)):
         assert not pieces.fits(other, one, zero, -1)
         wanted = dequantize(quantize(other, one, zero, 0, 15), one, zero).to(other.dtype)
         assert torch.equal(FAKE_QUANTIZE(other, one, zero, 0, 15, -1), wanted)

@@ -38,7 +38,7 @@ def _inside(node: Node) -> tuple[tuple[Node, ...], Read]:
         for each in rest:
             scores = scores.masked_fill(~each, -math.inf) if each.dtype == torch.bool else scores + each
         if causal:
-            past = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+            past = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
             scores = scores.masked_fill(~past, -math.inf)
         return scores.log_softmax(-1), value
 

@@ -101,6 +101,9 @@ class Distill(Compression):
     def helpers(self) -> Sequence[nn.Module]:
         return [each for comparisons in self.comparisons for each in comparisons if each.state_dict()]
 
+    def networks(self) -> Sequence[nn.Module]:
+        return [module for member in self.teacher.members() for module in member.networks()]
+
     def step(self, progress: float) -> None:
         self.active = self.during[0] <= progress < self.during[1]
         self.teacher.step(progress)

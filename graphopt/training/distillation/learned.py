@@ -148,7 +148,7 @@ class Contrast(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         one, other = F.normalize(self.student(student.flatten(1))), F.normalize(self.teacher(teacher.flatten(1)))
         scores = one @ other.T / self.temperature - math.log(self.ratio)
-        same = torch.eye(len(scores), dtype=torch.bool)
+        same = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
         positive = F.softplus(-scores.diagonal())
         negative = F.softplus(scores).masked_fill(same, 0.0)
         return 2 * positive + negative.sum(1) + negative.sum(0)

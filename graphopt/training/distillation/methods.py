@@ -29,8 +29,11 @@ attention, selectivity, sobolev, similarity, relations, factor, contrast and mea
 first train helpers, or first fit places and then the task; here all of it is learned at once, unless `during` of `Distill` says
 when.
 
-Without an entry, for want of a formula that could be confirmed: knowledge projection (Zhang et al. 2017), knowledge squeezed
-adversarial networks (Shu et al. 2019), weighted soft labels of Kulkarni et al. 2017.
+Without an entry: knowledge projection (Zhang et al. 2017, KP), which projects the teacher's maps to the student's channels, and
+knowledge squeezed adversarial networks (Shu et al. 2019, KSANC), which compare compact attention under an adversarial loss: of
+their losses no more than that could be confirmed. Progressive blockwise distillation (Wang et al. 2018) changes a teacher into a
+student block by block; `stagewise` trains a student's stages. Kulkarni et al. 2017 distill by unlabelled inputs of another kind:
+`Response` on a loader of them.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ from functools import partial
 from graphopt.training.distillation import distances as to
 from graphopt.training.distillation import learned, transforms
 from graphopt.training.distillation.terms import Term
-from graphopt.utils.errors import InputError, suggestion
+from graphopt.utils.errors import InputError, alternatives
 
 
 @dataclass(frozen=True)
@@ -114,5 +117,5 @@ def method(given: str | Term | Sequence[Term]) -> tuple[tuple[Term, ...], float]
     if not isinstance(given, str):
         return tuple(given), 1.0
     if given not in METHODS:
-        raise InputError(f"unknown method {given!r}; {suggestion(given, METHODS)}known: {', '.join(METHODS)}")
+        raise InputError(f"unknown method {given!r}; {alternatives(given, METHODS, 'methods')}")
     return METHODS[given].terms, METHODS[given].weight

@@ -34,7 +34,8 @@ from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.ir.ops import info
 from graphopt.training.distillation.attention import Read, attentions, has_tokens, states
-from graphopt.utils.errors import InputError, suggestion
+from graphopt.utils.errors import InputError, alternatives, suggestion
+from graphopt.utils.quantities import few
 
 Shape = tuple[int, ...]
 Names = Sequence[str | tuple[str, str]]
@@ -92,7 +93,7 @@ def pairs(student: Graph, teacher: Graph, rule: str, names: Names | None = None)
     """
     known = ("outputs", "common", *RULES)
     if rule not in known:
-        raise InputError(f"unknown places {rule!r}; {suggestion(rule, known)}known: {', '.join(known)}")
+        raise InputError(f"unknown places {rule!r}; {alternatives(rule, known, 'places')}")
     if names is not None:
         both = [(name, name) if isinstance(name, str) else name for name in names]
         if not both:
@@ -157,7 +158,7 @@ def common(student: Graph, teacher: Graph) -> list[Pair]:
     both = [name for name in mine if name in theirs]
     if not both:
         raise InputError(
-            f"student and teacher have no layer of the same name ({_some(mine)}; {_some(theirs)}); name pairs: "
+            f"student and teacher have no layer of the same name ({few(list(mine), 8)}; {few(list(theirs), 8)}); name pairs: "
             "places=[(student's, teacher's), ...]"
         )
     return [(Place(name, (mine[name],)), Place(name, (theirs[name],))) for name in both]
@@ -259,9 +260,4 @@ def _prefixes(site: str) -> list[str]:
 
 
 def _listed(names: Any) -> str:
-    return f"it has {_some(names)}"
-
-
-def _some(names: Any, count: int = 8) -> str:
-    shown = list(names)
-    return ", ".join(shown[:count]) + (f" and {len(shown) - count} others" if len(shown) > count else "")
+    return f"it has {few(list(names), 8)}"

@@ -108,7 +108,7 @@ class Recorded(Member):
             raise InputError(
                 f"{self.path} has answers to {count} samples, there is none to number {int(places.max())}; record them anew"
             )
-        return self._answers(self.rows[places.numpy()]), {}
+        return self._answers(self.rows[places.numpy()]).to(batch.inputs[0].device), {}
 
     def _answers(self, rows: np.ndarray[Any, Any]) -> Tensor:
         found = torch.from_numpy(np.array(rows, dtype=np.float32))
@@ -149,9 +149,9 @@ class Cached(Network):
         found = np.array(self.rows[places.numpy()])
         if np.isnan(found).any():
             answers, _ = super().run(batch, (), False)
-            self.rows[places.numpy()] = answers.numpy()
+            self.rows[places.numpy()] = answers.cpu().numpy()
             return answers, {}
-        return torch.from_numpy(found), {}
+        return torch.from_numpy(found).to(batch.inputs[0].device), {}
 
     def _open(self, shape: Sequence[int]) -> np.memmap[Any, Any]:
         """The file, with NaN where nothing is known yet."""

@@ -27,7 +27,7 @@ from graphopt.execution.executor import Executor
 from graphopt.ir.graph import Example, Graph
 from graphopt.training.batches import Batch
 from graphopt.training.losses import output
-from graphopt.utils.errors import InputError, first_line, suggestion
+from graphopt.utils.errors import InputError, alternatives, first_line
 
 Inputs = Callable[[Any], Any]
 
@@ -59,6 +59,10 @@ class Member(Teacher):
 
     def attach(self, student: Graph) -> None:
         """Before the training."""
+
+    def networks(self) -> Sequence[nn.Module]:
+        """The modules that compute it."""
+        return ()
 
     def example(self, student: Graph) -> Tensor | None:
         """What it answers to the student's example inputs; None where that cannot be known."""
@@ -104,6 +108,11 @@ class Network(Member):
             raise InputError("the teacher is the graph that is trained; give a clone of it")
         self.student_example = student.example
 
+    def networks(self) -> Sequence[nn.Module]:
+        if self.captured is not None:
+            return [self.captured.module]
+        return [self.source] if isinstance(self.source, nn.Module) else []
+
     def example(self, student: Graph) -> Tensor | None:
         if self.inputs is not None:
             return None
@@ -121,7 +130,7 @@ class Network(Member):
                     "the teacher takes other inputs than the student; give Network(..., sample=inputs to capture it with)"
                 )
             args, kwargs = _arguments(self.sample) if self.sample is not None else self._example
-            with _evaluating(self.source):
+            with evaluating(self.source):
                 self.captured = Graph.capture(self.source, args, kwargs)
         return self.captured
 
@@ -133,7 +142,7 @@ class Network(Member):
     def run(self, batch: Batch, nodes: Sequence[Node], gradients: bool) -> tuple[Tensor, Mapping[Node, Any]]:
         args, kwargs = self._given(batch, gradients)
         if self.captured is None:
-            with torch.no_grad(), _evaluating(self.source):
+            with torch.no_grad(), evaluating(self.source):
                 return output(self.source(*args, **kwargs)).detach(), {}
         executor = self._executor(self.captured, gradients)
         values = executor.run([*self.captured.results, *nodes], self.captured.check_inputs(args, kwargs))
@@ -233,7 +242,7 @@ class Ensemble(Teacher):
         if len(teachers) < 2:
             raise InputError(f"an ensemble needs two teachers at least, got {len(teachers)}")
         if by not in self.BY:
-            raise InputError(f"unknown weighting {by!r}; {suggestion(by, self.BY)}known: {', '.join(self.BY)}")
+            raise InputError(f"unknown weighting {by!r}; {alternatives(by, self.BY, 'weightings')}")
         self.by = by
         self.teachers = [as_teacher(each) for each in teachers]
         if any(isinstance(each, Ensemble) for each in self.teachers):
@@ -281,7 +290,7 @@ def _arguments(given: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
 
 
 @contextlib.contextmanager
-def _evaluating(source: Any) -> Iterator[None]:
+def evaluating(source: Any) -> Iterator[None]:
     """Modules in eval mode inside, each in its own mode afterwards."""
     modes = {m: m.training for m in source.modules()} if isinstance(source, nn.Module) else {}
     for module in modes:

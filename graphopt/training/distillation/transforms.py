@@ -116,7 +116,7 @@ def same_size(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
 def _squared_distances(flat: Tensor) -> Tensor:
     squares = flat.pow(2).sum(1)
     found = (squares[:, None] + squares[None] - 2 * flat @ flat.T).clamp(min=0)
-    return found * (1 - torch.eye(len(flat)))
+    return found * (1 - torch.eye(len(flat), device=flat.device))
 
 
 def _distances(flat: Tensor) -> Tensor:

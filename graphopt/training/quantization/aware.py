@@ -131,6 +131,7 @@ class QuantizationAware(Compression):
     def finish(self, graph: Graph) -> list[Change]:
         for each in self.learned:
             each.settle()
+        graph.sweep()  # so that nothing but its layer reads a weight
         for norm in self.norms:
             norm.fold(graph)
         graph.refresh()

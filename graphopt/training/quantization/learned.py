@@ -11,7 +11,7 @@ from graphopt.ir.quantizers import AXIS, SCALE, ZERO_POINT
 from graphopt.training.quantization import scales, transforms
 from graphopt.training.quantization.grids import Grid
 from graphopt.training.quantization.methods import Method
-from graphopt.training.quantization.parameters import parameter_of
+from graphopt.training.quantization.parameters import parameter_of, put_back
 from graphopt.training.quantization.surrogate import QUANTIZE_IN_TRAINING
 
 
@@ -21,7 +21,8 @@ class LearnedGrid:
     def __init__(self, graph: Graph, grid: Grid, method: Method, accumulator_bits: int) -> None:
         self.graph, self.grid, self.method = graph, grid, method
         self.nodes = [quantizer.node for quantizer in grid.quantizers]
-        self.scale = None if method.scale == "fixed" else scales.learn(graph, grid)
+        self.zero_points = [str(quantizer.zero_point.target) for quantizer in grid.quantizers]  # their names
+        self.scale = None if method.scale == "fixed" else scales.learn(graph, grid, method.share)
         self.transforms = transforms.insert(graph, grid, method.transform, accumulator_bits)
         self.offset = self._learned_offset() if method.offset else None
         self.sharpness: Node | None = None
@@ -74,14 +75,12 @@ class LearnedGrid:
         graph, learned = self.graph, self.nodes[0].args[ZERO_POINT]
         assert isinstance(learned, Node)
         value = graph.tensor(learned).round().clamp(*self.grid.codes).int()
-        name = str(learned.target).removesuffix("_learned")
-        zero = graph.add_constant(name, value, before=min(self.nodes))
-        for node in self.nodes:
+        zeros = {name: put_back(graph, name, value, before=min(self.nodes)) for name in dict.fromkeys(self.zero_points)}
+        for node, name in zip(self.nodes, self.zero_points, strict=True):
             rounded = graph.tensor(node) if self.method.rounding == "toward_zero" else None
             source, scale, _, low, high, axis, *_ = node.args
             node.target = FAKE_QUANTIZE
-            node.args = (source, scale, zero, low, high, axis)
-            if rounded is not None:  # the nearest code of what lies on the grid is its own
-                node.update_arg(
-                    0, graph.add_constant(f"{node.name}_codes", rounded, before=node, like=[transforms.root(source)])
-                )
+            node.args = (source, scale, zeros[name], low, high, axis)
+            for transform in self.transforms:
+                if transform.quantizer is node and rounded is not None:  # the nearest code on the grid is its own
+                    transform.settle(graph, rounded)

@@ -12,8 +12,10 @@
     qil                      nearest       stays                       interval              Jung et al. 2019
     a2q                      toward_zero   learned                     norm of each row      Colbert et al. 2023
 
-PACT decays its ends by 1e-4 with the loss, at a rate of 0.1; Adam would make a steady fall of so small a gradient, so they fall
-by that much here by themselves. Chance fades while `stochastic` trains: the network answers with the nearest codes in the end.
+PACT decays its ends by 1e-4 with the loss, at a rate of 0.1; Adam would make a steady fall of so small a gradient, so they
+fall by that much here by themselves. Its ends have a gradient from batches alone in which something is clipped, which few are
+after calibration; Adam makes some thirty steps of one such gradient, so a tenth of the rate keeps them from swinging. Chance
+fades while `stochastic` trains: the network answers with the nearest codes in the end.
 
 What a method does to the value in front is for weights: at the end the weight is what came out of it. Two methods may share a
 network; PACT is published with DoReFa's weights, for instance.
@@ -38,6 +40,7 @@ class Method:
         sharpness: of the curve in the place of a step, at the beginning and at the end of the training; of `stochastic`, the
             share of a step that chance decides about.
         decay: the share of its end that a learned grid loses with every step.
+        share: of the rate of scales that those of this method have.
     """
 
     rounding: str = "nearest"
@@ -46,6 +49,7 @@ class Method:
     transform: str | None = None
     sharpness: tuple[float, float] = (0.0, 0.0)
     decay: float = 0.0
+    share: float = 1.0
 
     @property
     def plain(self) -> bool:
@@ -57,7 +61,7 @@ METHODS: dict[str, Method] = {
     "ste": Method(),
     "lsq": Method(scale="step"),
     "lsq+": Method(scale="step", offset=True),
-    "pact": Method(scale="clip", decay=1e-5),
+    "pact": Method(scale="clip", decay=1e-5, share=0.1),
     "dsq": Method("hard", "step", sharpness=(1.0, 8.0)),
     "quantization_networks": Method("soft", "step", sharpness=(1.0, 20.0)),
     "stochastic": Method("stochastic", sharpness=(1.0, 0.05)),

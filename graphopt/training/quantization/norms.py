@@ -87,7 +87,8 @@ class Norm:
 
     def keep_positive(self, graph: Graph) -> None:
         with torch.no_grad():
-            graph.parameter(operand(self.node, 1)).clamp_(min=self.least)
+            weight = graph.parameter(operand(self.node, 1))
+            weight.clamp_(min=self.least.to(weight.device))
 
     def freeze(self, graph: Graph, frozen: bool) -> None:
         """From now on, normalize by the running statistics in training, too."""

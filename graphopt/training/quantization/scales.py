@@ -1,6 +1,6 @@
 """Scales that are learned: an expression of a parameter in the place of a constant.
 
-    scale * 2^p                     p a parameter, 0 at first
+    scale * 2^(share p)             p a parameter, 0 at first; share is one but for methods whose gradients are rare
     scale * 2^round(p)              where scales are powers of two
 
 In the logarithm, one rate suits scales of any size, and none becomes negative: Adam's steps are absolute (Jain et al. 2020,
@@ -33,18 +33,21 @@ class LearnedScale:
 
     Attributes:
         scale: the constant; changed: what stands in its place. parameter: p, of the scale's shape.
-        largest: p stays below; a grid that clips for an activation ends no later than that does.
+        share: see the head of this file.
+        largest: share p stays below; a grid that clips for an activation ends no later than that does.
     """
 
     scale: Node
     changed: Node
     parameter: Node
+    share: float
     largest: float
 
     def limit(self, graph: Graph, decay: float) -> None:
         """Keep the scale where it may be; before each step it loses a share of itself."""
         with torch.no_grad():
-            graph.parameter(self.parameter).add_(math.log2(1 - decay)).clamp_(-REACH, self.largest)
+            ends = -REACH / self.share, self.largest / self.share
+            graph.parameter(self.parameter).add_(math.log2(1 - decay) / self.share).clamp_(*ends)
 
     def settle(self, graph: Graph) -> None:
         """The constant is what was learned, and stands in its own place again."""
@@ -53,7 +56,7 @@ class LearnedScale:
         graph.put_constant(self.scale, value)
 
 
-def learn(graph: Graph, grid: Grid) -> LearnedScale | None:
+def learn(graph: Graph, grid: Grid, share: float = 1.0) -> LearnedScale | None:
     """None where a scale has to stay: one with a known range, or that others were computed from."""
     largest = largest_power(graph, grid)
     if largest is None:
@@ -64,17 +67,17 @@ def learn(graph: Graph, grid: Grid) -> LearnedScale | None:
     before = min(readers)
     parameter = parameter_of(graph, f"{name}_power", torch.zeros_like(value), before=before)
     power = parameter
+    if share != 1:
+        power = graph.add_expression(f"{name}_share", aten.mul.Tensor, parameter, share, before=before)
     if power_of_two(value):
         one = graph.add_constant(f"{name}_one", torch.ones(()), before=before)
         zero = graph.add_constant(f"{name}_none", torch.zeros((), dtype=torch.int32), before=before)
-        power = graph.add_expression(
-            f"{name}_whole", FAKE_QUANTIZE, parameter, one, zero, -REACH, REACH, -1, before=before
-        )
+        power = graph.add_expression(f"{name}_whole", FAKE_QUANTIZE, power, one, zero, -REACH, REACH, -1, before=before)
     factor = graph.add_expression(f"{name}_factor", aten.exp2.default, power, before=before)
     changed = graph.add_expression(f"{name}_learned", aten.mul.Tensor, scale, factor, before=before)
     for reader in readers:
         reader.replace_input_with(scale, changed)
-    return LearnedScale(scale, changed, parameter, largest)
+    return LearnedScale(scale, changed, parameter, share, largest)
 
 
 def largest_power(graph: Graph, grid: Grid, *, powers: bool = True) -> float | None:

@@ -26,7 +26,7 @@ from graphopt.ir.layer import Layer
 from graphopt.ir.ops import aten
 from graphopt.ir.quantizers import AXIS, SCALE, UniformQuantizer
 from graphopt.training.quantization.grids import Grid
-from graphopt.training.quantization.parameters import parameter_of
+from graphopt.training.quantization.parameters import parameter_of, put_back
 from graphopt.training.quantization.surrogate import NEARLY
 from graphopt.utils.errors import InputError
 
@@ -35,18 +35,28 @@ SHARE = 0.9  # of tanh's own reach that the largest weight begins at
 
 @dataclass
 class Transform:
-    """A weight that is computed for as long as it trains."""
+    """A weight that is computed for as long as it trains.
+
+    Attributes:
+        name: of the constant that it was before, and is afterwards.
+    """
 
     quantizer: Node
     value: Node
+    name: str
 
-    def settle(self, graph: Graph) -> None:
-        """The computed weight becomes the constant, unless its codes did already."""
+    def settle(self, graph: Graph, weight: Tensor | None = None) -> None:
+        """What was computed (or another weight) becomes the constant, unless it did already."""
         if self.quantizer.args[0] is not self.value:
             return
-        weight = graph.tensor(self.value)
-        node = graph.add_constant(_name(self.quantizer), weight, before=self.quantizer, like=[root(self.value)])
-        self.quantizer.update_arg(0, node)
+        weight = graph.tensor(self.value) if weight is None else weight
+        root = _root(self.value)
+        self.quantizer.update_arg(0, root)
+        graph.sweep()  # of the calls in between, which may read the constant
+        if root.target == self.name and len(root.users) == 1:
+            graph.put_constant(root, weight)
+        else:
+            self.quantizer.update_arg(0, put_back(graph, self.name, weight, before=self.quantizer, like=[root]))
 
 
 @dataclass
@@ -97,7 +107,7 @@ def insert(graph: Graph, grid: Grid, name: str | None, accumulator_bits: int) ->
         build = _Expression(graph, quantizer, layer, str(quantizer.value.target))
         value = TRANSFORMS[name](build, accumulator_bits)
         quantizer.node.update_arg(0, value)
-        made.append(Transform(quantizer.node, value))
+        made.append(Transform(quantizer.node, value, build.name))
     return made
 
 
@@ -179,11 +189,7 @@ TRANSFORMS: dict[str, Callable[[_Expression, int], Node]] = {
 }  # fmt: skip
 
 
-def _name(quantizer: Node) -> str:
-    return f"{quantizer.name}_weight"
-
-
-def root(value: object) -> Node:
+def _root(value: object) -> Node:
     """The first constant behind calls on constants."""
     assert isinstance(value, Node)
     found: Node = value
