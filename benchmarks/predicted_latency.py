@@ -23,7 +23,7 @@ from graphopt.analysis.channels.shuffles import gather_shuffles
 from graphopt.analysis.channels.trace import Trace
 from graphopt.artifacts.registry import backend
 from graphopt.compiler.budget.ranks import Ranks
-from graphopt.compiler.budget.spend import Spending
+from graphopt.compiler.budget.spending import Spending
 from graphopt.compiler.budget.widths import Widths
 from graphopt.compiler.part_times import PartTimes
 from graphopt.compiler.recipes import timed

@@ -15,7 +15,7 @@ from graphopt.analysis.channels.trace import Trace
 from graphopt.compiler.budget.costs import Costs
 from graphopt.compiler.budget.depths import Depths
 from graphopt.compiler.budget.ranks import Ranks
-from graphopt.compiler.budget.spend import Spending
+from graphopt.compiler.budget.spending import Spending
 from graphopt.compiler.budget.widths import Widths
 from graphopt.compiler.part_times import PartTimes
 from graphopt.ir import cost
@@ -162,7 +162,7 @@ def test_counted_budgets_hold(budget: dict[str, float]) -> None:
         assert cost.macs(result.graph) <= budget["macs"] * cost.macs(original)
     if "bytes" in budget:
         limit = budget["bytes"] if budget["bytes"] > 1 else budget["bytes"] * 4 * cost.parameters(original)
-        assert cost.parameters(result.graph) <= limit * 1.05
+        assert cost.parameters(result.graph) <= limit
 
 
 def test_a_budget_of_time_is_kept_by_measurement() -> None:
@@ -170,7 +170,7 @@ def test_a_budget_of_time_is_kept_by_measurement() -> None:
         network(64), X[:1], target=graphopt.targets.host("onnxruntime"), calibration=DATA, budget={"latency": 0.5}
     )
     assert result.report.latency is not None
-    assert any(note.startswith("a budget of") for note in result.report.notes)
+    assert any("chosen for a budget" in note for note in result.report.notes)
     made = cost.macs(result.graph) / cost.macs(Graph.capture(network(64), X[:1]))
     assert made < 1 or result.report.latency.speedup >= 2  # narrower, but where integers alone keep it
 
