@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -87,7 +88,8 @@ def check_independent(graph: Graph) -> None:
     leaves = [next(tensors) if isinstance(fake, Tensor) else fake for fake in fakes]
     counts = [_counts(fake) for fake in fakes]
     leaves = [resized(x, 2) if free else x for x, free in zip(leaves, counts, strict=True)]
-    for change in (*(partial(_changed, factor=factor) for factor in PROBES), _repeated):
+    ways: list[Callable[[Tensor], Tensor]] = [*(partial(_changed, factor=factor) for factor in PROBES), _repeated]
+    for change in ways:
         changed = [change(x) if free else x for x, free in zip(leaves, counts, strict=True)]
         if _mixing(graph, graph.outputs, leaves, changed) is not None:
             node = _mixing(graph, graph.nodes, leaves, changed)

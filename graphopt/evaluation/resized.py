@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -106,7 +106,7 @@ class Resizing:
                         return None
                     refs[source] = Ref(kind, len(shapes[kind]))
                     shapes[kind].append(tuple(self.lengths.sizes(source, kept)))
-            args, kwargs = map_arg((node.args, node.kwargs), refs.__getitem__)
+            args, kwargs = map_arg((node.args, node.kwargs), cast("Any", refs.__getitem__))
             calls.append(Call(node.target, self._regrouped(node, args, kept), kwargs))
             refs[node] = Ref("call", number)
         read = {source for node in part.nodes for source in node.all_input_nodes}
@@ -140,19 +140,19 @@ class Branches(nn.Module):
 
     def __init__(self, parts: Sequence[Alone]) -> None:
         super().__init__()
+        self.parts = parts
         self.branches = nn.ModuleList(map(_Branch, parts))
 
     def forward(self, *inputs: Tensor) -> list[Tensor]:
         results, start = [], 0
-        for branch in self.branches:
-            count = len(branch.alone.inputs)
-            results += branch(*inputs[start : start + count])
-            start += count
+        for branch, part in zip(self.branches, self.parts, strict=True):
+            results += branch(*inputs[start : start + len(part.inputs)])
+            start += len(part.inputs)
         return results
 
     def example(self) -> tuple[Tensor, ...]:
         """Made-up inputs."""
-        return tuple(made_up(shape) for branch in self.branches for shape in branch.alone.inputs)  # type: ignore[union-attr]
+        return tuple(made_up(shape) for part in self.parts for shape in part.inputs)
 
 
 class _Branch(nn.Module):

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import product
+from math import prod
 
-import numpy as np
 from torch.fx.node import Node
 
 from graphopt.analysis.channels import cost as counts
@@ -98,13 +98,13 @@ class Costs:
 
         def of(options: Assignment) -> float:
             kept = dict(zip(groups, (self._share(g, o) for g, o in zip(groups, options, strict=True)), strict=True))
-            sizes = [sum(b.size * np.prod([kept[g] for g in b.groups]) for b in length) for length in factors]
-            return each * float(np.prod(sizes))
+            return each * prod(sum(b.size * prod(kept[g] for g in b.groups) for b in length) for length in factors)
 
         return self._term((node,), tuple(groups), of, left)
 
     def _share(self, group: int, option: int) -> float:
-        return 1 - self.widths.choices[group].options[option].value / len(self.widths.plan.groups[group])
+        removed: int = self.widths.choices[group].options[option].value
+        return 1 - removed / len(self.widths.plan.groups[group])
 
     def _term(
         self, nodes: Sequence[Node], groups: tuple[int, ...], of: Callable[[Assignment], float], left: Factor | None
@@ -155,8 +155,7 @@ class _Timed:
         around = [_around(grid, option, self._width(group)) for grid, option, group in dims]
         total = 0.0
         for corner in product(*around):
-            share = float(np.prod([weight for _, weight in corner]))
-            total += share * self.measured[tuple(option for option, _ in corner)]
+            total += prod(weight for _, weight in corner) * self.measured[tuple(option for option, _ in corner)]
         return total
 
     def _width(self, group: int) -> Callable[[int], float]:
