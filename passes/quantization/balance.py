@@ -44,7 +44,8 @@ class Peaks:
 
     def update(self, value: Tensor) -> None:
         if value.numel():
-            peaks = value.detach().abs().transpose(0, self.dim).flatten(1).amax(1).double()
+            first = value.detach().abs().transpose(0, self.dim)
+            peaks = first.reshape(len(first), -1).amax(1).double()  # of a single dimension, too
             self.largest = torch.maximum(self.largest, peaks)
 
 

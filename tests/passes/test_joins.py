@@ -17,7 +17,7 @@ from graphopt.ir.cost import sqnr
 from graphopt.ir.facts import LEFT
 from graphopt.ir.graph import Graph
 from graphopt.passes.quantization import Quantize
-from graphopt.passes.quantization.balance import balance
+from graphopt.passes.quantization.balance import Peaks, balance
 from graphopt.passes.quantization.joins import joins
 from graphopt.passes.quantization.placement import place
 from graphopt.targets import find
@@ -173,3 +173,10 @@ def test_sixteen_bits_hold_what_eight_do_not() -> None:
     torch.manual_seed(0)
     wide = find("hexagon").replace(activations=Format(16, signed=False, symmetric=False))
     assert quantized(Head(64), torch.rand(4, 3, 12, 12), target=wide)[1] == []
+
+
+def test_peaks_of_values_of_one_dimension() -> None:
+    peaks = Peaks(0)
+    peaks.update(torch.tensor([1.0, -3.0]))
+    peaks.update(torch.tensor([-2.0, 0.5]))
+    assert peaks.largest.tolist() == [2.0, 3.0]
