@@ -27,17 +27,18 @@ from graphopt.ir import cost
 from graphopt.ir.graph import Graph
 from graphopt.training import Unseen
 
-CASES: dict[str, tuple[str, dict[str, float]]] = {
-    "ResNet-20": ("ResNet-20", {"macs": 0.73}),
-    "ResNet-56": ("ResNet-56", {"macs": 0.47}),
-    "ResNet-20, time": ("ResNet-20", {"latency": 0.25}),
-    "MobileNetV1": ("MobileNetV1", {"latency": 0.25}),
+CASES: dict[str, tuple[str, dict[str, float], str]] = {
+    "ResNet-20": ("ResNet-20", {"macs": 0.73}, "onnxruntime"),
+    "ResNet-56": ("ResNet-56", {"macs": 0.47}, "onnxruntime"),
+    "ResNet-20, time": ("ResNet-20", {"latency": 0.25}, "onnxruntime"),
+    "MobileNetV1": ("MobileNetV1", {"latency": 0.25}, "onnxruntime"),
+    "MobileNetV1, TVM": ("MobileNetV1", {"latency": 0.25}, "tvm"),
 }
 
 
-def run(network: str, budget: dict[str, float], epochs: int) -> dict[str, Any]:
+def run(network: str, budget: dict[str, float], runtime: str, epochs: int) -> dict[str, Any]:
     data, timed = common.data(), "latency" in budget
-    how: dict[str, Any] = {"budget": budget, "runtime": "onnxruntime", "measure": timed}
+    how: dict[str, Any] = {"budget": budget, "runtime": runtime, "measure": timed}
     if network == "MobileNetV1":
         model = data.mobilenet_v1().eval()
         (x, y), (images, _) = data.imagenette("val500"), data.imagenette("train256")
@@ -69,11 +70,11 @@ def main() -> None:
     options = common.arguments(__doc__, rows=Path("rows.jsonl"), cases=list(CASES), epochs=[0])
     torch.set_num_threads(1)
     for case in options.cases:
-        network, budget = CASES[case]
+        network, budget, runtime = CASES[case]
         for epochs in map(int, options.epochs):
             wanted = ", ".join(f"{name} {amount}" for name, amount in budget.items())
-            key = {"network": network, "budget": wanted, "epochs": epochs}
-            record(options.rows, key, partial(run, network, budget, epochs))
+            key = {"network": network, "budget": wanted, "runtime": runtime, "epochs": epochs}
+            record(options.rows, key, partial(run, network, budget, runtime, epochs))
     common.finish({"Budgets": read(options.rows)}, options.json)
 
 

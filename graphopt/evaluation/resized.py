@@ -27,6 +27,7 @@ from graphopt.evaluation.parts import Part
 from graphopt.ir.calls import argument, value
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import family
+from graphopt.utils.errors import InputError
 
 LEAST, MOST = 0.1, 1.0  # of made-up weights and inputs
 
@@ -131,7 +132,7 @@ def whole(graph: Graph) -> Alone:
     """A whole network as one part."""
     found = Resizing(graph, [], Trace(graph))(Part("", tuple(graph.calls())), [])
     if found is None:
-        raise ValueError("a network with inputs that are no tensors is no part")
+        raise InputError("a network with inputs that are no tensors cannot be timed as one part")
     return found
 
 

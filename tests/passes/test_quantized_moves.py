@@ -51,9 +51,10 @@ SEVERAL: dict[str, Forward] = {
 }
 
 
-def optimized(forward: Forward, target: str, x: Tensor) -> graphopt.Optimized:
+def optimized(forward: Forward, target: str, x: Tensor, estimator: str = "mse") -> graphopt.Optimized:
     torch.manual_seed(0)
-    return graphopt.optimize(Network(forward).eval(), x, target=target, calibration=x, measure=False)
+    how = {"calibration": x, "estimator": estimator, "measure": False}
+    return graphopt.optimize(Network(forward).eval(), x, target=target, **how)
 
 
 @pytest.mark.parametrize("target", ["x86", "hexagon", "nvidia", "tvm-x86"])
@@ -91,7 +92,7 @@ def test_what_only_a_watched_artifact_answers_is_a_mismatch(monkeypatch: pytest.
     """Two quantizers behind each other: the runtime merges them unless the codes between them are returned."""
     monkeypatch.setattr("graphopt.passes.quantization.quantize.clip_before_moves", lambda graph, target: [])
     x = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    result = optimized(lambda n, x: n.c(n.a(x).transpose(2, 3).relu()), "x86", x)
+    result = optimized(lambda n, x: n.c(n.a(x).transpose(2, 3).relu()), "x86", x, "percentile")  # clips: two grids
     simulation = graphopt.simulate(result.graph, "x86", machine=machine_here())
     assert not torch.equal(simulation(x), result.artifact(x))
     assert [line.kernel for line in simulation.mismatches(result.artifact, x) if line.differing] == ["merged kernels"]
