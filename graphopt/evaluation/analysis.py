@@ -122,7 +122,7 @@ class Analysis(Printed):
             format: `png` or `svg`.
 
         Returns:
-            The files.
+            The pictures. Beside them is `index.html`, which shows all.
 
         Raises:
             InputError: matplotlib is not installed, the format is unknown, or the folder cannot be written.

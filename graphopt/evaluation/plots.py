@@ -5,6 +5,7 @@ Needs matplotlib, which comes with `pip install 'graphopt[plots]'`.
 
 from __future__ import annotations
 
+import html
 import io
 import math
 import re
@@ -41,16 +42,33 @@ def check(folder: str | Path, format: str = "png") -> Path:
 
 
 def draw(analysis: Analysis, folder: str | Path, worst: int | None = None, format: str = "png") -> list[Path]:
-    """Write `layers.<format>` and one file per quantized tensor; see `Analysis.plot`."""
+    """Write `layers.<format>`, one file per quantized tensor, and `index.html`, which shows them; see `Analysis.plot`."""
     if worst is not None:
         check_count("worst", worst, least=0)
     target = make_folder(check(folder, format))
     written = [_write(layers(analysis), target / f"layers.{format}")]
+    titles = ["Layers, by what quantizing them costs"]
     for tensor in track(analysis.worst_tensors()[:worst], "drawing"):
         number = analysis.tensors.index(tensor)
         name = re.sub(r"[^\w.-]+", "_", f"{number:03}_{tensor.kind}_{tensor.name}")[:100]
         written.append(_write(histogram(tensor), target / f"{name}.{format}"))
+        titles.append(f"{tensor.name} ({tensor.kind}), {decibel(tensor.sqnr_db)}")
+    write_atomically(target / "index.html", _index(written, titles).encode())
     return written
+
+
+def _index(pictures: list[Path], titles: list[str]) -> str:
+    """A page of all pictures, the worst tensor first, with a list that leads to each."""
+    pairs = [(html.escape(path.name), html.escape(title)) for path, title in zip(pictures, titles, strict=True)]
+    links = "".join(f'<li><a href="#{name}">{title}</a></li>' for name, title in pairs)
+    shown = "".join(
+        f'<h2 id="{name}">{title}</h2><img src="{name}" alt="{title}" loading="lazy">' for name, title in pairs
+    )
+    style = "body{font-family:sans-serif;margin:2em}img{max-width:100%}"
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Plots of an analysis</title><style>{style}</style>'
+        f"<h1>Plots of an analysis</h1><ul>{links}</ul>{shown}</html>"
+    )
 
 
 def layers(analysis: Analysis) -> Any:

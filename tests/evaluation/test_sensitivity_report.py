@@ -105,7 +105,9 @@ def test_plots_are_whole_files(analysis: Analysis, tmp_path: Path, format: str) 
     written = analysis.plot(tmp_path / "plots", worst=2, format=format)
     assert len(written) == 3
     assert written[0].name == f"layers.{format}"
-    assert sorted(written) == sorted((tmp_path / "plots").iterdir()), "nothing half-written beside them"
+    index = tmp_path / "plots" / "index.html"
+    assert sorted([*written, index]) == sorted((tmp_path / "plots").iterdir()), "nothing half-written beside them"
+    assert all(f'src="{path.name}"' in index.read_text() for path in written)
     for path in written:
         if format == "png":
             assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
