@@ -21,17 +21,14 @@ import zoo
 
 from graphopt.analysis.channels.shuffles import gather_shuffles
 from graphopt.analysis.channels.trace import Trace
-from graphopt.artifacts.registry import backend
 from graphopt.compiler.budget.ranks import Ranks
 from graphopt.compiler.budget.spending import Spending
 from graphopt.compiler.budget.widths import Widths
+from graphopt.compiler.made_up import lowered
 from graphopt.compiler.part_times import PartTimes
-from graphopt.compiler.recipes import timed
-from graphopt.data.calibration import synthetic
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
 from graphopt.passes.pruning import Prune
-from graphopt.passmanager.runner import run
 from graphopt.searching import Problem
 from graphopt.targets import host
 
@@ -56,9 +53,7 @@ def spending(name: str, target: Any) -> Spending:
 
 
 def call(graph: Graph, target: Any) -> Any:
-    run(timed(target, synthetic(graph)), graph, verify=False)
-    lowering = backend(target.runtime.name)
-    artifact = lowering.lower(lowering.deploy(graph, target), target)
+    artifact = lowered(graph, target)
     artifact.set_threads(1)
     return lambda: artifact.milliseconds(*graph.example.args)
 

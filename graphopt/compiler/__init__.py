@@ -15,6 +15,7 @@ runtimes.py   which runtime of this machine is faster
 placement.py  which parts are faster in float than in integer
 cache.py      results that are kept
 doctor.py     what this machine can do
+made_up.py    networks for measuring time, and where that is possible
 latency.py    the time of graphs, measured and remembered
 part_times.py  the time of their parts, likewise
 budget/       widths and blocks for a budget

@@ -12,18 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from graphopt.artifacts.registry import backend, version
-from graphopt.compiler.recipes import clean, timed
-from graphopt.data.calibration import synthetic
+from graphopt.artifacts.registry import version
+from graphopt.compiler.made_up import lowered, remembered, target_here
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
-from graphopt.passmanager.runner import run
-from graphopt.targets import Target, architecture, find
-from graphopt.utils.errors import InputError
+from graphopt.targets import Target
 from graphopt.utils.files import make_folder, write_atomically
 
 
@@ -51,16 +47,9 @@ class LatencyTimer:
         repeats: int = 30,
         seconds: float = 6.0,
     ) -> None:
-        self.target = find(target)
-        wanted = self.target.runtime.architecture
-        if wanted != architecture():
-            raise InputError(
-                f"target {self.target.name!r} is {wanted}, this machine is {architecture()}: "
-                "nothing can be timed for it here; use a target of this machine, such as 'host'"
-            )
+        self.target = target_here(target)
         self.integer, self.threads, self.repeats, self.seconds = integer, threads, repeats, seconds
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        self.cache = Path(cache) if cache is not None else base / "graphopt" / "latency.json"
+        self.cache = Path(cache) if cache is not None else remembered("latency.json")
 
     def __call__(self, graphs: Sequence[Graph]) -> list[float]:
         known, key = self._read(), self._key(graphs)
@@ -74,12 +63,9 @@ class LatencyTimer:
 
     def fresh(self, graphs: Sequence[Graph]) -> list[float]:
         """Measured now, whatever is remembered: the median milliseconds of each."""
-        lowering = backend(self.target.runtime.name)
         calls = {}
         for number, graph in enumerate(graphs):
-            copy = graph.clone(share_weights=True)
-            run(timed(self.target, synthetic(copy)) if self.integer else clean(self.target), copy, verify=False)
-            artifact = lowering.lower(copy, self.target)
+            artifact = lowered(graph.clone(share_weights=True), self.target, integer=self.integer)
             artifact.set_threads(self.threads)
             args, kwargs = graph.example.args, graph.example.kwargs
             calls[str(number)] = lambda a=artifact, args=args, kwargs=kwargs: a(*args, **kwargs)

@@ -11,21 +11,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from graphopt.artifacts.profile import Profile
-from graphopt.artifacts.registry import backend, version
-from graphopt.compiler.recipes import clean, timed
-from graphopt.data.calibration import synthetic
+from graphopt.artifacts.registry import version
+from graphopt.compiler.made_up import lowered, remembered, target_here
 from graphopt.evaluation.parts import converts
 from graphopt.evaluation.resized import Alone, Branches
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
-from graphopt.passmanager.runner import run
-from graphopt.targets import Target, architecture, find
-from graphopt.utils.errors import InputError
+from graphopt.targets import Target
 from graphopt.utils.files import make_folder, write_atomically
 from graphopt.utils.progress import progress
 
@@ -55,15 +51,8 @@ class PartTimes:
         threads: int = 1,
         cache: str | Path | None = None,
     ) -> None:
-        self.target, self.integer, self.threads = find(target), integer, threads
-        wanted = self.target.runtime.architecture
-        if wanted != architecture():
-            raise InputError(
-                f"target {self.target.name!r} is {wanted}, this machine is {architecture()}: "
-                "nothing can be timed for it here; use a target of this machine, such as 'host'"
-            )
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = Path(cache) if cache is not None else base / "graphopt" / "parts"
+        self.target, self.integer, self.threads = target_here(target), integer, threads
+        folder = Path(cache) if cache is not None else remembered("parts")
         runtime = self.target.runtime.name
         how = [cost.host_cpu(), runtime, version(runtime), self.target.to_dict(), integer, threads]
         digest = hashlib.sha256(json.dumps(how, default=str).encode()).hexdigest()
@@ -87,9 +76,7 @@ class PartTimes:
         """Measured now, whatever is remembered."""
         branches = Branches(parts).eval()
         graph = Graph.capture(branches, branches.example(), dynamic_batch=False)
-        run(timed(self.target, synthetic(graph)) if self.integer else clean(self.target), graph, verify=False)
-        lowering = backend(self.target.runtime.name)
-        artifact = lowering.lower(lowering.deploy(graph, self.target), self.target)
+        artifact = lowered(graph, self.target, integer=self.integer)
         artifact.set_threads(self.threads)
         args = graph.example.args
         taken = [_by_branch(artifact.profile(*args, runs=RUNS), len(parts)) for _ in range(ROUNDS)]

@@ -17,7 +17,6 @@ from graphopt.artifacts.report import Report
 from graphopt.compiler.ladder import Lowered
 from graphopt.compiler.work import Work
 from graphopt.evaluation.kernel_costs import KernelCosts, PartCost
-from graphopt.ir import cost
 from graphopt.ir.layer import Layer
 from graphopt.ir.quantizers import is_quantized
 from graphopt.utils.errors import GraphoptError
@@ -78,7 +77,7 @@ def leave_in_float(
     except GraphoptError as error:
         work.report.notes.append(f"{len(parts)} parts that are slower in integer here stay so: {error}")
         return work, lowered
-    whole, mixed = _milliseconds(work, lowered.artifact, tried.artifact)
+    whole, mixed = work.milliseconds(lowered.artifact, tried.artifact)
     names = few([part.name for part in parts], NAMED)
     told = f"{len(parts)} part{'s' if len(parts) > 1 else ''} whose kernels are slower in integer here ({names})"
     if mixed > KEPT * whole:
@@ -99,13 +98,3 @@ def _in_float(work: Work, parts: list[PartCost], begun: Report) -> Work:
     options = replace(work.options, quantization=replace(quantization, formats=formats))
     request = replace(work.request, options=options)
     return replace(work, request=request, graph=work.original.clone(), report=copy.deepcopy(begun))
-
-
-def _milliseconds(work: Work, *artifacts: Artifact) -> list[float]:
-    example = work.original.example
-    calls = {}
-    for number, artifact in enumerate(artifacts):
-        artifact.set_threads(work.options.measurement.threads)
-        calls[str(number)] = lambda a=artifact: a.milliseconds(*example.args, **example.kwargs)
-    taken = cost.timings(calls, clocked=True)
-    return [taken.median(name) for name in calls]

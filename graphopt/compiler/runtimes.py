@@ -14,7 +14,6 @@ from graphopt.artifacts import registry
 from graphopt.compiler.ladder import Lowered
 from graphopt.compiler.options import Options
 from graphopt.compiler.work import Work
-from graphopt.ir.cost import timings
 from graphopt.targets import Target, host, host_runtimes
 from graphopt.utils.errors import GraphoptError, InputError
 from graphopt.utils.timings import Stage
@@ -76,15 +75,11 @@ def fastest(works: list[Work], lower: Callable[[Work], Lowered]) -> tuple[Work, 
 
 def _milliseconds(done: list[tuple[Work, Lowered]]) -> dict[str, float]:
     """What a call takes in each runtime, by its name."""
-    example, threads = done[0][0].original.example, done[0][0].options.measurement.threads
-    calls = {}
-    for work, lowered in done:
-        lowered.artifact.set_threads(threads)
-        calls[work.runtime] = lambda a=lowered.artifact: a.milliseconds(*example.args, **example.kwargs)
-    if len(calls) == 1:
-        return dict.fromkeys(calls, 0.0)
-    taken = timings(calls, clocked=True)
-    return {name: taken.median(name) for name in calls}
+    names = [work.runtime for work, _ in done]
+    if len(names) == 1:
+        return dict.fromkeys(names, 0.0)
+    work = done[0][0]
+    return dict(zip(names, work.milliseconds(*(lowered.artifact for _, lowered in done)), strict=True))
 
 
 def _report(kept: Work, times: dict[str, float], refused: list[str]) -> None:

@@ -147,6 +147,16 @@ class Work:
         calls = {"call": lambda: artifact.milliseconds(*args, **kwargs)}
         return cost.timings(calls, repeats=15, warmup=2, budget_seconds=1.0, clocked=True).median("call")
 
+    def milliseconds(self, *artifacts: Artifact) -> list[float]:
+        """The median time of a call of each on the example, taken in turn."""
+        example = self.original.example
+        calls = {}
+        for number, artifact in enumerate(artifacts):
+            artifact.set_threads(self.options.measurement.threads)
+            calls[str(number)] = lambda a=artifact: a.milliseconds(*example.args, **example.kwargs)
+        taken = cost.timings(calls, clocked=True)
+        return [taken.median(name) for name in calls]
+
     def simulate(self, graph: Graph) -> Callable[..., Any]:
         """What artifacts of a simulated graph answer, computed here."""
         return self.backend.simulate(graph, self.target)

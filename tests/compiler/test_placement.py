@@ -13,6 +13,7 @@ from torch import nn
 import graphopt
 from graphopt.artifacts import registry
 from graphopt.compiler import placement
+from graphopt.compiler.work import Work
 from graphopt.evaluation.kernel_costs import KernelCosts, PartCost
 from graphopt.utils.errors import CaptureError
 
@@ -30,7 +31,7 @@ def optimized(**chosen: Any) -> Any:
 def slow_second(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The second layer is said to be slow in integer, and calls to take so long."""
     monkeypatch.setattr(placement, "slower_in_integer", lambda work, artifact: SECOND)
-    return lambda *ms: monkeypatch.setattr(placement, "_milliseconds", lambda *_: list(ms))
+    return lambda *ms: monkeypatch.setattr(Work, "milliseconds", lambda *_: list(ms))
 
 
 def test_a_part_stays_in_float_where_the_whole_is_faster(slow_second: Any) -> None:

@@ -12,9 +12,10 @@ from torch import nn
 
 import graphopt
 from graphopt.artifacts import registry
+from graphopt.artifacts.artifact import Artifact
 from graphopt.compiler import placement, runtimes
 from graphopt.compiler.options import Measurement, Options
-from graphopt.ir.cost import Timings
+from graphopt.compiler.work import Work
 from graphopt.passes.cleanup import FoldBatchNorm
 from graphopt.targets import architecture, find, host, host_runtimes
 from graphopt.utils.errors import InputError
@@ -37,10 +38,10 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, float], None]:
     """What each runtime is said to take."""
     times: dict[str, float] = {}
 
-    def measured(calls: Any, **_: Any) -> Timings:
-        return Timings({name: [times[name]] for name in calls})
+    def measured(_: Work, *artifacts: Artifact) -> list[float]:
+        return [times[artifact.manifest.runtime] for artifact in artifacts]
 
-    monkeypatch.setattr(runtimes, "timings", measured)
+    monkeypatch.setattr(Work, "milliseconds", measured)
     monkeypatch.setattr(placement, "applies", lambda work: False)  # which measures, too
     return times.__setitem__
 

@@ -27,8 +27,7 @@ from graphopt.searching import Assignment, Term
 
 GRID = {0: 1, 1: 5, 2: 5, 3: 3}  # by the groups of a part, widths of each at which it is timed; others are interpolated
 TOO_MUCH = 1e5  # times its cost: what makes a combination that there is not too dear to be chosen
-
-
+VECTOR_BYTES = 4.0  # of each element of a bias or a scale
 Factor = Callable[[int, int], float]  # (number of a choice of ranks, option) -> share of the cost that is left
 
 
@@ -64,7 +63,7 @@ class Costs:
         for node in self.graph.nodes:
             if node.op == "get_attr" and str(node.target) in names:
                 dims = value(node).dim()
-                each = bytes_each if dims > 1 else 4.0
+                each = bytes_each if dims > 1 else VECTOR_BYTES
                 reader = next(iter(node.users), node)
                 lengths = [self.lengths(node, d) for d in range(dims)]
                 found.append(self._product(reader, lengths, each, left if dims > 1 else None))

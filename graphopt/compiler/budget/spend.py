@@ -14,17 +14,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from graphopt.artifacts.artifact import Artifact
 from graphopt.compiler.budget.amounts import TIMED, limit
 from graphopt.compiler.budget.spending import Spending, counts, weight_bytes
+from graphopt.compiler.made_up import lowered, target_here
 from graphopt.compiler.part_times import PartTimes
-from graphopt.compiler.recipes import timed
 from graphopt.compiler.work import Work
-from graphopt.data.calibration import synthetic
 from graphopt.ir import cost
-from graphopt.ir.graph import Graph
 from graphopt.ir.passes import Pass
-from graphopt.passmanager.runner import run
 from graphopt.searching import Assignment, Problem, solve
 
 LOG = logging.getLogger(__name__)
@@ -40,6 +36,8 @@ def spend(work: Work, budget: Mapping[str, float]) -> list[Pass]:
     Raises:
         InputError: the budget is out of reach, or the network has nothing to choose.
     """
+    if {*TIMED} & {*budget}:
+        target_here(work.target)  # before anything is measured
     spending = Spending.of(work)
     look = _Look(work, spending, budget)
     costs = spending.terms(work, budget)
@@ -90,7 +88,6 @@ class _Look:
         self.limits = {name: limit(budget[name], whole[name]) for name in whole if name in budget}
         self.clock = bool({*TIMED} & {*budget})
         if self.clock:
-            PartTimes(work.target)  # says, before any work, where nothing can be timed
             self.original = work.floating(work.reference or work.target).artifact
 
     def __call__(self, assignment: Assignment) -> tuple[dict[str, float], dict[str, float]]:
@@ -99,20 +96,6 @@ class _Look:
         seen = {name: counted[name] for name in self.limits}
         if not self.clock:
             return seen, self.limits
-        float_ms, ms = self._timed(self._lowered(mock))
+        float_ms, ms = self.work.milliseconds(self.original, lowered(mock, self.work.target))
         wanted = self.budget["ms"] if "ms" in self.budget else self.budget["latency"] * float_ms
         return seen | {"ms": ms}, self.limits | {"ms": wanted}
-
-    def _timed(self, artifact: Artifact) -> tuple[float, float]:
-        example = self.work.original.example
-        calls = {}
-        for number, each in enumerate((self.original, artifact)):
-            each.set_threads(self.work.options.measurement.threads)
-            calls[str(number)] = lambda a=each: a.milliseconds(*example.args, **example.kwargs)
-        taken = cost.timings(calls, clocked=True)
-        return taken.median("0"), taken.median("1")
-
-    def _lowered(self, graph: Graph) -> Artifact:
-        target, backend = self.work.target, self.work.backend
-        run(timed(target, synthetic(graph)), graph, verify=False)
-        return backend.lower(backend.deploy(graph, target), target)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from graphopt.analysis.channels.shuffles import gather_shuffles
 from graphopt.analysis.channels.trace import Trace
-from graphopt.compiler.budget.costs import Costs
+from graphopt.compiler.budget.costs import VECTOR_BYTES, Costs
 from graphopt.compiler.budget.depths import Depths
 from graphopt.compiler.budget.ranks import Ranks
 from graphopt.compiler.budget.widths import Widths
@@ -20,8 +20,6 @@ from graphopt.ir.passes import Pass
 from graphopt.passes.pruning import Prune, RemoveBlocks
 from graphopt.passes.pruning.removal import RemovalPlan
 from graphopt.searching import Assignment, Term
-
-VECTOR_BYTES = 4  # of each element of a bias or a scale
 
 
 @dataclass(frozen=True)
@@ -73,28 +71,26 @@ class Spending:
 
     def passes(self, assignment: Assignment) -> list[Pass]:
         """What makes these choices, fitted to the data where there are any."""
-        blocks, removal, chains = self._gone(assignment)
-        data, checkpoint = self.prune.data, self.prune.checkpoint
-        found: list[Pass] = []
-        if blocks:
-            found.append(RemoveBlocks(data=data, blocks=blocks, checkpoint=checkpoint))
-        for kind in _kinds(removal):
-            layers: Any = removal.layers(kind)
-            found.append(replace(self.prune, keep_ratio=None, layers=layers, kinds=[kind]))
-        return found + self.ranks.passes(chains, data, checkpoint)
+        return self._steps(assignment, self.prune)
 
     def mock(self, assignment: Assignment) -> Graph:
         """A copy of these widths, ranks and blocks, not fitted: for measuring time."""
-        blocks, removal, chains = self._gone(assignment)
         copy = self.graph.clone(share_weights=True)
-        if blocks:
-            RemoveBlocks(blocks=blocks, fit=False)(copy)
-        for kind in _kinds(removal):
-            layers: Any = removal.layers(kind)
-            Prune(layers=layers, kinds=[kind], compensate="none")(copy)
-        for factorize in self.ranks.passes(chains, None, None):
-            factorize(copy)
+        for step in self._steps(assignment, Prune(keep_ratio=0.5, compensate="none")):
+            step(copy)
         return copy
+
+    def _steps(self, assignment: Assignment, prune: Prune) -> list[Pass]:
+        """With the data of `prune`."""
+        blocks, removal, chains = self._gone(assignment)
+        data, checkpoint = prune.data, prune.checkpoint
+        found: list[Pass] = []
+        if blocks:
+            found.append(RemoveBlocks(data=data, blocks=blocks, fit=data is not None, checkpoint=checkpoint))
+        for kind in dict.fromkeys(group.kind for group in removal.groups if group.gone):
+            layers: Any = removal.layers(kind)
+            found.append(replace(prune, keep_ratio=None, layers=layers, kinds=[cast("Any", kind)]))
+        return found + self.ranks.passes(chains, data, checkpoint)
 
     def _gone(self, assignment: Assignment) -> tuple[list[str], RemovalPlan, Assignment]:
         """Blocks by name, and the units and ranks of what is not in them as a whole."""
@@ -111,10 +107,6 @@ class Spending:
         chains = tuple(0 if calls.issuperset(self.ranks.calls(n)) else option for n, option in enumerate(ranks))
         names = [self.depths.choices[number].options[1].value for number in chosen]
         return names, replace(removal, groups=left), chains
-
-
-def _kinds(removal: RemovalPlan) -> list[Any]:
-    return list(dict.fromkeys(group.kind for group in removal.groups if group.gone))
 
 
 def weight_bytes(work: Work) -> float:
