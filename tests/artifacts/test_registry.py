@@ -13,7 +13,7 @@ from torch import nn
 import graphopt
 from graphopt.artifacts import registry
 from graphopt.artifacts.backend import Backend, Tuning, cannot_be_tuned, runs_here_only
-from graphopt.compiler import latency
+from graphopt.compiler import made_up
 from graphopt.compiler.latency import LatencyTimer
 from graphopt.ir.graph import Graph
 from graphopt.targets import find, names
@@ -65,7 +65,7 @@ def test_a_package_adds_a_runtime_and_a_target(installed: None, tmp_path: Path) 
 
 
 def test_a_runtime_of_a_package_is_timed(installed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "architecture", lambda: "x86_64")
+    monkeypatch.setattr(made_up, "architecture", lambda: "x86_64")
     graph = Graph.capture(nn.Sequential(nn.Linear(4, 8), nn.ReLU()).eval(), torch.randn(1, 4))
     timer = LatencyTimer("board", cache=tmp_path / "latency.json", repeats=5)
     first = timer([graph])
