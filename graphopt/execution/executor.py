@@ -36,8 +36,7 @@ Skips = dict[Node, tuple[bool, ...]]
 
 class _Plan(NamedTuple):
     """Calls in execution order, and behind each the values that no later one reads; `unread`: given, but read by none;
-    `fixed`: calls that read constants alone; `skips`: options of choices that count for nothing (`graphopt.ir.choices`), which are
-    not computed."""
+    `fixed`: calls that read constants alone; `skips`: options of choices that count for nothing (`graphopt.ir.choices`)."""
 
     steps: list[tuple[Node, list[Node]]]
     unread: list[Node]
@@ -142,7 +141,9 @@ class Executor:
         weights = self.read(node.args[1], values)  # type: ignore[arg-type]
         with torch.set_grad_enabled(self.gradients):
             weights = weights[torch.tensor(plan.skips[node]).logical_not()]
-            return left[0] if len(left) == 1 and not weights.requires_grad and weights[0] == 1 else CHOOSE(left, weights)
+            return (
+                left[0] if len(left) == 1 and not weights.requires_grad and weights[0] == 1 else CHOOSE(left, weights)
+            )
 
     def _once(self, node: Node, values: Mapping[Node, Any]) -> Any:
         if self._settled is None:
@@ -249,9 +250,7 @@ class Executor:
         found = {node: skipped(self.graph, node) for node in self._choosing if node.args[1] not in self.constants}
         return {node: tuple(which) for node, which in found.items() if which is not None}
 
-    def _made(
-        self, given: Mapping[Node, Any], wanted: Sequence[Node], keep: Collection[Node], skips: Skips
-    ) -> _Plan:
+    def _made(self, given: Mapping[Node, Any], wanted: Sequence[Node], keep: Collection[Node], skips: Skips) -> _Plan:
         needed, todo = set[Node](), list(wanted)
         while todo:
             node = todo.pop()

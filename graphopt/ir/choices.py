@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
-from graphopt.ir.calls import value
+from graphopt.ir.calls import operand, value
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import aten
 from graphopt.utils.errors import InputError, alternatives
@@ -37,9 +37,10 @@ def choose(options: Sequence[Tensor], weights: Tensor) -> Tensor:
 
 @choose.register_fake
 def _(options: Sequence[Tensor], weights: Tensor) -> Tensor:
-    torch._check(len(options) == weights.shape[0], lambda: f"{len(options)} options for weights {list(weights.shape)}")
-    for other in options:
-        torch._check(other.shape == options[0].shape, lambda: "options of a choice must have one shape")
+    if len(options) != weights.shape[0]:
+        raise InputError(f"a choice has {len(options)} options, and weights {list(weights.shape)}")
+    if shapes := [tuple(x.shape) for x in options if x.dim() != options[0].dim()]:
+        raise InputError(f"options of a choice must have one shape, got {tuple(options[0].shape)} and {shapes[0]}")
     return torch.empty_like(options[0])
 
 
@@ -164,7 +165,7 @@ def _labels(graph: Graph, kind: str, calls: Sequence[Node]) -> list[str]:
     if kind == "block":
         return ["there", "gone"]
     if kind == "kernel":
-        return ["x".join(map(str, value(option.args[1]).shape[2:])) for option in options]
+        return ["x".join(map(str, value(operand(option, 1)).shape[2:])) for option in options]
     return [_described(graph, option) for option in options]
 
 
@@ -183,7 +184,9 @@ def assignment(graph: Graph) -> tuple[int, ...]:
 
 
 @torch.no_grad()
-def assign(graph: Graph, chosen: Sequence[int] | Mapping[str, int], *, known: Sequence[LiveChoice] | None = None) -> None:
+def assign(
+    graph: Graph, chosen: Sequence[int] | Mapping[str, int], *, known: Sequence[LiveChoice] | None = None
+) -> None:
     """Give each choice one option, in place.
 
     Args:

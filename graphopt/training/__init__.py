@@ -12,6 +12,7 @@ rounding.py     its quantizers, likewise
 processes.py    several of them, under torchrun
 compression.py  what learns beside the weights
 quantization/   quantization-aware training
+choices/        networks that share their weights, trained at once
 distillation/   learning from another network
 checkpoint.py   the file of an interrupted training
 report.py       what a training did

@@ -45,8 +45,8 @@ class Elastic:
     Attributes:
         widths: shares of the channels of a group that may be kept, beside all; empty: widths stay.
         depths: whether residual blocks may go.
-        kernels: sizes that the kernels of convolutions may shrink to, beside their own; empty: they stay. Only square ones, odd as
-            what they shrink to, with pads to spare.
+        kernels: sizes that the kernels of convolutions may shrink to, beside their own; empty: they stay. Only square ones, odd
+            as what they shrink to, with pads to spare.
         transform: whether smaller kernels are the middle of the larger one times a matrix that is learned, as in Once-for-All,
             and not the middle alone.
         layers: name patterns of the layers that make channels, of the blocks and of the convolutions that are made elastic.

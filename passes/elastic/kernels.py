@@ -22,9 +22,7 @@ from graphopt.ir.ops import aten
 from graphopt.ir.passes import Change
 
 
-def insert_kernels(
-    graph: Graph, sizes: Sequence[int], transform: bool, chosen: Callable[[str], bool]
-) -> list[Change]:
+def insert_kernels(graph: Graph, sizes: Sequence[int], transform: bool, chosen: Callable[[str], bool]) -> list[Change]:
     """A choice between kernel sizes, for each two-dimensional convolution that can have a smaller one."""
     changes = []
     for node in graph.calls(aten.conv2d.default):

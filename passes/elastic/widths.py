@@ -77,7 +77,7 @@ def _insert(graph: Graph, group: Group, levels: Tensor) -> None:
     statistics = {node for call in graph.calls() if (norm := BatchNorm.of(call)) for node in (norm.mean, norm.var)}
     members = [m for m in group.members if m.node not in statistics and graph.tensor(m.node).is_floating_point()]
     # in front of every reader of them: one constant serves all
-    first = min((reader for member in members for reader in member.node.users))
+    first = min(reader for member in members for reader in member.node.users)
     weights = graph.add_constant(constant_name(group.name, "width"), one_hot(0, len(levels)), before=first)
     for member in members:
         _hold(graph, member, weights, levels)

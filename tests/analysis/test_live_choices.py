@@ -49,11 +49,7 @@ IMAGES = {name: case for name, case in CASES.items() if len(case[1]) == 4}
 @pytest.mark.parametrize("name", IMAGES)
 def test_what_is_extracted_answers_as_the_graph_and_costs_what_was_said(name: str) -> None:
     make, shape, _ = IMAGES[name]
-    try:
-        graph, inputs = elastic(make, shape)
-    except InputError as error:
-        assert "nothing can be made elastic" in str(error)
-        pytest.skip("nothing in it can be made elastic")
+    graph, inputs = elastic(make, shape)
     costs = Costs(graph)
     macs, parameters = costs.macs(), costs.parameters()
     for chosen in draws(graph, 6):
@@ -96,12 +92,16 @@ def test_gradients_of_the_executor_are_those_of_the_module() -> None:
                 graph.parameter(choice.node).fill_(1 / len(choice))
         else:
             assign(graph, chosen)
-        learned = {n: graph.parameter(n) for n in graph.nodes if n.op == "get_attr" and graph.parameter(n).requires_grad}
+        learned = {
+            n: graph.parameter(n) for n in graph.nodes if n.op == "get_attr" and graph.parameter(n).requires_grad
+        }
         found = Executor(graph, constants=learned, gradients=True)(*inputs).square().sum()
         mine = torch.autograd.grad(found, list(learned.values()), allow_unused=True)
         theirs = torch.autograd.grad(graph(*inputs).square().sum(), list(learned.values()), allow_unused=True)
         for a, b in zip(mine, theirs, strict=True):
-            torch.testing.assert_close(torch.zeros(()) if a is None else a.sum(), torch.zeros(()) if b is None else b.sum())
+            torch.testing.assert_close(
+                torch.zeros(()) if a is None else a.sum(), torch.zeros(()) if b is None else b.sum()
+            )
 
 
 def test_gradients_of_weights_of_choices_are_those_of_finite_differences() -> None:
@@ -137,7 +137,7 @@ def test_bad_choices_are_named() -> None:
         assign(graph, [0])
     with pytest.raises(InputError, match="no choice 'nothing'"):
         assign(graph, {"nothing": 0})
-    with pytest.raises(InputError, match="options .*, got 9"):
+    with pytest.raises(InputError, match=r"options .*, got 9"):
         assign(graph, [9] * count)
     graph.parameter(choices(graph)[0].node).fill_(0.5)
     with pytest.raises(InputError, match="mixes its options"):

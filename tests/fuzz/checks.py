@@ -264,7 +264,8 @@ def _followed(body: Callable[[Network, Built], None]) -> Callable[[Network, Buil
 CHECKS: dict[str, Check] = {
     name: checked(name, body)
     for name, body in {
-        "capture": _capture, "saved": _saved, "passes": _passes, "onnx": _onnx, "pruned": _pruned, "factorized": _factorized, "elastic": _elastic,
+        "capture": _capture, "saved": _saved, "passes": _passes, "onnx": _onnx, "pruned": _pruned, "factorized": _factorized,
+        "elastic": _elastic,
         "x86": _quantized("x86"), "arm": _quantized("arm"), "tvm": _followed(_tvm), "tvm-x86": _followed(_quantized("tvm-x86")),
     }.items()
 }  # fmt: skip

@@ -3,17 +3,18 @@
     costs = Costs(graph)
     sum(term.of(weights) for term in costs.macs())      weights: for each choice a vector of its options, one-hot or not
 
-A cost is a sum of terms, one for each call or weight: a constant times the lengths of its dimensions, times the share of cases in
-which it is computed at all (`computed.py`). Lengths are linear in the weights of the widths around. Of one-hot weights all of it is exact;
+A cost is a sum of terms, one for each call or weight: the lengths of its dimensions, times the share of cases in which it is
+computed at all (`computed.py`). Lengths are linear in the weights of the widths around. Of one-hot weights all of it is exact;
 of others it is the expected value where choices are independent (the loss of FBNet and of DMCP, the expected latency of
 ProxylessNAS).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,9 @@ from graphopt.ir.calls import value
 from graphopt.ir.choices import CHOOSE, KEEP, LiveChoice, choices, weights_of
 from graphopt.ir.graph import Graph
 
-Levels = dict[tuple[str, int], list[tuple[int, Tensor]]]  # of a constant's dimension: choices, and what counts [options, size]
+Levels = dict[
+    tuple[str, int], list[tuple[int, Tensor]]
+]  # of a constant's dimension: choices, and what counts [options, size]
 
 
 @dataclass(frozen=True)
@@ -140,13 +143,13 @@ def _expected(product: Callable[[Weights], Tensor], weights: Weights, repeated: 
     return total
 
 
-def _stripped(graph: Graph, numbers: dict[object, int]) -> Levels:
+def _stripped(graph: Graph, numbers: Mapping[Any, int]) -> Levels:
     """Take every `keep` away; what it said of which dimension of which constant."""
     found: Levels = {}
     for call in graph.calls(KEEP):
         node = weights_of(graph, call)
         assert node is not None
-        constant, dim = call.args[0], int(call.args[3])  # type: ignore[arg-type, call-overload]
+        constant, dim = call.args[0], int(call.args[3])  # type: ignore[arg-type]
         level = graph.tensor(call.args[2])  # type: ignore[arg-type]
         found.setdefault((str(constant.target), dim), []).append((numbers[node.target], level))  # type: ignore[union-attr]
         graph.replace(call, constant)  # type: ignore[arg-type]
@@ -165,8 +168,8 @@ def _of_group(group: Group, levels: Levels) -> tuple[int, Tensor] | None:
 
 
 def _by_unit(member: Member, level: Tensor, count: int) -> Tensor | None:
-    """What counts along a dimension as a matter of a group's units, [options, units]; None: it is the width of another group (next
-    to it, or the columns of its rows)."""
+    """What counts along a dimension as a matter of a group's units, [options, units]; None: it is the width of another
+    group, next to it, or the columns of its rows."""
     where = np.flatnonzero(member.units >= 0)
     units, along = torch.from_numpy(member.units[where]), level[:, where]
     found = torch.ones(level.shape[0], count)

@@ -1,0 +1,12 @@
+"""Networks with choices made from scratch, and the module that any network can have them by.
+
+choice.py   `Choice`: alternatives of a module
+cells.py    `darts_cell`: small networks of cells that are chosen edge by edge
+mobile.py   `mobile`: inverted residuals of several kernel sizes and expansions
+"""
+
+from graphopt.spaces.cells import darts_cell
+from graphopt.spaces.choice import Choice, Zero
+from graphopt.spaces.mobile import mobile
+
+__all__ = ["Choice", "Zero", "darts_cell", "mobile"]
