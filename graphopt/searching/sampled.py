@@ -31,7 +31,7 @@ def evolution(problem: Problem, score: Score | None = None, evaluations: int = 5
         return None
     judge(start)
     alive = [start]
-    for parent in _random(problem, drawn):
+    for parent in random_assignments(problem, drawn):
         if len(alive) >= POPULATION or judge.count >= evaluations:
             break
         judge(parent)
@@ -50,7 +50,7 @@ def random_search(
 ) -> Assignment | None:
     """The best of so many random assignments within the limits."""
     judge = Judge(problem, score)
-    for assignment in _random(problem, random.Random(seed)):
+    for assignment in random_assignments(problem, random.Random(seed)):
         judge(assignment)
         if judge.count >= evaluations:
             break
@@ -78,7 +78,7 @@ class Judge:
         return min(self.known, key=self.known.__getitem__, default=None)
 
 
-def _random(problem: Problem, drawn: random.Random) -> Iterator[Assignment]:
+def random_assignments(problem: Problem, drawn: random.Random) -> Iterator[Assignment]:
     """Random assignments that keep the limits, none twice; ends where no new ones are found."""
     seen: set[Assignment] = set()
     for _ in range(TRIES * POPULATION * TRIES):

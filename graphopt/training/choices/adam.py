@@ -40,6 +40,6 @@ class Adam(nn.Module):
         self.first.lerp_(flat, 1 - BETAS[0])
         self.second.lerp_(flat.square(), 1 - BETAS[1])
         first, second = self.first / (1 - BETAS[0] ** self.taken), self.second / (1 - BETAS[1] ** self.taken)
-        moves = (rate * first / (second.sqrt() + TINY)).split([len(v) for v in values])
+        moves = torch.split(rate * first / (second.sqrt() + TINY), [len(v) for v in values])
         for value, move in zip(values, moves, strict=True):
             value -= move
