@@ -132,7 +132,7 @@ def run(way: str, seed: int, path: Path) -> dict[str, Any]:
     found = trained(space, options)
     graph = found.pop("graph")
     small = graphopt.optimize(graph, target="x86", calibration=space.digits.train[0][:256], measure=False)
-    int8 = space.digits.accuracy(lambda x: torch.as_tensor(small(x.numpy())), space.digits.test)
+    int8 = space.digits.accuracy(lambda x: torch.as_tensor(small.artifact(x.numpy())), space.digits.test)
     return {**found, "int8": int8, "search min": minutes, "options": list(options)}
 
 

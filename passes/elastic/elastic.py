@@ -44,7 +44,7 @@ class Elastic:
 
     Attributes:
         widths: shares of the channels of a group that may be kept, beside all; empty: widths stay.
-        depths: whether residual blocks may go.
+        depths: whether residual blocks may go; or name patterns of those that may.
         kernels: sizes that the kernels of convolutions may shrink to, beside their own; empty: they stay. Only square ones, odd
             as what they shrink to, with pads to spare.
         transform: whether smaller kernels are the middle of the larger one times a matrix that is learned, as in Once-for-All,
@@ -62,7 +62,7 @@ class Elastic:
     exact: ClassVar[bool] = True
 
     widths: Sequence[float] = (0.75, 0.5)
-    depths: bool = True
+    depths: bool | Sequence[str] = True
     kernels: Sequence[int] = ()
     transform: bool = True
     layers: Sequence[str] = ("*",)
@@ -88,7 +88,7 @@ class Elastic:
         gather_shuffles(graph)
         changes = insert_kernels(graph, self.kernels, self.transform, self.chosen)
         if self.depths:
-            changes += insert_depths(graph, self.chosen)
+            changes += insert_depths(graph, self.may_go)
         if self.widths:
             scores = self.criterion or importance
             changes += insert_widths(graph, self.widths, scores, self.round_to, self.streams, self.chosen)
@@ -99,6 +99,11 @@ class Elastic:
             )
         graph.refresh()
         return changes
+
+    def may_go(self, name: str) -> bool:
+        """Whether a residual block of this name may be left out."""
+        patterns = ("*",) if isinstance(self.depths, bool) else self.depths
+        return self.chosen(name) and any(fnmatchcase(name, pattern) for pattern in patterns)
 
     def chosen(self, name: str) -> bool:
         """Whether a layer, block or convolution of this name is meant."""

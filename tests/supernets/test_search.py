@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import graphopt
 from graphopt import Graph, InputError, train
 from graphopt.ir import cost
 from graphopt.ir.choices import choices
@@ -103,3 +104,8 @@ def test_bad_searches_are_named(trained: Graph) -> None:
         search(trained, {"macs": 0.5}, evaluate=loss)
     with pytest.raises(InputError, match="finite"):
         search(trained, {"macs": 0.5}, evaluate=lambda model: float("nan"), data=[[X]])
+
+
+def test_a_supernet_is_not_optimized_as_a_whole(trained: Graph) -> None:
+    with pytest.raises(InputError, match=r"the graph has 4 choices .* optimize one network of it"):
+        graphopt.optimize(trained, target="x86")
