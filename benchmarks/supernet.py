@@ -2,8 +2,8 @@
 
     python benchmarks/supernet.py --rows rows.jsonl [--minutes 10] [--seeds 0]
 
-    supernet   `Elastic` widths inside blocks and one block of each stage, `Sandwich`, ResNet-56 as teacher of the largest; then for each budget the best network
-               by evolution over `EVALUATIONS` networks, without any further training
+    supernet   `Elastic` widths inside blocks and one block of each stage, `Sandwich`, ResNet-56 as teacher of the largest; then
+               for each budget the best network by evolution over `EVALUATIONS` networks, without any further training
     alone      `Prune` to the same multiply-accumulates, then a fifth of the time with ResNet-56 as teacher
 
 Both: 9,000 training images of CIFAR-10, flipped and shifted; AdamW, cosine; as many epochs as have steps that fit in the CPU

@@ -6,6 +6,7 @@ found.graph                     an ordinary graph: fine-tune it, optimize it
 solver        asks `evaluate`     how
     evolution     yes                 Guo et al. 2020 (SPOS); the default with `evaluate`
     reinforce     yes                 with shared weights: ENAS, Pham et al. 2018
+    netadapt      yes                 step by step to the budget, the best scored step each time: Yang et al. 2018
     random        yes                 the control
     exact         no                  the likeliest by learned weights (DARTS, FBNet, ProxylessNAS, DMCP); the default without
 """
@@ -30,7 +31,7 @@ from graphopt.training.choices.sampled import settle_norms
 from graphopt.utils.errors import InputError, alternatives
 from graphopt.utils.progress import progress
 
-SCORING = ("evolution", "reinforce", "random")
+SCORING = ("evolution", "reinforce", "netadapt", "random")
 BATCHES = 4  # for the statistics of batch norms
 
 

@@ -11,6 +11,7 @@ devices.py      on another device than the processor
 rounding.py     its quantizers, likewise
 processes.py    several of them, under torchrun
 compression.py  what learns beside the weights
+pruning.py      weights and channels that become weak while the network learns
 quantization/   quantization-aware training
 choices/        networks that share their weights, trained at once
 distillation/   learning from another network
