@@ -8,7 +8,7 @@ edge keeps its operator (there, the two strongest of each node).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -37,12 +37,17 @@ OPERATORS: Mapping[str, Callable[[int], nn.Module]] = {
     "average_3": lambda c: _pooled(nn.AvgPool2d(3, 1, 1), c),
     "max_3": lambda c: _pooled(nn.MaxPool2d(3, 1, 1), c),
     "identity": lambda c: nn.Identity(),
-    "none": lambda c: Zero(),
 }
 
 
+def _none(channels: int) -> nn.Module:
+    return Zero()
+
+
 class _Cell(nn.Module):
-    def __init__(self, inputs: int, channels: int, nodes: int, like: _Cell | None) -> None:
+    def __init__(
+        self, inputs: int, channels: int, nodes: int, makers: Sequence[Callable[[int], nn.Module]], like: _Cell | None
+    ) -> None:
         super().__init__()
         self.enter = nn.Sequential(nn.Conv2d(inputs, channels, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU())
         self.edges = nn.ModuleDict()
@@ -50,7 +55,7 @@ class _Cell(nn.Module):
             for i in range(j):
                 same = None if like is None else like.edges[f"{i}_{j}"]
                 assert same is None or isinstance(same, Choice)
-                self.edges[f"{i}_{j}"] = Choice([make(channels) for make in OPERATORS.values()], like=same)
+                self.edges[f"{i}_{j}"] = Choice([make(channels) for make in makers], like=same)
         self.nodes = nodes
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,12 +67,21 @@ class _Cell(nn.Module):
 
 
 def darts_cell(
-    inputs: int = 3, classes: int = 10, *, channels: int = 16, cells: int = 3, nodes: int = 3, stride: int = 2
+    inputs: int = 3,
+    classes: int = 10,
+    *,
+    channels: int = 16,
+    cells: int = 3,
+    nodes: int = 3,
+    stride: int = 2,
+    none: bool = False,
 ) -> nn.Module:
     """A classifier of images [N, inputs, H, W], with logits [N, classes]: a stem, cells that choose alike, pools between them.
 
     Args:
         channels: of the first cell's nodes; they double behind each pool. nodes: of a cell. stride: of the stem.
+        none: whether an edge may be left out. Weights that are learned for all options at once tend to it (the paper leaves it
+            out when it derives a network).
     """
     for name, count in (
         ("inputs", inputs),
@@ -82,9 +96,10 @@ def darts_cell(
         nn.BatchNorm2d(channels),
         nn.ReLU(),
     ]
+    makers = [*OPERATORS.values(), *([_none] if none else [])]
     width, first = channels, None
     for number in range(cells):
-        cell = _Cell(width, channels * 2**number, nodes, first)
+        cell = _Cell(width, channels * 2**number, nodes, makers, first)
         first = first or cell
         parts += [cell] if number == 0 else [nn.MaxPool2d(2, ceil_mode=True), cell]
         width = nodes * channels * 2**number

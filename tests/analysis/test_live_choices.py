@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import zoo
 from prunable import CASES
 from prunable_attention import Attention  # noqa: F401 (its cases are registered)
 from prune_cases import residual
@@ -161,3 +162,22 @@ def test_kernels_shrink_only_where_pads_are_left() -> None:
     assert [(c.name, c.labels) for c in choices(graph)] == [("0", ("5x5", "3x3")), ("1", ("5x5", "3x3", "1x1"))]
     assign(graph, [1, 2])
     torch.testing.assert_close(extract(graph)(x), graph(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["mobilenetv2_100", "densenet121", "vit_tiny_patch16_224", "ghostnet_100", "regnetx_002"]
+)
+def test_published_architectures_are_elastic(name: str) -> None:
+    pytest.importorskip("timm")
+    model, inputs, _ = zoo.make(f"timm/{name}")
+    graph = Graph.capture(model, inputs)
+    Elastic(kernels=(1, 3))(graph)
+    costs = Costs(graph)
+    macs = costs.macs()
+    for chosen in draws(graph, 2):
+        assign(graph, chosen)
+        small = extract(graph)
+        torch.testing.assert_close(small(*inputs), graph(*inputs), rtol=1e-4, atol=1e-5)
+        weights = [one_hot(option, len(choice)) for option, choice in zip(chosen, costs.choices, strict=True)]
+        assert float(sum(term.of(weights) for term in macs)) == pytest.approx(cost.macs(small), rel=1e-5)
