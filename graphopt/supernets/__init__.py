@@ -4,6 +4,8 @@ problem.py   a graph with choices as a problem that solvers take
 scores.py    what a sub-network scores with the weights that it shares
 found.py     what a search found, and its front
 search.py    `search`
+proxies.py   scores of networks that are not trained
+predictor.py scores predicted from those of other networks
 """
 
 from graphopt.supernets.found import Found, Tried

@@ -13,6 +13,7 @@ solver        asks `evaluate`     how
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
@@ -24,7 +25,9 @@ from graphopt.analysis.choices import extract
 from graphopt.ir.choices import choices
 from graphopt.ir.graph import Graph
 from graphopt.searching import SOLVERS, Assignment, Problem, Solver, solve
+from graphopt.searching.sampled import Score, random_assignments
 from graphopt.supernets.found import Found, Tried
+from graphopt.supernets.predictor import Predictor
 from graphopt.supernets.problem import problem_of
 from graphopt.supernets.scores import Evaluate, Scores
 from graphopt.training.choices.sampled import settle_norms
@@ -44,6 +47,7 @@ def search(
     solver: Solver | None = None,
     evaluations: int = 200,
     seed: int = 0,
+    predicted: int = 0,
     folder: str | Path | None = None,
 ) -> Found:
     """The best network of a supernet within a budget.
@@ -57,6 +61,8 @@ def search(
         solver: see the head of this file.
         evaluations: networks that `evaluate` is asked about, at most.
         seed: of what is drawn.
+        predicted: how many further networks are looked at by scores that are predicted from the evaluated ones
+            (`graphopt.supernets.predictor`): half of `evaluations` go to random networks, the other half to the best predicted.
         folder: keeps the scores: a search that was interrupted goes on there.
 
     Raises:
@@ -64,7 +70,7 @@ def search(
             `evaluate` has none, or nothing tells the options apart.
     """
     name = solver or ("evolution" if evaluate is not None else "exact")
-    _check(graph, name, evaluate, data, evaluations)
+    _check(graph, name, evaluate, data, evaluations, predicted)
     problem = problem_of(graph, budget)
     batches = list(islice(data or [], BATCHES))
     scores = None if evaluate is None else Scores(graph, evaluate, batches, folder)
@@ -79,17 +85,43 @@ def search(
                 advance()
                 return -scores(options)
 
-            chosen = solve(problem, name, score=score, evaluations=evaluations, seed=seed)
+            if predicted:
+                chosen = by_prediction(problem, name, score, evaluations, predicted, seed)
+            else:
+                chosen = solve(problem, name, score=score, evaluations=evaluations, seed=seed)
     return _found(graph, problem, chosen, batches, scores)
 
 
-def _check(graph: Graph, name: str, evaluate: object, data: object, evaluations: int) -> None:
+def by_prediction(
+    problem: Problem, solver: Solver, score: Score, evaluations: int, predicted: int, seed: int
+) -> Assignment:
+    """Random networks first, then those that score best by what they predict."""
+    known: dict[Assignment, float] = {}
+    for options in random_assignments(problem, random.Random(seed)):
+        known[options] = score(options)
+        if len(known) >= max(2, evaluations // 2):
+            break
+    if len(known) < 2:
+        return solve(problem, solver, score=score, evaluations=evaluations, seed=seed)
+    predictor, ranked = Predictor(problem.choices, known), dict[Assignment, float]()
+
+    def expected(options: Assignment) -> float:
+        ranked[options] = predictor(options)
+        return ranked[options]
+
+    solve(problem, solver, score=expected, evaluations=predicted, seed=seed)
+    for options in sorted(set(ranked) - set(known), key=ranked.__getitem__)[: max(1, evaluations - len(known))]:
+        known[options] = score(options)
+    return min(known, key=known.__getitem__)
+
+
+def _check(graph: Graph, name: str, evaluate: object, data: object, evaluations: int, predicted: int) -> None:
     if name not in SOLVERS:
         raise InputError(f"there is no solver {name!r}; {alternatives(name, SOLVERS, 'solvers')}")
     if name in SCORING and evaluate is None:
         raise InputError(f"the solver {name!r} asks evaluate about every network; pass evaluate=")
-    if evaluations < 1:
-        raise InputError(f"evaluations must be at least 1, got {evaluations}")
+    if evaluations < 1 or predicted < 0:
+        raise InputError(f"evaluations must be at least 1 and predicted at least 0, got {evaluations} and {predicted}")
     if data is None and any("batch_norm" in str(node.target) for node in graph.calls()):
         raise InputError(
             "batch norms of a sub-network need statistics of their own; pass data=Calibration(inputs, graph)"
