@@ -2,7 +2,7 @@
 
 9,000 images are trained on, flipped and shifted; 1,000 are held out. The networks that are compressed, and the teacher, were
 trained on all of them before, so they know the held-out images better than images that they never saw. Besides the accuracy on
-them, every epoch is therefore judged on mixtures of two of them, which nobody saw: by the divergence from a network's answers.
+them, every epoch is therefore judged on mixtures of two of them, which nobody saw: by the divergence from the teacher's answers.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 BATCH, HELD_OUT, CALIBRATION, TEMPERATURE = 128, 1000, 512, 4.0
+KEPT_BY = "mixed, teacher, divergence"  # less is better
 SOME = 4000  # of the test images, to follow a training with
 Model = Callable[[Tensor], Tensor]
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -96,8 +97,9 @@ def affordable(minutes: float, train: Augmented) -> int:
 
 
 class Judge:
-    """The accuracy on the held-out images, which decides what is kept; beside it, figures that might, and that of test images,
-    which decide nothing: all of them before the training and behind it, the first 4,000 in between.
+    """How far answers to mixtures of held-out images are from the teacher's, which decides what is kept; beside it, figures that
+    might, and the accuracy on test images, which decide nothing: all of them before the training and behind it, the first 4,000
+    in between.
 
     Attributes:
         found: for each call, figures by name.
@@ -133,7 +135,7 @@ class Judge:
             losses = [float(F.nll_loss(own[view], each)) for each in (y, y.flip(0))]
             figures[f"{view}, labels, cross entropy"] = sum(losses) / 2
         self.found.append(figures)
-        return figures["held out"]
+        return -figures[KEPT_BY]
 
     def tested(self, model: Model) -> dict[str, float]:
         x, y = self.cifar.test
@@ -145,7 +147,7 @@ class Judge:
 
     def row(self, model: Model) -> dict[str, Any]:
         """Of a training that was judged before and after each epoch, and has left the model with the best state."""
-        best = max(range(len(self.found)), key=lambda at: (self.found[at]["held out"], -at))
+        best = min(range(len(self.found)), key=lambda at: (self.found[at][KEPT_BY], at))
         return {
             "before": self.found[0]["test"],
             "last": self.found[-1]["test"],

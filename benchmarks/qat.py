@@ -6,7 +6,8 @@ The ladder's formats (few bits in between, 8 for the first and the last layer). 
 with the float weights, its scales learned (`Int8WeightPerChannelFloat`, `Uint8ActPerTensorFloat` of as many bits). Both: batch
 norms alive; 9,000 training images of CIFAR-10, flipped and shifted; AdamW, cosine; labels and the answers of ResNet-56
 (temperature 4). As many epochs as have steps that fit in the CPU minutes of one thread, measured on six of them at the beginning;
-evaluations are not counted. `test` is of the best epoch by 1,000 held-out images, `last` of the last one; 10,000 test images.
+evaluations are not counted. `test` is of the best epoch by mixtures of 1,000 held-out images (`cifar_training.Judge`), `last` of
+the last one; 10,000 test images.
 
 Each run is a line of `--rows`; those that are there are not run again.
 """

@@ -25,7 +25,7 @@ def record(path: Path, key: dict[str, Any], make: Callable[[], dict[str, Any]]) 
     print({name: value for name, value in row.items() if name != "judged"}, flush=True)
 
 
-def summary(path: Path, by: tuple[str, ...]) -> list[dict[str, Any]]:
+def summary(path: Path, by: tuple[str, ...], figures: tuple[str, ...] = FIGURES) -> list[dict[str, Any]]:
     """Means over seeds, and the lowest and highest test figure, for each group of rows that are alike in `by`."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in read(path):
@@ -33,7 +33,7 @@ def summary(path: Path, by: tuple[str, ...]) -> list[dict[str, Any]]:
     return [
         {
             **dict(zip(by, key, strict=True)),
-            **{name: _mean(rows, name) for name in FIGURES if _mean(rows, name) is not None},
+            **{name: _mean(rows, name) for name in figures if _mean(rows, name) is not None},
             "lowest": min(row["test"] for row in rows),
             "highest": max(row["test"] for row in rows),
             "seeds": len(rows),

@@ -26,6 +26,7 @@ from graphopt.utils.pass_text import text_name
 GROUP = "graphopt.passes"
 _ROOMS = {
     "cleanup": ("DecomposeActivations", "FoldBatchNorm", "FoldConstantChannels", "ReestimateBatchNorm", "Simplify"),
+    "elastic": ("Elastic",),
     "equalization": ("AbsorbHighBias", "EqualizeChannels"),
     "factorization": (
         "CP", "SVD", "BlockTerm", "ChannelWise", "DepthwiseSeparable", "Factorize", "Separable", "StackedKernels", "TensorTrain",

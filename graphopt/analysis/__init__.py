@@ -1,6 +1,8 @@
 """Facts about a graph and its values.
 
 channels/               which channels share a scale, which are removed together
+branches.py             residual branches
+choices/                what networks with choices cost, and one of them
 intervals.py            bounds of values
 distributions.py        means and variances by batch norms
 distribution_rules.py   what each operator makes of them

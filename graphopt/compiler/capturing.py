@@ -7,10 +7,12 @@ from typing import Any
 from torch import nn
 
 from graphopt.frontend.infer_inputs import infer
+from graphopt.ir.choices import choices
 from graphopt.ir.graph import Graph
 from graphopt.ir.shapes import sizes_of
 from graphopt.targets import Target
 from graphopt.utils.errors import InputError
+from graphopt.utils.quantities import few
 
 
 def capture(
@@ -19,9 +21,15 @@ def capture(
     """The graph, and notes for the report.
 
     Raises:
-        InputError: a free size was asked for that the target cannot take; names the dimension.
+        InputError: the graph has choices (`graphopt.ir.choices`), or a free size was asked for that the target cannot take; names
+            the dimension.
     """
     if isinstance(model, Graph):
+        if live := choices(model):
+            raise InputError(
+                f"the graph has {len(live)} choices ({few([choice.name for choice in live], 3)}); optimize one network of it: "
+                "graphopt.supernets.search(graph, budget).graph, or graphopt.analysis.choices.extract(graph, options)"
+            )
         if dynamic_shapes is not None:
             raise InputError("dynamic_shapes is for models; this graph is captured already: give it to Graph.capture")
         graph = model.clone().eval()

@@ -24,21 +24,24 @@ from torch import Tensor, fx
 from torch.fx.node import Node
 
 from graphopt.ir.calls import with_argument
+from graphopt.ir.choices import CHOOSE, skipped
 from graphopt.ir.facts import ALWAYS_EVAL, ALWAYS_TRAINING
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import info
 from graphopt.utils.errors import ExecutionError, GraphoptError, InputError, first_line
 
 Values = dict[Node, Any]
+Skips = dict[Node, tuple[bool, ...]]
 
 
 class _Plan(NamedTuple):
     """Calls in execution order, and behind each the values that no later one reads; `unread`: given, but read by none;
-    `fixed`: calls that read constants alone."""
+    `fixed`: calls that read constants alone; `skips`: options of choices that count for nothing (`graphopt.ir.choices`)."""
 
     steps: list[tuple[Node, list[Node]]]
     unread: list[Node]
     fixed: set[Node]
+    skips: Skips
 
 
 class Executor:
@@ -71,6 +74,7 @@ class Executor:
         self.leaves, self.gradients = frozenset(leaves), gradients or bool(leaves)
         self._plans: dict[Any, _Plan] = {}
         self._settled: dict[Node, Any] | None = None
+        self._choosing = [node for node in graph.calls(CHOOSE) if node not in self.overrides]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the model returns; arguments and result as those of the graph.
@@ -123,10 +127,23 @@ class Executor:
         for node in self.leaves & values.keys():
             values[node] = _leaf(node, values[node])
         for node, expired in plan.steps:
-            values[node] = self._once(node, values) if node in plan.fixed else self.call(node, values)
+            values[node] = self._value(node, values, plan)
             yield node
             for past in expired:
                 values.pop(past, None)
+
+    def _value(self, node: Node, values: Mapping[Node, Any], plan: _Plan) -> Any:
+        if node in plan.fixed:
+            return self._once(node, values)
+        if node not in plan.skips:
+            return self.call(node, values)
+        left = [self.read(option, values) for option in _options(node, plan.skips)]
+        weights = self.read(node.args[1], values)  # type: ignore[arg-type]
+        with torch.set_grad_enabled(self.gradients):
+            weights = weights[torch.tensor(plan.skips[node]).logical_not()]
+            return (
+                left[0] if len(left) == 1 and not weights.requires_grad and weights[0] == 1 else CHOOSE(left, weights)
+            )
 
     def _once(self, node: Node, values: Mapping[Node, Any]) -> Any:
         if self._settled is None:
@@ -222,12 +239,18 @@ class Executor:
         return self.graph.tensor(source)
 
     def _plan(self, given: Mapping[Node, Any], wanted: Sequence[Node], keep: Collection[Node]) -> _Plan:
-        key = frozenset(given), wanted, frozenset(keep)
+        skips = self._skips() if self._choosing else {}
+        key = frozenset(given), wanted, frozenset(keep), tuple(skips.items())
         if key not in self._plans:
-            self._plans[key] = self._made(given, wanted, keep)
+            self._plans[key] = self._made(given, wanted, keep, skips)
         return self._plans[key]
 
-    def _made(self, given: Mapping[Node, Any], wanted: Sequence[Node], keep: Collection[Node]) -> _Plan:
+    def _skips(self) -> Skips:
+        """Options that are not computed, as the weights of choices are now."""
+        found = {node: skipped(self.graph, node) for node in self._choosing if node.args[1] not in self.constants}
+        return {node: tuple(which) for node, which in found.items() if which is not None}
+
+    def _made(self, given: Mapping[Node, Any], wanted: Sequence[Node], keep: Collection[Node], skips: Skips) -> _Plan:
         needed, todo = set[Node](), list(wanted)
         while todo:
             node = todo.pop()
@@ -236,21 +259,31 @@ class Executor:
             if node.op == "placeholder":
                 raise InputError(f"input {node.name!r} is needed and not given")
             needed.add(node)
-            todo.extend(node.all_input_nodes)
+            todo.extend(_read_by(node, skips))
         last = {node: node for node in sorted(needed)}
         for node in list(last):
-            last.update(dict.fromkeys(node.all_input_nodes, node))
+            last.update(dict.fromkeys(_read_by(node, skips), node))
         expiring: dict[Node, list[Node]] = {node: [] for node in sorted(needed)}
         for source, reader in last.items():
             if source not in keep and (source in needed or source in given):
                 expiring[reader].append(source)
         unread = [node for node in given if node not in last and node not in keep]
-        return _Plan(list(expiring.items()), unread, constant_calls(expiring))
+        return _Plan(list(expiring.items()), unread, constant_calls(expiring), skips)
 
     def _failure(self, node: Node, args: tuple[Any, ...], error: Exception) -> str:
         shapes = [list(leaf.shape) for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
         name = str(getattr(node.target, "__name__", node.target)).split(".")[0]
         return f"{name} at {self.graph.site(node)!r} failed on tensors of shapes {shapes}: {first_line(error)}"
+
+
+def _read_by(node: Node, skips: Skips) -> list[Node]:
+    return node.all_input_nodes if node not in skips else [*_options(node, skips), node.args[1]]  # type: ignore[list-item]
+
+
+def _options(node: Node, skips: Skips) -> list[Node]:
+    """The options of a choice that are computed."""
+    options: Sequence[Node] = node.args[0]  # type: ignore[assignment]
+    return [option for option, left_out in zip(options, skips[node], strict=True) if not left_out]
 
 
 def constant_calls(nodes: Iterable[Node]) -> set[Node]:

@@ -22,6 +22,7 @@ quantizers.py       reading quantizers of a simulated graph
 quantized_units.py  which quantizers belong to which layer
 scales.py           which scales may change and what follows
 masks.py            sparsity masks
+choices.py          parts that can be had in several ways, all live in one graph
 constants.py        calls that only constants lead to, computed once
 float16.py          values in 16-bit floats
 checkpoint.py       the captured model's own checkpoint

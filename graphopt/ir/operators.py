@@ -33,7 +33,12 @@ LARGEST_EXPONENT = 64
 DEFINED_IN: dict[str, tuple[str, ...]] = {
     "aten": (),
     "quantized_decomposed": ("torch.ao.quantization.fx._decomposed",),
-    "graphopt": ("graphopt.formats", "graphopt.formats.blocks", "graphopt.lowering.integers.legalize"),
+    "graphopt": (
+        "graphopt.formats",
+        "graphopt.formats.blocks",
+        "graphopt.ir.choices",
+        "graphopt.lowering.integers.legalize",
+    ),
 }
 # Namespaces of torch's own that talk to processes or devices, or call functions handed to them.
 NEVER = {

@@ -25,13 +25,13 @@ def evolution(problem: Problem, score: Score | None = None, evaluations: int = 5
     The first of the population is what `greedy` finds.
     """
     drawn = random.Random(seed)
-    judge = _Judge(problem, score)
+    judge = Judge(problem, score)
     start = greedy(problem)
     if start is None:
         return None
     judge(start)
     alive = [start]
-    for parent in _random(problem, drawn):
+    for parent in random_assignments(problem, drawn):
         if len(alive) >= POPULATION or judge.count >= evaluations:
             break
         judge(parent)
@@ -49,15 +49,15 @@ def random_search(
     problem: Problem, score: Score | None = None, evaluations: int = 500, seed: int = 0
 ) -> Assignment | None:
     """The best of so many random assignments within the limits."""
-    judge = _Judge(problem, score)
-    for assignment in _random(problem, random.Random(seed)):
+    judge = Judge(problem, score)
+    for assignment in random_assignments(problem, random.Random(seed)):
         judge(assignment)
         if judge.count >= evaluations:
             break
     return judge.best
 
 
-class _Judge:
+class Judge:
     """Scores assignments, each once, and remembers the best."""
 
     def __init__(self, problem: Problem, score: Score | None) -> None:
@@ -78,18 +78,18 @@ class _Judge:
         return min(self.known, key=self.known.__getitem__, default=None)
 
 
-def _random(problem: Problem, drawn: random.Random) -> Iterator[Assignment]:
+def random_assignments(problem: Problem, drawn: random.Random) -> Iterator[Assignment]:
     """Random assignments that keep the limits, none twice; ends where no new ones are found."""
     seen: set[Assignment] = set()
     for _ in range(TRIES * POPULATION * TRIES):
         draft = tuple(drawn.randrange(len(choice.options)) for choice in problem.choices)
-        kept = _mended(problem, draft, drawn)
+        kept = mended(problem, draft, drawn)
         if kept is not None and kept not in seen:
             seen.add(kept)
             yield kept
 
 
-def _fresh(problem: Problem, judge: _Judge, drawn: random.Random, alive: list[Assignment]) -> Assignment | None:
+def _fresh(problem: Problem, judge: Judge, drawn: random.Random, alive: list[Assignment]) -> Assignment | None:
     """A child that was not seen yet."""
     for _ in range(TRIES):
         ranked = sorted(drawn.sample(alive, min(len(alive), 8)), key=judge)
@@ -98,13 +98,13 @@ def _fresh(problem: Problem, judge: _Judge, drawn: random.Random, alive: list[As
         for number, choice in enumerate(problem.choices):
             if drawn.random() < max(MUTATED, 1 / len(problem.choices)):
                 child[number] = drawn.randrange(len(choice.options))
-        kept = _mended(problem, tuple(child), drawn)
+        kept = mended(problem, tuple(child), drawn)
         if kept is not None and kept not in judge.known:
             return kept
     return None
 
 
-def _mended(problem: Problem, draft: Assignment, drawn: random.Random) -> Assignment | None:
+def mended(problem: Problem, draft: Assignment, drawn: random.Random) -> Assignment | None:
     """The draft, with random choices made cheaper until it keeps the limits."""
     now, order = list(draft), list(range(len(draft)))
     drawn.shuffle(order)

@@ -11,7 +11,9 @@ devices.py      on another device than the processor
 rounding.py     its quantizers, likewise
 processes.py    several of them, under torchrun
 compression.py  what learns beside the weights
+pruning.py      weights and channels that become weak while the network learns
 quantization/   quantization-aware training
+choices/        networks that share their weights, trained at once
 distillation/   learning from another network
 checkpoint.py   the file of an interrupted training
 report.py       what a training did

@@ -13,7 +13,7 @@ Each method may be left out. `train` calls them in the order of the list; whoeve
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,11 +33,15 @@ class Run:
         batch: what went in.
         outputs: what the model returned, nested as it returns it.
         values: those of the calls that a compression watches.
+        again: runs the batch once more, through the graph as it is by then.
+        task: the loss of the task for outputs, a scalar.
     """
 
     batch: Batch
     outputs: Any
     values: Mapping[Node, Any] = field(default_factory=dict)
+    again: Callable[[], Run] | None = None
+    task: Callable[[Any], Tensor] | None = None
 
 
 class Compression:

@@ -62,7 +62,7 @@ class Forward:
             values = self.executor.run(self.nodes, inputs)
         if self.lower:
             values = pytree.tree_map_only(Tensor, _full, values)
-        return Run(batch, self.executor.nested(values), values)
+        return Run(batch, self.executor.nested(values), values, again=lambda: self(batch))
 
     def _precision(self) -> AbstractContextManager[Any]:
         if not self.lower:

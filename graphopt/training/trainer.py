@@ -146,6 +146,7 @@ class _Loop:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.factor = schedule_of(chosen.schedule, chosen.warmup)
         self.average = None if chosen.average is None else Average(self.learned, chosen.average)
+        self.random: Tensor | None = None  # in front of a batch that is at work
         self.best: dict[str, Tensor] = {}
         self.best_score = -math.inf
         self.epoch, self.done, self.sum = (
@@ -189,8 +190,9 @@ class _Loop:
                 continue
             if number == skip and random is not None:
                 torch.set_rng_state(random)
+            self.random = torch.get_rng_state()
             self.sum += self.one_batch(forward, batch)
-            self.done = number + 1
+            self.done, self.random = number + 1, None
             advance()
             if time.perf_counter() - saved > self.options.save_every:
                 checkpoint.write(self.state())
@@ -219,10 +221,11 @@ class _Loop:
 
     def whole_loss(self, run: Run) -> Tensor:
         """Of the task, where there are targets, and of what compressions add."""
+        run.task = lambda outputs: self.loss(outputs, run.batch.targets)
         further = [found for each in self.compress if (found := each.loss(run)) is not None]
         if run.batch.targets is None and further:
             return torch.stack(further).sum()
-        return torch.stack([self.loss(run.outputs, run.batch.targets), *further]).sum()
+        return torch.stack([run.task(run.outputs), *further]).sum()
 
     def one_step(self, place: float) -> None:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
@@ -275,7 +278,7 @@ class _Loop:
             "best": self.best,
             "best_score": self.best_score,
             "place": [self.epoch, self.done, self.sum],
-            "random": torch.get_rng_state(),
+            "random": torch.get_rng_state() if self.random is None else self.random,
             "report": {**self.report.to_dict(), "notes": list(self.report.notes)},
             "gradients": [None if p.grad is None else p.grad for p in self.learned],
         }

@@ -16,10 +16,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from graphopt.execution.norm_statistics import ChannelMoments, by_batch
-from graphopt.execution.observers import observe
+from graphopt.execution.norm_statistics import ChannelMoments, Statistics, pooled_statistics
 from graphopt.ir.graph import Graph
-from graphopt.ir.layer import BatchNorm
 from graphopt.ir.passes import Change, in_eval_mode
 
 
@@ -33,14 +31,10 @@ class ReestimateBatchNorm:
 
     @in_eval_mode
     def __call__(self, graph: Graph) -> list[Change]:
-        norms = [norm for node in graph.calls() if (norm := BatchNorm.of(node)) is not None]
-        moments = {norm.input: ChannelMoments() for norm in norms}
-        seen = observe(graph, moments, self.data, {norm.node: by_batch for norm in norms}) if norms else 0
-        if not seen:
-            return []
-        return [c for norm in norms if (c := self._set(graph, norm, moments[norm.input])) is not None]
+        found = pooled_statistics(graph, self.data)
+        return [c for norm, moments in found if (c := self._set(graph, norm, moments)) is not None]
 
-    def _set(self, graph: Graph, norm: BatchNorm, moments: ChannelMoments) -> Change | None:
+    def _set(self, graph: Graph, norm: Statistics, moments: ChannelMoments) -> Change | None:
         mean, var = norm.mean, norm.var
         old = graph.tensor(var)
         found = moments.mean.to(old.dtype), moments.var.to(old.dtype)

@@ -22,31 +22,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from torch import Tensor
 from torch.fx.node import Node
 
-from graphopt.analysis.channels.trace import sizes
+from graphopt.analysis.branches import Branch, branches
 from graphopt.analysis.output_error import Probe
 from graphopt.ir import cost
-from graphopt.ir.calls import value
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import family
 from graphopt.ir.passes import Change, in_eval_mode
 from graphopt.passes.pruning.reconstruct import reconstruct
 from graphopt.utils.checks import check_repeatable, check_share
 from graphopt.utils.errors import InputError
 
 LEAST = 0.5  # of the target, which is left in any case
-
-
-class Branch(NamedTuple):
-    """A sum and its two operands: what stays, and the branch."""
-
-    total: Node
-    stream: Node
-    branch: Node
 
 
 @dataclass(frozen=True)
@@ -140,33 +130,6 @@ class RemoveBlocks:
             f"without {which} the network still has {left:.0%} of its multiply-accumulates, {self.keep_ratio:.0%} were "
             "asked for; keep more, or remove channels (Prune)"
         )
-
-
-def branches(graph: Graph) -> list[Branch]:
-    """The residual branches: sums of a value and of something computed from it, of the same shape."""
-    found = []
-    for node in graph.calls():
-        operands = [a for a in node.args[:2] if isinstance(a, Node)]
-        if family(node) != "add" or len(operands) != 2 or len({tuple(sizes(value(n))) for n in (*operands, node)}) != 1:
-            continue
-        for stream, branch in (operands, operands[::-1]):
-            if branch is not stream and _reaches(stream, branch):
-                found.append(Branch(node, stream, branch))
-                break
-    return found
-
-
-def _reaches(start: Node, end: Node) -> bool:
-    seen, todo = set(), [end]
-    while todo:
-        node = todo.pop()
-        if node is start:
-            return True
-        for source in node.all_input_nodes:
-            if source not in seen:
-                seen.add(source)
-                todo.append(source)
-    return False
 
 
 def without(graph: Graph, number: int) -> Graph:

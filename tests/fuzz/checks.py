@@ -8,6 +8,7 @@ A check of what capture refuses answers None: the refusal is the outcome of `cap
 from __future__ import annotations
 
 import copy
+import random
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -39,16 +40,19 @@ from graphopt.analysis.channels.groups import groups
 from graphopt.analysis.channels.removal import remove
 from graphopt.analysis.channels.shuffles import gather_shuffles
 from graphopt.analysis.channels.trace import Trace
+from graphopt.analysis.choices import extract
 from graphopt.artifacts.artifact import Artifact
 from graphopt.backends.onnxruntime import lower as lower_onnx
 from graphopt.compiler.recipes import recipe
 from graphopt.ir import cost
+from graphopt.ir.choices import assign, choices
 from graphopt.ir.graph import Graph
 from graphopt.ir.passes import Pass
 from graphopt.passes.cleanup.decompose_activations import DecomposeActivations
 from graphopt.passes.cleanup.fold_batchnorm import FoldBatchNorm
 from graphopt.passes.cleanup.fold_constant_channels import FoldConstantChannels
 from graphopt.passes.cleanup.simplify import Simplify
+from graphopt.passes.elastic import Elastic
 from graphopt.passes.equalization.absorb_bias import AbsorbHighBias
 from graphopt.passes.equalization.equalize_channels import EqualizeChannels
 from graphopt.passes.factorization import SVD, ChannelWise, Separable, Tucker
@@ -204,6 +208,30 @@ def _pruned(network: Network, built: Built) -> None:
             raise WrongError(f"without {[(g.name, units) for g, units in chosen]}: {difference}")
 
 
+def _elastic(network: Network, built: Built) -> None:
+    """Whatever is chosen of an elastic network, what is extracted answers as it does."""
+    graph = graph_of(network, built)
+    try:
+        Elastic(widths=(0.3, 0.6), kernels=(1, 3))(graph)
+    except InputError as error:
+        if "nothing can be made elastic" in str(error):
+            raise SkippedError from None
+        raise
+    drawn = random.Random(0)
+    for _ in range(3):
+        chosen = tuple(drawn.randrange(len(choice)) for choice in choices(graph))
+        assign(graph, chosen)
+        expected = pytree.tree_leaves(answers(graph, built.inputs))
+        try:
+            small = extract(graph)
+        except InputError as error:
+            if "nothing would be left" in str(error):
+                continue
+            raise
+        if difference := differs(pytree.tree_leaves(answers(small, built.inputs)), expected):
+            raise WrongError(f"with the options {chosen}: {difference}")
+
+
 METHODS: tuple[Method, ...] = (SVD(), ChannelWise(), Separable(), Tucker())
 
 
@@ -237,6 +265,7 @@ CHECKS: dict[str, Check] = {
     name: checked(name, body)
     for name, body in {
         "capture": _capture, "saved": _saved, "passes": _passes, "onnx": _onnx, "pruned": _pruned, "factorized": _factorized,
+        "elastic": _elastic,
         "x86": _quantized("x86"), "arm": _quantized("arm"), "tvm": _followed(_tvm), "tvm-x86": _followed(_quantized("tvm-x86")),
     }.items()
 }  # fmt: skip

@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--generator", choices=GENERATORS, default="own", help="what draws the networks")
     parser.add_argument("--checks", default=",".join(CHECKS))
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--results", type=Path, default=Path("networks.jsonl"))
+    parser.add_argument("--results", type=Path, default=Path("/tmp/networks.jsonl"))
     parser.add_argument("--json", type=Path, help="where to write the counts")
     parser.add_argument("--show", action="store_true", help="shrink what fails, and print it")
     parser.add_argument("--seconds", type=float, default=120.0, help="for shrinking one network")

@@ -122,3 +122,34 @@ def test_every_combination_of_a_term_is_asked_for_once() -> None:
     choices = [Choice("a", "width", tuple(Option(str(n), float(n)) for n in range(4)))]
     solve(Problem(choices, {"ms": [Term((0,), of)]}, {"ms": 0.85}))
     assert sorted(asked) == [(0,), (1,), (2,), (3,)]
+
+
+def test_measured_steps_come_closer_than_as_many_random_draws() -> None:
+    stepwise, drawn_at_random = [], []
+    for seed in range(8):
+        problem = drawn(seed)
+        asked: list[Assignment] = []
+
+        def score(options: Assignment, problem: Problem = problem, asked: list[Assignment] = asked) -> float:
+            asked.append(options)
+            return problem.damage(options)
+
+        found = solve(problem, "netadapt", score=score)
+        assert problem.keeps(found)
+        least = problem.damage(best(problem))
+        stepwise.append(problem.damage(found) / least)
+        other = solve(problem, "random", evaluations=len(asked), seed=seed)
+        drawn_at_random.append(problem.damage(other) / least)
+    assert sum(stepwise) / 8 < min(1.25, sum(drawn_at_random) / 8)
+
+
+def test_reinforce_learns_what_scores_well() -> None:
+    problem = Problem([Choice(f"c{n}", "any", tuple(Option(str(o), 0.0) for o in range(6))) for n in range(6)], {}, {})
+    wanted = (3, 1, 4, 1, 5, 2)
+
+    def score(options: Assignment) -> float:
+        return float(sum(a != b for a, b in zip(options, wanted, strict=True)))
+
+    learned = [score(solve(problem, "reinforce", score=score, evaluations=400, seed=seed)) for seed in range(4)]
+    control = [score(solve(problem, "random", score=score, evaluations=400, seed=seed)) for seed in range(4)]
+    assert sum(learned) < 0.5 * sum(control)

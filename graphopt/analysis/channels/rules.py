@@ -17,6 +17,7 @@ from graphopt.analysis.channels import contractions, norms, windows
 from graphopt.analysis.channels import movement as moves
 from graphopt.analysis.channels.trace import Dims, Trace, sizes
 from graphopt.ir.calls import argument, operand, value
+from graphopt.ir.choices import CHOOSE, KEEP
 from graphopt.ir.ops import aten, info, is_elementwise
 from graphopt.ir.rules import Rules
 
@@ -124,6 +125,16 @@ def reduce(trace: Trace, node: Node) -> Any:
     return rest if isinstance(value(node), Tensor) else [rest, rest]
 
 
+def choose(trace: Trace, node: Node) -> Dims:
+    """Options of a choice meet index by index."""
+    options: list[Node] = node.args[0]  # type: ignore[assignment]
+    dims = trace.of(options[0])
+    for other in options[1:]:
+        for mine, theirs in zip(dims, trace.of(other), strict=True):
+            trace.tie(mine, theirs, node)
+    return dims
+
+
 RULES: Rules[Rule] = Rules("channels")
 """Where traits do not say enough."""
 
@@ -161,8 +172,9 @@ for _rule, _keys in (
         aten.var.dim, aten.std.correction, aten.std.dim, aten.mean.default, aten.max.dim, aten.min.dim,
         aten.linalg_vector_norm.default, aten.logsumexp.default, aten.var_mean.correction,
     ]),
+    (choose, [CHOOSE]),
     (same, [
-        "identity", aten.to.dtype, aten._to_copy.default, aten.type_as.default, aten.zeros_like.default,
+        KEEP, "identity", aten.to.dtype, aten._to_copy.default, aten.type_as.default, aten.zeros_like.default,
         aten.ones_like.default, aten.full_like.default, aten.to.dtype_layout,
     ]),
 ):  # fmt: skip

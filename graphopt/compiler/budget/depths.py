@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.fx.node import Node
 
+from graphopt.analysis.branches import branches
 from graphopt.analysis.output_error import Probe
 from graphopt.ir.graph import Graph
-from graphopt.passes.pruning.remove_blocks import branches, without
+from graphopt.passes.pruning.remove_blocks import without
 from graphopt.searching import Choice, Option
 from graphopt.utils.progress import track
 

@@ -1,0 +1,14 @@
+"""Networks with choices made from scratch, and the module that any network can have them by.
+
+choice.py   `Choice`: alternatives of a module
+cells.py    `darts_cell`: small networks of cells that are chosen edge by edge
+mobile.py   `mobile`: inverted residuals of several kernel sizes and expansions
+compound.py `compound_scaling`: depth, width and resolution of a family of networks, to a budget
+"""
+
+from graphopt.spaces.cells import darts_cell
+from graphopt.spaces.choice import Choice, Zero
+from graphopt.spaces.compound import compound_scaling
+from graphopt.spaces.mobile import mobile
+
+__all__ = ["Choice", "Zero", "compound_scaling", "darts_cell", "mobile"]

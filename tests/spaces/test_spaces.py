@@ -1,0 +1,55 @@
+"""Spaces: captured with their choices, and each network of theirs is an ordinary one."""
+
+import random
+
+import pytest
+import torch
+from torch import nn
+
+from graphopt import Graph, InputError
+from graphopt.analysis.choices import Costs, extract
+from graphopt.ir import cost
+from graphopt.ir.choices import CHOOSE, assign, choices, one_hot
+from graphopt.spaces import Choice, darts_cell, mobile
+
+X = torch.randn(2, 1, 40, 51)
+
+
+SPACES = {"mobile": lambda: mobile(1, 10), "cells": lambda: darts_cell(1, 10, channels=4, cells=2)}
+
+
+@pytest.mark.parametrize("make", SPACES.values(), ids=SPACES)
+def test_each_network_of_a_space_is_an_ordinary_one(make: object) -> None:
+    torch.manual_seed(0)
+    graph = Graph.capture(make().eval(), (X,))  # type: ignore[operator]
+    costs, drawn = Costs(graph), random.Random(0)
+    macs = costs.macs()
+    for _ in range(4):
+        chosen = tuple(drawn.randrange(len(choice)) for choice in choices(graph))
+        assign(graph, chosen)
+        small = extract(graph)
+        assert not small.calls(CHOOSE)
+        torch.testing.assert_close(small(X), graph(X), rtol=1e-5, atol=1e-6)
+        weights = [one_hot(o, len(c)) for o, c in zip(chosen, costs.choices, strict=True)]
+        assert sum(float(term.of(weights)) for term in macs) == pytest.approx(cost.macs(small), rel=1e-6)
+
+
+def test_cells_choose_alike() -> None:
+    model = darts_cell(1, 10, channels=4, cells=3, nodes=2)
+    graph = Graph.capture(model.eval(), (X,))
+    assert len(choices(graph)) == 3
+    assert len(graph.calls(CHOOSE)) == 9
+
+
+def test_a_choice_is_a_module() -> None:
+    choice = Choice([nn.Identity(), nn.ReLU()])
+    x = torch.randn(4)
+    assert torch.equal(choice(x), x)
+    choice.choose(1)
+    assert torch.equal(choice(x), x.relu())
+    with pytest.raises(InputError, match="at least one option"):
+        Choice([])
+    with pytest.raises(InputError, match="equally many"):
+        Choice([nn.ReLU()], like=choice)
+    with pytest.raises(InputError, match="odd"):
+        mobile(kernels=(2,))

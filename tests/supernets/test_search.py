@@ -1,0 +1,111 @@
+"""Searching a supernet: within the budget, resumable, and as good as every network there is."""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import graphopt
+from graphopt import Graph, InputError, train
+from graphopt.ir import cost
+from graphopt.ir.choices import choices
+from graphopt.passes.elastic import Elastic
+from graphopt.supernets import problem_of, search
+from graphopt.training.choices import Sandwich, Softmax
+
+X = torch.randn(96, 2, 8, 8, generator=torch.Generator().manual_seed(1))
+Y = (X[:, :, ::2].mean((1, 2, 3)) > 0).long()
+
+
+@pytest.fixture(scope="module")
+def trained() -> Graph:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2),
+    )  # fmt: skip
+    graph = Graph.capture(model.eval(), (X[:2],))
+    Elastic(widths=(0.25, 0.5), kernels=(1,))(graph)
+    train(graph, (X, Y), compress=[Sandwich(2)], epochs=8, batch_size=32, rate=0.01)
+    return graph
+
+
+def loss(model: Callable[[Tensor], Tensor]) -> float:
+    return -float(nn.functional.cross_entropy(model(X), Y))
+
+
+@pytest.mark.parametrize("solver", ["evolution", "reinforce", "random"])
+def test_a_search_finds_the_best_within_the_budget(trained: Graph, solver: str) -> None:
+    found = search(trained, {"macs": 0.5}, evaluate=loss, data=[[X]], solver=solver, evaluations=40)  # type: ignore[arg-type]
+    problem = problem_of(trained, {"macs": 0.5})
+    allowed = [a for a in itertools.product(*(range(len(c)) for c in choices(trained))) if problem.keeps(a)]
+    tried = {each.options for each in found.tried}
+    assert tried <= set(allowed)
+    assert len(tried) > 0.7 * len(allowed)
+    best = max(found.tried, key=lambda each: each.score or 0.0)
+    assert found.options == best.options
+    assert cost.macs(found.graph) == pytest.approx(found.costs["macs"], rel=1e-6)
+    assert cost.macs(found.graph) <= 0.5 * problem.cost("macs", problem.first)
+    assert loss(found.graph.eval()) == pytest.approx(found.score, rel=1e-3)
+    front = found.front()
+    assert found.options == front[-1].options
+    assert [each.costs["macs"] for each in front] == sorted(each.costs["macs"] for each in front)
+
+
+def test_a_search_goes_on_where_it_stopped(trained: Graph, tmp_path: Path) -> None:
+    asked = []
+
+    def counted(model: Callable[[Tensor], Tensor]) -> float:
+        asked.append(1)
+        if len(asked) == 6:
+            raise KeyboardInterrupt
+        return loss(model)
+
+    with pytest.raises(KeyboardInterrupt):
+        search(trained, {"macs": 0.6}, evaluate=counted, data=[[X]], evaluations=12, folder=tmp_path)
+    again = search(trained, {"macs": 0.6}, evaluate=counted, data=[[X]], evaluations=12, folder=tmp_path)
+    assert len(asked) == 6 + len(again.tried) - 5
+    whole = search(trained, {"macs": 0.6}, evaluate=loss, data=[[X]], evaluations=12)
+    assert whole.options == again.options
+    with pytest.raises(InputError, match="scores of another supernet"):
+        other = trained.clone()
+        with torch.no_grad():
+            next(iter(other.parameters())).add_(1)
+        search(other, {"macs": 0.6}, evaluate=loss, data=[[X]], evaluations=12, folder=tmp_path)
+    (tmp_path / "scores.json").write_text("{")
+    with pytest.raises(InputError, match="damaged"):
+        search(trained, {"macs": 0.6}, evaluate=loss, data=[[X]], evaluations=12, folder=tmp_path)
+
+
+def test_learned_weights_decide_within_a_budget(trained: Graph) -> None:
+    graph = trained.clone()
+    train(graph, (X, Y), compress=[Softmax(validation=(X, Y), rate=0.1)], epochs=2, batch_size=32)
+    found = search(graph, {"macs": 0.4}, data=[[X]])
+    problem = problem_of(graph, {"macs": 0.4})
+    allowed = [a for a in itertools.product(*(range(len(c)) for c in choices(graph))) if problem.keeps(a)]
+    assert problem.damage(found.options) == pytest.approx(min(map(problem.damage, allowed)), abs=1e-6)
+    assert found.score is None
+
+
+def test_bad_searches_are_named(trained: Graph) -> None:
+    plain = Graph.capture(nn.Linear(3, 2).eval(), (torch.randn(2, 3),))
+    with pytest.raises(InputError, match="has no choices"):
+        search(plain, {"macs": 0.5}, evaluate=loss)
+    with pytest.raises(InputError, match="out of reach"):
+        search(trained, {"macs": 0.001}, evaluate=loss, data=[[X]], evaluations=5)
+    with pytest.raises(InputError, match="no cost 'ms'"):
+        search(trained, {"ms": 0.5}, evaluate=loss, data=[[X]])
+    with pytest.raises(InputError, match="nothing tells the options apart"):
+        search(trained, {"macs": 0.5}, data=[[X]])
+    with pytest.raises(InputError, match="pass data="):
+        search(trained, {"macs": 0.5}, evaluate=loss)
+    with pytest.raises(InputError, match="finite"):
+        search(trained, {"macs": 0.5}, evaluate=lambda model: float("nan"), data=[[X]])
+
+
+def test_a_supernet_is_not_optimized_as_a_whole(trained: Graph) -> None:
+    with pytest.raises(InputError, match=r"the graph has 4 choices .* optimize one network of it"):
+        graphopt.optimize(trained, target="x86")
