@@ -3,6 +3,11 @@
 amounts.py      what a budget says: latency, ms, macs, bytes
 widths.py       choices: channels of every group
 depths.py       choices: residual blocks, there or not
+ranks.py        choices: layers whole, or as chains of smaller ones
 costs.py        terms: multiply-accumulates, bytes, milliseconds of the parts
-spend.py        the choices made, checked on the runtime, and the passes that make them
+correction.py   milliseconds corrected by the times of whole networks
+clock.py        time beside the float original
+spending.py     all choices of a network, their costs, and the passes that make them
+planner.py      the best choices within a budget, checked on the runtime
+spend.py        a budget of `optimize`
 """

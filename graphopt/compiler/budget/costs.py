@@ -12,8 +12,9 @@ from math import prod
 from torch.fx.node import Node
 
 from graphopt.analysis.channels import cost as counts
-from graphopt.analysis.channels.cost import Lengths
+from graphopt.analysis.channels.cost import Kept, Lengths
 from graphopt.analysis.channels.trace import Trace
+from graphopt.compiler.budget.correction import PartTerm
 from graphopt.compiler.budget.depths import Depths
 from graphopt.compiler.budget.ranks import Ranks
 from graphopt.compiler.budget.widths import Widths
@@ -23,6 +24,7 @@ from graphopt.evaluation.resized import Alone, Resizing
 from graphopt.ir import cost as measure
 from graphopt.ir.calls import value
 from graphopt.ir.graph import Graph
+from graphopt.ir.layer import Layer
 from graphopt.searching import Assignment, Term
 
 GRID = {0: 1, 1: 5, 2: 5, 3: 3}  # by the groups of a part, widths of each at which it is timed; others are interpolated
@@ -69,7 +71,7 @@ class Costs:
                 found.append(self._product(reader, lengths, each, left if dims > 1 else None))
         return found
 
-    def milliseconds(self, times: PartTimes) -> list[Term]:
+    def milliseconds(self, times: PartTimes) -> list[PartTerm]:
         """Of every part on the runtime, measured by itself at some widths."""
         resizing = Resizing(self.graph, self.widths.plan.groups, self.trace)
         timed = [_Timed(part, resizing, self.widths) for part in parts(self.graph)]
@@ -86,7 +88,8 @@ class Costs:
                 layer, *others = (known[alone.key] for alone in chains[number])
                 return max(0.0, whole - layer + others[option - 1]) / whole if whole else 1.0
 
-            terms.append(self._term(part.part.nodes, part.groups, part.milliseconds, left))
+            term = self._term(part.part.nodes, part.groups, part.milliseconds, left)
+            terms.append(PartTerm(term.scope, term.of, _kind(part.part.nodes[0])))
         return terms
 
     def _product(
@@ -96,14 +99,16 @@ class Costs:
         groups = sorted({g for length in factors for block in length for g in block.groups})
 
         def of(options: Assignment) -> float:
-            kept = dict(zip(groups, (self._share(g, o) for g, o in zip(groups, options, strict=True)), strict=True))
-            return each * prod(sum(b.size * prod(kept[g] for g in b.groups) for b in length) for length in factors)
+            kept = self.widths.kept(dict(zip(groups, options, strict=True)))
+            return each * prod(sum(block.left(kept) for block in length) for length in factors)
 
         return self._term((node,), tuple(groups), of, left)
 
-    def _share(self, group: int, option: int) -> float:
-        removed: int = self.widths.choices[group].options[option].value
-        return 1 - removed / len(self.widths.plan.groups[group])
+    def _shares(self, chain: int, kept: Kept) -> list[float]:
+        """What is left of the dimensions of a layer that may become a chain."""
+        weight = self.ranks.weighed[chain].site.layer.weight
+        sizes = zip(self.lengths.sizes(weight, kept), value(weight).shape, strict=True)
+        return [left / whole for left, whole in sizes]
 
     def _term(
         self, nodes: Sequence[Node], groups: tuple[int, ...], of: Callable[[Assignment], float], left: Factor | None
@@ -120,9 +125,14 @@ class Costs:
                 return 0.0
             if chained is None or left is None or not rest[0]:
                 return of(widths)
-            if not self.ranks.fits(chained, rest[0], [self._share(g, o) for g, o in zip(groups, widths, strict=True)]):
+            if not self.ranks.fits(
+                chained, rest[0], self._shares(chained, self.widths.kept(dict(zip(groups, widths, strict=True))))
+            ):
                 return TOO_MUCH * of((0,) * len(groups))
-            return of(widths) * left(chained, rest[0])
+            whole = of(
+                (0,) * len(groups)
+            )  # a chain does not take more because the layer has slower kernels at other widths
+            return min(whole, of(widths)) * left(chained, rest[0])
 
         return Term((*groups, *ranks, *blocks), cost)
 
@@ -136,15 +146,9 @@ class _Timed:
         levels = GRID.get(len(self.groups), 2)
         self.options = [_spread(len(widths.choices[g].options), levels) for g in self.groups]
         self.grid: dict[Assignment, Alone | None] = {
-            at: resizing(part, self._kept(at)) for at in product(*self.options)
+            at: resizing(part, widths.kept(dict(zip(self.groups, at, strict=True)))) for at in product(*self.options)
         }
         self.measured: dict[Assignment, float] = {}
-
-    def _kept(self, options: Assignment) -> list[float]:
-        everything = [0] * len(self.widths.choices)
-        for group, option in zip(self.groups, options, strict=True):
-            everything[group] = option
-        return self.widths.kept(tuple(everything))
 
     def milliseconds(self, options: Assignment) -> float:
         """Between the widths that were timed, linear in each; nothing for parts that cannot be timed by themselves."""
@@ -159,6 +163,14 @@ class _Timed:
 
     def _width(self, group: int) -> Callable[[int], float]:
         return lambda option: float(self.widths.choices[group].options[option].value)
+
+
+def _kind(node: Node) -> str:
+    """What is computed by the same kernels: the operator, the size of its filter, and whether it is grouped."""
+    layer = Layer.of(node)
+    if layer is None:
+        return str(node.target)
+    return f"{node.target} {tuple(value(layer.weight).shape[2:])} {layer.groups > 1}"
 
 
 def _spread(count: int, levels: int) -> list[int]:

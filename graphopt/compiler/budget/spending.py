@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -60,7 +60,7 @@ class Spending:
     def choices(self) -> list[Any]:
         return [*self.widths.choices, *self.ranks.choices, *self.depths.choices]
 
-    def terms(self, work: Work, budget: Mapping[str, float]) -> dict[str, list[Term]]:
+    def terms(self, work: Work, budget: Collection[str]) -> dict[str, list[Term]]:
         """Of what is counted, not timed."""
         found = {}
         if "macs" in budget:
@@ -68,6 +68,10 @@ class Spending:
         if "bytes" in budget:
             found["bytes"] = self.costs.weights(weight_bytes(work))
         return found
+
+    def without_ranks(self, assignment: Assignment) -> Assignment:
+        """The same with every layer whole."""
+        return tuple(0 if c.kind == "rank" else o for c, o in zip(self.choices, assignment, strict=True))
 
     def passes(self, assignment: Assignment) -> list[Pass]:
         """What makes these choices, fitted to the data where there are any."""

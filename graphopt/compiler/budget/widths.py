@@ -5,7 +5,11 @@ An option's value is the number of units removed, in the order of the pruning pl
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 from graphopt.analysis.channels.trace import Trace
 from graphopt.ir.graph import Graph
@@ -36,12 +40,15 @@ class Widths:
         ]
         return cls(plan, choices)
 
-    def kept(self, assignment: Assignment) -> list[float]:
-        """The share of each group that is left."""
-        return [
-            1 - choice.options[option].value / len(group)
-            for group, choice, option in zip(self.plan.groups, self.choices, assignment, strict=True)
-        ]
+    def stays(self, group: int, option: int) -> npt.NDArray[np.bool_]:
+        """For each unit of a group whether it is left."""
+        kept = np.ones(len(self.plan.groups[group]), dtype=np.bool_)
+        kept[self.plan.curves[group].order[: self.choices[group].options[option].value]] = False
+        return kept
+
+    def kept(self, options: Mapping[int, int]) -> list[npt.NDArray[np.bool_]]:
+        """The units of every group that are left where some groups have these options, and the others all they have."""
+        return [self.stays(group, options.get(group, 0)) for group in range(len(self.choices))]
 
     def removal(self, assignment: Assignment) -> RemovalPlan:
         """What goes."""
