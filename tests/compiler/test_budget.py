@@ -15,6 +15,7 @@ from graphopt.analysis.channels.trace import Trace
 from graphopt.compiler.budget import planner
 from graphopt.compiler.budget.costs import Costs
 from graphopt.compiler.budget.depths import Depths
+from graphopt.compiler.budget.formats import LayerFormats
 from graphopt.compiler.budget.ranks import Ranks
 from graphopt.compiler.budget.spending import Spending
 from graphopt.compiler.budget.widths import Widths
@@ -56,7 +57,7 @@ def choices(round_to: int = 8) -> tuple[Graph, Widths, Depths, Costs]:
     trace = Trace(graph)
     widths = Widths.of(Prune(keep_ratio=0.5, data=DATA, round_to=round_to), graph, trace)
     depths = Depths.of(graph, DATA)
-    return graph, widths, depths, Costs(graph, trace, widths, Ranks([], []), depths)
+    return graph, widths, depths, Costs(graph, trace, widths, Ranks([], []), depths, LayerFormats([], None))
 
 
 def spending() -> Spending:
@@ -191,6 +192,7 @@ def test_without_real_data_weights_decide_and_no_block_goes() -> None:
         ({"latncy": 0.5}, "did you mean 'latency'"),
         ({"latency": 3}, "for milliseconds give 'ms'"),
         ({"latency": 0.5, "ms": 1.0}, "not both"),
+        ({"energy": 2}, "the share that is left, under 1"),
         ({"macs": -1}, "must be a number over 0"),
         ({"macs": True}, "must be a number over 0"),
         ({"macs": float("nan")}, "must be a number over 0"),

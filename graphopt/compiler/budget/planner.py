@@ -12,10 +12,11 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from graphopt.compiler.budget.amounts import TIMED, limit
+from graphopt.compiler.budget.amounts import ENERGY, TIMED, limit
 from graphopt.compiler.budget.clock import Clock
 from graphopt.compiler.budget.correction import Correction, drawn
-from graphopt.compiler.budget.spending import Spending, counts, weight_bytes
+from graphopt.compiler.budget.energy import FLOAT, energy
+from graphopt.compiler.budget.spending import Spending
 from graphopt.compiler.made_up import lowered, target_here
 from graphopt.compiler.part_times import PartTimes
 from graphopt.compiler.work import Work
@@ -28,9 +29,14 @@ NETWORKS, SECONDS = 32, 90.0  # that are measured before anything is chosen, and
 FEWEST = 6  # ... but not before so many
 ROUNDS = 6  # of choosing and measuring
 UNDER = 0.95  # of a limit of time: what is faster than that is chosen again, with less damage
-OVER = {"ms": 1.02, "macs": 1.0, "bytes": 1.0}  # times a limit: what it may be missed by
+OVER = {"ms": 1.02, "macs": 1.0, "bytes": 1.0, ENERGY: 1.0}  # times a limit: what it may be missed by
 FLOAT_BYTES = 4
-UNITS = {"ms": "ms with made-up weights", "macs": "multiply-accumulates", "bytes": "bytes of weights"}
+UNITS = {
+    "ms": "ms with made-up weights",
+    "macs": "multiply-accumulates",
+    "bytes": "bytes of weights",
+    ENERGY: "pJ by the target's table (a model, not a measurement)",
+}
 
 
 @dataclass(frozen=True)
@@ -75,9 +81,13 @@ class Planner:
         timed = bool({*TIMED} & {*self.amounts})
         if timed:
             target_here(self.work.target)  # before anything is measured
-        self.spending = Spending.of(self.work)
+        self.spending = Spending.of(self.work, self.amounts)
         self.counted = self.spending.terms(self.work, self.amounts)
-        whole = {"macs": cost.macs(self.work.original), "bytes": FLOAT_BYTES * cost.parameters(self.work.original)}
+        whole: dict[str, float] = {
+            "macs": cost.macs(self.work.original),
+            "bytes": FLOAT_BYTES * cost.parameters(self.work.original),
+        }
+        whole[ENERGY] = energy(self.work.original, self.work.target.energy, lambda _: FLOAT)
         self.whole = {name: float(whole[name]) for name in whole if name in self.amounts}
         if timed:
             original = self.work.floating(self.work.reference or self.work.target).artifact
@@ -131,7 +141,7 @@ class Planner:
 
     def _seen(self, assignment: Assignment, damage: float, wanted: Mapping[str, float]) -> Plan:
         mock = self.spending.mock(assignment)
-        counted = counts(mock, weight_bytes(self.work))
+        counted = self.spending.counts(assignment, mock, self.work.target)
         seen = {name: counted[name] for name in wanted if name in counted}
         if "ms" in wanted and self.correction is not None:
             seen["ms"] = self._ms(self.correction, assignment)
@@ -142,7 +152,8 @@ class Planner:
     def _timed(self) -> Correction:
         """The parts, and whole networks that correct their sum."""
         times = PartTimes(self.work.target, threads=self.work.options.measurement.threads)
-        correction = Correction(self.spending.choices, self.spending.costs.milliseconds(times))
+        floats = PartTimes(self.work.target, integer=False, threads=times.threads)
+        correction = Correction(self.spending.choices, self.spending.costs.milliseconds(times, floats))
         start, first = time.perf_counter(), None
         with progress("timing whole networks", total=NETWORKS) as advance:
             for assignment in drawn(self.spending.choices):
@@ -160,6 +171,7 @@ class Planner:
     def _ms(self, correction: Correction, assignment: Assignment) -> float:
         """Of a network with made-up weights, measured once."""
         if assignment not in correction.seen:
-            artifact = lowered(self.spending.mock(assignment), self.work.target)
-            correction.see(assignment, self.clock(artifact))
+            mock = self.spending.mock(assignment)
+            formats = self.spending.layer_formats(assignment, mock)
+            correction.see(assignment, self.clock(lowered(mock, self.work.target, formats=formats)))
         return correction.seen[assignment]

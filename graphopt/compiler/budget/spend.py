@@ -1,7 +1,7 @@
 """A budget becomes passes: choices, what they cost, the best within the limits, and a look whether it holds.
 
-1. Widths of all groups of channels, ranks of layers and residual blocks are choices, each with the damage it does to the output,
-   measured alone.
+1. Widths of all groups of channels, ranks and number formats of layers and residual blocks are choices, each with the damage it
+   does to the output, measured alone.
 2. What they cost is the sum of terms (`costs.py`); milliseconds are those of the network's parts, timed by themselves on the
    runtime, corrected by the times of some whole networks (`correction.py`).
 3. A solver chooses (`graphopt.searching`).
@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from graphopt.compiler.budget.planner import Planner
 from graphopt.compiler.work import Work
@@ -26,9 +27,13 @@ def spend(work: Work, budget: Mapping[str, float]) -> list[Pass]:
     """
     planner = Planner(work, budget)
     plan = planner(budget)
+    formats = planner.spending.layer_formats(plan.assignment, planner.spending.mock(plan.assignment))
+    if formats:  # for the passes that quantize
+        quantization = replace(work.options.quantization, formats=formats)
+        work.request = replace(work.request, options=replace(work.options, quantization=quantization))
     if not plan.holds:
         work.report.warnings.append(f"the budget is missed: {plan}")
-    work.report.notes.append(f"widths, ranks and blocks were chosen for a budget: {plan}")
+    work.report.notes.append(f"widths, ranks, blocks and formats were chosen for a budget: {plan}")
     if planner.correction is not None and (agreement := planner.correction.agreement()) is not None:
         work.report.notes.append(f"predicted and measured times of the networks looked at agree: {agreement}")
     return planner.spending.passes(plan.assignment)
