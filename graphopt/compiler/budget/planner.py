@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from graphopt.compiler.budget.amounts import ENERGY, TIMED, limit
@@ -64,6 +64,9 @@ class Planner:
 
     Args:
         amounts: the names that budgets may have.
+        seed: of the random networks that are timed.
+        known: times of networks that were measured before, as shares of the float original's.
+        on_seen: is told each that is measured now.
 
     Attributes:
         correction: of predicted times, where a budget may limit time.
@@ -74,6 +77,9 @@ class Planner:
 
     work: Work
     amounts: Collection[str]
+    seed: int = 0
+    known: Mapping[Assignment, float] = field(default_factory=dict)
+    on_seen: Callable[[Assignment, float], None] = lambda assignment, share: None
     spending: Spending = field(init=False)
     correction: Correction | None = field(init=False, default=None)
 
@@ -156,7 +162,7 @@ class Planner:
         correction = Correction(self.spending.choices, self.spending.costs.milliseconds(times, floats))
         start, first = time.perf_counter(), None
         with progress("timing whole networks", total=NETWORKS) as advance:
-            for assignment in drawn(self.spending.choices):
+            for assignment in drawn(self.spending.choices, self.seed):
                 raw = correction.raw(assignment)
                 first = first or raw
                 if raw > 10 * first:  # ranks that the widths do not have
@@ -171,7 +177,11 @@ class Planner:
     def _ms(self, correction: Correction, assignment: Assignment) -> float:
         """Of a network with made-up weights, measured once."""
         if assignment not in correction.seen:
-            mock = self.spending.mock(assignment)
-            formats = self.spending.layer_formats(assignment, mock)
-            correction.see(assignment, self.clock(lowered(mock, self.work.target, formats=formats)))
+            share = self.known.get(assignment)
+            if share is None:
+                mock = self.spending.mock(assignment)
+                formats = self.spending.layer_formats(assignment, mock)
+                share = self.clock(lowered(mock, self.work.target, formats=formats)) / self.clock.reference_ms
+                self.on_seen(assignment, share)
+            correction.see(assignment, share * self.clock.reference_ms)
         return correction.seen[assignment]
