@@ -46,7 +46,7 @@ def spending(name: str, target: Any) -> Spending:
         model, (example,), _ = zoo.make(name)
         common.randomise(model)
     elif name == "MobileNetV1":
-        model, example = common.data().mobilenet_v1(), torch.randn(1, 3, 160, 160)
+        model, example = common.data().mobilenet_v1(), torch.randn(1, 3, 224, 224)
     else:
         model, example = common.data().cifar_resnet(int(name.rpartition("-")[2])), torch.randn(1, 3, 32, 32)
     graph = Graph.capture(model.eval(), example)
