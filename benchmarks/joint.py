@@ -6,7 +6,8 @@
 channels are pruned by sensitivity (`Prune`), layers factorized (`Factorize`), as many each or channels alone, to the share of the
 multiply-accumulates at which the int8 artifact takes no longer, found by bisection; then bits are chosen for the same bytes
 (`MixedPrecision`). `ms` and `bytes` are shares of the float original's, each artifact timed in turn with it in ONNX Runtime.
-ResNets: 10,000 test images of CIFAR-10, calibrated on 512; MobileNetV1: 500 test images of ten ImageNet classes, calibrated on 256.
+ResNets: 10,000 test images of CIFAR-10, calibrated on 512; MobileNetV1: 500 test images of ten ImageNet classes, calibrated
+on 256.
 
 Each run is a line of `--rows`; those that are there are not run again.
 """
