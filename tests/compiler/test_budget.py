@@ -168,6 +168,7 @@ def test_counted_budgets_hold(budget: dict[str, float]) -> None:
         assert cost.weight_bytes(result.graph) <= limit  # of codes, in the bits of each layer
 
 
+@pytest.mark.thorough
 def test_a_budget_of_time_is_kept_by_measurement() -> None:
     result = graphopt.optimize(
         network(64), X[:1], target=graphopt.targets.host("onnxruntime"), calibration=DATA, budget={"latency": 0.5}

@@ -79,6 +79,7 @@ def test_fewer_bits_damage_more_and_float_nothing() -> None:
         assert damages[-1] > 10 * damages[0]
 
 
+@pytest.mark.thorough
 def test_only_layers_that_integers_hurt_may_be_float(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = Graph.capture(network(), X[:1])
     damages = sorted(c.options[0].damage for c in LayerFormats.of(graph, TARGET, DATA, {"bytes"}, "mse").choices)
@@ -89,6 +90,7 @@ def test_only_layers_that_integers_hurt_may_be_float(monkeypatch: pytest.MonkeyP
     assert choice.options[1] == Option("float", 0.0, None)
 
 
+@pytest.mark.thorough
 def test_counted_costs_are_those_of_the_network_in_these_formats() -> None:
     chosen = spending({"bytes", "energy"})
     assert [choice.kind for choice in chosen.choices] == ["channels"] * 2 + ["format"] * 3
@@ -137,6 +139,7 @@ def test_energy_is_the_sum_over_layers_that_the_table_gives() -> None:
     assert table.multiply_add(16) == pytest.approx(3.1 / 4 + 0.1)
 
 
+@pytest.mark.thorough
 def test_a_budget_of_energy_is_kept_and_told_as_a_model() -> None:
     result = graphopt.optimize(network(), X[:1], target="x86", calibration=DATA, budget={"energy": 0.15}, measure=False)
     (note,) = [note for note in result.report.notes if "chosen for a budget" in note]

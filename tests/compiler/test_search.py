@@ -73,6 +73,7 @@ def test_every_budget_gets_an_artifact_and_what_all_need_is_measured_once(
     assert json.loads(json.dumps(results.to_dict()))["points"][1]["budget"] == BUDGETS[0]
 
 
+@pytest.mark.thorough
 def test_an_interrupted_search_goes_on_with_what_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
 
@@ -97,6 +98,7 @@ def test_an_interrupted_search_goes_on_with_what_was_done(tmp_path: Path, monkey
     assert again.to_dict()["points"] == results.to_dict()["points"]
 
 
+@pytest.mark.thorough
 def test_a_folder_of_another_search_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
     find_networks(folder=tmp_path, budgets=BUDGETS[:1])
     with pytest.raises(InputError, match="holds a search of another model"):
@@ -106,6 +108,7 @@ def test_a_folder_of_another_search_or_a_damaged_one_is_refused(tmp_path: Path) 
         find_networks(folder=tmp_path)
 
 
+@pytest.mark.thorough
 def test_times_of_whole_networks_are_taken_from_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = find_networks(folder=tmp_path, budgets=[{"latency": 0.99}])
     state = json.loads((tmp_path / "search.json").read_text())
@@ -116,6 +119,7 @@ def test_times_of_whole_networks_are_taken_from_the_folder(tmp_path: Path, monke
         find_networks(folder=tmp_path, budgets=[{"latency": 1e-4}])
 
 
+@pytest.mark.thorough
 def test_an_executor_makes_the_networks(tmp_path: Path) -> None:
     class Counting(ThreadPoolExecutor):
         submitted = 0
@@ -130,6 +134,7 @@ def test_an_executor_makes_the_networks(tmp_path: Path) -> None:
     assert [point.budget for point in results.points] == [{}, *BUDGETS]
 
 
+@pytest.mark.thorough
 def test_budgets_out_of_reach_are_told_and_others_made() -> None:
     results = find_networks(budgets=[{"macs": 1e-6}, {"macs": 0.7}])
     assert [point.budget for point in results.points] == [{}, {"macs": 0.7}]
@@ -141,6 +146,7 @@ def test_budgets_out_of_reach_are_told_and_others_made() -> None:
         find_networks(budgets=[{"macs": 1e-6}])
 
 
+@pytest.mark.thorough
 def test_an_evaluate_that_fails_for_one_network_leaves_the_others() -> None:
     calls = []
 
@@ -203,6 +209,7 @@ def test_without_scores_the_answers_are_compared_with_the_original() -> None:
     assert results.best is points[0]
 
 
+@pytest.mark.thorough
 def test_a_recipe_is_plain_data_that_makes_the_same_network() -> None:
     target = find("x86")
     budget = {"macs": 0.5, "bytes": 0.1}
