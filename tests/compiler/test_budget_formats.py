@@ -112,6 +112,16 @@ def test_a_budget_of_bytes_is_spent_over_channels_and_bits_together() -> None:
     assert any(call.weight_bits in (3, 4, 6) for call in result.report.network)
 
 
+def test_a_network_whose_channels_are_all_fixed_may_have_fewer_bits_or_nothing_to_choose() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 4)).eval(), torch.randn(32, 8)
+    how = {"target": "x86", "calibration": [[part] for part in x.split(8)], "measure": False}
+    result = graphopt.optimize(model, x[:1], budget={"bytes": 0.2}, **how)
+    assert [call.weight_bits for call in result.report.network if call.weight_bits] == [3]
+    with pytest.raises(InputError, match="Sequential has nothing to choose for a budget of macs"):
+        graphopt.optimize(model, x[:1], budget={"macs": 0.5}, target="x86", measure=False)  # without data
+
+
 def test_slack_in_a_budget_goes_to_float_layers_that_damage_less() -> None:
     choices = [
         Choice(f"layer{n}", "format", (Option("8 bits", 0.01 * n, 8), Option("float", 0.0, None))) for n in range(3)

@@ -22,6 +22,7 @@ from graphopt.compiler.part_times import PartTimes
 from graphopt.compiler.work import Work
 from graphopt.ir import cost
 from graphopt.searching import Assignment, Problem, Term, solve
+from graphopt.utils.errors import InputError
 from graphopt.utils.progress import progress
 
 LOG = logging.getLogger(__name__)
@@ -88,6 +89,11 @@ class Planner:
         if timed:
             target_here(self.work.target)  # before anything is measured
         self.spending = Spending.of(self.work, self.amounts)
+        if not self.spending.choices:
+            raise InputError(
+                f"{self.work.report.model} has nothing to choose for a budget of {', '.join(sorted(self.amounts))}: no channels "
+                "that may go, and no layer that data know to do with less"
+            )
         self.counted = self.spending.terms(self.work, self.amounts)
         whole: dict[str, float] = {
             "macs": cost.macs(self.work.original),

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from graphopt.analysis.channels.cost import channels
+from graphopt.analysis.channels.groups import groups
 from graphopt.analysis.channels.trace import Trace
 from graphopt.ir.graph import Graph
 from graphopt.passes.pruning import Prune
@@ -32,7 +34,9 @@ class Widths:
 
     @classmethod
     def of(cls, prune: Prune, graph: Graph, trace: Trace) -> Widths:
-        """From what `prune` measures on a graph."""
+        """From what `prune` measures on a graph; none where no group may lose units."""
+        if not any(len(group.free) for group in groups(graph, trace)):
+            return cls(PruningPlan([], [], channels([]), 0.0, False), [])
         plan = PruningPlan.of(prune, graph, trace)
         choices = [
             Choice(group.name, group.kind, tuple(_options(curve)))

@@ -56,7 +56,8 @@ class Folder:
             raise InputError(f"{place / FILE} cannot be read ({error}); choose another folder, or remove it") from None
         if (found.get("version"), found.get("task")) != (VERSION, task):
             raise InputError(
-                f"{place} holds a search of another model, target, data or machine; choose another folder, or remove it"
+                f"{place} holds a search of another model, target, data, machine or kind of budget; choose another folder, "
+                "or remove it"
             )
         return cls(place, task, times, **state)
 
