@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from graphopt.artifacts.backend import Tuning
     from graphopt.compiler.optimize import Optimized, load, optimize, simulate
     from graphopt.compiler.options import Measurement, Quantization, Shrinking, Training
+    from graphopt.compiler.search.results import SearchResults
+    from graphopt.compiler.search.run import search
     from graphopt.data.preprocessing import Preprocessing
     from graphopt.evaluation.analysis import Analysis
     from graphopt.evaluation.comparison import compare
@@ -64,6 +66,7 @@ __all__ = [
     "PassError",
     "Preprocessing",
     "Quantization",
+    "SearchResults",
     "Shrinking",
     "Target",
     "Training",
@@ -78,6 +81,7 @@ __all__ = [
     "generate",
     "load",
     "optimize",
+    "search",
     "simulate",
     "targets",
     "train",
@@ -107,6 +111,7 @@ _HOME = {
     "Optimized": "graphopt.compiler.optimize",
     "Preprocessing": "graphopt.data.preprocessing",
     "Quantization": "graphopt.compiler.options",
+    "SearchResults": "graphopt.compiler.search.results",
     "Shrinking": "graphopt.compiler.options",
     "Target": "graphopt.targets",
     "Training": "graphopt.compiler.options",
@@ -120,6 +125,7 @@ _HOME = {
     "generate": "graphopt.frontend.decoders",
     "load": "graphopt.compiler.optimize",
     "optimize": "graphopt.compiler.optimize",
+    "search": "graphopt.compiler.search.run",
     "simulate": "graphopt.compiler.optimize",
     "train": "graphopt.training.trainer",
 }

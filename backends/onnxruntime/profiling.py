@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-import statistics
 from pathlib import Path
 
-from graphopt.artifacts.profile import WARM, KernelTime
+from graphopt.artifacts.profile import WARM, KernelTime, middle
 
 TIMED = "_kernel_time"
 # What the runtime appends to a node's name where it fuses it or changes its layout; behind a name of the model's.
@@ -15,7 +14,7 @@ ADDED = re.compile(r"(_token_\d+|_nchwc|_quant|_qdq|/[A-Za-z]+)+_?$")
 
 
 def kernel_times(path: Path) -> list[KernelTime]:
-    """The median time of each kernel, in the order of the first run, from a profile; the first `WARM` runs do not count."""
+    """The time of each kernel, in the order of the first run, from a profile; the first `WARM` runs do not count."""
     taken: dict[str, list[float]] = {}
     kernels: dict[str, str] = {}
     for event in json.loads(path.read_text()):
@@ -23,4 +22,4 @@ def kernel_times(path: Path) -> list[KernelTime]:
             name = event["name"].removesuffix(TIMED)
             kernels[name] = event["args"]["op_name"]
             taken.setdefault(name, []).append(event["dur"] / 1000)
-    return [KernelTime(kernels[n], statistics.median(ms[WARM:] or ms), ADDED.sub("", n)) for n, ms in taken.items()]
+    return [KernelTime(kernels[n], middle(ms[WARM:] or ms), ADDED.sub("", n)) for n, ms in taken.items()]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from graphopt.artifacts.profile import WARM, KernelTime
+from graphopt.artifacts.profile import WARM, KernelTime, middle
 
 SITES = "kernels"  # in a manifest's options: kernels in the order of their calls, each with its layer
 MACHINE = "vm.builtin."  # what the virtual machine does itself
@@ -16,7 +15,7 @@ MACHINE = "vm.builtin."  # what the virtual machine does itself
 def kernel_times(
     machine: Any, run: Callable[[], object], runs: int, sites: Sequence[Sequence[str]]
 ) -> list[KernelTime]:
-    """The median time of each call of a kernel, in order.
+    """The time of each call of a kernel, in order.
 
     Args:
         machine: a `relax.VirtualMachine`, which is watched from then on.
@@ -42,9 +41,9 @@ def kernel_times(
         names.clear()
         taken.append([])
         run()
-    medians = [statistics.median(each) for each in zip(*taken[WARM:], strict=True)]
+    typical = [middle(each) for each in zip(*taken[WARM:], strict=True)]
     layers = _layers(names, sites)
-    return [KernelTime(name, ms, layer) for name, ms, layer in zip(names, medians, layers, strict=True)]
+    return [KernelTime(name, ms, layer) for name, ms, layer in zip(names, typical, layers, strict=True)]
 
 
 def _layers(names: Sequence[str], sites: Sequence[Sequence[str]]) -> list[str]:

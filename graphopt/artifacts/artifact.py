@@ -124,7 +124,7 @@ class Artifact(ABC):
 
         Args:
             args, kwargs: as for a call.
-            runs: how often; the figures are medians.
+            runs: how often.
 
         Raises:
             InputError: an input does not fit, or its runtime says nothing of its kernels. ArtifactError: it cannot run here.
@@ -138,7 +138,7 @@ class Artifact(ABC):
         return Profile(kernels, taken.median("call"), count, self.manifest.runtime, threads)
 
     def _profile(self, inputs: list[np.ndarray[Any, Any]], runs: int) -> list[KernelTime]:
-        """What each kernel takes, the median of some runs."""
+        """What each kernel takes, of some runs."""
         where = f" on {self.device}" if self.device else ""
         raise InputError(
             f"{self.manifest.runtime}{where} says nothing of its kernels; time the whole with milliseconds()"

@@ -10,6 +10,7 @@ itself, so the whole is measured without it, too.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -24,13 +25,19 @@ SHOWN = 25  # kernels that are printed
 WARM = 3  # runs before those that count
 
 
+def middle(ms: Sequence[float]) -> float:
+    """The mean of the middle half."""
+    cut = len(ms) // 4
+    return statistics.fmean(sorted(ms)[cut : len(ms) - cut])
+
+
 @dataclass(frozen=True)
 class KernelTime:
     """One call of a kernel.
 
     Attributes:
         kernel: what the runtime calls it: `QLinearConv`, `conv1`.
-        ms: milliseconds, the median of all runs.
+        ms: milliseconds, the mean of the middle half of all runs: some clocks count in whole microseconds.
         layer: the part of the model that it computes; empty where that is not known, as of copies that the runtime added.
     """
 
@@ -46,7 +53,7 @@ class Profile(Printed):
     Attributes:
         kernels: in the order in which they run.
         call_ms: milliseconds of a whole call that is not watched, the median of all runs.
-        runs: of which each figure is the median.
+        runs: of which each figure is made.
         runtime, threads: what ran.
     """
 
@@ -60,6 +67,11 @@ class Profile(Printed):
     def kernels_ms(self) -> float:
         """Of all kernels together; what a call takes beside that goes to the runtime, and to copies of inputs and outputs."""
         return sum(kernel.ms for kernel in self.kernels)
+
+    @property
+    def watching_ms(self) -> float:
+        """What being watched adds to a kernel: by how much all of them exceed a call that is not watched, for each."""
+        return max(0.0, self.kernels_ms - self.call_ms) / max(1, len(self.kernels))
 
     def layers(self) -> dict[str, float]:
         """Milliseconds by layer, in order; under the empty name what belongs to none."""

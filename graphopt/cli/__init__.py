@@ -2,6 +2,7 @@
 
 main.py        the program: its commands, `--version`
 optimize.py    `optimize`, `run`, `compile`, `demo`
+search.py      `search`
 inspect.py     `analyze`, `targets`, `passes`, `show`, `profile`, `doctor`
 evaluate.py    `check`, `audit`, `compare`
 common.py      options of every command: `--debug`, `-v`, `--log-file`

@@ -80,8 +80,8 @@ def optimize(
     budget: Annotated[
         list[str] | None,
         typer.Option(
-            help="What the result may cost, repeated for several: latency=0.4 (of float's time), ms=3, macs=0.5 or bytes=200000. "
-            "Channels, ranks and residual blocks are chosen together for it."
+            help="What the result may cost, repeated for several: latency=0.4 (of float's time), ms=3, macs=0.5, bytes=200000 or "
+            "energy=0.3 (by a table). Channels, ranks and formats of layers and residual blocks are chosen together for it."
         ),
     ] = None,
     rounding: Annotated[

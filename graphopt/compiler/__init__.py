@@ -18,5 +18,6 @@ doctor.py     what this machine can do
 made_up.py    networks for measuring time, and where that is possible
 latency.py    the time of graphs, measured and remembered
 part_times.py  the time of their parts, likewise
-budget/       widths and blocks for a budget
+budget/       channels, ranks, blocks and formats for a budget
+search/       networks for several budgets
 """

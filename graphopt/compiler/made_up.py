@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from graphopt.artifacts.artifact import Artifact
@@ -10,6 +11,7 @@ from graphopt.artifacts.registry import backend
 from graphopt.compiler.recipes import clean, timed
 from graphopt.data.calibration import synthetic
 from graphopt.ir.graph import Graph
+from graphopt.passes.quantization import LayerFormat
 from graphopt.passmanager.runner import run
 from graphopt.targets import Target, architecture, find
 from graphopt.utils.errors import InputError
@@ -36,7 +38,13 @@ def remembered(name: str) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "graphopt" / name
 
 
-def lowered(graph: Graph, target: Target, *, integer: bool = True) -> Artifact:
+def lowered(
+    graph: Graph,
+    target: Target,
+    *,
+    integer: bool = True,
+    formats: Mapping[str, LayerFormat | None] | None = None,
+) -> Artifact:
     """A float graph as it would be deployed, with made-up ranges, which do not matter for time; it is changed."""
-    run(timed(target, synthetic(graph)) if integer else clean(target), graph, verify=False)
+    run(timed(target, synthetic(graph), formats) if integer else clean(target), graph, verify=False)
     return backend(target.runtime.name).lower(graph, target)

@@ -34,8 +34,8 @@ class Shrinking:
             `graphopt.passes.factorization.Factorize`, which do more when they are put among the passes.
         max_latency: factorize layers until this share of the time is left, measured on this machine (over 0, under 1).
         budget: what the result may cost, such as `{"latency": 0.4}` (of the float original's time), `{"ms": 3}`,
-            `{"macs": 0.5}`, `{"bytes": 200_000}`, or several at once: channels of all layers and residual blocks are chosen
-            together for it; see `graphopt.compiler.budget`.
+            `{"macs": 0.5}`, `{"bytes": 200_000}`, `{"energy": 0.3}` (by a table), or several at once: channels, ranks and
+            formats of all layers and residual blocks are chosen together for it; see `graphopt.compiler.budget`.
     """
 
     keep_macs: float | None = None

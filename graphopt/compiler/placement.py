@@ -14,6 +14,7 @@ from glob import escape
 
 from graphopt.artifacts.artifact import Artifact
 from graphopt.artifacts.report import Report
+from graphopt.compiler.budget.amounts import TIMED
 from graphopt.compiler.ladder import Lowered
 from graphopt.compiler.work import Work
 from graphopt.evaluation.kernel_costs import KernelCosts, PartCost
@@ -32,8 +33,11 @@ NAMED = 4  # parts that a note lists
 def applies(work: Work) -> bool:
     """Whether parts may stay in float: for `host`, where latency is measured and a recipe quantizes the whole of the original."""
     shrinking, quantization = work.options.shrinking, work.options.quantization
+    timed = {*TIMED} & {*(shrinking.budget or ())}  # where layers in float are a choice
     special = (shrinking.keep_macs, shrinking.max_latency, quantization.max_drop, quantization.average_bits)
-    chosen = any(option is not None for option in (*special, quantization.weight_only, work.request.train))
+    chosen = bool(timed) or any(
+        option is not None for option in (*special, quantization.weight_only, work.request.train)
+    )
     measured = work.options.measurement.measure and work.options.measurement.device is None
     quantized = (
         is_quantized(work.original) or work.request.dump is not None

@@ -120,12 +120,14 @@ def weight_only(
     return passes if data is None else [*passes, LearnRounding(data, checkpoint=checkpoint)]
 
 
-def timed(target: Target, data: Iterable[list[Tensor]]) -> list[Pass]:
+def timed(
+    target: Target, data: Iterable[list[Tensor]], formats: Mapping[str, LayerFormat | None] | None = None
+) -> list[Pass]:
     """As `recipe` deploys it, for measuring time: with the ranges of any data, and without what only makes answers better."""
     return [
         *prepare(target),
         DecomposeActivations(target.kernels.decompose),
-        Quantize(target, data, estimator="minmax"),
+        Quantize(target, data, estimator="minmax", formats=formats or {}),
     ]
 
 

@@ -1,7 +1,7 @@
 """Parts of a network by themselves, with other numbers of channels: what their time is measured on.
 
     resizing = Resizing(graph, groups, trace)
-    alone = resizing(part, kept)            kept: the share of each group's units that stays
+    alone = resizing(part, kept)            kept: of each group's units, which stay
     Branches([alone, ...])                  a module that computes several, each on inputs of its own
 
 Weights are made up: they do not change the time. A part whose calls carry sizes as numbers, such as a reshape to a given shape,
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.node import Argument, Node, map_arg
 
-from graphopt.analysis.channels.cost import Lengths
+from graphopt.analysis.channels.cost import Kept, Lengths
 from graphopt.analysis.channels.groups import Group
 from graphopt.analysis.channels.trace import Trace
 from graphopt.evaluation.parts import Part
@@ -94,8 +94,8 @@ class Resizing:
         nodes = {*part.nodes, *(source for node in part.nodes for source in node.all_input_nodes)}
         return tuple(sorted(set().union(*(self.lengths.groups_of(n) for n in nodes if _is_tensor(n)))))
 
-    def __call__(self, part: Part, kept: Sequence[float]) -> Alone | None:
-        """The part where each group keeps this share of its units; None where it cannot be had."""
+    def __call__(self, part: Part, kept: Kept) -> Alone | None:
+        """The part where these units stay; None where it cannot be had."""
         refs: dict[Node, Ref] = {}
         shapes: dict[str, list[tuple[int, ...]]] = {"input": [], "constant": []}
         calls = []
@@ -118,7 +118,7 @@ class Resizing:
         ]
         return alone if _shapes(alone) == wanted else None
 
-    def _regrouped(self, node: Node, args: Argument, kept: Sequence[float]) -> tuple[Any, ...]:
+    def _regrouped(self, node: Node, args: Argument, kept: Kept) -> tuple[Any, ...]:
         """Arguments with the number of groups that a grouped convolution has left."""
         found = list(args)  # type: ignore[arg-type]
         if family(node) == "conv" and argument(node, "groups") > 1:

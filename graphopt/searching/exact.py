@@ -56,7 +56,8 @@ class _Model:
             count += len(combinations)
         self.count = count
         damages = [option.damage for choice in problem.choices for option in choice.options]
-        self.objective = np.concatenate([np.array(damages, dtype=float), np.zeros(count - len(damages))])
+        scaled = np.array(damages, dtype=float) / _typical(damages)
+        self.objective = np.concatenate([scaled, np.zeros(count - len(damages))])
         self.whole = np.concatenate([np.ones(len(damages)), np.zeros(count - len(damages))])
 
     def constraints(self) -> list[LinearConstraint]:
@@ -102,3 +103,8 @@ class _Model:
     ) -> LinearConstraint:
         rows, columns = np.array(entries, dtype=np.int64).reshape(-1, 2).T
         return LinearConstraint(coo_array((values, (rows, columns)), shape=(count, self.count)).tocsr(), low, high)
+
+
+def _typical(damages: list[float]) -> float:
+    """A size that the objective is about: HiGHS has absolute tolerances, and damages may be millionths."""
+    return float(np.median([damage for damage in damages if damage > 0] or [1.0]))

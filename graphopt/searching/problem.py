@@ -92,6 +92,11 @@ class Problem:
         """The network as it is."""
         return (0,) * len(self.choices)
 
+    @property
+    def first_is_best(self) -> bool:
+        """Whether no option of any choice damages less than the first, as none does where that is the original."""
+        return all(choice.options[0].damage <= option.damage for choice in self.choices for option in choice.options)
+
     def term(self, name: str, number: int, options: Assignment) -> float:
         """One term's cost, for the options of its scope."""
         key = (name, number, options)

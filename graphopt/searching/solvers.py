@@ -42,7 +42,7 @@ def solve(problem: Problem, solver: Solver | None = None, **options: Any) -> Ass
     name = solver or ("exact" if problem.combinations() <= MOST else "greedy")
     if name not in SOLVERS:
         raise InputError(f"there is no solver {name!r}; {alternatives(name, SOLVERS, 'solvers')}")
-    if problem.keeps(problem.first) and not options.get("score"):
+    if problem.keeps(problem.first) and problem.first_is_best and not options.get("score"):
         return problem.first
     found = SOLVERS[name](problem, **options)
     if found is None or not problem.keeps(found):

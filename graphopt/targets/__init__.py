@@ -7,6 +7,7 @@ A target decides number formats, where quantizers go and how the graph is lowere
     number_formats.py   formats of weights, activations and biases
     kernels.py          which operators compute in integer, and what they require
     runtime.py          what runs the model, and what code is generated for it
+    energy.py           picojoules of operations and accesses, by a table
     cpus.py             CPUs through ONNX Runtime
     compiled.py         CPUs through TVM
     gpus.py             GPUs through TVM
@@ -18,6 +19,7 @@ A target decides number formats, where quantizers go and how the graph is lowere
     explain.py          a target in words
 """
 
+from graphopt.targets.energy import Energy
 from graphopt.targets.explain import explain
 from graphopt.targets.kernels import Kernels
 from graphopt.targets.known import find, host, host_runtimes, names
@@ -29,6 +31,7 @@ from graphopt.targets.target import Target
 __all__ = [
     "LINKERS",
     "CodeGeneration",
+    "Energy",
     "Formats",
     "Kernels",
     "Runtime",

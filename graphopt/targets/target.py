@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from graphopt.formats import NumberFormat, to_json
+from graphopt.targets.energy import Energy
 from graphopt.targets.kernels import Kernels
 from graphopt.targets.number_formats import Formats, Kind
 from graphopt.targets.runtime import CodeGeneration, Runtime
@@ -24,6 +25,7 @@ class Target:
         formats: number formats of weights, activations and biases.
         runtime: what runs the model, and where.
         kernels: which operators compute in integer, and what they require.
+        energy: of operations and accesses, by which `budget={"energy": ...}` compares networks.
         source: where these facts come from: a measurement, or the title of a document.
     """
 
@@ -33,9 +35,10 @@ class Target:
     runtime: Runtime
     kernels: Kernels = dataclasses.field(default_factory=Kernels)
     source: str = "measured on the runtime"
+    energy: Energy = dataclasses.field(default_factory=Energy)
 
     def __post_init__(self) -> None:
-        for name, part in (("formats", Formats), ("runtime", Runtime), ("kernels", Kernels)):
+        for name, part in (("formats", Formats), ("runtime", Runtime), ("kernels", Kernels), ("energy", Energy)):
             if not isinstance(getattr(self, name), part):
                 raise InputError(f"target {self.name!r}: {name} must be a {part.__name__}, got {getattr(self, name)!r}")
 
@@ -76,7 +79,7 @@ def _names(kind: type) -> set[str]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, (Target, Formats, Kernels, Runtime, CodeGeneration)):
+    if isinstance(value, (Target, Formats, Kernels, Runtime, CodeGeneration, Energy)):
         return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, frozenset):
         return sorted(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -24,7 +25,8 @@ def alone(share: float = 1.0) -> list[Alone]:
     trace = Trace(graph)
     found = groups(graph, trace)
     resize = Resizing(graph, found, trace)
-    return [part for each in parts(graph) if (part := resize(each, [share] * len(found)))]
+    kept = [np.arange(len(units)) < share * len(units) for units in resize.lengths.everything]
+    return [part for each in parts(graph) if (part := resize(each, kept))]
 
 
 @pytest.mark.parametrize("integer", [True, False])

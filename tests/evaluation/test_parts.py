@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -58,7 +59,7 @@ def test_parts_have_the_shapes_that_they_have_in_the_pruned_network(share: float
     graph, trace, resize = resizing(Mobile(), torch.randn(1, 3, 8, 8))
     found = groups(graph, trace)
     gone = [(g, range(round((1 - share) * len(g)) if len(g.free) == len(g) else 0)) for g in found]
-    kept = [1 - len(units) / len(group) for group, units in gone]
+    kept = [~np.isin(np.arange(len(group)), units) for group, units in gone]
     alone = {part.name: resize(part, kept) for part in parts(graph)}
     remove(graph, trace, gone)
     for part in parts(graph):
@@ -76,10 +77,11 @@ def test_parts_have_the_shapes_that_they_have_in_the_pruned_network(share: float
 def test_equal_parts_have_equal_keys_and_others_have_not() -> None:
     _, _, resize = resizing(nn.Sequential(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))), torch.randn(1, 8, 8, 8))
     first, second, third = parts(resize.graph)
-    count = len(resize.lengths.units)
-    whole = [1.0] * count
+    whole = resize.lengths.everything
     assert resize(first, whole).key == resize(second, whole).key  # type: ignore[union-attr]
-    narrow = [0.5 if g in resize.groups_of(third) else 1.0 for g in range(count)]
+    narrow = [
+        units & (np.arange(len(units)) < 4) if g in resize.groups_of(third) else units for g, units in enumerate(whole)
+    ]
     assert resize(third, narrow).key != resize(third, whole).key  # type: ignore[union-attr]
 
 
@@ -94,5 +96,5 @@ def test_a_part_with_sizes_as_numbers_is_there_as_it_is_but_not_narrower() -> No
 
     graph, _, resize = resizing(Reshaped(), torch.randn(1, 3, 8, 8))
     first = parts(graph)[0]
-    assert resize(first, [1.0] * len(resize.lengths.units)) is not None
-    assert resize(first, [0.5] * len(resize.lengths.units)) is None
+    assert resize(first, resize.lengths.everything) is not None
+    assert resize(first, [np.arange(len(u)) < 4 for u in resize.lengths.everything]) is None

@@ -52,6 +52,15 @@ def test_integer_programming_finds_the_best(seed: int, second: bool) -> None:
     assert problem.damage(found) == pytest.approx(problem.damage(best(problem)), rel=2e-3)
 
 
+def test_small_damages_are_told_apart() -> None:
+    problem = drawn(0)
+    choices = [
+        Choice(c.name, c.kind, tuple(Option(o.label, 1e-7 * o.damage) for o in c.options)) for c in problem.choices
+    ]
+    tiny = Problem(choices, problem.costs, problem.limits)
+    assert tiny.damage(solve(tiny, "exact")) == pytest.approx(1e-7 * problem.damage(best(problem)), rel=2e-3)
+
+
 @pytest.mark.parametrize("solver", ["greedy", "evolution"])
 @pytest.mark.parametrize("seed", range(8))
 def test_the_others_come_close(solver: str, seed: int) -> None:

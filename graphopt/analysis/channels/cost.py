@@ -26,6 +26,7 @@ from graphopt.ir.calls import value
 from graphopt.ir.graph import Graph
 
 Counts = npt.NDArray[np.int64]
+Kept = Sequence[npt.NDArray[np.bool_]]  # of each group, for each of its units whether it stays
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,12 @@ class Block:
     size: int
     groups: tuple[int, ...] = ()
     per_unit: Counts | None = None
+
+    def left(self, kept: Kept) -> int:
+        """The indices of the units that stay; of a rectangle the share that stays of each group."""
+        if self.per_unit is not None:
+            return int(self.per_unit[kept[self.groups[0]]].sum())
+        return round(self.size * prod(float(kept[g].mean()) for g in self.groups))
 
 
 Length = list[Block]
@@ -146,12 +153,17 @@ class Lengths:
             self.group_of[group.labels] = number
             self.unit_of[group.labels] = np.arange(len(group))
 
-    def sizes(self, node: Node, kept: Sequence[float]) -> list[int]:
-        """The shape of a value where each group keeps this share of its units; of units of several sizes, as many of each."""
+    @property
+    def everything(self) -> Kept:
+        """All units stay."""
+        return [np.ones(units, dtype=np.bool_) for units in self.units]
+
+    def sizes(self, node: Node, kept: Kept) -> list[int]:
+        """The shape of a value where these units stay."""
         if node not in self.trace.dims:
             return [measure.length(node, dim) for dim in range(value(node).dim())]
         lengths = (self(node, dim) for dim in range(value(node).dim()))
-        return [sum(round(b.size * prod(kept[g] for g in b.groups)) for b in length) for length in lengths]
+        return [sum(block.left(kept) for block in length) for length in lengths]
 
     def groups_of(self, node: Node) -> set[int]:
         """The groups that a value's shape depends on."""

@@ -3,7 +3,8 @@
 latency     the share of the float original's time in its own runtime (over 0, under 1)
 ms          milliseconds of a call
 macs        multiply-accumulates; a share of the original's where it is under 1
-bytes       of the weights as they are stored; a share of the float original's where it is under 1
+bytes       of the weights, each in the bits of its codes; a share of the float original's where it is under 1
+energy      the share of the float original's energy (over 0, under 1), by the target's table: a model, not a measurement
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from collections.abc import Mapping
 
 from graphopt.utils.errors import InputError, alternatives
 
-AMOUNTS = ("latency", "ms", "macs", "bytes")
+AMOUNTS = ("latency", "ms", "macs", "bytes", "energy")
 TIMED = ("latency", "ms")
+SIZED = ("bytes",)
+ENERGY = "energy"
 
 
 def check(budget: Mapping[str, float]) -> None:
@@ -27,6 +30,8 @@ def check(budget: Mapping[str, float]) -> None:
         number = isinstance(amount, (int, float)) and not isinstance(amount, bool) and math.isfinite(amount)
         if not number or amount <= 0:
             raise InputError(f"the budget of {name} must be a number over 0, got {amount!r}")
+        if name == ENERGY and amount >= 1:
+            raise InputError(f"the budget of energy is the share that is left, under 1, got {amount!r}")
         if name == "latency" and amount >= 1:
             raise InputError(
                 f"the budget of latency is the share that is left, under 1, got {amount!r}; for milliseconds give 'ms'"

@@ -5,8 +5,14 @@ An option's value is the number of units removed, in the order of the pruning pl
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
+from graphopt.analysis.channels.cost import channels
+from graphopt.analysis.channels.groups import groups
 from graphopt.analysis.channels.trace import Trace
 from graphopt.ir.graph import Graph
 from graphopt.passes.pruning import Prune
@@ -28,7 +34,9 @@ class Widths:
 
     @classmethod
     def of(cls, prune: Prune, graph: Graph, trace: Trace) -> Widths:
-        """From what `prune` measures on a graph."""
+        """From what `prune` measures on a graph; none where no group may lose units."""
+        if not any(len(group.free) for group in groups(graph, trace)):
+            return cls(PruningPlan([], [], channels([]), 0.0, False), [])
         plan = PruningPlan.of(prune, graph, trace)
         choices = [
             Choice(group.name, group.kind, tuple(_options(curve)))
@@ -36,12 +44,15 @@ class Widths:
         ]
         return cls(plan, choices)
 
-    def kept(self, assignment: Assignment) -> list[float]:
-        """The share of each group that is left."""
-        return [
-            1 - choice.options[option].value / len(group)
-            for group, choice, option in zip(self.plan.groups, self.choices, assignment, strict=True)
-        ]
+    def stays(self, group: int, option: int) -> npt.NDArray[np.bool_]:
+        """For each unit of a group whether it is left."""
+        kept = np.ones(len(self.plan.groups[group]), dtype=np.bool_)
+        kept[self.plan.curves[group].order[: self.choices[group].options[option].value]] = False
+        return kept
+
+    def kept(self, options: Mapping[int, int]) -> list[npt.NDArray[np.bool_]]:
+        """The units of every group that are left where some groups have these options, and the others all they have."""
+        return [self.stays(group, options.get(group, 0)) for group in range(len(self.choices))]
 
     def removal(self, assignment: Assignment) -> RemovalPlan:
         """What goes."""
