@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from graphopt.artifacts.artifact import Artifact
     from graphopt.artifacts.backend import Tuning
     from graphopt.compiler.optimize import Optimized, load, optimize, simulate
-    from graphopt.compiler.options import Measurement, Quantization, Shrinking, Training
+    from graphopt.compiler.options import Measurement, Quantization, Shrinking, Storage, Training
     from graphopt.data.preprocessing import Preprocessing
     from graphopt.evaluation.analysis import Analysis
     from graphopt.evaluation.comparison import compare
@@ -65,6 +65,7 @@ __all__ = [
     "Preprocessing",
     "Quantization",
     "Shrinking",
+    "Storage",
     "Target",
     "Training",
     "Tuning",
@@ -108,6 +109,7 @@ _HOME = {
     "Preprocessing": "graphopt.data.preprocessing",
     "Quantization": "graphopt.compiler.options",
     "Shrinking": "graphopt.compiler.options",
+    "Storage": "graphopt.compiler.options",
     "Target": "graphopt.targets",
     "Training": "graphopt.compiler.options",
     "Tuning": "graphopt.artifacts.backend",

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = {  # of the rooms in graphopt/; rooms of one floor do not know each other
     "utils": 1,
-    "formats": 2,
+    "coding": 2, "formats": 2,
     "targets": 3,
     "ir": 4,
     "frontend": 5, "execution": 5,
