@@ -47,8 +47,8 @@ def encode(symbols: Bytes) -> bytes:
     frequencies = quantized(counts[used])
     lanes = _lanes(counts[used], len(symbols))
     states, words = _encoded(np.searchsorted(used, symbols), frequencies, lanes)
-    head: bytes = bytes([len(used) - 1]) + used.astype(np.uint8).tobytes() + b"".join(map(varint, frequencies.tolist()))
-    return head + varint(lanes) + states.astype("<u4").tobytes() + words.astype("<u2").tobytes()
+    head = bytes([len(used) - 1]) + used.astype(np.uint8).tobytes() + b"".join(map(varint, frequencies.tolist()))
+    return b"".join([head, varint(lanes), states.astype("<u4").tobytes(), words.astype("<u2").tobytes()])
 
 
 def quantized(counts: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

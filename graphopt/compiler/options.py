@@ -173,7 +173,8 @@ class Storage:
 
     Attributes:
         storage: `huffman`, `ans`, or `entropy`, whichever is smaller: one entropy-coded file, which `graphopt.load` restores to
-            what the runtime takes. None: files as the runtime takes them. Answers are the same; see `graphopt.coding`.
+            what the runtime takes (`graphopt.coding`). 8-bit codes that would be the nearest are then chosen for few bits, at no
+            more error (`MinimizeBits`). None: files as the runtime takes them.
     """
 
     storage: Coding | None = None

@@ -150,6 +150,7 @@ def _quantized(work: Work) -> Callable[..., list[Pass]]:
     return partial(
         recipes.integer, work.target, work.data, estimator=chosen.estimator, average_bits=chosen.average_bits,
         checkpoint=chosen.checkpoint, quantized=is_quantized(work.original),
+        coded=work.options.stored.storage is not None and not work.data.synthetic,
     )  # fmt: skip
 
 

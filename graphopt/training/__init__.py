@@ -11,6 +11,7 @@ devices.py      on another device than the processor
 rounding.py     its quantizers, likewise
 processes.py    several of them, under torchrun
 compression.py  what learns beside the weights
+sharing.py      values that weights share
 quantization/   quantization-aware training
 distillation/   learning from another network
 checkpoint.py   the file of an interrupted training
@@ -23,6 +24,7 @@ from graphopt.training.judges import Unseen
 from graphopt.training.options import Options
 from graphopt.training.quantization import DampenOscillations, FreezeOscillations, QuantizationAware
 from graphopt.training.report import TrainingReport
+from graphopt.training.sharing import SharedValues
 from graphopt.training.trainer import train
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "QuantizationAware",
     "Response",
     "Run",
+    "SharedValues",
     "TrainingReport",
     "Unseen",
     "train",
