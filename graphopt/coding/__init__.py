@@ -4,6 +4,7 @@ reader.py    bytes that may be anything, read with every length checked
 huffman.py   Huffman codes, in deflate's form
 ans.py       range asymmetric numeral systems
 streams.py   bytes in the smallest of the codings, zeros apart where there are many
-pieces.py    parts of a file: shared values, bytes of numbers, codes of few bits
+text.py      what is no tensor
+pieces.py    a file as text and tensors: shared values, bytes of numbers, codes of few bits
 container.py files as one file of coded pieces
 """

@@ -9,7 +9,7 @@ Layout, all integers little-endian:
     bytes 8-11   length of the description, u32
     bytes 12-43  SHA-256 of everything else: bytes 0-11, then from byte 44 on
     from 44      the description, JSON: {"version": 1, "files": {name: {"size": bytes, "sha256": hex, "coded": bytes}}}
-    then         the pieces of each file (`pieces.py`), file by file in the order of the description
+    then         each file (`pieces.py`), in the order of the description
 
 Nothing in the file is executed. Sizes and tables are checked before memory is taken for them; one piece is held at a time. What
 was restored is compared with its SHA-256, so that a reader gives the right bytes or an error.
@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 
 from graphopt.coding import pieces, streams
 from graphopt.coding.pieces import Place
-from graphopt.coding.reader import Reader
 from graphopt.coding.streams import Coding
 from graphopt.utils import json_data
 from graphopt.utils.errors import InputError
@@ -65,8 +64,7 @@ def write(
         if not is_safe(name):
             raise InputError(f"{name!r} is no name of a file inside a folder")
         content, before = memoryview(source.read_bytes()), len(body)
-        for piece in pieces.encode(content, places.get(name, ()), coding):
-            body += piece
+        body += pieces.encode(content, places.get(name, ()), coding)
         described[name] = {"size": len(content), "sha256": sha256(source), "coded": len(body) - before}
     text = json.dumps({"version": VERSION, "files": described}, separators=(",", ":")).encode()
     length = struct.pack("<I", len(text))
@@ -86,7 +84,7 @@ def restore(path: str | Path, folder: Path) -> list[Entry]:
         target = folder / entry.name
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("wb") as file:
-            digest = _restored(Reader(content[at : at + entry.coded]), entry, file.write)
+            digest = _restored(content[at : at + entry.coded], entry, file.write)
         if digest != entry.sha256:
             raise InputError(f"{path} is damaged ({entry.name} is not what was written); write it again")
         at += entry.coded
@@ -160,20 +158,14 @@ def _checked(files: Mapping[str, Any], rest: int) -> list[Entry]:
     if folders & {entry.name for entry in found}:
         raise ValueError("a file has the name of a folder of another")
     if sum(entry.coded for entry in found) != rest:
-        raise ValueError(f"{rest} bytes of pieces")
+        raise ValueError(f"a description of other files than the {rest} bytes behind it")
     return found
 
 
-def _restored(reader: Reader, entry: Entry, put: Callable[[bytes], object]) -> str:
-    """The SHA-256 of what the pieces give, which goes to `put` piece by piece."""
-    digest, size = hashlib.sha256(), 0
-    while reader.at < len(reader.content):
-        part = pieces.decode(reader)
-        size += len(part)
-        if not part or size > entry.size:
-            raise InputError(f"{entry.name} is damaged: its pieces do not give the {entry.size} bytes announced")
+def _restored(content: memoryview, entry: Entry, put: Callable[[bytes], object]) -> str:
+    """The SHA-256 of what a coded file gives, which goes to `put` part by part."""
+    digest = hashlib.sha256()
+    for part in pieces.restore(content, entry.size):
         digest.update(part)
         put(part)
-    if size != entry.size:
-        raise InputError(f"{entry.name} is damaged: its pieces do not give the {entry.size} bytes announced")
     return digest.hexdigest()

@@ -1,7 +1,10 @@
-"""Parts of a file, one after another, each in the form in which it is smallest.
+"""A file as its tensors, each in the form in which it is smallest, and all that lies between them, as one text.
+
+    file       the text (`text.py`) of all that lies between; number of pieces (varint);
+               for each piece the bytes of text in front of it (varint), and the piece
 
     piece      u8 form, restored bytes (varint), then
-    0 plain    length (varint), deflate with repetitions: text, and whatever is no tensor
+    0 plain    length (varint), deflate with repetitions
     1 planes   u8 width w; w streams: the first bytes of all elements, the second bytes, ...
     2 table    u8 width w, u8 entries - 1, the entries; a stream of which entry each element is: shared values
     3 bits     u8 bits b; a stream of codes of b bits, packed from the lowest bit of the first byte on
@@ -18,9 +21,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from graphopt.coding import huffman, streams
+from graphopt.coding import huffman, streams, text
 from graphopt.coding.reader import Reader, varint
 from graphopt.coding.streams import Coding
+from graphopt.coding.text import Text
 from graphopt.utils.errors import InputError
 
 MOST = 1 << 24  # restored bytes
@@ -38,26 +42,29 @@ class Place(NamedTuple):
     bits: int = 0
 
 
-def encode(content: memoryview, places: Sequence[Place], coding: Coding) -> Iterator[bytes]:
-    """The pieces of a file whose tensors lie at `places`; whatever lies between is plain."""
-    at = 0
+def encode(content: memoryview, places: Sequence[Place], coding: Coding) -> bytes:
+    """A file whose tensors lie at `places`."""
+    between, found, at = bytearray(), list[bytes](), 0
     for place in sorted(places):
         if not at <= place.begin <= place.end <= len(content):
             raise ValueError(f"{place} overlaps another or lies outside of {len(content)} bytes")
-        yield from _cut(content[at : place.begin], Place(0, 0, 1), coding, tensor=False)
-        yield from _cut(content[place.begin : place.end], place, coding, tensor=True)
+        between += content[at : place.begin]
+        for start in range(place.begin, place.end, MOST):
+            part = content[start : min(start + MOST, place.end)]
+            found.append(varint(place.begin - at) + smallest(part, place, coding))
+            at = place.begin
         at = place.end
-    yield from _cut(content[at:], Place(0, 0, 1), coding, tensor=False)
+    between += content[at:]
+    return b"".join([text.encode(bytes(between)), varint(len(found)), *found])
 
 
-def _cut(content: memoryview, place: Place, coding: Coding, *, tensor: bool) -> Iterator[bytes]:
-    for start in range(0, len(content), MOST):
-        part = content[start : start + MOST]
-        forms = [_raw(part), _plain(part)]
-        if tensor and len(part) % place.width == 0:
-            forms += [_planes(part, place.width, coding)]
-            forms += [found for found in (_table(part, place.width, coding), _bits(part, place.bits, coding)) if found]
-        yield min((f for f in forms if len(part) <= EXPANSION * len(f)), key=len)
+def smallest(part: memoryview, place: Place, coding: Coding) -> bytes:
+    """A piece of at most `MOST` bytes in its smallest form that the reader takes."""
+    forms = [_raw(part), _plain(part)]
+    if len(part) % place.width == 0:
+        forms += [_planes(part, place.width, coding)]
+        forms += [found for found in (_table(part, place.width, coding), _bits(part, place.bits, coding)) if found]
+    return min((f for f in forms if len(part) <= EXPANSION * len(f)), key=len)
 
 
 def _raw(part: memoryview) -> bytes:
@@ -102,6 +109,29 @@ def unpacked(content: streams.Bytes, bits: int) -> streams.Bytes:
 def packed(codes: streams.Bytes, bits: int) -> bytes:
     each = np.unpackbits(codes.reshape(-1, 1), axis=1, bitorder="little")[:, :bits]
     return np.packbits(each.reshape(-1), bitorder="little").tobytes()
+
+
+def restore(content: memoryview, size: int) -> Iterator[bytes]:
+    """The bytes of a file, part by part.
+
+    Raises:
+        InputError: it is damaged, or is not of this size.
+    """
+    reader = Reader(content)
+    between = Text(reader)
+    left = size
+    for _ in range(reader.varint(len(content))):
+        gap = reader.varint(left)
+        yield from between.parts(gap)
+        part = decode(reader)
+        left -= gap + len(part)
+        if not part or left < 0:
+            raise InputError(f"pieces give more than the {size} bytes announced")
+        yield part
+    if reader.at < len(content):
+        raise InputError("bytes follow the last piece")
+    yield from between.parts(left)
+    between.finish()
 
 
 def decode(reader: Reader) -> bytes:

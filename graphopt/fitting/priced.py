@@ -26,7 +26,8 @@ from torch import Tensor
 from graphopt.fitting.rounding import CHUNK, cost, feedback
 
 TURNS = 3
-GROWTH, ROUNDS = 1.5, 16  # of the slope, until the error is reached
+STRIDES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
+GROWTH, ROUNDS = 1.4, 8  # of the slope, until the error is reached
 SLOPE = 2 * math.log(2) / 12  # of squared steps per bit
 
 
@@ -101,21 +102,43 @@ def choose(
 def fewest_bits(weight: Tensor, metric: Tensor, levels: Levels, slope: float, most: float) -> Tensor:
     """Codes [g, out, d] of the fewest bits found whose error, the trace at the head of this file, is at most `most`.
 
-    The slope grows as far as the error allows, each time with prices of the codes found before. Where even no price keeps it,
-    codes are those at no price.
+    The largest stride that keeps it is looked for, codes being multiples of it from zero's on; then the slope grows as far as the
+    error allows. Where not even single codes keep it, they are returned.
 
     Args:
-        slope: the first one that is tried.
+        slope: at which bits trade for error as the grid's own step does.
     """
     factor = feedback(metric)
-    best = _sequential(weight, factor, levels, torch.zeros(levels.high - levels.low + 1, dtype=weight.dtype), None)
-    for turn in range(ROUNDS):
-        price = slope * GROWTH**turn * _gain(factor) * bits(best, levels)
-        found = _sequential(weight, factor, levels, price, None)
+    best, chosen = levels.codes(weight), 1
+    for stride in STRIDES:
+        found = _at_stride(best, weight, factor, levels, slope, stride)
+        if stride > 1 and float(cost(weight, metric, levels.weight(found)).sum()) > most:
+            break
+        best, chosen = found, stride
+    for turn in range(1, ROUNDS):
+        found = _at_stride(best, weight, factor, levels, slope * GROWTH**turn, chosen)
         if float(cost(weight, metric, levels.weight(found)).sum()) > most:
             break
         best = found
     return best
+
+
+def _at_stride(
+    start: Tensor, weight: Tensor, factor: tuple[Tensor, Tensor], levels: Levels, slope: float, stride: int
+) -> Tensor:
+    """Codes that are multiples of a stride, at prices of those that `start` makes such."""
+    zero = levels.codes(torch.zeros_like(weight))
+    price = slope * stride**2 * _gain(factor) * bits(_strided(start, zero, levels, stride), levels)
+    return _sequential(weight, factor, levels, price, None, stride)
+
+
+def _strided(codes: Tensor, zero: Tensor, levels: Levels, stride: int) -> Tensor:
+    """The nearest multiples of a stride, from zero's code on, within the ends."""
+    if stride == 1:
+        return codes
+    steps = torch.round((codes - zero) / stride)
+    least, most = torch.ceil((levels.low - zero) / stride), torch.floor((levels.high - zero) / stride)
+    return zero + stride * torch.minimum(torch.maximum(steps, least), most)
 
 
 def _gain(factor: tuple[Tensor, Tensor]) -> Tensor:
@@ -123,7 +146,12 @@ def _gain(factor: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def _sequential(
-    weight: Tensor, factor: tuple[Tensor, Tensor], levels: Levels, price: Tensor, held: Tensor | None
+    weight: Tensor,
+    factor: tuple[Tensor, Tensor],
+    levels: Levels,
+    price: Tensor,
+    held: Tensor | None,
+    stride: int = 1,
 ) -> Tensor:
     order, upper = factor
     left, codes, place = weight[..., order].clone(), torch.empty_like(weight), order.tolist()
@@ -132,9 +160,8 @@ def _sequential(
         errors = torch.empty_like(left[..., begin:end])
         for j in range(begin, end):
             column, root = left[..., j : j + 1], upper[:, j, None, j, None]
-            found = _cheapest(
-                column, levels, price, root, place[j], None if held is None else held[..., place[j], None]
-            )
+            here = None if held is None else held[..., place[j], None]
+            found = _cheapest(column, levels, price, root, place[j], here, stride)
             codes[..., place[j]] = found[..., 0]
             error = (column - levels.weight(found, place[j])) / root
             left[..., j + 1 : end] -= error * upper[:, None, j, j + 1 : end]
@@ -143,10 +170,21 @@ def _sequential(
     return codes
 
 
-def _cheapest(column: Tensor, levels: Levels, price: Tensor, root: Tensor, place: int, held: Tensor | None) -> Tensor:
+def _cheapest(
+    column: Tensor,
+    levels: Levels,
+    price: Tensor,
+    root: Tensor,
+    place: int,
+    held: Tensor | None,
+    stride: int,
+) -> Tensor:
     """Of the levels next to a column [g, out, 1] and of zero, those of least error and price."""
     near, zero = levels.codes(column, place), levels.codes(torch.zeros_like(column), place)
-    tried = torch.cat([near, (near - 1).clamp(min=levels.low), (near + 1).clamp(max=levels.high), zero], -1)
+    near = _strided(near, zero, levels, stride)
+    beside = [_strided(near + step, zero, levels, stride) for step in (-stride, stride)]
+    ends = torch.cat([near, *beside], -1).clamp(levels.low, levels.high)
+    tried = torch.cat([ends, zero], -1)
     values = torch.cat([levels.weight(tried[..., n : n + 1], place) for n in range(tried.shape[-1])], -1)
     cost = ((column - values) / root).square() + price[(tried - levels.low).long()]
     found = tried.gather(-1, cost.argmin(-1, keepdim=True))

@@ -41,7 +41,6 @@ from graphopt.utils.checks import check_repeatable
 from graphopt.utils.errors import InputError
 
 SAFETY = 0.85  # of the error that is allowed on samples held out
-FIRST = 0.25  # of the slope at which bits trade for error as the grid's step does
 
 
 @dataclass(eq=False, kw_only=True)
@@ -55,7 +54,7 @@ class PricedCodes(Codes):
         weight, lattice = rounded.grouped(rounded.weight(graph)), rounded.lattice(graph)
         aim, metric = least_squares(weight, moments, RIDGE)
         most = SAFETY * self.allowed * float(cost(aim, metric, lattice.weight(lattice.codes(weight.double()))).sum())
-        slope = FIRST * SLOPE * float(lattice.scale.square().mean())
+        slope = SLOPE * float(lattice.scale.square().mean())
         codes = fewest_bits(aim, metric, lattice, slope, most)
         lost = moments.mean_t - (lattice.weight(codes) @ moments.mean_x[..., None])[..., 0]
         yield {"codes": codes, "scale": lattice.scale, "bias": lost.flatten(), "aim": aim.float()}

@@ -45,7 +45,7 @@ from graphopt.utils.checks import check_repeatable, names_weight
 from graphopt.utils.errors import InputError
 
 BITS = (8, 7, 6, 5, 4, 3, 2)  # of k-means
-RATES = (6.0, 5.0, 4.5, 4.0, 3.5, 3.0, 2.5, 2.0, 1.5, 1.0)  # bits per weight of uniform values, about
+RATES = (6.0, 5.0, 4.5, 4.0, 3.5, 3.0, 2.5, 2.0, 1.5, 1.0, 0.5, 0.0)  # of uniform values, see `tables.step_of`
 
 
 @dataclass(frozen=True)

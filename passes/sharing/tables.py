@@ -38,6 +38,7 @@ def multiples(weight: Tensor, step: float) -> Tensor:
 
 
 def step_of(weight: Tensor, bits: float) -> float:
-    """The step whose multiples have about this entropy: h - log2(step) = bits, h that of a normal distribution."""
+    """The step at which h - log2(step) = bits, h the entropy of a normal distribution: about the entropy of the multiples, where
+    that is over a bit; they keep some more at lower ones (a quarter of a bit at 0)."""
     deviation = float(weight[weight != 0].double().square().mean().sqrt()) if bool((weight != 0).any()) else 1.0
     return max(deviation * math.sqrt(2 * math.pi * math.e) / 2**bits, float(weight.abs().max()) / MOST_STEPS, 1e-30)

@@ -60,8 +60,8 @@ def test_files_come_back(tmp_path: Path, coding: Coding) -> None:
 
 def test_each_tensor_has_the_form_that_suits_it() -> None:
     content, places = contents()
-    forms = [piece[0] for piece in pieces.encode(memoryview(content), places, "entropy")]
-    assert forms[:4] == [pieces.PLAIN, pieces.TABLE, pieces.PLANES, pieces.BITS]
+    forms = [pieces.smallest(memoryview(content)[p.begin : p.end], p, "entropy")[0] for p in places]
+    assert forms[:3] == [pieces.TABLE, pieces.PLANES, pieces.BITS]
 
 
 def damaged(path: Path, content: bytes) -> bool:
@@ -132,7 +132,7 @@ def test_names_that_lead_elsewhere_are_refused(tmp_path: Path, name: str) -> Non
         ({"version": 2, "files": {}}, "upgrade graphopt"),
         ({"version": 1, "files": {"a": entry(2**50, 0)}}, "said to restore"),
         ({"version": 1, "files": {"a": entry(-1, 0)}}, "not described"),
-        ({"version": 1, "files": {"a": entry(0, 3)}}, "bytes of pieces"),
+        ({"version": 1, "files": {"a": entry(0, 3)}}, "bytes behind it"),
         ({"version": 1, "files": {"a": entry(0, 0), "a/b": entry(0, 0)}}, "folder of another"),
         ({"version": 1}, "damaged"),
         ([1], "damaged"),
@@ -165,20 +165,28 @@ def test_pieces_that_do_not_fit_are_refused(piece: bytes) -> None:
 
 
 def test_equal_bytes_are_stored_so_that_the_reader_takes_them() -> None:
-    content = memoryview(bytes(3 * pieces.MOST))
-    coded = b"".join(pieces.encode(content, [Place(0, len(content), 4)], "entropy"))
-    reader, found = Reader(coded), 0
-    while reader.at < len(coded):
-        part = pieces.decode(reader)
-        assert not any(part[:: 2**16])
-        found += len(part)
-    assert found == len(content)
+    content = memoryview(bytes(2 * pieces.MOST + 5) + b"end")
+    coded = pieces.encode(content, [Place(1, len(content) - 3, 4)], "entropy")
+    parts = list(pieces.restore(memoryview(coded), len(content)))
+    assert b"".join(parts) == content
+    assert max(map(len, parts)) <= pieces.MOST
     assert len(coded) < 60_000
+
+
+@pytest.mark.parametrize("size", [0, 9, 11])
+def test_another_size_is_an_error(size: int) -> None:
+    for places in ([], [Place(2, 8, 1)]):
+        coded = memoryview(pieces.encode(memoryview(b"0123456789"), places, "entropy"))
+        assert b"".join(pieces.restore(coded, 10)) == b"0123456789"
+        with pytest.raises(InputError):
+            list(pieces.restore(coded, size))
+        with pytest.raises(InputError):
+            list(pieces.restore(memoryview(bytes(coded) + b"x"), 10))
 
 
 def test_a_place_that_overlaps_is_refused() -> None:
     with pytest.raises(ValueError, match="overlaps"):
-        list(pieces.encode(memoryview(bytes(10)), [Place(0, 5, 1), Place(4, 8, 1)], "entropy"))
+        pieces.encode(memoryview(bytes(10)), [Place(0, 5, 1), Place(4, 8, 1)], "entropy")
 
 
 def test_a_file_of_another_kind_and_none_at_all(tmp_path: Path) -> None:
