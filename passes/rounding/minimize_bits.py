@@ -40,7 +40,8 @@ from graphopt.passes.rounding.weights import Rounded, rounded_layers
 from graphopt.utils.checks import check_repeatable
 from graphopt.utils.errors import InputError
 
-SAFETY = 0.85  # of the error that is allowed on samples held out
+SAFETY = 0.85  # of the error that is allowed, on the samples that are fitted on
+HELD_OUT = 1.05  # of it, on those held out, where values that are rounded, too, add noise of their own
 
 
 @dataclass(eq=False, kw_only=True)
@@ -51,9 +52,10 @@ class PricedCodes(Codes):
         rounded = self.rounded
         moments = Moments(rounded.layer, centred=rounded.bias is not None)
         gather(rounded.layer, samples, moments.update)
-        weight, lattice = rounded.grouped(rounded.weight(graph)), rounded.lattice(graph)
+        weight, lattice = rounded.grouped(rounded.weight(graph)).double(), rounded.lattice(graph)
         aim, metric = least_squares(weight, moments, RIDGE)
-        most = SAFETY * self.allowed * float(cost(aim, metric, lattice.weight(lattice.codes(weight.double()))).sum())
+        nearest = float(cost(weight, metric, lattice.weight(lattice.codes(weight))).sum())
+        most = SAFETY / HELD_OUT * self.allowed * nearest
         slope = SLOPE * float(lattice.scale.square().mean())
         codes = fewest_bits(aim, metric, lattice, slope, most)
         lost = moments.mean_t - (lattice.weight(codes) @ moments.mean_x[..., None])[..., 0]
@@ -102,7 +104,7 @@ class MinimizeBits:
         source = Layer.of(original(reference, rounded.layer.node))
         assert source is not None
         return PricedCodes.of_layer(
-            rounded.layer, source, rounded=rounded, digits=False, scales=False, allowed=self.error
+            rounded.layer, source, rounded=rounded, digits=False, scales=False, allowed=HELD_OUT * self.error
         )
 
 
