@@ -356,12 +356,14 @@ def _constriction(codes: Any, what: str) -> common.Rows:
 def main() -> None:
     options = common.arguments(__doc__, networks=list(CASES))
     torch.set_num_threads(1)
-    tables = {"Reading": decoding(mobilenet(), "MobileNetV1")}
+    tables: dict[str, common.Rows] = {}
     for name in options.networks:
         title, make = CASES[name]
         common.log(title)
         tables[title] = Bench(make()).run()
         common.finish(tables, options.json)  # what is done is kept, should the rest be interrupted
+    tables["Reading"] = decoding(mobilenet(), "MobileNetV1")
+    common.finish(tables, options.json)
 
 
 if __name__ == "__main__":

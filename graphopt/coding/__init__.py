@@ -7,4 +7,6 @@ streams.py   bytes in the smallest of the codings, zeros apart where there are m
 text.py      what is no tensor
 pieces.py    a file as text and tensors: shared values, bytes of numbers, codes of few bits
 container.py files as one file of coded pieces
+
+`decoder.h` and `decoder.c` restore pieces on microcontrollers.
 """
