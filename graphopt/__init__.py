@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from graphopt.artifacts.artifact import Artifact
     from graphopt.artifacts.backend import Tuning
     from graphopt.compiler.optimize import Optimized, load, optimize, simulate
-    from graphopt.compiler.options import Measurement, Quantization, Shrinking, Training
+    from graphopt.compiler.options import Measurement, Quantization, Shrinking, Storage, Training
     from graphopt.compiler.search.results import SearchResults
     from graphopt.compiler.search.run import search
     from graphopt.data.preprocessing import Preprocessing
@@ -68,6 +68,7 @@ __all__ = [
     "Quantization",
     "SearchResults",
     "Shrinking",
+    "Storage",
     "Target",
     "Training",
     "Tuning",
@@ -113,6 +114,7 @@ _HOME = {
     "Quantization": "graphopt.compiler.options",
     "SearchResults": "graphopt.compiler.search.results",
     "Shrinking": "graphopt.compiler.options",
+    "Storage": "graphopt.compiler.options",
     "Target": "graphopt.targets",
     "Training": "graphopt.compiler.options",
     "Tuning": "graphopt.artifacts.backend",

@@ -34,7 +34,8 @@ _ROOMS = {
     ),
     "pruning": ("Prune", "RemoveBlocks"),
     "quantization": ("MixedPrecision", "Quantize", "QuantizeWeights", "RefineRanges"),
-    "rounding": ("CorrectBias", "LearnRounding"),
+    "rounding": ("CorrectBias", "LearnRounding", "MinimizeBits"),
+    "sharing": ("ShareWeights",),
     "sparsity": ("BakeMasks", "Sparsify"),
 }  # fmt: skip
 _HOME = {name: room for room, passes in _ROOMS.items() for name in passes}

@@ -26,6 +26,7 @@ from graphopt.passes.quantization import MixedPrecision, Quantize
 from graphopt.passes.quantization.quantize_weights import QuantizeWeights
 from graphopt.passes.quantization.refine_ranges import RefineRanges
 from graphopt.passes.rounding.correct_bias import CorrectBias
+from graphopt.passes.sharing import ShareWeights
 from graphopt.passes.sparsity import BakeMasks, Sparsify
 from graphopt.targets import find
 
@@ -36,6 +37,7 @@ PASSES: list[Any] = [
     QuantizeWeights(), CorrectBias(), RefineRanges([[images(4)]]),
     MixedPrecision(find("x86"), [[images(2)]], average_bits=5.0, choices=(4, 8), estimator="minmax"),
     Sparsify(0.5), Sparsify(0.5, criterion="obd", data=[[images(2)]], loss=lambda y, _: y.sum(), scope="global"), BakeMasks(),
+    ShareWeights(3), ShareWeights(4, values="uniform", data=[[images(8)]]),
 ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from test_layering import ROOT
 
 from graphopt.artifacts import registry
 
-PAGES = sorted((ROOT / "docs" / "internals").glob("a*-*.md"))
+PAGES = sorted((ROOT / "docs" / "internals").glob("*-*.md"))
 IMPORTS = """
 from dataclasses import replace
 import torch

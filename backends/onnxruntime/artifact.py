@@ -22,7 +22,9 @@ from graphopt.artifacts.usage import Calls, script
 from graphopt.backends.onnxruntime import metadata
 from graphopt.backends.onnxruntime.export import to_onnx
 from graphopt.backends.onnxruntime.nbits import choose_products
+from graphopt.backends.onnxruntime.places import external, initializers
 from graphopt.backends.onnxruntime.profiling import kernel_times
+from graphopt.coding.pieces import Place
 from graphopt.data.preprocessing import Preprocessing
 from graphopt.ir.cost import layer_macs
 from graphopt.ir.equal_calls import equal_calls
@@ -65,6 +67,13 @@ class OnnxRuntimeArtifact(Artifact):
         """
         if exact != self.exact_products:
             self.exact_products, self._session = exact, None
+
+    def tensors(self, name: str) -> Sequence[Place]:
+        """See `Artifact.tensors`: the initializers."""
+        if Path(name).suffix == ".onnx":
+            return initializers((self.folder / name).read_bytes())
+        model = self.folder / MODEL
+        return external(model.read_bytes(), name) if name == WEIGHTS and model.exists() else ()
 
     def prepare(self) -> None:
         if not self.refusal:

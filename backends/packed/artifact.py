@@ -8,6 +8,7 @@ Here it is run by simulation: the graph computes in float32 on the numbers that 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +23,7 @@ from graphopt.artifacts.lowered import describe, temporary_folder
 from graphopt.artifacts.manifest import Manifest
 from graphopt.artifacts.packing import PackedWeight
 from graphopt.artifacts.report import FloatOperator
+from graphopt.coding.pieces import Place
 from graphopt.data import batches
 from graphopt.ir import storage
 from graphopt.ir.cost import layer_macs
@@ -56,6 +58,10 @@ class PackedArtifact(Artifact):
             f"{self.manifest.model} for {self.manifest.target.get('name')} is packed codes, which no runtime computes with: here "
             "they are run by simulation, graphopt.load(folder)(...)"
         )
+
+    def tensors(self, name: str) -> Sequence[Place]:
+        """See `Artifact.tensors`: the packed codes and their parameters."""
+        return packing.places(self.folder / name) if name == WEIGHTS else ()
 
     def set_threads(self, threads: int) -> None:
         """Nothing to set: simulations are not timed."""

@@ -21,7 +21,9 @@ from graphopt.artifacts.usage import Calls, script
 from graphopt.backends.tvm.bare import HELD, OBJECTS, compile_objects, held, hold, recorded
 from graphopt.backends.tvm.build import refusal, use_threads
 from graphopt.backends.tvm.connection import connect
+from graphopt.backends.tvm.places import stored_tensors
 from graphopt.backends.tvm.profiling import SITES, kernel_times
+from graphopt.coding.pieces import Place
 from graphopt.ir.graph import Graph
 from graphopt.utils.errors import ArtifactError, InputError
 from graphopt.utils.files import MANIFEST
@@ -71,6 +73,10 @@ class TvmArtifact(Artifact):
     @property
     def loaded(self) -> list[str]:
         return [name for name in self.manifest.files if name != HELD]
+
+    def tensors(self, name: str) -> Sequence[Place]:
+        """See `Artifact.tensors`: the constants that TVM wrote into the library."""
+        return stored_tensors((self.folder / name).read_bytes()) if name == LIBRARY else ()
 
     def set_threads(self, threads: int) -> None:
         self.threads = threads

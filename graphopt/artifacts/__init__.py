@@ -15,5 +15,7 @@ audit.py      what a lowered model computes in integer
 registry.py   the runtimes there are
 backend.py    what a backend is
 packing.py    weights in packed codes
+storage.py    its files entropy-coded into one
+opening.py    from a saved folder to the artifact in it
 usage.py      a program that runs an artifact without graphopt
 """

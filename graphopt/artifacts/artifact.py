@@ -14,6 +14,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graphopt.artifacts.manifest import Manifest, TensorSpec
+from graphopt.artifacts.manifest import FileEntry, Manifest, TensorSpec
 from graphopt.artifacts.profile import KernelTime, Profile
 from graphopt.artifacts.report import Report
+from graphopt.artifacts.storage import CODED, STORAGE, Coded
+from graphopt.coding.pieces import Place
+from graphopt.coding.streams import Coding
 from graphopt.data.preprocessing import Preprocessing
 from graphopt.ir import sizes, structure
 from graphopt.ir.cost import timings
@@ -40,14 +44,22 @@ class Artifact(ABC):
     Attributes:
         folder: where its files are.
         manifest: what it is; see `graphopt.artifacts.manifest`.
+        coded: the same files entropy-coded, where they are stored so; see `store`.
     """
+
+    coded: Coded | None = None
 
     def __init__(self, folder: Path, manifest: Manifest, *, temporary: bool = False) -> None:
         """`temporary`: the folder belongs to this object and is removed with it, at the latest at exit."""
         self.folder = folder
         self.manifest = manifest
         self._identity = () if temporary else identity(folder)
-        self._cleanup = weakref.finalize(self, shutil.rmtree, folder, True) if temporary else None
+        if temporary:
+            self.own_folder()
+
+    def own_folder(self) -> None:
+        """Remove the folder with this object, at the latest at exit."""
+        weakref.finalize(self, shutil.rmtree, self.folder, True)
 
     def prepare(self) -> None:  # noqa: B027 - there need not be anything to open
         """Open what runs on this machine, so that whatever replaces the folder later does not reach it."""
@@ -207,16 +219,49 @@ class Artifact(ABC):
         """Names of the files that a device needs."""
         return list(self.manifest.files)
 
+    def tensors(self, name: str) -> Sequence[Place]:
+        """Where tensors lie in one of its files, which are coded by themselves; nowhere, where that is not known."""
+        return ()
+
+    def store(self, coding: Coding | None = "entropy") -> None:
+        """Store its files entropy-coded from now on: `save` writes one file of them, from which `graphopt.load` restores them.
+
+        Args:
+            coding: `huffman`, `ans`, or `entropy`, whichever is smaller; None: files as they are.
+
+        Raises:
+            InputError: an unknown coding.
+        """
+        self.manifest.options.pop(STORAGE, None)
+        self.coded = None
+        if coding is not None:
+            with self.reading():
+                places = {name: self.tensors(name) for name in self.loaded}
+                self.coded = Coded.of(self.folder, places, coding)
+            self.manifest.options[STORAGE] = {"coding": coding, "files": list(self.coded.names)}
+
+    def _stored(self) -> dict[str, tuple[Path, FileEntry]]:
+        """The files that `save` writes, by name, and where they are."""
+        held = self.coded.names if self.coded is not None else ()
+        files = {n: (self.folder / n, entry) for n, entry in self.manifest.files.items() if n not in held}
+        return files if self.coded is None else {CODED: (self.coded.path, self.coded.entry), **files}
+
+    @property
+    def _needed(self) -> dict[str, tuple[Path, FileEntry]]:
+        """Those of them that a device needs."""
+        unneeded = set(self.manifest.files) - set(self.loaded)
+        return {name: found for name, found in self._stored().items() if name not in unneeded}
+
     @property
     def size_bytes(self) -> int:
-        """Bytes of all files that a device needs, the manifest aside."""
-        return sum(self.manifest.files[name].size for name in self.loaded)
+        """Bytes of all files that a device needs, as they are stored, the manifest aside."""
+        return sum(entry.size for _, entry in self._needed.values())
 
     @property
     def compressed_bytes(self) -> int:
         """Bytes of all files that a device needs, the manifest aside, each compressed with zlib."""
         with self.reading():
-            return sum(len(zlib.compress((self.folder / name).read_bytes())) for name in self.loaded)
+            return sum(len(zlib.compress(path.read_bytes())) for path, _ in self._needed.values())
 
     def usage(self, folder: str | Path | None = None) -> str:
         """A short program in Python that computes the artifact's answer with its runtime alone, without graphopt.
@@ -251,7 +296,7 @@ class Artifact(ABC):
         Raises:
             InputError: it was saved, and is what its checksums say; or was annotated before.
         """
-        if self._identity or self.preprocessing is not None or self.labels:
+        if self._identity or self.coded or self.preprocessing is not None or self.labels:
             raise InputError(f"{self.manifest.model} is saved or annotated already; give both to graphopt.optimize")
         self.manifest.preprocessing, self.manifest.labels = preprocessing, list(labels)
 
@@ -267,10 +312,12 @@ class Artifact(ABC):
             InputError: the place cannot be written, or holds files that graphopt did not write.
         """
         with folder_atomically(folder) as new, self.reading():
-            for name in self.manifest.files:
+            stored = self._stored()
+            for name, (path, _) in stored.items():
                 (new / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(self.folder / name, new / name)
-            (new / MANIFEST).write_bytes(self.manifest.to_json())
+                shutil.copyfile(path, new / name)
+            described = replace(self.manifest, files={name: entry for name, (_, entry) in stored.items()})
+            (new / MANIFEST).write_bytes(described.to_json())
         written = Path(folder).expanduser().resolve()
         if self._identity and written == self.folder.resolve():
             self._identity = identity(written)

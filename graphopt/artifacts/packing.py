@@ -28,14 +28,16 @@ import hashlib
 import json
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from graphopt.coding.pieces import Place
 from graphopt.formats import Quantizer, from_json, in_blocks, to_json
 from graphopt.ir import raw_tensors
 from graphopt.ir.calls import operand
@@ -45,6 +47,8 @@ from graphopt.ir.quantizers import is_quantizer, is_uniform, quantizer_of
 from graphopt.utils import json_data
 from graphopt.utils.errors import InputError
 from graphopt.utils.files import write_atomically
+
+T = TypeVar("T")
 
 MAGIC, KIND, VERSION, ALIGNMENT = b"GRAPHOPT", "packed weights", 1, 64
 HEAD = struct.Struct("<8sQ32s")  # magic, length of the description, checksum
@@ -166,6 +170,32 @@ def read(path: str | Path) -> dict[str, PackedWeight]:
     Raises:
         InputError: no such file, another kind of file, one of a newer graphopt, or a damaged one.
     """
+    return _read(path, lambda tensors, body, _: {name: _weight(tensor, body) for name, tensor in tensors.items()})
+
+
+def places(path: str | Path) -> list[Place]:
+    """Where codes and parameters lie in the file, for entropy coding.
+
+    Raises:
+        InputError: as `read`.
+    """
+
+    def found(tensors: dict[str, Any], body: bytes, first: int) -> list[Place]:
+        listed = []
+        for tensor in tensors.values():
+            begin, end = tensor["codes"]
+            bits = from_json(tensor["format"]).bits
+            listed.append(Place(first + begin, first + end, bits // 8 if bits % 8 == 0 else 1, bits))
+            for each in tensor["parameters"]:
+                width = getattr(torch, each["dtype"]).itemsize
+                listed.append(Place(first + each["bytes"][0], first + each["bytes"][1], width))
+        return listed
+
+    return _read(path, found)
+
+
+def _read(path: str | Path, take: Callable[[dict[str, Any], bytes, int], T]) -> T:
+    """What `take` makes of the description of tensors, the bytes behind it, and where in the file these begin."""
     try:
         content = Path(path).read_bytes()
     except OSError as error:
@@ -180,7 +210,7 @@ def read(path: str | Path) -> dict[str, PackedWeight]:
         described = json_data.parse(rest[:length])
         kind, version = described["kind"], described["version"]
         if kind == KIND and version <= VERSION:
-            return {name: _weight(tensor, rest[length:]) for name, tensor in described["tensors"].items()}
+            return take(described["tensors"], rest[length:], HEAD.size + length)
     except Exception as error:  # of many kinds: formats and parameters meet whatever numbers there are
         raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); write it again") from error
     raise InputError(

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from graphopt.artifacts.manifest import Manifest, TensorSpec
+from graphopt.artifacts.storage import STORAGE
 from graphopt.data.preprocessing import Preprocessing
 from graphopt.utils.errors import InputError
 
@@ -45,8 +46,12 @@ def script(manifest: Manifest, calls: Calls, folder: Path) -> str:
         folder: of the artifact; where it is not absolute, beside the program, wherever that is started.
 
     Raises:
-        InputError: NumPy has no such type as an input's.
+        InputError: NumPy has no such type as an input's, or the files are entropy-coded, which graphopt alone reads.
     """
+    if STORAGE in manifest.options:
+        raise InputError(
+            f"the files of {manifest.model} are entropy-coded; artifact.store(None), then save(), leaves what its runtime takes"
+        )
     for spec in manifest.inputs:
         if spec.dtype == "bfloat16":
             raise InputError(

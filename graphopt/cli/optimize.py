@@ -121,6 +121,12 @@ def optimize(
     training_checkpoint: Annotated[
         Path | None, typer.Option(help="Folder where training goes on after an interruption.")
     ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="Store files entropy-coded: huffman, ans, or entropy, whichever is smaller; `load` restores them."
+        ),
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime while it is measured.")] = 1,
     runtime: Annotated[
         str | None, typer.Option(help="Of the target host: onnxruntime or tvm. By default the one that is faster here.")
@@ -232,6 +238,7 @@ def optimize(
             rate=rate,
             quantizers=quantizers,
             training_checkpoint=training_checkpoint,
+            storage=cast("Any", storage),  # checked there
             tune=tune,
             tune_database=tune_database,
             tuner=tuner,

@@ -18,11 +18,12 @@ from graphopt.artifacts.artifact import Artifact
 from graphopt.artifacts.backend import Tuning
 from graphopt.artifacts.labels import class_labels as named_classes
 from graphopt.artifacts.manifest import read_manifest
+from graphopt.artifacts.opening import opened
 from graphopt.artifacts.report import Report
 from graphopt.compiler import placement, retraining, stages
 from graphopt.compiler.cache import Cache
 from graphopt.compiler.ladder import Lowered
-from graphopt.compiler.options import Measurement, Options, Quantization, Shortcuts, Shrinking, Training
+from graphopt.compiler.options import Measurement, Options, Quantization, Shortcuts, Shrinking, Storage, Training
 from graphopt.compiler.pipeline import pipeline
 from graphopt.compiler.request import Request
 from graphopt.compiler.runtimes import candidates, fastest
@@ -73,6 +74,7 @@ def optimize(
     tuning: Tuning | None = None,
     measurement: Measurement | None = None,
     training: Training | None = None,
+    stored: Storage | None = None,
     dump: str | Path | None = None,
     cache: str | Path | None = None,
     dynamic_batch: bool = True,
@@ -106,6 +108,7 @@ def optimize(
         measurement: `measure`, `threads`, `runtime`, `device`.
         training: how to train, where `train` is given: `epochs`, `batch_size`, `rate`, `quantizers`, `teacher`, `temperature`,
             `loss`, `training_checkpoint`.
+        stored: what the file holds: `storage`.
         dump: a folder for the text of the graph after every pass.
         cache: a folder of results: where this call was made before, for the same model, data and options, its result is taken
             from there (accuracy is measured anew); see `graphopt.compiler.cache`.
@@ -121,7 +124,7 @@ def optimize(
         InputError: an argument does not fit; CaptureError: the model cannot be captured; NonFiniteError: NaN or infinity in a
             weight or activation. Nothing is written before `artifact.save`.
     """
-    options = Options.of(shrinking, quantization, tuning, measurement, training, shortcuts)
+    options = Options.of(shrinking, quantization, tuning, measurement, training, stored, shortcuts)
     options.check(passes, evaluate, train)
     steps = pipeline(passes) if isinstance(passes, str) else passes
     tried = candidates(find(target), options)[: None if train is None else 1]  # one training, for one runtime
@@ -248,7 +251,7 @@ def load(folder: str | Path) -> Artifact:
 
     def read() -> Artifact:
         manifest = read_manifest(place)
-        artifact = registry.backend(manifest.runtime).load(place, manifest)
+        artifact = opened(place, manifest)
         with contextlib.suppress(GraphoptError):  # what cannot run here says so when it is called
             artifact.prepare()
         return artifact

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
 
 from graphopt.artifacts.backend import Tuning
+from graphopt.coding.streams import Coding
+from graphopt.coding.streams import check as check_coding
 from graphopt.compiler.budget.amounts import check as check_budget
 from graphopt.passes.quantization import LayerFormat
 from graphopt.training.quantization.methods import method_of
@@ -165,6 +167,23 @@ class Training:
             raise InputError("teacher is a model, None for the original, or False for none; got True")
 
 
+@dataclass(frozen=True)
+class Storage:
+    """How the artifact's files are stored.
+
+    Attributes:
+        storage: `huffman`, `ans`, or `entropy`, whichever is smaller: one entropy-coded file, which `graphopt.load` restores to
+            what the runtime takes (`graphopt.coding`). 8-bit codes that would be the nearest are then chosen for few bits, at no
+            more error (`MinimizeBits`). None: files as the runtime takes them.
+    """
+
+    storage: Coding | None = None
+
+    def __post_init__(self) -> None:
+        if self.storage is not None:
+            check_coding(self.storage)
+
+
 class Shortcuts(TypedDict, total=False):
     """Fields of the groups, as keywords of `graphopt.optimize`."""
 
@@ -194,6 +213,7 @@ class Shortcuts(TypedDict, total=False):
     temperature: float | None
     loss: Any
     training_checkpoint: str | Path | None
+    storage: Coding | None
 
 
 @dataclass(frozen=True)
@@ -205,6 +225,7 @@ class Options:
     tuning: Tuning = field(default_factory=Tuning)
     measurement: Measurement = field(default_factory=Measurement)
     training: Training = field(default_factory=Training)
+    stored: Storage = field(default_factory=Storage)
 
     @classmethod
     def of(
@@ -214,6 +235,7 @@ class Options:
         tuning: Tuning | None,
         measurement: Measurement | None,
         training: Training | None,
+        stored: Storage | None,
         shortcuts: Mapping[str, Any],
     ) -> Options:
         """The groups given, with keywords in place of their fields.
@@ -224,7 +246,7 @@ class Options:
         groups: dict[str, Any] = {
             "shrinking": shrinking or Shrinking(), "quantization": quantization or Quantization(),
             "tuning": tuning or Tuning(), "measurement": measurement or Measurement(),
-            "training": training or Training(),
+            "training": training or Training(), "stored": stored or Storage(),
         }  # fmt: skip
         changes: dict[str, dict[str, Any]] = {group: {} for group in groups}
         for keyword, value in shortcuts.items():
@@ -268,5 +290,6 @@ KEYWORDS = {
     **{f.name: ("quantization", f.name) for f in fields(Quantization)},
     **{f.name: ("measurement", f.name) for f in fields(Measurement)},
     **{f.name: ("training", f.name) for f in fields(Training)},
+    **{f.name: ("stored", f.name) for f in fields(Storage)},
     "tune": ("tuning", "budget"), "tune_database": ("tuning", "database"), "tuner": ("tuning", "tuner"),
 }  # fmt: skip

@@ -18,7 +18,7 @@ from graphopt.passes.equalization.absorb_bias import AbsorbHighBias
 from graphopt.passes.equalization.equalize_channels import EqualizeChannels
 from graphopt.passes.quantization import LayerFormat, MixedPrecision, Quantize
 from graphopt.passes.quantization.quantize_weights import QuantizeWeights
-from graphopt.passes.rounding import LearnRounding
+from graphopt.passes.rounding import LearnRounding, MinimizeBits
 from graphopt.passes.rounding.correct_bias import CorrectBias
 from graphopt.targets import Target
 from graphopt.utils.errors import InputError
@@ -52,6 +52,7 @@ def integer(
     average_bits: float | None = None,
     checkpoint: str | Path | None = None,
     quantized: bool = False,
+    coded: bool = False,
 ) -> list[Pass]:
     """Quantize for the integer kernels of the target, and make up for what rounding the weights does.
 
@@ -62,6 +63,7 @@ def integer(
             `rounding` is given for that chooses them on data.
         average_bits: of the weights, chosen layer by layer; of `formats` only the bits of weights count then.
         checkpoint: see `LearnRounding`.
+        coded: files are entropy-coded: where codes would be the nearest by default, they are as good ones of fewer bits.
     """
     formats = formats or {}
     quantize: Pass = Quantize(target, calibration, estimator=estimator, formats=formats)
@@ -79,6 +81,8 @@ def integer(
         return passes
     if rounding is None:
         fewest = average_bits or fewest_bits(target.formats.weights, formats)
+        if coded and fewest >= FEW_BITS and isinstance(target.formats.weights, Format):
+            return [*passes, MinimizeBits(calibration)]
         rounding = "gptq" if fewest < FEW_BITS else "nearest"
     if rounding == "nearest":
         return [*passes, CorrectBias(calibration)]

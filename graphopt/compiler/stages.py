@@ -150,6 +150,7 @@ def _quantized(work: Work) -> Callable[..., list[Pass]]:
     return partial(
         recipes.integer, work.target, work.data, estimator=chosen.estimator, average_bits=chosen.average_bits,
         checkpoint=chosen.checkpoint, quantized=is_quantized(work.original),
+        coded=work.options.stored.storage is not None and not work.data.synthetic,
     )  # fmt: skip
 
 
@@ -174,6 +175,9 @@ def lower(work: Work) -> Lowered:
     max_drop, report = work.options.quantization.max_drop, work.report
     lowered = _lowered(work, tuning) if max_drop is None else _climbed(work, max_drop, tuning)
     lowered.artifact.annotate(work.preprocessing, work.labels)
+    if work.options.stored.storage is not None:
+        with work.timings.part("entropy coding"):
+            lowered.artifact.store(work.options.stored.storage)
     if "tuned" in lowered.artifact.manifest.options:
         report.notes.append(lowered.artifact.manifest.options["tuned"])
     if exported := lowered.artifact.manifest.options.get("exported"):

@@ -8,6 +8,7 @@ journal.py         what is done already, in files
 importance.py      errors weighted by the squared gradient of the loss
 least_squares.py   solver and parametrization: weight and bias of a layer by least squares
 rounding.py        solver: integer codes that minimize a quadratic error, by coordinate descent
+priced.py          solver: codes of few bits, errors fed back column by column
 gradient.py        solver: gradient descent on whatever is learnable
 losses.py          losses for sensitivity
 """

@@ -66,6 +66,7 @@ class Parametrization(ABC):
         kept: the channels of that result that the changed graph still has; None: all.
         channel_dim: the dimension of the result that counts channels, from the end: -1, -2, ...
         makes_up: whether the result also makes up for what the residual stream that it is added to has lost before.
+        allowed: the share of the error before that is accepted: over 1 where something else than the error is gained.
         shifts: whether `shift` is all that may change; what the region gives as it is, is then known of each `Part`.
     """
 
@@ -76,6 +77,7 @@ class Parametrization(ABC):
     source: Region
     kept: Tensor | None = None
     channel_dim: int = -1
+    allowed: float = 1.0
 
     @classmethod
     def of_layer(cls: type[P], layer: Layer, source: Layer, /, **fields: Any) -> P:
@@ -122,15 +124,17 @@ class Fit(NamedTuple):
         found: as the parametrization returned it, whether it was accepted or not.
         before, after: mean squared error on the samples held out, with what was there and with what was found, as a share of the
             mean square of what is wanted.
+        allowed: the share of `before` that `after` has to be below.
     """
 
     found: Found
     before: float
     after: float
+    allowed: float = 1.0
 
     @property
     def accepted(self) -> bool:
-        return self.after < self.before
+        return self.after < self.allowed * self.before
 
     @property
     def error(self) -> float:
@@ -243,7 +247,7 @@ class _Walk:
             after = self.error(task, samples, *changed)
             if best is not None and not after < best.after:
                 break
-            best = Fit(found, before, after)
+            best = Fit(found, before, after, task.allowed)
         assert best is not None
         return best
 

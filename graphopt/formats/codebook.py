@@ -6,8 +6,14 @@ Lloyd's iterations minimise the squared error, weighted where an importance is g
 
     table[k] = sum of w x over the members of k / sum of w
 
-from a start with density p^(1/3) (Panter and Dite 1951), the best for many levels. One entry is held at zero, so that zeros stay
-zeros. A table is fitted whatever range the data have: `minmax` and `mse` mean the same.
+from a start with density p^(1/3) (Panter and Dite 1951), the best for many levels, or one of those of Deep Compression:
+
+    linear     evenly spaced from the least to the greatest value: large weights, which are few, keep entries of their own
+    density    evenly spaced along the distribution function (its inverse, at the middles of equal shares)
+    random     values drawn from the data
+
+One entry is held at zero, so that zeros stay zeros. A table is fitted whatever range the data have: `minmax` and `mse` mean the
+same.
 
 Parameters: `table`, float32, ascending, [2^bits] or [channels, 2^bits].
 Paper:  Han, Mao and Dally 2016, "Deep Compression: Compressing Deep Neural Networks with Pruning, Trained Quantization and
@@ -17,7 +23,7 @@ Paper:  Han, Mao and Dally 2016, "Deep Compression: Compressing Deep Neural Netw
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from graphopt.formats.protocol import Quantizer, check_bits, from_rows, rows
 from graphopt.utils.lazy import lazy
@@ -30,6 +36,7 @@ if TYPE_CHECKING:  # formats are plain data, which targets are described with: t
 else:
     torch = lazy("torch")
 
+Start = Literal["cube root", "linear", "density", "random"]
 ITERATIONS = 60
 KNOTS = 4096  # of the distribution that the start is drawn from
 
@@ -98,9 +105,14 @@ def nearest(flat: Tensor, table: Tensor) -> Tensor:
     return torch.searchsorted(middles.contiguous(), flat.contiguous())
 
 
-def k_means(flat: Tensor, weight: Tensor, count: int) -> Tensor:
-    """A table of `count` entries for every row of flat, [rows, n], of least weighted squared error; one entry is zero."""
-    table = _start(flat, weight, count)
+def k_means(flat: Tensor, weight: Tensor, count: int, start: Start = "cube root", seed: int = 0) -> Tensor:
+    """A table of `count` entries for every row of flat, [rows, n], of least weighted squared error; one entry is zero.
+
+    Args:
+        start: see the head of this file; `cube root` is p^(1/3).
+        seed: of `random`.
+    """
+    table = _start(flat, weight, count) if start == "cube root" else _simple_start(flat, count, start, seed)
     table = table.scatter(1, table.abs().argmin(1, keepdim=True), 0.0)
     for _ in range(ITERATIONS):
         codes = nearest(flat, table)
@@ -126,6 +138,18 @@ def _employ(table: Tensor, mass: Tensor, error: Tensor) -> Tensor:
     helped = table.gather(1, worst) + spread.gather(1, worst)
     useful = idle & (error.gather(1, worst) > 0)
     return torch.where(useful, helped, table).sort(1).values
+
+
+def _simple_start(flat: Tensor, count: int, start: Start, seed: int) -> Tensor:
+    """Entries of Deep Compression, section 3.1, ascending."""
+    steps = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    if start == "linear":
+        low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
+        return low + (high - low) * torch.linspace(0, 1, count, dtype=torch.float64)
+    if start == "density":
+        return flat.sort(1).values[:, (steps * flat.shape[1]).long()]
+    places = torch.randint(flat.shape[1], (count,), generator=torch.Generator().manual_seed(seed))
+    return flat[:, places].sort(1).values
 
 
 def _start(flat: Tensor, weight: Tensor, count: int) -> Tensor:

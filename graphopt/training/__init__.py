@@ -12,6 +12,7 @@ rounding.py     its quantizers, likewise
 processes.py    several of them, under torchrun
 compression.py  what learns beside the weights
 pruning.py      weights and channels that become weak while the network learns
+sharing.py      values that weights share
 quantization/   quantization-aware training
 choices/        networks that share their weights, trained at once
 distillation/   learning from another network
@@ -25,6 +26,7 @@ from graphopt.training.judges import Unseen
 from graphopt.training.options import Options
 from graphopt.training.quantization import DampenOscillations, FreezeOscillations, QuantizationAware
 from graphopt.training.report import TrainingReport
+from graphopt.training.sharing import SharedValues
 from graphopt.training.trainer import train
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "QuantizationAware",
     "Response",
     "Run",
+    "SharedValues",
     "TrainingReport",
     "Unseen",
     "train",

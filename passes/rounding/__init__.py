@@ -2,5 +2,6 @@
 
 from graphopt.passes.rounding.correct_bias import CorrectBias
 from graphopt.passes.rounding.learn_rounding import LearnRounding
+from graphopt.passes.rounding.minimize_bits import MinimizeBits
 
-__all__ = ["CorrectBias", "LearnRounding"]
+__all__ = ["CorrectBias", "LearnRounding", "MinimizeBits"]

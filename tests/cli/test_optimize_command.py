@@ -22,6 +22,7 @@ def test_optimize_hands_everything_over(optimize_call: dict[str, Any], tmp_path:
         "optimize", "cli_models:net", "--target", "x86", "--input-shape", "2,3,8,8", "--calibration", "x.npy",
         "--evaluate", "cli_models:accuracy", "--estimator", "minmax", "--threads", "2", "--no-measure",
         "--mean", "0.5", "--samples", "7", "--out", "out", "--report", "report.json", "--dump", "steps",
+        "--storage", "huffman",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert not optimize_call["model"].training
@@ -31,7 +32,7 @@ def test_optimize_hands_everything_over(optimize_call: dict[str, Any], tmp_path:
     assert (optimize_call["calibration"].limit, optimize_call["preprocessing"].mean) == (7, (0.5,))
     assert optimize_call["evaluate"](None) == 0.5
     assert (optimize_call["estimator"], optimize_call["threads"], optimize_call["measure"]) == ("minmax", 2, False)
-    assert optimize_call["dump"] == Path("steps")
+    assert (optimize_call["dump"], optimize_call["storage"]) == (Path("steps"), "huffman")
     assert "Net for x86" in result.stdout
     assert f"saved to {tmp_path / 'out'}" in result.stdout
     assert json.loads(Path("report.json").read_text())["model"] == "Net"

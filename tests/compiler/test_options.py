@@ -11,18 +11,19 @@ import torch
 from torch import nn
 
 import graphopt
-from graphopt import Measurement, Quantization, Shrinking, Training, Tuning
+from graphopt import Measurement, Quantization, Shrinking, Storage, Training, Tuning
 from graphopt.compiler.options import KEYWORDS, Options, Shortcuts
 from graphopt.utils.errors import InputError
 
 
 def options(**shortcuts: Any) -> Options:
-    return Options.of(None, None, None, None, None, shortcuts)
+    return Options.of(None, None, None, None, None, None, shortcuts)
 
 
 def test_every_field_of_a_group_is_a_keyword_and_every_keyword_a_field() -> None:
     groups = {
         "shrinking": Shrinking, "quantization": Quantization, "tuning": Tuning, "measurement": Measurement, "training": Training,
+        "stored": Storage,
     }  # fmt: skip
     named = {(group, f.name) for group, kind in groups.items() for f in fields(kind)} - {("tuning", "device")}
     assert set(KEYWORDS.values()) == named
@@ -39,7 +40,7 @@ def test_a_keyword_is_its_field_in_the_group() -> None:
 
 def test_keywords_go_before_the_group() -> None:
     both = Options.of(
-        None, Quantization(rounding="gptq", estimator="minmax"), None, None, None, {"rounding": "nearest"}
+        None, Quantization(rounding="gptq", estimator="minmax"), None, None, None, None, {"rounding": "nearest"}
     )
     assert both.quantization == Quantization(rounding="nearest", estimator="minmax")
 
@@ -61,6 +62,7 @@ def test_an_unknown_keyword_is_refused_with_the_nearest() -> None:
         ({"weight_only": 4, "rounding": "gptq"}, "leave out rounding"),
         ({"max_drop": -1.0}, "max_drop is the accuracy that may be lost"),
         ({"max_drop": 1.0, "rounding": "gptq"}, "max_drop chooses the rounding itself"),
+        ({"storage": "zip"}, "unknown coding 'zip'; known codings: huffman, ans, entropy"),
         ({"threads": 0}, "threads must be at least 1, got 0"),
     ],
 )

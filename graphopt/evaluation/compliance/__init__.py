@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from graphopt.artifacts import registry
 from graphopt.artifacts.artifact import Artifact
 from graphopt.artifacts.manifest import read_manifest
+from graphopt.artifacts.opening import opened
 from graphopt.evaluation.compliance.model import Model, Source
 from graphopt.evaluation.compliance.rules import RULES
 from graphopt.evaluation.compliance.simulated import SIMULATED_RULES
@@ -53,7 +53,7 @@ def _graph(model: Source | Graph) -> Graph | None:
     if isinstance(model, (str, Path)) and (Path(model) / MANIFEST).is_file():
         manifest = read_manifest(model)
         if manifest.runtime == "packed":
-            model = registry.backend(manifest.runtime).load(Path(model), manifest)
+            model = opened(Path(model), manifest)
     if isinstance(model, Artifact):
         return getattr(model, "graph", None)
     return model if isinstance(model, Graph) else None
