@@ -6,6 +6,7 @@ greedy.py     step by step, then improved by exchanges: where there are too many
 sampled.py    evolution, and random draws as the control; both with any score in place of the damage
 reinforce.py  probabilities of options that learn from what drawn networks score
 netadapt.py   step by step by a measured score
+ddpg.py       an agent that decides one choice after the other
 solvers.py    the solvers by name
 """
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
+from graphopt.searching.ddpg import ddpg
 from graphopt.searching.exact import exact
 from graphopt.searching.greedy import cheapest, greedy
 from graphopt.searching.netadapt import netadapt
@@ -17,13 +18,14 @@ from graphopt.searching.reinforce import reinforce
 from graphopt.searching.sampled import evolution, random_search
 from graphopt.utils.errors import InputError, alternatives
 
-Solver = Literal["exact", "greedy", "evolution", "reinforce", "netadapt", "random"]
+Solver = Literal["exact", "greedy", "evolution", "reinforce", "netadapt", "ddpg", "random"]
 SOLVERS: dict[str, Callable[..., Assignment | None]] = {
     "exact": exact,
     "greedy": greedy,
     "evolution": evolution,
     "reinforce": reinforce,
     "netadapt": netadapt,
+    "ddpg": ddpg,
     "random": random_search,
 }
 MOST = 200_000  # combinations that integer programming is given
@@ -34,7 +36,7 @@ def solve(problem: Problem, solver: Solver | None = None, **options: Any) -> Ass
 
     Args:
         solver: None: `exact`, or `greedy` where there are more than `MOST` combinations.
-        **options: of `evolution`, `reinforce`, `netadapt` and `random`: `score`, `evaluations`, `seed`.
+        **options: of `evolution`, `reinforce`, `netadapt`, `ddpg` and `random`: `score`, `evaluations`, `seed`.
 
     Raises:
         InputError: an unknown solver, or limits that nothing keeps: the message says what is in reach.

@@ -7,6 +7,7 @@ solver        asks `evaluate`     how
     evolution     yes                 Guo et al. 2020 (SPOS); the default with `evaluate`
     reinforce     yes                 with shared weights: ENAS, Pham et al. 2018
     netadapt      yes                 step by step to the budget, the best scored step each time: Yang et al. 2018
+    ddpg          yes                 an agent that decides choice by choice: He et al. 2018 (AMC)
     random        yes                 the control
     exact         no                  the likeliest by learned weights (DARTS, FBNet, ProxylessNAS, DMCP); the default without
 """
@@ -34,7 +35,7 @@ from graphopt.training.choices.sampled import settle_norms
 from graphopt.utils.errors import InputError, alternatives
 from graphopt.utils.progress import progress
 
-SCORING = ("evolution", "reinforce", "netadapt", "random")
+SCORING = ("evolution", "reinforce", "netadapt", "ddpg", "random")
 BATCHES = 4  # for the statistics of batch norms
 
 

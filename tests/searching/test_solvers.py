@@ -152,6 +152,17 @@ def test_measured_steps_come_closer_than_as_many_random_draws() -> None:
     assert sum(stepwise) / 8 < min(1.25, sum(drawn_at_random) / 8)
 
 
+def test_an_agent_comes_close_and_repeats_itself() -> None:
+    excess = []
+    for seed in range(8):
+        problem = drawn(seed, second=bool(seed % 2))
+        found = solve(problem, "ddpg", evaluations=120, seed=1)
+        assert problem.keeps(found)
+        assert found == solve(problem, "ddpg", evaluations=120, seed=1)
+        excess.append(problem.damage(found) / problem.damage(best(problem)))
+    assert sum(excess) / 8 < 1.2
+
+
 def test_reinforce_learns_what_scores_well() -> None:
     problem = Problem([Choice(f"c{n}", "any", tuple(Option(str(o), 0.0) for o in range(6))) for n in range(6)], {}, {})
     wanted = (3, 1, 4, 1, 5, 2)
