@@ -3,16 +3,16 @@
     1 stands for the first option, 0 for the last; what exceeds the limits is lowered by as much for all, and then one by one
 
 An episode goes through the choices in order. The agent sees one at a time, by what is observed of it and its last action. Where
-the whole exceeds the limits, all actions are lowered by as much (raised, where there is room), so that what the agent says of one
-choice against another is kept. The reward, the same for each step of an episode, is measured:
+the whole exceeds the limits, all actions are lowered by as much (raised, where there is room), so that what the agent says of
+one choice against another is kept. The reward, the same for each step of an episode, is measured:
 
     r = score of the first episode - score of this one
 
 The agent is an actor, a critic, slow copies of both, noise from a truncated normal distribution that fades after the first
 episodes, which are drawn at random, and a moving average of the rewards as baseline.
 
-Papers: Lillicrap et al. 2016, "Continuous Control with Deep Reinforcement Learning" (DDPG); He et al. 2018, "AMC: AutoML for Model
-        Compression" (channels); Wang et al. 2019, "HAQ" (bits).
+Papers: Lillicrap et al. 2016, "Continuous Control with Deep Reinforcement Learning" (DDPG); He et al. 2018, "AMC: AutoML for
+        Model Compression" (channels); Wang et al. 2019, "HAQ" (bits).
 """
 
 from __future__ import annotations
