@@ -54,7 +54,8 @@ class Space:
 
     def __init__(self, seed: int) -> None:
         self.digits, self.seed = Digits(), seed
-        x, y = self.digits.train
+        order = torch.randperm(len(self.digits.train[0]), generator=torch.Generator().manual_seed(seed))
+        x, y = (part[order] for part in self.digits.train)
         quarter = len(x) // 4
         self.validation, self.part = (x[:quarter], y[:quarter]), (x[quarter:], y[quarter:])
 
