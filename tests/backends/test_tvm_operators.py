@@ -51,6 +51,15 @@ def test_what_is_random_is_refused_by_name(half: object) -> None:
         emitted(capture(Model(lambda m, x: half(x)), IMAGE, dynamic_batch=False))  # type: ignore[operator]
 
 
+def test_an_operator_that_tvm_cannot_compile_is_named() -> None:
+    """It has a rule, and fails in code generation, where the whole is one module of nameless kernels."""
+    model = Model(lambda m, x: torch.atan2(m.inner(x).half(), x.half()).float() * 2 + x, inner=nn.Softsign())
+    with pytest.raises(
+        GraphoptError, match=r"^atan2: TVM cannot compile aten\.atan2\.default \(node atan2\) for .*; leave"
+    ):
+        lower(capture(model, IMAGE, dynamic_batch=False), TARGET)
+
+
 @pytest.mark.thorough
 def test_the_report_names_a_decomposed_operator_once() -> None:
     model = Model(lambda m, x: F.mish(m.conv(x)) * 2, conv=nn.Conv2d(3, 4, 3))
