@@ -43,9 +43,8 @@ def run(operator: str, grids: list[QuantizationParameters], *inputs: Tensor, **a
 def quantized(x: Tensor, grid: QuantizationParameters) -> Tensor:
     """What ONNX Runtime's QuantizeLinear answers on this machine."""
     kind = TensorProto.UINT8 if grid.dtype is torch.uint8 else TensorProto.INT8
-    scale, zero_point = (
-        helper.make_tensor(*tensor) for tensor in (("s", 1, [], [grid.scale]), ("z", kind, [], [grid.zero_point]))
-    )
+    scale = helper.make_tensor("s", TensorProto.FLOAT, [], [grid.scale])
+    zero_point = helper.make_tensor("z", kind, [], [grid.zero_point])
     value, codes = (helper.make_tensor_value_info(n, t, list(x.shape)) for n, t in (("x", 1), ("y", kind)))
     node = helper.make_node("QuantizeLinear", ["x", "s", "z"], ["y"])
     graph = helper.make_graph([node], "g", [value], [codes], [scale, zero_point])
