@@ -188,11 +188,11 @@ def test_shares_of_a_softmax_round_as_they_are_simulated(scale: float) -> None:
     _same_shares(x_grid, QuantizationParameters(float(np.float32(1 / 255)), 0, 0, 255, torch.uint8), (2, 7, 276))
 
 
-@pytest.mark.parametrize("steps", [100.5, 254.4, 1020.0, 2.0**40])
+@pytest.mark.parametrize("steps", [254.4, 1020.0, 2.0**40])
 def test_shares_of_a_softmax_over_few_elements_stay_within_float32(steps: float) -> None:
     """The largest element times the steps is beyond float32: shares of few elements, and of steps far below 1."""
     x_grid = QuantizationParameters(float(np.float32(0.02)), 0, 0, 255, torch.uint8)
-    y_grid = QuantizationParameters(float(np.float32(1 / steps)), 77, 0, 255, torch.uint8)
+    y_grid = QuantizationParameters(float(np.float32(1 / steps)), 0, 0, 255, torch.uint8)
     _same_shares(x_grid, y_grid, (1, 3, 8))
 
 

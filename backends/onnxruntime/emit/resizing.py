@@ -1,12 +1,12 @@
 """Resizing and sampling of images.
 
-ONNX Runtime moves transposes behind a Resize, and with them the scales: [1, 1, s, t] become [1, s, t, 1], or [1, s, 1, t]. Its
-kernels of cubic and linear modes do not take all of those, and a session that opened fails when it runs. Transposes stop at a
-reshape, so where one could come by, each channel is resized as an image of its own:
+ONNX Runtime moves transposes of images behind a Resize, and with them the scales: [1, 1, s, t] become [1, s, t, 1], or
+[1, t, 1, s]. Its kernels of cubic and linear modes do not take all of those, and a session that opened fails when it runs.
+Transposes stop at a reshape, so where one could come by, each channel is resized as an image of its own:
 
     [N, C, H, W]  ->  [N C, 1, H, W]  ->  Resize  ->  [N C, 1, H', W']  ->  [N, C, H', W']
 
-Not where integer convolutions alone order channels last: linear kernels of two dimensions take that, and are faster so.
+Not where integer convolutions alone order channels last: linear kernels take that, and are faster so.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _resize(mode: str, dims: int, *, exact: bool = False, smooth: bool = False) 
 
 def _needs_planes(mode: str, dims: int, x: Value) -> bool:
     """Whether a transpose could make of a Resize what has no kernel; see the head of this file."""
-    return mode == "cubic" or (mode == "linear" and (dims == 3 or (dims == 2 and _behind_a_transpose(x))))
+    return mode == "cubic" or (mode == "linear" and dims == 2 and _behind_a_transpose(x))
 
 
 def _behind_a_transpose(x: Value) -> bool:
