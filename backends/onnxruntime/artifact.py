@@ -24,6 +24,7 @@ from graphopt.backends.onnxruntime.export import to_onnx
 from graphopt.backends.onnxruntime.nbits import choose_products
 from graphopt.backends.onnxruntime.places import external, initializers
 from graphopt.backends.onnxruntime.profiling import kernel_times
+from graphopt.backends.onnxruntime.running import run_session
 from graphopt.coding.pieces import Place
 from graphopt.data.preprocessing import Preprocessing
 from graphopt.ir.cost import layer_macs
@@ -158,8 +159,7 @@ class OnnxRuntimeArtifact(Artifact):
         return compile_contexts(self, folder, architectures)
 
     def _run(self, inputs: list[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
-        outputs: list[np.ndarray[Any, Any]] = self.session.run(None, self.feeds(self.session, inputs))
-        return outputs
+        return run_session(self.session, None, self.feeds(self.session, inputs))
 
     def feeds(self, session: Any, inputs: list[np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
         """Flat inputs by name, as a session of its model takes them: an input that no operator reads is not in the model."""
@@ -177,7 +177,7 @@ class OnnxRuntimeArtifact(Artifact):
             )
             feeds = self.feeds(session, inputs)
             for _ in range(runs + WARM):
-                session.run(None, feeds)
+                run_session(session, None, feeds)
             return kernel_times(Path(session.end_profiling()))
 
 
@@ -243,7 +243,7 @@ def intermediate(
         wanted = expose(artifact, names, Path(folder))
         session = artifact.open(Path(folder) / MODEL)
     answers = [spec.name for spec in artifact.manifest.outputs]
-    found = session.run([*answers, *wanted], artifact.feeds(session, inputs))
+    found = run_session(session, [*answers, *wanted], artifact.feeds(session, inputs))
     return found[: len(answers)], dict(zip(wanted, found[len(answers) :], strict=True))
 
 

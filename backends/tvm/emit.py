@@ -7,7 +7,7 @@ deployed graph -> kernels on codes (graphopt.lowering.integers) -> no float betw
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -47,6 +47,7 @@ class Emitted:
         names: of the watched codes, which `main` returns behind the graph's own outputs.
         layers: every kind of layer that it calls.
         sites: the kernels that it calls, in order, each with the layer that it computes.
+        makers: variable of `main` -> of which operator of the model it is the result: the beginning of a refusal.
     """
 
     module: Any
@@ -54,6 +55,7 @@ class Emitted:
     names: tuple[str, ...] = ()
     layers: tuple[Conv, ...] = ()
     sites: tuple[tuple[str, str], ...] = ()
+    makers: dict[str, str] = field(default_factory=dict)
 
 
 def legalize(graph: Graph) -> None:
@@ -104,7 +106,20 @@ def emit(
             results = [program.plain(program.value(n)).expr for n in [*prepared.outputs, *watched.values()]]
             output = program.builder.emit_output(relax.Tuple(results))
         program.builder.emit_func_output(output)
-    return Emitted(program.builder.get(), program.audit, tuple(watched), program.layers, tuple(program.sites))
+    module, makers = program.builder.get(), _makers(program)
+    return Emitted(module, program.audit, tuple(watched), program.layers, tuple(program.sites), makers)
+
+
+def _makers(program: Program) -> dict[str, str]:
+    """Variable -> site and operator of the call whose result it holds."""
+    made = [(node, [value]) for node, value in program.values.items()]
+    made += [(node, list(values)) for node, values in program.results.items()]
+    return {
+        str(value.expr.name): f"{program.graph.site(node)}: TVM cannot compile {operators.described(node)}"
+        for node, values in made
+        for value in values
+        if node.op == "call_function" and isinstance(value.expr, relax.Var)
+    }
 
 
 def _type(node: Node) -> Any:

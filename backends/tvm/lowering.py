@@ -13,6 +13,7 @@ from graphopt.artifacts.lowered import describe, temporary_folder
 from graphopt.artifacts.manifest import listing
 from graphopt.backends.tvm.artifact import LIBRARY, SOURCES, TvmArtifact
 from graphopt.backends.tvm.bare import OBJECTS, recorded, write_objects
+from graphopt.backends.tvm.blame import blamed
 from graphopt.backends.tvm.build import Code, build, device_source, kernels_of, link, linker
 from graphopt.backends.tvm.connection import connect
 from graphopt.backends.tvm.emit import Emitted, emit
@@ -128,13 +129,14 @@ class _Lowering:
         code, folder, emitted = self.code, temporary_folder(), self._emitted
         if tuned is not None and tuned.variants:
             emitted = compiled(self._fixed, code, samples=self.batch or 1, variants=tuned.variants)
-        kernels = kernels_of(emitted.module, code, self.graph.output_names)
+        with blamed(emitted.module, emitted.makers, code):
+            kernels = kernels_of(emitted.module, code, self.graph.output_names)
+            executable = None if code.bare else build(kernels, code)
         options: dict[str, Any] = {"batch": self.batch, "code": code.to_dict(), "audit": asdict(emitted.audit)}
         options[SITES] = [list(pair) for pair in emitted.sites]
         if tuned is not None:
             options["tuned"] = str(tuned)
-        if not code.bare:
-            executable = build(kernels, code)
+        if executable is not None:
             link(executable, folder / LIBRARY, self.command)
             if code.device in SOURCES:
                 (folder / SOURCES[code.device]).write_text(device_source(executable))

@@ -2,7 +2,9 @@
 
     e = table[255 - (largest - x)];  q = sat(rne(e * floor(1 / s_y) / sum e) + z_y)
 
-as `graphopt.lowering.integers.kernels` computes it.
+as `graphopt.lowering.integers.kernels` computes it. The largest e is nearly the largest float32 by the number of elements, so its
+product with the steps is one beyond float32 where they are many or the elements few: e and their sum are divided by 2^40, more
+than there are steps to a grid, which no share changes by.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from tvm import te, tirx
 from graphopt.backends.tvm.grids import dtype_of
 from graphopt.backends.tvm.schedules import exact
 from graphopt.lowering.qdq import QuantizationParameters
+
+DOWN = 2.0**-40
 
 
 def softmax(rows: tuple[int, int], x: QuantizationParameters, y: QuantizationParameters) -> Any:
@@ -30,7 +34,8 @@ def softmax(rows: tuple[int, int], x: QuantizationParameters, y: QuantizationPar
     inverse = float(np.floor(np.float32(1) / np.float32(y.scale)))
 
     def share(i: Any, c: Any) -> Any:
-        steps = _nearest_quotient(e[i, c], exact.number(inverse, "float32"), total[i])
+        down = exact.number(DOWN, "float32")
+        steps = _nearest_quotient(e[i, c] * down, exact.number(inverse, "float32"), total[i] * down)
         return _clamp(steps + tirx.const(float(y.zero_point), "float32"), y).astype(dtype_of(y))
 
     return te.create_prim_func([codes, table, te.compute(rows, share, "y")])

@@ -239,6 +239,11 @@ def test_residuals_are_not_fused_with_normalizations_into_the_slower_kernel(tmp_
         torch.testing.assert_close(done.artifact(*inputs), model(*inputs), rtol=0, atol=1e-5)
 
 
+def test_a_number_beside_float64_is_a_float64() -> None:
+    model, x = Model(lambda m, x: (x.double() * 0.1 + 0.3).clamp(0.1, 0.7)), torch.randn(2, 5)
+    assert torch.equal(lower(capture(model, x), X86)(x), model(x))
+
+
 def test_vendors_get_plain_additions() -> None:
     model, x = nn.Sequential(Residual()).eval(), torch.randn(2, 5, 8)
     for target, kind in (("x86", "Sum"), ("hexagon", "Add")):

@@ -75,6 +75,25 @@ def test_functions_in_vectors_are_those_of_torch_from_end_to_end_of_float32(func
     assert float(((ours - exact).abs() / unit).max()) < 5e-7
 
 
+WIDE: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda x: F.softmax(x, -1),
+    "attention": lambda x: F.scaled_dot_product_attention(x, x, x),
+    "functions": lambda x: x.exp() + x.sigmoid() * x.tanh() - x.erf(),
+    "activations": lambda x: F.silu(x) + F.gelu(x) * F.gelu(x, approximate="tanh"),
+    "layer norm": lambda x: F.layer_norm(x, x.shape[-1:], eps=1e-3),
+    "affine layer norm": lambda x: F.layer_norm(x, x.shape[1:], torch.arange(48.0).double().reshape(6, 8), None),
+    "group norm": lambda x: F.group_norm(x, 3, torch.arange(6.0).double(), torch.arange(6.0).double() - 1),
+}
+
+
+@pytest.mark.parametrize("case", WIDE)
+def test_operators_compute_in_float64_too(case: str) -> None:
+    """As exactly as torch: float32's own functions, kernels and constants are no part of it."""
+    model, x = Model(lambda m, x: WIDE[case](x.double() * 0.3)).eval(), torch.randn(2, 6, 8)
+    found, expected = lower(cleaned(model, x), UNSIGNED)(x), model(x)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("case", FLOATS)
 def test_float_operators_answer_what_torch_answers(case: str) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -49,6 +52,36 @@ def test_an_argument_that_a_rule_does_not_read_is_refused_by_name(monkeypatch: p
 def test_what_is_random_is_refused_by_name(half: object) -> None:
     with pytest.raises(GraphoptError, match=r"rand|dropout|bernoulli"):
         emitted(capture(Model(lambda m, x: half(x)), IMAGE, dynamic_batch=False))  # type: ignore[operator]
+
+
+INDEXED: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "embedding": lambda m, x, i: m.words(i),
+    "index_select": lambda m, x, i: x.index_select(0, i),
+    "gather": lambda m, x, i: x.gather(0, i[:, None]),
+    "index": lambda m, x, i: x[i],
+    "two indices": lambda m, x, i: x.expand(7, 7)[i, i],
+    "scatter": lambda m, x, i: x[:, 0].scatter(0, i, 2.0),
+    "scatter_add": lambda m, x, i: x[:, 0].scatter_add(0, i, x[:3, 0]),
+}
+
+
+@pytest.mark.parametrize("case", INDEXED)
+def test_an_index_beyond_the_end_reads_and_writes_nothing_but_the_value(case: str) -> None:
+    model, x, index = Model(INDEXED[case], words=nn.Embedding(7, 5)).eval(), torch.randn(7, 1), torch.tensor([0, 6, 3])
+    artifact = lower(Graph.capture(model, (x, index), dynamic_batch=False), TARGET)
+    with torch.no_grad():
+        for far in (6, 17, 10**12):  # without an end, the last is an access that stops the process
+            torch.testing.assert_close(artifact(x, torch.tensor([0, far, 3])), model(x, index))
+        torch.testing.assert_close(artifact(x, torch.tensor([-(10**12), 6, 3])), model(x, index))
+
+
+def test_an_operator_that_tvm_cannot_compile_is_named() -> None:
+    """It has a rule, and fails in code generation, where the whole is one module of nameless kernels."""
+    model = Model(lambda m, x: torch.atan2(m.inner(x).half(), x.half()).float() * 2 + x, inner=nn.Softsign())
+    with pytest.raises(
+        GraphoptError, match=r"^atan2: TVM cannot compile aten\.atan2\.default \(node atan2\) for .*; leave"
+    ):
+        lower(capture(model, IMAGE, dynamic_batch=False), TARGET)
 
 
 @pytest.mark.thorough

@@ -19,6 +19,7 @@ from graphopt.backends.tvm import schedules as S
 from graphopt.backends.tvm.machine import Machine, host
 from graphopt.backends.tvm.schedules import Codes, Pool, Sum, elementwise, pool
 from graphopt.backends.tvm.softmax import softmax
+from graphopt.lowering.integers.arithmetic import quantize
 from graphopt.lowering.integers.kernels import Softmax
 from graphopt.lowering.integers.kernels import multiply as simulated_product
 from graphopt.lowering.qdq import QuantizationParameters
@@ -164,13 +165,39 @@ def test_planes_become_codes_with_channels_innermost(codes: Codes) -> None:
         np.testing.assert_array_equal(found, answer)
 
 
+@pytest.mark.parametrize("codes", [Codes("uint8", 100), Codes("int8", 11), Codes("int8", -3, -100, 99)])
+def test_what_is_no_number_becomes_the_least_code_in_vectors_and_alone(codes: Codes) -> None:
+    """As ONNX Runtime and the simulation have it: packs would have made the largest of it."""
+    low, high = codes.ends
+    dtype = torch.uint8 if codes.dtype == "uint8" else torch.int8
+    for kernel in (S.Quantize((1, 131), 0.1, codes), S.Planes((1, 1, 131), 0.1, codes)):
+        x = random(kernel.shape, "float32")
+        x[..., ::3], x[..., 1::7], x[..., 2::7] = np.nan, np.inf, -np.inf
+        make = S.planes if isinstance(kernel, S.Planes) else elementwise
+        expected = quantize(torch.from_numpy(x), 0.1, codes.zero_point, int(low), int(high), dtype)
+        assert int(expected[..., 0]) == low
+        for machine in (HOST, PACKED):
+            np.testing.assert_array_equal(run(make(kernel, machine), x).ravel(), expected.numpy().ravel())
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("scale", [29.592336654663086, 0.05])
 def test_shares_of_a_softmax_round_as_they_are_simulated(scale: float) -> None:
     """The largest elements are equal, so that shares fall between two steps, or data are random."""
     x_grid = QuantizationParameters(float(np.float32(scale)), 0, 0, 255, torch.uint8)
-    y_grid = QuantizationParameters(float(np.float32(1 / 255)), 0, 0, 255, torch.uint8)
-    for length in (2, 7, 276):
+    _same_shares(x_grid, QuantizationParameters(float(np.float32(1 / 255)), 0, 0, 255, torch.uint8), (2, 7, 276))
+
+
+@pytest.mark.parametrize("steps", [254.4, 1020.0, 2.0**40])
+def test_shares_of_a_softmax_over_few_elements_stay_within_float32(steps: float) -> None:
+    """The largest element times the steps is beyond float32: shares of few elements, and of steps far below 1."""
+    x_grid = QuantizationParameters(float(np.float32(0.02)), 0, 0, 255, torch.uint8)
+    y_grid = QuantizationParameters(float(np.float32(1 / steps)), 0, 0, 255, torch.uint8)
+    _same_shares(x_grid, y_grid, (1, 3, 8))
+
+
+def _same_shares(x_grid: QuantizationParameters, y_grid: QuantizationParameters, lengths: tuple[int, ...]) -> None:
+    for length in lengths:
         equal = [torch.where(torch.arange(length) < count, 200, 0) for count in range(1, 20)]
         codes = torch.cat([torch.stack(equal), torch.randint(0, 256, (2000, length))]).to(torch.uint8)
         kernel = Softmax(x_grid, y_grid, -1)

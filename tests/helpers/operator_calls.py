@@ -236,7 +236,7 @@ INDEXING: list[Call] = [
     lambda x, i: x[0, 0].gather(0, i.abs()[:, None].expand(-1, 4)),
     lambda x, i: x[:, 0].gather(-1, i.abs().expand(2, 1, -1)),
     lambda x, i: x[:, 0].take_along_dim(i.abs()[None, None], -1),
-    lambda x, i: x[:1, :, 0].take_along_dim(i.abs()[:, None, None] % x.shape[1], 1),  # torch reads beyond a size of one
+    lambda x, i: x[:1, :, 0].take_along_dim(i[:, None, None] * 5, 1),  # beyond both ends, where torch wraps around
     lambda x, i: x[0, 0].take_along_dim(i.abs()),
     lambda x, i: F.embedding(i.abs()[None], x[0, 0], padding_idx=1),
     lambda x, i: F.one_hot(i.abs(), 4) + 1,

@@ -40,6 +40,19 @@ def run(operator: str, grids: list[QuantizationParameters], *inputs: Tensor, **a
     return torch.from_numpy(found)
 
 
+def quantized(x: Tensor, grid: QuantizationParameters) -> Tensor:
+    """What ONNX Runtime's QuantizeLinear answers on this machine."""
+    kind = TensorProto.UINT8 if grid.dtype is torch.uint8 else TensorProto.INT8
+    scale = helper.make_tensor("s", TensorProto.FLOAT, [], [grid.scale])
+    zero_point = helper.make_tensor("z", kind, [], [grid.zero_point])
+    value, codes = (helper.make_tensor_value_info(n, t, list(x.shape)) for n, t in (("x", 1), ("y", kind)))
+    node = helper.make_node("QuantizeLinear", ["x", "s", "z"], ["y"])
+    graph = helper.make_graph([node], "g", [value], [codes], [scale, zero_point])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
+
+
 def pairs(a: QuantizationParameters, b: QuantizationParameters) -> tuple[Tensor, Tensor]:
     """Every code of one grid beside every code of the other."""
     p, q = torch.meshgrid(all_codes(a.dtype), all_codes(b.dtype), indexing="ij")

@@ -6,7 +6,8 @@ elementwise.py    activations and functions of one value
 pairs.py          arithmetic on two values, comparisons, choices
 reductions.py     sums, means, extremes, orders
 moves.py          other shapes and orders, parts, joins, padding
-windows.py        convolutions, pools, resizing
+windows.py        convolutions, pools
+resizing.py       resizing and sampling of images
 products.py       products of matrices
 normalization.py  normalizations and attention
 indexing.py       elements by index; tensors made of numbers
@@ -41,6 +42,7 @@ from graphopt.backends.onnxruntime.emit.products import PRODUCTS
 from graphopt.backends.onnxruntime.emit.quantizers import QUANTIZERS
 from graphopt.backends.onnxruntime.emit.recurrent import RECURRENT
 from graphopt.backends.onnxruntime.emit.reductions import REDUCTIONS
+from graphopt.backends.onnxruntime.emit.resizing import RESIZING
 from graphopt.backends.onnxruntime.emit.rule import NoRule, Rule, no_rule
 from graphopt.backends.onnxruntime.emit.windows import WINDOWS
 from graphopt.backends.onnxruntime.emit.writer import Writer, as_numpy, onnx_type
@@ -51,8 +53,8 @@ from graphopt.utils.errors import GraphoptError, first_line
 from graphopt.utils.version import __version__
 
 RULES: dict[Any, Rule] = {
-    **ELEMENTWISE, **PAIRS, **REDUCTIONS, **MOVES, **WINDOWS, **PRODUCTS, **NORMALIZATION, **INDEXING, **RECURRENT,
-    **QUANTIZERS,
+    **ELEMENTWISE, **PAIRS, **REDUCTIONS, **MOVES, **WINDOWS, **RESIZING, **PRODUCTS, **NORMALIZATION, **INDEXING,
+    **RECURRENT, **QUANTIZERS,
 }  # fmt: skip
 LARGEST = 2**24  # elements of a constant that is computed here
 

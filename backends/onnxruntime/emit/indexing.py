@@ -18,8 +18,12 @@ from graphopt.ir.ops import aten
 WHOLE = (torch.int32, torch.int64)
 
 
+def _index_type(node: Node) -> torch.dtype:
+    return type_of(node) if type_of(node) in WHOLE else torch.int64
+
+
 def _indices(w: Writer, node: Node) -> Value:
-    return w.read(node, None if type_of(node) in WHOLE else torch.int64)
+    return w.read(node, _index_type(node))
 
 
 def _embedding(w: Writer, a: Arguments) -> Value:
@@ -89,7 +93,10 @@ def _gather(w: Writer, a: Arguments) -> Value:
 
 
 def _take_along(w: Writer, a: Arguments) -> Value:
-    """As gathering, of values and indices that are broadcast in the other dimensions; without `dim`, of all in a row."""
+    """As gathering, of values and indices that are broadcast in the other dimensions; without `dim`, of all in a row.
+
+    Along a dimension, indices beyond its n elements wrap around: torch takes their remainder by n, whose sign is n's.
+    """
     source, index, dim = a["self"], a["indices"], a["dim"]
     x, places = w.read(source), _indices(w, index)
     if dim is None:
@@ -98,6 +105,8 @@ def _take_along(w: Writer, a: Arguments) -> Value:
     if not rank(source):
         raise NoRule
     dim, wanted = dim % rank(source), shape(a.node)
+    count = w.cast(w.size(shape(source)[dim]), torch.int64, _index_type(index))
+    places = w.op("Mod", places, count)
     x = spread(w, x, (*wanted[:dim], shape(source)[dim], *wanted[dim + 1 :]))
     return w.op("GatherElements", x, spread(w, places, wanted), axis=dim)
 

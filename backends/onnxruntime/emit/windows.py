@@ -1,4 +1,4 @@
-"""Convolutions, pools and resizing."""
+"""Convolutions and pools."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def _adaptive(dims: int) -> Rule:
         source, (sizes, wanted) = a["self"], _image_sizes(w, a, dims)
         if any(s % n for s, n in zip(sizes, wanted, strict=True)):
             means = [F.adaptive_avg_pool1d(torch.eye(s).double(), n) for s, n in zip(sizes, wanted, strict=True)]
-            return _by_matrices(w, source, means)
+            return by_matrices(w, source, means)
         kernel = [s // n for s, n in zip(sizes, wanted, strict=True)]
         return batched(w, source, dims, lambda x: w.op("AveragePool", x, kernel_shape=kernel, strides=kernel))
 
@@ -234,7 +234,7 @@ def _columns(w: Writer, a: Arguments) -> Value:
     return reshaped(w, x, shape(a.node))
 
 
-def _by_matrices(w: Writer, source: Node, matrices: Sequence[Tensor]) -> Value:
+def by_matrices(w: Writer, source: Node, matrices: Sequence[Tensor]) -> Value:
     """The last dimensions, each by one product with [size, size of the result]."""
     x, of = w.read(source), rank(source)
     for back, matrix in enumerate(reversed(matrices)):
@@ -247,65 +247,6 @@ def _by_matrices(w: Writer, source: Node, matrices: Sequence[Tensor]) -> Value:
         else:
             x = transposed(w, w.op("MatMul", transposed(w, x, order), w.constant(matrix, type_of(source))), order)
     return x
-
-
-def _smooth_by_factors(w: Writer, a: Arguments) -> Value:
-    """Rows and columns by the matrices that torch's own answers to the columns of the identity are.
-
-    Raises:
-        InputError: the image has no fixed size.
-    """
-    source, corners, scales = (a[name] for name in ("input", "align_corners", "scale_factors"))
-    a.ignore("output_size")
-    matrices = []
-    for axis, scale in enumerate(scales):
-        size, factors = shape(source)[2 + axis], [scale if axis == d else 1.0 for d in range(2)]
-        if w.is_free(size):
-            raise InputError(
-                f"{w.graph.site(a.node)}: {a.target} by factors is written for images of fixed sizes, not {size}"
-            )
-        columns = torch.eye(size).reshape(size, 1, *([size, 1] if axis == 0 else [1, size]))
-        beside = [size, 2] if axis == 0 else [2, size]  # torch's kernels answer wrongly for images of width 1
-        answers = a.target(columns.expand(size, 1, *beside).contiguous(), None, corners, factors)
-        matrices.append(answers[:, 0, :, 0] if axis == 0 else answers[:, 0, 0])  # [in, out]
-    return _by_matrices(w, source, matrices)
-
-
-def _resize(mode: str, dims: int, *, exact: bool = False, smooth: bool = False) -> Rule:
-    """To sizes, or by factors."""
-
-    def rule(w: Writer, a: Arguments) -> Value:
-        if smooth and a.get("scale_factors") is not None:
-            return _smooth_by_factors(w, a)
-        source = a["input"] if "input" in a else a["self"]
-        corners, factors = bool(a.get("align_corners", False)), a.get("scale_factors")
-        places = "align_corners" if corners else "half_pixel" if exact or mode != "nearest" else "asymmetric"
-        options: dict[str, Any] = {"mode": mode, "coordinate_transformation_mode": places}
-        options["nearest_mode"] = None if mode != "nearest" else "round_prefer_ceil" if exact else "floor"
-        options["cubic_coeff_a"] = None if mode != "cubic" else -0.5 if smooth else -0.75
-        options |= {"antialias": 1, "exclude_outside": 1} if smooth else {}
-        x = w.read(source)
-        if factors is not None:
-            a.ignore("output_size")
-            return w.op("Resize", x, None, w.constant([1.0, 1.0, *factors], torch.float32), **options)
-        a.ignore(*(name for name in a if name.startswith("scales_")))
-        if any(a.get(name) is not None for name in a if name.startswith("scales_")):
-            raise NoRule
-        sizes = a["output_size"]
-        return w.op("Resize", x, None, None, w.sizes([*shape(source)[:2], *sizes]), **options)
-
-    return rule
-
-
-def _grid_sample(w: Writer, a: Arguments) -> Value:
-    """Modes are called otherwise since opset 20."""
-    new = w.opset >= 20
-    modes = {0: "linear" if new else "bilinear", 1: "nearest", 2: "cubic" if new else "bicubic"}
-    paddings = {0: "zeros", 1: "border", 2: "reflection"}
-    return w.op(
-        "GridSample", w.read(a["input"]), w.read(a["grid"]), mode=modes[a["interpolation_mode"]],
-        padding_mode=paddings[a["padding_mode"]], align_corners=int(a["align_corners"]),
-    )  # fmt: skip
 
 
 WINDOWS: dict[Any, Rule] = {
@@ -326,18 +267,4 @@ WINDOWS: dict[Any, Rule] = {
     aten.adaptive_max_pool2d.default: _adaptive_max(2),
     aten.adaptive_max_pool3d.default: _adaptive_max(3),
     aten.im2col.default: _columns,
-    aten.upsample_nearest1d.vec: _resize("nearest", 1),
-    aten.upsample_nearest2d.vec: _resize("nearest", 2),
-    aten.upsample_nearest2d.default: _resize("nearest", 2),
-    aten.upsample_nearest3d.vec: _resize("nearest", 3),
-    aten._upsample_nearest_exact1d.vec: _resize("nearest", 1, exact=True),
-    aten._upsample_nearest_exact2d.vec: _resize("nearest", 2, exact=True),
-    aten._upsample_nearest_exact3d.vec: _resize("nearest", 3, exact=True),
-    aten.upsample_linear1d.vec: _resize("linear", 1),
-    aten.upsample_bilinear2d.vec: _resize("linear", 2),
-    aten.upsample_trilinear3d.vec: _resize("linear", 3),
-    aten.upsample_bicubic2d.vec: _resize("cubic", 2),
-    aten._upsample_bilinear2d_aa.vec: _resize("linear", 2, smooth=True),
-    aten._upsample_bicubic2d_aa.vec: _resize("cubic", 2, smooth=True),
-    aten.grid_sampler.default: _grid_sample,
 }  # fmt: skip

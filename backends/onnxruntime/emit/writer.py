@@ -117,7 +117,8 @@ class Writer:
 
     def constant(self, number: Any, dtype: torch.dtype | None = None) -> Value:
         """A number or a list of them, stored once for all that read it."""
-        tensor = torch.as_tensor(number)
+        wide = torch.float64 if dtype == torch.float64 else None  # in which as_tensor(0.1) is not
+        tensor = torch.as_tensor(number, dtype=wide)
         tensor = tensor if dtype is None else tensor.to(dtype)
         array = as_numpy(tensor)
         key = (array.dtype, array.shape, array.tobytes())

@@ -68,7 +68,7 @@ def emit(program: Program, node: Node) -> Values:
     """
     if node.target is operator.getitem:
         return program.results[node.args[0]][node.args[1]]  # type: ignore[index]
-    site, what = program.graph.site(node), f"{node.target} (node {node.name}{_origin(node)})"
+    site, what = program.graph.site(node), described(node)
     if not has_rule(node):
         raise GraphoptError(f"{site}: TVM has no operator for {what}; {ADVICE}")
     arguments = Arguments(node)
@@ -83,8 +83,11 @@ def emit(program: Program, node: Node) -> Values:
     return values
 
 
-def _origin(node: Node) -> str:
-    return f", a part of {node.meta[PART_OF][1]} {node.meta[PART_OF][0]}" if PART_OF in node.meta else ""
+def described(node: Node) -> str:
+    """A call by its operator and name, with what it is a part of."""
+    origin = f", a part of {node.meta[PART_OF][1]} {node.meta[PART_OF][0]}" if PART_OF in node.meta else ""
+    target = node.target if isinstance(node.target, torch._ops.OpOverload) else getattr(node.target, "__name__", "")
+    return f"{target} (node {node.name}{origin})"
 
 
 def _check(site: str, what: str, values: Values, node: Node) -> None:
@@ -98,4 +101,4 @@ def _check(site: str, what: str, values: Values, node: Node) -> None:
             raise GraphoptError(f"{site}: emitted {given}, stored as {stored}, for {what}, which is {wanted}")
 
 
-__all__ = ["RULES", "emit", "has_rule"]
+__all__ = ["ADVICE", "RULES", "described", "emit", "has_rule"]

@@ -1,4 +1,8 @@
-"""Values picked and put by indices."""
+"""Values picked and put by indices.
+
+Kernels cannot refuse an index as torch does: one that is beyond an end is that end's, so that nothing beside a value is read or
+written.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import torch
 from tvm import relax, te, tirx
 
 from graphopt.backends.tvm.layouts import Value
-from graphopt.backends.tvm.operators.rule import Rule, cast, result_type, te_call
+from graphopt.backends.tvm.operators.rule import Rule, cast, dtype_of, result_type, te_call
 from graphopt.backends.tvm.program import Program
 from graphopt.ir.arguments import Arguments
 from graphopt.ir.calls import shape
@@ -26,7 +30,7 @@ def taken(program: Program, source: Value, places: Any, dim: int) -> Value:
 
     def take(x: Any, index: Any) -> Any:
         def at(*i: Any) -> Any:
-            place = _wrapped(index[i[axis : axis + len(many)]], size)
+            place = _within(index[i[axis : axis + len(many)]], size)
             return x[(*i[:axis], place, *i[axis + len(many) :])]
 
         return te.compute(stored, at, "take")
@@ -58,7 +62,8 @@ def _gather(program: Program, a: Arguments) -> Value:
     dim = int(a["dim"]) % max(len(source.shape), 1)
 
     def gather(x: Any, index: Any) -> Any:
-        return te.compute(index.shape, lambda *i: x[(*i[:dim], index[i], *i[dim + 1 :])], "gather")
+        size = int(x.shape[dim])
+        return te.compute(index.shape, lambda *i: x[(*i[:dim], _within(index[i], size), *i[dim + 1 :])], "gather")
 
     return te_call(program, gather, [source.expr, places.expr], a.node)
 
@@ -81,7 +86,7 @@ def _index(program: Program, a: Arguments) -> Value:
         def at(*i: Any) -> Any:
             own, rest = i[first : first + len(common)], iter((*i[:first], *i[first + len(common) :]))
             found = dict(zip(dims, (_place(t, own) for t in indices), strict=True))
-            return x[tuple(_wrapped(found[d], n) if d in found else next(rest) for d, n in enumerate(source.shape))]
+            return x[tuple(_within(found[d], n) if d in found else next(rest) for d, n in enumerate(source.shape))]
 
         return te.compute(shape(a.node), at, "index")
 
@@ -94,9 +99,11 @@ def _place(index: Any, own: tuple[Any, ...]) -> Any:
     return index[tuple(0 if int(n) == 1 else i for n, i in zip(index.shape, tail, strict=True))]
 
 
-def _wrapped(index: Any, size: int) -> Any:
-    """Negative indices count from the end."""
-    return tirx.if_then_else(index < 0, index + tirx.const(size, index.dtype), index)
+def _within(index: Any, size: int) -> Any:
+    """An index of a dimension of this size: negative ones count from the end."""
+    first, last = tirx.const(0, index.dtype), tirx.const(max(size - 1, 0), index.dtype)
+    wrapped = tirx.if_then_else(index < first, index + tirx.const(size, index.dtype), index)
+    return tirx.max(tirx.min(wrapped, last), first)
 
 
 def _scatter(program: Program, a: Arguments) -> Value:
@@ -111,8 +118,10 @@ def _scatter(program: Program, a: Arguments) -> Value:
         axes, begin = list(range(len(places.shape))), [0] * len(places.shape)
         part = op.strided_slice(updates.expr, axes, begin, list(places.shape))
         updates = program.emit(part, places.shape)
-    how = "add" if a.target is aten.scatter_add.default else "update"
-    put = op.scatter_elements(source.expr, places.expr, updates.expr, int(a["dim"]), how)
+    how, dim = "add" if a.target is aten.scatter_add.default else "update", int(a["dim"])
+    first, last = (relax.const(n, dtype_of(places)) for n in (0, max(source.shape[dim] - 1, 0)))
+    within = program.builder.emit(op.maximum(op.minimum(places.expr, last), first))
+    put = op.scatter_elements(source.expr, within, updates.expr, dim, how)
     return program.emit(put, shape(a.node))
 
 

@@ -151,18 +151,36 @@ def _layer_norm(program: Program, a: Arguments) -> Value:
     a.ignore("cudnn_enable")
     source, sizes, dtype = program.plain(program.value(a["input"])), a["normalized_shape"], result_type(a.node)
     weight, bias = _filled(program, a["weight"], sizes, 1, dtype), _filled(program, a["bias"], sizes, 0, dtype)
-    axes = list(range(-len(sizes), 0))
-    return program.emit(op.nn.layer_norm(source.expr, weight, bias, axes, float(a["eps"])), shape(a.node))
+    axes, eps = list(range(-len(sizes), 0)), float(a["eps"])
+    if dtype == torch.float64:
+        return program.emit(_affine(program, _normal(program, source.expr, axes, eps), weight, bias), shape(a.node))
+    return program.emit(op.nn.layer_norm(source.expr, weight, bias, axes, eps), shape(a.node))
 
 
 def _group_norm(program: Program, a: Arguments) -> Value:
     a.ignore("cudnn_enabled")
     source, dtype = program.plain(program.value(a["input"])), result_type(a.node)
-    channels = source.shape[1:2]
+    channels, groups, eps = source.shape[1:2], int(a["num_groups"]), float(a["eps"])
     weight, bias = _filled(program, a["weight"], channels, 1, dtype), _filled(program, a["bias"], channels, 0, dtype)
+    if dtype == torch.float64:
+        rows = program.builder.emit(op.reshape(source.expr, [source.shape[0], groups, -1]))
+        normed = program.builder.emit(op.reshape(_normal(program, rows, [-1], eps), list(source.shape)))
+        along = [*channels, *[1] * (len(source.shape) - 2)]
+        affine = (program.builder.emit(op.reshape(given, along)) for given in (weight, bias))
+        return program.emit(_affine(program, normed, *affine), shape(a.node))
     axes = list(range(2, len(source.shape)))
-    normed = op.nn.group_norm(source.expr, weight, bias, int(a["num_groups"]), 1, axes, float(a["eps"]))
-    return program.emit(normed, shape(a.node))
+    return program.emit(op.nn.group_norm(source.expr, weight, bias, groups, 1, axes, eps), shape(a.node))
+
+
+def _normal(program: Program, x: Any, axes: list[int], eps: float) -> Any:
+    """(x - mean) / sqrt(variance + eps) in float64, which TVM's own norms do not take."""
+    apart = program.builder.emit(op.subtract(x, program.builder.emit(op.mean(x, axes, True))))
+    variance = program.builder.emit(op.mean(op.multiply(apart, apart), axes, True))
+    return program.builder.emit(op.divide(apart, op.sqrt(op.add(variance, scalar(eps, torch.float64)))))
+
+
+def _affine(program: Program, x: Any, weight: Any, bias: Any) -> Any:
+    return op.add(program.builder.emit(op.multiply(x, weight)), bias)
 
 
 def _batch_norm(program: Program, a: Arguments) -> Value:

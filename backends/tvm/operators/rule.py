@@ -44,7 +44,8 @@ def dtype_of(value: Value) -> str:
 
 def scalar(number: Any, dtype: torch.dtype) -> Any:
     """A number of this type, as torch converts it."""
-    return relax.const(torch.tensor(number).to(dtype).numpy(), dtype_name(dtype))
+    wide = torch.float64 if dtype == torch.float64 else None  # in which torch.tensor(0.1) is not
+    return relax.const(torch.tensor(number, dtype=wide).to(dtype).numpy(), dtype_name(dtype))
 
 
 def aligned(program: Program, values: Sequence[Value], rank: int) -> list[Value]:

@@ -33,9 +33,8 @@ def packed(values: Sequence[Expr], codes: Codes, lanes: int, zero_point: int) ->
     natural = Codes(codes.dtype).ends
     whole = []
     for value in values:
-        value = emit.minimum(
-            value, emit.constant(high - zero_point, "float32", lanes)
-        )  # what is beyond int32 gets its lowest
+        # What is beyond int32 gets its lowest, and so does what is no number, which a minimum leaves where it is the second.
+        value = emit.minimum(emit.constant(high - zero_point, "float32", lanes), value)
         if low != natural[0]:
             value = emit.maximum(value, emit.constant(low - zero_point, "float32", lanes))
         whole.append(emit.let(_rounded(value, lanes)))

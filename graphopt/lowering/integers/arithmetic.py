@@ -54,7 +54,8 @@ def requantize(accumulator: Tensor, multiplier: Tensor, grid: QuantizationParame
 
 
 def quantize(x: Tensor, scale: float, zero_point: int, quant_min: int, quant_max: int, dtype: torch.dtype) -> Tensor:
-    """Float values -> codes."""
+    """Float values -> codes; of what is no number the least, as maximum and minimum with the ends leave it in that order."""
+    x = x.masked_fill(x.isnan(), -torch.inf)
     return formats.quantize(x, f32(scale), torch.tensor(zero_point), quant_min, quant_max).to(dtype)
 
 

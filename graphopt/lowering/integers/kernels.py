@@ -18,7 +18,7 @@ scales rounded to float32:
 Sums differ between machines: see `graphopt.lowering.integers.machines`. Everything else that moves codes or
 maps them one by one (max pooling, concatenation, leaky relu, resizing) is what dequantize, float operator and quantize give.
 
-Not reproduced: values beyond 2^31 steps, which wrap on x86; softmax over a single element, whose sum overflows there.
+Not reproduced: values beyond 2^31 steps, which wrap on x86.
 """
 
 from __future__ import annotations
