@@ -94,7 +94,10 @@ def pruned(keep: float, data: Any) -> list[Pass]:
 
 def pruned_and_factorized(keep: float, data: Any) -> list[Pass]:
     """Each takes as large a share."""
-    return [*pruned(keep**0.5, data), Factorize(target_macs=keep**0.5, data=data)]
+    return [
+        *pruned(keep**0.5, data),
+        Factorize(target_macs=keep**0.5, data=data, round_to=TARGET.kernels.channel_multiple),
+    ]
 
 
 def in_turn(case: Case, smaller: Callable[[float, Any], Sequence[Pass]], ms: float, size: float) -> graphopt.Optimized:
