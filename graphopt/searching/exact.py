@@ -17,6 +17,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
 from graphopt.searching.problem import Assignment, Problem
+from graphopt.utils.silence import silent
 
 SECONDS = 20.0  # after which the best found so far is taken
 GAP = 1e-3  # of the damage: a solution that is no further from the best
@@ -25,13 +26,14 @@ GAP = 1e-3  # of the damage: a solution that is no further from the best
 def exact(problem: Problem) -> Assignment | None:
     """The best assignment, or, once `SECONDS` are over, the best that was found; None where nothing keeps the limits."""
     model = _Model(problem)
-    found = milp(
-        model.objective,
-        constraints=model.constraints(),
-        integrality=model.whole,
-        bounds=Bounds(0, 1),
-        options={"time_limit": SECONDS, "mip_rel_gap": GAP},
-    )
+    with silent():
+        found = milp(
+            model.objective,
+            constraints=model.constraints(),
+            integrality=model.whole,
+            bounds=Bounds(0, 1),
+            options={"time_limit": SECONDS, "mip_rel_gap": GAP},
+        )
     if found.x is None:
         return None
     chosen = [int(np.argmax(found.x[start:end])) for start, end in model.spans]

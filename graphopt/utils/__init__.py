@@ -23,5 +23,6 @@ layout.py      where nodes of a graph are drawn
 timings.py     seconds by stage and part
 quantities.py  counts, bytes and ratios as people read them, multiples of channels
 memory.py      memory of what was dropped, given back to the system
+silence.py     libraries that print, kept quiet
 terminal.py    what is drawn while a person watches
 """

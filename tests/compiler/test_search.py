@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures import Future, ThreadPoolExecutor
+import multiprocessing
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,16 @@ def test_an_executor_makes_the_networks(tmp_path: Path) -> None:
         results = find_networks(folder=tmp_path, executor=executor)
     assert Counting.submitted == 3
     assert [point.budget for point in results.points] == [{}, *BUDGETS]
+
+
+@pytest.mark.thorough
+def test_another_process_makes_the_same_networks(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
+        results = find_networks(folder=tmp_path / "there", executor=executor, budgets=BUDGETS[:1])
+    here = find_networks(folder=tmp_path / "here", budgets=BUDGETS[:1])
+    for one, other in zip(results.points, here.points, strict=True):
+        assert one.recipe == other.recipe
+        assert torch.equal(one.artifact()(X[:1]), other.artifact()(X[:1]))
 
 
 @pytest.mark.thorough
