@@ -2,7 +2,7 @@
 
     python benchmarks/deep_compression.py [--json figures.json] [--networks lenet-300-100 lenet-5 resnet-20 mobilenet]
 
-Tables that are in the file already are not made again: an interrupted command goes on.
+Parts that are in the file already are not made again: an interrupted command goes on.
 
 Each network in steps. `pruned`, `+ shared`, `+ Huffman` are those of Han et al. 2016: weights of 32 bits with relative positions
 of 8 bits; codes and positions of fixed lengths; the file on disk. The first two are counted from the weights, all else is a
@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -165,8 +165,10 @@ def zstd(path: Path) -> int | None:
 
 
 class Bench:
-    def __init__(self, case: Case) -> None:
-        self.case, self.rows = case, common.Rows()
+    """One network. `rows`: those that are known already, to which more are added; `keep` is called after each part of them."""
+
+    def __init__(self, case: Case, rows: common.Rows | None = None, keep: Callable[[], object] = lambda: None) -> None:
+        self.case, self.rows, self.keep = case, [] if rows is None else rows, keep
         self.graph: Graph = case["graph"].clone()
         run(clean(TARGET), self.graph)
         self.data = Calibration(case["calibration"], self.graph)
@@ -181,6 +183,7 @@ class Bench:
 
     def row(self, way: str, size: float | None, accuracy: float, **more: Any) -> None:
         ratio = None if size is None else self.float_bytes / size
+        self.rows[:] = [row for row in self.rows if row["way"] != way]
         self.rows.append(
             {"way": way, "kB": None if size is None else size / 1e3, "x": ratio, "top-1": accuracy, **more}
         )
@@ -203,13 +206,22 @@ class Bench:
         )
 
     def run(self) -> common.Rows:
-        self.row("float", self.float_bytes, self.accuracy(lower(self.graph, TARGET)))
-        self.integer()
-        self.paper()
-        for name in ("untrained", "wanted"):
-            if name in self.case:
-                self.fewest_bits(self.case[name], trained=name == "wanted")
+        """Parts that have their last row already are left out."""
+        parts: dict[str, Callable[[], object]] = {"float": self.floating}
+        if (ratio := self.case.get("untrained")) is not None:
+            parts[f"fewest bits, {ratio:g} x"] = partial(self.fewest_bits, ratio, trained=False)
+        parts[f"int8, codes of few bits at {self.case['errors'][-1]:g} times the error"] = self.integer
+        parts["+ Huffman or rANS"] = self.paper
+        if (ratio := self.case.get("wanted")) is not None:
+            parts[f"fewest bits, {ratio:g} x, trained"] = partial(self.fewest_bits, ratio, trained=True)
+        for last, part in parts.items():
+            if all(row["way"] != last for row in self.rows):
+                part()
+                self.keep()
         return self.rows
+
+    def floating(self) -> None:
+        self.row("float", self.float_bytes, self.accuracy(lower(self.graph, TARGET)))
 
     def integer(self) -> None:
         plain = graphopt.optimize(
@@ -228,14 +240,19 @@ class Bench:
                 f"int8, codes of few bits at {error:g} times the error", artifact.size_bytes, self.accuracy(artifact)
             )
 
+    @cached_property
+    def pruned(self) -> Graph:
+        case, graph = self.case, self.graph.clone()
+        tune = (lambda g: self.train(g, [], case["epochs"])) if case["trained"] else None
+        steps = case.get("steps", 1)
+        mask = Sparsify(case["sparsity"], scope="global", steps=steps, schedule="cubic", fine_tune=tune)
+        run([mask], graph, verify=False)
+        return graph
+
     def paper(self) -> None:
         """Pruned, shared, Huffman."""
-        case, graph = self.case, self.graph.clone()
-        trained, steps = case["trained"], case.get("steps", 1)
-        tune = (lambda g: self.train(g, [], case["epochs"])) if trained else None
-        pruned = Sparsify(case["sparsity"], scope="global", steps=steps, schedule="cubic", fine_tune=tune)
-        run([pruned], graph, verify=False)
-        zeros, self.pruned = zero_share(graph), graph
+        case, graph = self.case, self.pruned
+        trained, zeros = case["trained"], zero_share(graph)
         share = ShareWeights(case["bits"], data=None if trained else self.data)
         shared = graph.clone()
         run([share], shared, verify=False)
@@ -357,24 +374,19 @@ def _constriction(codes: Any, what: str) -> common.Rows:
     return [_symbols_row(what, "ans of constriction", 4 * len(coded), len(codes), decode)]
 
 
-def _rows(make: Callable[[], Case]) -> common.Rows:
-    return Bench(make()).run()
-
-
 def main() -> None:
     options = common.arguments(__doc__, networks=list(CASES))
     torch.set_num_threads(1)
     tables: dict[str, common.Rows] = {}
     if options.json is not None and options.json.exists():
         tables = json.loads(options.json.read_text())["tables"]
-    work: dict[str, Callable[[], common.Rows]] = {
-        CASES[name][0]: partial(_rows, CASES[name][1]) for name in options.networks
-    }
-    for title, make in {**work, "Reading": partial(decoding, mobilenet, "MobileNetV1")}.items():
-        if title not in tables:
-            common.log(title)
-            tables[title] = make()
-            common.finish(tables, options.json)
+    keep = partial(common.finish, tables, options.json)
+    for title, make in (CASES[name] for name in options.networks):
+        common.log(title)
+        Bench(make(), tables.setdefault(title, []), keep).run()
+    if "Reading" not in tables:
+        tables["Reading"] = decoding(mobilenet, "MobileNetV1")
+        keep()
 
 
 if __name__ == "__main__":

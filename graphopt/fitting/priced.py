@@ -99,7 +99,9 @@ def choose(
     return codes
 
 
-def fewest_bits(weight: Tensor, metric: Tensor, levels: Levels, slope: float, most: float) -> Tensor:
+def fewest_bits(
+    weight: Tensor, metric: Tensor, levels: Levels, slope: float, most: float, *, held: Tensor | None = None
+) -> Tensor:
     """Codes [g, out, d] of the fewest bits found whose error, the trace at the head of this file, is at most `most`.
 
     The largest stride that keeps it is looked for, codes being multiples of it from zero's on; then the slope grows as far as the
@@ -107,16 +109,17 @@ def fewest_bits(weight: Tensor, metric: Tensor, levels: Levels, slope: float, mo
 
     Args:
         slope: at which bits trade for error as the grid's own step does.
+        held: as of `choose`.
     """
     factor = feedback(metric)
     best, chosen = levels.codes(weight), 1
     for stride in STRIDES:
-        found = _at_stride(best, weight, factor, levels, slope, stride)
+        found = _at_stride(best, weight, factor, levels, slope, stride, held)
         if stride > 1 and float(cost(weight, metric, levels.weight(found)).sum()) > most:
             break
         best, chosen = found, stride
     for turn in range(1, ROUNDS):
-        found = _at_stride(best, weight, factor, levels, slope * GROWTH**turn, chosen)
+        found = _at_stride(best, weight, factor, levels, slope * GROWTH**turn, chosen, held)
         if float(cost(weight, metric, levels.weight(found)).sum()) > most:
             break
         best = found
@@ -124,12 +127,18 @@ def fewest_bits(weight: Tensor, metric: Tensor, levels: Levels, slope: float, mo
 
 
 def _at_stride(
-    start: Tensor, weight: Tensor, factor: tuple[Tensor, Tensor], levels: Levels, slope: float, stride: int
+    start: Tensor,
+    weight: Tensor,
+    factor: tuple[Tensor, Tensor],
+    levels: Levels,
+    slope: float,
+    stride: int,
+    held: Tensor | None,
 ) -> Tensor:
     """Codes that are multiples of a stride, at prices of those that `start` makes such."""
     zero = levels.codes(torch.zeros_like(weight))
     price = slope * stride**2 * _gain(factor) * bits(_strided(start, zero, levels, stride), levels)
-    return _sequential(weight, factor, levels, price, None, stride)
+    return _sequential(weight, factor, levels, price, held, stride)
 
 
 def _strided(codes: Tensor, zero: Tensor, levels: Levels, stride: int) -> Tensor:

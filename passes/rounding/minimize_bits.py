@@ -11,6 +11,8 @@ in a smaller file:
 `error` under 1 keeps more accuracy, over 1 saves more bits. A layer whose codes lose more than that on samples held out
 keeps the nearest.
 
+Weights that are zero, as pruned ones, stay so.
+
 Needs:  a graph straight from `Quantize` or `QuantizeWeights`; in place of `CorrectBias` and `LearnRounding`.
 Paper:  Wiedemann et al. 2020, "DeepCABAC", section III; Frantar et al. 2022, "GPTQ" (feedback).
 """
@@ -57,7 +59,7 @@ class PricedCodes(Codes):
         nearest = float(cost(weight, metric, lattice.weight(lattice.codes(weight))).sum())
         most = SAFETY / HELD_OUT * self.allowed * nearest
         slope = SLOPE * float(lattice.scale.square().mean())
-        codes = fewest_bits(aim, metric, lattice, slope, most)
+        codes = fewest_bits(aim, metric, lattice, slope, most, held=weight == 0)
         lost = moments.mean_t - (lattice.weight(codes) @ moments.mean_x[..., None])[..., 0]
         yield {"codes": codes, "scale": lattice.scale, "bias": lost.flatten(), "aim": aim.float()}
 

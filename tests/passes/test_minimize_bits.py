@@ -12,10 +12,12 @@ from graphopt.backends.onnxruntime import lower
 from graphopt.fitting.priced import entropy
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
+from graphopt.ir.masks import zero_share
 from graphopt.passes.quantization import Quantize
 from graphopt.passes.quantization.quantize_weights import QuantizeWeights
 from graphopt.passes.rounding import CorrectBias, LearnRounding, MinimizeBits
 from graphopt.passes.rounding.weights import rounded_layers
+from graphopt.passes.sparsity import Sparsify
 from graphopt.targets import find
 from graphopt.utils.errors import InputError
 
@@ -88,6 +90,14 @@ def test_optimize_chooses_codes_for_an_entropy_coder_where_the_file_is_coded() -
     plain = graphopt.optimize(Network().eval(), images(2), **options)  # type: ignore[arg-type]
     plain.artifact.store()
     assert coded.artifact.size_bytes < plain.artifact.size_bytes
+
+
+def test_pruned_weights_stay_zero() -> None:
+    graph = capture(Network(), images(2))
+    apply(Sparsify(0.7), graph)
+    apply(Quantize(X86, DATA, estimator="minmax"), graph)
+    apply(MinimizeBits(DATA, 2.0), graph)
+    assert zero_share(graph) >= 0.7 - 0.002
 
 
 def test_what_does_not_fit_is_refused() -> None:
