@@ -166,7 +166,8 @@ def _labels(graph: Graph, kind: str, calls: Sequence[Node]) -> list[str]:
         return ["there", "gone"]
     if kind == "kernel":
         return ["x".join(map(str, value(operand(option, 1)).shape[2:])) for option in options]
-    return [_described(graph, option) for option in options]
+    found = [_described(graph, option) for option in options]
+    return [name if found.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(found)]
 
 
 def _described(graph: Graph, option: Node) -> str:

@@ -3,6 +3,7 @@
 choice.py   `Choice`: alternatives of a module
 cells.py    `darts_cell`: small networks of cells that are chosen edge by edge
 mobile.py   `mobile`: inverted residuals of several kernel sizes and expansions
+resolution.py  `resolutions`: one network at several sizes of its input
 compound.py `compound_scaling`: depth, width and resolution of a family of networks, to a budget
 """
 
@@ -10,5 +11,6 @@ from graphopt.spaces.cells import darts_cell
 from graphopt.spaces.choice import Choice, Zero
 from graphopt.spaces.compound import compound_scaling
 from graphopt.spaces.mobile import mobile
+from graphopt.spaces.resolution import resolutions
 
-__all__ = ["Choice", "Zero", "compound_scaling", "darts_cell", "mobile"]
+__all__ = ["Choice", "Zero", "compound_scaling", "darts_cell", "mobile", "resolutions"]

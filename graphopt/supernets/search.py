@@ -6,7 +6,8 @@ found.graph                     an ordinary graph: fine-tune it, optimize it
 solver        asks `evaluate`     how
     evolution     yes                 Guo et al. 2020 (SPOS); the default with `evaluate`
     reinforce     yes                 with shared weights: ENAS, Pham et al. 2018
-    netadapt      yes                 step by step to the budget, the best scored step each time: Yang et al. 2018
+    netadapt      yes                 step by step to the budget, the best scored step each time: Yang et al. 2018;
+                                      after `Sandwich`, on widths, this is AutoSlim, Yu and Huang 2019
     ddpg          yes                 an agent that decides choice by choice: He et al. 2018 (AMC)
     random        yes                 the control
     exact         no                  the likeliest by learned weights (DARTS, FBNet, ProxylessNAS, DMCP); the default without

@@ -10,7 +10,8 @@ from graphopt import Graph, InputError
 from graphopt.analysis.choices import Costs, extract
 from graphopt.ir import cost
 from graphopt.ir.choices import CHOOSE, assign, choices, one_hot
-from graphopt.spaces import Choice, darts_cell, mobile
+from graphopt.passes.elastic import Elastic
+from graphopt.spaces import Choice, darts_cell, mobile, resolutions
 
 X = torch.randn(2, 1, 40, 51)
 
@@ -53,3 +54,27 @@ def test_a_choice_is_a_module() -> None:
         Choice([nn.ReLU()], like=choice)
     with pytest.raises(InputError, match="odd"):
         mobile(kernels=(2,))
+
+
+def test_the_size_of_the_input_is_a_choice() -> None:
+    torch.manual_seed(0)
+    body = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3, 2), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3),
+    ).eval()  # fmt: skip
+    graph = Graph.capture(resolutions(body, (1.0, 0.5)).eval(), (X,))
+    assert len(graph.calls(CHOOSE)) == 1
+    (choice,) = choices(graph)
+    assert len(set(choice.labels)) == 2
+    costs = Costs(graph)
+    spent = []
+    for option, expected in enumerate([body(X), body(nn.functional.interpolate(X, (20, 26), mode="bilinear"))]):
+        small = extract(graph, [option])
+        torch.testing.assert_close(small(X), expected, rtol=1e-5, atol=1e-6)
+        spent.append(cost.macs(small))
+        counted = sum(float(term.of([one_hot(option, 2)])) for term in costs.macs())
+        assert counted == pytest.approx(spent[-1], rel=1e-6)
+    assert spent[1] < 0.3 * spent[0]
+    Elastic(widths=(0.5,))(small)  # what is extracted is an ordinary network
+    with pytest.raises(InputError, match="each once"):
+        resolutions(body, (1.0, 1.0))
