@@ -22,6 +22,7 @@ from graphopt.compiler.budget.widths import Widths
 from graphopt.compiler.part_times import PartTimes
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
+from graphopt.ir.layer import Layer
 from graphopt.passes.pruning import Prune, RemoveBlocks
 from graphopt.searching.problem import replaced
 from graphopt.utils.errors import InputError
@@ -155,6 +156,21 @@ def test_a_removed_block_costs_nothing() -> None:
     assert total(macs, everything) > total(macs, none)
 
 
+def stored_bytes(result: graphopt.Optimized) -> float:
+    """Of weights in the bits of their layers, and of biases in float."""
+    bits = {call.name: call.weight_bits for call in result.report.network}
+    graph, found = result.graph, 0.0
+    names = {name for name, _ in graph.named_parameters()}
+    for node in graph.nodes:
+        if node.op == "get_attr" and str(node.target) in names:
+            reader = next(iter(node.users))
+            while Layer.of(reader) is None:  # quantizers
+                reader = next(iter(reader.users))
+            weights = graph.parameter(node)
+            found += weights.numel() * ((bits[graph.site(reader)] or 32) / 8 if weights.dim() > 1 else 4)
+    return found
+
+
 @pytest.mark.parametrize(
     "budget", [{"macs": 0.5}, {"bytes": 0.15}, {"macs": 0.6, "bytes": 12_000}], ids=lambda b: "+".join(b)
 )
@@ -165,7 +181,7 @@ def test_counted_budgets_hold(budget: dict[str, float]) -> None:
         assert cost.macs(result.graph) <= budget["macs"] * cost.macs(original)
     if "bytes" in budget:
         limit = budget["bytes"] if budget["bytes"] > 1 else budget["bytes"] * 4 * cost.parameters(original)
-        assert cost.weight_bytes(result.graph) <= limit  # of codes, in the bits of each layer
+        assert stored_bytes(result) <= limit
 
 
 @pytest.mark.thorough
@@ -215,6 +231,31 @@ def test_a_budget_says_all_that_may_be_spent() -> None:
 def test_out_of_reach_says_the_least() -> None:
     with pytest.raises(InputError, match=r"macs can be brought from .* at the least"):
         graphopt.optimize(network(), X[:1], target="x86", calibration=DATA, budget={"macs": 0.001}, measure=False)
+
+
+@pytest.mark.thorough
+def test_what_was_found_stands_where_moved_limits_are_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def solve(problem: Any) -> Any:
+        asked.append(problem.limits["macs"])
+        if len(asked) > 1:
+            raise InputError("out of reach")
+        return problem.first
+
+    monkeypatch.setattr(planner, "solve", solve)
+    result = graphopt.optimize(network(), X[:1], target="x86", calibration=DATA, budget={"macs": 0.5}, measure=False)
+    assert asked[1] < asked[0]
+    assert any("the budget is missed" in warning for warning in result.report.warnings)
+
+
+@pytest.mark.thorough
+def test_a_network_that_is_chosen_again_and_misses_is_asked_to_do_with_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+    monkeypatch.setattr(planner, "solve", lambda problem: asked.append(problem.limits["macs"]) or problem.first)
+    graphopt.optimize(network(), X[:1], target="x86", calibration=DATA, budget={"macs": 0.5}, measure=False)
+    assert len(asked) == planner.ROUNDS
+    assert asked == sorted(asked, reverse=True)
 
 
 def test_another_architecture_has_no_time_here() -> None:
