@@ -123,8 +123,8 @@ CASES: dict[str, tuple[str, Callable[[], Case]]] = {
         "LeNet-300-100, digits", lambda: lenet(Lenet300, 0.93, 4, 20)
     ),
     "lenet-5": ("LeNet-5, digits", lambda: lenet(Lenet5, 0.93, 5, 10)),
-    "resnet-20": ("ResNet-20, CIFAR-10", resnet),
     "mobilenet": ("MobileNetV1, 10 ImageNet classes", mobilenet),
+    "resnet-20": ("ResNet-20, CIFAR-10", resnet),
 }  # fmt: skip
 
 
