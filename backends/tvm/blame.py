@@ -33,8 +33,9 @@ def blamed(module: Any, makers: Mapping[str, str], code: Code) -> Iterator[None]
             try:
                 build(kernels_of(alone, code), code)
             except GraphoptError as reason:
-                why = last_line(reason.__cause__ or reason)
-                raise GraphoptError(f"{maker} for {code}: {why}; {ADVICE}") from error
+                if reason.__cause__ is None:  # it computes nothing by itself, a reshape
+                    continue
+                raise GraphoptError(f"{maker} for {code}: {last_line(reason.__cause__)}; {ADVICE}") from error
         raise
 
 
