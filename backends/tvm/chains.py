@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch.fx.node import Node
 
-from graphopt.backends.tvm.images import call_layer, layer_input, layer_spec
+from graphopt.backends.tvm.images import call_layer, layer_input, layer_spec, order_of
 from graphopt.backends.tvm.layouts import Value
 from graphopt.backends.tvm.program import Program
 from graphopt.backends.tvm.schedules import Epilogue
@@ -123,4 +123,5 @@ def emit_chain(program: Program, chain: Chain, last: Node) -> Value:
         program.half(spec.macs)
     else:
         program.floating(layer.node, macs=spec.macs)
-    return call_layer(program, spec, source, added, constants, shape(last), rows=layer.kind == "linear")
+    out = shape(last)
+    return call_layer(program, spec, source, added, constants, out, order_of(graph.tensor(layer.weight), len(out)))

@@ -10,7 +10,7 @@ import torch
 from torch.fx.node import Node
 from tvm import relax
 
-from graphopt.backends.tvm.layouts import Value, channels_last, plain
+from graphopt.backends.tvm.layouts import Order, Value, channels_last, plain
 from graphopt.backends.tvm.program import Program
 from graphopt.backends.tvm.schedules import Conv, Epilogue
 from graphopt.ir.calls import shape
@@ -24,6 +24,14 @@ def image_of(program: Program, value: Value) -> Value:
     n, c, *sizes = value.shape
     height, width = two(sizes)
     return Value(program.reshaped(value, (n, height, width, c)), (n, c, height, width), channels_last(4))
+
+
+def with_batch(program: Program, value: Value, rank: int) -> Value:
+    """A value of this rank; one of less is a single image, which becomes a batch."""
+    if len(value.shape) == rank:
+        return value
+    sizes = (1, *value.shape)
+    return Value(program.reshaped(program.plain(value), sizes), sizes, plain(rank))
 
 
 def layer_input(program: Program, node: Node, weight: torch.Tensor, reader: Node) -> tuple[Value, torch.Tensor]:
@@ -49,7 +57,8 @@ def layer_input(program: Program, node: Node, weight: torch.Tensor, reader: Node
             f"{site}: there is no TVM kernel for integer convolutions over three dimensions; "
             f"leave it in float with formats={{{site!r}: None}}"
         )
-    return image_of(program, program.value(node)), weight.reshape(*weight.shape[:2], *two(weight.shape[2:]))
+    value = with_batch(program, program.value(node), weight.dim())
+    return image_of(program, value), weight.reshape(*weight.shape[:2], *two(weight.shape[2:]))
 
 
 def _flattened(node: Node) -> Node | None:
@@ -94,23 +103,28 @@ def call_layer(
     operands: Sequence[Any],
     constants: Sequence[Any],
     out: Sequence[int],
-    *,
-    rows: bool,
+    order: Order,
 ) -> Value:
     """Call a layer's kernel.
 
     Args:
         operands: nodes it adds.
         out: torch's shape of the result.
-        rows: whether the layer is linear, so that its features are torch's last dimension, too.
+        order: of the result's dimensions in memory.
     """
-    order = plain(len(out)) if rows else channels_last(len(out))
     added = [program.reshaped(program.laid_out(program.value(o), order), spec.result_shape) for o in operands]
     result = program.call(spec, [source.expr, *added], constants)
     stored = tuple(out[d] for d in order)
     if stored != spec.result_shape:
         result = program.builder.emit(relax.op.reshape(result, list(stored)))
     return Value(result, tuple(out), order)
+
+
+def order_of(weight: torch.Tensor, rank: int) -> Order:
+    """In which a layer of this weight leaves a result: features innermost, which may be one image's without a batch."""
+    if weight.dim() == 2:
+        return plain(rank)
+    return channels_last(rank) if rank == weight.dim() else (*range(1, rank), 0)
 
 
 def two(sizes: Sequence[int]) -> tuple[int, int]:

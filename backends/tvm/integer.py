@@ -11,7 +11,7 @@ from torch.fx.node import Node
 from tvm import relax
 
 from graphopt.backends.tvm.grids import codes_of, dtype_of
-from graphopt.backends.tvm.images import call_layer, layer_input, layer_spec
+from graphopt.backends.tvm.images import call_layer, layer_input, layer_spec, order_of
 from graphopt.backends.tvm.layouts import Value, channels_last, plain
 from graphopt.backends.tvm.pools import emit_average
 from graphopt.backends.tvm.program import Program
@@ -137,7 +137,8 @@ def emit_layer(
         entries,
     )
     program.integer(node, spec.macs)
-    return call_layer(program, spec, source, operands, constants, shape(result), rows=f.weight.dim() == 2)
+    out = shape(result)
+    return call_layer(program, spec, source, operands, constants, out, order_of(f.weight, len(out)))
 
 
 def emit_add(program: Program, node: Node, table: Node | None = None) -> Value:
@@ -195,7 +196,7 @@ def _emit_slopes(program: Program, node: Node, slopes: Slopes) -> Value:
     spec = layer_spec(source, (channels, 1, 1, 1), window, dtype_of(x), x.zero_point, epilogue)
     rows = slopes.rows(torch.ones(1), channels)
     constants = program.kernel(spec).constants(np.ones((channels, 1, 1, 1), np.int8), None, rows.numpy())
-    return call_layer(program, spec, source, [], constants, shape(node), rows=False)
+    return call_layer(program, spec, source, [], constants, shape(node), channels_last(rank))
 
 
 def _softmax(program: Program, node: Node, kernel: Kernel, function: Softmax) -> Value:

@@ -9,8 +9,8 @@ from torch.fx.node import Node
 from tvm import relax
 
 from graphopt.backends.tvm.grids import codes_of, dtype_of
-from graphopt.backends.tvm.images import each, image_of, two
-from graphopt.backends.tvm.layouts import Value, channels_last
+from graphopt.backends.tvm.images import each, image_of, two, with_batch
+from graphopt.backends.tvm.layouts import Value, channels_last, plain
 from graphopt.backends.tvm.program import Program
 from graphopt.backends.tvm.schedules import Pool
 from graphopt.ir.calls import shape
@@ -30,12 +30,15 @@ def emit_average(
 ) -> Value:
     x, y = kernel.grids[0], kernel.grid
     assert y is not None
-    image = image_of(program, program.value(node.args[0]))
+    image = image_of(program, with_batch(program, program.value(node.args[0]), len(size) + 2))
     spec = Pool(
         "average", image.stored, each(size, 1), each(stride, 1), pads_of(image, node, size, stride, padding),  # type: ignore[arg-type]
         data=dtype_of(x), zero_point=x.zero_point, scale=x.scale, result=codes_of(y), result_scale=y.scale, count_padding=counts,
     )  # fmt: skip
-    return pooled(program, spec, image, shape(node))
+    out = shape(node)
+    if len(out) == len(size) + 2:
+        return pooled(program, spec, image, out)
+    return Value(program.reshaped(program.plain(pooled(program, spec, image, (1, *out))), out), out, plain(len(out)))
 
 
 def emit_mean(program: Program, node: Node) -> Value:
@@ -68,7 +71,7 @@ def pads_of(
 ) -> Any:
     """As far as the last window reaches, which may be beyond the padding or end before it."""
     found = []
-    sizes, out = image.shape[2:], two(shape(node)[2:])
+    sizes, out = image.shape[2:], two(shape(node)[-len(size) :])
     for n, o, k, s, p, d in zip(
         sizes, out, each(size, 1), each(stride, 1), each(padding, 0), each(dilation, 1), strict=True
     ):

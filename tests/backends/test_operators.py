@@ -22,7 +22,7 @@ REFUSED: dict[str, Refused] = {
     "onnxruntime": {
         "recurrent layers": {2: "proj_size=2"},
     },
-    "tvm": {"pools": {4: "adaptive_max_pool2d"}, "products": {len(OPERATORS["products"]) - 2: "_trilinear"}},
+    "tvm": {"products": {len(OPERATORS["products"]) - 2: "_trilinear"}},
 }
 TARGETS = {"onnxruntime": find("x86"), "tvm": find("tvm-x86")}
 COMPILES = pytest.mark.skipif(

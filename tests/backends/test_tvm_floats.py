@@ -14,6 +14,8 @@ from rewriting import Model, assert_close, randomised
 from torch import Tensor, nn
 from tvm_lowering import UNSIGNED, assert_identical, cleaned, quantized
 
+from graphopt.passes.quantization import Quantize
+from graphopt.passmanager.runner import run
 from graphopt.targets import architecture
 
 pytest.importorskip("tvm", reason="the TVM backend needs graphopt[tvm]")
@@ -146,3 +148,30 @@ def test_a_pad_that_first_cuts_everything_off_is_all_padding(number: float) -> N
     with torch.no_grad():
         assert_close(lower(cleaned(model.eval(), x), UNSIGNED)(x), model(x))
     assert_identical(quantized(model.eval(), UNSIGNED, x), UNSIGNED, x)
+
+
+ALONE: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "layers": lambda m, x: m.b(F.relu(m.a(x[0]))),
+    "a sum": lambda m, x: F.relu(m.b(m.a(x[0])) + m.a(x[1])),
+    "a table": lambda m, x: m.b(F.silu(m.a(x[0]))),
+    "a pad": lambda m, x: m.b(F.pad(m.a(x[0]), (1, 1))),
+    "maxima": lambda m, x: m.largest(m.a(x[0])),
+    "means": lambda m, x: m.mean(m.a(x[0])),
+}
+
+
+@pytest.mark.parametrize("case", ALONE)
+@pytest.mark.parametrize("dims", [1, 2])
+def test_layers_and_pools_take_an_image_without_a_batch(case: str, dims: int) -> None:
+    layer = (nn.Conv1d, nn.Conv2d)[dims - 1]
+    parts: dict[str, Any] = {
+        "largest": (nn.MaxPool1d, nn.MaxPool2d)[dims - 1](2),
+        "mean": (nn.AvgPool1d, nn.AvgPool2d)[dims - 1](2),
+    }
+    model = Model(ALONE[case], a=layer(3, 4, 3), b=layer(4, 4, 3, padding=1), **parts).eval()
+    x = torch.randn(2, 3, 9, 7)[(..., *[0] * (2 - dims))]
+    with torch.no_grad():
+        assert_close(lower(cleaned(model, x, dynamic_batch=False), UNSIGNED)(x), model(x))
+    graph = cleaned(model, x, dynamic_batch=False)
+    run([Quantize(UNSIGNED, [[x]], estimator="minmax")], graph, verify=False)
+    assert_identical(graph, UNSIGNED, x)

@@ -54,6 +54,14 @@ def test_what_is_random_is_refused_by_name(half: object) -> None:
         emitted(capture(Model(lambda m, x: half(x)), IMAGE, dynamic_batch=False))  # type: ignore[operator]
 
 
+def test_places_of_the_largest_elements_of_adaptive_windows_are_refused_by_name() -> None:
+    model = Model(lambda m, x: F.adaptive_max_pool2d(m.inner(x), 3, return_indices=True)[1], inner=nn.Softsign())
+    with pytest.raises(
+        InputError, match=r"^adaptive_max_pool2d: .* places of aten\.adaptive_max_pool2d\.default .*; use its values"
+    ):
+        emitted(capture(model, IMAGE, dynamic_batch=False))
+
+
 INDEXED: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "embedding": lambda m, x, i: m.words(i),
     "index_select": lambda m, x, i: x.index_select(0, i),

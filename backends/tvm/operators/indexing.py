@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from tvm import relax, te, tirx
+from tvm.ir.expr import GenericConst
 
 from graphopt.backends.tvm.layouts import Value
 from graphopt.backends.tvm.operators.rule import Rule, cast, dtype_of, result_type, te_call
@@ -27,10 +28,12 @@ def taken(program: Program, source: Value, places: Any, dim: int) -> Value:
     axis, size = source.position(dim), source.shape[dim]
     many = [int(n) for n in places.ty.shape.values]
     stored = [*source.stored[:axis], *many, *source.stored[axis + 1 :]]
+    inside = _is_inside(places, size)
 
     def take(x: Any, index: Any) -> Any:
         def at(*i: Any) -> Any:
-            place = _within(index[i[axis : axis + len(many)]], size)
+            place = index[i[axis : axis + len(many)]]
+            place = place if inside else _within(place, size)
             return x[(*i[:axis], place, *i[axis + len(many) :])]
 
         return te.compute(stored, at, "take")
@@ -97,6 +100,14 @@ def _place(index: Any, own: tuple[Any, ...]) -> Any:
     """An element of an index whose sizes of 1 are repeated."""
     tail = own[len(own) - len(index.shape) :]
     return index[tuple(0 if int(n) == 1 else i for n, i in zip(index.shape, tail, strict=True))]
+
+
+def _is_inside(places: Any, size: int) -> bool:
+    """Whether indices are known, and indices of a dimension of this size from its front."""
+    if not isinstance(places, GenericConst):
+        return False
+    known = places.value.numpy()
+    return bool(((known >= 0) & (known < size)).all())
 
 
 def _within(index: Any, size: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,9 @@ AVERAGES = {aten.avg_pool1d.default: 1, aten.avg_pool2d.default: 2, aten.avg_poo
 ADAPTIVE = {
     aten.adaptive_avg_pool1d.default: 1, aten.adaptive_avg_pool2d.default: 2, aten.adaptive_avg_pool3d.default: 3,
     aten._adaptive_avg_pool2d.default: 2, aten._adaptive_avg_pool3d.default: 3,
+}  # fmt: skip
+ADAPTIVE_MAX = {
+    aten.adaptive_max_pool1d.default: 1, aten.adaptive_max_pool2d.default: 2, aten.adaptive_max_pool3d.default: 3,
 }  # fmt: skip
 RESIZES = {
     aten.upsample_nearest1d.default: 1, aten.upsample_nearest2d.default: 2, aten.upsample_nearest3d.default: 3,
@@ -196,6 +200,34 @@ def _adaptive_average(program: Program, a: Arguments) -> Value:
     return x
 
 
+def _adaptive_max(program: Program, a: Arguments) -> tuple[Value, ...]:
+    """Largest elements of windows of any size, one dimension after another; not their places."""
+    node, dims = a.node, ADAPTIVE_MAX[a.target]
+    if any(reader.target is operator.getitem and reader.args[1] == 1 for reader in node.users):
+        raise InputError(
+            f"{program.graph.site(node)}: TVM has no operator for the places of {node.target} (node {node.name}); use its values "
+            "alone, or an ONNX Runtime target (arm, x86)"
+        )
+    x = program.value(a["self"])
+    first = len(x.shape) - dims
+    for dim, count in enumerate(_numbers(a["output_size"], dims), first):
+        x = _largest(program, x, dim, count)
+    return x, program.emit(op.astype(x.expr, "int64"), x.shape, x.order)
+
+
+def _largest(program: Program, x: Value, dim: int, count: int) -> Value:
+    """The largest elements of `count` windows along a dimension, which begin and end where torch's adaptive pools' do."""
+    size = x.shape[dim]
+    ends = torch.tensor([-(-(n + 1) * size // count) for n in range(count)])
+    starts = torch.tensor([n * size // count for n in range(count)])
+    total: Value | None = None
+    for step in range(int((ends - starts).max())):
+        one = taken(program, x, _indices(torch.minimum(starts + step, ends - 1)), dim)
+        total = one if total is None else program.emit(op.maximum(total.expr, one.expr), one.shape, one.order)
+    assert total is not None
+    return total
+
+
 def _resize(program: Program, a: Arguments) -> Value:
     """Every mode resizes one dimension after another, each by a matrix."""
     node, dims = a.node, RESIZES[a.target]
@@ -261,5 +293,6 @@ WINDOWS: dict[Any, Rule] = {
     **dict.fromkeys(WITH_INDICES, _max_pool_with_indices),
     **dict.fromkeys(AVERAGES, _average_pool),
     **dict.fromkeys(ADAPTIVE, _adaptive_average),
+    **dict.fromkeys(ADAPTIVE_MAX, _adaptive_max),
     **dict.fromkeys(RESIZES, _resize),
 }

@@ -165,6 +165,8 @@ class AveragePool:
     include_padding: bool
 
     def __call__(self, codes: Tensor) -> Tensor:
+        if codes.dim() < len(self.kernel) + 2:  # one image without a batch
+            return self(codes[None])[0]
         size = tuple(codes.shape[2:])
         if size == self.kernel and not any(self.padding):
             return global_mean(codes, self.x, self.y)
