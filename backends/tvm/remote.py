@@ -16,6 +16,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from graphopt.artifacts import calling
 from graphopt.artifacts.artifact import Artifact
 from graphopt.artifacts.profile import KernelTime
 from graphopt.backends.tvm.artifact import LIBRARY, Arrays, TvmArtifact
@@ -68,7 +69,7 @@ class RemoteArtifact(TvmArtifact):
         return Artifact._profile(self, inputs, runs)  # nothing here sees the calls there
 
     def milliseconds(self, *args: Any, **kwargs: Any) -> float:
-        inputs = self._arrays(args, kwargs)
+        inputs = calling.arrays(self.manifest, args, kwargs)
         if not self._fits(inputs):
             raise InputError(f"one call of the kernels computes {self.manifest.options['batch']} samples: time so many")
         try:

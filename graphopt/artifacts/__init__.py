@@ -1,6 +1,7 @@
 """What is deployed, and what is said about it.
 
 artifact.py   `Artifact`: called like the model, saved as a folder
+calling.py    what an artifact is called with
 lowered.py    what a backend leaves in a folder, described
 manifest.py   the description of a folder
 schemas.py    JSON Schemas of reports and manifests

@@ -12,28 +12,27 @@ import time
 import weakref
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from graphopt.artifacts.manifest import FileEntry, Manifest, TensorSpec
+from graphopt.artifacts import calling
+from graphopt.artifacts.manifest import FileEntry, Manifest
 from graphopt.artifacts.profile import KernelTime, Profile
 from graphopt.artifacts.report import Report
 from graphopt.artifacts.storage import CODED, STORAGE, Coded
 from graphopt.coding.pieces import Place
 from graphopt.coding.streams import Coding
 from graphopt.data.preprocessing import Preprocessing
-from graphopt.ir import sizes, structure
+from graphopt.ir import structure
 from graphopt.ir.cost import timings
 from graphopt.utils.errors import ArtifactError, GraphoptError, InputError
 from graphopt.utils.files import MANIFEST, folder_atomically, identity
-from graphopt.utils.printing import dtype_name
 
 LOG = logging.getLogger(__name__)
 
@@ -143,7 +142,7 @@ class Artifact(ABC):
         """
         if runs < 1:
             raise InputError(f"runs={runs}: give one or more")
-        arrays = self._arrays(args, kwargs)
+        arrays = calling.arrays(self.manifest, args, kwargs)
         kernels = self._profile(arrays, runs)
         taken = timings({"call": lambda: self._run(arrays)}, repeats=runs)
         count, threads = len(taken.ms["call"]), getattr(self, "threads", 1)
@@ -174,45 +173,17 @@ class Artifact(ABC):
         Raises:
             InputError: names the input that does not fit, what was expected and what came.
         """
-        arrays = self._arrays(args, kwargs)
+        arrays = calling.arrays(self.manifest, args, kwargs)
         outputs = self._run(arrays)
         if len(outputs) != len(self.manifest.outputs):
             raise GraphoptError(f"the runtime returned {len(outputs)} outputs, expected {len(self.manifest.outputs)}")
-        return structure.decode(self.manifest.output_structure, map(_tensor, outputs), self._sizes(arrays))
-
-    def _arrays(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[np.ndarray[Any, Any]]:
-        """The inputs, flat and checked."""
-        inputs = self._inputs(args, kwargs)
-        arrays = [_checked(spec, value) for spec, value in zip(self.manifest.inputs, inputs, strict=True)]
-        self._sizes(arrays)
-        return arrays
-
-    def _sizes(self, arrays: Sequence[np.ndarray[Any, Any]]) -> list[int]:
-        """The free sizes of a call."""
-        return sizes.read(self.manifest.free_sizes, [s.name for s in self.manifest.inputs], [a.shape for a in arrays])
-
-    def _inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
-        specs, nesting = self.manifest.inputs, self.manifest.input_structure
-        args, kwargs = structure.unpacked(args, kwargs, structure.takes_dictionary(nesting))
-        try:
-            return structure.leaves(nesting, (args, kwargs), "the arguments")
-        except InputError as error:
-            given = [*args, *kwargs.values()]
-            if all(isinstance(v, (Tensor, np.ndarray)) for v in given):
-                if not kwargs and len(args) == len(specs):
-                    return list(args)
-                if not args and set(kwargs) == {s.name for s in specs}:
-                    return [kwargs[s.name] for s in specs]
-            raise InputError(f"the model takes {', '.join(map(str, specs))}; {error}") from None
+        return structure.decode(
+            self.manifest.output_structure, map(calling.tensor, outputs), calling.free(self.manifest, arrays)
+        )
 
     def zeros(self) -> dict[str, Tensor]:
         """Inputs by name that it takes, of the least sizes: what is computed does not matter for time."""
-        shapes = [[1 if size is None else size for size in spec.shape] for spec in self.manifest.inputs]
-        for free in self.manifest.free_sizes:
-            for place in free.places:
-                shapes[place.input][place.dimension] = place.length(free.min)
-        specs = zip(self.manifest.inputs, shapes, strict=True)
-        return {spec.name: torch.zeros(shape, dtype=getattr(torch, spec.dtype)) for spec, shape in specs}
+        return calling.least(self.manifest)
 
     @property
     def loaded(self) -> list[str]:
@@ -327,21 +298,3 @@ class Artifact(ABC):
     def __repr__(self) -> str:
         takes = ", ".join(map(str, self.manifest.inputs))
         return f"{type(self).__name__}({self.manifest.model} for {self.manifest.target.get('name')}; {takes})"
-
-
-def _checked(spec: TensorSpec, value: Any) -> np.ndarray[Any, Any]:
-    """`value` as a contiguous array, after checking that it is what `spec` says."""
-    if isinstance(value, Tensor):
-        dtype = dtype_name(value.dtype)
-    elif isinstance(value, np.ndarray):
-        dtype = str(value.dtype)
-    else:
-        raise InputError(f"input {spec.name!r} must be a tensor or numpy array, got {type(value).__name__}")
-    if not sizes.fits(value.shape, spec.shape) or dtype != spec.dtype:
-        came = f"{dtype}[{', '.join(map(str, value.shape))}]"
-        raise InputError(f"input {spec.name!r} must be {str(spec).partition(': ')[2]}, got {came}")
-    return np.asarray(value.detach().cpu().numpy() if isinstance(value, Tensor) else value, order="C")
-
-
-def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
-    return torch.from_numpy(np.asarray(array, order="C")) if array.flags.writeable else torch.tensor(array)
