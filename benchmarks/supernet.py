@@ -77,7 +77,7 @@ def original(cifar: Cifar) -> Graph:
 
 def supernet(cifar: Cifar, minutes: float, seed: int, path: Path) -> dict[str, Any]:
     graph = apply(original(cifar), [ELASTIC])
-    spent = trained(cifar, graph, [Sandwich(2)], minutes, seed, judged=False)
+    spent = trained(cifar, graph, [Sandwich(2, temperature=TEMPERATURE)], minutes, seed, judged=False)
     graph.eval()
     graph.save(path.with_suffix(f".{seed}.pt2"))
     return {"CPU min": spent, "test": accuracy(graph, *cifar.test), "share": 1.0}
