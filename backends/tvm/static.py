@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -78,7 +79,7 @@ def fold_numbers(graph: Graph) -> None:
 
 
 def check_independent(graph: Graph) -> None:
-    """Of two samples one is changed: the answer for the other must stay as it is, to the last bit.
+    """Of two samples one is changed, then the other: the answer for the one that is left must stay as it is, to the last bit.
 
     Raises:
         InputError: it does not, so a batch cannot be computed in slices; names the first operator that mixes samples.
@@ -89,10 +90,11 @@ def check_independent(graph: Graph) -> None:
     counts = [_counts(fake) for fake in fakes]
     leaves = [resized(x, 2) if free else x for x, free in zip(leaves, counts, strict=True)]
     ways: list[Callable[[Tensor], Tensor]] = [*(partial(_changed, factor=factor) for factor in PROBES), _repeated]
-    for change in ways:
-        changed = [change(x) if free else x for x, free in zip(leaves, counts, strict=True)]
-        if _mixing(graph, graph.outputs, leaves, changed) is not None:
-            node = _mixing(graph, graph.nodes, leaves, changed)
+    for change, second in itertools.product(ways, (True, False)):
+        turned = _turned(change, second)
+        changed = [turned(x) if free else x for x, free in zip(leaves, counts, strict=True)]
+        if _mixing(graph, graph.outputs, leaves, changed, second) is not None:
+            node = _mixing(graph, graph.nodes, leaves, changed, second)
             assert node is not None
             raise InputError(
                 f"{graph.site(node)}: {node.target} mixes the samples of a batch, and TVM kernels compute a free batch in "
@@ -102,6 +104,11 @@ def check_independent(graph: Graph) -> None:
 
 def _counts(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0 and is_free(value.shape[0])
+
+
+def _turned(change: Callable[[Tensor], Tensor], second: bool) -> Callable[[Tensor], Tensor]:
+    """The same change of the first sample, for the second one to stay; or of the second, for the first to stay."""
+    return change if second else lambda x: change(x.flip(0)).flip(0)
 
 
 def _changed(x: Tensor, factor: float) -> Tensor:
@@ -116,21 +123,21 @@ def _repeated(x: Tensor) -> Tensor:
     return torch.cat([x[1:2], x[1:]])
 
 
-def _mixing(graph: Graph, watched: list[Node], leaves: list[Any], changed: list[Any]) -> Node | None:
-    """The first of these nodes whose second sample moves with the first."""
+def _mixing(graph: Graph, watched: list[Node], leaves: list[Any], changed: list[Any], second: bool) -> Node | None:
+    """The first of these nodes whose second sample (or first, where it is not `second`) moves with the other."""
     values = {n: n.meta["val"] for n in watched if n.op == "call_function" and _counts(n.meta.get("val"))}
     free = {n for n, value in values.items() if value.shape[0].node.expr.is_Symbol}  # one row for each sample
-    before, after = (_Watched(graph.module, free).values(given) for given in (leaves, changed))
+    before, after = (_Watched(graph.module, free, second).values(given) for given in (leaves, changed))
     moved = (n for n in watched if n in free and not torch.equal(before[n], after[n]))
     return next(moved, None)
 
 
 class _Watched(fx.Interpreter):
-    """Keeps the second half of some values."""
+    """Keeps one half of some values."""
 
-    def __init__(self, module: fx.GraphModule, watched: set[Node]) -> None:
+    def __init__(self, module: fx.GraphModule, watched: set[Node], second: bool) -> None:
         super().__init__(module)
-        self.watched, self.kept = watched, dict[Node, Tensor]()
+        self.watched, self.second, self.kept = watched, second, dict[Node, Tensor]()
 
     def values(self, leaves: list[Any]) -> dict[Node, Tensor]:
         with torch.no_grad():
@@ -140,5 +147,6 @@ class _Watched(fx.Interpreter):
     def run_node(self, n: Node) -> Any:
         result = super().run_node(n)
         if n in self.watched:  # where what is no number equals itself
-            self.kept[n] = result[len(result) // 2 :].double().nan_to_num(nan=1e300)
+            half = result[len(result) // 2 :] if self.second else result[: len(result) // 2]
+            self.kept[n] = half.double().nan_to_num(nan=1e300)
         return result

@@ -130,6 +130,8 @@ def test_an_output_with_other_rows_than_one_for_each_sample_is_refused_where_the
         (lambda m, x: m.conv(x).flip(0), "flip"),
         (lambda m, x: m.conv(x).cumsum(0), "cumsum"),
         (lambda m, x: (m.conv(x) == m.conv(x)[:1]).float(), "eq"),
+        (lambda m, x: nn.functional.pad(m.conv(x), (0, 0, 0, 0, 0, 0, -1, 1)), "pad"),
+        (lambda m, x: nn.functional.pad(m.conv(x), (0, 0, 0, 0, 0, 0, 1, -1)), "pad"),
     ],
 )
 @pytest.mark.parametrize("count", [1, 2])
