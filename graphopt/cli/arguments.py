@@ -145,6 +145,20 @@ def layer_formats(texts: list[str] | None, target: Target) -> dict[str, LayerFor
     return found or None
 
 
+def judge(name: str | None) -> Any:
+    """The function that `--evaluate` names.
+
+    Raises:
+        InputError: it cannot be found, or is none.
+    """
+    from graphopt.utils import imports
+
+    found = None if name is None else imports.find(name)
+    if found is not None and not callable(found):
+        raise InputError(f"--evaluate {name} is a {type(found).__name__}, not a function that takes a model")
+    return found
+
+
 def limited(jobs: int | None) -> None:
     """Leave the other cores to others; None: all are used."""
     import torch

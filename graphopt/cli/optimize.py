@@ -182,7 +182,7 @@ def optimize(
 ) -> None:
     """Optimize a model, and report what every step bought."""
     with reporting():
-        from graphopt.utils import files, imports, printed
+        from graphopt.utils import files, printed
 
         if save_config is not None:
             save(context, save_config)
@@ -200,9 +200,7 @@ def optimize(
         )
         chosen, layer_formats = arguments.passes(passes), arguments.layer_formats(formats, found)
         source, labels = arguments.calibration(calibration, samples, images), arguments.labels(class_labels)
-        judge = None if evaluate is None else imports.find(evaluate)
-        if judge is not None and not callable(judge):
-            raise InputError(f"--evaluate {evaluate} is a {type(judge).__name__}, not a function that takes a model")
+        judge = arguments.judge(evaluate)
         arguments.seeded(seed)
         arguments.limited(jobs)
         example, subject = arguments.examples(input_shape), arguments.model(model)

@@ -10,7 +10,6 @@ import typer
 from graphopt.cli import arguments
 from graphopt.cli.arguments import Aim, Model, Prepared, Samples, Shapes, Typical
 from graphopt.cli.reporting import reporting
-from graphopt.utils.errors import InputError
 
 
 def search(
@@ -44,16 +43,14 @@ def search(
 ) -> None:
     """Find a network for each of several budgets, and say which are worth having."""
     with reporting():
-        from graphopt.utils import imports, printed
+        from graphopt.utils import printed
 
         found = arguments.target(target)
         budgets = [arguments.amounts(text.split(",")) or {} for text in budget]
         if report is not None:
             printed.check_place(report)
         images = arguments.preprocessing(preprocessing, None, None, None)
-        judge = None if evaluate is None else imports.find(evaluate)
-        if judge is not None and not callable(judge):
-            raise InputError(f"--evaluate {evaluate} is a {type(judge).__name__}, not a function that takes a model")
+        judge = arguments.judge(evaluate)
         arguments.seeded(seed)
         example, subject = arguments.examples(input_shape), arguments.model(model)
 

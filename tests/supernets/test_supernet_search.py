@@ -6,29 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from choosing import X, Y, elastic
 from torch import Tensor, nn
 
 import graphopt
 from graphopt import Graph, InputError, train
 from graphopt.ir import cost
 from graphopt.ir.choices import choices
-from graphopt.passes.elastic import Elastic
 from graphopt.supernets import problem_of, search
 from graphopt.training.choices import Sandwich, Softmax
-
-X = torch.randn(96, 2, 8, 8, generator=torch.Generator().manual_seed(1))
-Y = (X[:, :, ::2].mean((1, 2, 3)) > 0).long()
 
 
 @pytest.fixture(scope="module")
 def trained() -> Graph:
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2),
-    )  # fmt: skip
-    graph = Graph.capture(model.eval(), (X[:2],))
-    Elastic(widths=(0.25, 0.5), kernels=(1,))(graph)
+    graph = elastic()
     train(graph, (X, Y), compress=[Sandwich(2)], epochs=8, batch_size=32, rate=0.01)
     return graph
 

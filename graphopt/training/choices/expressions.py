@@ -33,10 +33,6 @@ class Learned:
     gate: Node | None = None
     hard: Node | None = None
 
-    @property
-    def nodes(self) -> list[Node]:
-        return [n for n in (self.alpha, self.noise, self.temperature, self.gate, self.hard) if n is not None]
-
 
 Expression = Callable[[Graph, Node, Node], tuple[Learned, Node]]
 

@@ -13,10 +13,7 @@ Papers: Hubara et al. 2020, "Improving Post Training Neural Quantization", secti
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -24,6 +21,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import lil_matrix
 
 from graphopt.passes.quantization.mixed.cost import Cost, Numbers
+from graphopt.utils.silence import silent
 
 SECONDS = 60.0
 
@@ -62,7 +60,7 @@ def solve(sensitivities: Sequence[Numbers], cost: Cost) -> tuple[int, ...] | Non
     objective = np.zeros(columns)
     objective[: first[-1]] = np.concatenate(list(sensitivities))
     objective /= max(_typical(sensitivities), 1e-30)
-    with _silent():
+    with silent():
         found = milp(
             objective,
             constraints=LinearConstraint(matrix.tocsr(), low, high),
@@ -78,21 +76,3 @@ def solve(sensitivities: Sequence[Numbers], cost: Cost) -> tuple[int, ...] | Non
 def _typical(sensitivities: Sequence[Numbers]) -> float:
     """A size that the objective is about: the solver's tolerances are absolute."""
     return float(sum(np.median(s) for s in sensitivities)) / len(sensitivities)
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Some releases of HiGHS print a line for debugging straight to the process's standard output."""
-    sys.stdout.flush()
-    try:
-        kept = os.dup(1)
-    except OSError:  # there is none
-        yield
-        return
-    with open(os.devnull, "w") as nothing:
-        os.dup2(nothing.fileno(), 1)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)

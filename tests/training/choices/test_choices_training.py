@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from choosing import X, Y, elastic
 from torch import Tensor, nn
 from training import Stops
 
@@ -14,12 +15,8 @@ from graphopt.analysis.choices import Costs, extract
 from graphopt.execution.executor import Executor
 from graphopt.ir.choices import CHOOSE, assignment, choices
 from graphopt.passes.cleanup.reestimate_batchnorm import ReestimateBatchNorm
-from graphopt.passes.elastic import Elastic
 from graphopt.spaces import Choice, Zero
 from graphopt.training.choices import Binary, Gumbel, Markov, Progressive, Sandwich, SinglePath, Softmax
-
-X = torch.randn(96, 2, 8, 8, generator=torch.Generator().manual_seed(1))
-Y = (X[:, :, ::2].mean((1, 2, 3)) > 0).long()
 
 
 def supernet() -> Graph:
@@ -30,17 +27,6 @@ def supernet() -> Graph:
         nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2),
     )  # fmt: skip
     return Graph.capture(model.eval(), (X[:2],))
-
-
-def elastic() -> Graph:
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2),
-    )  # fmt: skip
-    graph = Graph.capture(model.eval(), (X[:2],))
-    Elastic(widths=(0.25, 0.5), kernels=(1,))(graph)
-    return graph
 
 
 def accuracy(model: Callable[[Tensor], Tensor]) -> float:
