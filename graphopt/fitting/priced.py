@@ -18,28 +18,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from graphopt.fitting.rounding import CHUNK, cost, feedback
+from graphopt.fitting.rounding import Levels, cost, feedback, sequential
 
 TURNS = 3
 STRIDES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
 GROWTH, ROUNDS = 1.4, 8  # of the slope, until the error is reached
 SLOPE = 2 * math.log(2) / 12  # of squared steps per bit
-
-
-class Levels(Protocol):
-    """What a weight may be: codes from `low` to `high`, one of which is zero's. A `rounding.Lattice` is one."""
-
-    @property
-    def low(self) -> int: ...
-    @property
-    def high(self) -> int: ...
-    def codes(self, weight: Tensor, first: int = 0) -> Tensor: ...
-    def weight(self, codes: Tensor, first: int = 0) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -162,21 +150,11 @@ def _sequential(
     held: Tensor | None,
     stride: int = 1,
 ) -> Tensor:
-    order, upper = factor
-    left, codes, place = weight[..., order].clone(), torch.empty_like(weight), order.tolist()
-    for begin in range(0, weight.shape[-1], CHUNK):
-        end = min(begin + CHUNK, weight.shape[-1])
-        errors = torch.empty_like(left[..., begin:end])
-        for j in range(begin, end):
-            column, root = left[..., j : j + 1], upper[:, j, None, j, None]
-            here = None if held is None else held[..., place[j], None]
-            found = _cheapest(column, levels, price, root, place[j], here, stride)
-            codes[..., place[j]] = found[..., 0]
-            error = (column - levels.weight(found, place[j])) / root
-            left[..., j + 1 : end] -= error * upper[:, None, j, j + 1 : end]
-            errors[..., j - begin] = error[..., 0]
-        left[..., end:] -= errors @ upper[:, begin:end, end:]
-    return codes
+    def choose(column: Tensor, root: Tensor, place: int) -> Tensor:
+        here = None if held is None else held[..., place, None]
+        return _cheapest(column, levels, price, root, place, here, stride)
+
+    return sequential(weight, factor, levels, choose)
 
 
 def _cheapest(

@@ -23,7 +23,9 @@ Papers: Frantar et al. 2022, "GPTQ", and "Optimal Brain Compression" (the sequen
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -32,6 +34,17 @@ SWEEPS = 12
 TURNS = 4  # of codes and scales
 CHUNK = 64  # columns
 SHARES = (1.0, 0.94, 0.88, 0.82, 0.76, 0.7, 0.64, 0.58, 0.52, 0.46)  # of the scale a search begins from
+
+
+class Levels(Protocol):
+    """What a weight may be: codes from `low` to `high`, one of which is zero's. A `Lattice` is one."""
+
+    @property
+    def low(self) -> int: ...
+    @property
+    def high(self) -> int: ...
+    def codes(self, weight: Tensor, first: int = 0) -> Tensor: ...
+    def weight(self, codes: Tensor, first: int = 0) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -82,18 +95,27 @@ def feedback(metric: Tensor) -> tuple[Tensor, Tensor]:
     return order, torch.linalg.cholesky(inverse, upper=True)
 
 
-def sequential(weight: Tensor, factor: tuple[Tensor, Tensor], lattice: Lattice) -> Tensor:
-    """Codes by rounding with feedback, from `feedback(metric)`: [g, out, d]."""
+def sequential(
+    weight: Tensor,
+    factor: tuple[Tensor, Tensor],
+    levels: Levels,
+    choose: Callable[[Tensor, Tensor, int], Tensor] | None = None,
+) -> Tensor:
+    """Codes by rounding with feedback, from `feedback(metric)`: [g, out, d].
+
+    Args:
+        choose: of a column [g, out, 1], what its errors are divided by, and its place, the codes; None: the nearest.
+    """
     order, upper = factor
     left, codes, place = weight[..., order].clone(), torch.empty_like(weight), order.tolist()
     for start in range(0, weight.shape[-1], CHUNK):
         end = min(start + CHUNK, weight.shape[-1])
         errors = torch.empty_like(left[..., start:end])
         for j in range(start, end):
-            column = left[..., j : j + 1]
-            found = lattice.codes(column, place[j])
+            column, root = left[..., j : j + 1], upper[:, j, None, j, None]
+            found = levels.codes(column, place[j]) if choose is None else choose(column, root, place[j])
             codes[..., place[j]] = found[..., 0]
-            error = (column - lattice.weight(found, place[j])) / upper[:, j, None, j, None]
+            error = (column - levels.weight(found, place[j])) / root
             left[..., j + 1 : end] -= error * upper[:, None, j, j + 1 : end]
             errors[..., j - start] = error[..., 0]
         left[..., end:] -= errors @ upper[:, start:end, end:]
