@@ -139,6 +139,17 @@ def test_sizes_that_are_alike_are_not_taken_for_each_other(case: str) -> None:
     assert_identical(quantized(model.eval(), UNSIGNED, x), UNSIGNED, x)
 
 
+@pytest.mark.parametrize("steps", [8, 1], ids=["weights that float16 holds", "weights that it rounds"])
+def test_an_input_in_float16_does_not_round_the_weights(steps: int) -> None:
+    layer = randomised(nn.Conv2d(3, 4, 3, padding=1))
+    if steps > 1:
+        layer.weight.data = (layer.weight.data * steps).round() / steps
+    model = Model(lambda m, x: m.layer(x.half().float()), layer=layer)
+    x = images(2, seed=1)
+    with torch.no_grad():
+        assert_close(lower(cleaned(model, x), UNSIGNED)(x), model(x))
+
+
 @pytest.mark.parametrize("number", [0.0, 0.5])
 def test_a_pad_that_first_cuts_everything_off_is_all_padding(number: float) -> None:
     model = Model(

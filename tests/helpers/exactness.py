@@ -73,7 +73,7 @@ class Reference:
                 gone = torch.from_numpy(np.flatnonzero(np.isin(member.units, units)))
                 state[member.name].data.index_fill_(member.dim, gone, 0.0)
         labels = np.concatenate([np.zeros(0, dtype=np.int64), *(group.labels[units] for group, units in chosen)])
-        self.surviving: dict[str, list[Tensor]] = {}
+        self.surviving: dict[str, list[Tensor | None]] = {}
         for columns, node in trace.statistics:
             if any(np.isin(column, labels).any() for column in trace.labels.resolve(columns)):
                 self.surviving[node.name] = survivors(trace, node.args[0], labels)
@@ -89,11 +89,14 @@ class Reference:
             return _Over(self.graph.module, self.surviving).run(*leaves, enable_io_processing=False)
 
 
-def survivors(trace: Trace, node: Any, labels: Any, first: int = 0) -> list[Tensor]:
-    """For each dimension of a value, from one on, the indices none of whose labels is gone."""
-    found = []
+def survivors(trace: Trace, node: Any, labels: Any, first: int = 0) -> list[Tensor | None]:
+    """For each dimension of a value, from `first` on, the indices none of whose labels is gone; None for all of a free size."""
+    found: list[Tensor | None] = []
     for dim, size in list(enumerate(value(node).shape))[first:]:
-        kept = np.ones(size if isinstance(size, int) else 1, dtype=bool)
+        if not isinstance(size, int):
+            found.append(None)
+            continue
+        kept = np.ones(size, dtype=bool)
         for column in trace.labels.resolve(trace.of(node)[dim]):
             kept &= ~np.isin(column, labels)
         found.append(torch.from_numpy(np.flatnonzero(kept)))
@@ -103,12 +106,12 @@ def survivors(trace: Trace, node: Any, labels: Any, first: int = 0) -> list[Tens
 class _Over(fx.Interpreter):
     """Runs a graph, some calls over the survivors of their first argument only."""
 
-    def __init__(self, module: fx.GraphModule, surviving: dict[str, list[Tensor]]) -> None:
+    def __init__(self, module: fx.GraphModule, surviving: dict[str, list[Tensor | None]]) -> None:
         super().__init__(module)
         self.surviving = surviving
 
     def run_node(self, n: Node) -> Any:
-        kept = self.surviving.get(n.name)
+        kept: Any = self.surviving.get(n.name)
         if kept is None:
             return super().run_node(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
@@ -143,18 +146,18 @@ def _reduced(node: Node, count: int) -> list[int]:
     return [d % count for d in over]
 
 
-def take(x: Tensor, kept: list[Tensor], dims: Iterable[int]) -> Tensor:
+def take(x: Tensor, kept: list[Tensor | None], dims: Iterable[int]) -> Tensor:
     for dim in dims:
-        if len(kept[dim]) < x.shape[dim]:
-            x = x.index_select(dim, kept[dim])
+        if (indices := kept[dim]) is not None:
+            x = x.index_select(dim, indices)
     return x
 
 
-def put(small: Tensor, like: Tensor, kept: list[Tensor], dims: list[int]) -> Tensor:
+def put(small: Tensor, like: Tensor, kept: list[Tensor | None], dims: list[int]) -> Tensor:
     """The survivors' values in their places, zeros in the others."""
     shape = list(small.shape)
     for dim in reversed(dims):
         shape[dim] = like.shape[dim]
-        if len(kept[dim]) < like.shape[dim]:
-            small = small.new_zeros(shape).index_copy(dim, kept[dim], small)
+        if (indices := kept[dim]) is not None:
+            small = small.new_zeros(shape).index_copy(dim, indices, small)
     return small
