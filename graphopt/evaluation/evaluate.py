@@ -36,7 +36,7 @@ from graphopt.utils.quantities import few, size
 NAMED = 4  # layers that a warning lists
 AGREEMENT_SAMPLES = 512  # calibration samples on which float original and artifact are compared
 COMPARED_SAMPLES = 64  # on which a device is compared with the simulation; and with the original, where it is emulated
-FAR = 0.8  # share of equal predictions below which the layer to blame is looked for
+FAR = 0.8  # share of equal predictions below which the layer to blame is looked for, if so few are not chance
 BLAMED_ON = 16  # samples that it is looked for on
 FLOAT_SHARE = 0.2  # of the work in float from which a report warns
 
@@ -88,9 +88,10 @@ def judge(
         return
     samples = _compare_with_original(report, fidelity, candidate, held_out or data)
     where = f"{samples} calibration samples, which choices were {'not ' if held_out else ''}made on"
+    far = report.agreement is not None and at_most(report.agreement, samples) < FAR
     if report.agreement is not None:
         report.notes.append(f"agreement was measured on {where}")
-    _say(report, fidelity, next(iter(data)), candidate.graph, where)
+    _say(report, fidelity, next(iter(data)), candidate.graph, where, far=far)
 
 
 def _lowered(deployed: Graph, sqnr_db: float) -> Step:
@@ -155,8 +156,21 @@ def few_in_integer(audit: Audit, *, quantized: bool) -> str | None:
     return f"{share:.1%} of the multiply-accumulates stay in float ({reasons})"
 
 
-def _say(report: Report, fidelity: Fidelity, batch: list[Tensor] | None, graph: Graph, where: str) -> None:
-    """SQNR into the report, and warnings where an answer, or a channel of one, is far from the original's."""
+def at_most(share: float, count: int) -> float:
+    """The upper end of Wilson's interval (1927) of 95 %: what a share seen on `count` samples is at most, but for chance."""
+    z = 1.96
+    spread = math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return (share + z * z / (2 * count) + z * spread) / (1 + z * z / count)
+
+
+def _say(
+    report: Report, fidelity: Fidelity, batch: list[Tensor] | None, graph: Graph, where: str, *, far: bool = False
+) -> None:
+    """SQNR into the report, and warnings where an answer, or a channel of one, is far from the original's.
+
+    Args:
+        far: so many predictions differ that it is not chance.
+    """
     if not fidelity.names:
         return
     name, worst = min(fidelity.outputs.items(), key=lambda item: item[1])
@@ -166,7 +180,7 @@ def _say(report: Report, fidelity: Fidelity, batch: list[Tensor] | None, graph: 
         report.warnings.append(
             f"the answers are far from the original's: output {name!r} has {worst:.1f} dB on {where}{blame(report, graph, batch)}"
         )
-    elif report.agreement is not None and report.agreement < FAR:
+    elif far:
         report.warnings.append(
             f"the predictions are far from the original's: {report.agreement:.1%} agree on {where}{blame(report, graph, batch)}"
         )

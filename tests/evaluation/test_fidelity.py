@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import graphopt
+from graphopt.evaluation.evaluate import FAR, at_most
 from graphopt.evaluation.fidelity import Fidelity
 from graphopt.formats import Format
 from graphopt.ir.graph import Graph
@@ -70,3 +73,17 @@ def test_values_too_small_for_any_scale_are_refused_by_name(where: str) -> None:
         model[0].bias.mul_(1e-13 if where == "values" else 1)  # type: ignore[union-attr, operator]
     with pytest.raises(InputError, match="too small"):
         Quantize(find("x86"), [[X]])(Graph.capture(model, X))
+
+
+@pytest.mark.parametrize("count", [1, 2, 16, 512])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.75, 1.0])
+def test_what_a_share_is_at_most_is_wilsons_interval(share: float, count: int) -> None:
+    """The bound is the share p that a normal test of p against the share seen just does not refuse."""
+    bound = at_most(share, count)
+    assert share <= bound <= 1 + 1e-12
+    assert abs(bound - share) == pytest.approx(1.96 * math.sqrt(bound * (1 - bound) / count), abs=1e-6)
+
+
+def test_one_of_two_predictions_that_differ_is_no_cause_for_alarm_and_most_of_many_are() -> None:
+    assert at_most(0.5, 2) > FAR > at_most(0.5, 64)
+    assert at_most(0.0, 1) < FAR
