@@ -15,6 +15,7 @@ binary.py           a view of sums, differences, products and quotients
 rules.py            rules by operator or family
 arguments.py        the arguments of a call by name, and which were read
 shapes.py           shapes with free sizes, derived by fake tensors
+shape_rules.py      those that look like a call's first argument
 derivation.py       which of them still hold after an edit
 batches.py          samples of batches
 passes.py           the contract of a pass: `Pass`, `Change`

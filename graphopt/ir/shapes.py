@@ -22,7 +22,7 @@ from torch.fx.node import Node
 
 from graphopt.ir import operators
 from graphopt.ir.derivation import DERIVATION, Derivation, derived, described, mutates
-from graphopt.ir.ops import registered
+from graphopt.ir.shape_rules import like_its_input
 from graphopt.ir.sizes import FreeSize, batch_of, stand_ins
 from graphopt.ir.structure import Size
 from graphopt.utils.alone import ALONE
@@ -102,8 +102,8 @@ class _Shapes(fx.Interpreter):
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         operators.check_arithmetic(target, args)
-        like = _like_its_input(target, args)
-        return super().call_function(target, args, kwargs) if like is None else like
+        known = like_its_input(target, args, kwargs)
+        return super().call_function(target, args, kwargs) if known is None else known
 
     def fetch_attr(self, target: str) -> Any:
         if target not in self.constants:
@@ -111,25 +111,6 @@ class _Shapes(fx.Interpreter):
             fake = isinstance(value, Tensor)
             self.constants[target] = self.mode.from_tensor(value, static_shapes=True) if fake else value
         return self.constants[target]
-
-
-def _like_its_input(target: Any, args: Sequence[Any]) -> Tensor | None:
-    """What a function of each element of one floating-point tensor gives, in place or not; None for other calls.
-
-    With free sizes, torch's own rules, which are made of many operators, take up to thirty times as long.
-    """
-    if target not in _CURVES or not args[0].is_floating_point() or any(isinstance(a, Tensor) for a in args[1:]):
-        return None
-    return args[0] if target._schema.is_mutable else torch.empty_like(args[0])
-
-
-def _in_place(target: Any) -> Any:
-    """aten.relu.default -> aten.relu_.default; None without such."""
-    packet = getattr(torch.ops.aten, target._schema.name.removeprefix("aten::") + "_", None)
-    return getattr(packet, target._overloadname, None)
-
-
-_CURVES = {form for target in registered(lambda info: info.pointwise) for form in (target, _in_place(target))} - {None}
 
 
 def propagate(module: fx.GraphModule, *, rules: bool = True) -> None:

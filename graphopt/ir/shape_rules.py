@@ -1,0 +1,43 @@
+"""Shapes that need no rule of torch's: of calls whose result looks like their first argument.
+
+With free sizes, torch's own rules, which are made of many operators, take up to thirty times as long, and those of rounding to a
+format come with layers for gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphopt.ir.ops import registered
+
+
+def like_its_input(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The fake value of a call that gives a tensor of its first argument's sizes; None for other calls."""
+    if target in _CURVES:
+        if not args[0].is_floating_point() or any(isinstance(a, Tensor) for a in args[1:]):
+            return None
+        return args[0] if target._schema.is_mutable else torch.empty_like(args[0])
+    name = target._schema.name if isinstance(target, torch._ops.OpOverload) else ""
+    if name.startswith("graphopt::fake_quantize"):
+        return torch.empty_like(args[0])
+    if name == "quantized_decomposed::quantize_per_tensor" and isinstance(args[-1], torch.dtype):
+        return torch.empty_like(args[0], dtype=args[-1])
+    if name in _DEQUANTIZE:
+        return torch.empty_like(args[0], dtype=kwargs.get("out_dtype") or torch.float32)
+    return None
+
+
+_DEQUANTIZE = {"quantized_decomposed::dequantize_per_tensor", "quantized_decomposed::dequantize_per_channel"}
+
+
+def _in_place(target: Any) -> Any:
+    """aten.relu.default -> aten.relu_.default; None without such."""
+    packet = getattr(torch.ops.aten, target._schema.name.removeprefix("aten::") + "_", None)
+    return getattr(packet, target._overloadname, None)
+
+
+_CURVES = {form for target in registered(lambda info: info.pointwise) for form in (target, _in_place(target))} - {None}
