@@ -1,7 +1,8 @@
 """Widths become choices: of every group of channels, how many count, the most important first.
 
 A unit that does not count is held at zero in every weight that makes or reads it (`graphopt::keep`), so that what is left answers
-as if it were gone. Running statistics of batch norms are left alone, which training writes to.
+as if it were gone; a group whose zeros would count somewhere (a constant is added, and then it is summed over) stays as it is.
+Running statistics of batch norms are left alone, which training writes to.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch.fx.node import Node
 
 from graphopt.analysis.channels.groups import Group, Member, groups
 from graphopt.analysis.channels.trace import Trace
+from graphopt.analysis.channels.vanishing import adds_zeros
 from graphopt.ir.choices import KEEP, constant_name, one_hot
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import BatchNorm
@@ -47,10 +49,15 @@ def insert_widths(
     chosen: Callable[[str], bool],
 ) -> list[Change]:
     """A choice between widths, for each group of channels that may lose some."""
-    found = [(g, _levels(graph, g, shares, scores, round_to)) for g in groups(graph, Trace(graph)) if chosen(g.name)]
+    trace = Trace(graph)
+    found = [
+        (g, _levels(graph, g, shares, scores, round_to))
+        for g in groups(graph, trace)
+        if chosen(g.name) and not g.statistics and (streams or not g.stream) and adds_zeros(graph, trace, g)
+    ]
     changes = []
     for group, levels in found:
-        if len(levels) > 1 and not group.statistics and (streams or not group.stream):
+        if len(levels) > 1:
             _insert(graph, group, levels)
             counts = ", ".join(str(int(level.sum())) for level in levels)
             changes.append(Change(group.name, f"{counts} of {len(group)} {group.kind}"))

@@ -12,6 +12,7 @@ import zoo
 from prunable import CASES
 from prunable_attention import Attention  # noqa: F401 (its cases are registered)
 from prune_cases import residual
+from rewriting import Model
 from small_models import pre_activation, shuffling
 from torch import nn
 
@@ -129,6 +130,33 @@ def test_expected_cost_is_the_mean_over_independent_choices() -> None:
             share = prod(float(weights[c][o]) for c, o in zip(term.scope, options, strict=True))
             total += share * float(term.of(hard))
         assert float(term.of(weights)) == pytest.approx(total, rel=1e-4)
+
+
+SUMS: dict[str, tuple[Any, bool]] = {  # of the channels of `a`, and whether zeros add nothing there
+    "of a constant that is added": (lambda a: (a + 0.5).transpose(1, 2) @ (a + 0.5), False),
+    "of a product with zeros": (lambda a: (a + 0.5).transpose(1, 2) @ (a * 3).relu(), True),
+    "of a count": (lambda a: (a.sigmoid() > 0.1).float().sum(1, keepdim=True), False),
+    "of squares": (lambda a: torch.linalg.vector_norm(a.tanh() * a, dim=1, keepdim=True), True),
+    "of what is padded": (lambda a: torch.nn.functional.pad(a, (1, 1), value=2.0).sum(1, keepdim=True), False),
+    "of pools": (lambda a: torch.nn.functional.avg_pool1d(a, 2).sum(1, keepdim=True), True),
+}
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_channels_are_elastic_where_zeros_count_like_channels_that_are_gone(name: str) -> None:
+    body, exact = SUMS[name]
+
+    def make() -> nn.Module:
+        return Model(
+            lambda m, x: (body(m.a(x)), m.c(m.b(x))), a=nn.Conv1d(3, 8, 3), b=nn.Conv1d(3, 8, 1), c=nn.Conv1d(8, 2, 1)
+        )
+
+    graph, inputs = elastic(make, (2, 3, 9))
+    assert len(choices(graph)) == 1 + exact
+    for chosen in product(*(range(len(choice)) for choice in choices(graph))):
+        assign(graph, chosen)
+        for ours, expected in zip(extract(graph)(*inputs), graph(*inputs), strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_bad_choices_are_named() -> None:

@@ -80,6 +80,32 @@ def test_an_order_of_channels_computed_of_numbers_is_kept() -> None:
     torch.testing.assert_close(graph(x), silent(x), rtol=1e-4, atol=1e-5)
 
 
+BESIDE: dict[str, Callable[[Tensor], Tensor]] = {"a slice": lambda y: y[1::2], "one index": lambda y: y[-1]}
+
+
+@pytest.mark.parametrize("case", BESIDE)
+def test_what_is_cut_along_a_free_size_stays_as_it_is_where_channels_go(case: str) -> None:
+    """The channels that go lie along another dimension, and the free one has no number."""
+    model = Model(lambda m, x: m.b(BESIDE[case](m.a(x).relu()).mean(-1)), a=nn.Conv1d(3, 8, 3), b=nn.Linear(8, 2))
+    x = torch.randn(5, 3, 12)
+    graph = Graph.capture(randomised(model).eval(), (x,))
+    trace = Trace(graph)
+    chosen = [(groups(graph, trace)[0], [1, 5])]
+    reference = Reference(graph, trace, chosen)
+    remove(graph, trace, chosen)
+    assert dict(graph.named_parameters())["a.weight"].shape[0] == 6
+    for batch in (x, torch.randn(9, 3, 12)):
+        assert difference(reference(batch), graph(batch)) <= EXACT
+
+
+def test_channels_of_which_nothing_is_left_stay() -> None:
+    def body(m: Any, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(m.a(x), 2)[:, 1::2, 1:]
+
+    graph = capture(Model(body, a=nn.Conv2d(3, 4, 1)), torch.randn(IMAGE))
+    assert not any(len(group.free) for group in groups(graph, Trace(graph)))
+
+
 def test_nothing_to_remove_changes_nothing() -> None:
     graph = chain()
     trace = Trace(graph)

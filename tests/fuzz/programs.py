@@ -133,7 +133,7 @@ class Noisy:
     def __call__(self, network: Network, model: nn.Module, inputs: Sequence[Tensor]) -> Any:
         scope: dict[str, Any] = {"torch": torch, "F": F, "nn": nn, "self": model}
         scope |= {name: self.moved(x) for name, x in zip(network.inputs, inputs, strict=True)}
-        with torch.no_grad(), _NoisyCalls(self):
+        with torch.no_grad(), NoisyCalls(self):
             for name, expression in network.steps.items():
                 scope[name] = eval(expression, scope)
             return eval(network.returned, scope)
@@ -150,7 +150,7 @@ class Noisy:
         return x + self.noise * (finite.abs() + 0.1 * reach) * torch.randn(x.shape, generator=self.generator).to(x)
 
 
-class _NoisyCalls(TorchDispatchMode):
+class NoisyCalls(TorchDispatchMode):
     def __init__(self, noisy: Noisy) -> None:
         super().__init__()
         self.noisy = noisy

@@ -3,6 +3,7 @@
 trace.py           labels pushed through a graph; labels.py what holds between them
 rules.py           what each operator means for labels; contractions.py, movement.py, norms.py, windows.py by kind
 groups.py          what can only be removed together; removal.py removing it, cost.py what that saves
+vanishing.py       where channels of zeros count like channels that are gone
 shuffles.py        channel shuffles as gathers, so that their channels can be removed one by one
 scale_trace.py     the trace where channels are divided by factors, not removed; scale_rules.py what each operator means for it
 scale_groups.py    what has to share a factor; rescale.py dividing it

@@ -18,7 +18,7 @@ from graphopt.ir.masks import unmasked
 def linear(trace: Trace, node: Node) -> Dims:
     """[..., in] x [out, in] -> [..., out]"""
     source, weight = trace.of(node.args[0]), trace.of(node.args[1])
-    trace.tie(source[-1], weight[1], node)
+    _summed(trace, source[-1], weight[1], node)
     _bias(trace, node, weight[0])
     _writes(trace, node.args[1], 0)
     return [*source[:-1], weight[0]]
@@ -31,13 +31,13 @@ def convolution(trace: Trace, node: Node) -> Dims:
     source, weight = trace.of(layer.input), trace.of(layer.weight)
     channel = _channel(trace, layer, source, weight)
     if layer.groups == 1:
-        trace.tie(source[channel], weight[1], node)
+        _summed(trace, source[channel], weight[1], node)
     else:
         rows, columns = grid(trace, node, source[channel], layer.groups, layer.in_channels)
         out_rows, _ = grid(trace, node, weight[0], layer.groups, layer.out_channels)
         trace.tie(rows, out_rows, node)
         if layer.in_channels > layer.groups:
-            trace.tie(columns, weight[1], node)
+            _summed(trace, columns, weight[1], node)
     _bias(trace, node, weight[0])
     _writes(trace, layer.weight, 0)
     return _result(node, source, channel, weight[0])
@@ -49,7 +49,7 @@ def transposed_convolution(trace: Trace, node: Node) -> Dims:
     assert layer is not None
     source, weight = trace.of(layer.input), trace.of(layer.weight)
     channel = _channel(trace, layer, source, weight)
-    trace.tie(source[channel], weight[0], node)
+    _summed(trace, source[channel], weight[0], node)
     out = weight[1]
     if layer.groups > 1:
         rows, _ = grid(trace, node, source[channel], layer.groups, layer.in_channels)
@@ -61,6 +61,12 @@ def transposed_convolution(trace: Trace, node: Node) -> Dims:
     _bias(trace, node, out)
     _writes(trace, layer.weight, 1)
     return _result(node, source, channel, out)
+
+
+def _summed(trace: Trace, one: Columns, other: Columns, node: Node) -> None:
+    """Products are summed over a dimension that both have."""
+    trace.tie(one, other, node)
+    trace.sums.append((one, node))
 
 
 def grid(trace: Trace, node: Node, columns: Columns, groups: int, size: int) -> tuple[Columns, Columns]:
@@ -130,7 +136,7 @@ def _product(trace: Trace, node: Node, one: Node, other: Node) -> Dims | None:
         trace.fix(node, f"{node.name}, a product with a vector")
         return None
     left, right = trace.of(one), trace.of(other)
-    trace.tie(left[-1], right[-2], node)
+    _summed(trace, left[-1], right[-2], node)
     front = broadcast(trace, node, [(one, left[:-2]), (other, right[:-2])], len(value(node).shape) - 2)
     return [*front, left[-2], right[-1]]
 
@@ -179,7 +185,7 @@ def einsum(trace: Trace, node: Node) -> Dims | None:
             if size == 1:
                 known.setdefault(letter, [])
             elif known.get(letter):
-                trace.tie(known[letter], columns, node)
+                _summed(trace, known[letter], columns, node)
             elif letter in known:
                 trace.pin(columns, node)
             else:
@@ -190,7 +196,7 @@ def einsum(trace: Trace, node: Node) -> Dims | None:
 def attention(trace: Trace, node: Node) -> Dims:
     """softmax(Q K^T) V: [..., heads, n, d] x [..., heads, m, d] x [..., heads, m, v] -> [..., heads, n, v]"""
     query, key, content = (trace.of(a) for a in node.args[:3])
-    trace.tie(query[-1], key[-1], node)
+    _summed(trace, query[-1], key[-1], node)
     trace.tie(key[-2], content[-2], node)
     trace.pin(key[-2], node)
     nodes: list[Node] = list(node.args[:3])  # type: ignore[arg-type]

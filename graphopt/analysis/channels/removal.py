@@ -158,6 +158,8 @@ class _Removal:
         shape = sizes(value(source))
         dim = 1 if family(node) == "shuffle" else (argument(node, "dim") or 0) % len(shape)
         kept = self.stays[source][dim]
+        if kept.all():  # another dimension loses some; this one may be a free size
+            return
         (moved,) = call_on_labels(self.graph, node, spread(np.arange(len(kept)), dim, shape))
         chosen = moved.movedim(dim, 0).flatten(1)[:, 0].numpy()
         rank = np.cumsum(kept) - 1
@@ -172,10 +174,12 @@ class _Removal:
     def move_range(self, node: Node) -> None:
         source = operand(node)
         kept = self.stays[source][(argument(node, "dim") or 0) % value(source).dim()]
+        if kept.all():
+            return
         start, end, step = slice(argument(node, "start"), argument(node, "end"), argument(node, "step")).indices(
             len(kept)
         )
-        if step != 1 and not kept.all():
+        if step != 1:
             raise PassError(f"{node.name} writes every {step}th index of channels that are removed")
         self.set(node, "start", int(kept[:start].sum()))
         self.set(node, "end", int(kept[:end].sum()))
@@ -183,11 +187,15 @@ class _Removal:
     def select(self, node: Node) -> None:
         source, dim, position = node.args
         kept = self.stays[source][dim % value(source).dim()]  # type: ignore[index, arg-type]
+        if kept.all():
+            return
         self.set(node, "index", int(kept[: position % len(kept)].sum()))  # type: ignore[operator]
 
     def split(self, node: Node) -> None:
         source = operand(node)
         dim = (argument(node, "dim") or 0) % value(source).dim()
+        if self.stays[source][dim].all():
+            return
         lengths = [int(part[dim].sum()) for part in self.parts[node]]
         new = self.graph.call(aten.split_with_sizes.default, source, lengths, dim, before=node)
         self.replace(node, new)

@@ -118,8 +118,8 @@ def reduce(trace: Trace, node: Node) -> Any:
     reduced = {d % len(dims) for d in over} if dims else set()
     exact = node.target in (aten.sum.dim_IntList, aten.sum.default, aten.linalg_vector_norm.default)
     for d in reduced:
-        if dims[d] and not exact:
-            trace.statistics.append((dims[d], node))
+        if dims[d]:
+            (trace.sums if exact else trace.statistics).append((dims[d], node))
     keep = bool(argument(node, "keepdim")) if "keepdim" in names else False
     rest = [[] if d in reduced else c for d, c in enumerate(dims) if keep or d not in reduced]
     return rest if isinstance(value(node), Tensor) else [rest, rest]

@@ -37,6 +37,7 @@ class Trace:
         writers: weights whose output channels can be removed, and the dimension they lie along.
         statistics: dimensions an operator computes statistics over (layer norm), and where: removing such an index changes
             the statistics of the others.
+        sums: dimensions that are summed over, and where: of one value, or of products of several.
     """
 
     unfollowed = "an operator that channels are not followed through"
@@ -48,6 +49,7 @@ class Trace:
         self.parts: dict[Node, list[Dims]] = {}
         self.writers: list[tuple[Node, int]] = []
         self.statistics: list[tuple[Columns, Node]] = []
+        self.sums: list[tuple[Columns, Node]] = []
         for node in graph.nodes:
             if node.op == "get_attr":
                 self.dims[node] = self.constant(graph.tensor(node))
@@ -122,6 +124,8 @@ class Trace:
         for dim, columns in enumerate(dims):
             for column in self.labels.resolve(columns):
                 for position, moved in enumerate(operator(spread(column, dim, shape))):
+                    if not moved.numel():  # labels are read off elements
+                        self.labels.pin([column], f"{node.name}, which leaves nothing of it")
                     for to, landed in enumerate(self.read(node, position, moved, dim)):
                         found[position][to] += landed
         return found
