@@ -18,7 +18,7 @@ from graphopt.artifacts.artifact import Artifact
 from graphopt.artifacts.lowered import describe, temporary_folder
 from graphopt.artifacts.manifest import FileEntry, Manifest
 from graphopt.artifacts.profile import WARM, KernelTime
-from graphopt.artifacts.usage import Calls, script
+from graphopt.artifacts.usage import Calls
 from graphopt.backends.onnxruntime import metadata
 from graphopt.backends.onnxruntime.export import to_onnx
 from graphopt.backends.onnxruntime.nbits import choose_products
@@ -102,8 +102,8 @@ class OnnxRuntimeArtifact(Artifact):
             metadata.add(self.folder / MODEL, found)
             self.manifest.files[MODEL] = FileEntry.of(self.folder / MODEL)  # weights beside it are what they were
 
-    def usage(self, folder: str | Path | None = None) -> str:
-        """See `Artifact.usage`: with onnxruntime and NumPy, in a session of the same options."""
+    def calls(self) -> Calls:
+        """See `Artifact.calls`: with onnxruntime and NumPy, in a session of the same options."""
         if self.refusal:
             raise InputError(f"{self.manifest.model} cannot run here: {self.refusal}")
         read = {i.name for i in self.session.get_inputs()}  # an input no operator reads is not in the model
@@ -118,13 +118,12 @@ class OnnxRuntimeArtifact(Artifact):
             f"session = ort.InferenceSession(os.path.join(folder, {MODEL!a}), options,",
             f"    providers={PROVIDERS!r}, disabled_optimizers={UNWANTED!r})",
         ]
-        calls = Calls(
+        return Calls(
             imports=["import onnxruntime as ort"],
             open=opened,
             run=[f"outputs = session.run(None, {{{fed}}})"],
             labels='json.loads(session.get_modelmeta().custom_metadata_map["class_labels"])',
         )
-        return script(self.manifest, calls, Path(folder or self.folder))
 
     def open(self, path: Path) -> Any:
         """A session of a model where this artifact runs."""
