@@ -298,4 +298,3 @@ def load(folder: Path, manifest: Manifest, opened: Callable[[Path, Manifest], Ar
 def is_staged(manifest: Manifest) -> bool:
     """Whether a manifest that was read is of an artifact of stages."""
     return manifest.runtime == STAGES
-

@@ -27,7 +27,7 @@ def calls(each: Sequence[Calls], folders: Sequence[str], network: Network, polic
     """
     if not isinstance(policy.confidence, str) or policy.confidence not in SURE:
         raise InputError(
-            f"the program of usage() knows the confidences {', '.join(SURE)}; artifacts of others are called through graphopt.load"
+            f"usage() knows the confidences {', '.join(SURE)}; artifacts of others are called through graphopt.load"
         )
     batch = next((c.batch for c in each if c.batch is not None), None)
     if batch not in (None, 1):

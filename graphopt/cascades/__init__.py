@@ -5,6 +5,7 @@ answers.py   what every stage answers on data
 split.py     a graph with exits as stages
 simulation.py  what devices will answer, and which stage, bit for bit
 timing.py    what each way through the stages takes, beside the plain network
+measure.py   accuracy, rates, time and calibration on data
 report.py    what was measured, in words and tables
 report_page.py   the same as a page of HTML, with the curve
 """

@@ -122,5 +122,7 @@ def _scored(outputs: list[Array], stages: list[list[Array]], labels: Any, score:
         return np.asarray(outputs[0].argmax(axis=1) == wanted, dtype=np.float64)
     found = np.asarray(score(outputs, labels), dtype=np.float64)
     if found.shape != (len(outputs[0]),) or not bool(np.isfinite(found).all()):
-        raise InputError(f"score must give a finite number for each of {len(outputs[0])} samples, got {list(found.shape)}")
+        raise InputError(
+            f"score must give a finite number for each of {len(outputs[0])} samples, got {list(found.shape)}"
+        )
     return found

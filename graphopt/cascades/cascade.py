@@ -5,7 +5,7 @@
     cascade.evaluate(test_images, test_labels).print()
     cascade.artifact.save("deployed")
 
-What the stages are is all the same: networks of any runtime, one network at several resolutions of its input, or a graph with exits
+Whatever the stages are: networks of any runtime, one network at several resolutions of its input, a graph with exits
 (`Cascade.of_exits`). Wang et al. 2018, "IDK Cascades"; Teerapittayanon et al. 2016, "BranchyNet".
 """
 
@@ -58,7 +58,7 @@ class Cascade:
         name: str = "cascade",
     ) -> None:
         """Args:
-            stages: artifacts, or what `graphopt.optimize` returned, the fastest first. They take the same inputs and answer alike.
+            stages: artifacts, or what `graphopt.optimize` returned, the fastest first; with the same inputs and outputs.
             confidence: `softmax`, `entropy`, `margin`, `agreement` (patience), `learned` (`graphopt.policies.confidence`), or a
                 function of a stage's outputs that gives a number from 0 to 1 for each sample.
             plain: the network that reports compare with; the last stage where it is not given.
@@ -96,8 +96,8 @@ class Cascade:
         plain: Artifact | None = None,
         name: str = "exits",
     ) -> Cascade:
-        """Of a graph with exits (`graphopt.passes.AddExits`), as it was trained and quantized: each exit ends a stage, which begins
-        where the one before ended.
+        """Of a graph with exits (`graphopt.passes.AddExits`), trained and quantized: each exit ends a stage, which begins where
+        the one before ended.
 
         Args:
             graph: such as `Optimized.graph`; it is not changed.
@@ -135,8 +135,8 @@ class Cascade:
         Args:
             inputs: of all samples: a tensor, a tuple of tensors, or a dictionary by name.
             labels: classes [N]; None: the answers of the last stage stand for them.
-            max_drop: percentage points of accuracy that may be lost beside the last stage; where there is a `score`, of that in its
-                own unit. The fastest thresholds that keep it are taken.
+            max_drop: percentage points of accuracy that may be lost beside the last stage; with a `score`, so much of that.
+                 The fastest thresholds that keep it are taken.
             budget: expected milliseconds of a sample, as stages are measured here; the best thresholds within it are taken.
             calibrate: divide the logits of each stage by the temperature at which its probabilities fit the labels best.
             score: from a stage's outputs and the labels to a number for each sample, for outputs that are no classes.
@@ -164,9 +164,11 @@ class Cascade:
     def _calibrated(self, known: Answers, calibrate: bool) -> Policy:
         """The policy with temperatures and, where confidence is learned, its weights; nothing stops."""
         start = Policy((None,) * (len(known.stages) - 1), "softmax")
-        if callable(self.confidence) or not calibrate and self.confidence != "learned":
+        if callable(self.confidence) or (not calibrate and self.confidence != "learned"):
             return Policy(start.thresholds, self.confidence)
         temperatures = tuple(temperature(each[0], known.classes) for each in known.stages) if calibrate else ()
+        if known.labels is None and temperatures:
+            temperatures = (*temperatures[:-1], 1.0)  # its own answers say nothing of how sure it may be
         if self.confidence != "learned":
             return Policy(start.thresholds, self.confidence, temperatures)
         history, weights = History(Policy(start.thresholds, "agreement"), len(known)), []
@@ -200,7 +202,9 @@ class Cascade:
         targets = self.targets or [find(str(stage.manifest.target["name"])) for stage in self.artifact.stages]
         return simulate(self.graphs, targets, self.artifact.network, self.artifact.policy, machine)
 
-    def evaluate(self, inputs: Any, labels: Any = None, *, score: Score | None = None, points: int = 8) -> CascadeReport:
+    def evaluate(
+        self, inputs: Any, labels: Any = None, *, score: Score | None = None, points: int = 8
+    ) -> CascadeReport:
         """Measure accuracy, rates, time and calibration; on other samples than `fit` saw, or accuracy is too good.
 
         Args:

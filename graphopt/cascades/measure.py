@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from graphopt.policies import Policy
 from graphopt.policies.calibration import calibration_error
 from graphopt.policies.stages import skippable
 from graphopt.policies.thresholds import Choice
+
+Array = np.ndarray[Any, Any]
 
 
 def measure(
@@ -32,12 +35,13 @@ def measure(
     return CascadeReport(
         model=artifact.manifest.model,
         samples=len(known),
-        score="accuracy, %" if classes and known.labels is not None else "same class as the last stage, %" if classes else "score",
+        score=_called(known, classes),
         confidence=policy.confidence if isinstance(policy.confidence, str) else "a function",
         chosen=chosen,
         curve=sorted([chosen, *curve], key=lambda point: point.ms),
         stages=[
-            _stage(artifact, known, policy, n, float(counts[n]), path, unit, classes) for n in range(policy.stages)
+            _stage(artifact, known, policy, n, float(counts[n]), path, unit, classes and known.labels is not None)
+            for n in range(policy.stages)
         ],
         worst_ms=worst.ms,
         worst_ratio=worst.ratio,
@@ -47,6 +51,13 @@ def measure(
         threads=int(getattr(plain, "threads", 1)),
         host=host_cpu(),
     )
+
+
+def _called(known: Answers, classes: bool) -> str:
+    """What the scores are."""
+    if not classes:
+        return "score"
+    return "accuracy, %" if known.labels is not None else "same class as the last stage, %"
 
 
 def spread(front: Sequence[Choice], points: int) -> list[Choice]:
@@ -88,8 +99,8 @@ def _macs(artifact: StagedArtifact, policy: Policy, rates: Sequence[float], macs
 
 
 def _stage(
-    artifact: StagedArtifact, known: Answers, policy: Policy, number: int, rate: float, path: np.ndarray[tuple[int], np.dtype[np.int64]],
-    unit: float, classes: bool,
+    artifact: StagedArtifact, known: Answers, policy: Policy, number: int, rate: float, path: Array,
+    unit: float, labelled: bool,
 ) -> StageFigures:  # fmt: skip
     stage, here = artifact.stages[number].manifest, path == number
     temperature = policy.temperatures[number] if policy.temperatures else 1.0
@@ -102,14 +113,12 @@ def _stage(
         alone=unit * float(known.score[number].mean()),
         answered=unit * float(known.score[number, here].mean()) if here.any() else None,
         temperature=temperature,
-        ece_before=100 * calibration_error(logits, known.classes) if classes else None,
-        ece_after=100 * calibration_error(logits, known.classes, temperature) if classes else None,
+        ece_before=100 * calibration_error(logits, known.classes) if labelled else None,
+        ece_after=100 * calibration_error(logits, known.classes, temperature) if labelled else None,
     )
 
 
-def _per_class(
-    known: Answers, path: np.ndarray[tuple[int], np.dtype[np.int64]], stages: int, labels: Sequence[str]
-) -> dict[str, list[float]]:
+def _per_class(known: Answers, path: Array, stages: int, labels: Sequence[str]) -> dict[str, list[float]]:
     """Of each class the share of its samples that each stage answers."""
     found = {}
     for each in np.unique(known.classes):

@@ -86,7 +86,7 @@ class CascadeReport(Printed):
         return [
             Line(f"{self.model}: computes as much as a sample needs", "title"),
             Line(self.summary()),
-            Line(f"measured on {self.samples} samples, one at a time, {self.threads} thread{'s' * (self.threads != 1)}, {self.host}"),
+            Line(self.measured_on()),
             self.stage_table(),
             Line("Expected time, by thresholds:"),
             self.curve_table(),
@@ -100,6 +100,10 @@ class CascadeReport(Printed):
             f"{self.score} {self.chosen.score:.2f} against {self.plain_score:.2f}. A sample that needs all stages takes "
             f"{self.worst_ratio:.2f} times as long as the plain network ({self.worst_ms:.3g} ms)."
         )
+
+    def measured_on(self) -> str:
+        threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
+        return f"measured on {self.samples} samples, one at a time, {threads}, {self.host}"
 
     def stage_table(self) -> Table:
         names = ["answers", "threshold", "alone", "on what it answers", "temperature", "ECE before, %", "ECE after, %"]

@@ -30,22 +30,23 @@ def _parts(report: CascadeReport) -> Iterator[str]:
         )
         for number, point in enumerate(report.curve, 1)
     ]  # fmt: skip
-    picture = scatter(points, "expected milliseconds of a sample", report.score, report.plain_score, "the last stage alone")
+    picture = scatter(
+        points, "expected milliseconds of a sample", report.score, report.plain_score, "the last stage alone"
+    )
     caption = "Measured; numbers are rows of the table. Green: the thresholds that the artifact has."
     parts = [web.figure(picture, caption), web.table(report.curve_table())]
     yield web.panel("Accuracy against expected time", parts)
     yield web.panel("Stages", [web.table(report.stage_table())])
     if report.per_class:
         yield web.panel("Who answers what, by class", [_classes(report)])
-    threads = f"{report.threads} thread{'s' * (report.threads != 1)}"
-    yield web.paragraph(f"{report.samples} samples, one at a time, {threads}, {report.host}", "sub")
+    yield web.paragraph(report.measured_on(), "sub")
 
 
 def _cards(report: CascadeReport) -> Iterator[Card]:
     times = f"{report.plain_ms:.3g} ms → {report.chosen.ms:.3g} ms"
     yield Card("expected time", ratio(1 / report.chosen.ratio, "faster", "slower"), times)
     yield Card(report.score, f"{report.chosen.score:.2f}", f"{report.plain_score:.2f} by the last stage alone")
-    yield Card("worst case", f"{report.worst_ratio:.2f} ×", f"the plain network's time: {report.worst_ms:.3g} ms")
+    yield Card("worst case", f"{report.worst_ms:.3g} ms", f"{report.worst_ratio:.2f} times the plain network's")
     yield Card("answered by the first stage", f"{report.stages[0].rate:.1%}")
 
 

@@ -1,4 +1,4 @@
-"""What a cascade will answer on its devices, and which stage answers it, bit for bit: the stages simulated, the decisions as they are."""
+"""What a cascade will answer on its devices, and which stage answers it, bit for bit: its stages are simulated."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
     front = subgraph(graph, {"x": graph.inputs[0]}, {"features": middle})
     back = subgraph(graph, {"features": middle}, {"logits": graph.outputs[0]})
 
-Constants are the graph's own tensors. A value that a quantizer gave is rounded again where it comes in, which leaves it what it is
+Constants are the graph's own tensors. A value that a quantizer gave is rounded again where it comes in, which leaves it as it is
 and lets what reads it compute in integer.
 """
 
@@ -120,7 +120,9 @@ def _free_sizes(graph: Graph, nodes: list[Node]) -> list[FreeSize]:
     for number, node in enumerate(nodes):
         shape = node.meta["val"].shape
         if any(is_free(size) for size in shape[1:]):
-            raise InputError(f"{graph.site(node)!r} has a free size beside the batch; capture the network with it fixed")
+            raise InputError(
+                f"{graph.site(node)!r} has a free size beside the batch; capture the network with it fixed"
+            )
         if len(shape) and is_free(shape[0]):
             places.append(Place(number, 0))
     if not places:

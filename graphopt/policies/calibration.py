@@ -23,7 +23,7 @@ BINS = 15
 
 
 def temperature(logits: Array, labels: Array) -> float:
-    """The temperature of logits [N, C] for classes [N], by golden-section search: the cross entropy has one minimum over 1 / T."""
+    """The temperature of logits [N, C] for classes [N], by golden-section search: the loss has one minimum."""
     low, high = math.log(LOWEST), math.log(HIGHEST)
 
     def loss(log_t: float) -> float:

@@ -7,8 +7,8 @@
 
     p = softmax(logits / temperature)
 
-`agreement` at the threshold q / k stops a sample once q stages in a row repeated what the stage before them said, which is patience
-(Zhou et al. 2020, "BERT Loses Patience"); the first stage is never sure. All is computed in float64, sample by sample
+`agreement` at the threshold q / k stops a sample once q stages in a row repeated what the one before them said, which is
+patience (Zhou et al. 2020, "BERT Loses Patience"); the first stage is never sure. All is computed in float64, sample by sample
 alike, so that a sample gets the same number alone and in a batch.
 """
 

@@ -3,8 +3,8 @@
     anytime     one sample: the next stage runs if it can be expected to end within the budget
     budgeted    a batch: as many as the budget has time for, those first that a stage is least sure of
 
-Both by the clock, from what stages take of one sample as it was measured before. Huang et al. 2018, "Multi-Scale Dense Networks for
-Resource Efficient Image Classification", section 3.
+Both by the clock, from what stages take of one sample as it was measured before. Huang et al. 2018, "Multi-Scale Dense
+Networks for Resource Efficient Image Classification", section 3.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`Policy`: which confidence, with which temperatures, and from which threshold on a stage's answer is the answer.
 
-A sample stops at the first stage whose confidence is at least its threshold; at a threshold of None nothing stops. What reaches the
-last stage stops there.
+A sample stops at the first stage whose confidence is at least its threshold; at a threshold of None nothing stops. What reaches
+the last stage stops there.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ class Policy:
         """
         if callable(self.confidence):
             raise InputError(
-                "confidence is a function of your program, which no file holds; save the stages, and put them together again with "
-                "graphopt.Cascade(stages, confidence=...)"
+                "confidence is a function of your program, which no file holds; save the stages, and put them together again "
+                "with graphopt.Cascade(stages, confidence=...)"
             )
         return {
             "thresholds": list(self.thresholds),

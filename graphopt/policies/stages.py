@@ -6,8 +6,8 @@ input resolutions are the same thing:
     exits      stage 1 reads what stage 0 hands on        reads = [[(-1, 0)], [(0, 1)]]
     cascade    every stage reads the inputs               reads = [[(-1, 0)], [(-1, 0)]]
 
-After each stage the samples whose answer is good enough leave, and the others are moved together, so that the next stage computes a
-smaller batch.
+After each stage the samples whose answer is good enough leave, and the others are moved together, so that the next stage
+computes a smaller batch.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     minimize    sum over samples of the cost of the stages that it runs
     maximize    sum over samples of the score of the stage that it stops at
 
-A dynamic program over stages. A state is how many samples are left; of the ways to get there, those are kept that no other one betters
-in cost and score so far. A stage offers as candidates thresholds between samples, at `LEVELS` shares of those that are left, and to
-stop none. With up to three stages every combination of candidates is looked at; with more, states of nearly the same number are
-one (which samples are left differs by then, so that this is no longer exact).
+A dynamic program over stages. A state is how many samples are left; of the ways to get there, those are kept that no other one
+betters in cost and score so far. A stage offers as candidates thresholds between samples, at `LEVELS` shares of those that are
+left, and to stop none. With up to three stages every combination of candidates is looked at; with more, states of nearly the
+same number are one (which samples are left differs by then, so that this is no longer exact).
 """
 
 from __future__ import annotations
