@@ -74,14 +74,14 @@ class Cascade:
         answered = len(artifacts[0].manifest.outputs) if artifacts else 1
         self._begin(artifacts, Network(reads, answered), confidence, plain, name)
         self.artifact.manifest.options[STAGES]["macs"] = list(map(_macs, artifacts))
-        self.graphs = [getattr(stage, "graph", None) for stage in stages]
+        given = [None if isinstance(stage, Artifact) else getattr(stage, "graph", None) for stage in stages]
+        self.graphs = [graph if isinstance(graph, Graph) else None for graph in given]
 
     def _begin(
         self, stages: Sequence[Artifact], network: Network, confidence: Confidence, plain: Artifact | None, name: str
     ) -> None:
         start = Policy((None,) * (len(stages) - 1), "softmax" if confidence == "learned" else confidence)
         self.confidence, self.front = confidence, list[Choice]()
-        self.graphs: list[Graph | None] = [None] * len(stages)
         self.targets: list[Target] = []
         self.artifact: StagedArtifact = assemble(stages, network, start, name)
         self.plain = plain or stages[-1]

@@ -76,7 +76,7 @@ def trained(model: nn.Module, steps: int) -> nn.Module:
         answers = model(x)
         parts = answers if isinstance(answers, list) else [answers]
         optimizer.zero_grad()
-        torch.stack([nn.functional.cross_entropy(part, y) for part in parts]).sum().backward()
+        torch.autograd.backward(torch.stack([nn.functional.cross_entropy(part, y) for part in parts]).sum())
         optimizer.step()
     return model.eval()
 
