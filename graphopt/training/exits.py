@@ -7,8 +7,8 @@ Each exit learns from the labels and from the last answer, with share a and temp
 
     (1 - a) cross entropy(exit, labels) + a T^2 divergence(softmax(last / T), softmax(exit / T))
 
-and jointly the losses of all answers are added up. Kaya et al. 2019, "Shallow-Deep Networks" (heads alone); Phuong and Lampert 2019,
-"Distillation-Based Training for Multi-Exit Architectures"; Zhang et al. 2019, "Be Your Own Teacher".
+and jointly the losses of all answers are added up. Kaya et al. 2019, "Shallow-Deep Networks" (heads alone); Phuong and Lampert
+2019, "Distillation-Based Training for Multi-Exit Architectures"; Zhang et al. 2019, "Be Your Own Teacher".
 """
 
 from __future__ import annotations

@@ -6,13 +6,13 @@
 
     logits                 ->   (logits of exit 0, logits of exit 1, ..., logits)
 
-Exits are at dominators of the answer (`sites.py`): nothing behind one needs what was computed in front of it but through it. Their
-heads know nothing yet: train them (`graphopt.training.exits`), quantize the graph, and `graphopt.Cascade.of_exits` makes a stage
-of each.
+Exits are at dominators of the answer (`sites.py`): nothing behind one needs what was computed in front of it but through it.
+Their heads know nothing yet: train them (`graphopt.training.exits`), quantize the graph, and `graphopt.Cascade.of_exits` makes a
+stage of each.
 
 Needs:  a float graph that returns the logits of classes, [N, classes].
 Keeps:  the last output.
-Papers: Teerapittayanon et al. 2016, "BranchyNet"; Kaya et al. 2019, "Shallow-Deep Networks", section 3 (exits at shares of the work).
+Papers: Teerapittayanon et al. 2016, "BranchyNet"; Kaya et al. 2019, "Shallow-Deep Networks" (exits at shares of the work).
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class AddExits:
     Attributes:
         sites: names of modules behind which exits are; `auto`: at even shares of the multiply-accumulates.
         count: how many, where sites are `auto`.
-        head: `linear`, `conv` (see `heads.py`), or a function of a value's shape without the batch, and the number of classes, that
-            makes a module.
+        head: `linear`, `conv` (see `heads.py`), or a function of a value's shape without the batch, and the number of classes,
+            that makes a module.
         seed: of the heads.
 
     Raises:
