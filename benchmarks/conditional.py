@@ -34,10 +34,10 @@ from graphopt.data import Calibration
 from graphopt.ir import cost
 from graphopt.passes import AddExits, ReestimateBatchNorm
 from graphopt.spaces.resolution import Resized
-from graphopt.training.exits import train_heads
+from graphopt.training.exits import ExitLoss, train_heads
 
 DROPS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)  # percentage points that are allowed on the images that are fitted on
-SITES = ["layer1.4", "layer2.1", "layer2.7"]
+SITES = ["layer1.7", "layer2.3", "layer3.0"]
 PIXELS = (128, 160, 224)
 Data = tuple[Tensor, Tensor]
 
@@ -78,7 +78,8 @@ class Kept:
             x, y = self.cifar("train10k")
             graph = Graph.capture(self.zoo.cifar_resnet(56), x[:2])
             AddExits(sites=SITES)(graph)
-            train_heads(graph, (torch.cat([x, x.flip(3)]), torch.cat([y, y])), epochs=8, batch_size=128, rate=2e-3)
+            data = torch.cat([x, x.flip(3)]), torch.cat([y, y])
+            train_heads(graph, data, loss=ExitLoss(share=0.0), epochs=10, batch_size=128, rate=1e-2)
             _int8(graph, x[:512]).graph.save(place)
         return Graph.load(place)
 

@@ -25,6 +25,7 @@ from graphopt.artifacts import calling, staged_usage
 from graphopt.artifacts.artifact import Artifact
 from graphopt.artifacts.lowered import temporary_folder
 from graphopt.artifacts.manifest import Manifest, listing
+from graphopt.artifacts.profile import KernelTime
 from graphopt.artifacts.usage import Calls
 from graphopt.coding.pieces import Place
 from graphopt.ir import structure
@@ -171,6 +172,11 @@ class StagedArtifact(Artifact):
         _, stage, inner = name.split("/", 2)
         return int(stage), inner
 
+    def _profile(self, inputs: Arrays, runs: int) -> list[KernelTime]:
+        raise InputError(
+            "kernels are those of a stage: artifact.stages[0].profile(...); stage_milliseconds() has all stages"
+        )
+
     def calls(self) -> Calls:
         """See `Artifact.calls`: with the runtimes of the stages and NumPy."""
         folders = [str(entry["folder"]) for entry in self.manifest.options[STAGES]["stages"]]
@@ -293,6 +299,23 @@ def load(folder: Path, manifest: Manifest, opened: Callable[[Path, Manifest], Ar
     except (GraphoptError, IndexError) as error:
         raise ArtifactError(f"the stages in {folder} do not go together: {error}") from error
     return StagedArtifact(folder, manifest, stages, network, policy)
+
+
+def stage_lines(manifest: Manifest) -> list[str]:
+    """What a manifest that was read says of its stages, in words; nothing where it has none."""
+    if not is_staged(manifest):
+        return []
+    said = manifest.options[STAGES]
+    policy, lines = Policy.from_dict(said["policy"]), []
+    for number, stage in enumerate(said["stages"]):
+        threshold = policy.thresholds[number] if number < len(policy.thresholds) else None
+        until = "" if threshold is None else f", answers from {policy.confidence} {threshold:.4f} on"
+        lines.append(f"stage {number}  {stage['manifest']['model']}, {_runtime(stage)}{until}")
+    return lines
+
+
+def _runtime(stage: Mapping[str, Any]) -> str:
+    return str(stage["manifest"]["target"]["runtime"]["name"])
 
 
 def is_staged(manifest: Manifest) -> bool:

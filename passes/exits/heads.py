@@ -2,7 +2,7 @@
 
 linear   the mean over positions, and a linear layer
 conv     3x3 convolutions of stride 2 with batch norm and ReLU, each to twice the channels, until a map has at most
-         8 x 8 positions (no more than two of them), then as `linear`
+         8 x 8 positions (no more than two of them), one more of stride 1, then as `linear`
 """
 
 from __future__ import annotations
@@ -46,11 +46,13 @@ def make(head: Head, shape: Sequence[int], classes: int) -> nn.Module:
         return Linear(shape[1], classes, last=True)
     channels, side, layers = shape[0], min(shape[1:]), list[nn.Module]()
     while head == "conv" and side > SMALLEST and len(layers) < MOST:
-        layers.append(_half(channels))
+        layers.append(_conv(channels, 2 * channels, 2))
         channels, side = 2 * channels, (side + 1) // 2
+    if head == "conv":
+        layers.append(_conv(channels, channels, 1))
     return nn.Sequential(*layers, Linear(channels, classes, last=False))
 
 
-def _half(channels: int) -> nn.Module:
-    conv = nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(2 * channels), nn.ReLU())
+def _conv(inputs: int, outputs: int, stride: int) -> nn.Module:
+    conv = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())

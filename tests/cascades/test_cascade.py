@@ -131,6 +131,27 @@ def test_stages_of_two_runtimes_go_together(tmp_path: Path) -> None:
     assert 0 < artifact.rates(IMAGES)[0] < 1
 
 
+def test_every_stage_obeys_the_rules_of_the_target(cascade: Cascade, tmp_path: Path) -> None:
+    saved = put(cascade, 0.5).save(tmp_path / "deployed")
+    assert graphopt.check(saved, "x86") == []
+    rules = {violation.rule for violation in graphopt.check(cascade.artifact, "hexagon")}
+    assert rules == {v.rule for n in (False, True) for v in graphopt.check(staging.optimized(n).artifact, "hexagon")}
+
+
+def test_what_is_shown_of_a_saved_artifact(cascade: Cascade) -> None:
+    from graphopt.artifacts.staged import stage_lines
+
+    artifact = put(cascade, 0.5)
+    artifact.manifest.options["stages"]["policy"] = artifact.policy.to_dict()
+    assert stage_lines(artifact.manifest) == [
+        "stage 0  Cheap, onnxruntime, answers from softmax 0.5000 on",
+        "stage 1  Large, onnxruntime",
+    ]
+    assert stage_lines(staging.optimized().artifact.manifest) == []
+    with pytest.raises(InputError, match="kernels are those of a stage"):
+        artifact.profile(IMAGES[:1])
+
+
 # ---- Fitting --------------------------------------------------------------------------------------------------------
 
 

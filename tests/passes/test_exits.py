@@ -82,7 +82,7 @@ def test_heads_of_maps(head: Any) -> None:
     AddExits(sites=["stem"], head=head)(graph)
     assert graph(IMAGES)[0].shape == (64, 5)
     convs = sum("convolution" in str(n.target) or "conv2d" in str(n.target) for n in graph.calls())
-    assert convs == 4 + (head == "conv")  # of 16 x 16 positions one is left at 8 x 8
+    assert convs == 4 + 2 * (head == "conv")  # of 16 x 16 positions one halves them, one looks at 8 x 8
 
 
 def test_a_sequence_has_means_over_its_positions() -> None:
@@ -110,18 +110,18 @@ def test_a_sequence_has_means_over_its_positions() -> None:
 def test_training_heads_leaves_the_network_and_teaches_the_exits() -> None:
     graph = captured()
     AddExits(count=2)(graph)
-    labels = graph(IMAGES)[-1].argmax(1)
+    labels = staging.classes(IMAGES)
     before = {name: value.clone() for name, value in graph.state_dict().items()}
     last = graph(IMAGES)[-1]
     agreed = [float((answer.argmax(1) == labels).double().mean()) for answer in graph(IMAGES)[:-1]]
-    reports = train_heads(graph, (IMAGES, labels), epochs=30, batch_size=16, rate=0.02)
+    reports = train_heads(graph, (IMAGES, labels), loss=ExitLoss(share=0.0), epochs=30, batch_size=16, rate=0.02)
     assert len(reports) == 2
     assert torch.equal(graph(IMAGES)[-1], last)
     changed = {name for name, value in graph.state_dict().items() if not torch.equal(value, before[name])}
     assert changed
     assert all(name.startswith("exit_") for name in changed)
     now = [float((answer.argmax(1) == labels).double().mean()) for answer in graph(IMAGES)[:-1]]
-    assert all(b > max(a, 0.6) for a, b in zip(agreed, now, strict=True)), (agreed, now)
+    assert all(b > max(a, 0.5) for a, b in zip(agreed, now, strict=True)), (agreed, now)
 
 
 def test_the_joint_loss_is_the_sum_that_its_head_states() -> None:
@@ -149,7 +149,7 @@ def test_all_of_it_trains_jointly() -> None:
 def test_exits_end_stages_in_int8() -> None:
     graph = captured()
     AddExits(count=2)(graph)
-    train_heads(graph, (IMAGES, graph(IMAGES)[-1].argmax(1)), epochs=10, batch_size=16, rate=0.02)
+    train_heads(graph, (IMAGES, staging.classes(IMAGES)), epochs=10, batch_size=16, rate=0.02)
     result = graphopt.optimize(graph, target="x86", calibration=IMAGES, measure=False)
     whole, float_answers = result.artifact(IMAGES), graph(IMAGES)
     for ours, theirs in zip(whole, float_answers, strict=True):
