@@ -27,15 +27,17 @@ NAMES: tuple[str, ...] = get_args(Name)
 
 def probabilities(logits: Array, temperature: float = 1.0) -> Array:
     """softmax(logits / temperature), float64 [N, C]."""
-    scaled = logits.astype(np.float64) / temperature
-    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    shares: Array = powers / powers.sum(axis=1, keepdims=True)
+    scaled = logits.astype(np.float64)
+    scaled /= temperature
+    scaled -= np.maximum.reduce(scaled, axis=1, keepdims=True)
+    shares: Array = np.exp(scaled, out=scaled)
+    shares /= np.add.reduce(shares, axis=1, keepdims=True)
     return shares
 
 
 def softmax(p: Array) -> Array:
     """The largest probability, [N]."""
-    found: Array = p.max(axis=1)
+    found: Array = np.maximum.reduce(p, axis=1)
     return found
 
 
@@ -66,7 +68,7 @@ def check_classes(outputs: list[Array], stage: int) -> None:
         InputError: the first output is not logits [N, C] in floating point, with two classes or more.
     """
     first = outputs[0]
-    if not np.issubdtype(first.dtype, np.floating) or first.ndim != 2 or first.shape[1] < 2:
+    if first.dtype.kind != "f" or first.ndim != 2 or first.shape[1] < 2:
         raise InputError(
             f"the first output of stage {stage} is {first.dtype} {list(first.shape)}, but confidence by name is of the logits of "
             "classes, [N, C] in floating point; give confidence=function, which takes the stage's outputs"

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,6 +52,11 @@ class Network:
     def __len__(self) -> int:
         return len(self.reads)
 
+    @cached_property
+    def handing(self) -> frozenset[int]:
+        """The stages that hand something on."""
+        return frozenset(k for sources in self.reads for k, _ in sources)
+
     def needed(self, stage: int) -> set[Source]:
         """What stages from this one on read."""
         return {source for sources in self.reads[stage:] for source in sources}
@@ -78,6 +84,8 @@ def run_stages(
     count, last = len(inputs[0]), len(compute) - 1
     if not count:
         raise InputError("the batch is empty; give at least one sample")
+    if count == 1:
+        return _alone(network, compute, policy, inputs, limit)
     held: dict[Source, Array] = {(-1, i): array for i, array in enumerate(inputs)}
     rows, path = np.arange(count), np.zeros(count, np.int64)
     results: list[Array] = []
@@ -106,10 +114,30 @@ def run_stages(
     return Outcome(results, path)
 
 
+def _alone(
+    network: Network, compute: Sequence[Compute], policy: Policy, inputs: list[Array], limit: Limit | None
+) -> Outcome:
+    """The same of one sample: nothing is moved together, and less is done between stages."""
+    held: dict[Source, Array] = {(-1, i): array for i, array in enumerate(inputs)}
+    history, last = History(policy, 1, always=limit is not None), len(compute) - 1
+    stage, answers = 0, list[Array]()
+    for stage, run in enumerate(compute):
+        if stage < last and limit is None and skippable(network, policy, stage):
+            continue
+        outputs = run([held[source] for source in network.reads[stage]])
+        answers = outputs[: network.answers]
+        going = np.zeros(1, bool) if stage == last else history.going(stage, answers)
+        if limit is not None and going[0]:
+            going = going & limit(stage, going, history.sure)
+        if not going[0]:
+            break
+        held |= {(stage, j): array for j, array in enumerate(outputs)}
+    return Outcome(answers, np.array([stage]))
+
+
 def skippable(network: Network, policy: Policy, stage: int) -> bool:
     """Whether a stage need not run: nothing stops at it, and nobody wants to know what it computes."""
-    handed = any(k == stage for sources in network.reads for k, _ in sources)
-    return policy.thresholds[stage] is None and not policy.counts_agreement and not handed
+    return policy.thresholds[stage] is None and not policy.counts_agreement and stage not in network.handing
 
 
 class History:
