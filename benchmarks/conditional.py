@@ -1,9 +1,10 @@
 """Networks that compute as much as an image needs, beside networks that compute the same for all.
 
-    python benchmarks/conditional.py --rows rows.jsonl [--parts cascade exits resolutions]
+    python benchmarks/conditional.py --rows rows.jsonl [--parts cascade exits resolutions joint]
 
 cascade       ResNet-20, then ResNet-56 where that is not sure; CIFAR-10
 exits         ResNet-56 with three exits, whose heads alone are trained, on 10,000 images; CIFAR-10
+joint         the same, all of it trained further on them
 resolutions   MobileNetV1 at 128, 160 and 224 pixels, batch norms measured anew at each; ten ImageNet classes
 
 All are int8 on ONNX Runtime, one image at a time, one thread. The networks know their training images too well to say how sure
@@ -23,6 +24,7 @@ from typing import Any
 
 import common
 import torch
+from cifar_training import Augmented
 from torch import Tensor, nn
 from training_rows import read, record
 
@@ -38,6 +40,7 @@ from graphopt.training.exits import ExitLoss, train_heads
 
 DROPS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)  # percentage points that are allowed on the images that are fitted on
 SITES = ["layer1.7", "layer2.3", "layer3.0"]
+JOINT = 3  # epochs
 PIXELS = (128, 160, 224)
 Data = tuple[Tensor, Tensor]
 
@@ -71,16 +74,34 @@ class Kept:
             make().artifact.save(place)
         return graphopt.load(place)
 
-    def exits(self) -> Graph:
-        """ResNet-56 with trained exits, quantized."""
-        place = self.folder / "exits.pt2"
+    def heads(self) -> Graph:
+        """ResNet-56 with three exits, whose heads were trained and nothing else."""
+        place, (x, y) = self.folder / "heads.pt2", self.cifar("train10k")
         if not place.exists():
-            x, y = self.cifar("train10k")
             graph = Graph.capture(self.zoo.cifar_resnet(56), x[:2])
             AddExits(sites=SITES)(graph)
             data = torch.cat([x, x.flip(3)]), torch.cat([y, y])
             train_heads(graph, data, loss=ExitLoss(share=0.0), epochs=10, batch_size=128, rate=1e-2)
-            _int8(graph, x[:512]).graph.save(place)
+            graph.save(place)
+        return Graph.load(place)
+
+    def jointly(self) -> Graph:
+        """The same, all of it trained further."""
+        place = self.folder / "jointly.pt2"
+        if not place.exists():
+            x, y = self.cifar("train10k")
+            graph, loss = self.heads(), ExitLoss(share=0.3, weights=[0.5, 0.5, 0.5, 1.0])
+            graphopt.train(graph, Augmented(x, y), loss=loss, epochs=JOINT, rate=3e-4)
+            graph.save(place)
+        return Graph.load(place)
+
+    @cache  # noqa: B019
+    def exits(self, name: str) -> Graph:
+        """Either of them, quantized."""
+        place = self.folder / f"{name}.int8.pt2"
+        if not place.exists():
+            graph = self.heads() if name == "heads" else self.jointly()
+            _int8(graph, self.cifar("train10k")[0][:512]).graph.save(place)
         return Graph.load(place)
 
 
@@ -163,11 +184,12 @@ def cascade(kept: Kept, path: Path) -> None:
             record(path, key, partial(crossed, make, data, drop))
 
 
-def exits(kept: Kept, path: Path) -> None:
+def exits(kept: Kept, path: Path, name: str = "heads") -> None:
     data, large = kept.cifar("test"), kept.resnet(56)
-    make = lambda: Cascade.of_exits(kept.exits(), target="x86", plain=large)  # noqa: E731
+    how = "heads trained" if name == "heads" else f"trained jointly, {JOINT} epochs"
+    make = lambda: Cascade.of_exits(kept.exits(name), target="x86", plain=large)  # noqa: E731
     for drop in DROPS:
-        key = {"part": "CIFAR-10", "network": "ResNet-56, three exits", "max_drop": drop}
+        key = {"part": "CIFAR-10", "network": f"ResNet-56, three exits, {how}", "max_drop": drop}
         record(path, key, partial(crossed, make, data, drop))
 
 
@@ -176,7 +198,7 @@ def resolutions(kept: Kept, path: Path) -> None:
     for pixels in PIXELS:
         key = {"part": "ten ImageNet classes", "network": f"MobileNetV1, {pixels} pixels"}
         record(path, key, lambda p=pixels: plain(kept.mobilenet(p), large, data))  # type: ignore[misc]
-    for chosen in ((160, 224), PIXELS):
+    for chosen in ((128, 224), (160, 224), PIXELS):
         make = lambda chosen=chosen: Cascade(list(map(kept.mobilenet, chosen)), plain=large)  # noqa: E731
         name = f"MobileNetV1, {' → '.join(map(str, chosen))} pixels"
         for drop in (0.0, 0.5):
@@ -212,7 +234,7 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-PARTS = {"cascade": cascade, "exits": exits, "resolutions": resolutions}
+PARTS = {"cascade": cascade, "exits": exits, "resolutions": resolutions, "joint": partial(exits, name="jointly")}
 
 
 def main() -> None:
