@@ -36,6 +36,7 @@ from graphopt.policies.thresholds import Choice, Samples, choose, front
 from graphopt.targets import Target, find
 from graphopt.utils.errors import InputError
 
+PRIOR = 250  # labels that calibrated probabilities count as much as
 TIMED = 8  # samples that stages are timed on
 
 
@@ -138,7 +139,8 @@ class Cascade:
             max_drop: percentage points of accuracy that may be lost beside the last stage; with a `score`, so much of that.
                  The fastest thresholds that keep it are taken.
             budget: expected milliseconds of a sample, as stages are measured here; the best thresholds within it are taken.
-            calibrate: divide the logits of each stage by the temperature at which its probabilities fit the labels best.
+            calibrate: divide the logits of each stage by the temperature at which its probabilities fit the labels best; and let
+                these probabilities count as much as `PRIOR` labels do (see `shrunk`).
             score: from a stage's outputs and the labels to a number for each sample, for outputs that are no classes.
 
         Raises:
@@ -155,9 +157,10 @@ class Cascade:
         times = [float(np.median(column)) for column in zip(*each, strict=True)]
         never = policy.at([None] * len(policy.thresholds))
         skipped = [skippable(self.artifact.network, never, stage) for stage in range(len(policy.thresholds))]
-        self.front = front(Samples(known.confidence(policy), known.score, times, skipped))
+        scores = known.score if score is not None or labels is None else shrunk(known, policy)
+        self.front = front(Samples(known.confidence(policy), scores, times, skipped))
         unit = 1.0 if score is not None else 100.0
-        least = None if max_drop is None else float(known.score[-1].mean()) - max_drop / unit
+        least = None if max_drop is None else float(scores[-1].mean()) - max_drop / unit
         self.artifact.policy = policy.at(choose(self.front, least_score=least, most_cost=budget).thresholds)
         return self
 
@@ -216,6 +219,22 @@ class Cascade:
         """
         known = answers(self.artifact, inputs, labels, score)
         return measure(self.artifact, self.plain, known, self.front, points, classes=score is None)
+
+
+def shrunk(known: Answers, policy: Policy) -> np.ndarray[Any, Any]:
+    """What each stage scores on each sample, [stages, N]: whether it is right, shrunk towards how sure it is.
+
+        w right + (1 - w) max p         w = N / (N + PRIOR), p calibrated
+
+    Of the choices that do equally well, one always seems better on few samples, and the search would find it. Calibrated
+    probabilities vary less and are right on average; with many samples they hardly count, and without temperatures not at all.
+    """
+    if not policy.temperatures:
+        return known.score
+    weight = len(known) / (len(known) + PRIOR)
+    sure = [probabilities(each[0], t).max(axis=1) for each, t in zip(known.stages, policy.temperatures, strict=True)]
+    found: np.ndarray[Any, Any] = weight * known.score + (1 - weight) * np.stack(sure)
+    return found
 
 
 def _macs(artifact: Artifact) -> int | None:

@@ -120,7 +120,7 @@ class _Half:
         return -(-len(self.features) // self.size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for rows in torch.randperm(len(self.features)).split(self.size):
+        for rows in torch.split(torch.randperm(len(self.features)), self.size):
             yield self.features[rows].float(), self.wanted[rows]
 
 

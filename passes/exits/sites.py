@@ -56,7 +56,8 @@ def dominators(graph: Graph) -> list[Node]:
             flow.add_edges_from((source, node) for source in sources)
     flow.add_edges_from((root, node) for node in graph.inputs if node in flow)
     above = nx.immediate_dominators(flow, root)
-    found, node = list[Node](), above.get(answer)
+    found = list[Node]()
+    node: object = above.get(answer)
     while isinstance(node, Node):
         if node.op == "call_function":
             found.append(node)

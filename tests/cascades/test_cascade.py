@@ -17,6 +17,8 @@ from torch import Tensor
 import graphopt
 from graphopt import Cascade, StagedArtifact
 from graphopt.artifacts import registry
+from graphopt.cascades.answers import answers
+from graphopt.cascades.cascade import shrunk
 from graphopt.policies import Policy
 from graphopt.utils.errors import ArtifactError, InputError
 
@@ -165,7 +167,7 @@ def test_what_is_shown_of_a_saved_artifact(cascade: Cascade) -> None:
 @pytest.mark.parametrize("confidence", ["softmax", "entropy", "margin", "learned"])
 def test_thresholds_keep_the_drop_that_was_allowed(confidence: Any, labels: Tensor) -> None:
     cascade = Cascade([staging.optimized(), staging.optimized(large=True)], confidence=confidence)
-    cascade.fit(IMAGES, labels, max_drop=3.0)
+    cascade.fit(IMAGES, labels, max_drop=3.0, calibrate=False)
     accuracy = 100 * float((cascade(IMAGES).argmax(1) == labels).double().mean())
     best = float((cascade.artifact.stages[-1](IMAGES).argmax(1) == labels).double().mean())
     assert accuracy >= 100 * best - 3.0 - 1e-9
@@ -188,6 +190,18 @@ def test_a_budget_is_kept_to_by_measured_times(cascade: Cascade, labels: Tensor)
     assert cascade.artifact.policy.thresholds == cascade.front[-1].thresholds
     with pytest.raises(InputError, match=r"no thresholds keep to 1e-06 milliseconds; the cheapest take"):
         cascade.fit(IMAGES, labels, budget=1e-6)
+
+
+def test_few_labels_are_mixed_with_calibrated_probabilities(cascade: Cascade, labels: Tensor) -> None:
+    known = answers(cascade.artifact, IMAGES, labels)
+    policy = Policy((0.5,), temperatures=(2.0, 3.0))
+    for stage, temperature in enumerate(policy.temperatures):
+        logits = cascade.artifact.stages[stage](IMAGES).double()
+        right = (logits.argmax(1) == labels).double()
+        sure = (logits / temperature).softmax(1).amax(1)
+        expected = (60 * right + 250 * sure) / 310
+        assert shrunk(known, policy)[stage] == pytest.approx(expected.numpy())
+    assert shrunk(known, Policy((0.5,))) is known.score
 
 
 @pytest.mark.usefixtures("known_times")

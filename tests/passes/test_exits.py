@@ -132,7 +132,7 @@ def test_the_joint_loss_is_the_sum_that_its_head_states() -> None:
     divergence = (p * (p.log() - q.log())).sum(1).mean()
     cross = nn.functional.cross_entropy
     expected = 3 * (0.75 * cross(first, y) + 0.25 * 4 * divergence) + cross(last, y)
-    assert float(found.detach()) == pytest.approx(float(expected), rel=1e-5)
+    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
 def test_all_of_it_trains_jointly() -> None:
