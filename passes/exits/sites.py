@@ -49,17 +49,15 @@ def dominators(graph: Graph) -> list[Node]:
     (answer,) = graph.outputs
     flow, root = nx.DiGraph(), "inputs"
     varying = set(graph.inputs)
-    for node in graph.calls():
-        sources = [source for source in node.all_input_nodes if source in varying]
+    for call in graph.calls():
+        sources = [source for source in call.all_input_nodes if source in varying]
         if sources:
-            varying.add(node)
-            flow.add_edges_from((source, node) for source in sources)
+            varying.add(call)
+            flow.add_edges_from((source, call) for source in sources)
     flow.add_edges_from((root, node) for node in graph.inputs if node in flow)
     above = nx.immediate_dominators(flow, root)
-    found = list[Node]()
-    node: object = above.get(answer)
-    while isinstance(node, Node):
-        if node.op == "call_function":
-            found.append(node)
-        node = above[node] if above[node] is not node else None
+    found, node = list[Node](), above.get(answer)
+    while isinstance(node, Node) and node.op == "call_function":
+        found.append(node)
+        node = above.get(node)
     return found[::-1]
