@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from graphopt import targets
     from graphopt.artifacts.artifact import Artifact
     from graphopt.artifacts.backend import Tuning
+    from graphopt.artifacts.staged import StagedArtifact
+    from graphopt.cascades.cascade import Cascade
     from graphopt.compiler.optimize import Optimized, load, optimize, simulate
     from graphopt.compiler.options import Measurement, Quantization, Shrinking, Storage, Training
     from graphopt.compiler.search.results import SearchResults
@@ -53,6 +55,7 @@ __all__ = [
     "ArtifactError",
     "CachedDecoder",
     "CaptureError",
+    "Cascade",
     "Compression",
     "ExecutionError",
     "FileAudit",
@@ -68,6 +71,7 @@ __all__ = [
     "Quantization",
     "SearchResults",
     "Shrinking",
+    "StagedArtifact",
     "Storage",
     "Target",
     "Training",
@@ -104,6 +108,7 @@ _HOME = {
     "Analysis": "graphopt.evaluation.analysis",
     "Artifact": "graphopt.artifacts.artifact",
     "CachedDecoder": "graphopt.frontend.decoders",
+    "Cascade": "graphopt.cascades.cascade",
     "Compression": "graphopt.training.compression",
     "Fixed": "graphopt.evaluation.file_audit",
     "FileAudit": "graphopt.evaluation.file_audit",
@@ -114,6 +119,7 @@ _HOME = {
     "Quantization": "graphopt.compiler.options",
     "SearchResults": "graphopt.compiler.search.results",
     "Shrinking": "graphopt.compiler.options",
+    "StagedArtifact": "graphopt.artifacts.staged",
     "Storage": "graphopt.compiler.options",
     "Target": "graphopt.targets",
     "Training": "graphopt.compiler.options",

@@ -28,6 +28,7 @@ _ROOMS = {
     "cleanup": ("DecomposeActivations", "FoldBatchNorm", "FoldConstantChannels", "ReestimateBatchNorm", "Simplify"),
     "elastic": ("Elastic",),
     "equalization": ("AbsorbHighBias", "EqualizeChannels"),
+    "exits": ("AddExits",),
     "factorization": (
         "CP", "SVD", "BlockTerm", "ChannelWise", "DepthwiseSeparable", "Factorize", "Separable", "StackedKernels", "TensorTrain",
         "Tucker",

@@ -128,6 +128,12 @@ def prepared(page: str, space: dict[str, Any], monkeypatch: pytest.MonkeyPatch) 
     if page in ("sparsify", "factorize", "prune"):
         space["graph"] = graphopt.Graph.capture(space["model"], space["images"][:1])
         space["train"] = lambda graph: None
+    if page == "compute-what-is-needed":
+        held_out = torch.rand(40, 3, 16, 16)
+        labels = space["model"](held_out).argmax(1)
+        space |= {"little": randomised(Small()).eval(), "held_out": held_out, "labels": labels}
+        space |= {"test_images": held_out[:20], "test_labels": labels[:20]}
+        space |= {"training_labels": space["model"](space["images"]).argmax(1)}
     if page == "distill":
         space |= {"small": randomised(Small()).eval(), "other": randomised(Network()).eval()}
         tokens = torch.zeros(2, 3, dtype=torch.int64)

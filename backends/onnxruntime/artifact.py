@@ -18,7 +18,7 @@ from graphopt.artifacts.artifact import Artifact
 from graphopt.artifacts.lowered import describe, temporary_folder
 from graphopt.artifacts.manifest import FileEntry, Manifest
 from graphopt.artifacts.profile import WARM, KernelTime
-from graphopt.artifacts.usage import Calls, script
+from graphopt.artifacts.usage import Calls
 from graphopt.backends.onnxruntime import metadata
 from graphopt.backends.onnxruntime.export import to_onnx
 from graphopt.backends.onnxruntime.nbits import choose_products
@@ -55,6 +55,7 @@ class OnnxRuntimeArtifact(Artifact):
         super().__init__(folder, manifest, temporary=temporary)
         self.threads, self.exact_products = 1, False
         self._session: Any = None
+        self._read: tuple[Any, set[str]] = (None, set())
 
     def set_threads(self, threads: int) -> None:
         """Use this many threads from the next call on."""
@@ -102,8 +103,8 @@ class OnnxRuntimeArtifact(Artifact):
             metadata.add(self.folder / MODEL, found)
             self.manifest.files[MODEL] = FileEntry.of(self.folder / MODEL)  # weights beside it are what they were
 
-    def usage(self, folder: str | Path | None = None) -> str:
-        """See `Artifact.usage`: with onnxruntime and NumPy, in a session of the same options."""
+    def calls(self) -> Calls:
+        """See `Artifact.calls`: with onnxruntime and NumPy, in a session of the same options."""
         if self.refusal:
             raise InputError(f"{self.manifest.model} cannot run here: {self.refusal}")
         read = {i.name for i in self.session.get_inputs()}  # an input no operator reads is not in the model
@@ -118,13 +119,12 @@ class OnnxRuntimeArtifact(Artifact):
             f"session = ort.InferenceSession(os.path.join(folder, {MODEL!a}), options,",
             f"    providers={PROVIDERS!r}, disabled_optimizers={UNWANTED!r})",
         ]
-        calls = Calls(
+        return Calls(
             imports=["import onnxruntime as ort"],
             open=opened,
             run=[f"outputs = session.run(None, {{{fed}}})"],
             labels='json.loads(session.get_modelmeta().custom_metadata_map["class_labels"])',
         )
-        return script(self.manifest, calls, Path(folder or self.folder))
 
     def open(self, path: Path) -> Any:
         """A session of a model where this artifact runs."""
@@ -163,9 +163,10 @@ class OnnxRuntimeArtifact(Artifact):
 
     def feeds(self, session: Any, inputs: list[np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
         """Flat inputs by name, as a session of its model takes them: an input that no operator reads is not in the model."""
-        read = {i.name for i in session.get_inputs()}
+        if self._read[0] is not session:
+            self._read = (session, {i.name for i in session.get_inputs()})  # asking takes as long as a small layer
         named = zip(self.manifest.inputs, inputs, strict=True)
-        return {spec.name: array for spec, array in named if spec.name in read}
+        return {spec.name: array for spec, array in named if spec.name in self._read[1]}
 
     def _profile(self, inputs: list[np.ndarray[Any, Any]], runs: int) -> list[KernelTime]:
         with tempfile.TemporaryDirectory(prefix="graphopt-") as folder, self.reading():

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import onnxruntime as ort
 
@@ -54,7 +53,7 @@ class PlacedArtifact(OnnxRuntimeArtifact):
     def _profile(self, inputs: list[Any], runs: int) -> list[KernelTime]:
         return Artifact._profile(self, inputs, runs)  # to ONNX Runtime, the whole is one kernel of the device's
 
-    def usage(self, folder: str | Path | None = None) -> str:
+    def calls(self) -> NoReturn:
         """Of the artifact that was placed, for the CPU. Raises InputError: there is none for a device."""
         raise InputError(f"usage() is for the CPU, not for {self.device}; call it on the artifact before .on(...)")
 

@@ -52,8 +52,8 @@ class PackedArtifact(Artifact):
             results = self.graph(*args, **kwargs)
         return [tensor.numpy() for tensor in tensors(results)]
 
-    def usage(self, folder: str | Path | None = None) -> str:
-        """There is none. Raises InputError."""
+    def calls(self) -> NoReturn:
+        """There are none. Raises InputError."""
         raise InputError(
             f"{self.manifest.model} for {self.manifest.target.get('name')} is packed codes, which no runtime computes with: here "
             "they are run by simulation, graphopt.load(folder)(...)"

@@ -17,7 +17,7 @@ from graphopt.artifacts.audit import Audit
 from graphopt.artifacts.manifest import Manifest, listing
 from graphopt.artifacts.profile import KernelTime
 from graphopt.artifacts.report import FloatOperator
-from graphopt.artifacts.usage import Calls, script
+from graphopt.artifacts.usage import Calls
 from graphopt.backends.tvm.bare import HELD, OBJECTS, compile_objects, held, hold, recorded
 from graphopt.backends.tvm.build import refusal, use_threads
 from graphopt.backends.tvm.connection import connect
@@ -132,15 +132,15 @@ class TvmArtifact(Artifact):
             content, library = ((self.folder / file).read_bytes() for file in (HELD, LIBRARY))
         return compile_objects(held(content, library), self.manifest, folder, name)
 
-    def usage(self, folder: str | Path | None = None) -> str:
-        """See `Artifact.usage`: with TVM's runtime and NumPy."""
+    def calls(self) -> Calls:
+        """See `Artifact.calls`: with TVM's runtime and NumPy."""
         if OBJECTS in self.manifest.options:
             raise InputError(f"{self.manifest.model} runs in a program of yours: {self.refusal}")
-        place, batch = Path(folder or self.folder), self.manifest.options["batch"]
+        batch = self.manifest.options["batch"]
         if batch is not None and (type(batch) is not int or batch < 1):
             raise ArtifactError(f"{self.manifest.model} computes {batch!r} samples at once; write the artifact again")
         fed = ", ".join(f"tvm.runtime.tensor(inputs[{n}], device)" for n in range(len(self.manifest.inputs)))
-        calls = Calls(
+        return Calls(
             first=["", 'os.environ.setdefault("TVM_BIND_THREADS", "0")', ""],
             imports=["import tvm", "from tvm import relax"],
             open=[
@@ -153,7 +153,6 @@ class TvmArtifact(Artifact):
             labels=f'json.load(open(os.path.join(folder, {MANIFEST!a}), encoding="utf-8"))["labels"]',
             batch=batch,
         )
-        return script(self.manifest, calls, place)
 
     def save(self, folder: str | Path) -> Path:
         """See `Artifact.save`; with what `compile` needs."""

@@ -26,6 +26,7 @@ from graphopt.artifacts.manifest import FileEntry, Manifest
 from graphopt.artifacts.profile import KernelTime, Profile
 from graphopt.artifacts.report import Report
 from graphopt.artifacts.storage import CODED, STORAGE, Coded
+from graphopt.artifacts.usage import Calls, script
 from graphopt.coding.pieces import Place
 from graphopt.coding.streams import Coding
 from graphopt.data.preprocessing import Preprocessing
@@ -242,6 +243,14 @@ class Artifact(ABC):
 
         Raises:
             InputError: it runs through graphopt only, or not from Python.
+        """
+        return script(self.manifest, self.calls(), Path(folder or self.folder))
+
+    def calls(self) -> Calls:
+        """How its runtime opens and calls it, for `usage`.
+
+        Raises:
+            InputError: as `usage`.
         """
         raise InputError(
             f"{self.manifest.runtime} has no runtime but graphopt's; call the artifact that graphopt.load gives"

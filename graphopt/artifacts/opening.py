@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from graphopt.artifacts import registry, storage
+from graphopt.artifacts import registry, staged, storage
 from graphopt.artifacts.artifact import Artifact
 from graphopt.artifacts.lowered import temporary_folder
 from graphopt.artifacts.manifest import Manifest
@@ -17,15 +17,20 @@ def opened(folder: Path, manifest: Manifest) -> Artifact:
     Raises:
         ArtifactError: it is damaged. InputError: its runtime is not installed.
     """
-    backend = registry.backend(manifest.runtime)
     if not storage.is_coded(manifest):
-        return backend.load(folder, manifest)
+        return _loaded(folder, manifest)
     place = temporary_folder()
     try:
-        artifact = backend.load(place, storage.restored(folder, manifest, place))
+        artifact = _loaded(place, storage.restored(folder, manifest, place))
         artifact.coded = storage.Coded.copied(folder / storage.CODED, manifest.options[storage.STORAGE]["files"])
     except BaseException:
         shutil.rmtree(place, ignore_errors=True)
         raise
     artifact.own_folder()
     return artifact
+
+
+def _loaded(folder: Path, manifest: Manifest) -> Artifact:
+    if staged.is_staged(manifest):
+        return staged.load(folder, manifest, opened)
+    return registry.backend(manifest.runtime).load(folder, manifest)

@@ -5,6 +5,7 @@ optimize.py    `optimize`, `run`, `compile`, `demo`
 search.py      `search`
 inspect.py     `analyze`, `targets`, `passes`, `show`, `profile`, `doctor`
 evaluate.py    `check`, `audit`, `compare`
+cascade.py     `cascade`
 common.py      options of every command: `--debug`, `-v`, `--log-file`
 logs.py        what the library logs, shown and kept
 completion.py  `completion`: what shells complete

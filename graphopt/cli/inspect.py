@@ -262,6 +262,7 @@ def doctor(json: Annotated[Path | None, typer.Option(help="File for what was fou
 def _show_artifact(folder: Path) -> None:
     from graphopt.artifacts.manifest import read_manifest
     from graphopt.artifacts.report import Report
+    from graphopt.artifacts.staged import stage_lines
     from graphopt.utils.quantities import size
 
     manifest = read_manifest(folder)
@@ -272,6 +273,8 @@ def _show_artifact(folder: Path) -> None:
         print(f"images   {manifest.preprocessing}")
     if manifest.labels:
         print(f"classes  {', '.join(map(repr, manifest.labels[:5]))}{', ...' if len(manifest.labels) > 5 else ''}")
+    for line in stage_lines(manifest):
+        print(line)
     for name, entry in manifest.files.items():
         print(f"file     {name}, {size(entry.size)}")
     print(f"made by  {', '.join(f'{name} {version}' for name, version in manifest.versions.items())}")

@@ -10,12 +10,13 @@ from typing import Annotated
 
 import typer
 
-from graphopt.cli import common, completion, evaluate, inspect, optimize, search
+from graphopt.cli import cascade, common, completion, evaluate, inspect, optimize, search
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 for command in (
     optimize.optimize, inspect.analyze, inspect.targets, inspect.passes, evaluate.check, evaluate.audit, evaluate.compare,
-    search.search, optimize.compile, inspect.show, inspect.profile, inspect.doctor, optimize.demo, completion.completion,
+    search.search, cascade.cascade, optimize.compile, inspect.show, inspect.profile, inspect.doctor, optimize.demo,
+    completion.completion,
 ):  # fmt: skip
     app.command()(common.with_common_options(command))
 app.command(

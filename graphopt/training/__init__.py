@@ -15,6 +15,7 @@ pruning.py      weights and channels that become weak while the network learns
 sharing.py      values that weights share
 quantization/   quantization-aware training
 choices/        networks that share their weights, trained at once
+exits.py        answers that a network gives on the way
 distillation/   learning from another network
 checkpoint.py   the file of an interrupted training
 report.py       what a training did

@@ -17,6 +17,7 @@ from pathlib import Path
 from graphopt.artifacts.artifact import Artifact
 from graphopt.artifacts.manifest import read_manifest
 from graphopt.artifacts.opening import opened
+from graphopt.artifacts.staged import StagedArtifact, is_staged
 from graphopt.evaluation.compliance.model import Model, Source
 from graphopt.evaluation.compliance.rules import RULES
 from graphopt.evaluation.compliance.simulated import SIMULATED_RULES
@@ -42,10 +43,20 @@ def check(model: Source | Graph, target: str | Target) -> list[Violation]:
         InputError: there is no such file, or it is no ONNX model.
     """
     chosen = find(target)
+    if (stages := _stages(model)) is not None:
+        return [violation for stage in stages for violation in check(stage, chosen)]
     if (graph := _graph(model)) is not None:
         return [violation for rule in SIMULATED_RULES for violation in rule(graph, chosen)]
     found = Model.read(model)
     return [violation for rule in RULES for violation in rule(found, chosen)]
+
+
+def _stages(model: Source | Graph) -> list[Artifact] | None:
+    """Those of an artifact that has some."""
+    if isinstance(model, (str, Path)) and (Path(model) / MANIFEST).is_file():
+        manifest = read_manifest(model)
+        model = opened(Path(model), manifest) if is_staged(manifest) else model
+    return model.stages if isinstance(model, StagedArtifact) else None
 
 
 def _graph(model: Source | Graph) -> Graph | None:

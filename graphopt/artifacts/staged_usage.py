@@ -1,0 +1,71 @@
+"""What `usage()` says of an artifact of stages: a function for each stage, and ten lines that decide between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from graphopt.artifacts.usage import Calls
+from graphopt.policies import Network, Policy
+from graphopt.utils.errors import InputError
+from graphopt.utils.files import MANIFEST
+
+SURE = {  # from the probabilities p of one sample
+    "softmax": ["    sure = p.max()"],
+    "entropy": ["    sure = 1 + (p * np.log(np.maximum(p, np.finfo(np.float64).tiny))).sum() / np.log(len(p))"],
+    "margin": ["    sure = np.sort(p)[-1] - np.sort(p)[-2]"],
+}
+
+
+def calls(each: Sequence[Calls], folders: Sequence[str], network: Network, policy: Policy) -> Calls:
+    """How all stages are opened and called, one sample at a time.
+
+    Args:
+        each: of the stages. folders: where their files lie, below the artifact's.
+
+    Raises:
+        InputError: confidence is a function, or counts what earlier stages said.
+    """
+    if not isinstance(policy.confidence, str) or policy.confidence not in SURE:
+        raise InputError(
+            f"usage() knows the confidences {', '.join(SURE)}; artifacts of others are called through graphopt.load"
+        )
+    batch = next((c.batch for c in each if c.batch is not None), None)
+    if batch not in (None, 1):
+        raise InputError(f"a stage computes {batch} samples at once; the program of usage() decides about one")
+    opened = ["root = folder"]
+    for number, (stage, where) in enumerate(zip(each, folders, strict=True)):
+        opened += _function(number, stage, where)
+    temperatures = list(policy.temperatures or [1.0] * policy.stages)
+    run = [
+        f"stages = [{', '.join(f'stage_{n}()' for n in range(len(each)))}]",
+        f"reads = {[list(sources) for sources in network.reads]!r}",
+        f"thresholds, temperatures = {list(policy.thresholds)!r}, {temperatures!r}",
+        "held = {(-1, number): array for number, array in enumerate(inputs)}",
+        "for number, run in enumerate(stages):",
+        "    outputs = run([held[source] for source in reads[number]])",
+        "    held.update({(number, place): array for place, array in enumerate(outputs)})",
+        "    powers = outputs[0][0].astype(np.float64) / temperatures[number]",
+        "    p = np.exp(powers - powers.max())",
+        "    p /= p.sum()",
+        *SURE[policy.confidence],
+        "    if number == len(thresholds) or thresholds[number] is not None and sure >= thresholds[number]:",
+        "        break",
+        f"outputs = outputs[:{network.answers}]",
+        'print("answered by stage", number)',
+    ]
+    return Calls(
+        imports=list(dict.fromkeys(line for stage in each for line in stage.imports)),
+        first=list(dict.fromkeys(line for stage in each for line in stage.first if line)),
+        open=opened,
+        run=run,
+        labels=f'json.load(open(os.path.join(root, {MANIFEST!a}), encoding="utf-8"))["labels"]',
+        batch=batch,
+    )
+
+
+def _function(number: int, stage: Calls, where: str) -> list[str]:
+    """A function that opens a stage and returns what runs it."""
+    body = [f"folder = os.path.join(root, {where!a})", *stage.open, "def run(inputs):"]
+    inner = [*stage.run, "return outputs"]
+    lines = [f"    {line}" for line in body] + [f"        {line}" for line in inner] + ["    return run"]
+    return ["", f"def stage_{number}():", *lines, ""]
