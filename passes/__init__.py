@@ -32,6 +32,7 @@ _ROOMS = {
         "CP", "SVD", "BlockTerm", "ChannelWise", "DepthwiseSeparable", "Factorize", "Separable", "StackedKernels", "TensorTrain",
         "Tucker",
     ),
+    "hashing": ("BinaryCodes",),
     "pruning": ("Prune", "RemoveBlocks"),
     "quantization": ("MixedPrecision", "Quantize", "QuantizeWeights", "RefineRanges"),
     "rounding": ("CorrectBias", "LearnRounding", "MinimizeBits"),
