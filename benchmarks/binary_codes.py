@@ -9,7 +9,7 @@ test images, or 6,500 sentences, for 500 others, which nothing was chosen on. Se
 `recall@10` is the share of the 10 nearest by features (Euclidean; cosine for sentences) that are among the 10 nearest by codes;
 `10 of 100` that among the 100 nearest. `class mAP` is the mean average precision of a ranking by codes, where an image of the
 same class is right: what Gong and Lazebnik measure. `learned` trains the projection for 10 epochs to keep neighbours
-(`LearnCodes`), `learned with the network` all of ResNet-56 for `--network-epochs`, from ITQ with whitening=0.5; the neighbours are
+(`LearnCodes`), `learned with the network` all of ResNet-56 for `--network-epochs`, from ITQ with whitening=0.5; neighbours are
 those by the features before. Times: medians of rounds in turn, one query at a call and all 500 at once. For times alone, entries
 are drawn around the real ones, as many as a row says. `--features` keeps features in a file, or takes them from there.
 """

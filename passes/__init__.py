@@ -27,6 +27,7 @@ GROUP = "graphopt.passes"
 _ROOMS = {
     "cleanup": ("DecomposeActivations", "FoldBatchNorm", "FoldConstantChannels", "ReestimateBatchNorm", "Simplify"),
     "elastic": ("Elastic",),
+    "embeddings": ("ReplaceEmbedding",),
     "equalization": ("AbsorbHighBias", "EqualizeChannels"),
     "factorization": (
         "CP", "SVD", "BlockTerm", "ChannelWise", "DepthwiseSeparable", "Factorize", "Separable", "StackedKernels", "TensorTrain",
