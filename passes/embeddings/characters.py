@@ -4,8 +4,8 @@
     f = max over places of relu(conv_w(embedding(x)))       for kernels of 1 to 5 characters, [filters]
     E = W2 relu(W1 f + b1) + b2
 
-The network is trained on the rows of the table, weighted by how often a token occurs (distillation; no other data). Tokens that are
-written alike share what they have in common, rare ones with frequent ones.
+The network is trained on the rows of the table, weighted by how often a token occurs (distillation; no other data). Tokens that
+are written alike share what they have in common, rare ones with frequent ones.
 
 Paper:  Kim et al. 2016, "Character-Aware Neural Language Models", section 2.2, with two dense layers in place of the highway.
 """
@@ -48,7 +48,9 @@ class Characters(Replacement):
     @classmethod
     def fit(cls, wanted: Wanted) -> Self:
         if wanted.tokens is None:
-            raise InputError("'characters' needs the text of each token: tokens=tokenizer.convert_ids_to_tokens(range(...))")
+            raise InputError(
+                "'characters' needs the text of each token: tokens=tokenizer.convert_ids_to_tokens(range(...))"
+            )
         if len(wanted.tokens) != wanted.vocabulary:
             raise InputError(f"tokens has {len(wanted.tokens)} texts, the table has {wanted.vocabulary} rows")
         places = spelled(wanted.tokens)
@@ -114,9 +116,9 @@ def _largest(wanted: Wanted, letters: int, fixed: int) -> int:
 
 def _started(wanted: Wanted, letters: int, unit: int) -> dict[str, Tensor]:
     found = {}
-    for name, shape in _shapes(wanted, letters, unit).items():
-        inputs = torch.Size(shape[1:]).numel()
-        found[name] = torch.randn(shape) * (2 / inputs) ** 0.5 if len(shape) > 1 else torch.zeros(shape)
+    for name, sizes in _shapes(wanted, letters, unit).items():
+        inputs = torch.Size(sizes[1:]).numel()
+        found[name] = torch.randn(sizes) * (2 / inputs) ** 0.5 if len(sizes) > 1 else torch.zeros(sizes)
     found["letters"] = torch.randn(letters, CHANNELS)
     found["letters"][0] = 0
     found["weight2"] *= float(wanted.table.std())

@@ -113,7 +113,8 @@ def _importance(table: Tensor, rows: Tensor) -> Tensor:
     gram = rows @ rows.transpose(1, 2)
     ridge = 1e-9 * gram.diagonal(dim1=1, dim2=2).mean(1).clamp(min=TINY)
     gram = gram + ridge[:, None, None] * torch.eye(HASHES, dtype=gram.dtype)
-    return torch.linalg.solve(gram, (rows @ table[:, :, None]))[..., 0]
+    found: Tensor = torch.linalg.solve(gram, (rows @ table[:, :, None]))[..., 0]
+    return found
 
 
 def _shared(wanted: Wanted, chosen: Tensor, importance: Tensor, start: Tensor) -> Tensor:

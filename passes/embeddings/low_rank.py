@@ -3,11 +3,11 @@
     svd      E = A B + m             A: [vocabulary, r]   B: [r, width]   m: [width], the mean row
     blocks   E = A_k B_k + m         one pair for each block of tokens, of a rank of its own, in order of frequency
 
-The nearest in squares weighted by row: B are the first right singular vectors of the weighted rows, A the coordinates of each row.
-Of blocks, ranks are given out one by one to whichever block loses most by not having it, for its bytes.
+The nearest in squares weighted by row: B are the first right singular vectors of the weighted rows, A the coordinates of each
+row. Of blocks, ranks are given out one by one to whichever block loses most by not having it, for its bytes.
 
-Papers: Lan et al. 2020, "ALBERT", section 3.1, for the shape; Chen et al. 2018, "GroupReduce: Block-Wise Low-Rank Approximation for
-        Neural Language Model Shrinking", for blocks by frequency.
+Papers: Lan et al. 2020, "ALBERT", section 3.1, for the shape; Chen et al. 2018, "GroupReduce: Block-Wise Low-Rank Approximation
+        for Neural Language Model Shrinking", for blocks by frequency.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class LowRank(Replacement):
 
 @dataclass(frozen=True)
 class Blocks(Replacement):
-    """`blocks`. order: the place of each token by frequency, int32 [vocabulary]. ends: of blocks, places. coordinates: of each block
-    [tokens + 1, r], the first row zero, for tokens of other blocks. directions: [width, r]."""
+    """`blocks`. order: the place of each token by frequency, int32 [vocabulary]. ends: of blocks, places. coordinates: of each
+    block [tokens + 1, r], the first row zero, for tokens of other blocks. directions: [width, r]."""
 
     name: ClassVar[str] = "blocks"
 
@@ -84,11 +84,17 @@ class Blocks(Replacement):
         masses = [float(part.mean()) for part in _split(wanted.weights[places], ends)]
         bases = [_principal(part, torch.ones(len(part), dtype=part.dtype)) for part in rows]
         left = wanted.bytes - 4 * (wanted.vocabulary + wanted.width)
-        ranks = _ranks([mass * gains for mass, (_, gains) in zip(masses, bases, strict=True)], list(map(len, rows)), wanted, left)
+        ranks = _ranks(
+            [mass * gains for mass, (_, gains) in zip(masses, bases, strict=True)], list(map(len, rows)), wanted, left
+        )
         kept = [basis[:, :rank] for (basis, _), rank in zip(bases, ranks, strict=True)]
         coordinates = [torch.cat([part.new_zeros(1, k.shape[1]), part @ k]) for part, k in zip(rows, kept, strict=True)]
         return cls(
-            order.int(), ends, tuple(c.float() for c in coordinates), tuple(k.float().contiguous() for k in kept), mean.float()
+            order.int(),
+            ends,
+            tuple(c.float() for c in coordinates),
+            tuple(k.float().contiguous() for k in kept),
+            mean.float(),
         )
 
     def parts(self) -> Mapping[str, Tensor]:

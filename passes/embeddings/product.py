@@ -5,8 +5,8 @@
 Each codebook is found by k-means over one piece of all rows, weighted by how often a token occurs, from rows drawn with these
 weights; the number of pieces g is the largest that divides the width and keeps the size. A token takes g bytes.
 
-Papers: Jegou et al. 2011, "Product Quantization for Nearest Neighbor Search", section II; Stock et al. 2020, "And the Bit Goes Down",
-        for weights of networks.
+Papers: Jegou et al. 2011, "Product Quantization for Nearest Neighbor Search", section II; Stock et al. 2020, "And the Bit Goes
+        Down", for weights of networks.
 """
 
 from __future__ import annotations
