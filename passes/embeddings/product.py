@@ -85,6 +85,5 @@ def k_means(rows: Tensor, weights: Tensor, count: int, generator: torch.Generato
 def _nearest(rows: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     """Squared distance to the nearest centre, and which that is."""
     narrow, middle = rows.float(), centres.float()
-    apart = middle.square().sum(1) - 2 * narrow @ middle.T
-    smallest, which = apart.min(1)
+    smallest, which = torch.addmm(middle.square().sum(1), narrow, middle.T, alpha=-2).min(1)  # less |row|^2
     return (smallest + narrow.square().sum(1)).clamp(min=0).to(rows.dtype), which
