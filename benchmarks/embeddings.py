@@ -70,7 +70,7 @@ class Bench:
             return
         yield head | self.figures(graph)
         if train:
-            self.train(graph)
+            self.train(graph, "word_embeddings", 1e-3)
             yield head | {"method": f"{method}, trained"} | self.figures(graph)
 
     def figures(self, graph: Graph) -> dict[str, Any]:
@@ -101,13 +101,14 @@ class Bench:
         words = norm.args[0].args[0].args[0]  # ((words + types) + places)
         return Executor(graph).run([words], [ids[None], torch.ones_like(ids)[None]])[words][0]
 
-    def train(self, graph: Graph) -> None:
+    def train(self, graph: Graph, part: str, rate: float) -> None:
+        """Parameters with this in their name, for an epoch."""
         for name, parameter in graph.module.named_parameters():
-            parameter.requires_grad_("word_embeddings" in name)
+            parameter.requires_grad_(part in name)
         order = np.random.default_rng(0).permutation(len(self.data))
         with torch.no_grad():
             data = [(list(self.data[n].values()), self.model(**self.data[n])) for n in order]
-        graphopt.train(graph, data, loss="mse", epochs=1, rate=1e-3, decay=0.0, warmup=0.05)
+        graphopt.train(graph, data, loss="mse", epochs=1, rate=rate, decay=0.0, warmup=0.05)
 
 
 def main() -> None:

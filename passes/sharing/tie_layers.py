@@ -2,9 +2,9 @@
 
     encoder.layer.0 ... encoder.layer.11   ->   12 calls of one set of weights (keep=1), or of several, each for a run of layers
 
-What repeats is found by name: parameters that differ in one number alone, of equal shapes, for the same rest of the name. Each run
-of layers takes the weights of one of its members, or their mean: with data whichever changes the output least, the runs before it
-being tied already; without, those of the member in the middle. Nothing is computed less; a file, and what trains, is smaller.
+What repeats is found by name: parameters that differ in one number alone, of equal shapes, for the same rest of the name. Each
+run of layers takes the weights of one of its members, or their mean: with data whichever changes the output least when those
+before it are tied already; without, those of the member in the middle. Nothing is computed less; a file, and what trains, is smaller.
 Without training much is lost: `graphopt.train(graph, data, compress=[Response(model)])` trains the shared weights, gradients of
 all calls together.
 
