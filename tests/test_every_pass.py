@@ -27,7 +27,7 @@ from graphopt.passes.quantization import MixedPrecision, Quantize
 from graphopt.passes.quantization.quantize_weights import QuantizeWeights
 from graphopt.passes.quantization.refine_ranges import RefineRanges
 from graphopt.passes.rounding.correct_bias import CorrectBias
-from graphopt.passes.sharing import ShareWeights
+from graphopt.passes.sharing import ShareWeights, TieLayers
 from graphopt.passes.sparsity import BakeMasks, Sparsify
 from graphopt.targets import find
 
@@ -39,6 +39,7 @@ PASSES: list[Any] = [
     MixedPrecision(find("x86"), [[images(2)]], average_bits=5.0, choices=(4, 8), estimator="minmax"),
     Sparsify(0.5), Sparsify(0.5, criterion="obd", data=[[images(2)]], loss=lambda y, _: y.sum(), scope="global"), BakeMasks(),
     ShareWeights(3), ShareWeights(4, values="uniform", data=[[images(8)]]), BinaryCodes(8, [[images(8)]], method="random"),
+    TieLayers(), TieLayers(data=[[images(8)]]),
 ]  # fmt: skip
 
 GIVE_NO_FEATURES = ("upsampling", "shuffling")  # but images; refused

@@ -4,9 +4,9 @@
 
 What repeats is found by name: parameters that differ in one number alone, of equal shapes, for the same rest of the name. Each
 run of layers takes the weights of one of its members, or their mean: with data whichever changes the output least when those
-before it are tied already; without, those of the member in the middle. Nothing is computed less; a file, and what trains, is smaller.
-Without training much is lost: `graphopt.train(graph, data, compress=[Response(model)])` trains the shared weights, gradients of
-all calls together.
+before it are tied already; without, those of the member in the middle. Nothing is computed less; a file, and what trains, is
+smaller. Without training much is lost: `graphopt.train(graph, data, compress=[Response(model)])` trains the shared weights,
+gradients of all calls together.
 
 Needs:  parameters of equal shapes. Statistics of batch norms stay each layer's own; measure them anew (`ReestimateBatchNorm`).
 Papers: Lan et al. 2020, "ALBERT", section 3.1; Dehghani et al. 2019, "Universal Transformers".
