@@ -23,10 +23,10 @@ from typing_extensions import Self
 from graphopt.ir.ops import aten
 from graphopt.passes.embeddings.replacement import Build, Replacement, Wanted
 
-TURNS = 12
+TURNS = 8
 PRIME = 2**31 - 1  # of hashes (a i + b) mod PRIME mod m; ids and a are smaller, so that products fit 64 bits
 HASHES = 2
-SOLVED = 40  # steps of conjugate gradients at most
+SOLVED = 15  # steps of conjugate gradients at most
 TINY = 1e-12
 
 
