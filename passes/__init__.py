@@ -27,16 +27,18 @@ GROUP = "graphopt.passes"
 _ROOMS = {
     "cleanup": ("DecomposeActivations", "FoldBatchNorm", "FoldConstantChannels", "ReestimateBatchNorm", "Simplify"),
     "elastic": ("Elastic",),
+    "embeddings": ("ReplaceEmbedding",),
     "equalization": ("AbsorbHighBias", "EqualizeChannels"),
     "exits": ("AddExits",),
     "factorization": (
         "CP", "SVD", "BlockTerm", "ChannelWise", "DepthwiseSeparable", "Factorize", "Separable", "StackedKernels", "TensorTrain",
         "Tucker",
     ),
+    "hashing": ("BinaryCodes",),
     "pruning": ("Prune", "RemoveBlocks"),
     "quantization": ("MixedPrecision", "Quantize", "QuantizeWeights", "RefineRanges"),
     "rounding": ("CorrectBias", "LearnRounding", "MinimizeBits"),
-    "sharing": ("ShareWeights",),
+    "sharing": ("ShareWeights", "TieLayers"),
     "sparsity": ("BakeMasks", "Sparsify"),
 }  # fmt: skip
 _HOME = {name: room for room, passes in _ROOMS.items() for name in passes}

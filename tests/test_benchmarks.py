@@ -8,7 +8,18 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 # What need not be installed where the tests run.
-OTHERS = {"tensorly", "pyopencl", "openvino", "nncf", "torch_pruning", "timm", "torchvision", "transformers", "tvm"}
+OTHERS = {
+    "tensorly",
+    "pyopencl",
+    "openvino",
+    "nncf",
+    "torch_pruning",
+    "timm",
+    "torchvision",
+    "transformers",
+    "tvm",
+    "faiss",
+}
 IMPORT_ALL = """
 import importlib, sys
 sys.path.insert(0, sys.argv[1])

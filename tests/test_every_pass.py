@@ -22,11 +22,12 @@ from graphopt.passes.cleanup.reestimate_batchnorm import ReestimateBatchNorm
 from graphopt.passes.cleanup.simplify import Simplify
 from graphopt.passes.equalization.absorb_bias import AbsorbHighBias
 from graphopt.passes.equalization.equalize_channels import EqualizeChannels
+from graphopt.passes.hashing import BinaryCodes
 from graphopt.passes.quantization import MixedPrecision, Quantize
 from graphopt.passes.quantization.quantize_weights import QuantizeWeights
 from graphopt.passes.quantization.refine_ranges import RefineRanges
 from graphopt.passes.rounding.correct_bias import CorrectBias
-from graphopt.passes.sharing import ShareWeights
+from graphopt.passes.sharing import ShareWeights, TieLayers
 from graphopt.passes.sparsity import BakeMasks, Sparsify
 from graphopt.targets import find
 
@@ -37,8 +38,11 @@ PASSES: list[Any] = [
     QuantizeWeights(), CorrectBias(), RefineRanges([[images(4)]]),
     MixedPrecision(find("x86"), [[images(2)]], average_bits=5.0, choices=(4, 8), estimator="minmax"),
     Sparsify(0.5), Sparsify(0.5, criterion="obd", data=[[images(2)]], loss=lambda y, _: y.sum(), scope="global"), BakeMasks(),
-    ShareWeights(3), ShareWeights(4, values="uniform", data=[[images(8)]]),
+    ShareWeights(3), ShareWeights(4, values="uniform", data=[[images(8)]]), BinaryCodes(8, [[images(8)]], method="random"),
+    TieLayers(), TieLayers(data=[[images(8)]]),
 ]  # fmt: skip
+
+GIVE_NO_FEATURES = ("upsampling", "shuffling")  # but images; refused
 
 
 @cache
@@ -64,6 +68,7 @@ def pairs() -> list[Any]:
         pytest.param(name, transform, (i + j) % 2 == 1, id=f"{name}-{type(transform).__name__}")
         for i, name in enumerate(MODELS)
         for j, transform in enumerate(PASSES)
+        if not (isinstance(transform, BinaryCodes) and name in GIVE_NO_FEATURES)
     ]
 
 

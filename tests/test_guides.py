@@ -123,6 +123,8 @@ def prepared(page: str, space: dict[str, Any], monkeypatch: pytest.MonkeyPatch) 
         run([graphopt.passes.Simplify(), graphopt.passes.FoldBatchNorm()], graph)
         space |= {"target": target, "graph": graph, "batches": Calibration(space["images"], graph)}
         space |= {"run": run, "LearnRounding": LearnRounding}
+    if page == "search-by-codes":
+        space["images"] = torch.rand(300, 3, 16, 16)
     if page in ("factorize", "prune"):
         space["images"] = space["images"][:4, :, :8, :8]  # what takes long grows with them
     if page in ("sparsify", "factorize", "prune"):

@@ -14,6 +14,8 @@ FLOORS = {  # of the rooms in graphopt/; rooms of one floor do not know each oth
     "ir": 4,
     "frontend": 5, "execution": 5, "spaces": 5,
     "analysis": 6, "data": 6, "policies": 6, "searching": 6,
+    "frontend": 5, "execution": 5, "spaces": 5, "retrieval": 5,
+    "analysis": 6, "data": 6, "searching": 6,
     "fitting": 7, "passmanager": 7,
     "lowering": 8, "training": 8,
     "artifacts": 9, "supernets": 9,

@@ -69,13 +69,17 @@ def judge(
     """
     original = candidate.original
     reference, results = outputs(original), candidate.answers(*original.example.args, **original.example.kwargs)
-    report.steps.append(_lowered(candidate.deployed, measures.sqnr(reference, results)))
+    comparable = measures.same_form(reference, results)
+    report.steps.append(_lowered(candidate.deployed, measures.sqnr(reference, results) if comparable else None))
     report.integer_macs, report.weight_only_macs = audit.share, audit.weight_only_shares
     report.float16_macs, report.float_operators = audit.float16_share, audit.floating
     if (floating := few_in_integer(audit, quantized=_rounds_values(candidate.graph))) is not None:
         report.warnings.append(floating)
     if audit.saturating:
         report.warnings.append(saturating(audit.saturating))
+    if not comparable:
+        report.missing["agreement"] = "a pass has put something else in the place of the original's outputs"
+        return
     fidelity = Fidelity(_floating_names(original, reference))
     if data.synthetic or data.one_shot:
         report.missing["agreement"] = (
@@ -94,7 +98,7 @@ def judge(
     _say(report, fidelity, next(iter(data)), candidate.graph, where, far=far)
 
 
-def _lowered(deployed: Graph, sqnr_db: float) -> Step:
+def _lowered(deployed: Graph, sqnr_db: float | None) -> Step:
     """The last line of a report's steps: the graph as it is stored."""
     weights = measures.weight_bytes(deployed)
     return Step("(lowered)", {}, [], 0.0, measures.parameters(deployed), measures.macs(deployed), weights, sqnr_db)

@@ -26,6 +26,7 @@ masks.py            sparsity masks
 choices.py          parts that can be had in several ways, all live in one graph
 constants.py        calls that only constants lead to, computed once
 float16.py          values in 16-bit floats
+packed_bits.py      bits packed into bytes at an output
 checkpoint.py       the captured model's own checkpoint
 equal_calls.py      calls that compute the same
 linears.py          products with constant matrices as linear layers

@@ -150,6 +150,15 @@ def _sizes(node: Any) -> list[int]:
 # ---- Fidelity -------------------------------------------------------------------------------------------------------
 
 
+def same_form(reference: Any, value: Any) -> bool:
+    """Whether two answers have outputs of the same shapes and types, so that they can be compared. They have not where a pass has
+    put something else in the place of an output, such as codes in that of features."""
+    ours, theirs = tensors(reference), tensors(value)
+    return len(ours) == len(theirs) and all(
+        r.shape == v.shape and r.is_floating_point() == v.is_floating_point() for r, v in zip(ours, theirs, strict=True)
+    )
+
+
 def sqnr(reference: Any, value: Any) -> float:
     """Signal-to-quantization-noise ratio in decibels, of the worst floating-point output where there are several.
 

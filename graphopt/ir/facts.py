@@ -94,3 +94,5 @@ BIAS_CORRECTED = declare("bias_corrected", bool, "rounded weight")
 ROUNDING_LEARNED = declare("rounding_learned", bool, "rounded weight")
 # Of a quantizer: its scale is where the network answers best.
 REFINED = declare("refined", bool, "scale")
+# Of a constant: part of what stands in the place of an embedding table.
+EMBEDDING_PART = declare("embedding_part", bool)

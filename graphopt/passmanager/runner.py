@@ -136,7 +136,7 @@ def _step(
         parameters=cost.parameters(graph),
         macs=cost.macs(graph),
         weight_bytes=cost.weight_bytes(graph),
-        sqnr_db=cost.sqnr(reference, now) if reference else None,
+        sqnr_db=cost.sqnr(reference, now) if reference and cost.same_form(reference, now) else None,
     )
 
 

@@ -11,8 +11,8 @@ from typing import Any
 class Step:
     """One pass: its name, its options as plain data, its changes as (site, what), and the graph after it.
 
-    `sqnr_db` compares the outputs on the example with those of the float original; None where that was not done. `short` tells
-    what was asked for and is out of reach.
+    `sqnr_db` compares the outputs on the example with those of the float original; None where that was not done, or cannot be, as
+    with codes in the place of features. `short` tells what was asked for and is out of reach.
     """
 
     name: str

@@ -13,6 +13,7 @@ processes.py    several of them, under torchrun
 compression.py  what learns beside the weights
 pruning.py      weights and channels that become weak while the network learns
 sharing.py      values that weights share
+hashing.py      binary codes that keep neighbours
 quantization/   quantization-aware training
 choices/        networks that share their weights, trained at once
 exits.py        answers that a network gives on the way
@@ -23,6 +24,7 @@ report.py       what a training did
 
 from graphopt.training.compression import Compression, Run
 from graphopt.training.distillation import Distill, Response
+from graphopt.training.hashing import LearnCodes
 from graphopt.training.judges import Unseen
 from graphopt.training.options import Options
 from graphopt.training.quantization import DampenOscillations, FreezeOscillations, QuantizationAware
@@ -35,6 +37,7 @@ __all__ = [
     "DampenOscillations",
     "Distill",
     "FreezeOscillations",
+    "LearnCodes",
     "Options",
     "QuantizationAware",
     "Response",

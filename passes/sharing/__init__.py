@@ -1,6 +1,7 @@
-"""Weights of a layer that share a few values, so that a file holds small codes in place of numbers.
+"""Weights of a layer that share a few values, so that a file holds small codes in place of numbers; layers that share weights.
 
-share_weights.py   the pass
+share_weights.py   `ShareWeights`
+tie_layers.py      `TieLayers`
 sites.py           weights that can share values
 tables.py          the values
 indices.py         which value each weight has, chosen on data
@@ -8,5 +9,6 @@ budget.py          how many values each layer has, for a size
 """
 
 from graphopt.passes.sharing.share_weights import ShareWeights
+from graphopt.passes.sharing.tie_layers import TieLayers
 
-__all__ = ["ShareWeights"]
+__all__ = ["ShareWeights", "TieLayers"]
