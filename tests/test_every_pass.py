@@ -13,8 +13,9 @@ from rewriting import apply, assert_close, randomised
 from small_models import MODELS
 from torch import Tensor, nn
 
-from graphopt.formats import BlockFloat, LogFormat
+from graphopt.formats import Binary, BlockFloat, LogFormat, Ternary
 from graphopt.ir.graph import Graph
+from graphopt.passes.binary import Binarize, BlockShortcuts
 from graphopt.passes.cleanup.decompose_activations import DecomposeActivations
 from graphopt.passes.cleanup.fold_batchnorm import FoldBatchNorm
 from graphopt.passes.cleanup.fold_constant_channels import FoldConstantChannels
@@ -37,6 +38,7 @@ PASSES: list[Any] = [
     QuantizeWeights(), CorrectBias(), RefineRanges([[images(4)]]),
     MixedPrecision(find("x86"), [[images(2)]], average_bits=5.0, choices=(4, 8), estimator="minmax"),
     Sparsify(0.5), Sparsify(0.5, criterion="obd", data=[[images(2)]], loss=lambda y, _: y.sum(), scope="global"), BakeMasks(),
+    Binarize(), Binarize(Ternary(), activations=Binary(), calibration=[[images(2)]], first=True, last=True), BlockShortcuts(),
     ShareWeights(3), ShareWeights(4, values="uniform", data=[[images(8)]]),
 ]  # fmt: skip
 

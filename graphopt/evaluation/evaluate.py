@@ -26,7 +26,7 @@ from graphopt.ir import cost as measures
 from graphopt.ir.batches import count as samples_of
 from graphopt.ir.calls import operand
 from graphopt.ir.graph import Graph
-from graphopt.ir.quantizers import is_uniform, quantizers
+from graphopt.ir.quantizers import is_signs, is_uniform, quantizers
 from graphopt.ir.structure import tensors
 from graphopt.passmanager.runner import outputs
 from graphopt.passmanager.step import Step
@@ -125,7 +125,9 @@ def _compare_with_original(report: Report, fidelity: Fidelity, candidate: Candid
 
 def _rounds_values(graph: Graph) -> bool:
     """Whether a value is rounded to what integer kernels read, so that layers behind it were meant to run in them."""
-    return any(is_uniform(node) and not graph.is_constant(operand(node)) for node in quantizers(graph))
+    return any(
+        (is_uniform(node) or is_signs(node)) and not graph.is_constant(operand(node)) for node in quantizers(graph)
+    )
 
 
 def saturating(layers: list[str]) -> str:
