@@ -187,8 +187,8 @@ def twn_threshold(size: Tensor, weight: Tensor) -> Tensor:
 def least_error_threshold(size: Tensor, sides: Sequence[Tensor]) -> Tensor:
     """Of each row of |x| the threshold with the least weighted squared error, [channels].
 
-    With the k largest beyond it and their mean as the scale, the error is sum w x^2 - (sum w x over them)^2 / sum w over them: the
-    largest last term of all k is the best. The threshold lies between the least that is beyond it and the next.
+    With the k largest beyond it and their mean as the scale, the error is sum w x^2 - (sum w x over them)^2 / sum w over them:
+    the largest last term of all k is the best. The threshold lies between the least that is beyond it and the next.
 
     Args:
         sides: the weights of the elements that have one scale, for each scale; 0 for others.

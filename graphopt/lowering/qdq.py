@@ -3,7 +3,7 @@
     fake_quantize(weight)   ->  dequantize(codes)                 codes stored as int8 (int32 for biases)
                             ->  dequantize_blocks(codes)          each block has a scale: packed, see `graphopt.formats.blocks`
     fake_quantize(value)    ->  dequantize(quantize(value))
-    fake_quantize(relu(v))  ->  dequantize(quantize(v))           where the grid's own ends clip as the activation does
+    fake_quantize(relu(v))  ->  dequantize(quantize(v))           where the grid's own ends clip as the activation does, to a code
 
 Signs times a scale (`graphopt.formats.signs`) are whole multiples of it: -1, 0 and 1, or what two scales make of them.
 
@@ -33,6 +33,7 @@ But for values in such formats, both forms compute the same. Backends call this 
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -233,8 +234,8 @@ def _quantize_value(graph: Graph, node: Node, *, unsigned: bool) -> None:
     grid = QuantizationParameters(float(scale), int(zero_point), quant_min, quant_max, dtype)
     source = operand(node)
     if family(source) == "channel_clamp" and len(source.users) == 1:
-        inner = _without_implied_clip(source.args[0], grid)  # type: ignore[arg-type]
-        if inner is not source.args[0]:
+        inner, ends = _without_clip(source.args[0], grid)  # type: ignore[arg-type]
+        if inner is not source.args[0] and ends == (grid.quant_min, grid.quant_max):
             graph.replace(
                 node,
                 _clip_channels(
@@ -242,11 +243,17 @@ def _quantize_value(graph: Graph, node: Node, *, unsigned: bool) -> None:
                 ),
             )
             return
-    graph.replace(node, _round_trip(graph, _without_implied_clip(source, grid), grid, before=node))
+    inner, ends = _without_clip(source, grid)
+    graph.replace(node, _round_trip(graph, inner, grid, before=node, ends=ends))
 
 
-def _round_trip(graph: Graph, value: Node, grid: QuantizationParameters, *, before: Node) -> Node:
-    codes = graph.call(Q.quantize_per_tensor.default, value, *grid, before=before)
+def _round_trip(
+    graph: Graph, value: Node, grid: QuantizationParameters, *, before: Node, ends: tuple[int, int] | None = None
+) -> Node:
+    """`ends`: the first and last code there are, where the grid has more."""
+    low, high = ends or (grid.quant_min, grid.quant_max)
+    narrow = grid._replace(quant_min=low, quant_max=high)
+    codes = graph.call(Q.quantize_per_tensor.default, value, *narrow, before=before)
     return graph.call(Q.dequantize_per_tensor.default, codes, *grid, before=before)
 
 
@@ -274,17 +281,20 @@ def _is_shifted(bias: Node | None) -> bool:
     return bias is not None and bias.target is aten.sub.Tensor
 
 
-def _without_implied_clip(source: Node, grid: QuantizationParameters) -> Node:
-    """Skip a relu or clamp whose ends the grid's own clipping reproduces: the end's code is the grid's last, or beyond."""
-    ends = clip_of(source)
-    if ends is None or len(source.users) != 1:
-        return source
-    low, high = ends
+def _without_clip(source: Node, grid: QuantizationParameters) -> tuple[Node, tuple[int, int]]:
+    """Skip a relu or clamp whose ends the grid's clipping reproduces: the code of each is the grid's last, or beyond, or the one
+    before it, which is then the last there is (a clip to [-1, 1] on 256 codes around 128). The first and last code that are left.
+    """
+    whole = (grid.quant_min, grid.quant_max)
+    clip = clip_of(source)
+    if clip is None or len(source.users) != 1:
+        return source, whole
     scale = torch.tensor(grid.scale)
 
-    def code(end: float) -> int:
-        return round(float(torch.tensor(end) / scale)) + grid.zero_point
+    def code(end: float) -> float:
+        return end if math.isinf(end) else round(float(torch.tensor(end) / scale)) + grid.zero_point
 
-    below = low == -float("inf") or code(low) <= grid.quant_min
-    above = high == float("inf") or code(high) >= grid.quant_max
-    return operand(source) if below and above else source
+    low, high = (int(min(max(code(end), whole[0]), whole[1])) for end in clip)
+    if low > whole[0] + 1 or high < whole[1] - 1:
+        return source, whole
+    return operand(source), (low, high)

@@ -7,8 +7,8 @@
     [Quantize(target, data), Binarize(activations=Binary(), calibration=data)]   one bit each
 
 The input is rounded in front of the layer alone: sums and shortcuts around it read what they read before, in 8 bits behind
-`Quantize`, in float without it. Zeros around an image stay zeros. The bias of a layer that is integer moves to the grid of its new
-sums. What is left is not accurate until it is trained, with one of `graphopt.training.QuantizationAware`'s methods for signs.
+`Quantize`, in float without it. Zeros around an image stay zeros. The bias of a layer that is integer moves to the grid of its
+new sums. What is left is not accurate until it is trained, with one of `graphopt.training.QuantizationAware`'s methods for signs.
 
 The first and the last layer stay as they are, and so do 1x1 convolutions with a stride, which shortcuts have (Rastegari et al.
 2016, section 4; Liu et al. 2018); options change that.

@@ -28,20 +28,23 @@ from graphopt.execution.norm_statistics import ChannelMoments, by_batch
 from graphopt.execution.observers import observe
 from graphopt.execution.reference import reference_of
 from graphopt.formats import SMALLEST_CHANNEL_SCALE, quantize
+from graphopt.formats.signs import multiples
 from graphopt.ir.batches import first
-from graphopt.ir.calls import operand
+from graphopt.ir.calls import operand, value
 from graphopt.ir.facts import ALWAYS_EVAL, FLOAT_REFERENCE, MOMENTS
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import BIAS, Layer
 from graphopt.ir.masks import mask_of, unmasked
 from graphopt.ir.ops import aten
 from graphopt.ir.passes import Change
-from graphopt.ir.quantizers import AXIS, SCALE, UniformQuantizer
+from graphopt.ir.quantizers import AXIS, SCALE, UniformQuantizer, is_signs, quantizer_of
 from graphopt.ir.scales import power_of_two
+from graphopt.training.quantization.sign_surrogate import SIGNS_IN_TRAINING
 from graphopt.utils.errors import InputError
 
 EPS, MOMENTUM = 1e-5, 0.1
 SAMPLES = 2048  # that the first statistics are of, at most
+SIGNS_AXIS = 7  # its position in the arguments of signs that train
 SMALLEST = 1e-3  # of a norm's weight, as a share of what it was at first: codes have no sign to change
 
 
@@ -103,6 +106,9 @@ class Norm:
         graph.replace(self.node, self.layer.node)
 
     def _fold_weight(self, graph: Graph, factor: Tensor) -> None:
+        if is_signs(self.layer.weight):
+            fold_signs(graph, self.layer.weight, factor)
+            return
         quantizer = UniformQuantizer.of(self.layer.weight)
         assert quantizer is not None
         weight, scale, zero = (graph.tensor(n) for n in (quantizer.value, quantizer.scale, quantizer.zero_point))
@@ -120,6 +126,20 @@ class Norm:
         latent = (reference_of(graph, operand(reader, position)).double() * over_outputs(factor, codes)).float()
         constant = graph.set_constant(reader, position, on_grid, keeps=[MOMENTS])
         graph.set_fact(constant, FLOAT_REFERENCE, latent)
+
+
+def fold_signs(graph: Graph, node: Node, factor: Tensor) -> None:
+    """Let a quantizer give its signs times a factor of each output channel, over 0: the same codes of another scale."""
+    found = quantizer_of(graph, node)
+    weight, (scale, threshold, below, above) = graph.tensor(operand(node)), found.parameters
+    codes = multiples(weight, found.parameters, found.axis)
+    scale = (scale.double() * factor).clamp(min=SMALLEST_CHANNEL_SCALE).float()
+    threshold = torch.minimum((threshold.double() * factor).float(), scale * torch.minimum(below, above))
+    graph.put_constant(operand(node, SCALE), scale)
+    graph.put_constant(operand(node, SCALE + 1), threshold)
+    latent = (reference_of(graph, operand(node)).double() * over_outputs(factor, codes)).float()
+    constant = graph.set_constant(node, 0, codes * over_outputs(scale, codes), keeps=[MOMENTS])
+    graph.set_fact(constant, FLOAT_REFERENCE, latent)
 
 
 def insert(graph: Graph, data: Iterable[list[Tensor]]) -> tuple[list[Norm], list[Change]]:
@@ -146,6 +166,9 @@ def candidates(graph: Graph) -> Iterator[Layer]:
 
 def _owns_weight(graph: Graph, layer: Layer) -> bool:
     """Whether the weight is rounded, with one scale or one by output channel, and no other layer reads it."""
+    if layer.weight.target is SIGNS_IN_TRAINING:
+        scales = value(operand(layer.weight, SCALE)).shape
+        return layer.weight.args[SIGNS_AXIS] == 0 and len(scales) == 1 and len(layer.weight.users) == 1
     quantizer = UniformQuantizer.of(layer.weight)
     if quantizer is None or quantizer.block or graph.tensor(quantizer.scale).numel() not in (1, layer.out_channels):
         return False
@@ -204,21 +227,22 @@ def over_outputs(vector: Tensor, weight: Tensor) -> Tensor:
 
 def _insert(graph: Graph, layer: Layer, seen: ChannelMoments) -> Norm:
     node, quantizer = layer.node, UniformQuantizer.of(layer.weight)
-    assert quantizer is not None
+    first = layer.weight
     assert layer.bias is not None
     assert layer.stored_bias is not None
     constant, own = layer.stored_bias[1], graph.tensor(layer.bias).double()
-    dtype, name = graph.tensor(constant).dtype, _module(graph, quantizer) or node.name
+    dtype, name = graph.tensor(constant).dtype, _module(graph, layer) or node.name
     deviation = (seen.var + EPS).sqrt()  # so that the first answers are those of the layer alone
     values = {"weight": deviation, "running_mean": seen.mean - own, "running_var": seen.var}
     weight, mean, var = (
-        graph.add_constant(f"{name}.norm.{what}", t.to(dtype), before=quantizer.node) for what, t in values.items()
+        graph.add_constant(f"{name}.norm.{what}", t.to(dtype), before=first) for what, t in values.items()
     )
     graph.make_parameter(weight)
     graph.put_constant(constant, seen.mean.to(dtype))
-    factor = _factor(graph, name, weight, var, before=quantizer.node)
-    folded = quantizer.axis < 0 or power_of_two(graph.tensor(quantizer.scale))
+    factor = _factor(graph, name, weight, var, before=first)
+    folded = quantizer is not None and (quantizer.axis < 0 or power_of_two(graph.tensor(quantizer.scale)))
     if folded:
+        assert quantizer is not None
         scale = graph.add_expression(
             f"{name}_unfolded", aten.div.Tensor, quantizer.scale, factor, before=quantizer.node
         )
@@ -234,8 +258,11 @@ def _insert(graph: Graph, layer: Layer, seen: ChannelMoments) -> Norm:
     return Norm(layer, norm, bias, folded, (deviation * SMALLEST).to(dtype))
 
 
-def _module(graph: Graph, quantizer: UniformQuantizer) -> str:
+def _module(graph: Graph, layer: Layer) -> str:
     """The path of the module that a weight belongs to."""
+    quantizer = UniformQuantizer.of(layer.weight)
+    if quantizer is None:
+        return graph.site(layer.node)
     return str(unmasked(graph, quantizer.value).target).rpartition(".")[0]
 
 
