@@ -74,6 +74,9 @@ def judge(
     report.float16_macs, report.float_operators = audit.float16_share, audit.floating
     if (floating := few_in_integer(audit, quantized=_rounds_values(candidate.graph))) is not None:
         report.warnings.append(floating)
+    for how in sorted(set(audit.few_bits.values())):
+        sites = [site for site, found in audit.few_bits.items() if found == how]
+        report.notes.append(f"weights of few bits are stored in {how} ({', '.join(sites)})")
     if audit.saturating:
         report.warnings.append(saturating(audit.saturating))
     fidelity = Fidelity(_floating_names(original, reference))

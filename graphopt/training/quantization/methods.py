@@ -18,7 +18,7 @@ after calibration; Adam makes some thirty steps of one such gradient, so a tenth
 fades while `stochastic` trains: the network answers with the nearest codes in the end.
 
 Methods for signs say besides what becomes of quantizers that round to signs (`signs.py`, `sign_surrogate.py`); uniform ones
-beside them, of 8 bits say, train by LSQ. Any other method trains signs straight through, with a learned scale where it learns scales.
+beside them, of 8 bits say, train by LSQ. Other methods train signs straight through, with learned scales where they learn any.
 
     method                      weights: gradient, scale, more         values: gradient   paper
     binaryconnect               straight, stays, ends                  clipped            Courbariaux et al. 2015
