@@ -94,6 +94,8 @@ class QuantizationAware(Compression):
         ]
         for node, method in rounded:
             signs.check(graph, node, method)
+        has_norms = self.batch_norms and self.data is not None
+        wanted = norms.without_signs(graph, self.data) if has_norms else {}  # type: ignore[arg-type]
         self.signs = [LearnedSigns(graph, node, method) for node, method in rounded]
         graph.refresh()
         changes: list[Change] = []
@@ -102,7 +104,7 @@ class QuantizationAware(Compression):
                 raise InputError(
                     "batch norms begin with statistics: give data=[...], or batch_norms=False to leave them folded"
                 )
-            self.norms, changes = norms.insert(graph, self.data)
+            self.norms, changes = norms.insert(graph, self.data, wanted)
         self.learned = [LearnedGrid(graph, grid, self._method(grid), self.accumulator_bits) for grid in found]
         fixed = [each.grid for each in self.learned if each.scale is None]
         self.observers = observers(graph, fixed) if self.observe else []

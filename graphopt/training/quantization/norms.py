@@ -7,6 +7,9 @@ batch, so that a change of codes does not drift through the network; at the end,
     w^ r        is the layer's weight: its codes, on the grid s |r|
     bias - m r  is its bias, on the grid of the sums
 
+Where weights or inputs are signs, moments are far from what they were: there m and d of the weight and bias are those that the
+layer had without signs, so that what reads it finds values of the size that its grid is made for.
+
 A grid of its own for each channel is that of the weight as it trains, so folding moves no code. One scale for all channels, or
 powers of two, are promised for the folded weight: there the weight trains on the grid s / |r|, which is the same thing. Of few
 bits the grid of the sums is coarse, so the norm's bias has the rounding error of the folded one all along.
@@ -142,15 +145,31 @@ def fold_signs(graph: Graph, node: Node, factor: Tensor) -> None:
     graph.set_fact(constant, FLOAT_REFERENCE, latent)
 
 
-def insert(graph: Graph, data: Iterable[list[Tensor]]) -> tuple[list[Norm], list[Change]]:
+def without_signs(graph: Graph, data: Iterable[list[Tensor]]) -> dict[Node, ChannelMoments]:
+    """What layers whose weights are signs give where no call rounds to signs."""
+    bypassed = {node: _first for node in graph.calls() if is_signs(node)}
+    layers = [node for node in graph.calls() if (layer := Layer.of(node)) and is_signs(layer.weight)]
+    return statistics(graph, layers, data, bypassed) if layers else {}
+
+
+def _first(value: Any, *rest: Any) -> Any:
+    return value
+
+
+def insert(
+    graph: Graph, data: Iterable[list[Tensor]], wanted: Mapping[Node, ChannelMoments] | None = None
+) -> tuple[list[Norm], list[Change]]:
     """Put a norm behind every layer that had one and still may.
 
     Args:
         data: for the first statistics; batches of input tensors.
+        wanted: moments that layers are to have behind their norms; others keep those that they have.
     """
     layers = {layer.node: layer for layer in candidates(graph)}
-    seen = statistics(graph, layers, data)
-    norms = [_insert(graph, layer, seen[node]) for node, layer in layers.items()]
+    seen, wanted = statistics(graph, layers, data), wanted or {}
+    norms = [_insert(graph, layer, seen[node], wanted.get(node, seen[node])) for node, layer in layers.items()]
+    if moved := [norm for norm in norms if norm.layer.node in wanted]:
+        reestimate(graph, moved, data)
     return norms, [Change(graph.site(norm.layer.node), "has a batch norm while it trains") for norm in norms]
 
 
@@ -225,20 +244,20 @@ def over_outputs(vector: Tensor, weight: Tensor) -> Tensor:
     return vector.reshape(-1, *[1] * (weight.dim() - 1)) if vector.dim() else vector
 
 
-def _insert(graph: Graph, layer: Layer, seen: ChannelMoments) -> Norm:
+def _insert(graph: Graph, layer: Layer, seen: ChannelMoments, wanted: ChannelMoments) -> Norm:
     node, quantizer = layer.node, UniformQuantizer.of(layer.weight)
     first = layer.weight
     assert layer.bias is not None
     assert layer.stored_bias is not None
     constant, own = layer.stored_bias[1], graph.tensor(layer.bias).double()
     dtype, name = graph.tensor(constant).dtype, _module(graph, layer) or node.name
-    deviation = (seen.var + EPS).sqrt()  # so that the first answers are those of the layer alone
+    deviation = (wanted.var + EPS).sqrt()  # so that the first answers are those of the layer alone, or what is wanted
     values = {"weight": deviation, "running_mean": seen.mean - own, "running_var": seen.var}
     weight, mean, var = (
         graph.add_constant(f"{name}.norm.{what}", t.to(dtype), before=first) for what, t in values.items()
     )
     graph.make_parameter(weight)
-    graph.put_constant(constant, seen.mean.to(dtype))
+    graph.put_constant(constant, wanted.mean.to(dtype))
     factor = _factor(graph, name, weight, var, before=first)
     folded = quantizer is not None and (quantizer.axis < 0 or power_of_two(graph.tensor(quantizer.scale)))
     if folded:
