@@ -64,7 +64,7 @@ def gives_signs(node: Node) -> bool:
     target: Any = node.target
     if target is quantize:
         source: Any = node.args[0]
-        return isinstance(source, Node) and source.target is TO_SIGNS and source.args[1] == 0
+        return isinstance(source, Node) and source.target is TO_SIGNS and bool(source.args[1] == 0)
     if isinstance(target, Kernel) and isinstance(target.function, Table) and len(target.grids) == 1:
         entries, zero = target.function.entries.int(), target.grid.zero_point if target.grid else 0
         return set(torch.unique(entries).tolist()) <= {zero - 1, zero + 1}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 tvm = pytest.importorskip("tvm", reason="needs graphopt[tvm]")
 
 from rewriting import apply, capture, randomised
-from test_tvm_bare import in_c, needs_gcc
+from test_tvm_bare import EMULATED, cross, in_c, needs_gcc
 from test_tvm_machine import assembly
 from test_tvm_schedules import sums
 from tvm_running import HOST, SAME, Array, run
@@ -28,7 +28,7 @@ from graphopt.backends.tvm import lower
 from graphopt.backends.tvm.artifact import LIBRARY, audit
 from graphopt.backends.tvm.few_bits import stored_bits
 from graphopt.backends.tvm.machine import PROFILES, Machine
-from graphopt.backends.tvm.schedules import Codes, Conv, Epilogue, conv, few
+from graphopt.backends.tvm.schedules import Conv, conv, few
 from graphopt.backends.tvm.schedules.bits import Kinds
 from graphopt.formats import Binary, Ternary
 from graphopt.ir.graph import Graph
@@ -244,9 +244,7 @@ def test_the_library_holds_packed_weights() -> None:
     library = (artifact.folder / LIBRARY).read_bytes()
     (conv2,) = [n for n in graph.calls() if graph.site(n) == "inside.3" and "conv2d" in str(n.target)]
     codes = (graph.tensor(conv2.args[1]) >= 0).to(torch.int8) * 2 - 1  # type: ignore[arg-type]
-    spec = of_signs(
-        Conv((1, 13, 13, 32), 32, (3, 3), (2, 2), SAME, epilogue=Epilogue(result=Codes("uint8"))), "uint8", 1
-    )
+    spec = of_signs(Conv((1, 13, 13, 32), 32, (3, 3), (2, 2), SAME), "uint8", 1)
     packed, *_ = conv(spec, HOST).constants(codes.numpy(), np.zeros(32, np.int32), np.ones(32, np.float32))
     assert packed.tobytes() in library
     assert codes.numpy().tobytes() not in library
@@ -259,3 +257,15 @@ def test_programs_in_c_answer_the_same(kind: str, tmp_path: Path) -> None:
     target = find("tvm-x86")
     artifact = lower(network(target, **KINDS[kind]), target)
     assert torch.equal(in_c(artifact, tmp_path, X[:1]), torch.as_tensor(artifact(X[:1])))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EMULATED)
+@pytest.mark.parametrize("kind", KINDS)
+def test_programs_for_other_cpus_answer_the_same(kind: str, name: str, tmp_path: Path) -> None:
+    """Of a Cortex-M7, which counts bits in plain registers, too."""
+    compiler, emulator = cross(name)
+    target = find(name)
+    graph = network(target, **KINDS[kind])
+    found = in_c(lower(graph, target), tmp_path, X[:1], compiler=compiler, emulator=emulator)
+    assert torch.equal(found, graphopt.simulate(graph, name)(X[:1]))

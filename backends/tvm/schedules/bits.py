@@ -5,8 +5,8 @@ With a bit for each sign (1: negative) and K products in a sum,
     sum x w = K - 2 popcount(x ^ w)
 
 Data come as codes, one byte to each, and are packed in front of the sums, 32 channels to a word, padding included: a sign has no
-zero, so padding holds +1, and what it adds to sums is taken off again. Which taps of a window lie in it depends on the row and column of
-the result alone: a few kinds of each, near the edges, for which
+zero, so padding holds +1, and what it adds to sums is taken off again. Which taps of a window lie in padding depends on the row
+and column of the result alone. Near the edges there are a few kinds of each, and
 
     base[kind of row, kind of column, o] = bias[o] + K - sum of w[o] over the taps that lie in padding
 
@@ -107,7 +107,7 @@ class BitPlan(direct.DirectPlan):
         return PackedRows(self.spec, self.machine)
 
     @property
-    def runs(self) -> tuple[int, int]:  # type: ignore[override]
+    def runs(self) -> tuple[int, int]:
         kw = self.spec.kernel[1]
         return (1, kw * self.words) if self.spec.dilation[1] == 1 else (kw, self.words)
 

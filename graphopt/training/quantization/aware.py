@@ -131,8 +131,10 @@ class QuantizationAware(Compression):
         self.progress = progress
         for observer in self.observers:
             observer.move()
-        for each in (*self.learned, *self.signs):
+        for each in self.learned:
             each.step(progress)
+        for rounded in self.signs:
+            rounded.step(progress)
         for norm in self.norms:
             norm.keep_positive(self.graph)
             norm.freeze(self.graph, progress >= self.freeze_norms)
@@ -142,8 +144,10 @@ class QuantizationAware(Compression):
             norms.reestimate(graph, self.norms, self.data)
 
     def finish(self, graph: Graph) -> list[Change]:
-        for each in (*self.learned, *self.signs):
+        for each in self.learned:
             each.settle()
+        for rounded in self.signs:
+            rounded.settle()
         graph.sweep()  # so that nothing but its layer reads a weight
         for norm in self.norms:
             norm.fold(graph)

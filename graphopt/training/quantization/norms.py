@@ -187,7 +187,7 @@ def _owns_weight(graph: Graph, layer: Layer) -> bool:
     """Whether the weight is rounded, with one scale or one by output channel, and no other layer reads it."""
     if layer.weight.target is SIGNS_IN_TRAINING:
         scales = value(operand(layer.weight, SCALE)).shape
-        return layer.weight.args[SIGNS_AXIS] == 0 and len(scales) == 1 and len(layer.weight.users) == 1
+        return bool(layer.weight.args[SIGNS_AXIS] == 0) and len(scales) == 1 and len(layer.weight.users) == 1
     quantizer = UniformQuantizer.of(layer.weight)
     if quantizer is None or quantizer.block or graph.tensor(quantizer.scale).numel() not in (1, layer.out_channels):
         return False
