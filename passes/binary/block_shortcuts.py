@@ -53,10 +53,11 @@ class BlockShortcuts:
             raise InputError(f"activation must be 'hardtanh', 'prelu' or 'relu', got {self.activation!r}")
 
     def __call__(self, graph: Graph) -> list[Change]:
-        blocks = [block for node in graph.calls(aten.add.Tensor) if (block := _block(node))]
         changes = []
-        for inner, total, shortcut in blocks:
+        while (found := next(filter(None, map(_block, graph.calls(aten.add.Tensor))), None)) is not None:
+            inner, total, shortcut = found
             after = min(inner.users)
+            _bring_forward(shortcut, after)
             first = graph.call(aten.add.Tensor, inner, shortcut, before=after, like=inner)
             first.meta["val"] = value(inner)
             after.replace_input_with(inner, first)
@@ -115,6 +116,17 @@ def _source(shortcut: Node) -> Node:
     while family(node) in ("slice", "pad", "average_pool", "batch_norm", "conv"):
         node = operand(node)
     return node
+
+
+def _bring_forward(shortcut: Node, reader: Node) -> None:
+    """Let what computes a shortcut stand in front of its new reader."""
+    end, node, calls = _source(shortcut), shortcut, []
+    while node is not end:
+        calls = [*(n for n in node.all_input_nodes if n.op == "get_attr"), node, *calls]
+        node = operand(node)
+    for call in calls:
+        if reader < call:
+            reader.prepend(call)
 
 
 def _relus(*nodes: Node) -> list[Node]:

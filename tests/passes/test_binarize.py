@@ -200,5 +200,35 @@ def test_each_convolution_of_a_block_has_a_shortcut(activation: str) -> None:
         BlockShortcuts("gelu")
 
 
+def test_blocks_in_a_row_whose_shortcuts_are_computed_last() -> None:
+    """As networks write them: the shortcut, a convolution or a slice with a pad, stands behind the block."""
+
+    class Behind(nn.Module):
+        def __init__(self, stride: int, out: int) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(8, out, 3, stride, 1), nn.Conv2d(out, out, 3, padding=1)
+            self.short = nn.Conv2d(8, out, 1, stride) if out == 8 else None
+
+        def around(self, x: Tensor) -> Tensor:
+            return self.short(x) if self.short else F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.two(F.relu(self.one(x)))
+            return F.relu(y + self.around(x))
+
+    torch.manual_seed(0)
+    stem, blocks = nn.Conv2d(3, 8, 3, padding=1), [Behind(1, 8), Behind(1, 8), Behind(2, 16)]
+    graph = capture(nn.Sequential(stem, nn.ReLU(), *blocks), images(2))
+    assert len(BlockShortcuts()(graph)) == 3
+    x = images(2, seed=4)
+    with torch.no_grad():
+        wanted = F.hardtanh(stem(x))
+        for block in blocks:
+            first = F.hardtanh(block.one(wanted) + block.around(wanted))
+            wanted = F.hardtanh(block.two(first) + first)
+        torch.testing.assert_close(graph(x), wanted)
+    assert BlockShortcuts()(graph) == []
+
+
 def test_a_network_without_blocks_is_left_alone() -> None:
     assert BlockShortcuts()(capture(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)), images(2))) == []

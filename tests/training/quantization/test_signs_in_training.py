@@ -258,4 +258,4 @@ def test_training_learns() -> None:
     graph = with_signs(weights_of("irnet"))
     report = graphopt.train(graph, (X, Y), compress=[QuantizationAware("irnet")], epochs=25, batch_size=16, rate=2e-2)
     losses = [epoch.loss for epoch in report.epochs if epoch.loss is not None]
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
