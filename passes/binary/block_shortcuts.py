@@ -120,7 +120,8 @@ def _source(shortcut: Node) -> Node:
 
 def _bring_forward(shortcut: Node, reader: Node) -> None:
     """Let what computes a shortcut stand in front of its new reader."""
-    end, node, calls = _source(shortcut), shortcut, []
+    calls: list[Node] = []
+    end, node = _source(shortcut), shortcut
     while node is not end:
         calls = [*(n for n in node.all_input_nodes if n.op == "get_attr"), node, *calls]
         node = operand(node)
