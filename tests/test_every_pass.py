@@ -13,8 +13,9 @@ from rewriting import apply, assert_close, randomised
 from small_models import MODELS
 from torch import Tensor, nn
 
-from graphopt.formats import BlockFloat, LogFormat
+from graphopt.formats import Binary, BlockFloat, LogFormat, Ternary
 from graphopt.ir.graph import Graph
+from graphopt.passes.binary import Binarize, BlockShortcuts
 from graphopt.passes.cleanup.decompose_activations import DecomposeActivations
 from graphopt.passes.cleanup.fold_batchnorm import FoldBatchNorm
 from graphopt.passes.cleanup.fold_constant_channels import FoldConstantChannels
@@ -40,6 +41,8 @@ PASSES: list[Any] = [
     Sparsify(0.5), Sparsify(0.5, criterion="obd", data=[[images(2)]], loss=lambda y, _: y.sum(), scope="global"), BakeMasks(),
     ShareWeights(3), ShareWeights(4, values="uniform", data=[[images(8)]]), BinaryCodes(8, [[images(8)]], method="random"),
     TieLayers(), TieLayers(data=[[images(8)]]),
+    Binarize(), Binarize(Ternary(), activations=Binary(), calibration=[[images(2)]], first=True, last=True), BlockShortcuts(),
+    ShareWeights(3), ShareWeights(4, values="uniform", data=[[images(8)]]),
 ]  # fmt: skip
 
 GIVE_NO_FEATURES = ("upsampling", "shuffling")  # but images; refused

@@ -10,6 +10,7 @@ import torch
 from torch.fx.node import Node
 from tvm import relax
 
+from graphopt.backends.tvm.few_bits import with_few_bits
 from graphopt.backends.tvm.grids import codes_of, dtype_of
 from graphopt.backends.tvm.images import call_layer, layer_input, layer_spec, order_of
 from graphopt.backends.tvm.layouts import Value, channels_last, plain
@@ -126,6 +127,9 @@ def emit_layer(
     )
     pads = () if pad is None else argument(pad, "pad")
     spec = layer_spec(source, weight.shape, f.window, dtype_of(x), x.zero_point, epilogue, pads)
+    spec, how = with_few_bits(spec, weight, read, program.machine)
+    if how is not None:
+        program.audit.few_bits[program.graph.site(node)] = how
     scale = f.scale / f32(own.scale) if own is not None else f.scale
     multiplier = scale.reshape(-1)
     if slopes is not None and (function := slopes_of(slopes)) is not None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 Dot = Literal["vnni", "sdot", "madd", "none"]
+Counts = Literal["words", "bytes"]
 Lookup = Literal["permute", "shuffle", "select", "none"]
 
 
@@ -32,6 +33,7 @@ class Machine:
         dot: the instruction for sums of 8-bit products: `vpdpbusd` (u8 x s8), `sdot` (s8 x s8), `pmaddwd` (s16 x s16), or none.
         packs: instructions narrow two vectors to one of half the width, saturating (x86).
         lookup: the instruction for tables of bytes: `vpermi2b`, `pshufb`, `tbl`, or none.
+        counts: how set bits are counted best: in 32-bit words (`vpopcntd`, or no vectors) or in bytes (`cnt`, `pshufb`).
         prefetches: weights that do not stay in the cache are asked for ahead. Measured on x86 alone.
     """
 
@@ -46,6 +48,7 @@ class Machine:
     packs: bool = False
     lookup: Lookup = "none"
     prefetches: bool = False
+    counts: Counts = "bytes"
 
     def lanes(self, dtype: str) -> int:
         """Elements of a type in one vector."""
@@ -157,7 +160,8 @@ def machine(target: Any) -> Machine:
     vector_bytes, registers, dot = _vectors(architecture, features)
     x86 = architecture == "x86_64"
     lookup = _lookup(architecture, features)
-    return Machine(vector_bytes, registers, *caches, dot, architecture == "aarch64", x86, x86, lookup, x86)
+    counts: Counts = "words" if vector_bytes == 4 or "avx512vpopcntdq" in features else "bytes"
+    return Machine(vector_bytes, registers, *caches, dot, architecture == "aarch64", x86, x86, lookup, x86, counts)
 
 
 def host() -> Any:

@@ -17,6 +17,7 @@ class Audit:
     float16_macs: those of float layers in float16, which count as neither.
     weight_only_macs: those of `weight_only`, by the bits of the weights; they count as neither integer nor float.
     operators: how often each operator type occurs.
+    few_bits: sites of the layers with weights of one bit or two -> how the library stores them, and why where in 8.
     saturating: sites of the layers whose sums can saturate on this machine, an x86-64 CPU without VNNI.
     """
 
@@ -28,6 +29,7 @@ class Audit:
     weight_only_macs: dict[int, int] = field(default_factory=dict)
     total_macs: int = 0
     operators: dict[str, int] = field(default_factory=dict)
+    few_bits: dict[str, str] = field(default_factory=dict)
     saturating: list[str] = field(default_factory=list)
 
     @property

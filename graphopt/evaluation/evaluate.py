@@ -26,7 +26,7 @@ from graphopt.ir import cost as measures
 from graphopt.ir.batches import count as samples_of
 from graphopt.ir.calls import operand
 from graphopt.ir.graph import Graph
-from graphopt.ir.quantizers import is_uniform, quantizers
+from graphopt.ir.quantizers import is_signs, is_uniform, quantizers
 from graphopt.ir.structure import tensors
 from graphopt.passmanager.runner import outputs
 from graphopt.passmanager.step import Step
@@ -75,6 +75,9 @@ def judge(
     report.float16_macs, report.float_operators = audit.float16_share, audit.floating
     if (floating := few_in_integer(audit, quantized=_rounds_values(candidate.graph))) is not None:
         report.warnings.append(floating)
+    for how in sorted(set(audit.few_bits.values())):
+        sites = [site for site, found in audit.few_bits.items() if found == how]
+        report.notes.append(f"weights of few bits are stored in {how} ({', '.join(sites)})")
     if audit.saturating:
         report.warnings.append(saturating(audit.saturating))
     if not comparable:
@@ -130,7 +133,9 @@ def _compare_with_original(report: Report, fidelity: Fidelity, candidate: Candid
 
 def _rounds_values(graph: Graph) -> bool:
     """Whether a value is rounded to what integer kernels read, so that layers behind it were meant to run in them."""
-    return any(is_uniform(node) and not graph.is_constant(operand(node)) for node in quantizers(graph))
+    return any(
+        (is_uniform(node) or is_signs(node)) and not graph.is_constant(operand(node)) for node in quantizers(graph)
+    )
 
 
 def saturating(layers: list[str]) -> str:

@@ -5,6 +5,7 @@ logarithmic.py      powers of a root of two, with a sign        LogFormat(8)
 floating.py         float16, bfloat16 and smaller               FLOAT16, FLOAT16_WITHOUT_SUBNORMALS, BFLOAT16
 block_floating.py   one exponent to a block of whole numbers    BlockFloat(8, block=16)
 codebook.py         a table found by k-means                    Codebook(4)
+signs.py            a sign times a scale, one bit or two        Binary(), Ternary()
 blocks.py           packed codes with a scale to each block of a row, for weights alone
 
 protocol.py         what they have in common: `NumberFormat`, and `Quantizer`, a format fitted to a tensor
@@ -33,6 +34,7 @@ from graphopt.formats.floating import (
 from graphopt.formats.logarithmic import LogFormat
 from graphopt.formats.names import from_json, parse, to_json
 from graphopt.formats.protocol import Method, NumberFormat, Quantizer, blocks_of
+from graphopt.formats.signs import Binary, Ternary
 from graphopt.formats.uniform import (
     SMALLEST_CHANNEL_SCALE,
     SMALLEST_SCALE,
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
         FAKE_QUANTIZE_BLOCK_FLOAT,
         FAKE_QUANTIZE_FLOAT,
         FAKE_QUANTIZE_LOG,
+        FAKE_QUANTIZE_SIGNS,
         FAKE_QUANTIZE_TABLE,
         fake_quantize,
     )
@@ -62,12 +65,14 @@ __all__ = [
     "FAKE_QUANTIZE_BLOCK_FLOAT",
     "FAKE_QUANTIZE_FLOAT",
     "FAKE_QUANTIZE_LOG",
+    "FAKE_QUANTIZE_SIGNS",
     "FAKE_QUANTIZE_TABLE",
     "FLOAT16",
     "FLOAT16_FORMATS",
     "FLOAT16_WITHOUT_SUBNORMALS",
     "SMALLEST_CHANNEL_SCALE",
     "SMALLEST_SCALE",
+    "Binary",
     "BlockFloat",
     "Codebook",
     "FloatFormat",
@@ -76,6 +81,7 @@ __all__ = [
     "Method",
     "NumberFormat",
     "Quantizer",
+    "Ternary",
     "blocks_of",
     "dequantize",
     "fake_quantize",

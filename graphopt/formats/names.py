@@ -17,6 +17,7 @@ from graphopt.formats.codebook import Codebook
 from graphopt.formats.floating import FloatFormat
 from graphopt.formats.logarithmic import LogFormat
 from graphopt.formats.protocol import NumberFormat
+from graphopt.formats.signs import Binary, Ternary
 from graphopt.formats.uniform import Format
 from graphopt.utils.errors import InputError, suggestion
 
@@ -26,6 +27,8 @@ KINDS: dict[str, Any] = {
     "float": FloatFormat,
     "block float": BlockFloat,
     "codebook": Codebook,
+    "binary": Binary,
+    "ternary": Ternary,
 }
 EXAMPLES = (
     "s8 symmetric per channel",
@@ -38,6 +41,8 @@ EXAMPLES = (
     "float8 e5m2",
     "block float 8 in blocks of 16",
     "codebook4 per channel",
+    "binary per channel",
+    "ternary two scales per channel",
 )
 _CHANNELS = r"(?: per (?P<per>channel|tensor))?"
 _FORMS = {
@@ -47,6 +52,8 @@ _FORMS = {
     "float": r"(?:(?P<name>float16|bfloat16)|float\d+ e(?P<e>\d+)m(?P<m>\d+))(?P<flush> without subnormals)?",
     "block float": r"block float (?P<bits>\d+)(?: in blocks of (?P<block>\d+))?",
     "codebook": rf"codebook(?P<bits>\d+){_CHANNELS}",
+    "binary": rf"binary{_CHANNELS}",
+    "ternary": rf"ternary(?P<two> two scales)?{_CHANNELS}",
 }
 
 
@@ -88,6 +95,10 @@ def _build(kind: str, said: dict[str, str | None]) -> NumberFormat:
         return BlockFloat(**numbers)
     if kind == "log":
         return LogFormat(numbers["bits"], per_channel, numbers.get("steps"))
+    if kind == "binary":
+        return Binary(per_channel)
+    if kind == "ternary":
+        return Ternary(per_channel, two_scales=said["two"] is not None)
     return Codebook(numbers["bits"], per_channel)
 
 

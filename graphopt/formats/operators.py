@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphopt.formats import codebook, floating, logarithmic, straight_through
+from graphopt.formats import codebook, floating, logarithmic, signs, straight_through
 from graphopt.formats.block_floating import BlockFloat
 from graphopt.formats.floating import BFLOAT16, FLOAT16, FloatFormat
 from graphopt.formats.protocol import broadcast, rows
@@ -208,3 +208,42 @@ def _backward_table(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 fake_quantize_table.register_autograd(_backward_table, setup_context=_setup_table)
 
 FAKE_QUANTIZE_TABLE: Any = torch.ops.graphopt.fake_quantize_table.default
+
+
+# ---- Signs ----------------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("graphopt::fake_quantize_signs", mutates_args=())
+def fake_quantize_signs(
+    x: Tensor, scale: Tensor, threshold: Tensor, below: Tensor, above: Tensor, bits: int, axis: int
+) -> Tensor:
+    """Round x to signs times a scale, with zero between them (2 bits) or without (1). NaN stays NaN."""
+    codes = signs.multiples(x, (scale, threshold, below, above), axis)
+    rounded = (codes * broadcast(scale, x, axis)).to(x.dtype)
+    return torch.where(torch.isnan(x), x, rounded)
+
+
+@fake_quantize_signs.register_fake
+def _(x: Tensor, scale: Tensor, threshold: Tensor, below: Tensor, above: Tensor, bits: int, axis: int) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _setup_signs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, scale, threshold, below, above, _, ctx.axis = inputs
+    ctx.save_for_backward(x, scale, threshold, below, above)
+
+
+def _backward_signs(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """Straight through to x; the scale gets the sum over what is rounded to its multiples."""
+    x, scale, *rest = ctx.saved_tensors
+    to_scale = None
+    if ctx.needs_input_grad[1]:
+        share = gradient * signs.multiples(x, (scale, *rest), ctx.axis)
+        to_scale = share.sum_to_size(broadcast(scale, x, ctx.axis).shape).reshape(scale.shape)
+    return gradient, to_scale, *[None] * 5
+
+
+fake_quantize_signs.register_autograd(_backward_signs, setup_context=_setup_signs)
+fake_quantize_signs.register_autocast("cpu", torch.float32)
+
+FAKE_QUANTIZE_SIGNS: Any = torch.ops.graphopt.fake_quantize_signs.default

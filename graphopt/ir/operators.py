@@ -38,6 +38,7 @@ DEFINED_IN: dict[str, tuple[str, ...]] = {
         "graphopt.formats.blocks",
         "graphopt.ir.choices",
         "graphopt.lowering.integers.legalize",
+        "graphopt.lowering.to_signs",
     ),
 }
 # Namespaces of torch's own that talk to processes or devices, or call functions handed to them.

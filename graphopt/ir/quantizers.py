@@ -5,8 +5,8 @@
     quantizer_of(graph, node)          format and parameters, as a `Quantizer`
     constants(graph, quantizer, ...)   what a new one takes
 
-Only uniform formats become integers of a runtime (`graphopt.lowering.qdq`); code that needs their scales looks for
-`FAKE_QUANTIZE` itself. Whatever holds for rounding in general asks here.
+Uniform formats and signs are whole multiples of a scale and become integers of a runtime (`graphopt.lowering.qdq`); code that
+needs the grids of uniform ones looks for `FAKE_QUANTIZE` itself. Whatever holds for rounding in general asks here.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ from graphopt.formats import (
     FAKE_QUANTIZE_BLOCK_FLOAT,
     FAKE_QUANTIZE_FLOAT,
     FAKE_QUANTIZE_LOG,
+    FAKE_QUANTIZE_SIGNS,
     FAKE_QUANTIZE_TABLE,
+    NumberFormat,
     Quantizer,
     block_floating,
     codebook,
     floating,
     in_blocks,
     logarithmic,
+    signs,
     uniform,
 )
 from graphopt.ir.graph import Graph
@@ -42,6 +45,7 @@ _READ: dict[Any, Callable[..., Quantizer]] = {
     FAKE_QUANTIZE_FLOAT: floating.from_arguments,
     FAKE_QUANTIZE_BLOCK_FLOAT: block_floating.from_arguments,
     FAKE_QUANTIZE_TABLE: codebook.from_arguments,
+    FAKE_QUANTIZE_SIGNS: signs.from_arguments,
 }
 OPERATORS = frozenset(_READ)
 SCALE, ZERO_POINT, AXIS = 1, 2, 5  # their positions in the arguments of a uniform quantizer
@@ -54,6 +58,24 @@ def is_quantizer(node: Any) -> bool:
 def is_uniform(node: Any) -> bool:
     """Whether a call rounds to whole numbers times a scale, one per tensor or channel or block."""
     return isinstance(node, Node) and node.target is FAKE_QUANTIZE
+
+
+def is_signs(node: Any) -> bool:
+    """Whether a call rounds to signs times a scale (`graphopt.formats.signs`)."""
+    return isinstance(node, Node) and node.target is FAKE_QUANTIZE_SIGNS
+
+
+def has_steps(format: NumberFormat) -> bool:
+    """Whether the numbers of a format are whole multiples of a scale, so that a layer computes in integers."""
+    return format.operator in (FAKE_QUANTIZE, FAKE_QUANTIZE_SIGNS)
+
+
+def scale_of(node: Any) -> Node | None:
+    """The scale that a quantizer gives whole multiples of; None where it has none, or one to each block."""
+    if is_signs(node) or (is_uniform(node) and not in_blocks(node)):
+        scale: Node = node.args[SCALE]
+        return scale
+    return None
 
 
 @dataclass(frozen=True)
@@ -98,7 +120,7 @@ def bias_quantizer(layer: Layer) -> UniformQuantizer | None:
 
 def is_scale_expression(node: Node) -> bool:
     """Whether a call computes the scale of a quantizer."""
-    return any(is_uniform(user) and user.args[SCALE] is node for user in node.users)
+    return any((is_uniform(user) or is_signs(user)) and user.args[SCALE] is node for user in node.users)
 
 
 def quantizers(graph: Graph) -> list[Node]:
@@ -123,7 +145,7 @@ def quantizer_of(graph: Graph, node: Node) -> Quantizer:
     try:
         return _READ[node.target](*arguments)
     except ValueError as error:
-        raise InputError(f"{node.name} has no number format of 2 to 16 bits: {error}") from error
+        raise InputError(f"{node.name} has no number format of 16 bits or fewer: {error}") from error
 
 
 def constants(graph: Graph, quantizer: Quantizer, name: str, *, before: Node) -> list[Any]:
@@ -141,4 +163,5 @@ _NAMES: dict[Any, tuple[str, ...]] = {
     FAKE_QUANTIZE_FLOAT: (),
     FAKE_QUANTIZE_BLOCK_FLOAT: ("exponent",),
     FAKE_QUANTIZE_TABLE: ("table",),
+    FAKE_QUANTIZE_SIGNS: ("scale", "threshold", "below", "above"),
 }

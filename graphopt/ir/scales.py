@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
-from graphopt.formats import quantize
+from graphopt.formats import FAKE_QUANTIZE, quantize
 from graphopt.ir.calls import operand
 from graphopt.ir.graph import Graph
-from graphopt.ir.layer import Layer
-from graphopt.ir.ops import clip_of, family, share_range
-from graphopt.ir.quantizers import SCALE, UniformQuantizer, bias_quantizer, is_uniform
+from graphopt.ir.layer import BIAS, Layer
+from graphopt.ir.ops import aten, clip_of, family, share_range
+from graphopt.ir.quantizers import SCALE, UniformQuantizer, bias_quantizer, is_uniform, scale_of
 
 
 def power_of_two(scale: Tensor) -> bool:
@@ -54,6 +54,24 @@ def free_step(graph: Graph, quantizer: Node, *, powers: bool = False) -> float |
         codes = grid.high - int(graph.tensor(grid.zero_point))
         return end / codes if end < float("inf") and codes > 0 else float("inf")
     return float("inf")
+
+
+def move_bias(graph: Graph, layer: Layer) -> None:
+    """Let the bias of an integer layer lie on the grid of the sums of its input and weight as they are now."""
+    bias, x, w = bias_quantizer(layer), scale_of(layer.input), scale_of(layer.weight)
+    if bias is None or x is None or w is None:
+        return
+    node, channels = layer.node, graph.tensor(w)
+    name = str(bias.value.target if graph.is_constant(bias.value) else bias.value.name)
+    scale = graph.add_expression(f"{name}_scale", aten.mul.Tensor, x, w, before=node)
+    zero = graph.add_constant(f"{name}_zero_point", torch.zeros_like(channels, dtype=torch.int32), before=node)
+    axis = 0 if channels.dim() else -1
+    moved = graph.call(FAKE_QUANTIZE, bias.value, scale, zero, bias.low, bias.high, axis, before=node)
+    if layer.bias is not bias.node:  # a shift is taken off again behind it
+        assert layer.bias is not None
+        target, rest = layer.bias.target, layer.bias.args[1:]
+        moved = graph.call(target, moved, *rest, before=node)
+    node.update_arg(BIAS, moved)
 
 
 def end_codes(graph: Graph, clip: Node, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:

@@ -6,10 +6,11 @@ Where they do not, a runtime computes the layer in float, or adds codes that mea
 from __future__ import annotations
 
 import torch
+from torch.fx.node import Node
 
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
-from graphopt.ir.quantizers import UniformQuantizer, bias_quantizer
+from graphopt.ir.quantizers import UniformQuantizer, bias_quantizer, scale_of
 from graphopt.utils.errors import InputError
 
 
@@ -21,12 +22,11 @@ def check_biases(graph: Graph) -> None:
     Raises:
         InputError: names the layer, what its bias is, and what it has to be.
     """
-    of = UniformQuantizer.of
     layers = [
         (layer, x, w, bias_quantizer(layer))
         for node in graph.calls()
-        if (layer := Layer.of(node)) and (x := of(layer.input)) and (w := of(layer.weight))
-        if layer.bias is not None and not w.block
+        if (layer := Layer.of(node)) and (x := scale_of(layer.input)) and (w := scale_of(layer.weight))
+        if layer.bias is not None
     ]
     for layer, x, w, bias in layers:
         if bias is not None:
@@ -38,8 +38,8 @@ def check_biases(graph: Graph) -> None:
             )
 
 
-def _check(graph: Graph, layer: Layer, x: UniformQuantizer, w: UniformQuantizer, bias: UniformQuantizer) -> None:
-    wanted, found = graph.tensor(x.scale) * graph.tensor(w.scale), graph.tensor(bias.scale)
+def _check(graph: Graph, layer: Layer, x: Node, w: Node, bias: UniformQuantizer) -> None:
+    wanted, found = graph.tensor(x) * graph.tensor(w), graph.tensor(bias.scale)
     if torch.equal(found, wanted):
         return
     if found.shape != wanted.shape:

@@ -3,7 +3,12 @@
     fake_quantize(weight)   ->  dequantize(codes)                 codes stored as int8 (int32 for biases)
                             ->  dequantize_blocks(codes)          each block has a scale: packed, see `graphopt.formats.blocks`
     fake_quantize(value)    ->  dequantize(quantize(value))
-    fake_quantize(relu(v))  ->  dequantize(quantize(v))           where the grid's own ends clip as the activation does
+    fake_quantize(relu(v))  ->  dequantize(quantize(v))           where the grid's own ends clip as the activation does, to a code
+
+Signs times a scale (`graphopt.formats.signs`) are whole multiples of it: -1, 0 and 1, or what two scales make of them.
+
+    fake_quantize_signs(weight)   ->  dequantize(codes)                         codes -below, 0, above, as int8
+    fake_quantize_signs(value)    ->  dequantize(quantize(to_signs(value)))     around 0, or around `below` in unsigned bytes
 
 Formats that no integer operator has (logarithms, floats, block floating point, codebooks) become float; their layers say why:
 
@@ -28,6 +33,7 @@ But for values in such formats, both forms compute the same. Backends call this 
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -37,15 +43,17 @@ from torch.fx.node import Node
 
 from graphopt.formats import FLOAT16_FORMATS, in_blocks, quantize
 from graphopt.formats.blocks import DEQUANTIZE_BLOCKS, pack_weight
+from graphopt.formats.signs import multiples
 from graphopt.ir.calls import operand
 from graphopt.ir.facts import LEFT
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import BIAS, Layer
 from graphopt.ir.masks import bake
 from graphopt.ir.ops import aten, clip_of, family, info
-from graphopt.ir.quantizers import UniformQuantizer, is_uniform, quantizer_of, quantizers
+from graphopt.ir.quantizers import UniformQuantizer, is_signs, is_uniform, quantizer_of, quantizers
 from graphopt.ir.scales import end_codes
 from graphopt.lowering.bias_grids import check_biases
+from graphopt.lowering.to_signs import TO_SIGNS
 
 # Defined by torch.ao: deprecated, but there in torch 2.14.1, and importing it does not warn. Operators of our own with these
 # names would make torch.ao fail wherever it is imported later, as a process registers an operator once.
@@ -70,6 +78,10 @@ def deploy(graph: Graph, *, half: bool = False) -> Graph:
     for node in found:
         if half and not is_uniform(node) and quantizer_of(deployed, node).format in FLOAT16_FORMATS:
             _keep_half(deployed, node)
+        elif is_signs(node) and deployed.is_constant(_evaluated(deployed, operand(node))):
+            _store_signs(deployed, node)
+        elif is_signs(node) and quantizer_of(deployed, node).axis < 0:
+            _sign_values(deployed, node, unsigned=unsigned)
         elif not is_uniform(node):
             _leave_in_float(deployed, node)
         elif in_blocks(node):
@@ -155,18 +167,45 @@ def _parameters(graph: Graph, node: Node) -> tuple[Tensor, Tensor, int, int, int
 def _store_codes(graph: Graph, node: Node) -> None:
     scale, zero_point, quant_min, quant_max, axis = _parameters(graph, node)
     source = operand(node)
-    dtype = storage(quant_min, quant_max)
-    codes = quantize(graph.tensor(source), scale, zero_point, quant_min, quant_max, axis).to(dtype)
-    constant = graph.add_constant(f"{source.target}_codes", codes, before=node)
+    codes = quantize(graph.tensor(source), scale, zero_point, quant_min, quant_max, axis)
+    _put_codes(graph, node, codes, scale, zero_point, (quant_min, quant_max), axis)
+
+
+def _store_signs(graph: Graph, node: Node) -> None:
+    found = quantizer_of(graph, node)
+    scale, _, below, above = found.parameters
+    codes = multiples(graph.tensor(operand(node)), found.parameters, found.axis)
+    zero = torch.zeros_like(scale, dtype=torch.int32)
+    _put_codes(graph, node, codes, scale, zero, (-int(below.max()), int(above.max())), found.axis)
+
+
+def _put_codes(
+    graph: Graph, node: Node, codes: Tensor, scale: Tensor, zero_point: Tensor, ends: tuple[int, int], axis: int
+) -> None:
+    """Let a constant be the codes, dequantized."""
+    dtype, name = storage(*ends), f"{operand(node).target}_codes"
+    constant = graph.add_constant(name, codes.to(dtype), before=node)
     if scale.dim():
-        s = graph.add_constant(f"{source.target}_codes_scale", scale, before=node)
-        z = graph.add_constant(
-            f"{source.target}_codes_zero_point", zero_point.int(), before=node
-        )  # bytes would wrap around
+        s = graph.add_constant(f"{name}_scale", scale, before=node)
+        z = graph.add_constant(f"{name}_zero_point", zero_point.int(), before=node)  # bytes would wrap around
         call: tuple[Any, ...] = (Q.dequantize_per_channel.default, constant, s, z, axis)
     else:
         call = (Q.dequantize_per_tensor.default, constant, float(scale), int(zero_point))
-    graph.replace(node, graph.call(*call, quant_min, quant_max, dtype, before=node))
+    graph.replace(node, graph.call(*call, *ends, dtype, before=node))
+
+
+def _sign_values(graph: Graph, node: Node, *, unsigned: bool) -> None:
+    """In unsigned bytes zero is the code `below`."""
+    scale, threshold, below, above = (float(p) for p in quantizer_of(graph, node).parameters)
+    low, high = -int(below), int(above)
+    zero = int(below) if unsigned else 0
+    grid = QuantizationParameters(
+        scale, zero, low + zero, high + zero, storage(low + zero, high + zero, unsigned=unsigned)
+    )
+    ends = (float(f * torch.tensor(scale)) for f in (low, high))
+    signs = graph.call(TO_SIGNS, operand(node), threshold, *ends, before=node, like=node)
+    signs.meta["val"] = node.meta["val"]
+    graph.replace(node, _round_trip(graph, signs, grid, before=node))
 
 
 def _pack(graph: Graph, node: Node, packed: dict[tuple[Any, ...], Node]) -> None:
@@ -195,8 +234,8 @@ def _quantize_value(graph: Graph, node: Node, *, unsigned: bool) -> None:
     grid = QuantizationParameters(float(scale), int(zero_point), quant_min, quant_max, dtype)
     source = operand(node)
     if family(source) == "channel_clamp" and len(source.users) == 1:
-        inner = _without_implied_clip(source.args[0], grid)  # type: ignore[arg-type]
-        if inner is not source.args[0]:
+        inner, ends = _without_clip(source.args[0], grid)  # type: ignore[arg-type]
+        if inner is not source.args[0] and ends == (grid.quant_min, grid.quant_max):
             graph.replace(
                 node,
                 _clip_channels(
@@ -204,11 +243,17 @@ def _quantize_value(graph: Graph, node: Node, *, unsigned: bool) -> None:
                 ),
             )
             return
-    graph.replace(node, _round_trip(graph, _without_implied_clip(source, grid), grid, before=node))
+    inner, ends = _without_clip(source, grid)
+    graph.replace(node, _round_trip(graph, inner, grid, before=node, ends=ends))
 
 
-def _round_trip(graph: Graph, value: Node, grid: QuantizationParameters, *, before: Node) -> Node:
-    codes = graph.call(Q.quantize_per_tensor.default, value, *grid, before=before)
+def _round_trip(
+    graph: Graph, value: Node, grid: QuantizationParameters, *, before: Node, ends: tuple[int, int] | None = None
+) -> Node:
+    """`ends`: the first and last code there are, where the grid has more."""
+    low, high = ends or (grid.quant_min, grid.quant_max)
+    narrow = grid._replace(quant_min=low, quant_max=high)
+    codes = graph.call(Q.quantize_per_tensor.default, value, *narrow, before=before)
     return graph.call(Q.dequantize_per_tensor.default, codes, *grid, before=before)
 
 
@@ -236,17 +281,20 @@ def _is_shifted(bias: Node | None) -> bool:
     return bias is not None and bias.target is aten.sub.Tensor
 
 
-def _without_implied_clip(source: Node, grid: QuantizationParameters) -> Node:
-    """Skip a relu or clamp whose ends the grid's own clipping reproduces: the end's code is the grid's last, or beyond."""
-    ends = clip_of(source)
-    if ends is None or len(source.users) != 1:
-        return source
-    low, high = ends
+def _without_clip(source: Node, grid: QuantizationParameters) -> tuple[Node, tuple[int, int]]:
+    """Skip a relu or clamp whose ends the grid's clipping reproduces: the code of each is the grid's last, or beyond, or the one
+    before it, which is then the last there is (a clip to [-1, 1] on 256 codes around 128). The first and last code that are left.
+    """
+    whole = (grid.quant_min, grid.quant_max)
+    clip = clip_of(source)
+    if clip is None or len(source.users) != 1:
+        return source, whole
     scale = torch.tensor(grid.scale)
 
-    def code(end: float) -> int:
-        return round(float(torch.tensor(end) / scale)) + grid.zero_point
+    def code(end: float) -> float:
+        return end if math.isinf(end) else round(float(torch.tensor(end) / scale)) + grid.zero_point
 
-    below = low == -float("inf") or code(low) <= grid.quant_min
-    above = high == float("inf") or code(high) >= grid.quant_max
-    return operand(source) if below and above else source
+    low, high = (int(min(max(code(end), whole[0]), whole[1])) for end in clip)
+    if low > whole[0] + 1 or high < whole[1] - 1:
+        return source, whole
+    return operand(source), (low, high)

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from graphopt.formats import BlockFloat, Codebook, FloatFormat, Format, LogFormat
+from graphopt.formats import Binary, BlockFloat, Codebook, FloatFormat, Format, LogFormat, Ternary
 from graphopt.targets import Target
 
-FORMATS = (Format, LogFormat, FloatFormat, BlockFloat, Codebook)
+FORMATS = (Format, LogFormat, FloatFormat, BlockFloat, Codebook, Binary, Ternary)
 
 
 def options(transform: Any) -> dict[str, Any]:

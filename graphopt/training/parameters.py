@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.fx.node import Node
 
 from graphopt.ir.graph import Graph
-from graphopt.ir.quantizers import SCALE, is_uniform
+from graphopt.ir.quantizers import SCALE, is_signs, is_uniform
 from graphopt.training.quantization.parameters import QUANTIZER_PARAMETER
 from graphopt.utils.errors import InputError, alternatives
 
@@ -163,5 +163,5 @@ def _is_scale(graph: Graph, node: Node) -> bool:
     """Whether a constant is the scale of a quantizer, or what one learns in its place."""
     if node.op != "get_attr":
         return False
-    read_as = any(is_uniform(user) and user.args[SCALE] is node for user in node.users)
+    read_as = any((is_uniform(user) or is_signs(user)) and user.args[SCALE] is node for user in node.users)
     return read_as or bool(graph.fact(node, QUANTIZER_PARAMETER))

@@ -16,7 +16,7 @@ Paper:  Jacob et al. 2018, sections 2 and 3; Krishnamoorthi 2018, "Quantizing de
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -42,7 +42,7 @@ from graphopt.ir.graph import Graph
 from graphopt.ir.layer import WEIGHT, Layer
 from graphopt.ir.ops import family, info
 from graphopt.ir.passes import Change, Shortfall, in_eval_mode
-from graphopt.ir.quantizers import constants, is_quantized, is_quantizer
+from graphopt.ir.quantizers import constants, has_steps, is_quantized, is_quantizer
 from graphopt.passes.quantization.activations import clip_before_moves
 from graphopt.passes.quantization.balance import balance
 from graphopt.passes.quantization.biases import channel_shift, fit_bias, quantize_bias
@@ -228,7 +228,7 @@ class Quantize:
         for node in values:
             own = [*arguments[:-1], block_axis(node)] if grid.format.block else arguments
             rounded = graph.call(grid.format.operator, node, *own, before=graph.after(max(node, ready)), like=node)
-            if isinstance(grid.format, Format):
+            if has_steps(grid.format):
                 scales[rounded] = quantizer.parameters[0]
             for reader in readers.get(node) or [user for user in node.users if user is not rounded]:
                 reader.replace_input_with(node, rounded)
@@ -245,26 +245,31 @@ class Quantize:
         quantized = graph.call(format.operator, layer.weight, *arguments, before=node)
         quantized.meta["val"] = value(layer.weight)
         node.update_arg(WEIGHT, quantized)
-        if step is None or not isinstance(format, Format):
+        if step is None or not has_steps(format):
             return Change(graph.site(node), f"weights {format}" + (", bias in float" if layer.bias is not None else ""))
         quantize_bias(graph, layer, channel_shift(graph, layer))
-        if (lost := lost_channels(graph, layer, format)) is not None:
+        if isinstance(format, Format) and (lost := lost_channels(graph, layer, format)) is not None:
             return Shortfall(graph.site(node), lost)
         return Change(graph.site(node), f"weights {format}")
 
     def fit_weight(self, graph: Graph, layer: Layer, format: NumberFormat, step: Tensor | None) -> Quantizer:
         """`step`: that of the layer's input, where it has one."""
         weight = layer.canonical(graph.tensor(layer.weight))
+        bias = graph.tensor(layer.bias) if layer.bias is not None and step is not None else None
+        own = torch.ones(()) if step is None else step
         check_size(f"weights {str(layer.weight.target)!r}", float(weight.abs().max()), format)
         if isinstance(format, Format):
             low, high = weight_range(weight, format, self.weight_estimator)
             scale, zero_point = scale_and_zero_point(low, high, format)
-            bias = graph.tensor(layer.bias) if layer.bias is not None and step is not None else None
-            scale = fit_bias(scale, reach(low, high), torch.ones(()) if step is None else step, bias)
+            scale = fit_bias(scale, reach(low, high), own, bias)
             return Quantizer(format, (scale, zero_point), layer.weight_axis if format.per_channel else -1)
         axis = weight_block_axis(weight) if format.block else layer.weight_axis
         try:
-            return format.fit(weight, axis, "minmax" if self.weight_estimator == "minmax" else "mse")
+            found = format.fit(weight, axis, "minmax" if self.weight_estimator == "minmax" else "mse")
+            if not has_steps(format):
+                return found
+            scale, *rest = found.parameters
+            return replace(found, parameters=(fit_bias(scale, scale, own, bias), *rest))
         except InputError as error:
             raise InputError(f"weight {str(layer.weight.target)!r}: {error}") from error
 

@@ -8,12 +8,14 @@ from graphopt.formats import (
     BFLOAT16,
     FLOAT16,
     FLOAT16_WITHOUT_SUBNORMALS,
+    Binary,
     BlockFloat,
     Codebook,
     FloatFormat,
     Format,
     LogFormat,
     NumberFormat,
+    Ternary,
 )
 
 FORMATS: list[NumberFormat] = [
@@ -22,6 +24,7 @@ FORMATS: list[NumberFormat] = [
     FLOAT16, FLOAT16_WITHOUT_SUBNORMALS, BFLOAT16, FloatFormat(5, 2), FloatFormat(4, 3, subnormals=False),
     BlockFloat(8), BlockFloat(4, block=3), BlockFloat(2, block=5), BlockFloat(16, block=4),
     Codebook(4), Codebook(2, per_channel=True), Codebook(8),
+    Binary(), Binary(per_channel=True), Ternary(), Ternary(per_channel=True), Ternary(per_channel=True, two_scales=True),
 ]  # fmt: skip
 
 ALL = pytest.mark.parametrize("format", FORMATS, ids=str)

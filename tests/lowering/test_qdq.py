@@ -219,3 +219,17 @@ def test_stored_codes_are_those_of_the_simulation() -> None:
     codes = next(v for k, v in deploy(graph).state_dict().items() if k.endswith("weight_codes"))
     rounded = fake_quantize(tensor, scale, zero_point, -127, 127, 0)
     assert torch.equal(codes.float() * scale.reshape(-1, 1, 1, 1), rounded)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_clip_that_ends_a_code_before_the_grid_is_left_to_its_codes(signed: bool) -> None:
+    """[-1, 1] in steps of 2 / 255 with zero at a whole code: one end is between two codes."""
+    graph = quantized(
+        nn.Sequential(conv(3, 4), nn.Hardtanh(), conv(4, 2)), images(4) * 20,
+        activations=Format(8, signed=signed, symmetric=False),
+    )  # fmt: skip
+    deployed = deploy(graph)
+    assert "hardtanh" not in names(deployed)
+    assert_close_but_for_ties(deployed, graph)
+    found = {n.args[3:5] for n in deployed.calls(torch.ops.quantized_decomposed.quantize_per_tensor.default)}
+    assert found == ({(-128, 127), (-128, 126)} if signed else {(0, 255), (0, 254)})

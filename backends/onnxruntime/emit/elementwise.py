@@ -22,6 +22,7 @@ from graphopt.backends.onnxruntime.emit.writer import Writer, type_of
 from graphopt.ir.arguments import Arguments
 from graphopt.ir.calls import shape
 from graphopt.ir.ops import aten
+from graphopt.lowering.to_signs import TO_SIGNS
 from graphopt.utils.errors import InputError
 
 Function = Callable[[Writer, Value, torch.dtype], Value]
@@ -280,7 +281,16 @@ def _bitwise_not(w: Writer, a: Arguments) -> Value:
     return w.op("Not" if result_type(a) == torch.bool else "BitwiseNot", w.read(a["self"]))
 
 
+def _to_signs(w: Writer, a: Arguments) -> Value:
+    x, dtype = w.read(a["x"]), result_type(a)
+    threshold, low, high = (float(a[name]) for name in ("threshold", "low", "high"))
+    negative = w.op("LessOrEqual", x, w.constant(-threshold, dtype))
+    below = w.op("Where", negative, w.constant(low, dtype), w.constant(0, dtype))
+    return w.op("Where", w.op("GreaterOrEqual", x, w.constant(threshold, dtype)), w.constant(high, dtype), below)
+
+
 ELEMENTWISE: dict[Any, Rule] = {
+    TO_SIGNS: _to_signs,
     **{target: _same(kind) for target, kind in SAME.items()},
     aten.floor.default: _rounded("Floor"),
     aten.ceil.default: _rounded("Ceil"),

@@ -19,6 +19,7 @@ from graphopt.backends.tvm.operators.rule import (
 from graphopt.backends.tvm.program import Program
 from graphopt.ir.arguments import Arguments
 from graphopt.ir.ops import aten
+from graphopt.lowering.to_signs import TO_SIGNS
 from graphopt.utils.errors import InputError
 
 op = relax.op
@@ -170,7 +171,18 @@ def _convert(program: Program, a: Arguments) -> Value:
     return cast(program, program.value(a["self" if "self" in a else "a"]), a["dtype"])
 
 
+def _to_signs(program: Program, a: Arguments) -> Value:
+    dtype = result_type(a.node)
+    x = program.value(a["x"])
+    threshold, low, high = (float(a[name]) for name in ("threshold", "low", "high"))
+    below = op.where(op.less_equal(x.expr, scalar(-threshold, dtype)), scalar(low, dtype), scalar(0, dtype))
+    return program.emit(
+        op.where(op.greater_equal(x.expr, scalar(threshold, dtype)), scalar(high, dtype), below), x.shape, x.order
+    )
+
+
 ELEMENTWISE: dict[Any, Rule] = {
+    TO_SIGNS: _to_signs,
     **{target: _unary(function) for target, function in UNARY.items()},
     **{target: _round(function) for target, function in ROUND.items()},
     **{target: _ask(function) for target, function in ASK.items()},

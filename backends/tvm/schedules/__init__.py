@@ -11,7 +11,7 @@ threads, in `gpu`.
 """
 
 from graphopt.backends.tvm.machine import Gpu, Machine, Processor
-from graphopt.backends.tvm.schedules import depthwise, direct, pooling, products, sampled
+from graphopt.backends.tvm.schedules import bits, depthwise, direct, few, pooling, products, sampled
 from graphopt.backends.tvm.schedules import elementwise as elements
 from graphopt.backends.tvm.schedules import planes as images
 from graphopt.backends.tvm.schedules.emit import PASS_CONFIG, Kernel
@@ -52,6 +52,10 @@ def conv(spec: Conv, machine: Processor, variant: Variant | None = None) -> Kern
         if isinstance(variant, Sample):
             assert not isinstance(machine, Gpu)
             return sampled.conv(spec, machine, variant)
+        if bits.applies(spec) and isinstance(machine, Machine):
+            return bits.conv(spec, machine, variant)
+        if few.applies(spec) and isinstance(machine, Machine):
+            return few.conv(spec, machine, variant)
         if depthwise.applies(spec):
             return depthwise.conv(spec, machine, variant)
         return gemm.conv(spec, machine) if isinstance(machine, Gpu) else direct.conv(spec, machine, variant)
@@ -94,4 +98,6 @@ def kernel(spec: Spec, machine: Processor, variant: Variant | None = None) -> Ke
 
 def tiles_of(spec: Conv, machine: Machine) -> list[Tile]:
     """The register tiles that a layer may have on a CPU, the best by rule first."""
+    if bits.applies(spec):
+        return bits.candidates(spec, machine)
     return depthwise.candidates(spec, machine) if depthwise.applies(spec) else direct.candidates(spec, machine)

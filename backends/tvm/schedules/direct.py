@@ -201,7 +201,7 @@ class DirectPlan:
         with emit.serial(kh) as ry, emit.serial(kx) as rx:
             here = origin + ry * (spec.dilation[0] * width) + rx * (spec.dilation[1] * c)
             first = (ry * kx + rx) * self.steps
-            weights = block * self._block_weights + first * (self.block * dot.depth)
+            weights = self._first_weight(block) + first * (self.block * dot.depth)
 
             def some(k: Expr, steps: int) -> None:
                 if ahead:
@@ -222,6 +222,10 @@ class DirectPlan:
 
             emit.in_vectors(self.steps, dot.together(self.machine), some)
         return sums
+
+    def _first_weight(self, block: Expr) -> Expr:
+        """Where those of a block begin."""
+        return block * self._block_weights
 
     def _stores(self, flat: dict[str, Flat], sums: Registers, pixel: Expr, block: Expr) -> None:
         """Finish and write a tile; the last block of a group may hold fewer channels."""

@@ -25,6 +25,8 @@ class Conv:
         kernel, stride, dilation: (height, width). padding: ((top, bottom), (left, right)).
         data: dtype of the data; weights have it too, int8 for integers, and float results unless the epilogue says otherwise.
         zero_point: of the data, which is also what padding holds.
+        bits: of a weight as it is stored: 8; 2 for three numbers to a channel, zero among them; 1 for two, signs.
+        signs: whether the data are signs, -1 and 1 around the zero point.
     """
 
     shape: tuple[int, int, int, int]
@@ -37,8 +39,12 @@ class Conv:
     data: str = "float32"
     zero_point: int = 0
     epilogue: Epilogue = field(default_factory=Epilogue)
+    bits: int = 8
+    signs: bool = False
 
     def __post_init__(self) -> None:
+        require(self.bits in (1, 2, 8), f"weights of {self.bits} bits; kernels exist for 1, 2 and 8")
+        require(self.bits == 8 or self.data in INTEGER, "weights of few bits are for data of codes")
         require(self.data in INTEGER + FLOAT, f"data of {self.data}; kernels exist for {', '.join(INTEGER + FLOAT)}")
         require(min(self.shape) > 0 and self.channels > 0, f"empty shape {self.shape} -> {self.channels} channels")
         require(

@@ -25,7 +25,7 @@ from graphopt.formats import FLOAT16_FORMATS, in_blocks
 from graphopt.ir import structure
 from graphopt.ir.graph import Example, Graph
 from graphopt.ir.ops import family
-from graphopt.ir.quantizers import is_uniform, quantizer_of, quantizers
+from graphopt.ir.quantizers import is_signs, is_uniform, quantizer_of, quantizers
 from graphopt.lowering.integers.arithmetic import dequantize, exact_products
 from graphopt.lowering.integers.fusion import fuse
 from graphopt.lowering.integers.kernels import LayerKernel
@@ -257,12 +257,12 @@ def _check_quantized(graph: Graph, half: bool) -> None:
     found = [
         n for n in quantizers(graph) if is_uniform(n) or not (half and quantizer_of(graph, n).format in FLOAT16_FORMATS)
     ]
-    if (other := next((node for node in found if not is_uniform(node)), None)) is not None:
+    if (other := next((node for node in found if not (is_uniform(node) or is_signs(node))), None)) is not None:
         raise InputError(
             f"{unquantized(other).name} is in {quantizer_of(graph, other).format}, of which there are no integers to simulate; "
             "the graph itself computes what a device with that format answers"
         )
-    if found and all(map(in_blocks, found)):
+    if found and all(is_uniform(node) and in_blocks(node) for node in found):
         raise InputError(
             "only weights are quantized, values stay float, so there are no integers to simulate; the graph itself answers "
             "what the artifact answers, up to rounding (target.kernels.block_products='float32')"

@@ -6,6 +6,8 @@ grids.py        which grids there are to train
 learned.py      one of them for as long as it trains
 scales.py       learned scales
 transforms.py   what methods do to weights in front of their quantizers
+signs.py        quantizers that round to signs, for as long as they train
+sign_surrogate.py   rounding to signs, and its gradients
 surrogate.py    rounding with other gradients than straight through
 norms.py        batch norms, put back for the training and folded again
 observed.py     ranges that follow what batches hold, until they are frozen

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.fx.node import Node
 
@@ -16,11 +17,12 @@ from graphopt.ir.graph import Graph
 from graphopt.ir.passes import Change
 from graphopt.ir.quantizers import quantizers
 from graphopt.training.compression import Compression, Run
-from graphopt.training.quantization import norms, transforms
+from graphopt.training.quantization import norms, signs, transforms
 from graphopt.training.quantization.grids import Grid, grids
 from graphopt.training.quantization.learned import LearnedGrid
 from graphopt.training.quantization.methods import Method, method_of
 from graphopt.training.quantization.observed import Observer, observers
+from graphopt.training.quantization.signs import LearnedSigns, of_weights, sign_quantizers
 from graphopt.utils.errors import InputError
 
 
@@ -69,6 +71,7 @@ class QuantizationAware(Compression):
         otherwise = any(method.rounding in ("soft", "stochastic") for method in (self.weights, self.activations))
         self.reestimate_norms = otherwise if reestimate_norms is None else reestimate_norms
         self.learned: list[LearnedGrid] = []
+        self.signs: list[LearnedSigns] = []
         self.progress = 0.0
         self.norms: list[norms.Norm] = []
 
@@ -86,13 +89,22 @@ class QuantizationAware(Compression):
         found = grids(graph)
         for grid in found:
             transforms.check(graph, grid, self._method(grid).transform, self.accumulator_bits)
+        rounded = [
+            (node, self.weights if of_weights(graph, node) else self.activations) for node in sign_quantizers(graph)
+        ]
+        for node, method in rounded:
+            signs.check(graph, node, method)
+        has_norms = self.batch_norms and self.data is not None
+        wanted = norms.without_signs(graph, self.data) if has_norms else {}  # type: ignore[arg-type]
+        self.signs = [LearnedSigns(graph, node, method) for node, method in rounded]
+        graph.refresh()
         changes: list[Change] = []
         if self.batch_norms:
             if self.data is None:
                 raise InputError(
                     "batch norms begin with statistics: give data=[...], or batch_norms=False to leave them folded"
                 )
-            self.norms, changes = norms.insert(graph, self.data)
+            self.norms, changes = norms.insert(graph, self.data, wanted)
         self.learned = [LearnedGrid(graph, grid, self._method(grid), self.accumulator_bits) for grid in found]
         fixed = [each.grid for each in self.learned if each.scale is None]
         self.observers = observers(graph, fixed) if self.observe else []
@@ -109,7 +121,8 @@ class QuantizationAware(Compression):
         if self.progress < self.observe:
             for each in self.observers:
                 each.observe(run)
-        return None
+        pulls = [found for each in self.signs if (found := each.loss()) is not None]
+        return torch.stack(pulls).sum() if pulls else None
 
     def _method(self, grid: Grid) -> Method:
         return self.weights if grid.of_weights else self.activations
@@ -120,6 +133,8 @@ class QuantizationAware(Compression):
             observer.move()
         for each in self.learned:
             each.step(progress)
+        for rounded in self.signs:
+            rounded.step(progress)
         for norm in self.norms:
             norm.keep_positive(self.graph)
             norm.freeze(self.graph, progress >= self.freeze_norms)
@@ -131,9 +146,11 @@ class QuantizationAware(Compression):
     def finish(self, graph: Graph) -> list[Change]:
         for each in self.learned:
             each.settle()
+        for rounded in self.signs:
+            rounded.settle()
         graph.sweep()  # so that nothing but its layer reads a weight
         for norm in self.norms:
             norm.fold(graph)
         graph.refresh()
-        self.learned, self.norms, self.observers = [], [], []
+        self.learned, self.signs, self.norms, self.observers = [], [], [], []
         return []

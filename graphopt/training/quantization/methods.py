@@ -17,6 +17,23 @@ fall by that much here by themselves. Its ends have a gradient from batches alon
 after calibration; Adam makes some thirty steps of one such gradient, so a tenth of the rate keeps them from swinging. Chance
 fades while `stochastic` trains: the network answers with the nearest codes in the end.
 
+Methods for signs say besides what becomes of quantizers that round to signs (`signs.py`, `sign_surrogate.py`); uniform ones
+beside them, of 8 bits say, train by LSQ. Other methods train signs straight through, with learned scales where they learn any.
+
+    method                      weights: gradient, scale, more         values: gradient   paper
+    binaryconnect               straight, stays, ends                  clipped            Courbariaux et al. 2015
+    binaryconnect_stochastic    the same, by chance                    clipped            Courbariaux et al. 2015
+    binarynet                   straight, stays, ends                  clipped            Hubara et al. 2016
+    xnor                        clipped, mean                          clipped            Rastegari et al. 2016
+    tang                        straight, stays, pull                  clipped            Tang et al. 2017
+    bireal                      clipped, mean                          polynomial         Liu et al. 2018
+    irnet                       tanh, power, centred                   tanh               Qin et al. 2020
+    twn                         straight, twn                          clipped            Li and Liu 2016
+    ttq                         scaled, two                            clipped            Zhu et al. 2017
+
+Tang et al. learn at a rate of 1e-4, lower than others, which is for the caller to give, and so are prelus
+(`graphopt.passes.BlockShortcuts`) and last layers with a scale, which every one has here.
+
 What a method does to the value in front is for weights: at the end the weight is what came out of it. Two methods may share a
 network; PACT is published with DoReFa's weights, for instance.
 """
@@ -24,8 +41,36 @@ network; PACT is published with DoReFa's weights, for instance.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from graphopt.utils.errors import InputError, alternatives
+
+
+@dataclass(frozen=True)
+class SignMethod:
+    """What a method does about quantizers that round to signs.
+
+    Attributes:
+        gradient, activations: of weights and of values; see `sign_surrogate.py`.
+        scale, centred, ends, pull: of weights; see `signs.py`.
+        unit: what the gradient measures weights in: their `scale`, or `one`.
+        chance: weights are rounded by chance while they train.
+        levels: 2 or 3, where a method is for as many numbers alone; 0: for both.
+        sharpness: of `tanh`, at the beginning and at the end of the training.
+        name: of the method, for messages.
+    """
+
+    gradient: str = "straight"
+    activations: str = "clipped"
+    scale: str = "stays"
+    centred: bool = False
+    ends: bool = False
+    pull: float = 0.0
+    unit: str = "scale"
+    chance: bool = False
+    levels: int = 0
+    sharpness: tuple[float, float] = (1.0, 1.0)
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -41,6 +86,7 @@ class Method:
             share of a step that chance decides about.
         decay: the share of its end that a learned grid loses with every step.
         share: of the rate of scales that those of this method have.
+        signs: what becomes of quantizers that round to signs.
     """
 
     rounding: str = "nearest"
@@ -50,6 +96,7 @@ class Method:
     sharpness: tuple[float, float] = (0.0, 0.0)
     decay: float = 0.0
     share: float = 1.0
+    signs: SignMethod = SignMethod()
 
     @property
     def plain(self) -> bool:
@@ -57,10 +104,17 @@ class Method:
         return self.rounding == "nearest" and self.scale != "clip" and not self.offset
 
 
+LEARNED = SignMethod(scale="learned")
+
+
+def _signs(name: str, **what: Any) -> Method:
+    return Method(scale="step", signs=SignMethod(name=name, **what))
+
+
 METHODS: dict[str, Method] = {
     "ste": Method(),
-    "lsq": Method(scale="step"),
-    "lsq+": Method(scale="step", offset=True),
+    "lsq": Method(scale="step", signs=LEARNED),
+    "lsq+": Method(scale="step", offset=True, signs=LEARNED),
     "pact": Method(scale="clip", decay=1e-5, share=0.1),
     "dsq": Method("hard", "step", sharpness=(1.0, 8.0)),
     "quantization_networks": Method("soft", "step", sharpness=(1.0, 20.0)),
@@ -68,6 +122,24 @@ METHODS: dict[str, Method] = {
     "dorefa": Method(transform="tanh"),
     "qil": Method(transform="interval"),
     "a2q": Method("toward_zero", "step", transform="accumulator"),
+    "binaryconnect": _signs("binaryconnect", ends=True, levels=2),
+    "binaryconnect_stochastic": _signs("binaryconnect_stochastic", ends=True, chance=True, levels=2),
+    "binarynet": _signs("binarynet", ends=True, levels=2),
+    "xnor": _signs("xnor", gradient="clipped", scale="mean", unit="one", levels=2),
+    "tang": _signs("tang", pull=5e-7, levels=2),
+    "bireal": _signs("bireal", gradient="clipped", activations="polynomial", scale="mean", unit="one", levels=2),
+    "irnet": _signs(
+        "irnet",
+        gradient="tanh",
+        activations="tanh",
+        scale="power",
+        centred=True,
+        unit="one",
+        levels=2,
+        sharpness=(1e-3, 10.0),
+    ),
+    "twn": _signs("twn", scale="twn", levels=3),
+    "ttq": _signs("ttq", gradient="scaled", scale="two", unit="one", levels=3),
 }
 WEIGHTS_OF = {"pact": "dorefa"}  # where one name is given for both
 ACTIVATIONS_OF = {"dorefa": "ste", "qil": "lsq", "a2q": "lsq"}

@@ -7,6 +7,9 @@ batch, so that a change of codes does not drift through the network; at the end,
     w^ r        is the layer's weight: its codes, on the grid s |r|
     bias - m r  is its bias, on the grid of the sums
 
+Where weights or inputs are signs, moments are far from what they were: there m and d of the weight and bias are those that the
+layer had without signs, so that what reads it finds values of the size that its grid is made for.
+
 A grid of its own for each channel is that of the weight as it trains, so folding moves no code. One scale for all channels, or
 powers of two, are promised for the folded weight: there the weight trains on the grid s / |r|, which is the same thing. Of few
 bits the grid of the sums is coarse, so the norm's bias has the rounding error of the folded one all along.
@@ -28,20 +31,23 @@ from graphopt.execution.norm_statistics import ChannelMoments, by_batch
 from graphopt.execution.observers import observe
 from graphopt.execution.reference import reference_of
 from graphopt.formats import SMALLEST_CHANNEL_SCALE, quantize
+from graphopt.formats.signs import multiples
 from graphopt.ir.batches import first
-from graphopt.ir.calls import operand
+from graphopt.ir.calls import operand, value
 from graphopt.ir.facts import ALWAYS_EVAL, FLOAT_REFERENCE, MOMENTS
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import BIAS, Layer
 from graphopt.ir.masks import mask_of, unmasked
 from graphopt.ir.ops import aten
 from graphopt.ir.passes import Change
-from graphopt.ir.quantizers import AXIS, SCALE, UniformQuantizer
+from graphopt.ir.quantizers import AXIS, SCALE, UniformQuantizer, is_signs, quantizer_of
 from graphopt.ir.scales import power_of_two
+from graphopt.training.quantization.sign_surrogate import SIGNS_IN_TRAINING
 from graphopt.utils.errors import InputError
 
 EPS, MOMENTUM = 1e-5, 0.1
 SAMPLES = 2048  # that the first statistics are of, at most
+SIGNS_AXIS = 7  # its position in the arguments of signs that train
 SMALLEST = 1e-3  # of a norm's weight, as a share of what it was at first: codes have no sign to change
 
 
@@ -103,6 +109,9 @@ class Norm:
         graph.replace(self.node, self.layer.node)
 
     def _fold_weight(self, graph: Graph, factor: Tensor) -> None:
+        if is_signs(self.layer.weight):
+            fold_signs(graph, self.layer.weight, factor)
+            return
         quantizer = UniformQuantizer.of(self.layer.weight)
         assert quantizer is not None
         weight, scale, zero = (graph.tensor(n) for n in (quantizer.value, quantizer.scale, quantizer.zero_point))
@@ -122,15 +131,45 @@ class Norm:
         graph.set_fact(constant, FLOAT_REFERENCE, latent)
 
 
-def insert(graph: Graph, data: Iterable[list[Tensor]]) -> tuple[list[Norm], list[Change]]:
+def fold_signs(graph: Graph, node: Node, factor: Tensor) -> None:
+    """Let a quantizer give its signs times a factor of each output channel, over 0: the same codes of another scale."""
+    found = quantizer_of(graph, node)
+    weight, (scale, threshold, below, above) = graph.tensor(operand(node)), found.parameters
+    codes = multiples(weight, found.parameters, found.axis)
+    scale = (scale.double() * factor).clamp(min=SMALLEST_CHANNEL_SCALE).float()
+    threshold = torch.minimum((threshold.double() * factor).float(), scale * torch.minimum(below, above))
+    graph.put_constant(operand(node, SCALE), scale)
+    graph.put_constant(operand(node, SCALE + 1), threshold)
+    latent = (reference_of(graph, operand(node)).double() * over_outputs(factor, codes)).float()
+    constant = graph.set_constant(node, 0, codes * over_outputs(scale, codes), keeps=[MOMENTS])
+    graph.set_fact(constant, FLOAT_REFERENCE, latent)
+
+
+def without_signs(graph: Graph, data: Iterable[list[Tensor]]) -> dict[Node, ChannelMoments]:
+    """What layers whose weights are signs give where no call rounds to signs."""
+    bypassed = {node: _first for node in graph.calls() if is_signs(node)}
+    layers = [node for node in graph.calls() if (layer := Layer.of(node)) and is_signs(layer.weight)]
+    return statistics(graph, layers, data, bypassed) if layers else {}
+
+
+def _first(value: Any, *rest: Any) -> Any:
+    return value
+
+
+def insert(
+    graph: Graph, data: Iterable[list[Tensor]], wanted: Mapping[Node, ChannelMoments] | None = None
+) -> tuple[list[Norm], list[Change]]:
     """Put a norm behind every layer that had one and still may.
 
     Args:
         data: for the first statistics; batches of input tensors.
+        wanted: moments that layers are to have behind their norms; others keep those that they have.
     """
     layers = {layer.node: layer for layer in candidates(graph)}
-    seen = statistics(graph, layers, data)
-    norms = [_insert(graph, layer, seen[node]) for node, layer in layers.items()]
+    seen, wanted = statistics(graph, layers, data), wanted or {}
+    norms = [_insert(graph, layer, seen[node], wanted.get(node, seen[node])) for node, layer in layers.items()]
+    if moved := [norm for norm in norms if norm.layer.node in wanted]:
+        reestimate(graph, moved, data)
     return norms, [Change(graph.site(norm.layer.node), "has a batch norm while it trains") for norm in norms]
 
 
@@ -146,6 +185,9 @@ def candidates(graph: Graph) -> Iterator[Layer]:
 
 def _owns_weight(graph: Graph, layer: Layer) -> bool:
     """Whether the weight is rounded, with one scale or one by output channel, and no other layer reads it."""
+    if layer.weight.target is SIGNS_IN_TRAINING:
+        scales = value(operand(layer.weight, SCALE)).shape
+        return bool(layer.weight.args[SIGNS_AXIS] == 0) and len(scales) == 1 and len(layer.weight.users) == 1
     quantizer = UniformQuantizer.of(layer.weight)
     if quantizer is None or quantizer.block or graph.tensor(quantizer.scale).numel() not in (1, layer.out_channels):
         return False
@@ -202,23 +244,24 @@ def over_outputs(vector: Tensor, weight: Tensor) -> Tensor:
     return vector.reshape(-1, *[1] * (weight.dim() - 1)) if vector.dim() else vector
 
 
-def _insert(graph: Graph, layer: Layer, seen: ChannelMoments) -> Norm:
+def _insert(graph: Graph, layer: Layer, seen: ChannelMoments, wanted: ChannelMoments) -> Norm:
     node, quantizer = layer.node, UniformQuantizer.of(layer.weight)
-    assert quantizer is not None
+    first = layer.weight
     assert layer.bias is not None
     assert layer.stored_bias is not None
     constant, own = layer.stored_bias[1], graph.tensor(layer.bias).double()
-    dtype, name = graph.tensor(constant).dtype, _module(graph, quantizer) or node.name
-    deviation = (seen.var + EPS).sqrt()  # so that the first answers are those of the layer alone
+    dtype, name = graph.tensor(constant).dtype, _module(graph, layer) or node.name
+    deviation = (wanted.var + EPS).sqrt()  # so that the first answers are those of the layer alone, or what is wanted
     values = {"weight": deviation, "running_mean": seen.mean - own, "running_var": seen.var}
     weight, mean, var = (
-        graph.add_constant(f"{name}.norm.{what}", t.to(dtype), before=quantizer.node) for what, t in values.items()
+        graph.add_constant(f"{name}.norm.{what}", t.to(dtype), before=first) for what, t in values.items()
     )
     graph.make_parameter(weight)
-    graph.put_constant(constant, seen.mean.to(dtype))
-    factor = _factor(graph, name, weight, var, before=quantizer.node)
-    folded = quantizer.axis < 0 or power_of_two(graph.tensor(quantizer.scale))
+    graph.put_constant(constant, wanted.mean.to(dtype))
+    factor = _factor(graph, name, weight, var, before=first)
+    folded = quantizer is not None and (quantizer.axis < 0 or power_of_two(graph.tensor(quantizer.scale)))
     if folded:
+        assert quantizer is not None
         scale = graph.add_expression(
             f"{name}_unfolded", aten.div.Tensor, quantizer.scale, factor, before=quantizer.node
         )
@@ -234,8 +277,11 @@ def _insert(graph: Graph, layer: Layer, seen: ChannelMoments) -> Norm:
     return Norm(layer, norm, bias, folded, (deviation * SMALLEST).to(dtype))
 
 
-def _module(graph: Graph, quantizer: UniformQuantizer) -> str:
+def _module(graph: Graph, layer: Layer) -> str:
     """The path of the module that a weight belongs to."""
+    quantizer = UniformQuantizer.of(layer.weight)
+    if quantizer is None:
+        return graph.site(layer.node)
     return str(unmasked(graph, quantizer.value).target).rpartition(".")[0]
 
 
