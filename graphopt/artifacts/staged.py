@@ -31,6 +31,7 @@ from graphopt.coding.pieces import Place
 from graphopt.ir import structure
 from graphopt.policies import Network, Outcome, Policy, run_stages
 from graphopt.policies.limits import anytime, budgeted
+from graphopt.policies.stages import Limit
 from graphopt.utils.errors import ArtifactError, GraphoptError, InputError
 from graphopt.utils.files import MANIFEST
 from graphopt.utils.version import versions
@@ -62,8 +63,8 @@ class StagedArtifact(Artifact):
     def _run(self, inputs: Arrays) -> Arrays:
         return self._outcome(inputs).outputs
 
-    def _outcome(self, inputs: Arrays, policy: Policy | None = None) -> Outcome:
-        return run_stages(self.network, [stage._run for stage in self.stages], policy or self.policy, inputs)
+    def _outcome(self, inputs: Arrays, policy: Policy | None = None, limit: Limit | None = None) -> Outcome:
+        return run_stages(self.network, [stage._run for stage in self.stages], policy or self.policy, inputs, limit)
 
     def path(self, *args: Any, **kwargs: Any) -> Tensor:
         """The stage that answers each sample, int64 [N]; arguments as for a call."""
@@ -88,7 +89,7 @@ class StagedArtifact(Artifact):
                 f"anytime answers one sample within its time, got a batch of {count}; budgeted(...) is for batches"
             )
         limit = anytime(self.stage_milliseconds(), budget_ms)
-        return self._nested(arrays, self._limited(arrays, limit))
+        return self._nested(arrays, self._outcome(arrays, limit=limit))
 
     def budgeted(self, *args: Any, budget_ms: float, **kwargs: Any) -> Any:
         """The answers of a batch within a time for all of it: where it does not suffice, the samples that a stage is surest of do
@@ -97,10 +98,8 @@ class StagedArtifact(Artifact):
         What stages take a sample is measured once, before the first call. The first stage runs on all samples.
         """
         arrays = calling.arrays(self.manifest, args, kwargs)
-        return self._nested(arrays, self._limited(arrays, budgeted(self.stage_milliseconds(), budget_ms)))
-
-    def _limited(self, arrays: Arrays, limit: Callable[..., Any]) -> Outcome:
-        return run_stages(self.network, [stage._run for stage in self.stages], self.policy, arrays, limit)
+        limit = budgeted(self.stage_milliseconds(), budget_ms)
+        return self._nested(arrays, self._outcome(arrays, limit=limit))
 
     def _nested(self, arrays: Arrays, outcome: Outcome) -> Any:
         outputs = map(calling.tensor, outcome.outputs)
@@ -115,6 +114,7 @@ class StagedArtifact(Artifact):
 
     def measured(self, arrays: Arrays, runs: int = TIMED) -> list[float]:
         """The same on these inputs: the least of so many runs, for whatever else the machine does only adds."""
+        never = self.policy.at([None] * len(self.policy.thresholds))
         taken: list[list[float]] = []
         for _ in range(runs + 2):
             marks = [time.perf_counter()]
@@ -123,8 +123,7 @@ class StagedArtifact(Artifact):
                 marks.append(time.perf_counter())
                 return going
 
-            never = self.policy.at([None] * len(self.policy.thresholds))
-            run_stages(self.network, [stage._run for stage in self.stages], never, arrays, note)
+            self._outcome(arrays, never, note)
             taken.append(np.diff([*marks, time.perf_counter()]).tolist())
         return [1e3 * min(each) for each in zip(*taken[2:], strict=True)]
 

@@ -12,6 +12,7 @@ from graphopt.artifacts import calling
 from graphopt.artifacts.staged import StagedArtifact
 from graphopt.policies import Policy
 from graphopt.policies.confidence import check_classes
+from graphopt.policies.policy import array_of
 from graphopt.policies.stages import History
 from graphopt.utils.errors import InputError
 from graphopt.utils.progress import track
@@ -107,7 +108,7 @@ def _labels(labels: Any, count: int, stages: list[list[Array]]) -> Array | None:
         check_classes(each, number)
     if labels is None:
         return None
-    found = np.asarray(labels.detach().cpu().numpy() if hasattr(labels, "detach") else labels)
+    found = array_of(labels)
     if found.shape != (count,) or not np.issubdtype(found.dtype, np.integer):
         raise InputError(f"labels are classes by number, [{count}], got {found.dtype} {list(found.shape)}")
     classes = stages[-1][0].shape[1]

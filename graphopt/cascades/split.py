@@ -6,7 +6,7 @@ from torch.fx.node import Node
 
 from graphopt.execution.subgraph import subgraph
 from graphopt.ir.graph import Graph
-from graphopt.ir.reading import leading
+from graphopt.ir.reading import leading, varying
 from graphopt.policies import Network
 from graphopt.policies.stages import Source
 from graphopt.utils.errors import InputError
@@ -25,14 +25,14 @@ def split(graph: Graph) -> tuple[list[Graph], Network]:
     if len(ends) < 2:
         raise InputError("the graph returns one answer, so there is nothing to split; apply AddExits first")
     stages = _stages(graph, ends)
-    handed = [_handed(graph, stages, number) for number in range(len(ends))]
+    given = [_given(graph, stages, number) for number in range(len(ends))]
+    handed = [_handed(stages, given, number) for number in range(len(ends))]
     parts, reads = [], []
     for number, end in enumerate(ends):
-        given = _given(graph, stages, number)
-        inputs = {_name(graph, node): node for node in given}
+        inputs = {_name(graph, node): node for node in given[number]}
         outputs = {graph.output_names[number]: end, **{_name(graph, node): node for node in handed[number]}}
         parts.append(subgraph(graph, inputs, outputs))
-        reads.append(tuple(_source(graph, stages, handed, node) for node in given))
+        reads.append(tuple(_source(graph, stages, handed, node) for node in given[number]))
     return parts, Network(tuple(reads))
 
 
@@ -44,14 +44,11 @@ def last_answer(graph: Graph) -> Graph:
 
 def _stages(graph: Graph, ends: list[Node]) -> dict[Node, int]:
     """Of each call the first stage that needs it; calls on constants alone belong to every stage, and to none."""
-    varying, found = set[Node](graph.inputs), dict[Node, int]()
-    for node in graph.calls():
-        if not varying.isdisjoint(node.all_input_nodes):
-            varying.add(node)
+    moving, found = varying(graph), dict[Node, int]()
     for number, end in enumerate(ends):
         before = len(found)
         for node in leading(end, found):
-            if node in varying and node.op == "call_function":
+            if node in moving and node.op == "call_function":
                 found[node] = number
         if len(found) == before:
             raise InputError(f"answer {number} is computed with the one before it; it cannot end a stage of its own")
@@ -61,13 +58,13 @@ def _stages(graph: Graph, ends: list[Node]) -> dict[Node, int]:
 def _given(graph: Graph, stages: dict[Node, int], number: int) -> list[Node]:
     """What the calls of a stage read from outside: values of earlier stages, and inputs of the network."""
     own = [node for node, stage in stages.items() if stage == number]
-    read = {source for node in own for source in node.all_input_nodes if stages.get(source, number) != number}
-    inputs = {source for node in own for source in node.all_input_nodes if source in set(graph.inputs)}
-    return [*(node for node in graph.inputs if node in inputs), *sorted(read)]
+    sources = {source for node in own for source in node.all_input_nodes}
+    read = {source for source in sources if stages.get(source, number) != number}
+    return [*(node for node in graph.inputs if node in sources), *sorted(read)]
 
 
-def _handed(graph: Graph, stages: dict[Node, int], number: int) -> list[Node]:
-    later = {node for n in range(number + 1, len(graph.outputs)) for node in _given(graph, stages, n)}
+def _handed(stages: dict[Node, int], given: list[list[Node]], number: int) -> list[Node]:
+    later = {node for each in given[number + 1 :] for node in each}
     return sorted(node for node in later if stages.get(node) == number)
 
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.fx.node import Node
 
 from graphopt.execution.executor import Executor
 from graphopt.ir.derivation import DERIVATION
+from graphopt.ir.editing import register
 from graphopt.ir.graph import Example, Graph
 from graphopt.ir.quantizers import is_quantizer
 from graphopt.ir.shapes import fake_inputs, is_free
@@ -89,7 +90,7 @@ def _copy_call(graph: Graph, node: Node, new: fx.Graph, copies: dict[Node, Node]
     if node in copies:
         return
     if node.op == "get_attr":
-        _register(root, str(node.target), graph.parameter(node))
+        register(root, str(node.target), graph.parameter(node))
     for source in node.all_input_nodes:
         _copy_call(graph, source, new, copies, root)
     copies[node] = _copied(node, new, copies)
@@ -100,18 +101,6 @@ def _copied(node: Node, new: fx.Graph, copies: Mapping[Node, Node]) -> Node:
     for key in ("val", DERIVATION.name):
         copy.meta.pop(key, None)
     return copy
-
-
-def _register(root: nn.Module, name: str, value: Tensor) -> None:
-    *path, leaf = name.split(".")
-    for part in path:
-        if part not in root._modules:
-            root.add_module(part, nn.Module())
-        root = root.get_submodule(part)
-    if isinstance(value, nn.Parameter):
-        root.register_parameter(leaf, value)
-    else:
-        root.register_buffer(leaf, value)
 
 
 def _free_sizes(graph: Graph, nodes: list[Node]) -> list[FreeSize]:

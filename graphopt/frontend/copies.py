@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterator, Mapping
 import torch
 from torch import fx, nn
 
+from graphopt.ir.editing import register
+
 
 @contextlib.contextmanager
 def working_copy(model: nn.Module, *, share_parameters: bool = False) -> Iterator[nn.Module]:
@@ -88,14 +90,6 @@ def own_weights(module: fx.GraphModule, names: Mapping[str, str], ours: Collecti
         value = values[node]
         node.target = names.get(str(node.target), str(node.target))
         module.__dict__.pop(str(node.target), None)
-        *path, leaf = str(node.target).split(".")
-        owner: nn.Module = module
-        for part in path:
-            if part not in owner._modules:
-                owner.add_module(part, nn.Module())
-            owner = owner.get_submodule(part)
         own = value.detach() if id(value) in taken else value.detach().clone()
-        if isinstance(value, nn.Parameter):
-            owner.register_parameter(leaf, nn.Parameter(own, value.requires_grad))
-        else:
-            owner.register_buffer(leaf, own)
+        own = nn.Parameter(own, value.requires_grad) if isinstance(value, nn.Parameter) else own
+        register(module, str(node.target), own)

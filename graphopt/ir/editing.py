@@ -15,6 +15,19 @@ from graphopt.ir.facts import FLOAT_REFERENCE, REFERENCE_LEFT_OUT, Fact
 from graphopt.ir.reading import Reading
 
 
+def register(root: nn.Module, name: str, value: Tensor) -> None:
+    """Let a tensor be the parameter or buffer of this dotted name; modules on the way are made."""
+    *path, leaf = name.split(".")
+    for part in path:
+        if part not in root._modules:
+            root.add_module(part, nn.Module())
+        root = root._modules[part]  # type: ignore[assignment]
+    if isinstance(value, nn.Parameter):
+        root.register_parameter(leaf, value)
+    else:
+        root.register_buffer(leaf, value)
+
+
 class Editing(Reading):
     """The part of `Graph` for passes."""
 
@@ -28,21 +41,14 @@ class Editing(Reading):
 
     def _new_constant(self, name: str, value: Tensor, before: Node, like: Sequence[Tensor]) -> Node:
         name = self._free_name(name)
-        owner = self.module
-        *path, leaf = name.split(".")
-        for part in path:
-            if part not in owner._modules:
-                owner.add_module(part, nn.Module())
-            owner = owner._modules[part]  # type: ignore[assignment]
         value = value.detach()
         made_of = [t for t in like if isinstance(t, nn.Parameter)]
         if made_of and value.is_floating_point():
-            owner.register_parameter(leaf, nn.Parameter(value, any(t.requires_grad for t in made_of)))
-        else:
-            owner.register_buffer(leaf, value)
+            value = nn.Parameter(value, any(t.requires_grad for t in made_of))
+        register(self.module, name, value)
         with self.module.graph.inserting_before(before):
             node = self.module.graph.get_attr(name)
-        node.meta["val"] = value.to("meta")
+        node.meta["val"] = value.detach().to("meta")
         return node
 
     def set_constant(self, reader: Node, position: int, value: Tensor, *, keeps: Collection[Fact[Any]] = ()) -> Node:

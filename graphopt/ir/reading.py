@@ -127,6 +127,15 @@ def leading(node: Node, known: Container[Node] = ()) -> set[Node]:
     return found
 
 
+def varying(graph: Reading) -> set[Node]:
+    """The input tensors, and the calls that depend on one."""
+    found = set[Node](graph.inputs)
+    for call in graph.calls():
+        if not found.isdisjoint(call.all_input_nodes):
+            found.add(call)
+    return found
+
+
 def is_tensor(node: Node) -> bool:
     """Whether a node's value is a tensor, as far as shapes are known; sizes and tuples are none."""
     value = node.meta.get("val")

@@ -23,6 +23,7 @@ from torch import Tensor, fx, nn
 from graphopt.ir import encoding, operators, raw_tensors, schema, stored_facts
 from graphopt.ir.bounds import check_bounds
 from graphopt.ir.checkpoint import Entry
+from graphopt.ir.editing import register
 from graphopt.ir.graph import Example, Graph
 from graphopt.ir.shapes import fake_inputs
 from graphopt.ir.sizes import BATCH, FreeSize, Place
@@ -150,7 +151,7 @@ def _restore(data: dict[str, Any], tensors: list[Tensor], elsewhere: Mapping[str
         key = name if index is None else index
         if constant["kind"] == "parameter" and key not in known:
             known[key] = nn.Parameter(value, constant["requires_grad"])
-        _register(root, name, known.setdefault(key, value))
+        register(root, name, known.setdefault(key, value))
     graph = fx.Graph()
     for item in data["nodes"]:
         target = operators.find(item["target"]) if item["op"] == "call_function" else item["target"]
@@ -193,18 +194,6 @@ def _free_sizes(data: dict[str, Any], leaves: list[Any]) -> list[FreeSize]:
     tensors = [free for free, leaf in zip(data["batched"], leaves, strict=True) if isinstance(leaf, Tensor)]
     places = tuple(Place(index, 0) for index, free in enumerate(tensors) if free)
     return [FreeSize(BATCH, places)] if places else []
-
-
-def _register(root: nn.Module, name: str, value: Tensor) -> None:
-    *path, leaf = name.split(".")
-    for part in path:
-        if part not in root._modules:
-            root.add_module(part, nn.Module())
-        root = root._modules[part]  # type: ignore[assignment]
-    if isinstance(value, nn.Parameter):
-        root.register_parameter(leaf, value)
-    else:
-        root.register_buffer(leaf, value)
 
 
 def _short(error: BaseException) -> str:

@@ -132,9 +132,14 @@ class Policy:
         return cls(thresholds, data["confidence"], tuple(float(t) for t in data["temperatures"]), weights)
 
 
+def array_of(given: Any) -> Array:
+    """A tensor, array or list as an array."""
+    return np.asarray(given.detach().cpu().numpy() if hasattr(given, "detach") else given)
+
+
 def _checked(given: Any, count: int) -> Array:
     """What a function gave, as float64 [N]."""
-    found = np.asarray(given.detach().cpu().numpy() if hasattr(given, "detach") else given, dtype=np.float64)
+    found = array_of(given).astype(np.float64)
     if found.shape != (count,) or not bool(((found >= 0) & (found <= 1)).all()):
         shown = f"{list(found.shape)}" if found.shape != (count,) else f"values from {found.min():g} to {found.max():g}"
         raise InputError(f"confidence must give a number from 0 to 1 for each of {count} samples, got {shown}")

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from graphopt.utils.errors import InputError
+from graphopt.utils.fronts import front as unbeaten
 
 Array = np.ndarray[Any, Any]
 LEVELS = 200  # candidates of a stage
@@ -83,7 +84,7 @@ def front(samples: Samples) -> list[Choice]:
         cost, left = way.cost + len(way.left) * samples.cost[-1], len(way.left)
         rates = tuple(n / count for n in (*way.stopped, left))
         choices.append(Choice(way.thresholds, cost / count, (way.score + way.rest) / count, rates))
-    return _unbeaten(choices)
+    return unbeaten(choices, lambda choice: choice.cost, lambda choice: choice.score)
 
 
 def _expanded(samples: Samples, stage: int, way: _Way) -> Iterator[_Way]:
@@ -125,20 +126,9 @@ def _kept(ways: list[_Way], count: int) -> list[_Way]:
         states.setdefault(math.ceil(len(way.left) * STATES / count), []).append(way)
     found = []
     for group in states.values():
-        good: list[_Way] = []
-        for way in sorted(group, key=lambda w: (w.cost, -w.score)):
-            if not good or way.score > good[-1].score:
-                good.append(way)
+        good = unbeaten(group, lambda way: way.cost, lambda way: way.score)
         places = np.unique(np.linspace(0, len(good) - 1, WAYS).round().astype(int))
         found += [good[place] for place in places]
-    return found
-
-
-def _unbeaten(choices: list[Choice]) -> list[Choice]:
-    found: list[Choice] = []
-    for choice in sorted(choices, key=lambda c: (c.cost, -c.score)):
-        if not found or choice.score > found[-1].score:
-            found.append(choice)
     return found
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from graphopt.ir.graph import Graph
 from graphopt.searching import Assignment
+from graphopt.utils import fronts
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,5 @@ class Found:
 
     def front(self, cost: str = "macs") -> list[Tried]:
         """Those that no other one betters in both score and cost, the cheapest first."""
-        scored = sorted(
-            (t for t in self.tried if t.score is not None), key=lambda t: (t.costs[cost], -(t.score or 0.0))
-        )
-        front: list[Tried] = []
-        for each in scored:
-            if not front or (each.score or 0.0) > (front[-1].score or 0.0):
-                front.append(each)
-        return front
+        scored = [t for t in self.tried if t.score is not None]
+        return fronts.front(scored, lambda t: t.costs[cost], lambda t: t.score or 0.0)

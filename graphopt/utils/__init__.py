@@ -21,6 +21,7 @@ svg.py         pictures as SVG text
 charts.py      points and histograms as SVG
 layout.py      where nodes of a graph are drawn
 timings.py     seconds by stage and part
+fronts.py      what nothing betters in both cost and gain
 quantities.py  counts, bytes and ratios as people read them, multiples of channels
 memory.py      memory of what was dropped, given back to the system
 silence.py     libraries that print, kept quiet

@@ -14,7 +14,7 @@ from torch.fx.node import Node
 
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
-from graphopt.ir.reading import leading
+from graphopt.ir.reading import leading, varying
 
 
 class Site(NamedTuple):
@@ -31,7 +31,7 @@ def sites(graph: Graph) -> list[Site]:
     total, found = sum(work.values()) or 1, dict[int, Site]()
     shapes = {node: tuple(node.meta["val"].shape) for node in graph.nodes if isinstance(node.meta.get("val"), Tensor)}
     for node in dominators(graph):
-        before = sum(count for each, count in work.items() if each in leading(node))
+        before = sum(work[each] for each in leading(node) if each in work)
         if before == 0 or before == total or len(shapes.get(node, ())) not in (3, 4):
             continue
         known = found.get(before)
@@ -47,13 +47,9 @@ def _alike(one: tuple[object, ...], other: tuple[object, ...]) -> bool:
 def dominators(graph: Graph) -> list[Node]:
     """The calls that every way from an input to the answer goes through, in execution order, the answer itself left out."""
     (answer,) = graph.outputs
-    flow, root = nx.DiGraph(), "inputs"
-    varying = set(graph.inputs)
+    flow, root, moving = nx.DiGraph(), "inputs", varying(graph)
     for call in graph.calls():
-        sources = [source for source in call.all_input_nodes if source in varying]
-        if sources:
-            varying.add(call)
-            flow.add_edges_from((source, call) for source in sources)
+        flow.add_edges_from((source, call) for source in call.all_input_nodes if source in moving)
     flow.add_edges_from((root, node) for node in graph.inputs if node in flow)
     above = nx.immediate_dominators(flow, root)
     found, node = list[Node](), above.get(answer)

@@ -21,6 +21,7 @@ from graphopt.passes.factorization.chain import Chain
 from graphopt.passes.factorization.damage import weigh
 from graphopt.passes.factorization.site import sites
 from graphopt.searching import Assignment, Choice, Option
+from graphopt.utils import fronts
 
 MOST = 4  # chains of a layer
 WORST = 0.3  # damage: with such a chain there is not much of a network left
@@ -91,11 +92,8 @@ class Ranks:
 
 def _front(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Those that nothing with less work damages less than, from the least damage on; at most `MOST`."""
-    front: list[Candidate] = []
-    for candidate in sorted(candidates, key=lambda c: (c.macs, c.damage)):
-        if candidate.damage < WORST and all(candidate.damage < other.damage for other in front):
-            front.append(candidate)
-    front.reverse()
+    good = [candidate for candidate in candidates if candidate.damage < WORST]
+    front = fronts.front(good, lambda c: c.macs, lambda c: -c.damage)[::-1]
     if len(front) > MOST:
         front = [front[round(i * (len(front) - 1) / (MOST - 1))] for i in range(MOST)]
     return front

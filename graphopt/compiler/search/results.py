@@ -8,7 +8,7 @@ from typing import Any
 
 from graphopt.artifacts.artifact import Artifact
 from graphopt.compiler.search.recipe import Recipe
-from graphopt.utils import web
+from graphopt.utils import fronts, web
 from graphopt.utils.charts import Point as Dot
 from graphopt.utils.charts import scatter
 from graphopt.utils.errors import InputError, alternatives
@@ -78,11 +78,8 @@ class SearchResults(Printed):
         Raises:
             InputError: nothing was measured of that name.
         """
-        name, found = self._cost(cost), list[Point]()
-        for point in sorted(self._judged, key=lambda p: (p.costs[name], -self._quality(p))):
-            if not found or self._quality(point) > self._quality(found[-1]) + self.noise:
-                found.append(point)
-        return found
+        name = self._cost(cost)
+        return fronts.front(self._judged, lambda point: point.costs[name], self._quality, self.noise)
 
     @property
     def best(self) -> Point:
