@@ -136,6 +136,10 @@ SUMS: dict[str, tuple[Any, bool]] = {  # of the channels of `a`, and whether zer
     "of a constant that is added": (lambda a: (a + 0.5).transpose(1, 2) @ (a + 0.5), False),
     "of a product with zeros": (lambda a: (a + 0.5).transpose(1, 2) @ (a * 3).relu(), True),
     "of a count": (lambda a: (a.sigmoid() > 0.1).float().sum(1, keepdim=True), False),
+    "along another dimension of a product": (
+        lambda a: ((a + 0.5) @ (a * 3).transpose(1, 2)).sum(1).sum(1, keepdim=True),
+        False,
+    ),
     "of squares": (lambda a: torch.linalg.vector_norm(a.tanh() * a, dim=1, keepdim=True), True),
     "of what is padded": (lambda a: torch.nn.functional.pad(a, (1, 1), value=2.0).sum(1, keepdim=True), False),
     "of pools": (lambda a: torch.nn.functional.avg_pool1d(a, 2).sum(1, keepdim=True), True),

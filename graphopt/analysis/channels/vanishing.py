@@ -37,12 +37,12 @@ def meets(trace: Trace, columns: Columns, group: Group) -> bool:
 
 
 def vanishing(graph: Graph, trace: Trace, group: Group) -> set[Node]:
-    """The values that are known to be zero at units whose constants are zero."""
+    """The values that are known to be zero at units whose constants are zero, of those with units along one dimension alone."""
     norms = [norm for call in graph.calls() if (norm := BatchNorm.of(call)) is not None]
     statistics = {constant for norm in norms for constant in (norm.mean, norm.var)}
     found = _Vanishing(trace, group, {m.node for m in group.members} - statistics)
     for node in graph.calls():
-        if isinstance(value(node), Tensor) and found.is_zero(node) and found.carries(node):
+        if isinstance(value(node), Tensor) and found.is_zero(node) and len(found.places(node)) == 1:
             found.zero.add(node)
     return found.zero
 
@@ -51,31 +51,34 @@ class _Vanishing:
     def __init__(self, trace: Trace, group: Group, zero: set[Any]) -> None:
         self.trace, self.group, self.zero = trace, group, zero
 
-    def carries(self, node: Node) -> bool:
-        """Whether a value has the units along one of its dimensions."""
-        return any(meets(self.trace, columns, self.group) for columns in self.trace.of(node))
+    def places(self, node: Node) -> list[int]:
+        """The dimensions that a value has the units along."""
+        return [dim for dim, columns in enumerate(self.trace.of(node)) if meets(self.trace, columns, self.group)]
 
     def is_zero(self, node: Node) -> bool:
         """Whether a call gives zeros at the units, where it has them, of operands that do."""
         zero, kind = self.zero, family(node)
         if (layer := Layer.of(node)) is not None:
-            return (layer.weight in zero or layer.input in zero) and (layer.bias is None or layer.bias in zero)
+            made = layer.weight if self.places(node) == [layer.channel_dim] else layer.input
+            return made in zero and (layer.bias is None or layer.bias in zero)
         if (norm := BatchNorm.of(node)) is not None:
             return norm.weight in zero and norm.bias in zero
         if (function := function_of_one(node)) is not None:
             return node.args[0] in zero and not bool(function(torch.zeros(1)).any())
-        if kind == "mul" or node.target in _CONTRACTIONS:
+        if kind == "mul":
             return not zero.isdisjoint(node.all_input_nodes)
+        if node.target in _CONTRACTIONS:
+            return all(factor in zero for factor in node.all_input_nodes if self.places(factor))
         if kind in ("add", "sub"):
             return all(a in zero if isinstance(a, Node) else a == 0 for a in node.args[:2])
         if kind in ("concat", "stack") or node.target is CHOOSE:
-            return all(part in zero for part in node.args[0] if self.carries(part))  # type: ignore[union-attr, arg-type]
+            return all(part in zero for part in node.args[0] if self.places(part))  # type: ignore[union-attr, arg-type]
         if kind == "pad":
             return node.args[0] in zero and not argument(node, "value")
-        like = kind in _LIKE_THE_FIRST or node.target in _SUMMED
+        like = kind in _LIKE_THE_FIRST or node.target in _ALIKE
         return (like or is_movement(node) or info(node).pools or info(node).averages) and node.args[0] in zero
 
 
 _CONTRACTIONS = {aten.matmul.default, aten.bmm.default, aten.mm.default}
 _LIKE_THE_FIRST = {"div", "prelu", "mean", "expand", "identity", "resize_nearest", "global_average_pool"}
-_SUMMED = {aten.sum.dim_IntList, aten.linalg_vector_norm.default, aten.to.dtype, KEEP}
+_ALIKE = {aten.sum.dim_IntList, aten.linalg_vector_norm.default, aten.to.dtype, KEEP}
