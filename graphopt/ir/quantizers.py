@@ -145,7 +145,7 @@ def quantizer_of(graph: Graph, node: Node) -> Quantizer:
     try:
         return _READ[node.target](*arguments)
     except ValueError as error:
-        raise InputError(f"{node.name} has no number format of 16 bits or fewer: {error}") from error
+        raise InputError(f"{node.name} has no number format of 2 to 16 bits: {error}") from error
 
 
 def constants(graph: Graph, quantizer: Quantizer, name: str, *, before: Node) -> list[Any]:
