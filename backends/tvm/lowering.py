@@ -20,7 +20,14 @@ from graphopt.backends.tvm.emit import Emitted, emit
 from graphopt.backends.tvm.machine import processor
 from graphopt.backends.tvm.profiling import SITES
 from graphopt.backends.tvm.schedules import Conv, Variant
-from graphopt.backends.tvm.static import check_independent, check_only_batch, check_rows, example_batch, fix_batch
+from graphopt.backends.tvm.static import (
+    check_independent,
+    check_one_sample,
+    check_only_batch,
+    check_rows,
+    example_batch,
+    fix_batch,
+)
 from graphopt.backends.tvm.tuning import (
     Budget,
     Database,
@@ -119,6 +126,7 @@ class _Lowering:
         self.graph, self.target, self.code, self.name, self.batch = graph, target, code, name, batch
         self.command = [] if code.bare else linker(code, target.runtime.generated.compiler)
         if batch:
+            check_one_sample(graph)
             check_rows(graph)
             check_independent(graph)
         self._fixed = fix_batch(graph, batch) if batch else graph

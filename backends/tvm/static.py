@@ -39,6 +39,16 @@ def check_only_batch(graph: Graph) -> None:
             )
 
 
+def check_one_sample(graph: Graph) -> None:
+    """Raise `InputError` where the free batch is not taken in every size: slices may hold any number of samples."""
+    batch = graph.batch
+    if batch is not None and (batch.min > 1 or batch.step > 1):
+        raise InputError(
+            f"the free batch of input {graph.input_names[batch.places[0].input]!r}, {batch}, and TVM kernels compute it in slices, "
+            "down to one sample; capture with dynamic_batch=False"
+        )
+
+
 def check_rows(graph: Graph) -> None:
     """Raise `InputError` where an output has not one row for each sample, as what is computed in slices must."""
     for name, node in zip(graph.output_names, graph.outputs, strict=True):

@@ -146,6 +146,13 @@ def test_samples_that_are_mixed_are_refused_where_the_batch_is_free(
         torch.testing.assert_close(lower_through_tvm(graph, find("tvm-x86"))(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+@needs_tvm
+def test_a_free_batch_of_at_least_three_is_refused() -> None:
+    model = Model(lambda m, x: (m.linear(x) @ m.linear(x).transpose(0, 1))[:, 2], linear=nn.Linear(4, 4)).eval()
+    with pytest.raises(InputError, match=r"'batch' goes from 3 upwards, and TVM kernels.*dynamic_batch=False"):
+        lowered(model, torch.randn(3, 4))
+
+
 @pytest.mark.thorough
 @needs_tvm
 @needs_x86
