@@ -21,6 +21,8 @@ def like_its_input(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) 
         if not args[0].is_floating_point() or any(isinstance(a, Tensor) for a in args[1:]):
             return None
         return args[0] if target._schema.is_mutable else torch.empty_like(args[0])
+    if target is torch.ops.aten.batch_norm.default and _is_frozen_norm(*args[:6]):
+        return torch.empty_like(args[0])
     name = target._schema.name if isinstance(target, torch._ops.OpOverload) else ""
     if name.startswith("graphopt::fake_quantize"):
         return torch.empty_like(args[0])
@@ -29,6 +31,13 @@ def like_its_input(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) 
     if name in _DEQUANTIZE:
         return torch.empty_like(args[0], dtype=kwargs.get("out_dtype") or torch.float32)
     return None
+
+
+def _is_frozen_norm(x: Tensor, weight: Any, bias: Any, mean: Any, variance: Any, training: bool) -> bool:
+    """Whether a batch norm goes by its running statistics and all fits, in one type; whatever does not is torch's to refuse."""
+    known = [t for t in (weight, bias, mean, variance) if t is not None]
+    fits = x.dim() > 1 and all(t.dtype == x.dtype and tuple(t.shape) == (x.shape[1],) for t in known)
+    return not training and mean is not None and variance is not None and fits
 
 
 _DEQUANTIZE = {"quantized_decomposed::dequantize_per_tensor", "quantized_decomposed::dequantize_per_channel"}

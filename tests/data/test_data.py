@@ -192,6 +192,26 @@ def test_a_fixed_batch_is_cut_and_joined_from_any_batches(fixed: Graph) -> None:
     assert calibration.notes == ["the last 5 calibration samples do not fill the model's fixed batch of 8; left out"]
 
 
+def test_single_samples_are_joined_in_order_where_the_batch_is_free(graph: Graph) -> None:
+    source = [*IMAGES[:6].split(1), IMAGES[6:9], IMAGES[9:20], torch.randn(1, 3, 9, 8)[:, :, :8]]
+    batches = [tensors[0] for tensors in Calibration(source, graph)]
+    assert [len(b) for b in batches] == [4, 2, 3, 11, 1]
+    assert torch.equal(torch.cat(batches[:4]), IMAGES[:20])
+
+
+class Table(nn.Module):
+    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+        return (x[:, :, None] * table).sum(1)
+
+
+def test_single_samples_with_tables_of_their_own_are_not_joined() -> None:
+    graph = Graph.capture(Table().eval(), (torch.randn(2, 5), torch.randn(5, 3)))
+    tables = [torch.zeros(5, 3), torch.zeros(5, 3), torch.ones(5, 3)]
+    batches = list(Calibration([(torch.full((1, 5), float(i)), table) for i, table in enumerate(tables)], graph))
+    assert [len(x) for x, _ in batches] == [2, 1]
+    assert [float(table.mean()) for _, table in batches] == [0, 1]
+
+
 @pytest.mark.thorough
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=6).filter(lambda sizes: 8 <= sum(sizes) <= 70))
 def test_rebatching_loses_only_the_incomplete_rest(fixed: Graph, sizes: list[int]) -> None:

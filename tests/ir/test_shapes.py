@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.ao.quantization.fx._decomposed
 from torch import Tensor, fx
 
 from graphopt.formats.operators import FAKE_QUANTIZE, FAKE_QUANTIZE_FLOAT
@@ -70,6 +71,28 @@ def test_functions_of_one_tensor_give_what_torch_says(
         assert ours == torchs, str(target)
         asked += 1
     assert asked >= (12 if layout == "expanded" else 24)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("channels", ["as they are", 3])
+def test_batch_norms_give_what_torch_says(
+    channels: Any, dtype: torch.dtype, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = {"transposed": 5, "expanded": 6}.get(layout, 4) if channels == "as they are" else channels
+    numbers = [torch.ones(count) for _ in range(4)]
+    target = torch.ops.aten.batch_norm.default
+    for affine, training in ((True, False), (False, False), (True, True)):
+        module = of(target, LAYOUTS[layout], dtype, ())
+        call = next(n for n in module.graph.nodes if n.target is target)
+        names = ["weight", "bias", "mean", "variance"]
+        with module.graph.inserting_before(call):
+            for name, value in zip(names, numbers, strict=True):
+                module.register_buffer(name, value)
+            read = [module.graph.get_attr(n) if affine or n[0] in "mv" else None for n in names]
+        call.args = (call.args[0], *read, training, 0.1, 1e-5, False)
+        ours, torchs = both_ways(module, target, monkeypatch)
+        assert ours == torchs
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
