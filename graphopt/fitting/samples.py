@@ -87,12 +87,16 @@ class Samples:
         size = size if self.by_sample else 1
         return [list(picked[start : start + size]) for start in range(0, len(picked), size)]
 
-    def batches(self) -> Iterator[Part]:
-        """What is fitted on, batch by batch."""
+    def rows(self) -> Iterator[tuple[Part, list[int] | None]]:
+        """What is fitted on, batch by batch: which of its samples; None: all."""
         for b, numbers in itertools.groupby(self.fitted, key=lambda number: self._places[number][0]):
             part, rows = self.parts[b], [self._places[number][1] for number in numbers]
-            whole = not self.by_sample or len(rows) == len(part.wanted)
-            yield part if whole else part.map(lambda value, rows=rows: value[rows])
+            yield part, None if not self.by_sample or len(rows) == len(part.wanted) else rows
+
+    def batches(self) -> Iterator[Part]:
+        """What is fitted on, batch by batch."""
+        for part, rows in self.rows():
+            yield part if rows is None else part.map(lambda value, rows=rows: value[rows])  # type: ignore[misc]
 
     def error(self, result: Callable[[Part], Tensor], seen: Callable[[Tensor], Tensor]) -> float:
         """Mean square of what is off on the samples held out, as a share of the mean square of what is wanted there.

@@ -111,11 +111,16 @@ class Bias(Parametrization):
 
     def solve(self, graph: Graph, samples: Samples) -> Iterator[Found]:
         total, count = torch.zeros(()), 0
-        for part in samples.batches():
+        for part, rows in samples.rows():
             assert part.given is not None
-            lost = (part.wanted - part.given).movedim(self.channel_dim, 0)
-            lost = lost.reshape(len(lost), -1)
-            total, count = total + lost.sum(1, dtype=torch.float64), count + lost.shape[1]
+            lost = part.wanted - part.given
+            channel = lost.dim() + self.channel_dim
+            if rows is None:
+                total = total + _sum(lost, keep=(channel,))
+                count += lost.numel() // lost.shape[channel]
+            else:
+                total = total + _sum(lost, keep=(0, channel))[rows].sum(0)
+                count += len(rows) * lost[0].numel() // lost.shape[channel]
         yield {"shift": total / count}
 
     def shift(self, graph: Graph, found: Found) -> Tensor:
@@ -124,6 +129,11 @@ class Bias(Parametrization):
 
     def store(self, graph: Graph, found: Found) -> None:
         shift_bias(graph, self.layer, found["shift"])
+
+
+def _sum(value: Tensor, keep: tuple[int, ...]) -> Tensor:
+    others = [d for d in range(value.dim()) if d not in keep]
+    return value.sum(others, dtype=torch.float64) if others else value.double()
 
 
 def shift_bias(graph: Graph, layer: Layer, shift: Tensor) -> None:
