@@ -25,7 +25,7 @@ from graphopt.ir.graph import Graph
 from graphopt.ir.ops import aten
 from graphopt.utils.errors import InputError, alternatives
 
-KINDS = ("width", "block", "kernel", "operator")
+KINDS = ("width", "block", "kernel", "operator", "edge")
 _NAME = re.compile(rf"(?:(?P<name>.+)\.)?(?P<kind>{'|'.join(KINDS)})_choice(?P<number>_\d+)?", re.ASCII)
 
 
@@ -103,7 +103,7 @@ class LiveChoice:
 
     Attributes:
         name: the layer, block or module that is chosen about.
-        kind: `width`, `block`, `kernel` or `operator`.
+        kind: `width`, `block`, `kernel`, `operator` or `edge`.
         node: the constant that holds its weights, [options].
         labels: of its options; the first is the network as it was, where it was made from one.
     """
@@ -214,6 +214,23 @@ def assign(
                 f"the choice {choice.name!r} has {len(choice)} options ({', '.join(choice.labels)}), got {option}"
             )
         graph.parameter(choice.node).copy_(one_hot(option, len(choice)))
+
+
+@torch.no_grad()
+def transfer(source: Graph, target: Graph) -> None:
+    """Give the choices of a graph, in place, the weights of those of the same names of another.
+
+    Raises:
+        InputError: a choice of `target` has no counterpart of as many options.
+    """
+    given = {(choice.name, choice.kind): source.tensor(choice.node) for choice in choices(source)}
+    for choice in choices(target):
+        weights = given.get((choice.name, choice.kind))
+        if weights is None or len(weights) != len(choice):
+            raise InputError(
+                f"the choice {choice.name!r} has no counterpart of {len(choice)} options in the other graph"
+            )
+        target.parameter(choice.node).copy_(weights)
 
 
 def one_hot(option: int, options: int) -> Tensor:
