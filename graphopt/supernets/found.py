@@ -28,7 +28,7 @@ class Found:
         labels: the same as choice -> option, in words.
         graph: the network, an ordinary graph with weights of its own and statistics of its own in its batch norms.
         score: with the shared weights; None where no network was evaluated.
-        costs: `macs` and `parameters`.
+        costs: `macs` and `parameters`, and `ms` where times were measured.
         tried: every network that was evaluated, the found one among them.
     """
 

@@ -9,6 +9,7 @@ solver        asks `evaluate`     how
     netadapt      yes                 step by step to the budget, the best scored step each time: Yang et al. 2018;
                                       after `Sandwich`, on widths, this is AutoSlim, Yu and Huang 2019
     ddpg          yes                 an agent that decides choice by choice: He et al. 2018 (AMC)
+    optuna        yes                 tree-structured Parzen estimators: Bergstra et al. 2011
     random        yes                 the control
     exact         no                  the likeliest by learned weights (DARTS, FBNet, ProxylessNAS, DMCP); the default without
 """
@@ -29,13 +30,13 @@ from graphopt.searching import SOLVERS, Assignment, Problem, Solver, solve
 from graphopt.searching.sampled import Score, random_assignments
 from graphopt.supernets.found import Found, Tried
 from graphopt.supernets.predictor import Predictor
-from graphopt.supernets.problem import problem_of
+from graphopt.supernets.problem import Times, problem_of
 from graphopt.supernets.scores import Evaluate, Scores
 from graphopt.training.choices.sampled import settle_norms
 from graphopt.utils.errors import InputError, alternatives
 from graphopt.utils.progress import progress
 
-SCORING = ("evolution", "reinforce", "netadapt", "ddpg", "random")
+SCORING = ("evolution", "reinforce", "netadapt", "ddpg", "optuna", "random")
 BATCHES = 4  # for the statistics of batch norms
 
 
@@ -50,12 +51,14 @@ def search(
     seed: int = 0,
     predicted: int = 0,
     folder: str | Path | None = None,
+    times: Times | None = None,
 ) -> Found:
     """The best network of a supernet within a budget.
 
     Args:
         graph: with choices, trained; it is not changed.
-        budget: limits of `macs` and `parameters`: up to 1 a share of the network with the first options, above that a number.
+        budget: limits of `macs` and `parameters`: up to 1 a share of the network with the first options, above that a number;
+            of `ms` (milliseconds) or `latency` (a share of what that network takes), with `times`.
         evaluate: takes a callable that behaves like the model and returns a score, higher is better; on data that training has
             not seen. None: learned weights of choices decide.
         data: batches of inputs, for the statistics of batch norms (`graphopt.data.Calibration`). Needed where there are any.
@@ -65,6 +68,7 @@ def search(
         predicted: how many further networks are looked at by scores that are predicted from the evaluated ones
             (`graphopt.supernets.predictor`): half of `evaluations` go to random networks, the other half to the best predicted.
         folder: keeps the scores: a search that was interrupted goes on there.
+        times: what says how long networks take, such as `graphopt.compiler.supernet_times.SupernetTimes("host")`.
 
     Raises:
         InputError: there are no choices, the budget is out of reach (the message says what is in reach), a solver that needs
@@ -72,7 +76,7 @@ def search(
     """
     name = solver or ("evolution" if evaluate is not None else "exact")
     _check(graph, name, evaluate, data, evaluations, predicted)
-    problem = problem_of(graph, budget)
+    problem = problem_of(graph, budget, times)
     batches = list(islice(data or [], BATCHES))
     scores = None if evaluate is None else Scores(graph, evaluate, batches, folder)
     if scores is None or name not in SCORING:
