@@ -150,6 +150,22 @@ def weights_of(graph: Graph, call: Node) -> Node | None:
     return None
 
 
+def generated_from(graph: Graph, node: object) -> Node | None:
+    """The constant that a generated weight is a sum of, with what choices add to it
+    (`graphopt.training.choices.generated`); None where a node is none."""
+    if not isinstance(node, Node) or node.target is not aten.add.Tensor or len(node.all_input_nodes) != 2:
+        return None
+    constant, more = node.args[:2]
+    made = isinstance(more, Node) and more.op == "call_function" and any(KEEP is user.target for user in node.users)
+    return constant if made and graph.is_constant(constant) else None  # type: ignore[return-value]
+
+
+def generated(graph: Graph) -> list[tuple[Node, Node]]:
+    """The generated weights of a graph, each with the constant that it is a sum of."""
+    held = dict.fromkeys(call.args[0] for call in graph.calls(KEEP))
+    return [(node, constant) for node in held if (constant := generated_from(graph, node)) is not None]  # type: ignore[misc]
+
+
 def _live(graph: Graph, node: Node, calls: Sequence[Node]) -> LiveChoice:
     parts = _NAME.fullmatch(str(node.target))
     assert parts is not None

@@ -21,7 +21,7 @@ from graphopt.analysis.channels.groups import Group, groups
 from graphopt.analysis.channels.labels import Array
 from graphopt.analysis.channels.removal import remove
 from graphopt.analysis.channels.trace import Trace
-from graphopt.ir.choices import CHOOSE, KEEP, assign, weights_of
+from graphopt.ir.choices import CHOOSE, KEEP, assign, generated, weights_of
 from graphopt.ir.constants import fold_weights
 from graphopt.ir.graph import Graph
 from graphopt.utils.errors import InputError
@@ -42,12 +42,15 @@ def extract(graph: Graph, chosen: Sequence[int] | Mapping[str, int] | None = Non
     copy = graph.clone()
     if chosen is not None:
         assign(copy, chosen)
+    for node, constant in generated(copy):
+        copy.put_constant(constant, copy.tensor(node).clone())
+        copy.replace(node, constant)
     for call in copy.calls(CHOOSE):
         copy.replace(call, call.args[0][_option(copy, call)])  # type: ignore[index, arg-type]
     gone = _narrowed(copy)
     copy.refresh()
     present = set(copy.nodes)
-    _remove(copy, {at: which for at, which in gone.items() if at[0] in present})
+    remove_unread(copy, {at: which for at, which in gone.items() if at[0] in present})
     fold_weights(copy)
     return copy
 
@@ -78,7 +81,8 @@ def _narrowed(graph: Graph) -> Gone:
     return gone
 
 
-def _remove(graph: Graph, gone: Gone) -> None:
+def remove_unread(graph: Graph, gone: Gone) -> None:
+    """Remove channels of which nothing counts in one of the constants that make or read them; the rest becomes zeros."""
     trace = Trace(graph)
     found = [(group, units) for group in groups(graph, trace) if (units := _units(group, gone))]
     left = {at: which.copy() for at, which in gone.items()}
