@@ -112,7 +112,7 @@ class SelectStructures(Compression):
     @torch.no_grad()
     def finish(self, graph: Graph) -> list[Change]:
         changes, gone = [], Gone()
-        for each in self.scaled:
+        for each in reversed(self.scaled):  # weights are constants again before branches are multiplied into them
             scale = graph.tensor(each.scale)
             for product, member in each.products:
                 if member is None:
@@ -139,7 +139,8 @@ class SelectStructures(Compression):
         return any(fnmatchcase(name, pattern) for pattern in self.layers)
 
     def _may_scale(self, group: Group) -> bool:
-        return self._chosen(group.name) and len(group.free) > 0 and not group.statistics
+        """Positions in the groups of a grouped convolution are read elsewhere as channels of their own: those are left out."""
+        return self._chosen(group.name) and len(group.free) > 0 and not group.statistics and group.kind != "columns"
 
     def _scale_branches(self) -> list[Scaled]:
         graph, found = self.graph, []

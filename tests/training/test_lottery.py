@@ -65,7 +65,7 @@ class Stops(torch.optim.Optimizer):
 def test_a_ticket_is_as_sparse_as_was_asked_for_and_learns(rewind: float | None) -> None:
     found = graph()
     reports = lottery_ticket(
-        found, (X, Y), share=0.7, rounds=2, rewind=rewind, epochs=6, batch_size=16, rate=0.02, layers=["0", "3"]
+        found, (X, Y), share=0.7, rounds=2, rewind=rewind, epochs=20, batch_size=16, rate=0.02, layers=["0", "3"]
     )
     assert len(reports) == 3
     assert len(masks(found)) == 2
