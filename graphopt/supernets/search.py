@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from graphopt.searching.sampled import Score, random_assignments
 from graphopt.supernets.found import Found, Tried
 from graphopt.supernets.predictor import Predictor
 from graphopt.supernets.problem import Times, problem_of
+from graphopt.supernets.refit import refitted
 from graphopt.supernets.scores import Evaluate, Scores
 from graphopt.training.choices.sampled import settle_norms
 from graphopt.utils.errors import InputError, alternatives
@@ -52,6 +54,7 @@ def search(
     predicted: int = 0,
     folder: str | Path | None = None,
     times: Times | None = None,
+    refit: int = 0,
 ) -> Found:
     """The best network of a supernet within a budget.
 
@@ -68,6 +71,8 @@ def search(
         predicted: how many further networks are looked at by scores that are predicted from the evaluated ones
             (`graphopt.supernets.predictor`): half of `evaluations` go to random networks, the other half to the best predicted.
         folder: keeps the scores: a search that was interrupted goes on there.
+        refit: so many of the best networks are fitted to the largest one, layer by layer on `data`, and judged again
+            (`graphopt.supernets.refit`); the best of all is found. Worth it after short trainings.
         times: what says how long networks take, such as `graphopt.compiler.supernet_times.SupernetTimes("host")`.
 
     Raises:
@@ -76,6 +81,8 @@ def search(
     """
     name = solver or ("evolution" if evaluate is not None else "exact")
     _check(graph, name, evaluate, data, evaluations, predicted)
+    if refit and (evaluate is None or data is None or refit < 0):
+        raise InputError(f"refit says how many networks are fitted on data= and judged by evaluate=; got {refit}")
     problem = problem_of(graph, budget, times)
     batches = list(islice(data or [], BATCHES))
     scores = None if evaluate is None else Scores(graph, evaluate, batches, folder)
@@ -94,7 +101,8 @@ def search(
                 chosen = by_prediction(problem, name, score, evaluations, predicted, seed)
             else:
                 chosen = solve(problem, name, score=score, evaluations=evaluations, seed=seed)
-    return _found(graph, problem, chosen, batches, scores)
+    found = _found(graph, problem, chosen, batches, scores)
+    return found if scores is None or not refit else _fitted(graph, problem, found, batches, scores, refit)
 
 
 def by_prediction(
@@ -139,11 +147,29 @@ def _found(
     small = extract(graph, chosen)
     with torch.no_grad():
         settle_norms(small, batches)
-
-    def costs(options: Assignment) -> dict[str, float]:
-        return {name: problem.cost(name, options) for name in problem.costs}
-
     known = {} if scores is None else scores.known
-    tried = [Tried(options, score, costs(options)) for options, score in known.items()]
-    labels = {c.name: c.options[o].label for c, o in zip(problem.choices, chosen, strict=True)}
-    return Found(chosen, labels, small, known.get(chosen), costs(chosen), tried)
+    tried = [Tried(options, score, _costs(problem, options)) for options, score in known.items()]
+    return Found(chosen, _labels(problem, chosen), small, known.get(chosen), _costs(problem, chosen), tried)
+
+
+def _fitted(
+    graph: Graph, problem: Problem, found: Found, batches: list[list[Tensor]], scores: Scores, count: int
+) -> Found:
+    """The best of what was found and of the best networks after they are fitted."""
+    within = [options for options in scores.known if problem.keeps(options)]
+    for options in sorted(within, key=scores.known.__getitem__, reverse=True)[:count]:
+        small = refitted(graph, options, batches)
+        with torch.no_grad():
+            score = float(scores.evaluate(small))
+        if found.score is None or score > found.score:
+            labels, costs = _labels(problem, options), _costs(problem, options)
+            found = replace(found, options=options, labels=labels, graph=small, score=score, costs=costs)
+    return found
+
+
+def _costs(problem: Problem, options: Assignment) -> dict[str, float]:
+    return {name: problem.cost(name, options) for name in problem.costs}
+
+
+def _labels(problem: Problem, options: Assignment) -> dict[str, str]:
+    return {c.name: c.options[o].label for c, o in zip(problem.choices, options, strict=True)}
