@@ -45,7 +45,7 @@ class Rotations:
         return -(-len(self.images) // self.size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for places in torch.randperm(len(self.images)).split(self.size):
+        for places in torch.split(torch.randperm(len(self.images)), self.size):
             yield turned(self.images[places], self.turns)
 
 
@@ -64,7 +64,7 @@ def rotation_accuracy(
     def accuracy(model: Callable[..., Any]) -> float:
         right = 0
         with torch.no_grad():
-            for part in images.split(batch_size):
+            for part in torch.split(images, batch_size):
                 x, y = turned(part, turns)
                 right += int((output(model(x))[:, : len(turns)].argmax(1) == y).sum())
         return 100 * right / (len(turns) * len(images))

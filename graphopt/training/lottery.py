@@ -113,7 +113,7 @@ def mask_smallest(graph: Graph, weights: Sequence[Node], share: float) -> None:
     every = torch.cat([size.flatten() for size in sizes])
     kept = torch.ones(len(every), dtype=torch.bool)
     kept[torch.argsort(every, stable=True)[: round(share * len(every))]] = False
-    for weight, part, size in zip(weights, kept.split([s.numel() for s in sizes]), sizes, strict=True):
+    for weight, part, size in zip(weights, torch.split(kept, [s.numel() for s in sizes]), sizes, strict=True):
         put_mask(graph, weight, part.view_as(size))
     graph.refresh()
 

@@ -62,8 +62,8 @@ class Costs:
         self.choices = choices(graph)
         numbers = {choice.node.target: number for number, choice in enumerate(self.choices)}
         self.graph = graph.clone(share_weights=True)
-        for node, constant in generated(self.graph):
-            self.graph.replace(node, constant)  # of the same shape, at all widths
+        for made, constant in generated(self.graph):
+            self.graph.replace(made, constant)  # of the same shape, at all widths
         self.graph.sweep()
         levels = _stripped(self.graph, numbers)
         chosen_by = {
