@@ -31,7 +31,8 @@ class Softmax(Relaxed):
 
     Args:
         unrolled: the rate xi of a step of the weights that alpha's gradient looks behind, such as the rate of the training:
-            DARTS of second order, three times as dear (`unrolled.py`). 0: the weights are taken as they are, first order.
+            DARTS of second order, five gradients in a step in place of two (`unrolled.py`). 0: the weights are taken as they
+            are, first order.
     """
 
     def __init__(self, *, unrolled: float = 0.0, **options: Any) -> None:
