@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
-from training import X, Y
+from training import Stops, X, Y
 
 from graphopt import Graph, InputError, train
 from graphopt.analysis.branches import branches
@@ -81,6 +83,21 @@ def test_what_does_not_help_is_gone_after_a_training() -> None:
         assert found(X[:2]).shape == (2, 4)
     assert sizes[0] == cost.macs(graph())
     assert sizes[1] < 0.7 * sizes[0]
+
+
+def test_an_interrupted_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    def trained(folder: Path | None, stop: int | None) -> dict[str, Tensor]:
+        found = graph()
+        compress = [Stops(stop), SelectStructures(0.5, channels=True)]
+        train(found, (X, Y), compress=compress, epochs=2, batch_size=16, checkpoint=folder)
+        return found.state_dict()
+
+    whole = trained(None, None)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, 4)
+    again = trained(tmp_path, None)
+    assert whole.keys() == again.keys()
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
 def test_bad_options_are_named() -> None:
