@@ -1,18 +1,20 @@
 """Sub-networks of an elastic ResNet-20 that was not trained as one: with their own batch-norm statistics, and fitted.
 
-    python benchmarks/refit.py [--json figures.json]
+    python benchmarks/refit.py --rows rows.jsonl [--networks half] [--json figures.json]
 
     statistics   extracted, batch norms measure their statistics on 512 training images (`supernets.scores`)
     fitted       extracted, layers fitted to the largest network on the same images (`supernets.refit`)
     Prune        `Prune` to the same multiply-accumulates on the same images: widths by measured damage, fitted likewise
 
 Widths inside blocks, the same share in all; `smallest`: half of them, and one block of each stage gone. Accuracy is on the 10,000
-test images of CIFAR-10; `CPU s` is what fitting took.
+test images of CIFAR-10; `CPU s` is what fitting took. Each network is a line of `--rows`; those that are there are not run again.
 """
 
 from __future__ import annotations
 
 import time
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import common
@@ -20,6 +22,7 @@ import torch
 from cifar_training import Cifar, accuracy
 from ladder import apply
 from supernet import ELASTIC, original
+from training_rows import read, record
 
 from graphopt.analysis.choices import extract
 from graphopt.data import Calibration
@@ -46,7 +49,6 @@ def row(cifar: Cifar, name: str) -> dict[str, Any]:
     share = cost.macs(plain) / cost.macs(whole)
     pruned = apply(whole.clone(), [Prune(keep_ratio=share, data=Calibration(cifar.calibration, whole))])
     return {
-        "network": name,
         "share": share,
         "statistics": accuracy(plain, *cifar.test),
         "fitted": accuracy(fitted, *cifar.test),
@@ -60,14 +62,12 @@ def _option(choice: LiveChoice, width: int, block: int) -> int:
 
 
 def main() -> None:
-    options = common.arguments(__doc__, networks=list(NETWORKS))
+    options = common.arguments(__doc__, rows="refit.jsonl", networks=list(NETWORKS))
     torch.set_num_threads(1)
-    cifar = Cifar()
-    rows = []
+    cifar, path = Cifar(), Path(options.rows)
     for name in options.networks:
-        rows.append(row(cifar, name))
-        print(rows[-1], flush=True)
-    common.finish({"Sub-networks of ResNet-20, not trained": rows}, options.json)
+        record(path, {"network": name}, partial(row, cifar, name))
+    common.finish({"Sub-networks of ResNet-20, not trained": read(path)}, options.json)
 
 
 if __name__ == "__main__":
