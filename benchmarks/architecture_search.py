@@ -11,6 +11,9 @@ the network that it finds is trained anew, the same way for all, and tested on t
     fairnas      every option once in a step, then evolution (Chu et al. 2021)
     enas         single paths, then REINFORCE by shared weights (after Pham et al. 2018)
     darts        the options mixed by learned weights, first order (Liu et al. 2019)
+    darts2       the same, second order
+    pcdarts      the same, first order, on half of the channels, edges weighed (Xu et al. 2020)
+    optuna       single paths, then tree-structured Parzen estimators by shared weights
     fbnet        Gumbel noise, expected cost in the loss (Wu et al. 2019; SNAS)
     proxylessnas one or two paths at a time (Cai et al. 2019)
 
@@ -36,6 +39,7 @@ from training_rows import read, record, summary
 import graphopt
 from graphopt import Graph
 from graphopt.analysis.choices import extract
+from graphopt.ir.choices import transfer
 from graphopt.searching import Assignment
 from graphopt.searching.sampled import random_assignments
 from graphopt.spaces import darts_cell
@@ -43,7 +47,10 @@ from graphopt.supernets import problem_of, search
 from graphopt.training.choices import Binary, Gumbel, SinglePath, Softmax
 
 BUDGET = 0.6
-EPOCHS = {"darts": 8, "fbnet": 8, "proxylessnas": 20, "spos": 16, "enas": 16, "fairnas": 3}  # about the same time
+EPOCHS = {
+    "darts": 8, "darts2": 4, "pcdarts": 10, "fbnet": 8, "proxylessnas": 20, "spos": 16, "enas": 16, "optuna": 16, "fairnas": 3,
+}  # fmt: skip  # about the same time
+SOLVERS = {"enas": "reinforce", "optuna": "optuna"}
 FINAL, RATE, BATCH = 12, 5e-3, 32
 SAMPLED = 60  # networks judged by shared weights
 DRAWN = 3
@@ -59,9 +66,9 @@ class Space:
         quarter = len(x) // 4
         self.validation, self.part = (x[:quarter], y[:quarter]), (x[quarter:], y[quarter:])
 
-    def supernet(self) -> Graph:
+    def supernet(self, partial: int = 1) -> Graph:
         torch.manual_seed(self.seed)
-        return Graph.capture(darts_cell(1, 10, channels=8, cells=2).eval(), self.part[0][:2])
+        return Graph.capture(darts_cell(1, 10, channels=8, cells=2, partial=partial).eval(), self.part[0][:2])
 
     def train(self, graph: Graph, data: Any, epochs: int, **options: Any) -> Graph:
         graphopt.train(graph, data, epochs=epochs, batch_size=BATCH, rate=RATE, seed=self.seed, **options)
@@ -79,17 +86,20 @@ def sampled(way: str, space: Space) -> Assignment:
     graph = space.train(space.supernet(), space.part, EPOCHS[way], compress=[SinglePath(fair=way == "fairnas")])
     found = search(
         graph, {"macs": BUDGET}, evaluate=space.judged, data=space.calibration(), evaluations=SAMPLED, seed=space.seed,
-        solver="reinforce" if way == "enas" else "evolution",
+        solver=SOLVERS.get(way, "evolution"),
     )  # fmt: skip
     return found.options
 
 
 def relaxed(way: str, space: Space) -> Assignment:
     """By weights that are learned."""
-    make = {"darts": Softmax, "fbnet": Gumbel, "proxylessnas": Binary}[way]
-    method = make(validation=space.validation, rate=0.05, budget={"macs": BUDGET}, batch_size=BATCH, delay=0.4)
-    graph = space.train(space.supernet(), space.part, EPOCHS[way], compress=[method])
-    return search(graph, {"macs": BUDGET}, data=space.calibration()).options
+    make = {"fbnet": Gumbel, "proxylessnas": Binary}.get(way, Softmax)
+    more = {"unrolled": RATE} if way == "darts2" else {}
+    method = make(validation=space.validation, rate=0.05, budget={"macs": BUDGET}, batch_size=BATCH, delay=0.4, **more)
+    graph = space.train(space.supernet(2 if way == "pcdarts" else 1), space.part, EPOCHS[way], compress=[method])
+    whole = space.supernet()
+    transfer(graph, whole)
+    return search(whole, {"macs": BUDGET}, data=space.calibration()).options
 
 
 def tried(seconds: float, space: Space) -> Assignment:
@@ -128,7 +138,7 @@ def run(way: str, seed: int, path: Path) -> dict[str, Any]:
         others = [row["search min"] for row in read(path) if row["seed"] == seed and "search min" in row]
         options = tried(60 * max(others), space)
     else:
-        options = (sampled if way in ("spos", "enas", "fairnas") else relaxed)(way, space)
+        options = (sampled if way in ("spos", "enas", "optuna", "fairnas") else relaxed)(way, space)
     minutes = (time.process_time() - began) / 60
     found = trained(space, options)
     graph = found.pop("graph")

@@ -18,6 +18,7 @@ doctor.py     what this machine can do
 made_up.py    networks for measuring time, and where that is possible
 latency.py    the time of graphs, measured and remembered
 part_times.py  the time of their parts, likewise
+supernet_times.py  the time of the networks of a supernet
 budget/       channels, ranks, blocks and formats for a budget
 search/       networks for several budgets
 """

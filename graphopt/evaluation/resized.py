@@ -24,6 +24,7 @@ from graphopt.analysis.channels.cost import Kept, Lengths
 from graphopt.analysis.channels.groups import Group
 from graphopt.analysis.channels.trace import Trace
 from graphopt.evaluation.parts import Part
+from graphopt.execution.executor import constant_calls
 from graphopt.ir.calls import argument, value
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import family
@@ -88,6 +89,7 @@ class Resizing:
 
     def __init__(self, graph: Graph, groups: Sequence[Group], trace: Trace) -> None:
         self.graph, self.lengths = graph, Lengths(trace, groups)
+        self.computed = constant_calls(graph.nodes)  # weights that are computed of constants count as such
 
     def groups_of(self, part: Part) -> tuple[int, ...]:
         """The groups whose widths a part's shapes depend on."""
@@ -102,7 +104,8 @@ class Resizing:
         for number, node in enumerate(part.nodes):
             for source in node.all_input_nodes:
                 if source not in refs:
-                    kind = "constant" if self.graph.is_constant(source) else "input"
+                    constant = self.graph.is_constant(source) or source in self.computed
+                    kind = "constant" if constant else "input"
                     if not _is_tensor(source):
                         return None
                     refs[source] = Ref(kind, len(shapes[kind]))

@@ -25,7 +25,7 @@ from graphopt.ir.graph import Graph
 from graphopt.ir.ops import aten
 from graphopt.utils.errors import InputError, alternatives
 
-KINDS = ("width", "block", "kernel", "operator")
+KINDS = ("width", "block", "kernel", "operator", "edge")
 _NAME = re.compile(rf"(?:(?P<name>.+)\.)?(?P<kind>{'|'.join(KINDS)})_choice(?P<number>_\d+)?", re.ASCII)
 
 
@@ -103,7 +103,7 @@ class LiveChoice:
 
     Attributes:
         name: the layer, block or module that is chosen about.
-        kind: `width`, `block`, `kernel` or `operator`.
+        kind: `width`, `block`, `kernel`, `operator` or `edge`.
         node: the constant that holds its weights, [options].
         labels: of its options; the first is the network as it was, where it was made from one.
     """
@@ -148,6 +148,22 @@ def weights_of(graph: Graph, call: Node) -> Node | None:
             return node
         todo += node.all_input_nodes
     return None
+
+
+def generated_from(graph: Graph, node: object) -> Node | None:
+    """The constant that a generated weight is a sum of, with what choices add to it
+    (`graphopt.training.choices.generated`); None where a node is none."""
+    if not isinstance(node, Node) or node.target is not aten.add.Tensor or len(node.all_input_nodes) != 2:
+        return None
+    constant, more = node.args[:2]
+    made = isinstance(more, Node) and more.op == "call_function" and any(KEEP is user.target for user in node.users)
+    return constant if made and graph.is_constant(constant) else None  # type: ignore[return-value]
+
+
+def generated(graph: Graph) -> list[tuple[Node, Node]]:
+    """The generated weights of a graph, each with the constant that it is a sum of."""
+    held = dict.fromkeys(call.args[0] for call in graph.calls(KEEP))
+    return [(node, constant) for node in held if (constant := generated_from(graph, node)) is not None]  # type: ignore[misc]
 
 
 def _live(graph: Graph, node: Node, calls: Sequence[Node]) -> LiveChoice:
@@ -214,6 +230,23 @@ def assign(
                 f"the choice {choice.name!r} has {len(choice)} options ({', '.join(choice.labels)}), got {option}"
             )
         graph.parameter(choice.node).copy_(one_hot(option, len(choice)))
+
+
+@torch.no_grad()
+def transfer(source: Graph, target: Graph) -> None:
+    """Give the choices of a graph, in place, the weights of those of the same names of another.
+
+    Raises:
+        InputError: a choice of `target` has no counterpart of as many options.
+    """
+    given = {(choice.name, choice.kind): source.tensor(choice.node) for choice in choices(source)}
+    for choice in choices(target):
+        weights = given.get((choice.name, choice.kind))
+        if weights is None or len(weights) != len(choice):
+            raise InputError(
+                f"the choice {choice.name!r} has no counterpart of {len(choice)} options in the other graph"
+            )
+        target.parameter(choice.node).copy_(weights)
 
 
 def one_hot(option: int, options: int) -> Tensor:

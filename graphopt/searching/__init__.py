@@ -7,6 +7,7 @@ sampled.py    evolution, and random draws as the control; both with any score in
 reinforce.py  probabilities of options that learn from what drawn networks score
 netadapt.py   step by step by a measured score
 ddpg.py       an agent that decides one choice after the other
+samplers.py   those of optuna
 solvers.py    the solvers by name
 """
 

@@ -23,8 +23,9 @@ SECONDS = 20.0  # after which the best found so far is taken
 GAP = 1e-3  # of the damage: a solution that is no further from the best
 
 
-def exact(problem: Problem) -> Assignment | None:
-    """The best assignment, or, once `SECONDS` are over, the best that was found; None where nothing keeps the limits."""
+def exact(problem: Problem, gap: float = GAP, seconds: float = SECONDS) -> Assignment | None:
+    """The best assignment, up to a share `gap` of its damage, or, once the seconds are over, the best that was found; None where
+    nothing keeps the limits."""
     model = _Model(problem)
     with silent():
         found = milp(
@@ -32,7 +33,7 @@ def exact(problem: Problem) -> Assignment | None:
             constraints=model.constraints(),
             integrality=model.whole,
             bounds=Bounds(0, 1),
-            options={"time_limit": SECONDS, "mip_rel_gap": GAP},
+            options={"time_limit": seconds, "mip_rel_gap": gap},
         )
     if found.x is None:
         return None

@@ -16,9 +16,10 @@ from graphopt.searching.netadapt import netadapt
 from graphopt.searching.problem import Assignment, Problem
 from graphopt.searching.reinforce import reinforce
 from graphopt.searching.sampled import evolution, random_search
+from graphopt.searching.samplers import sampler_search
 from graphopt.utils.errors import InputError, alternatives
 
-Solver = Literal["exact", "greedy", "evolution", "reinforce", "netadapt", "ddpg", "random"]
+Solver = Literal["exact", "greedy", "evolution", "reinforce", "netadapt", "ddpg", "optuna", "random"]
 SOLVERS: dict[str, Callable[..., Assignment | None]] = {
     "exact": exact,
     "greedy": greedy,
@@ -26,6 +27,7 @@ SOLVERS: dict[str, Callable[..., Assignment | None]] = {
     "reinforce": reinforce,
     "netadapt": netadapt,
     "ddpg": ddpg,
+    "optuna": sampler_search,
     "random": random_search,
 }
 MOST = 200_000  # combinations that integer programming is given
@@ -36,7 +38,8 @@ def solve(problem: Problem, solver: Solver | None = None, **options: Any) -> Ass
 
     Args:
         solver: None: `exact`, or `greedy` where there are more than `MOST` combinations.
-        **options: of `evolution`, `reinforce`, `netadapt`, `ddpg` and `random`: `score`, `evaluations`, `seed`.
+        **options: of `evolution`, `reinforce`, `netadapt`, `ddpg`, `optuna` and `random`: `score`, `evaluations`, `seed`; of
+            `optuna` also `sampler`.
 
     Raises:
         InputError: an unknown solver, or limits that nothing keeps: the message says what is in reach.

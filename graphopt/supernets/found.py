@@ -27,8 +27,8 @@ class Found:
         options: of each choice of the supernet, in the order of `graphopt.ir.choices.choices`.
         labels: the same as choice -> option, in words.
         graph: the network, an ordinary graph with weights of its own and statistics of its own in its batch norms.
-        score: with the shared weights; None where no network was evaluated.
-        costs: `macs` and `parameters`.
+        score: with the shared weights, or those fitted to the largest network; None where no network was evaluated.
+        costs: `macs` and `parameters`, and `ms` where times were measured.
         tried: every network that was evaluated, the found one among them.
     """
 

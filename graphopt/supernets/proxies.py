@@ -34,7 +34,7 @@ def gradient_norm(x: Tensor, y: Tensor, loss: str | Loss | None = None) -> Proxy
     measure = loss_of(loss)
 
     def proxy(model: Callable[..., Any]) -> float:
-        graph = _graph(model)
+        graph = graph_of(model)
         learned = _learned(graph)
         runner = Executor(graph, constants=learned, gradients=True, training=True)
         gradients = _gradients(measure(runner(x), y), learned)
@@ -47,7 +47,7 @@ def synaptic_flow(x: Tensor) -> Proxy:
     """Of one input of this shape; its values do not matter."""
 
     def proxy(model: Callable[..., Any]) -> float:
-        graph = _graph(model)
+        graph = graph_of(model)
         learned = {node: p.detach().abs().double().requires_grad_() for node, p in _learned(graph).items()}
         others = {
             node: graph.tensor(node).double()
@@ -68,7 +68,7 @@ def relu_patterns(x: Tensor) -> Proxy:
     """Of one batch of inputs; some dozens tell networks apart."""
 
     def proxy(model: Callable[..., Any]) -> float:
-        graph = _graph(model)
+        graph = graph_of(model)
         kernel = torch.zeros(len(x), len(x), dtype=torch.float64)
         clipped = 0
         runner = Executor(graph)
@@ -86,7 +86,7 @@ def relu_patterns(x: Tensor) -> Proxy:
     return proxy
 
 
-def _graph(model: Callable[..., Any]) -> Graph:
+def graph_of(model: Callable[..., Any]) -> Graph:
     """The graph that a search runs, or a graph itself."""
     found = model.graph if isinstance(model, Executor) else model
     if not isinstance(found, Graph):

@@ -9,6 +9,7 @@ solver        asks `evaluate`     how
     netadapt      yes                 step by step to the budget, the best scored step each time: Yang et al. 2018;
                                       after `Sandwich`, on widths, this is AutoSlim, Yu and Huang 2019
     ddpg          yes                 an agent that decides choice by choice: He et al. 2018 (AMC)
+    optuna        yes                 tree-structured Parzen estimators: Bergstra et al. 2011
     random        yes                 the control
     exact         no                  the likeliest by learned weights (DARTS, FBNet, ProxylessNAS, DMCP); the default without
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -29,13 +31,14 @@ from graphopt.searching import SOLVERS, Assignment, Problem, Solver, solve
 from graphopt.searching.sampled import Score, random_assignments
 from graphopt.supernets.found import Found, Tried
 from graphopt.supernets.predictor import Predictor
-from graphopt.supernets.problem import problem_of
+from graphopt.supernets.problem import Times, problem_of
+from graphopt.supernets.refit import refitted
 from graphopt.supernets.scores import Evaluate, Scores
 from graphopt.training.choices.sampled import settle_norms
 from graphopt.utils.errors import InputError, alternatives
 from graphopt.utils.progress import progress
 
-SCORING = ("evolution", "reinforce", "netadapt", "ddpg", "random")
+SCORING = ("evolution", "reinforce", "netadapt", "ddpg", "optuna", "random")
 BATCHES = 4  # for the statistics of batch norms
 
 
@@ -50,12 +53,15 @@ def search(
     seed: int = 0,
     predicted: int = 0,
     folder: str | Path | None = None,
+    times: Times | None = None,
+    refit: int = 0,
 ) -> Found:
     """The best network of a supernet within a budget.
 
     Args:
         graph: with choices, trained; it is not changed.
-        budget: limits of `macs` and `parameters`: up to 1 a share of the network with the first options, above that a number.
+        budget: limits of `macs` and `parameters`: up to 1 a share of the network with the first options, above that a number;
+            of `ms` (milliseconds) or `latency` (a share of what that network takes), with `times`.
         evaluate: takes a callable that behaves like the model and returns a score, higher is better; on data that training has
             not seen. None: learned weights of choices decide.
         data: batches of inputs, for the statistics of batch norms (`graphopt.data.Calibration`). Needed where there are any.
@@ -65,6 +71,9 @@ def search(
         predicted: how many further networks are looked at by scores that are predicted from the evaluated ones
             (`graphopt.supernets.predictor`): half of `evaluations` go to random networks, the other half to the best predicted.
         folder: keeps the scores: a search that was interrupted goes on there.
+        refit: so many of the best networks are fitted to the largest one, layer by layer on `data`, and judged again
+            (`graphopt.supernets.refit`); the best of all is found. Worth it after short trainings.
+        times: what says how long networks take, such as `graphopt.compiler.supernet_times.SupernetTimes("host")`.
 
     Raises:
         InputError: there are no choices, the budget is out of reach (the message says what is in reach), a solver that needs
@@ -72,7 +81,9 @@ def search(
     """
     name = solver or ("evolution" if evaluate is not None else "exact")
     _check(graph, name, evaluate, data, evaluations, predicted)
-    problem = problem_of(graph, budget)
+    if refit and (evaluate is None or data is None or refit < 0):
+        raise InputError(f"refit says how many networks are fitted on data= and judged by evaluate=; got {refit}")
+    problem = problem_of(graph, budget, times)
     batches = list(islice(data or [], BATCHES))
     scores = None if evaluate is None else Scores(graph, evaluate, batches, folder)
     if scores is None or name not in SCORING:
@@ -90,7 +101,8 @@ def search(
                 chosen = by_prediction(problem, name, score, evaluations, predicted, seed)
             else:
                 chosen = solve(problem, name, score=score, evaluations=evaluations, seed=seed)
-    return _found(graph, problem, chosen, batches, scores)
+    found = _found(graph, problem, chosen, batches, scores)
+    return found if scores is None or not refit else _fitted(graph, problem, found, batches, scores, refit)
 
 
 def by_prediction(
@@ -135,11 +147,29 @@ def _found(
     small = extract(graph, chosen)
     with torch.no_grad():
         settle_norms(small, batches)
-
-    def costs(options: Assignment) -> dict[str, float]:
-        return {name: problem.cost(name, options) for name in problem.costs}
-
     known = {} if scores is None else scores.known
-    tried = [Tried(options, score, costs(options)) for options, score in known.items()]
-    labels = {c.name: c.options[o].label for c, o in zip(problem.choices, chosen, strict=True)}
-    return Found(chosen, labels, small, known.get(chosen), costs(chosen), tried)
+    tried = [Tried(options, score, _costs(problem, options)) for options, score in known.items()]
+    return Found(chosen, _labels(problem, chosen), small, known.get(chosen), _costs(problem, chosen), tried)
+
+
+def _fitted(
+    graph: Graph, problem: Problem, found: Found, batches: list[list[Tensor]], scores: Scores, count: int
+) -> Found:
+    """The best of what was found and of the best networks after they are fitted."""
+    within = [options for options in scores.known if problem.keeps(options)]
+    for options in sorted(within, key=scores.known.__getitem__, reverse=True)[:count]:
+        small = refitted(graph, options, batches)
+        with torch.no_grad():
+            score = float(scores.evaluate(small))
+        if found.score is None or score > found.score:
+            labels, costs = _labels(problem, options), _costs(problem, options)
+            found = replace(found, options=options, labels=labels, graph=small, score=score, costs=costs)
+    return found
+
+
+def _costs(problem: Problem, options: Assignment) -> dict[str, float]:
+    return {name: problem.cost(name, options) for name in problem.costs}
+
+
+def _labels(problem: Problem, options: Assignment) -> dict[str, str]:
+    return {c.name: c.options[o].label for c, o in zip(problem.choices, options, strict=True)}

@@ -12,6 +12,8 @@ rounding.py     its quantizers, likewise
 processes.py    several of them, under torchrun
 compression.py  what learns beside the weights
 pruning.py      weights and channels that become weak while the network learns
+structures.py   blocks and channels whose scales become zero meanwhile
+lottery.py      weights that are masked, the others trained again from early values
 sharing.py      values that weights share
 hashing.py      binary codes that keep neighbours
 quantization/   quantization-aware training

@@ -5,6 +5,7 @@ class Mine(Compression):
     def attach(self, graph): ...      insert calls; what they learn are parameters of the graph
     def loss(self, run): ...          a further loss of one step
     def step(self, progress): ...     schedules: temperatures, sparsity, freezing
+    def update(self, factor): ...     parameters that are updated in another way than by the optimizer
     def settle(self, graph): ...      before an evaluation
     def finish(self, graph): ...      back to a graph that lowers, with the same answers
 
@@ -76,6 +77,14 @@ class Compression:
 
     def step(self, progress: float) -> None:
         """Before each step; `progress` goes from 0 to 1 over the training."""
+
+    def update(self, factor: float) -> None:
+        """Behind the gradients of a step, in front of the optimizer's update: what is updated in another way, such as by a
+        proximal step. Its gradient is then taken away (`grad = None`), so that the optimizer leaves it alone.
+
+        Args:
+            factor: of all rates, by the schedule of the training.
+        """
 
     def settle(self, graph: Graph) -> None:
         """Before an evaluation: what is to be found out about the graph as it answers now, such as running statistics."""

@@ -233,6 +233,8 @@ class _Loop:
         processes.average(self.learned)
         if self.options.clip is not None:
             nn.utils.clip_grad_norm_(self.learned, self.options.clip)
+        for each in self.compress:
+            each.update(self.factor(place))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.report.steps += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import sys
 from functools import partial
 
 import pytest
@@ -173,3 +174,29 @@ def test_reinforce_learns_what_scores_well() -> None:
     learned = [score(solve(problem, "reinforce", score=score, evaluations=400, seed=seed)) for seed in range(4)]
     control = [score(solve(problem, "random", score=score, evaluations=400, seed=seed)) for seed in range(4)]
     assert sum(learned) < 0.5 * sum(control)
+
+
+def test_a_sampler_of_optuna_finds_more_than_its_first_draws() -> None:
+    optuna = pytest.importorskip("optuna")
+    problem = drawn(3, choices=6)
+    asked: list[float] = []
+
+    def score(assignment: Assignment) -> float:
+        assert problem.keeps(assignment)
+        asked.append(problem.damage(assignment))
+        return asked[-1]
+
+    found = solve(problem, "optuna", score=score, evaluations=80, seed=1)
+    assert len(asked) == 80
+    assert problem.damage(found) == min(asked) < min(asked[:20])
+    assert problem.damage(found) <= 1.15 * problem.damage(best(problem))
+    again = solve(problem, "optuna", score=problem.damage, evaluations=80, seed=1)
+    assert again == found
+    other = solve(problem, "optuna", score=problem.damage, evaluations=5, sampler=optuna.samplers.RandomSampler(seed=0))
+    assert problem.keeps(other)
+
+
+def test_without_optuna_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(InputError, match=r"graphopt\[optuna\]"):
+        solve(drawn(0), "optuna", score=lambda a: 0.0)

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 import graphopt
 from graphopt import Graph, InputError, train
+from graphopt.analysis.choices import extract
 from graphopt.ir import cost
 from graphopt.ir.choices import choices
+from graphopt.passes.elastic import Elastic
 from graphopt.supernets import problem_of, search
+from graphopt.supernets.refit import refitted
 from graphopt.training.choices import Sandwich, Softmax
 
 
@@ -81,14 +84,43 @@ def test_learned_weights_decide_within_a_budget(trained: Graph) -> None:
     assert found.score is None
 
 
+def test_a_fitted_network_gives_what_the_largest_gives() -> None:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(2, 12, 3), nn.ReLU(), nn.Conv2d(12, 12, 1), nn.ReLU(), nn.Flatten(), nn.Linear(12 * 36, 3))
+    model = nn.Sequential(*layers).eval()
+    with torch.no_grad():  # half of the channels are sums of the others
+        model[0].weight[6:], model[0].bias[6:] = 0.4 * model[0].weight[:6], 0.4 * model[0].bias[:6]  # type: ignore[index, operator, union-attr]
+    graph = Graph.capture(model, X[:2])
+    Elastic(widths=(0.5,), layers=["0"])(graph)
+    plain, fitted = extract(graph, [1]), refitted(graph, (1,), [[X[:48]], [X[48:]]])
+    assert cost.macs(fitted) == cost.macs(plain) < cost.macs(extract(graph, [0]))
+
+    @torch.no_grad()
+    def close(network: Callable[[Tensor], Tensor]) -> float:
+        return -float((network(X) - model(X)).square().mean())
+
+    errors = [-close(small) for small in (plain, fitted)]
+    assert errors[1] < 1e-3 * errors[0]
+
+    options = {"evaluate": close, "data": [[X[:48]], [X[48:]]], "evaluations": 3}
+    before, after = (search(graph, {"macs": 0.7}, refit=count, **options) for count in (0, 1))  # type: ignore[arg-type]
+    assert before.options == after.options == (1,)
+    assert before.score == pytest.approx(-errors[0], rel=1e-4)
+    assert after.score == pytest.approx(-errors[1], abs=1e-6)
+    assert close(after.graph) == pytest.approx(after.score)
+    assert after.costs == before.costs
+    with pytest.raises(InputError, match="refit says how many"):
+        search(graph, {"macs": 0.7}, refit=-1, **options)  # type: ignore[arg-type]
+
+
 def test_bad_searches_are_named(trained: Graph) -> None:
     plain = Graph.capture(nn.Linear(3, 2).eval(), (torch.randn(2, 3),))
     with pytest.raises(InputError, match="has no choices"):
         search(plain, {"macs": 0.5}, evaluate=loss)
     with pytest.raises(InputError, match="out of reach"):
         search(trained, {"macs": 0.001}, evaluate=loss, data=[[X]], evaluations=5)
-    with pytest.raises(InputError, match="no cost 'ms'"):
-        search(trained, {"ms": 0.5}, evaluate=loss, data=[[X]])
+    with pytest.raises(InputError, match="no cost 'time'"):
+        search(trained, {"time": 0.5}, evaluate=loss, data=[[X]])
     with pytest.raises(InputError, match="nothing tells the options apart"):
         search(trained, {"macs": 0.5}, data=[[X]])
     with pytest.raises(InputError, match="pass data="):

@@ -28,7 +28,7 @@ from graphopt.analysis.choices.computed import Computed, Weights
 from graphopt.execution.executor import constant_calls
 from graphopt.ir import cost as measure
 from graphopt.ir.calls import value
-from graphopt.ir.choices import CHOOSE, KEEP, LiveChoice, choices, weights_of
+from graphopt.ir.choices import CHOOSE, KEEP, LiveChoice, choices, generated, weights_of
 from graphopt.ir.graph import Graph
 
 Levels = dict[
@@ -62,6 +62,9 @@ class Costs:
         self.choices = choices(graph)
         numbers = {choice.node.target: number for number, choice in enumerate(self.choices)}
         self.graph = graph.clone(share_weights=True)
+        for made, constant in generated(self.graph):
+            self.graph.replace(made, constant)  # of the same shape, at all widths
+        self.graph.sweep()
         levels = _stripped(self.graph, numbers)
         chosen_by = {
             call: numbers[node.target] for call in self.graph.calls(CHOOSE) if (node := weights_of(self.graph, call))

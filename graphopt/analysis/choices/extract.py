@@ -15,13 +15,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.analysis.channels.groups import Group, groups
 from graphopt.analysis.channels.labels import Array
 from graphopt.analysis.channels.removal import remove
 from graphopt.analysis.channels.trace import Trace
-from graphopt.ir.choices import CHOOSE, KEEP, assign, weights_of
+from graphopt.ir.choices import CHOOSE, KEEP, assign, generated, weights_of
 from graphopt.ir.constants import fold_weights
 from graphopt.ir.graph import Graph
 from graphopt.utils.errors import InputError
@@ -39,17 +40,25 @@ def extract(graph: Graph, chosen: Sequence[int] | Mapping[str, int] | None = Non
     Raises:
         InputError: options do not fit, or weights of a choice mix several options.
     """
+    return extracted(graph, chosen)[0]
+
+
+def extracted(graph: Graph, chosen: Sequence[int] | Mapping[str, int] | None = None) -> tuple[Graph, dict[str, Tensor]]:
+    """The same, and for each layer's call by name the output channels that it still has, where it lost some."""
     copy = graph.clone()
     if chosen is not None:
         assign(copy, chosen)
+    for node, constant in generated(copy):
+        copy.put_constant(constant, copy.tensor(node).clone())
+        copy.replace(node, constant)
     for call in copy.calls(CHOOSE):
         copy.replace(call, call.args[0][_option(copy, call)])  # type: ignore[index, arg-type]
     gone = _narrowed(copy)
     copy.refresh()
     present = set(copy.nodes)
-    _remove(copy, {at: which for at, which in gone.items() if at[0] in present})
+    kept = remove_unread(copy, {at: which for at, which in gone.items() if at[0] in present})
     fold_weights(copy)
-    return copy
+    return copy, kept
 
 
 def _option(graph: Graph, call: Node) -> int:
@@ -78,7 +87,9 @@ def _narrowed(graph: Graph) -> Gone:
     return gone
 
 
-def _remove(graph: Graph, gone: Gone) -> None:
+def remove_unread(graph: Graph, gone: Gone) -> dict[str, Tensor]:
+    """Remove channels of which nothing counts in one of the constants that make or read them; the rest becomes zeros. What is
+    left of which layer, as `remove` has it."""
     trace = Trace(graph)
     found = [(group, units) for group in groups(graph, trace) if (units := _units(group, gone))]
     left = {at: which.copy() for at, which in gone.items()}
@@ -91,7 +102,7 @@ def _remove(graph: Graph, gone: Gone) -> None:
             kept = torch.from_numpy(~which).to(graph.tensor(node).dtype)
             tensor = graph.tensor(node)
             graph.put_constant(node, tensor * kept.view([-1 if d == dim else 1 for d in range(tensor.dim())]))
-    remove(graph, trace, found)
+    return remove(graph, trace, found)
 
 
 def _units(group: Group, gone: Gone) -> list[int]:

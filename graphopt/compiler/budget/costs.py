@@ -103,7 +103,7 @@ class Costs:
                 return part.in_float_times(widths) if self.formats.is_float(number, option) else 1.0
 
             term = self._term(part.part.nodes, part.groups, part.milliseconds, left, slower if part.in_float else None)
-            terms.append(PartTerm(term.scope, term.of, _kind(part.part.nodes[0])))
+            terms.append(PartTerm(term.scope, term.of, kernel_kind(part.part.nodes[0])))
         return terms
 
     def _may_be_float(self, node: Node) -> bool:
@@ -183,7 +183,7 @@ def _known(times: PartTimes, wanted: Sequence[Alone]) -> dict[str, float]:
     return dict(zip((alone.key for alone in wanted), times(wanted), strict=True))
 
 
-def _kind(node: Node) -> str:
+def kernel_kind(node: Node) -> str:
     """What is computed by the same kernels: the operator, the size of its filter, and whether it is grouped."""
     layer = Layer.of(node)
     if layer is None:

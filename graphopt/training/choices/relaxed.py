@@ -1,11 +1,5 @@
-"""Weights of choices that are learned by gradient, together with the network or on other data than it.
-
-    graphopt.train(graph, loader, compress=[Gumbel(validation=held_out, budget={"macs": 0.5})], epochs=10)
-
-    Softmax    the options mixed by softmax(alpha)                            DARTS (first order), Liu et al. 2019
-    Gumbel     noise added, a temperature that falls: nearly one option        SNAS, Xie et al. 2019; FBNet, Wu et al. 2019
-    Binary     one option runs, two where alpha learns: memory of two          ProxylessNAS, Cai et al. 2019
-    Markov     chances to widen, step by step, for widths                      DMCP, Guo et al. 2020
+"""Weights of choices that are learned by gradient, together with the network or on other data than it: what all methods of
+`learned.py` share.
 
 In front of every step of the weights, alpha takes one on a batch of `validation`, by Adam. A budget adds what the expected cost
 exceeds it by. `finish` leaves the probabilities as the weights of the choices:
@@ -30,7 +24,7 @@ from graphopt.ir.graph import Graph
 from graphopt.ir.passes import Change
 from graphopt.training.batches import Batch, Batches
 from graphopt.training.choices.adam import Adam
-from graphopt.training.choices.expressions import Expression, Learned, binary, gumbel, markov, softmax
+from graphopt.training.choices.expressions import Expression, Learned, softmax
 from graphopt.training.compression import Compression
 from graphopt.training.losses import Loss, loss_of
 from graphopt.utils.errors import InputError
@@ -150,17 +144,30 @@ class Relaxed(Compression):
 
     def _learn(self) -> None:
         """One step of alpha."""
-        leaves = {learned.alpha: self.graph.parameter(learned.alpha).detach().clone() for learned, _ in self.learned}
-        for leaf in leaves.values():
-            leaf.requires_grad_()
-        batch = self._batch()
-        runner = Executor(self.graph, constants=leaves, gradients=True, training=True)
-        values = runner.run(self.graph.results, batch.inputs)
-        loss = self.loss_of(runner.nested(values), batch.targets)
-        if self.limits:
-            loss = loss + self.strictness * self.excess(runner)
-        gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-        self.adam.update([self.graph.parameter(node) for node in leaves], gradients, self.rate)
+        self._update(self._slopes(self._batch()))
+
+    def _slopes(self, batch: Batch) -> Sequence[Tensor | None]:
+        """The gradients for all alphas of a batch of `validation`."""
+        leaves = [value.detach().clone().requires_grad_() for value in self.alphas]
+        return torch.autograd.grad(self._objective(batch, {}, leaves, limited=True), leaves, allow_unused=True)
+
+    def _update(self, gradients: Sequence[Tensor | None]) -> None:
+        self.adam.update(self.alphas, gradients, self.rate)
+
+    @property
+    def alphas(self) -> list[Tensor]:
+        return [self.graph.parameter(learned.alpha) for learned, _ in self.learned]
+
+    def _objective(
+        self, batch: Batch, weights: Mapping[Node, Tensor], alphas: Sequence[Tensor], *, limited: bool
+    ) -> Tensor:
+        """The loss of a batch with these constants of the network, the others as they are; `limited`: and what the cost
+        exceeds its limits by."""
+        nodes = [learned.alpha for learned, _ in self.learned]
+        constants = {**weights, **dict(zip(nodes, alphas, strict=True))}
+        runner = Executor(self.graph, constants=constants, gradients=True, training=True)
+        loss = self.loss_of(runner.nested(runner.run(self.graph.results, batch.inputs)), batch.targets)
+        return loss + self.strictness * self.excess(runner) if limited and self.limits else loss
 
     def excess(self, runner: Executor) -> Tensor:
         """What the expected costs exceed their limits by, as shares of those."""
@@ -184,67 +191,6 @@ class Relaxed(Compression):
         while True:
             yield from islice(self.batches.epoch(epoch), behind, None)
             epoch, behind = epoch + 1, 0
-
-
-class Softmax(Relaxed):
-    """All options are computed in every step, mixed by softmax(alpha)."""
-
-
-class Gumbel(Relaxed):
-    """softmax((alpha + noise) / temperature), with noise of Gumbel's distribution and a temperature that falls geometrically.
-
-    Args:
-        temperatures: at the beginning and at the end.
-    """
-
-    expression = staticmethod(gumbel)
-
-    def __init__(self, *, temperatures: tuple[float, float] = (5.0, 0.3), **options: Any) -> None:
-        super().__init__(**options)
-        if not all(t > 0 for t in temperatures):
-            raise InputError(f"temperatures must be over 0, got {temperatures}")
-        self.temperatures = temperatures
-
-    @torch.no_grad()
-    def sample(self, progress: float, *, weights: bool) -> None:
-        first, last = self.temperatures
-        for learned, _ in self.learned:
-            assert learned.noise is not None
-            assert learned.temperature is not None
-            noise, temperature = self.graph.parameter(learned.noise), self.graph.parameter(learned.temperature)
-            noise.copy_(-torch.log(-torch.log(torch.rand(noise.shape).clamp(min=1e-20, max=1 - 1e-7))))
-            temperature.fill_(first * (last / first) ** progress)
-
-
-class Binary(Relaxed):
-    """One option runs, drawn by softmax(alpha); where alpha learns, two do, and the one that is drawn of them counts. Gradients
-    reach alpha as those of the shares that the two would have."""
-
-    expression = staticmethod(binary)
-
-    @torch.no_grad()
-    def sample(self, progress: float, *, weights: bool) -> None:
-        for (learned, _), share in zip(self.learned, self.probabilities(), strict=True):
-            assert learned.gate is not None
-            assert learned.hard is not None
-            gate, hard = self.graph.parameter(learned.gate), self.graph.parameter(learned.hard)
-            paths = torch.multinomial(share, 1 if weights else min(2, len(share)))
-            gate.zero_().index_fill_(0, paths, 1.0)
-            hard.zero_().index_fill_(0, paths[torch.multinomial(share[paths], 1)], 1.0)
-
-
-class Markov(Relaxed):
-    """Of widths, from the narrowest on, the chances to be wider by one option; what is kept of a unit is the chance of all the
-    steps up to it."""
-
-    expression = staticmethod(markov)
-    kinds = ("width",)
-    start = 2.0  # wide, at first
-
-    def probabilities(self) -> list[Tensor]:
-        nodes = [weights for _, weights in self.learned]
-        values = Executor(self.graph).run(nodes, {})
-        return [values[node].detach() for node in nodes]
 
 
 def _of(kinds: Sequence[str]) -> str:
