@@ -20,6 +20,7 @@ from graphopt.artifacts import registry
 from graphopt.cascades.answers import answers
 from graphopt.cascades.cascade import shrunk
 from graphopt.policies import Policy
+from graphopt.targets import machine_here
 from graphopt.utils.errors import ArtifactError, InputError
 
 IMAGES = staging.images(60, seed=3)
@@ -77,7 +78,7 @@ def test_the_simulation_takes_the_same_path_to_the_same_bits(kind: str, request:
     answers = found.artifact.stages[0](IMAGES)
     logits = answers[0] if isinstance(answers, (list, tuple)) else answers
     artifact = put(found, *[float(logits.softmax(1).amax(1).median())] * (len(found.artifact.stages) - 1))
-    simulation = found.simulate()
+    simulation = found.simulate(machine=machine_here())
     assert torch.equal(simulation(IMAGES), artifact(IMAGES))
     assert torch.equal(simulation.path(IMAGES), artifact.path(IMAGES))
 
