@@ -31,6 +31,7 @@ _ROOMS = {
     "embeddings": ("ReplaceEmbedding",),
     "equalization": ("AbsorbHighBias", "EqualizeChannels"),
     "exits": ("AddExits",),
+    "gates": ("AddGates", "RemoveGates"),
     "factorization": (
         "CP", "SVD", "BlockTerm", "ChannelWise", "DepthwiseSeparable", "Factorize", "Separable", "StackedKernels", "TensorTrain",
         "Tucker",
