@@ -51,7 +51,7 @@ class _Choice:
         then = self._side(opened, sides[1], "then", None if one else self.node)
         other = self._side(closed, sides[2], "else", None)
         before: list[ir.Node] = []
-        decided = _scalar(condition, before) if one else self._any(condition, before)
+        decided = _scalar(condition) if one else self._any(condition, before)
         made = ir.Node(
             "", "If", [decided],
             [ir.AttrGraph("then_branch", then), ir.AttrGraph("else_branch", other)],
@@ -65,9 +65,8 @@ class _Choice:
         for place, output in enumerate(self.graph.outputs):
             if output is result:
                 self.graph.outputs[place] = made.outputs[0]
-        self.graph.remove(self.node)
-        for node in reversed(sides[1] + sides[2]):
-            self.graph.remove(node)
+        for node in [self.node, *reversed(sides[1]), *reversed(sides[2])]:
+            self.graph.remove(node, safe=True)
 
     def _only_for(self, value: ir.Value, place: int) -> list[ir.Node]:
         """The operators that nothing but this side of the choice needs, in order."""
@@ -124,7 +123,7 @@ class _Choice:
         return found
 
 
-def _scalar(condition: ir.Value, before: list[ir.Node]) -> ir.Value:
+def _scalar(condition: ir.Value) -> ir.Value:
     """The truth value itself, which views made a shape for: the runtime takes a tensor of one element."""
     maker = condition.producer()
     while maker is not None and maker.op_type in VIEWS:

@@ -70,7 +70,7 @@ def _gate(graph: Graph, node: Node, moving: set[Node]) -> Gate | None:
     if chosen[0] != whole[0] or sizes(opened.meta["val"]) != whole:  # type: ignore[union-attr]
         return None
     channels = math.prod(chosen[1:])
-    if channels != 1 and (len(whole) < 2 or channels != chosen[1] or channels != whole[1]):
+    if channels != 1 and (len(whole) < 3 or channels != chosen[1] or channels != whole[1]):
         return None
     name = graph.site(opened)  # type: ignore[arg-type]
     return Gate(name, node, condition, test, operand(test), opened, closed, channels)  # type: ignore[arg-type]

@@ -57,7 +57,8 @@ class RemoveGates:
         assert self.data is not None
         known = [gate for gate in gates(graph) if gate.channels == 1]
         changes = []
-        for gate, rate in zip(known, opening_rates(graph, known, self.data), strict=True):
+        rates = opening_rates(graph, known, self.data)
+        for gate, rate in reversed([*zip(known, rates, strict=True)]):  # a gate may be what is taken where a later one is closed
             if self.least < rate < self.most:
                 continue
             always = rate >= self.most
@@ -65,7 +66,7 @@ class RemoveGates:
             changes.append(Change(gate.name, f"{'always' if always else 'never'} taken ({rate:.1%})"))
         if changes:
             graph.refresh()
-        return changes
+        return changes[::-1]
 
 
 def opening_rates(graph: Graph, known: list[Gate], data: Iterable[list[Tensor]]) -> list[float]:

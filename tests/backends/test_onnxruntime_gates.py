@@ -11,7 +11,9 @@ import torch
 
 import graphopt
 from graphopt.analysis.gates import gates
-from graphopt.targets import machine_here
+from graphopt.backends.onnxruntime import audit as audit_of
+from graphopt.backends.onnxruntime import lower
+from graphopt.targets import find, machine_here
 
 X = gated.images(16, seed=5)
 
@@ -74,16 +76,14 @@ def test_codes_alone_cross_the_borders() -> None:
 
 
 def test_the_audit_sees_what_runs_inside() -> None:
-    audit = graphopt.audit(optimized(batch=False).artifact)
+    audit = audit_of(optimized(batch=False).artifact)
     assert audit.integer_macs == audit.total_macs
 
 
 def test_float_networks_are_computed_as_needed_too() -> None:
     graph = gated.gated(batch=False)
-    from graphopt.backends import onnxruntime
-    from graphopt.targets import find
 
-    artifact = onnxruntime.lower(graph, find("x86"))
+    artifact = lower(graph, find("x86"))
     assert len(choices(artifact.folder / "model.onnx")) == 3
     for one in X.split(1):
         torch.testing.assert_close(artifact(one), graph(one), rtol=1e-4, atol=1e-4)
