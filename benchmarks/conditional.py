@@ -48,7 +48,11 @@ DROPS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)  # percentage points that are allowed on
 SITES = ["layer1.7", "layer2.3", "layer3.0"]
 JOINT = 3  # epochs
 PIXELS = (128, 160, 224)
-GATED, WORK, HEADS = 10, 0.62, ("each", "one")  # epochs; the share of the multiply-accumulates that training aims at; heads
+GATED, WORK, HEADS = (
+    10,
+    0.62,
+    ("each", "one"),
+)  # epochs; the share of the multiply-accumulates that training aims at; heads
 TIMED_IMAGES = 100
 Data = tuple[Tensor, Tensor]
 
@@ -219,7 +223,11 @@ def exits(kept: Kept, path: Path, name: str = "heads") -> None:
 def gates(kept: Kept, path: Path) -> None:
     x, y = kept.cifar("test")
     for heads in HEADS:
-        key = {"part": "gates", "network": f"ResNet-20, {'a head for each gate' if heads == 'each' else 'one head for all gates'}"}
+        key = {
+            "part": "gates",
+        how = "a head for each gate" if heads == "each" else "one head for all gates"
+        key = {"part": "gates", "network": f"ResNet-20, {how}"}
+        }
         record(path, key, lambda h=heads: gated(kept, h, x, y))  # type: ignore[misc]
 
 

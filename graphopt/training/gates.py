@@ -1,11 +1,11 @@
 """Train gates (`graphopt.passes.AddGates`, `graphopt.analysis.gates`) together with the network, or alone.
 
-    graphopt.train(graph, data, compress=[GumbelGates(rate=0.6)], epochs=10)      ConvNet-AIG: every gate opens for 60 % of samples
+    graphopt.train(graph, data, compress=[GumbelGates(rate=0.6)], epochs=10)      ConvNet-AIG: each gate opens for 60 %
     graphopt.train(graph, data, compress=[GumbelGates(work=0.65)], epochs=10)     all together, 65 % of the multiply-accumulates
     graphopt.train(graph, data, compress=[SkipGates(cost=0.5)], epochs=10)        SkipNet's supervised stage: each costs its work
 
-While it trains, a gate is z = 1 where logits and noise are over 0 together, else 0, with the gradient of their sigmoid (straight
-through), and what is behind it is closed + z (open - closed). Noise is logistic, the difference of two of Gumbel's: that makes
+While it trains, a gate is z = 1 where logits and noise are over 0 together, else 0, with the gradient of the sigmoid of
+the logits (straight through), and what is behind it is closed + z (open - closed). Noise is logistic, the difference of two of Gumbel's: that makes
 z a sample of the gate's two options. SkipNet's gates have none.
 
     GumbelGates   rate    weight * sum over gates of (mean over the batch of z - rate)^2                   Veit and Belongie, eq. 6
@@ -148,7 +148,9 @@ class GumbelGates(Gates):
         noise: float = 1.0,
     ) -> None:
         if (rate is None) == (work is None):
-            raise InputError("give one of rate (of samples that gates open for) and work (share of multiply-accumulates)")
+            raise InputError(
+                "give one of rate (of samples that gates open for) and work (share of multiply-accumulates)"
+            )
         wanted = [work] if rate is None else [rate] if isinstance(rate, (int, float)) else list(rate)
         if not all(share is not None and 0 <= share <= 1 for share in wanted):
             raise InputError(f"rates and work are from 0 to 1, got {', '.join(map(str, wanted))}")

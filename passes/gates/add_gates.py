@@ -10,8 +10,8 @@
 An activation behind the sum is computed on the side of the branch.
 
 The heads know nothing yet, and begin with gates that are open: train them (`graphopt.training.gates`). Then `RemoveGates` makes
-plain what always opens and removes what never does, and the graph quantizes and lowers as any other. A runtime saves time by the
-gates of blocks where it computes one sample at a time; that of channels no dense kernel saves.
+plain what always opens and removes what never does, and the graph quantizes and lowers as any other. A runtime saves time by
+the gates of blocks where it computes one sample at a time; by those of channels no dense kernel does.
 
 Needs:  a float graph whose inputs have a batch, and residual blocks.
 Keeps:  the outputs, as long as all gates are open.
@@ -88,7 +88,9 @@ class AddGates:
     @in_eval_mode
     def __call__(self, graph: Graph) -> list[Change]:
         if quantizers(graph):
-            raise InputError("the graph is quantized; add gates to the float graph, train them, and quantize afterwards")
+            raise InputError(
+                "the graph is quantized; add gates to the float graph, train them, and quantize afterwards"
+            )
         if gates_of(graph):
             raise InputError("the graph has gates already; RemoveGates() takes them out")
         chosen = self._chosen(blocks(graph))

@@ -1,7 +1,7 @@
 """Residual blocks that a sample can go past: a sum of a branch and of a shortcut that costs next to nothing.
 
-    x + f(x)     the shortcut is x itself
-    s(x) + f(x)  or what is made of x alone, such as the convolution of one position in front of a smaller map
+x + f(x)     the shortcut is x itself
+s(x) + f(x)  or what is made of x alone, such as the convolution of one position in front of a smaller map
 """
 
 from __future__ import annotations

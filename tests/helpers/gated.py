@@ -1,4 +1,4 @@
-"""A small residual network with a plain block and one of half the size, gated, whose gates open for some images and not for others."""
+"""A small residual network with gates, which open for some images and not for others."""
 
 from __future__ import annotations
 

@@ -129,7 +129,8 @@ def test_rates_in_between_stay_unless_limits_say_otherwise() -> None:
     [
         ({"blocks": "layer1"}, "'auto' or a list"), ({"what": "rows"}, "'blocks' or of 'channels'"),
         ({"heads": "two"}, "'each', or 'one'"), ({"heads": "one", "what": "channels"}, "'each', or 'one'"),
-        ({"hidden": 0}, "hidden"), ({"start": 0.0}, "start must be over 0"), ({"blocks": ["nothing.*"]}, "no residual block is added"),
+        ({"hidden": 0}, "hidden"), ({"start": 0.0}, "start must be over 0"),
+        ({"blocks": ["nothing.*"]}, "no residual block is added"),
     ],
 )  # fmt: skip
 def test_wrong_options_are_refused(options: dict[str, object], says: str) -> None:

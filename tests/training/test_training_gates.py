@@ -62,7 +62,9 @@ def test_work_is_bounded_in_the_mean() -> None:
     from graphopt.ir import cost
 
     graph = fresh()
-    graphopt.train(graph, (X, Y), compress=[GumbelGates(work=0.5, weight=100.0, noise=0.0)], epochs=60, batch_size=64, rate=0.02)
+    graphopt.train(
+        graph, (X, Y), compress=[GumbelGates(work=0.5, weight=100.0, noise=0.0)], epochs=60, batch_size=64, rate=0.02
+    )
     closed = 1 - gated.openings(graph, X).float().mean(0)
     saved = float((closed * torch.tensor(saved_macs(graph))).sum()) / cost.macs(graph)
     assert 1 - saved == pytest.approx(0.5, abs=0.2)
@@ -96,7 +98,8 @@ def test_wrong_options_of_gates_are_refused(make: Any, says: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("compression", "says"), [(GumbelGates(rate=[0.5]), "1 rates for 3 gates"), (GumbelGates(work=0.0), "outside of its gates")]
+    ("compression", "says"),
+    [(GumbelGates(rate=[0.5]), "1 rates for 3 gates"), (GumbelGates(work=0.0), "outside of its gates")],
 )
 def test_what_does_not_fit_the_graph_is_refused_before_training(compression: Compression, says: str) -> None:
     graph = fresh()
