@@ -40,6 +40,7 @@ from graphopt.execution.executor import Executor
 from graphopt.ir import cost
 from graphopt.passes import AddExits, AddGates, ReestimateBatchNorm, RemoveGates
 from graphopt.spaces.resolution import Resized
+from graphopt.targets import host
 from graphopt.training import Response
 from graphopt.training.exits import ExitLoss, train_heads
 from graphopt.training.gates import GumbelGates
@@ -223,11 +224,8 @@ def exits(kept: Kept, path: Path, name: str = "heads") -> None:
 def gates(kept: Kept, path: Path) -> None:
     x, y = kept.cifar("test")
     for heads in HEADS:
-        key = {
-            "part": "gates",
         how = "a head for each gate" if heads == "each" else "one head for all gates"
         key = {"part": "gates", "network": f"ResNet-20, {how}"}
-        }
         record(path, key, lambda h=heads: gated(kept, h, x, y))  # type: ignore[misc]
 
 
@@ -237,7 +235,7 @@ def gated(kept: Kept, heads: str, x: Tensor, y: Tensor) -> dict[str, Any]:
     trained = kept.gated(heads)
     found, plain = (
         graphopt.optimize(
-            model, example, target=graphopt.targets.host(), calibration=calibration, rounding="gptq", measure=False, dynamic_batch=False
+            model, example, target=host(), calibration=calibration, rounding="gptq", measure=False, dynamic_batch=False,
         )
         for model in (_for_one(trained, example), kept.zoo.cifar_resnet(20))
     )  # fmt: skip

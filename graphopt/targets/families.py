@@ -11,7 +11,8 @@ from graphopt.utils.errors import InputError, suggestion
 
 FAMILIES = frozenset({
     "adaptive_average_pool", "add", "average_pool", "batch_norm", "channel_clamp", "choose", "clamp", "concat", "conv",
-    "conv_transpose", "div", "expand", "flip", "gelu", "getitem", "global_average_pool", "hard_sigmoid", "hard_swish", "identity", "leaky_relu",
+    "conv_transpose", "div", "expand", "flip", "gelu", "getitem", "global_average_pool", "hard_sigmoid", "hard_swish",
+    "identity", "leaky_relu",
     "linear", "matmul", "max_pool", "mean", "mul", "pad", "prelu", "relu", "reshape", "resize_linear", "resize_nearest", "roll",
     "shuffle", "sigmoid", "silu", "slice", "softmax", "split", "stack", "sub", "tanh", "transpose",
 })  # fmt: skip

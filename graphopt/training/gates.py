@@ -5,12 +5,12 @@
     graphopt.train(graph, data, compress=[SkipGates(cost=0.5)], epochs=10)        SkipNet's supervised stage: each costs its work
 
 While it trains, a gate is z = 1 where logits and noise are over 0 together, else 0, with the gradient of the sigmoid of
-the logits (straight through), and what is behind it is closed + z (open - closed). Noise is logistic, the difference of two of Gumbel's: that makes
-z a sample of the gate's two options. SkipNet's gates have none.
+the logits (straight through), and what is behind it is closed + z (open - closed). Noise is logistic, the difference of two
+of Gumbel's: that makes z a sample of the gate's two options. SkipNet's gates have none.
 
-    GumbelGates   rate    weight * sum over gates of (mean over the batch of z - rate)^2                   Veit and Belongie, eq. 6
+    GumbelGates   rate    weight * sum over gates of (mean over the batch of z - rate)^2           Veit and Belongie, eq. 6
                   work    weight * ((mean multiply-accumulates of a sample) / (those with all gates open) - work)^2
-    SkipGates     cost * (mean multiply-accumulates that gates let run) / (those with all gates open)       Wang et al., eq. 4
+    SkipGates     cost * (mean multiply-accumulates that gates let run) / (those with all gates open)    Wang et al., eq. 4
 
 Veit and Belongie 2018, "Convolutional Networks with Adaptive Inference Graphs"; Wang et al. 2018, "SkipNet", section 3.3.
 """

@@ -16,8 +16,8 @@ the gates of blocks where it computes one sample at a time; by those of channels
 Needs:  a float graph whose inputs have a batch, and residual blocks.
 Keeps:  the outputs, as long as all gates are open.
 Papers: Veit and Belongie 2018, "Convolutional Networks with Adaptive Inference Graphs", section 3; Wang et al. 2018, "SkipNet",
-        section 3; Wu et al. 2018, "BlockDrop" (one head for all); Hua et al. 2019, "Channel Gating Neural Networks" and Gao et al.
-        2019, "Dynamic Channel Pruning" (channels).
+        section 3; Wu et al. 2018, "BlockDrop" (one head for all); Hua et al. 2019, "Channel Gating Neural Networks"
+        (channels).
 """
 
 from __future__ import annotations
