@@ -10,8 +10,8 @@ active together on data (`by="activity"`). A linear router scores experts by x, 
     y = W2 (open * (act(W1 x + b1) - m)) + (b2 + W2 m)          open: 1 for the neurons of the `take` experts of highest score
 
 so that an expert that is left out adds what it adds on average. All of it is fitted on data in closed form; nothing is trained.
-Every token has experts of its own, so a dense runtime computes all of them and saves no time: the work that changes speak of is what a runtime
-with kernels for groups of tokens would do.
+Every token has experts of its own, so a dense runtime computes all of them and saves no time: the work that changes speak of
+is what a runtime with kernels for groups of tokens would do.
 
 Needs:  a float graph with two linear layers around an activation, such as a transformer's.
 Keeps:  the outputs, up to rounding, where all experts are taken.
@@ -145,10 +145,11 @@ class MakeExperts:
         inputs, outputs = weight.shape[1], second.shape[0]
         full = mlp.neurons * (inputs + outputs)
         left = full * self.take / self.experts + inputs * self.experts
+        size = mlp.neurons // self.experts
         return Change(
             mlp.name,
-            f"{self.take} of {self.experts} experts of {mlp.neurons // self.experts} neurons for each token, {left / full:.0%} of "
-            "its multiply-accumulates with the router",
+            f"{self.take} of {self.experts} experts of {size} neurons for each token, {left / full:.0%} of its "
+            "multiply-accumulates with the router",
         )
 
     def _rewrite(self, graph: Graph, mlp: Mlp, order: Tensor, mean: Tensor, router: Sequence[Tensor]) -> None:
