@@ -5,7 +5,8 @@
 The encoder is all-MiniLM-L6-v2 (6 layers, 1,536 neurons between the linear layers of each), as in `encoder.py`. Its neurons are
 split into experts by `MakeExperts`, which is fitted on the first sentences of docstrings; nothing is trained. Compared are all
 pairs of other sentences (`sentences.py`): Spearman's rank correlation of their similarities with the whole network's, in float.
-`MLP work` is that of the experts taken and of the routers, over that of all neurons. `chance` has routers of random numbers.
+`MLP work` is that of the experts taken, of routers and of what stands for the others, over that of all neurons. `chance` has
+routers of random numbers.
 
 Each run is a line of `--rows`; those that are there are not run again.
 """
@@ -28,8 +29,8 @@ from graphopt.passes.experts.sites import mlps
 
 FITTED, SAMPLES = 480, 6000  # sentences, and tokens of them
 WAYS = (
-    {"experts": 64, "take": 30}, {"experts": 64, "take": 30, "by": "activity"}, {"experts": 16, "take": 7},
-    {"experts": 64, "take": 20}, {"experts": 64, "take": 45}, {"experts": 64, "take": 30, "chance": True},
+    {"experts": 64, "take": 22}, {"experts": 64, "take": 30, "rest": "mean"}, {"experts": 64, "take": 8},
+    {"experts": 64, "take": 40}, {"experts": 64, "take": 22, "by": "activity"}, {"experts": 64, "take": 22, "chance": True},
 )  # fmt: skip
 
 
@@ -48,7 +49,8 @@ def work(graph: Graph, way: dict[str, Any]) -> float:
     found = mlps(graph)
     shapes = [(mlp.neurons, int(mlp.up.args[1].meta["val"].shape[1])) for mlp in found]  # type: ignore[union-attr]
     full = sum(2 * neurons * width for neurons, width in shapes)
-    return way["take"] / way["experts"] + sum(width * way["experts"] for _, width in shapes) / full
+    square = 0 if way.get("rest") == "mean" else 1
+    return way["take"] / way["experts"] + sum(width * (way["experts"] + square * width) for _, width in shapes) / full
 
 
 def main() -> None:
@@ -64,7 +66,7 @@ def main() -> None:
     reference = embedded(lambda b: graph(**b), batches)
     path = Path(options.rows)
     for way in WAYS:
-        key = {"by": "weights", "chance": False, **way}
+        key = {"by": "weights", "rest": "affine", "chance": False, **way}
 
         def run(way: dict[str, Any] = way) -> dict[str, float]:
             changed = made(graph.clone(), data, way)
@@ -72,7 +74,7 @@ def main() -> None:
 
         record(path, key, run)
     table = [
-        {"experts": row["experts"], "taken": row["take"], "sorted by": row["by"],
+        {"experts": row["experts"], "taken": row["take"], "sorted by": row["by"], "rest": row["rest"],
          "router": "chance" if row["chance"] else "fitted",
          "MLP work": row["work"], "Spearman": row["Spearman"], "cosine": row["cosine"]}
         for row in read(path)

@@ -1,7 +1,7 @@
 """Routers: which experts a token needs, from what the first layer reads.
 
-Of a token x, expert e would add  c_e = |W2[:, e] (a[e] - mean a[e])|  to the answer, beyond what it adds on average. A linear
-layer predicts that, by ridge regression on samples:
+Of a token x, expert e would add  c_e = |W2[:, e] r[e]|  to the answer, where r is how far its neurons are from what stands for
+them where the expert is left out. A linear layer predicts that, by ridge regression on samples:
 
     scores = R [x; 1]      R = argmin  |R [x; 1] - c|^2 + ridge |R|^2
 """
@@ -18,7 +18,8 @@ def contributions(active: Tensor, weight: Tensor, experts: int) -> Tensor:
     """What each expert adds, a norm, [samples, experts].
 
     Args:
-        active: neurons in the order of experts, less their means, [samples, neurons]. weight: of the second layer, in that order.
+        active: neurons in the order of experts, less what stands for them, [samples, neurons].
+        weight: of the second layer, in that order.
     """
     parts = zip(active.chunk(experts, 1), weight.chunk(experts, 1), strict=True)
     return torch.stack([(values @ columns.t()).norm(dim=1) for values, columns in parts], 1)

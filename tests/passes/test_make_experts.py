@@ -60,15 +60,16 @@ def test_a_router_finds_what_is_linear() -> None:
 
 @pytest.mark.parametrize("by", ["weights", "activity"])
 @pytest.mark.parametrize("activation", [nn.GELU(), nn.ReLU(), nn.SiLU(), nn.Tanh()])
-def test_all_experts_together_are_what_was_there(by: str, activation: nn.Module) -> None:
+@pytest.mark.parametrize("rest", ["affine", "mean"])
+def test_all_experts_together_are_what_was_there(by: str, activation: nn.Module, rest: str) -> None:
     model, graph = captured(activation)
-    assert len(MakeExperts(data=[[X]], experts=6, take=6, by=by)(graph)) == 2
+    assert len(MakeExperts(data=[[X]], experts=6, take=6, by=by, rest=rest)(graph)) == 2
     torch.testing.assert_close(graph(X), model(X), rtol=1e-4, atol=1e-5)
 
 
 def test_routers_choose_better_than_chance_and_means_help() -> None:
     model, graph = captured()
-    changes = MakeExperts(data=[[X[:32]], [X[32:]]], experts=12, take=6)(graph)
+    changes = MakeExperts(data=[[X[:32]], [X[32:]]], experts=12, take=6, rest="mean")(graph)
     assert (
         changes[0].what
         == "6 of 12 experts of 2 neurons for each token, 75% of its multiply-accumulates with the router"
@@ -82,6 +83,15 @@ def test_routers_choose_better_than_chance_and_means_help() -> None:
         errors.append(float(((each(X) - model(X)).norm() / model(X).norm()).detach()))
     assert errors[0] < 0.8 * errors[1]
     assert errors[0] < 0.2
+
+
+def test_a_line_is_nearer_than_a_mean() -> None:
+    model, errors = captured()[0], []
+    for rest in ("affine", "mean"):
+        graph = captured()[1]
+        MakeExperts(data=[[X]], experts=12, take=3, rest=rest)(graph)
+        errors.append(float((graph(X) - model(X)).detach().norm()))
+    assert errors[0] < 0.5 * errors[1]
 
 
 def test_a_token_takes_as_many_experts_as_were_asked_for() -> None:
@@ -125,7 +135,8 @@ def test_weights_that_others_read_stay_theirs() -> None:
     ("options", "says"),
     [
         ({"take": 9, "experts": 8}, "cannot take 9 of 8"), ({"experts": 0}, "experts"),
-        ({"by": "name"}, "'weights' or 'activity'"), ({"layers": "one"}, "'auto' or a list"),
+        ({"by": "name"}, "'weights' or 'activity'"), ({"rest": "zero"}, "'affine' function or the 'mean'"),
+        ({"layers": "one"}, "'auto' or a list"),
         ({"layers": ["three"]}, "no layer to split"), ({"data": None}, "fits routers on data"),
         ({"experts": 7, "take": 3}, "no multiple of 7 experts .'one.0': 24"), ({"data": []}, "no samples"),
     ],
