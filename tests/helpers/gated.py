@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from rewriting import randomised
 from torch import Tensor, nn
@@ -22,7 +24,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         found: Tensor = self.two(self.norm(self.one(x)).relu())
-        return (self.shortcut(x) + found).relu()
+        total: Tensor = self.shortcut(x) + found
+        return total.relu()
 
 
 class Residual(nn.Module):
@@ -57,14 +60,14 @@ def half_open(graph: Graph, count: int = 64, seed: int = 1) -> Graph:
         _, weight, bias = gate.logits.args
         with torch.no_grad():
             graph.parameter(weight).copy_(torch.randn(graph.parameter(weight).shape, generator=generator))  # type: ignore[arg-type]
-            found = [Executor(graph).run([gate.logits], [x])[gate.logits] for x in images(count).split(1)]
+            found = [Executor(graph).run([gate.logits], [x])[gate.logits] for x in torch.split(images(count), 1)]
             graph.parameter(bias).sub_(torch.cat(found).median(0).values)  # type: ignore[arg-type]
     return graph
 
 
-def gated(*, batch: bool = True, seed: int = 0, **options: object) -> Graph:
+def gated(*, batch: bool = True, seed: int = 0, **options: Any) -> Graph:
     graph = residual(batch=batch, seed=seed)
-    AddGates(**options)(graph)  # type: ignore[arg-type]
+    AddGates(**options)(graph)
     return half_open(graph)
 
 
