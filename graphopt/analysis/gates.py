@@ -12,12 +12,11 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.analysis.channels.trace import sizes
 from graphopt.ir import cost
-from graphopt.ir.calls import operand, shape
+from graphopt.ir.calls import operand
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.ir.ops import aten, info
@@ -130,13 +129,3 @@ def _passes_on(node: Node) -> bool:
     return node.op == "call_function" and (
         is_quantizer(node) or info(node).fusable or node.target in (aten.batch_norm.default, aten.relu.default)
     )
-
-
-def rates_of(values: list[Tensor]) -> list[float]:
-    """The share of samples, or of samples and channels, that tests say yes to: one number for each."""
-    return [float(value.double().mean()) for value in values]
-
-
-def batch_is_one(graph: Graph) -> bool:
-    """Whether a graph computes one sample at a time, so that a gate decides whether a part runs at all."""
-    return not graph.dynamic_batch and all(shape(node)[:1] == (1,) for node in graph.inputs)

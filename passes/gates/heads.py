@@ -6,8 +6,6 @@ from torch import Tensor, nn
 
 from graphopt.utils.errors import InputError
 
-SPREAD = 0.01  # of the last layer's weights at first: every sample begins with nearly the same decision
-
 
 class Decision(nn.Module):
     """Values [N, C, ...] (or, of sequences, [N, T, C]) to logits [N, gates]."""
@@ -17,7 +15,7 @@ class Decision(nn.Module):
         super().__init__()
         self.last = last
         self.first, self.second = nn.Linear(channels, hidden), nn.Linear(hidden, gates)
-        nn.init.normal_(self.second.weight, std=SPREAD)
+        nn.init.zeros_(self.second.weight)  # every sample begins with the same decision
         nn.init.constant_(self.second.bias, start)
 
     def forward(self, x: Tensor) -> Tensor:
