@@ -5,11 +5,11 @@
     MakeExperts(data=Calibration(tokens, graph), experts=64, take=32)
 
 Neurons are sorted into experts by balanced k-means: those together whose first weights are alike (`by="weights"`), or that are
-active together on data (`by="activity"`). A linear router scores experts by x. What is left out is replaced by the best affine
-function of what goes into the activation, h = W1 x + b1, for each neuron, which costs one small matrix for all of them:
+active together on data (`by="activity"`). A linear router scores experts by x. What is left out is replaced by its mean on
+data, or by the best affine function of what goes into the activation, h = W1 x + b1, which costs one matrix more:
 
     y = W2 (open * (act(h) - a h - m)) + L x + c          open: 1 for the neurons of the `take` experts of highest score
-    L = W2 diag(a) W1,   c = b2 + W2 (a b1 + m)           a, m: by least squares on data; `rest="mean"`: a = 0
+    L = W2 diag(a) W1,   c = b2 + W2 (a b1 + m)           a, m: by least squares on data; `rest="mean"`: a = 0, L = 0
 
 All of it is fitted on data in closed form; nothing is trained.
 Every token has experts of its own, so a dense runtime computes all of them and saves no time: the work that changes speak of
@@ -59,7 +59,7 @@ class MakeExperts:
         take: how many experts a token takes.
         layers: patterns of the first layers' names; `auto`: all pairs.
         by: `weights` or `activity`, what neurons are sorted by.
-        rest: `affine` or `mean`, what stands for experts that are not taken.
+        rest: `mean` or `affine`, what stands for experts that are not taken.
         samples: tokens that are fitted on, at most.
         seed: of the first centers of k-means, and of what tokens are fitted on.
 
@@ -75,7 +75,7 @@ class MakeExperts:
     take: int = 8
     layers: str | Sequence[str] = "auto"
     by: str = "weights"
-    rest: str = "affine"
+    rest: str = "mean"
     samples: int = 4096
     seed: int = 0
 
