@@ -1,10 +1,11 @@
 """Networks that compute as much as an image needs, beside networks that compute the same for all.
 
-    python benchmarks/conditional.py --rows rows.jsonl [--parts cascade exits resolutions joint]
+    python benchmarks/conditional.py --rows rows.jsonl [--parts cascade exits resolutions joint gates]
 
 cascade       ResNet-20, then ResNet-56 where that is not sure; CIFAR-10
 exits         ResNet-56 with three exits, whose heads alone are trained, on 10,000 images; CIFAR-10
 joint         the same, all of it trained further on them
+gates         ResNet-20 with a gate at every residual block (ConvNet-AIG), trained on 10,000 images; CIFAR-10
 resolutions   MobileNetV1 at 128, 160 and 224 pixels, batch norms measured anew at each; ten ImageNet classes
 
 All are int8 on ONNX Runtime, one image at a time, one thread. The networks know their training images too well to say how sure
@@ -24,24 +25,36 @@ from typing import Any
 
 import common
 import torch
-from cifar_training import Augmented
+from cifar_training import Augmented, accuracy
 from torch import Tensor, nn
 from training_rows import read, record
 
 import graphopt
 from graphopt import Cascade, Graph
+from graphopt.analysis.gates import gates as gates_of
+from graphopt.analysis.gates import saved_macs
 from graphopt.artifacts.artifact import Artifact
 from graphopt.cascades.report import CascadeReport
 from graphopt.data import Calibration
+from graphopt.execution.executor import Executor
 from graphopt.ir import cost
-from graphopt.passes import AddExits, ReestimateBatchNorm
+from graphopt.passes import AddExits, AddGates, ReestimateBatchNorm, RemoveGates
 from graphopt.spaces.resolution import Resized
+from graphopt.targets import host
+from graphopt.training import Response
 from graphopt.training.exits import ExitLoss, train_heads
+from graphopt.training.gates import GumbelGates
 
 DROPS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)  # percentage points that are allowed on the images that are fitted on
 SITES = ["layer1.7", "layer2.3", "layer3.0"]
 JOINT = 3  # epochs
 PIXELS = (128, 160, 224)
+GATED, WORK, HEADS = (
+    10,
+    0.62,
+    ("each", "one"),
+)  # epochs; the share of the multiply-accumulates that training aims at; heads
+TIMED_IMAGES = 100
 Data = tuple[Tensor, Tensor]
 
 
@@ -92,6 +105,21 @@ class Kept:
             x, y = self.cifar("train10k")
             graph, loss = self.heads(), ExitLoss(share=0.3, weights=[0.5, 0.5, 0.5, 1.0])
             graphopt.train(graph, Augmented(x, y), loss=loss, epochs=JOINT, rate=3e-4)
+            graph.save(place)
+        return Graph.load(place)
+
+    def gated(self, heads: str) -> Graph:
+        """ResNet-20 with gates, trained with itself as the teacher; one image at a time. An interrupted training goes on."""
+        place, (x, y) = self.folder / f"gates-{heads}.pt2", self.cifar("train10k")
+        if not place.exists():
+            network = self.zoo.cifar_resnet(20)
+            graph = Graph.capture(network, x[:2])
+            AddGates(heads=heads)(graph)
+            graphopt.train(
+                graph, Augmented(x, y), compress=[GumbelGates(work=WORK), Response(network)], epochs=GATED, rate=1e-3,
+                checkpoint=self.folder / f"gates-{heads}",
+            )  # fmt: skip
+            RemoveGates(data=Calibration(x[:2000], graph), least=0.01, most=0.99)(graph)
             graph.save(place)
         return Graph.load(place)
 
@@ -193,6 +221,56 @@ def exits(kept: Kept, path: Path, name: str = "heads") -> None:
         record(path, key, partial(crossed, make, data, drop))
 
 
+def gates(kept: Kept, path: Path) -> None:
+    x, y = kept.cifar("test")
+    for heads in HEADS:
+        how = "a head for each gate" if heads == "each" else "one head for all gates"
+        key = {"part": "gates", "network": f"ResNet-20, {how}"}
+        record(path, key, lambda h=heads: gated(kept, h, x, y))  # type: ignore[misc]
+
+
+def gated(kept: Kept, heads: str, x: Tensor, y: Tensor) -> dict[str, Any]:
+    """A gated network beside the plain one: work by the ways that all images take, time on some, in turn."""
+    example, calibration = kept.cifar("train10k")[0][:1], kept.cifar("train10k")[0][:512]
+    trained = kept.gated(heads)
+    found, plain = (
+        graphopt.optimize(
+            model, example, target=host(), calibration=calibration, rounding="gptq", measure=False, dynamic_batch=False,
+        )
+        for model in (_for_one(trained, example), kept.zoo.cifar_resnet(20))
+    )  # fmt: skip
+    macs, opened = torch.tensor(saved_macs(found.graph)), _openings(found.graph, x)
+    work = cost.macs(found.graph) - ((~opened).double() * macs).sum(1)
+    times = []
+    for image in x[:: len(x) // TIMED_IMAGES].split(1):
+        taken = cost.timings({"it": lambda: found.artifact(image), "plain": lambda: plain.artifact(image)}, repeats=20)  # noqa: B023
+        times.append([min(taken.ms[name]) for name in ("it", "plain")])
+    ours, theirs = (statistics.fmean(column) for column in zip(*times, strict=True))
+    return {
+        "test": _right(found.artifact, x, y), "plain test": _right(plain.artifact, x, y), "float test": accuracy(trained, x, y),
+        "ms": ours, "plain ms": theirs, "time": ours / theirs, "work": float(work.mean()) / cost.macs(plain.graph),
+        "rates": opened.double().mean(0).tolist(), "ways": len(opened.unique(dim=0)),
+    }  # fmt: skip
+
+
+def _right(artifact: Artifact, x: Tensor, y: Tensor) -> float:
+    answers = torch.cat([artifact(image) for image in x.split(1)])
+    return 100 * float((answers.argmax(1) == y).double().mean())
+
+
+def _for_one(graph: Graph, example: Tensor) -> Graph:
+    """The same for one image at a time, so that a gate decides whether a block runs at all."""
+    return Graph.capture(graph.module.eval(), example, dynamic_batch=False)
+
+
+def _openings(graph: Graph, x: Tensor) -> Tensor:
+    """Which gates are open, bool [N, gates]."""
+    conditions, executor = [gate.condition for gate in gates_of(graph)], Executor(graph)
+    with torch.no_grad():
+        rows = [[bool(value) for value in executor.run(conditions, [image]).values()] for image in x.split(1)]
+    return torch.tensor(rows)
+
+
 def resolutions(kept: Kept, path: Path) -> None:
     data, large = kept.zoo.imagenette("val500"), kept.mobilenet(224)
     for pixels in PIXELS:
@@ -222,6 +300,12 @@ def tables(path: Path) -> dict[str, list[dict[str, Any]]]:
         {"network": row["network"], **{name: f"{share:.0%}" for name, share in row["classes"].items()}}
         for row in rows if row.get("max_drop") == 0.0
     ]  # fmt: skip
+    found["Gates"] = [
+        {"network": row["network"], "test": row["test"], "plain network": row["plain test"], "share of MACs": row["work"],
+         "share of time": row["time"], "ms": row["ms"], "plain ms": row["plain ms"], "ways": row["ways"],
+         "open": " / ".join(f"{rate:.0%}" for rate in row["rates"])}
+        for row in rows if row["part"] == "gates"
+    ]  # fmt: skip
     return {name: table for name, table in found.items() if table}
 
 
@@ -234,7 +318,9 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-PARTS = {"cascade": cascade, "exits": exits, "resolutions": resolutions, "joint": partial(exits, name="jointly")}
+PARTS = {
+    "cascade": cascade, "exits": exits, "resolutions": resolutions, "joint": partial(exits, name="jointly"), "gates": gates,
+}  # fmt: skip
 
 
 def main() -> None:

@@ -31,10 +31,12 @@ _ROOMS = {
     "embeddings": ("ReplaceEmbedding",),
     "equalization": ("AbsorbHighBias", "EqualizeChannels"),
     "exits": ("AddExits",),
+    "experts": ("MakeExperts",),
     "factorization": (
         "CP", "SVD", "BlockTerm", "ChannelWise", "DepthwiseSeparable", "Factorize", "Separable", "StackedKernels", "TensorTrain",
         "Tucker",
     ),
+    "gates": ("AddGates", "RemoveGates"),
     "hashing": ("BinaryCodes",),
     "pruning": ("Prune", "RemoveBlocks"),
     "quantization": ("MixedPrecision", "Quantize", "QuantizeWeights", "RefineRanges"),

@@ -134,6 +134,8 @@ def prepared(page: str, space: dict[str, Any], monkeypatch: pytest.MonkeyPatch) 
         held_out = torch.rand(40, 3, 16, 16)
         labels = space["model"](held_out).argmax(1)
         space |= {"little": randomised(Small()).eval(), "held_out": held_out, "labels": labels}
+        space |= {"mlp": nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8)).eval()}
+        space |= {"tokens": torch.rand(16, 5, 8)}
         space |= {"test_images": held_out[:20], "test_labels": labels[:20]}
         space |= {"training_labels": space["model"](space["images"]).argmax(1)}
     if page == "distill":

@@ -12,6 +12,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 import torch
 
+from graphopt.analysis.gates import gates
+from graphopt.backends.onnxruntime.conditional import compute_as_needed
 from graphopt.backends.onnxruntime.emit import write
 from graphopt.backends.onnxruntime.float16 import compute_in_half
 from graphopt.backends.onnxruntime.legalize import legalize
@@ -21,6 +23,7 @@ from graphopt.ir import sizes
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import aten
 from graphopt.ir.shapes import label
+from graphopt.lowering.names import value_names
 from graphopt.utils.errors import InputError
 
 SHOWN = 5  # operators that an error lists
@@ -47,9 +50,11 @@ def to_onnx(graph: Graph, *, plain: bool = False, newest: int | None = None) -> 
     wide = any(torch.int16 in n.args or torch.uint16 in n.args for n in prepared.calls())
     version = 21 if wide else 20 if prepared.calls(aten.gelu.default) else 18
     model, exported = write(prepared, version)
+    names = value_names(prepared)
     fold_pads(model)
     if not plain:
         keep_sums_apart(model)
+        compute_as_needed(model, [names[gate.select] for gate in gates(prepared) if gate.channels == 1])
     common.RemoveUnusedNodesPass()(model)
     _name_sizes(model, graph)
     _set_opset(model, newest)

@@ -3,7 +3,7 @@
     the first convolution       reads whole words; see `graphopt.backends.onnxruntime.stem`
     global average pooling      GlobalAveragePool has an integer kernel, and in float one that reads what convolutions leave in
                                 blocks of channels; of any other value ReduceMean is the faster, which needs no such blocks
-    hard_sigmoid, pad, slice    between codes, parts of a split: see `graphopt.lowering.integers.legalize`
+    hard_sigmoid, pad, slice    between codes, choices of gates, parts of a split: see `graphopt.lowering.integers.legalize`
     linear of packed weights    becomes one call; see `graphopt.backends.onnxruntime.nbits`
     linear on [N, T, C]         becomes Gemm on [N T, C] between two reshapes; MatMul with a bias has no integer kernel
     equal calls                 become one, as the runtime would make them: what has readers on several grids is float then, and
@@ -26,7 +26,14 @@ from graphopt.ir.calls import shape
 from graphopt.ir.equal_calls import merge_equal_calls
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import aten, family
-from graphopt.lowering.integers.legalize import GLOBAL_AVERAGE_POOL, gate_codes, is_dequantized, move_codes, slice_parts
+from graphopt.lowering.integers.legalize import (
+    GLOBAL_AVERAGE_POOL,
+    choose_codes,
+    gate_codes,
+    is_dequantized,
+    move_codes,
+    slice_parts,
+)
 from graphopt.lowering.qdq import Q
 
 KEEP_BLOCKS = {  # what the runtime computes on its blocks of channels, and no trait of operators
@@ -48,6 +55,8 @@ def legalize(graph: Graph, *, plain: bool = False) -> None:
             read_whole_words(graph, node)
         elif kind in ("pad", "slice") and is_dequantized(node.args[0]) and not plain:
             move_codes(graph, node)
+        elif kind == "choose" and not plain:
+            choose_codes(graph, node)
         elif kind == "linear" and node.args[1].target is DEQUANTIZE_BLOCKS:  # type: ignore[union-attr]
             multiply_packed(graph, node)
         elif kind == "linear" and len(shape(node)) > 2 and is_dequantized(node.args[0]):

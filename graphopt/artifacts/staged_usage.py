@@ -13,7 +13,21 @@ SURE = {  # from the probabilities p of one sample
     "softmax": ["    sure = p.max()"],
     "entropy": ["    sure = 1 + (p * np.log(np.maximum(p, np.finfo(np.float64).tiny))).sum() / np.log(len(p))"],
     "margin": ["    sure = np.sort(p)[-1] - np.sort(p)[-2]"],
+    "agreement": ["    sure = (streak - 1) / max(number, 1)"],
+    "learned": [
+        "    features = [",
+        "        p.max(), np.sort(p)[-1] - np.sort(p)[-2],",
+        "        min(max(1 + (p * np.log(np.maximum(p, np.finfo(np.float64).tiny))).sum() / np.log(len(p)), 0), 1),",
+        "        (streak - 1) / max(number, 1), 1.0,",
+        "    ]",
+        "    total = sum(f * w for f, w in zip(features, weights[min(number, len(weights) - 1)]))",
+        "    sure = 1 / (1 + np.exp(-total))",
+    ],
 }
+COUNTED = [  # where confidence asks how many stages in a row say the same
+    "    streak = streak + 1 if number and p.argmax() == last else 1",
+    "    last = p.argmax()",
+]
 
 
 def calls(each: Sequence[Calls], folders: Sequence[str], network: Network, policy: Policy) -> Calls:
@@ -23,11 +37,12 @@ def calls(each: Sequence[Calls], folders: Sequence[str], network: Network, polic
         each: of the stages. folders: where their files lie, below the artifact's.
 
     Raises:
-        InputError: confidence is a function, or counts what earlier stages said.
+        InputError: confidence is a function.
     """
     if not isinstance(policy.confidence, str) or policy.confidence not in SURE:
         raise InputError(
-            f"usage() knows the confidences {', '.join(SURE)}; artifacts of others are called through graphopt.load"
+            f"usage() knows the confidences {', '.join(SURE)}; artifacts whose confidence is a function are called through "
+            "graphopt.load"
         )
     batch = next((c.batch for c in each if c.batch is not None), None)
     if batch not in (None, 1):
@@ -36,10 +51,13 @@ def calls(each: Sequence[Calls], folders: Sequence[str], network: Network, polic
     for number, (stage, where) in enumerate(zip(each, folders, strict=True)):
         opened += _function(number, stage, where)
     temperatures = list(policy.temperatures or [1.0] * policy.stages)
+    counts = policy.counts_agreement
     run = [
         f"stages = [{', '.join(f'stage_{n}()' for n in range(len(each)))}]",
         f"reads = {[list(sources) for sources in network.reads]!r}",
         f"thresholds, temperatures = {list(policy.thresholds)!r}, {temperatures!r}",
+        *([f"weights = {[list(each) for each in policy.weights]!r}"] if policy.weights else []),
+        *(["streak, last = 1, None"] if counts else []),
         "held = {(-1, number): array for number, array in enumerate(inputs)}",
         "for number, run in enumerate(stages):",
         "    outputs = run([held[source] for source in reads[number]])",
@@ -47,6 +65,7 @@ def calls(each: Sequence[Calls], folders: Sequence[str], network: Network, polic
         "    powers = outputs[0][0].astype(np.float64) / temperatures[number]",
         "    p = np.exp(powers - powers.max())",
         "    p /= p.sum()",
+        *(COUNTED if counts else []),
         *SURE[policy.confidence],
         "    if number == len(thresholds) or thresholds[number] is not None and sure >= thresholds[number]:",
         "        break",

@@ -101,6 +101,17 @@ def _adaptive(node: Node) -> OpInfo:
     return replace(_AVERAGE, family="global_average_pool" if whole else "adaptive_average_pool")
 
 
+def _choice(node: Node) -> OpInfo:
+    """Between two values of the graph, for each sample: one number of `condition` for all that is behind the batch."""
+    condition, *sides = node.args[:3]
+    values = [each.meta.get("val") for each in (condition, *sides) if isinstance(each, Node) and each.op != "get_attr"]
+    if len(values) != 3 or not all(isinstance(value, Tensor) and value.dim() > 1 for value in values):
+        return UNKNOWN
+    chosen, one, other = (tuple(value.shape) for value in values)  # type: ignore[union-attr]
+    alike = [*map(str, one)] == [*map(str, other)] and len(chosen) == len(one) and str(chosen[0]) == str(one[0])
+    return OpInfo("choose") if alike and all(size == 1 for size in chosen[1:]) else UNKNOWN
+
+
 def _leaky(node: Node) -> OpInfo:
     """A negative slope turns around what is below zero."""
     return replace(_LEAK, monotone=argument(node, "negative_slope") >= 0)
@@ -176,6 +187,7 @@ _TABLE: dict[Any, OpInfo] = {
     aten.div.Tensor: OpInfo("div"),
     # joins, pools, other sizes
     aten.cat.default: OpInfo("concat"),
+    aten.where.self: OpInfo(None, refine=_choice),
     aten.stack.default: OpInfo("stack"),
     **_each([aten.constant_pad_nd.default, aten.pad.default], OpInfo("pad", refine=_pad)),
     aten.max_pool1d.default: replace(_POOL, dims=1, selects=True),

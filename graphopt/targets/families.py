@@ -10,8 +10,9 @@ from collections.abc import Collection
 from graphopt.utils.errors import InputError, suggestion
 
 FAMILIES = frozenset({
-    "adaptive_average_pool", "add", "average_pool", "batch_norm", "channel_clamp", "clamp", "concat", "conv", "conv_transpose",
-    "div", "expand", "flip", "gelu", "getitem", "global_average_pool", "hard_sigmoid", "hard_swish", "identity", "leaky_relu",
+    "adaptive_average_pool", "add", "average_pool", "batch_norm", "channel_clamp", "choose", "clamp", "concat", "conv",
+    "conv_transpose", "div", "expand", "flip", "gelu", "getitem", "global_average_pool", "hard_sigmoid", "hard_swish",
+    "identity", "leaky_relu",
     "linear", "matmul", "max_pool", "mean", "mul", "pad", "prelu", "relu", "reshape", "resize_linear", "resize_nearest", "roll",
     "shuffle", "sigmoid", "silu", "slice", "softmax", "split", "stack", "sub", "tanh", "transpose",
 })  # fmt: skip
@@ -40,9 +41,10 @@ def check_families(what: str, families: Collection[str]) -> None:
 ONNXRUNTIME_INTEGER = frozenset(
     {
         "conv", "linear", "add", "mul", "concat", "sigmoid", "hard_sigmoid", "leaky_relu", "softmax", "average_pool",
-        "global_average_pool",
+        "global_average_pool", "choose",
     }
 )  # fmt: skip
+SHARING = frozenset({"choose"})  # what chooses between codes needs them on one grid
 # Kernels that move 8-bit codes as they are: output and input share one grid.
 ONNXRUNTIME_MOVES = frozenset(
     {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from graphopt.targets.families import ONNXRUNTIME_INTEGER, ONNXRUNTIME_MOVES, check_families
+from graphopt.targets.families import ONNXRUNTIME_INTEGER, ONNXRUNTIME_MOVES, SHARING, check_families
 from graphopt.utils.errors import InputError
 
 
@@ -35,7 +35,7 @@ class Kernels:
     integer: frozenset[str] = ONNXRUNTIME_INTEGER
     tables: bool = False
     moves: frozenset[str] = ONNXRUNTIME_MOVES
-    shares: frozenset[str] = frozenset()
+    shares: frozenset[str] = SHARING
     float_output: frozenset[str] = frozenset({"linear"})
     float_layers: bool = True
     fused_sums: bool = False

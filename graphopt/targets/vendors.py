@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from graphopt.formats import FLOAT16, Format
-from graphopt.targets.families import FIXED_POINT_INTEGER
+from graphopt.targets.families import FIXED_POINT_INTEGER, SHARING
 from graphopt.targets.kernels import Kernels
 from graphopt.targets.number_formats import Formats
 from graphopt.targets.runtime import Runtime
@@ -72,7 +72,7 @@ _ALL = [
             WIDE,
             float_output=frozenset(),  # a layer that hands out floats is left to the CPU
             # 4x4 and 8x8 pools are steps of 2x2 on the grid of the result, which saturate there
-            shares=frozenset({"average_pool"}),
+            shares=SHARING | {"average_pool"},
         ),
         static_shapes=True,
     ),

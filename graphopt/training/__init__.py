@@ -19,6 +19,7 @@ hashing.py      binary codes that keep neighbours
 quantization/   quantization-aware training
 choices/        networks that share their weights, trained at once
 exits.py        answers that a network gives on the way
+gates.py        parts that run, or do not, as each sample needs
 distillation/   learning from another network
 checkpoint.py   the file of an interrupted training
 report.py       what a training did

@@ -28,10 +28,10 @@ from torch.fx.node import Node
 
 from graphopt.execution.executor import Executor
 from graphopt.ir.graph import Graph
+from graphopt.ir.inline import inline
 from graphopt.ir.passes import Change, in_eval_mode
 from graphopt.ir.quantizers import quantizers
 from graphopt.passes.exits.heads import Head, make
-from graphopt.passes.exits.inline import inline
 from graphopt.passes.exits.sites import Site, sites
 from graphopt.utils.checks import check_count
 from graphopt.utils.errors import InputError, alternatives

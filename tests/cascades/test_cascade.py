@@ -115,8 +115,17 @@ def test_equal_files_of_two_stages_lie_there_once(tmp_path: Path) -> None:
     assert torch.equal(loaded(IMAGES), result.artifact(IMAGES))
 
 
-def test_the_program_without_graphopt_answers_the_same(exits: Cascade, tmp_path: Path) -> None:
-    artifact = put(exits, 0.55, 0.5)
+WEIGHTS = ((1.0, 2.0, -0.5, 0.3, -1.0), (0.5, 1.5, 0.2, 2.0, -1.2))
+
+
+@pytest.mark.parametrize(
+    ("confidence", "thresholds"), [("softmax", (0.55, 0.5)), ("agreement", (1.0, 0.5)), ("learned", (0.6, 0.55))]
+)
+def test_the_program_without_graphopt_answers_the_same(
+    exits: Cascade, tmp_path: Path, confidence: str, thresholds: tuple[float, ...]
+) -> None:
+    artifact, before = put(exits, *thresholds), exits.artifact.policy
+    artifact.policy = Policy(thresholds, confidence, weights=WEIGHTS if confidence == "learned" else ())  # type: ignore[arg-type]
     saved = artifact.save(tmp_path / "deployed")
     shown = "\nprint(json.dumps(outputs[0].tolist()))\n"
     (tmp_path / "use.py").write_text(artifact.usage(saved) + shown)
@@ -129,6 +138,8 @@ def test_the_program_without_graphopt_answers_the_same(exits: Cascade, tmp_path:
         )
         assert f"answered by stage {stage}" in done.stdout
         assert json.loads(done.stdout.splitlines()[-1]) == artifact(IMAGES[row : row + 1]).tolist()
+    assert confidence == "softmax" or len(path.unique()) > 1
+    artifact.policy = before
 
 
 def test_stages_of_two_runtimes_go_together(tmp_path: Path) -> None:

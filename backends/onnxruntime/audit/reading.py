@@ -79,19 +79,45 @@ def optimized(path: Path, *, defaults: bool = False, signed: bool = True, weight
 
 def executed(model: Any, how: str) -> Reading:
     """What computes in what, in a graph that ONNX Runtime wrote."""
-    nodes = list(model.graph.node)
+    graphs = [model.graph, *subgraphs(model.graph)]
+    nodes = list(_all_nodes(model.graph))
     kinds: dict[int, Kind] = {}
     holds: dict[str, str] = {}  # value -> "constant", "codes", "float" or "other"
     for value in model.graph.input:
         kind = value.type.tensor_type.elem_type
         holds[value.name] = "float" if kind in FLOATS else "codes" if kind in CODES else "other"
-    holds |= {tensor.name: "constant" for tensor in model.graph.initializer}
+    constants = {tensor.name: tensor for graph in graphs for tensor in graph.initializer}
+    holds |= dict.fromkeys(constants, "constant")
     for node in nodes:
+        if inner := _subgraphs_of(node):
+            kinds[id(node)] = Kind.OTHER
+            holds |= {
+                name: holds.get(value.name, "other") for name, value in zip(node.output, inner[0].output, strict=False)
+            }
+            continue
         read = [holds.get(name, "other") for name in node.input if name]
         kind, made = _kind(node, read)
         kinds[id(node)] = kind
         holds |= dict.fromkeys(node.output, made)
-    return Reading(nodes, kinds, how, {tensor.name: tensor for tensor in model.graph.initializer})
+    return Reading(nodes, kinds, how, constants)
+
+
+def _subgraphs_of(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    return [attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
+
+
+def subgraphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
+    """All graphs inside of operators such as `If`."""
+    inside = [inner for node in graph.node for inner in _subgraphs_of(node)]
+    return [*inside, *(deeper for inner in inside for deeper in subgraphs(inner))]
+
+
+def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The operators of a graph, those inside of one in front of it."""
+    for node in graph.node:
+        for inner in _subgraphs_of(node):
+            yield from _all_nodes(inner)
+        yield node
 
 
 def _kind(node: onnx.NodeProto, read: list[str]) -> tuple[Kind, str]:

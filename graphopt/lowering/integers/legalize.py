@@ -5,6 +5,7 @@
                                 has a kernel: the sum is quantized on a grid six times as wide, whose ends do the clamping, and
                                 its codes are then read on the narrow grid, which does the division
     parts of a split            become slices
+    choice of a gate            between codes, all on one grid
     pad, slice between codes    are applied to the codes, padding with the code of zero
 
 A backend applies those that its runtime needs, before kernels are looked for.
@@ -89,6 +90,23 @@ def move_codes(graph: Graph, node: Node) -> None:
         moved = graph.call(node.target, codes, *node.args[1:], before=node, **options)
     for reader in readers:
         graph.replace(reader, moved)
+    graph.module.graph.erase_node(node)
+
+
+def choose_codes(graph: Graph, node: Node) -> None:
+    """dequantize, dequantize -> where -> quantize on one grid: choose between the codes."""
+    condition, *sides = node.args
+    readers = list(node.users)
+    grids = [list(side.args[1:]) for side in sides if is_dequantized(side)]  # type: ignore[union-attr]
+    grids += [list(reader.args[1:]) for reader in readers if reader.target is Q.quantize_per_tensor.default]
+    if not readers or len(grids) != 2 + len(readers) or any(grid != grids[0] for grid in grids):
+        return
+    if grids[0][4] not in (torch.int8, torch.uint8):
+        return
+    codes = [operand(side) for side in sides]  # type: ignore[arg-type]
+    chosen = graph.call(aten.where.self, condition, *codes, before=node)
+    for reader in readers:
+        graph.replace(reader, chosen)
     graph.module.graph.erase_node(node)
 
 

@@ -8,13 +8,14 @@ from torch.fx.node import Node
 from graphopt.ir.graph import Graph
 
 
-def inline(graph: Graph, part: Graph, source: Node, name: str) -> Node:
-    """Compute `part` of a value, behind everything else; its result.
+def inline(graph: Graph, part: Graph, source: Node, name: str, *, before: Node | None = None) -> Node:
+    """Compute `part` of a value; its result.
 
     Args:
         name: begins the names of its constants and modules.
+        before: the call that it is computed in front of; None: behind everything else.
     """
-    (given,), end = part.inputs, graph.output
+    (given,), end = part.inputs, before or graph.output
     copies: dict[Node, Node] = {given: source}
     for node in part.nodes:
         if node.op == "get_attr":
