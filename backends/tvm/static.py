@@ -44,8 +44,8 @@ def check_one_sample(graph: Graph) -> None:
     batch = graph.batch
     if batch is not None and (batch.min > 1 or batch.step > 1):
         raise InputError(
-            f"the free batch of input {graph.input_names[batch.places[0].input]!r}, {batch}, and TVM kernels compute it in slices, "
-            "down to one sample; capture with dynamic_batch=False"
+            f"the free batch of input {graph.input_names[batch.places[0].input]!r}, {batch}, and TVM kernels compute it in "
+            "slices, down to one sample; capture with dynamic_batch=False"
         )
 
 

@@ -18,6 +18,7 @@ from graphopt.execution.subgraph import subgraph
 from graphopt.passes import AddExits, Simplify
 from graphopt.passes.exits.sites import sites
 from graphopt.training.exits import ExitLoss, train_heads
+from graphopt.targets import machine_here
 from graphopt.utils.errors import InputError
 
 IMAGES = staging.images(64)
@@ -157,7 +158,7 @@ def test_exits_end_stages_in_int8() -> None:
     cascade = Cascade.of_exits(result.graph, target="x86").fit(IMAGES, max_drop=5.0)
     path = cascade.artifact.path(IMAGES)
     assert torch.equal(cascade(IMAGES), torch.stack([whole[k][i] for i, k in enumerate(path.tolist())]))
-    simulation = cascade.simulate()
+    simulation = cascade.simulate(machine=machine_here())
     assert torch.equal(simulation(IMAGES), cascade(IMAGES))
     assert torch.equal(simulation.path(IMAGES), path)
 
