@@ -25,6 +25,7 @@ from graphopt.utils.pass_text import text_name
 
 GROUP = "graphopt.passes"
 _ROOMS = {
+    "attention": ("ReplaceAttention",),
     "binary": ("Binarize", "BlockShortcuts"),
     "cleanup": ("DecomposeActivations", "FoldBatchNorm", "FoldConstantChannels", "ReestimateBatchNorm", "Simplify"),
     "elastic": ("Elastic",),
