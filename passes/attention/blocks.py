@@ -4,8 +4,8 @@
         blocks i - w .. i + w                      (causal: i - w .. i, and there no later token)
         the first g tokens, or every n-th token    (causal: those before these blocks)
 
-The first g tokens themselves see all (not where attention is causal, or every n-th token is seen instead). What is seen is seen as
-softmax attention does; nothing is learned. It grows with tokens (2 w + 1) c, and with the square of tokens over n.
+The first g tokens themselves see all (not where attention is causal, or every n-th token is seen instead). What is seen counts as
+in softmax attention; nothing is learned. It grows with tokens (2 w + 1) c, and with the square of tokens over n.
 
 Papers: Child et al. 2019, "Generating Long Sequences with Sparse Transformers", section 4.2 (local and strided); Beltagy et al.
         2020, "Longformer", section 3.1 (tokens that see all); Zaheer et al. 2020, "Big Bird", section 2 (blocks).
@@ -101,7 +101,7 @@ class Blocks(Method):
         return heads.call(aten.slice.Tensor, x, -2, 0, self.first)
 
     def _again(self, heads: Heads, count: Number) -> Node:
-        """What takes out of those that all see the ones that are in the neighbourhood (causal: or behind it), [blocks, 1, far]."""
+        """Leaves out of those that all see the ones in the neighbourhood (causal: or behind it), [blocks, 1, far]."""
         own = heads.call(aten.unsqueeze.default, heads.call(aten.arange.default, count), -1)
         if self.every:
             tokens = heads.call(aten.arange.start_step, 0, heads.keys, self.every)

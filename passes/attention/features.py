@@ -106,9 +106,9 @@ class Linear(Method):
 
 def directions(sizes: Sizes, count: int) -> Tensor:
     """Random directions as long as those of a normal distribution, orthogonal in blocks of d: [H, d, count]."""
-    found = []
+    found, generator = [], sizes.generator
     for _ in range(sizes.heads):
-        normal = torch.randn(-(-count // sizes.width), sizes.width, sizes.width, generator=sizes.generator)
+        normal = torch.randn(-(-count // sizes.width), sizes.width, sizes.width, generator=generator)
         lengths = normal.norm(dim=-1).flatten()[:count]
         found.append(torch.linalg.qr(normal)[0].flatten(0, 1)[:count].T * lengths)
     return torch.stack(found)

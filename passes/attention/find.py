@@ -1,7 +1,7 @@
 """Softmax attention in a graph: one call, or products and a softmax.
 
     scaled_dot_product_attention(Q, K, V, mask, is_causal, scale)
-    softmax(s Q K^T + mask) V        matmul, bmm, baddbmm; mul or div by a number; add, masked_fill or where for masks; dropout
+    softmax(s Q K^T + mask) V        matmul, bmm, baddbmm, einsum of dimensions in this order; mul or div by a number; add, masked_fill or where for masks; dropout
 
 Q: [..., queries, d], K: [..., keys, d], V: [..., keys, values]. `Attention.written` puts the one call in the place of the other.
 """
@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch.fx.node import Node
 
 from graphopt.ir.calls import argument, bound, operand, shape, value
@@ -23,6 +24,7 @@ from graphopt.ir.reading import varying
 SDPA = aten.scaled_dot_product_attention.default
 PRODUCTS = (aten.matmul.default, aten.bmm.default)
 SAME = (aten.to.dtype, aten.dropout.default, aten.clone.default, aten.contiguous.default)
+SCALED = (aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar)
 LOW = -1e4  # what is added to a score that shall count for nothing is at most this
 
 
@@ -60,7 +62,7 @@ class Attention:
             key = graph.call(aten.transpose.int, key, -2, -1, before=self.node)
         if mask is not None and self.inverted:
             mask = graph.call(aten.logical_not.default, mask, before=self.node)
-        if mask is not None and value(self.mask).dtype not in (value(self.query).dtype, _bool()):  # type: ignore[arg-type]
+        elif mask is not None and value(mask).dtype not in (value(self.query).dtype, torch.bool):
             mask = graph.call(aten.to.dtype, mask, value(self.query).dtype, before=self.node)
         given = (self.query, key, self.value, mask, 0.0, False)
         node = graph.call(SDPA, *given, before=self.node, scale=self.scale)
@@ -80,12 +82,6 @@ def attentions(graph: Graph) -> list[Attention]:
     return found
 
 
-def _bool() -> Any:
-    import torch
-
-    return torch.bool
-
-
 def _called(node: Node) -> Attention:
     given = bound(node)
     size = shape(given["query"])[-1]
@@ -98,9 +94,10 @@ def _called(node: Node) -> Attention:
 
 def _spelled_out(node: Node, depends: set[Node]) -> Attention | None:
     """Of the product of shares and values."""
-    if node.target not in PRODUCTS:
+    product = _product(node)
+    if product is None or not product[2]:
         return None
-    shares, values = operand(node), operand(node, 1)
+    shares, values, _ = product
     while shares.target in SAME and len(shares.users) == 1:
         shares = operand(shares)
     if shares.target is not aten.softmax.int or len(shares.users) > 1 or shares not in depends or values not in depends:
@@ -110,20 +107,33 @@ def _spelled_out(node: Node, depends: set[Node]) -> Attention | None:
     return _scores(node, operand(shares), values)
 
 
+def _product(node: Node) -> tuple[Node, Node, bool] | None:
+    """The operands of a product of matrices, and whether it is A B, not A B^T."""
+    if node.target in PRODUCTS:
+        return operand(node), operand(node, 1), True
+    if node.target is not aten.einsum.default:
+        return None
+    terms, _, result = str(node.args[0]).replace(" ", "").partition("->")
+    one, _, other = terms.partition(",")
+    operands: Any = node.args[1]
+    if len(operands) != 2 or not one[:-2] == other[:-2] == result[:-2] or one[-2:-1] != result[-2:-1]:
+        return None
+    if len({*one, *other}) != len(one) + 1 or other[-2:] not in (one[-1] + result[-1], result[-1] + one[-1]):
+        return None
+    return operands[0], operands[1], other[-2] == one[-1]
+
+
 def _scores(node: Node, scores: Node, values: Node) -> Attention | None:
     """From the softmax's input back to the product of queries and keys."""
     scale, mask, inverted = 1.0, None, False
     while True:
-        if scores.target in PRODUCTS:
-            query, key = operand(scores), operand(scores, 1)
-            return Attention(node, query, key, values, mask, scale, turned=True, inverted=inverted)
+        if (product := _product(scores)) is not None:
+            query, key, turned = product
+            return Attention(node, query, key, values, mask, scale, turned=turned, inverted=inverted)
         if len(scores.users) > 1:
             return None
-        if scores.target is aten.baddbmm.default and mask is None and argument(scores, "beta") == 1:
-            given = scores.args
-            return Attention(
-                node, given[1], given[2], values, given[0], scale * float(argument(scores, "alpha")), turned=True
-            ) if scale == 1.0 else None  # fmt: skip
+        if scores.target is aten.baddbmm.default:
+            return _added(node, scores, values) if mask is None and scale == 1.0 else None
         step = _step(scores)
         if step is None:
             return None
@@ -133,12 +143,20 @@ def _scores(node: Node, scores: Node, values: Node) -> Attention | None:
         scale, mask, inverted = scale * factor, mask if here is None else here, inverted or turned
 
 
+def _added(node: Node, scores: Node, values: Node) -> Attention | None:
+    """With a mask and a product in one call."""
+    if argument(scores, "beta") != 1:
+        return None
+    mask, query, key = (operand(scores, n) for n in range(3))
+    return Attention(node, query, key, values, mask, float(argument(scores, "alpha")), turned=True)
+
+
 def _step(node: Node) -> tuple[Node, float, Node | None, bool] | None:
     """What a call makes its scores of: the scores before it, a factor, a mask, and whether that is true where nothing is seen."""
     target, given = node.target, node.args
     if target in SAME:
         return operand(node), 1.0, None, False
-    if target in (aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar):
+    if target in SCALED:
         by = given[1]
         if isinstance(by, (int, float)):
             return operand(node), float(by) if "mul" in str(target) else 1 / float(by), None, False
@@ -154,10 +172,9 @@ def _step(node: Node) -> tuple[Node, float, Node | None, bool] | None:
 
 
 def _leads_to_product(node: Node) -> bool:
-    while node.op == "call_function" and node.target not in PRODUCTS:
-        if node.target not in (*SAME, aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar):
-            return False
-        if not isinstance(node.args[0], Node):
+    """Whether a value is scores, not a mask."""
+    while _product(node) is None:
+        if node.target not in (*SAME, *SCALED) or not isinstance(node.args[0], Node):
             return False
         node = node.args[0]
-    return node.op == "call_function"
+    return True

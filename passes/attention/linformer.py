@@ -4,9 +4,9 @@
     A = softmax(s Q (P K / m)^T + log m) (P V / m)
 
 A slot is a mean of tokens, and counts as the sum of its weights: where each token has a slot of its own, or all tokens of a slot
-are alike, A is softmax attention. L is learned; it begins with tokens in a row for each slot. The paper's projections may have any
-sign; these are positive, so that the share of tokens that a mask leaves out can be taken out of every slot. Keys and values have
-one projection (the paper's key-value sharing).
+are alike, A is softmax attention. L is learned; it begins with tokens in a row for each slot. The paper's projections may have
+any sign; these are positive, so that tokens that a mask leaves out can be taken out of every slot. Keys and values have one
+projection (the paper's key-value sharing).
 
 Paper:  Wang et al. 2020, "Linformer: Self-Attention with Linear Complexity", section 4.
 """

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,17 +87,17 @@ class Rows:
         return self._each(node, inside)
 
     def _each(self, node: Node, inside: str | None) -> Emit | None:
+        """Of what is computed element by element."""
         joins = "and" if node.target in AND else "add" if node.target is aten.add.Tensor else None
         below = inside if joins == inside else "and" if inside == "add" and _forbids(node) else None
-        parts = [self._row(a, below) if _is_value(a) else a for a in node.args]
-        if None in [p for p, a in zip(parts, node.args, strict=True) if _is_value(a)]:
-            if joins is None:
-                return None  # where(causal, 0, low)
-            left = [p for p in parts if p is not None]
-            return left[0] if left else None  # type: ignore[return-value]
+        parts = {n: self._row(a, below) for n, a in enumerate(node.args) if isinstance(a, Node) and _is_value(a)}
+        if (
+            None in parts.values()
+        ):  # a causal part: of a sum or a conjunction the others are left, of where(causal, 0, low) nothing
+            return None if joins is None else next((part for part in parts.values() if part is not None), None)
 
         def emit(build: Build) -> Node:
-            given = [p(build) if _is_value(a) else p for p, a in zip(parts, node.args, strict=True)]  # type: ignore[operator]
+            given = [a if (part := parts.get(n)) is None else part(build) for n, a in enumerate(node.args)]
             return build.call(node.target, *given, **node.kwargs)
 
         return emit
@@ -172,5 +171,5 @@ def _has_rows(node: Node) -> bool:
     return len(sizes) > 1 and not (isinstance(sizes[-2], int) and sizes[-2] == 1)
 
 
-def _is_value(argument: Any) -> bool:
-    return isinstance(argument, Node) and isinstance(value(argument), Tensor)
+def _is_value(node: Node) -> bool:
+    return isinstance(value(node), Tensor)

@@ -12,7 +12,7 @@ and says in `can` what it is able to do: `causal`, and `cross` (other keys than 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -67,13 +67,18 @@ class Heads:
     """
 
     def __init__(
-        self, build: Build, sizes: Sizes, query: Node, key: Node, value: Node, tokens: tuple[Number, Number],
-        mask: Node | None, booleans: bool,
-    ) -> None:  # fmt: skip
-        self.build, self.sizes, self.query, self.key, self.value = build, sizes, query, key, value
+        self,
+        build: Build,
+        sizes: Sizes,
+        values: Sequence[Node],
+        tokens: tuple[Number, Number],
+        mask: Node | None,
+        booleans: bool,
+    ) -> None:
+        self.build, self.sizes, self.call = build, sizes, build.call
+        self.query, self.key, self.value = values
         self.queries, self.keys = tokens
         self.mask, self.booleans = mask, booleans
-        self.call = build.call
 
     @property
     def low(self) -> float:

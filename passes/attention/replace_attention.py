@@ -9,9 +9,9 @@
 
     [ReplaceAttention("linear", data=texts)]        or ReplaceAttention(Linear("exp", count=64), data=texts)
 
-1. Softmax attention is found, as one call or spelled out (`find.py`). Masks of keys are known to all methods, causal ones to those
-   named above; `cross` says that there may be other keys than queries. A mask or bias that is another one for each query is known
-   to none.
+1. Softmax attention is found, as one call or spelled out (`find.py`). Masks of keys are known to all methods, causal ones to
+   those named above; `cross` says that there may be other keys than queries. A mask or bias that is another one for each query is
+   known to none.
 2. The method's calls take its place, with constants as they are without any data.
 3. With data, these are fitted layer by layer to what softmax attention gave, and the linear layer behind each attention is fitted
    by least squares to what it gave (`graphopt.fitting`). A layer that gains nothing on samples held out keeps what it had.
@@ -58,7 +58,6 @@ from graphopt.passes.attention.sinkhorn import Sinkhorn
 from graphopt.passes.attention.star import Star
 from graphopt.utils.checks import check_repeatable
 from graphopt.utils.errors import InputError, alternatives
-from graphopt.utils.progress import track
 
 METHODS: Mapping[str, type[Method]] = MappingProxyType(
     {each.name: each for each in (Linear, Efficient, Linformer, Blocks, Sinkhorn, Star)}
@@ -231,7 +230,7 @@ class _Plan:
                 mask = build.call(aten.unsqueeze.default, mask, 1)
         else:
             values[1:] = [self._for_each_head(build, x) for x in values[1:]]
-        result = self.method.emit(Heads(build, self.sizes, *values, tokens, mask, self.booleans))
+        result = self.method.emit(Heads(build, self.sizes, values, tokens, mask, self.booleans))
         return build.call(aten.squeeze.dim, result, 1) if flat else result
 
     def _for_each_head(self, build: Build, x: Node) -> Node:
