@@ -40,7 +40,7 @@ _ROOMS = {
     "pruning": ("Prune", "RemoveBlocks"),
     "quantization": ("MixedPrecision", "Quantize", "QuantizeWeights", "RefineRanges"),
     "rounding": ("CorrectBias", "LearnRounding", "MinimizeBits"),
-    "sharing": ("ShareWeights", "TieLayers"),
+    "sharing": ("ProductQuantize", "ShareWeights", "TieLayers"),
     "sparsity": ("BakeMasks", "Sparsify"),
 }  # fmt: skip
 _HOME = {name: room for room, passes in _ROOMS.items() for name in passes}

@@ -98,3 +98,5 @@ REFINED = declare("refined", bool, "scale")
 EMBEDDING_PART = declare("embedding_part", bool)
 # Of a call: part of what stands in the place of softmax attention.
 ATTENTION_PART = declare("attention_part", bool)
+# Of a call on constants: it is how a weight is stored, and is not computed beforehand.
+STORED_AS = declare("stored_as", bool)

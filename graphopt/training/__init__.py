@@ -12,6 +12,7 @@ rounding.py     its quantizers, likewise
 processes.py    several of them, under torchrun
 compression.py  what learns beside the weights
 pruning.py      weights and channels that become weak while the network learns
+noise.py        blocks of weights as a quantization would make them
 sharing.py      values that weights share
 hashing.py      binary codes that keep neighbours
 quantization/   quantization-aware training
@@ -26,6 +27,7 @@ from graphopt.training.compression import Compression, Run
 from graphopt.training.distillation import Distill, Response
 from graphopt.training.hashing import LearnCodes
 from graphopt.training.judges import Unseen
+from graphopt.training.noise import QuantNoise
 from graphopt.training.options import Options
 from graphopt.training.quantization import DampenOscillations, FreezeOscillations, QuantizationAware
 from graphopt.training.report import TrainingReport
@@ -39,6 +41,7 @@ __all__ = [
     "FreezeOscillations",
     "LearnCodes",
     "Options",
+    "QuantNoise",
     "QuantizationAware",
     "Response",
     "Run",

@@ -1,7 +1,8 @@
 """Softmax attention in a graph: one call, or products and a softmax.
 
     scaled_dot_product_attention(Q, K, V, mask, is_causal, scale)
-    softmax(s Q K^T + mask) V        matmul, bmm, baddbmm, einsum of dimensions in this order; mul or div by a number; add, masked_fill or where for masks; dropout
+    softmax(s Q K^T + mask) V        matmul, bmm, baddbmm, einsum of dimensions in this order; scaled by mul or div;
+                                     masked by add, masked_fill or where; with dropout
 
 Q: [..., queries, d], K: [..., keys, d], V: [..., keys, values]. `Attention.written` puts the one call in the place of the other.
 """

@@ -82,7 +82,7 @@ class Rows:
             return self._expanded(node, inside)
         if node.target is aten.slice.Tensor:
             return self._cut(node, inside)
-        if not is_elementwise(node) and node.target is not aten.to.dtype:
+        if not is_elementwise(node) and node.target not in (*AND, aten.to.dtype):
             raise QueryMask
         return self._each(node, inside)
 
@@ -91,9 +91,7 @@ class Rows:
         joins = "and" if node.target in AND else "add" if node.target is aten.add.Tensor else None
         below = inside if joins == inside else "and" if inside == "add" and _forbids(node) else None
         parts = {n: self._row(a, below) for n, a in enumerate(node.args) if isinstance(a, Node) and _is_value(a)}
-        if (
-            None in parts.values()
-        ):  # a causal part: of a sum or a conjunction the others are left, of where(causal, 0, low) nothing
+        if None in parts.values():  # a causal part: of a sum the others are left, of where(causal, 0, low) nothing
             return None if joins is None else next((part for part in parts.values() if part is not None), None)
 
         def emit(build: Build) -> Node:

@@ -25,7 +25,7 @@ Papers: see the methods' files.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -109,11 +109,11 @@ class ReplaceAttention:
     @in_eval_mode
     def __call__(self, graph: Graph) -> list[Change]:
         method = METHODS[self.method]() if isinstance(self.method, str) else self.method
+        chosen = [each.written(graph) for each in self._chosen(graph)]
         rows = Rows(graph)
-        planned = [_Plan.of(graph, each, method, rows, self.seed) for each in self._chosen(graph)]
-        written = [replace(plan, attention=plan.attention.written(graph)) for plan in planned]
+        planned = [_Plan.of(graph, each, method, rows, self.seed) for each in chosen]
         original = graph.clone(share_weights=True)
-        placed = [plan.place(graph) for plan in written]
+        placed = [plan.place(graph) for plan in planned]
         graph.refresh()
         fits = self._fit(original, graph, placed) if placed and self.data is not None else {}
         return [_change(each, method, fits.get(each.result)) for each in placed]
@@ -188,7 +188,7 @@ class _Plan:
             raise refuse("which drops shares in eval mode, too")
         if causal and "causal" not in method.can:
             raise refuse(f"which is causal: tokens would see later ones (causal: {_able('causal')})")
-        query, key = shape(attention.query), _keys_of(attention)
+        query, key = shape(attention.query), shape(attention.key)
         if len(query) not in (3, 4) or any(is_free(n) for n in query[1:-2]) or is_free(query[-1]):
             raise refuse(
                 f"whose queries of {len(query)} dimensions are not [N, heads, tokens, width] of known heads and width"
@@ -241,12 +241,6 @@ class _Plan:
 
 def _able(what: str) -> str:
     return ", ".join(name for name, each in METHODS.items() if what in each.can)
-
-
-def _keys_of(attention: Attention) -> tuple[Any, ...]:
-    """The shape of the keys, [.., keys, d]."""
-    found = shape(attention.key)
-    return (*found[:-2], found[-1], found[-2]) if attention.turned else found
 
 
 def _sizes(graph: Graph, attention: Attention, key: tuple[Any, ...], causal: bool, seed: int) -> Sizes:
