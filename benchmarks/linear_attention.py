@@ -8,8 +8,8 @@ mask of keys), batch 1, lowered to ONNX Runtime for each number of tokens, one t
 
 Encoder: all-MiniLM-L6-v2 (`encoder.py`), all 6 layers replaced. Spearman's rank correlation of the similarities of all pairs with
 float's, on the sentences of `sentences.py` (about 13 tokens) and on 58 texts of 128 tokens, docstrings in a row. `as it is`:
-nothing is fitted; `fitted`: layer by layer on 56 docstrings and rows of them; `trained`: then on 320 docstrings and 80 rows, once,
-with the original as teacher (mean squared error of embeddings), all layers learning.
+nothing is fitted; `fitted`: layer by layer on 56 docstrings and rows of them; `trained`: then on 320 docstrings and 80 rows,
+once, with the original as teacher (mean squared error of embeddings), all layers learning.
 """
 
 from __future__ import annotations

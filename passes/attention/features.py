@@ -106,11 +106,12 @@ class Linear(Method):
 
 def directions(sizes: Sizes, count: int) -> Tensor:
     """Random directions as long as those of a normal distribution, orthogonal in blocks of d: [H, d, count]."""
-    found, generator = [], sizes.generator
+    found, generator, blocks = [], sizes.generator, -(-count // sizes.width)
     for _ in range(sizes.heads):
-        normal = torch.randn(-(-count // sizes.width), sizes.width, sizes.width, generator=generator)
-        lengths = normal.norm(dim=-1).flatten()[:count]
-        found.append(torch.linalg.qr(normal)[0].flatten(0, 1)[:count].T * lengths)
+        normal, other = torch.randn(2, blocks, sizes.width, sizes.width, generator=generator)
+        basis, upper = torch.linalg.qr(normal)
+        basis = basis * upper.diagonal(dim1=1, dim2=2).sign()[:, None]  # otherwise not all directions are as likely
+        found.append((basis * other.norm(dim=-1, keepdim=True)).flatten(0, 1)[:count].T)
     return torch.stack(found)
 
 
