@@ -33,8 +33,8 @@ _ROOMS = {
     "equalization": ("AbsorbHighBias", "EqualizeChannels"),
     "exits": ("AddExits",),
     "factorization": (
-        "CP", "SVD", "BlockDiagonal", "BlockTerm", "ChannelWise", "DepthwiseSeparable", "Factorize", "Separable", "StackedKernels", "TensorTrain",
-        "Tucker",
+        "CP", "SVD", "BlockDiagonal", "BlockTerm", "ChannelWise", "DepthwiseSeparable", "Factorize", "Separable",
+        "StackedKernels", "TensorTrain", "Tucker",
     ),
     "hashing": ("BinaryCodes",),
     "pruning": ("Prune", "RemoveBlocks"),

@@ -1,4 +1,4 @@
-"""A layer becomes a chain of smaller ones, of low rank (`Factorize` and its methods), or blocks on the diagonal (`BlockDiagonal`)."""
+"""A layer becomes a chain of smaller ones, of low rank (`Factorize` and its methods), or blocks on the diagonal."""
 
 from graphopt.passes.factorization.block_diagonal import BlockDiagonal
 from graphopt.passes.factorization.block_term import BlockTerm

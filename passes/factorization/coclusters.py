@@ -1,4 +1,4 @@
-"""Rows and columns of a matrix in groups of equal size, so that much of its mass lies where a group of rows meets its own columns.
+"""Rows and columns of a matrix in groups of equal size, so that much of its mass lies where rows meet columns of their group.
 
 1. Spectral co-clustering: with A the masses, D1 and D2 their sums by row and by column, rows and columns are points by the
    singular vectors 2 .. l + 1 of D1^-1/2 A D2^-1/2, l = log2 of the number of groups, and points near each other are in one group
