@@ -221,7 +221,6 @@ def _place(graph: Graph, site: Site, blocks: int, power: Tensor | None, seed: in
     convolved, end = _emit(build, layer, blocks)
     end.meta["val"] = value(layer.node)
     graph.replace(layer.node, end)
-    graph.refresh()
     changed = Layer.of(convolved)
     assert changed is not None
     return _Placed(site.name, before, source, changed, end, rows, float(held))
