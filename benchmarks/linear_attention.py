@@ -2,9 +2,9 @@
 
     python benchmarks/linear_attention.py [--json figures.json] [--parts times encoder] [--tokens 128 ...]
 
-Times: one layer of self-attention as it is in encoders (linear layers for queries, keys, values and the result, 12 heads of 32, a
-mask of keys), batch 1, lowered to ONNX Runtime for each number of tokens, one thread; all methods in turn, medians of CPU time,
-`times faster` the median of the ratios within a round. `attention alone` is without the linear layers.
+Times: self-attention as it is in encoders, 12 heads of 32, a mask of keys, batch 1, lowered to ONNX Runtime for any number of
+tokens, one thread; all methods in turn, medians of CPU time, `times faster` the median of the ratios within a round. `layer` is with
+the linear layers for queries, keys, values and the result, `attention` without.
 
 Encoder: all-MiniLM-L6-v2 (`encoder.py`), all 6 layers replaced. Spearman's rank correlation of the similarities of all pairs with
 float's, on the sentences of `sentences.py` (about 13 tokens) and on 58 texts of 128 tokens, docstrings in a row. `as it is`:
@@ -27,6 +27,7 @@ from sentences import docstrings
 from torch import Tensor, nn
 
 from graphopt.backends.onnxruntime import lower
+from graphopt.backends.onnxruntime.artifact import MODEL
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
 from graphopt.passes import ReplaceAttention, Simplify
@@ -45,6 +46,7 @@ WAYS: dict[str, Any] = {
     "sinkhorn, blocks of 32": Sinkhorn(32),
     "star": Star(),
 }
+LONGEST = 4096
 LONG_TEXTS, LONG_BATCH = 58, 29
 TRAINED, BATCH = 320, 16
 FREE = {name: {0: "batch", 1: torch.export.Dim("length", max=512)} for name in NAMES}
@@ -71,42 +73,63 @@ class SelfAttention(nn.Module):
         return answer
 
 
-def layer(way: str, tokens: int, heads: int, size: int, alone: bool) -> Callable[[], Any]:
-    """A call of one layer, lowered."""
-    x, mask = torch.randn(1, tokens, heads * size), torch.ones(1, tokens, dtype=torch.long)
-    graph = Graph.capture(SelfAttention(heads, size, alone).eval(), (x, mask), dynamic_batch=False)
-    run([Simplify()] if WAYS[way] is None else [Simplify(), ReplaceAttention(WAYS[way])], graph)
-    artifact = lower(graph, find("x86"))
-    with common.workplace() as folder:
-        session = common.session(artifact.save(folder / "layer") / "model.onnx")
-    feeds = {i.name: t.numpy() for i, t in zip(session.get_inputs(), (x, mask), strict=True)}
-    return lambda: session.run(None, feeds)
+class Layers:
+    """One layer for each way, lowered for any number of tokens."""
+
+    def __init__(self, ways: list[str], heads: int, size: int, alone: bool) -> None:
+        self.width = heads * size
+        self.sessions = {way: self.lowered(way, SelfAttention(heads, size, alone).eval()) for way in ways}
+
+    def lowered(self, way: str, model: nn.Module) -> Any:
+        length = torch.export.Dim("length", max=LONGEST)
+        free = {"x": {1: length}, "mask": {1: length}}
+        graph = Graph.capture(model, self.inputs(LENGTH), dynamic_shapes=free, dynamic_batch=False)
+        run([Simplify()] if WAYS[way] is None else [Simplify(), ReplaceAttention(WAYS[way])], graph, verify=False)
+        with common.workplace() as folder:
+            return common.session(lower(graph, find("x86")).save(folder / "layer") / MODEL)
+
+    def inputs(self, tokens: int) -> tuple[Tensor, Tensor]:
+        return torch.randn(1, tokens, self.width), torch.ones(1, tokens, dtype=torch.long)
+
+    def times(self, tokens: int, seconds: float) -> cost.Timings:
+        given = [t.numpy() for t in self.inputs(tokens)]
+
+        def call(session: Any) -> Callable[[], Any]:
+            feeds = dict(zip([i.name for i in session.get_inputs()], given, strict=True))
+            return by_processor(lambda: session.run(None, feeds))
+
+        calls = {way: call(session) for way, session in self.sessions.items()}
+        return cost.timings(calls, repeats=40, warmup=1, budget_seconds=seconds, clocked=True, in_a_row=2)
 
 
-def times(tokens: int, heads: int, size: int, ways: list[str], seconds: float) -> common.Rows:
-    rows: common.Rows = [{"tokens": tokens, "method": way} for way in ways]
-    for alone, kind in ((False, "layer"), (True, "attention alone")):
-        calls = {way: by_processor(layer(way, tokens, heads, size, alone)) for way in ways}
-        used = cost.timings(calls, repeats=40, warmup=2, budget_seconds=seconds, clocked=True)
-        for row in rows:
-            row[f"{kind}, ms"] = used.median(row["method"])
-            row["times faster" if kind == "layer" else f"{kind}, times faster"] = used.speedup("softmax", row["method"])
-    return rows
-
-
-def begins(rows: common.Rows) -> common.Rows:
+def begins(rows: common.Rows, kind: str) -> common.Rows:
     """From how many tokens on each is faster than softmax attention."""
     found: common.Rows = []
     for way in dict.fromkeys(row["method"] for row in rows if row["method"] != "softmax"):
-        row: dict[str, Any] = {"method": way}
-        for kind, name in (("times faster", "layer"), ("attention alone, times faster", "attention alone")):
-            own = [(r["tokens"], r[kind]) for r in rows if r["method"] == way]
-            slower = [tokens for tokens, ratio in own if ratio < 1]
-            pays = [tokens for tokens, _ in own if not slower or tokens > max(slower)]
-            row[f"{name} pays from"] = min(pays) if pays else None
-            row[f"{name}, at {own[-1][0]} tokens"] = own[-1][1]
-        found.append(row)
+        own = [(r["tokens"], r["times faster"]) for r in rows if r["method"] == way]
+        slower = [tokens for tokens, ratio in own if ratio < 1]
+        pays = [tokens for tokens, _ in own if not slower or tokens > max(slower)]
+        found.append(
+            {"method": way, f"{kind} pays from": min(pays) if pays else None, **{f"at {n}": r for n, r in own}}
+        )
     return found
+
+
+def time(tables: dict[str, common.Rows], options: Any) -> None:
+    """Layers and attention alone, at every number of tokens that is not in the tables yet."""
+    for kind in options.kinds:
+        rows = tables.setdefault(f"Times: {kind}", [])
+        left = [tokens for tokens in options.tokens if not any(row["tokens"] == tokens for row in rows)]
+        layers = Layers(["softmax", *options.ways], options.heads, options.size, kind == "attention") if left else None
+        for tokens in left:
+            common.log(f"{kind}, {tokens} tokens")
+            assert layers is not None
+            used = layers.times(tokens, options.seconds)
+            for way in used.ms:
+                ratio = used.speedup("softmax", way)
+                rows.append({"tokens": tokens, "method": way, "ms": used.median(way), "times faster": ratio})
+            tables[f"Where each begins to pay: {kind}"] = begins(rows, kind)
+            common.finish(tables, options.json)
 
 
 class Encoder(Bench):
@@ -158,22 +181,16 @@ class Encoder(Bench):
 def main() -> None:
     options = common.arguments(
         __doc__, tokens=[128, 256, 512, 1024, 2048, 4096], heads=12, size=32, ways=[w for w in WAYS if WAYS[w]], seconds=25.0,
-        parts=["times", "encoder"],
+        parts=["times", "encoder"], kinds=["attention", "layer"],
     )  # fmt: skip
     torch.set_num_threads(1)
     tables: dict[str, common.Rows] = {}
     if options.json is not None and options.json.exists():
         tables = json.loads(options.json.read_text())["tables"]
-    first, second, third = "One layer", "Where each begins to pay", "Attention of all-MiniLM-L6-v2 replaced"
-    for tokens in options.tokens if "times" in options.parts else []:
-        rows = tables.setdefault(first, [])
-        if not any(row["tokens"] == tokens for row in rows):
-            common.log(f"{tokens} tokens")
-            rows += times(tokens, options.heads, options.size, ["softmax", *options.ways], options.seconds)
-            tables[second] = begins(rows)
-            common.finish(tables, options.json)
+    if "times" in options.parts:
+        time(tables, options)
     if "encoder" in options.parts:
-        rows, bench = tables.setdefault(third, []), Encoder()
+        rows, bench = tables.setdefault("Attention of all-MiniLM-L6-v2 replaced", []), Encoder()
         for way in options.ways:
             if not any(row["method"] == way for row in rows):
                 common.log(way)

@@ -144,7 +144,7 @@ def _zero(weight: Tensor, block: int) -> Tensor:
 
 
 def _int8(weight: Tensor, block: int) -> Tensor:
-    rounded: Tensor = Format(8).fit(weight, axis=0)(weight)
+    rounded: Tensor = Format(8, per_channel=True).fit(weight, axis=0)(weight)
     return rounded
 
 

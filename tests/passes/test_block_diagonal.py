@@ -14,6 +14,7 @@ import graphopt
 from graphopt.backends.onnxruntime import lower
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
+from graphopt.ir.layer import Layer
 from graphopt.passes import BlockDiagonal
 from graphopt.passes.factorization.coclusters import balanced, coclusters
 from graphopt.passmanager import run
@@ -128,7 +129,7 @@ def test_convolutions_and_training(tmp_path: Any) -> None:
     ).eval()
     x = torch.randn(64, 3, 8, 8)
     graph = blocked(model, x[:2], 4, data=[[x]])
-    groups = [n.args[6] for n in graph.calls(torch.ops.aten.conv2d.default)]
+    groups = [Layer.of(n).groups for n in graph.calls(torch.ops.aten.conv2d.default)]  # type: ignore[union-attr]
     assert groups == [1, 4, 4]
     answers = model(x).detach()
     before = float((graph(x) - answers).square().mean().detach())
