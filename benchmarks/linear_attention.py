@@ -3,8 +3,8 @@
     python benchmarks/linear_attention.py [--json figures.json] [--parts times encoder] [--tokens 128 ...]
 
 Times: self-attention as it is in encoders, 12 heads of 32, a mask of keys, batch 1, lowered to ONNX Runtime for any number of
-tokens, one thread; all methods in turn, medians of CPU time, `times faster` the median of the ratios within a round. `layer` is with
-the linear layers for queries, keys, values and the result, `attention` without.
+tokens, one thread; all methods in turn, medians of CPU time, `times faster` the median of the ratios within a round. `layer` has
+the linear layers for queries, keys, values and the result, `attention` has none.
 
 Encoder: all-MiniLM-L6-v2 (`encoder.py`), all 6 layers replaced. Spearman's rank correlation of the similarities of all pairs with
 float's, on the sentences of `sentences.py` (about 13 tokens) and on 58 texts of 128 tokens, docstrings in a row. `as it is`:
