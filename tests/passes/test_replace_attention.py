@@ -390,7 +390,7 @@ def test_what_is_put_in_trains(name: str) -> None:
     assert any(p.requires_grad for p in graph.parameters())
     before = float((graph(*given) - answers).square().mean().detach())
     graphopt.train(graph, [(given, answers)], loss="mse", epochs=40, rate=1e-2)
-    assert float((graph(*given) - answers).square().mean().detach()) < 0.97 * before
+    assert float((graph(*given) - answers).square().mean().detach()) < 0.985 * before
 
 
 def test_a_graph_in_training_mode_comes_back_in_it() -> None:
