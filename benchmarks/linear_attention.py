@@ -1,6 +1,6 @@
 """Attention of linear complexity beside softmax attention: where it begins to pay, and what a sentence encoder loses by it.
 
-    python benchmarks/linear_attention.py [--json figures.json] [--parts times encoder] [--tokens 128 ...]
+    python benchmarks/linear_attention.py [--json figures.json] [--parts times encoder] [--train "linear, elu" ...]
 
 Times: self-attention as it is in encoders, 12 heads of 32, a mask of keys, batch 1, lowered to ONNX Runtime for any number of
 tokens, one thread; all methods in turn, medians of CPU time, `times faster` the median of the ratios within a round. `layer` has
@@ -159,13 +159,15 @@ class Encoder(Bench):
         run([Simplify()], graph)
         return graph
 
-    def row(self, way: str) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+    def row(self, way: str, train: bool) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         batches = [list(batch.values()) for batch in self.fitted]
         method = WAYS[way]
         for name, data in (("as it is", None), ("fitted", batches)):
             graph = self.whole.clone()
             run([ReplaceAttention(method, data=data, iterations=100)], graph)
             yield {"method": way, "state": name, **self.judged(graph)}
+        if not train:
+            return
         self.train(graph, "encoder", 2e-4)
         yield {"method": way, "state": "trained", **self.judged(graph)}
 
@@ -181,7 +183,7 @@ class Encoder(Bench):
 def main() -> None:
     options = common.arguments(
         __doc__, tokens=[128, 256, 512, 1024, 2048, 4096], heads=12, size=32, ways=[w for w in WAYS if WAYS[w]], seconds=25.0,
-        parts=["times", "encoder"], kinds=["attention", "layer"],
+        parts=["times", "encoder"], train=[w for w in WAYS if WAYS[w]], kinds=["attention", "layer"],
     )  # fmt: skip
     torch.set_num_threads(1)
     tables: dict[str, common.Rows] = {}
@@ -194,7 +196,7 @@ def main() -> None:
         for way in options.ways:
             if not any(row["method"] == way for row in rows):
                 common.log(way)
-                rows += bench.row(way)
+                rows += bench.row(way, way in options.train)
                 common.finish(tables, options.json)
 
 

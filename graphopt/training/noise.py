@@ -158,7 +158,7 @@ def _product(weight: Tensor, block: int) -> Tensor:
         counts = torch.bincount(codes, minlength=len(table))[:, None]
         sums = torch.zeros_like(table).index_add_(0, codes, sample)
         table = torch.where(counts > 0, sums / counts.clamp(min=1), table)
-    nearest = torch.cat([torch.cdist(part, table).argmin(1) for part in pieces.split(SAMPLE)])
+    nearest = torch.cat([torch.cdist(part, table).argmin(1) for part in torch.split(pieces, SAMPLE)])
     return table[nearest].reshape(weight.shape)
 
 

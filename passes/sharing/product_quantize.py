@@ -221,4 +221,4 @@ def _saves(site: Site, width: int) -> bool:
     """Whether codes and codebook take less than half of the weight."""
     count = value(site.weight).numel()
     vectors = count // width
-    return vectors >= 8 and vectors + 4 * _entries(vectors) * width < 2 * count
+    return bool(vectors >= 8 and vectors + 4 * _entries(vectors) * width < 2 * count)

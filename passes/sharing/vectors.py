@@ -76,7 +76,8 @@ def _assigned(vectors: Tensor, blocks: Tensor, table: Tensor) -> Tensor:
     """The nearest entry of each vector, [m, out]."""
     turned = blocks @ table.T  # [m, d, entries]
     sizes = (table.T * turned).sum(1)  # [m, entries]
-    return (sizes[:, None] - 2 * vectors @ turned).argmin(-1)
+    codes: Tensor = (sizes[:, None] - 2 * vectors @ turned).argmin(-1)
+    return codes
 
 
 def _updated(vectors: Tensor, blocks: Tensor, table: Tensor, codes: Tensor) -> Tensor:
