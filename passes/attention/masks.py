@@ -79,7 +79,7 @@ class Rows:
                 return None
             raise QueryMask
         if node.target is aten.expand.default:
-            return self._expanded(node, inside)
+            return self._row(operand(node), inside)  # what reads it spreads it itself
         if node.target is aten.slice.Tensor:
             return self._cut(node, inside)
         if not is_elementwise(node) and node.target not in (*AND, aten.to.dtype):
@@ -105,11 +105,6 @@ class Rows:
         if inner is None or dim == len(shape(node)) - 2:
             return inner
         return lambda build: build.call(aten.slice.Tensor, inner(build), *node.args[1:])
-
-    def _expanded(self, node: Node, inside: str | None) -> Emit | None:
-        inner, sizes = self._row(operand(node), inside), list(argument(node, "size"))
-        sizes[-2] = 1
-        return None if inner is None else lambda build: build.call(aten.expand.default, inner(build), sizes)
 
     # ---- What follows from sizes alone ------------------------------------------------------------------------------
 

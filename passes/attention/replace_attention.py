@@ -138,7 +138,7 @@ class ReplaceAttention:
         for each in placed:
             source = sources[each.name]
             if each.parts:
-                wanted = Region.between([sources[node.name] for node in each.inputs], source)
+                wanted = Region.between([sources[name] for name in each.read], source)
                 region = Region.between(each.inputs, each.result)
                 tasks.append(Parts(region=region, source=wanted, parts=each.parts, search=search))
             behind = [node.name for node in _linear_behind(each.result)]
@@ -149,10 +149,11 @@ class ReplaceAttention:
 
 @dataclass(frozen=True)
 class _Placed:
-    """One replacement. `name`: of the call that it stands for. `inputs`: what both read."""
+    """One replacement. `name`, `read`: of the call that it stands for, and of what that read. `inputs`: what it reads itself."""
 
     site: str
     name: str
+    read: tuple[str, ...]
     result: Node
     inputs: tuple[Node, ...]
     parts: tuple[Node, ...]
@@ -214,10 +215,11 @@ class _Plan:
         result = self._emit(build)
         for call in build.calls:
             graph.set_fact(call, ATTENTION_PART, True)
-        inputs = [attention.query, attention.key, attention.value]
-        inputs += [attention.mask] if isinstance(attention.mask, Node) and attention.mask.op != "get_attr" else []
+        mask = [] if attention.mask is None or attention.mask.op == "get_attr" else [attention.mask.name]
+        read = (attention.query.name, attention.key.name, attention.value.name, *mask)
+        inputs, parts = _read_by(build.calls), tuple(constants[part] for part in learned)
         graph.replace(node, result)
-        return _Placed(site, name, result, tuple(dict.fromkeys(inputs)), tuple(constants[part] for part in learned))
+        return _Placed(site, name, tuple(dict.fromkeys(read)), result, inputs, parts)
 
     def _emit(self, build: Build) -> Node:
         attention, flat = self.attention, len(shape(self.attention.query)) == 3
@@ -237,6 +239,13 @@ class _Plan:
         """Keys or values that several heads share, for each of them."""
         times = self.sizes.heads // int(shape(x)[1])
         return x if times == 1 else build.call(aten.repeat_interleave.self_int, x, times, 1)
+
+
+def _read_by(calls: Sequence[Node]) -> tuple[Node, ...]:
+    """The values that calls read from outside; constants are none."""
+    inside = set(calls)
+    read = [n for call in calls for n in call.all_input_nodes if n not in inside and n.op != "get_attr"]
+    return tuple(dict.fromkeys(n for n in read if isinstance(value(n), Tensor)))
 
 
 def _able(what: str) -> str:

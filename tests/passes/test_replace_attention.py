@@ -408,6 +408,26 @@ def test_samples_held_out_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(part(graph, "key_shift"), torch.zeros(HEADS, 1, SIZE))
 
 
+def test_masks_that_nothing_reads_any_more_are_no_hindrance() -> None:
+    """As models of Hugging Face compute them: of places, and for all queries."""
+
+    class Spread(Layer):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            samples, places = torch.arange(x.shape[0])[:, None, None, None], torch.arange(x.shape[1])
+            seen = (places[None, None, :, None] >= 0) & (mask > 0)[samples, places[None, None, None]]
+            n, tokens, width = x.shape
+            q, k, v = (layer(x).view(n, tokens, HEADS, -1).transpose(1, 2) for layer in self.ins)
+            found = F.scaled_dot_product_attention(3 * q, k, v, attn_mask=seen)
+            return x + self.out(found.transpose(1, 2).reshape(n, tokens, width))
+
+    length = {n: {0: "batch", 1: "length"} for n in ("x", "mask")}
+    graphs = [Graph.capture(kind().eval(), tuple(inputs()), dynamic_shapes=length) for kind in (Spread, Layer)]
+    for graph in graphs:
+        run([ReplaceAttention("linear", data=[inputs(8, 9), inputs(8, 13)], iterations=5)], graph)
+    assert_close(graphs[0](*inputs()), graphs[1](*inputs()), 1e-4)
+    assert not [n for n in graphs[0].calls() if n.target is torch.ops.aten.__and__.Tensor]
+
+
 def test_layers_are_chosen_by_name() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
