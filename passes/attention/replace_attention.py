@@ -143,6 +143,7 @@ class ReplaceAttention:
                 tasks.append(Parts(region=region, source=wanted, parts=each.parts, search=search))
             behind = [node.name for node in _linear_behind(each.result)]
             tasks += LayerWeights.all_of(graph, sources, only=behind)
+        tasks.sort(key=lambda task: task.region.first)
         found = fit(original, graph, self.data, tasks, "fitting attention")
         return {task.region.output: each for task, each in zip(tasks, found, strict=True)}
 

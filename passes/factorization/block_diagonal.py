@@ -139,6 +139,7 @@ class BlockDiagonal:
                 region, wanted = Region.between([each.input], each.end), Region.of_layer(source)
                 dim = -1 - source.dims
                 tasks.append(Blocks(region=region, source=wanted, channel_dim=dim, layer=each.layer, placed=each))
+        tasks.sort(key=lambda task: task.region.first)
         found = fit(original, graph, self.data, tasks, "fitting blocks")
         return {task.placed.before: each for task, each in zip(tasks, found, strict=True)}
 
