@@ -91,7 +91,7 @@ def _updated(vectors: Tensor, blocks: Tensor, table: Tensor, codes: Tensor) -> T
     ridge = system.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-30)[:, None, None] * torch.eye(
         width, dtype=vectors.dtype
     )
-    found = torch.linalg.solve(system + 1e-9 * ridge, wanted[..., None])[..., 0]
+    found: Tensor = torch.linalg.solve(system + 1e-9 * ridge, wanted[..., None])[..., 0]
     idle = counts.sum(0) == 0
     if bool(idle.any()):
         lost = vectors - table[codes]
