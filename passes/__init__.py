@@ -25,6 +25,7 @@ from graphopt.utils.pass_text import text_name
 
 GROUP = "graphopt.passes"
 _ROOMS = {
+    "attention": ("ReplaceAttention",),
     "binary": ("Binarize", "BlockShortcuts"),
     "cleanup": ("DecomposeActivations", "FoldBatchNorm", "FoldConstantChannels", "ReestimateBatchNorm", "Simplify"),
     "elastic": ("Elastic",),
@@ -33,15 +34,15 @@ _ROOMS = {
     "exits": ("AddExits",),
     "experts": ("MakeExperts",),
     "factorization": (
-        "CP", "SVD", "BlockTerm", "ChannelWise", "DepthwiseSeparable", "Factorize", "Separable", "StackedKernels", "TensorTrain",
-        "Tucker",
+        "CP", "SVD", "BlockDiagonal", "BlockTerm", "ChannelWise", "DepthwiseSeparable", "Factorize", "Separable",
+        "StackedKernels", "TensorTrain", "Tucker",
     ),
     "gates": ("AddGates", "RemoveGates"),
     "hashing": ("BinaryCodes",),
     "pruning": ("Prune", "RemoveBlocks"),
     "quantization": ("MixedPrecision", "Quantize", "QuantizeWeights", "RefineRanges"),
     "rounding": ("CorrectBias", "LearnRounding", "MinimizeBits"),
-    "sharing": ("ShareWeights", "TieLayers"),
+    "sharing": ("ProductQuantize", "ShareWeights", "TieLayers"),
     "sparsity": ("BakeMasks", "Sparsify"),
 }  # fmt: skip
 _HOME = {name: room for room, passes in _ROOMS.items() for name in passes}

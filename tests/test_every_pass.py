@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from graphopt.formats import Binary, BlockFloat, LogFormat, Ternary
 from graphopt.ir.graph import Graph
+from graphopt.passes.attention import ReplaceAttention
 from graphopt.passes.binary import Binarize, BlockShortcuts
 from graphopt.passes.cleanup.decompose_activations import DecomposeActivations
 from graphopt.passes.cleanup.fold_batchnorm import FoldBatchNorm
@@ -23,12 +24,13 @@ from graphopt.passes.cleanup.reestimate_batchnorm import ReestimateBatchNorm
 from graphopt.passes.cleanup.simplify import Simplify
 from graphopt.passes.equalization.absorb_bias import AbsorbHighBias
 from graphopt.passes.equalization.equalize_channels import EqualizeChannels
+from graphopt.passes.factorization import BlockDiagonal
 from graphopt.passes.hashing import BinaryCodes
 from graphopt.passes.quantization import MixedPrecision, Quantize
 from graphopt.passes.quantization.quantize_weights import QuantizeWeights
 from graphopt.passes.quantization.refine_ranges import RefineRanges
 from graphopt.passes.rounding.correct_bias import CorrectBias
-from graphopt.passes.sharing import ShareWeights, TieLayers
+from graphopt.passes.sharing import ProductQuantize, ShareWeights, TieLayers
 from graphopt.passes.sparsity import BakeMasks, Sparsify
 from graphopt.targets import find
 
@@ -42,7 +44,8 @@ PASSES: list[Any] = [
     ShareWeights(3), ShareWeights(4, values="uniform", data=[[images(8)]]), BinaryCodes(8, [[images(8)]], method="random"),
     TieLayers(), TieLayers(data=[[images(8)]]),
     Binarize(), Binarize(Ternary(), activations=Binary(), calibration=[[images(2)]], first=True, last=True), BlockShortcuts(),
-    ShareWeights(3), ShareWeights(4, values="uniform", data=[[images(8)]]),
+    ReplaceAttention(), ReplaceAttention("star", data=[[images(4)]]), ProductQuantize(4), ProductQuantize(4, data=[[images(8)]]),
+    BlockDiagonal(2), BlockDiagonal(2, data=[[images(8)]]),
 ]  # fmt: skip
 
 GIVE_NO_FEATURES = ("upsampling", "shuffling")  # but images; refused

@@ -147,8 +147,9 @@ def prepared(page: str, space: dict[str, Any], monkeypatch: pytest.MonkeyPatch) 
         torchvision.resnet18 = lambda weights: space["model"]  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "torchvision", types.ModuleType("torchvision"))
         monkeypatch.setitem(sys.modules, "torchvision.models", torchvision)
-    if page == "transformers":
+    if page in ("transformers", "linear-attention"):
         space |= {"encoder": small_transformers.bert(), "tokenizer": small_transformers.tokenizer()}
+    if page == "transformers":
         space |= {"language_model": small_transformers.language_model("gpt2"), "tokens": torch.randint(3, 90, (2, 8))}
     if page == "deploy":
         space["images"] = torch.rand(2, 3, 224, 224)

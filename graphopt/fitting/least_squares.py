@@ -62,8 +62,7 @@ class LayerWeights(Parametrization):
         return found
 
     def solve(self, graph: Graph, samples: Samples) -> Iterator[Found]:
-        moments = Moments(self.layer)
-        gather(self.layer, samples, moments.update)
+        moments = self.moments(graph, samples)
         old = graph.tensor(self.layer.weight)
         matrix = weight_matrix(self.layer, old)
         grouped = matrix.reshape(self.layer.groups, -1, matrix.shape[1])
@@ -71,6 +70,12 @@ class LayerWeights(Parametrization):
             weight, _ = least_squares(grouped, moments, ridge)
             bias = moments.mean_t - (weight @ moments.mean_x[..., None])[..., 0]
             yield {"weight": from_matrix(self.layer, weight.flatten(0, 1).to(old.dtype), old), "bias": bias.flatten()}
+
+    def moments(self, graph: Graph, samples: Samples) -> Moments:
+        """Of what the layer reads, and of what is wanted of it."""
+        found = Moments(self.layer)
+        gather(self.layer, samples, found.update)
+        return found
 
     def constants(self, graph: Graph, found: Found) -> Mapping[Node, Any]:
         return {self.layer.weight: found["weight"]}

@@ -4,6 +4,7 @@ graph.py            `Graph`: captured, called, copied, kept
 reading.py          what a graph says about its nodes
 editing.py          how passes rewrite it
 inline.py           a captured module as calls of another graph
+build.py            calls put in front of a node one after another
 training.py         modes, parameters and checkpoints
 inputs.py           what it is called with, checked
 sizes.py            free sizes: names, ranges, and the dimensions that have them

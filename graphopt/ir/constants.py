@@ -14,7 +14,7 @@ from torch.fx.node import Node
 
 from graphopt.ir.calls import shape, value
 from graphopt.ir.equal_calls import equal_calls
-from graphopt.ir.facts import FLOAT_REFERENCE
+from graphopt.ir.facts import FLOAT_REFERENCE, STORED_AS
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.ir.masks import bake, mask_of
@@ -28,7 +28,7 @@ def fold_constant(graph: Graph, node: Node) -> str:
     """Put a constant in the place of a call that reads constants alone, unless it would be larger than what it reads; trainable
     where one of those is. Returns its name, or nothing where the call stays."""
     inputs = node.all_input_nodes
-    if not inputs or not all(graph.is_constant(n) for n in inputs) or is_quantizer(node):
+    if not inputs or not all(graph.is_constant(n) for n in inputs) or is_quantizer(node) or graph.fact(node, STORED_AS):
         return ""
     if is_scale_expression(node) or any(graph.fact(n, FLOAT_REFERENCE) is not None for n in inputs):
         return ""  # has to follow the scales it is computed from; and what a constant was before would be lost
@@ -105,7 +105,8 @@ def _before_layers(graph: Graph) -> set[Node]:
     found = set[Node]()
     while todo:
         node = todo.pop()
-        if node.op == "call_function" and node not in found and not is_quantizer(node) and not mask_of(graph, node):
+        stays = is_quantizer(node) or mask_of(graph, node) or graph.fact(node, STORED_AS)
+        if node.op == "call_function" and node not in found and not stays:
             found.add(node)
             todo += node.all_input_nodes
     return found

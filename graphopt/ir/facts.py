@@ -96,3 +96,7 @@ ROUNDING_LEARNED = declare("rounding_learned", bool, "rounded weight")
 REFINED = declare("refined", bool, "scale")
 # Of a constant: part of what stands in the place of an embedding table.
 EMBEDDING_PART = declare("embedding_part", bool)
+# Of a call: part of what stands in the place of softmax attention.
+ATTENTION_PART = declare("attention_part", bool)
+# Of a call on constants: it is how a weight is stored, and is not computed beforehand.
+STORED_AS = declare("stored_as", bool)

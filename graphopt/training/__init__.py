@@ -14,6 +14,7 @@ compression.py  what learns beside the weights
 pruning.py      weights and channels that become weak while the network learns
 structures.py   blocks and channels whose scales become zero meanwhile
 lottery.py      weights that are masked, the others trained again from early values
+noise.py        blocks of weights as a quantization would make them
 sharing.py      values that weights share
 hashing.py      binary codes that keep neighbours
 quantization/   quantization-aware training
@@ -29,6 +30,7 @@ from graphopt.training.compression import Compression, Run
 from graphopt.training.distillation import Distill, Response
 from graphopt.training.hashing import LearnCodes
 from graphopt.training.judges import Unseen
+from graphopt.training.noise import QuantNoise
 from graphopt.training.options import Options
 from graphopt.training.quantization import DampenOscillations, FreezeOscillations, QuantizationAware
 from graphopt.training.report import TrainingReport
@@ -42,6 +44,7 @@ __all__ = [
     "FreezeOscillations",
     "LearnCodes",
     "Options",
+    "QuantNoise",
     "QuantizationAware",
     "Response",
     "Run",

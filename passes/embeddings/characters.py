@@ -23,9 +23,10 @@ from torch import Tensor
 from torch.fx.node import Node
 from typing_extensions import Self
 
+from graphopt.ir.build import Build
 from graphopt.ir.calls import shape
 from graphopt.ir.ops import aten
-from graphopt.passes.embeddings.replacement import Build, Replacement, Wanted
+from graphopt.passes.embeddings.replacement import Replacement, Wanted
 from graphopt.utils.errors import InputError
 from graphopt.utils.progress import track
 

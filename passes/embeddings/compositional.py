@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.fx.node import Node
 from typing_extensions import Self
 
+from graphopt.ir.build import Build
 from graphopt.ir.ops import aten
-from graphopt.passes.embeddings.replacement import Build, Replacement, Wanted
+from graphopt.passes.embeddings.replacement import Replacement, Wanted
 
 TURNS = 8
 PRIME = 2**31 - 1  # of hashes (a i + b) mod PRIME mod m; ids and a are smaller, so that products fit 64 bits

@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.fx.node import Node
 from typing_extensions import Self
 
+from graphopt.ir.build import Build
 from graphopt.ir.ops import aten
-from graphopt.passes.embeddings.replacement import Build, Replacement, Wanted
+from graphopt.passes.embeddings.replacement import Replacement, Wanted
 from graphopt.utils.errors import InputError
 
 ENDS = (1 / 64, 1 / 16, 1 / 4, 1.0)  # of blocks: shares of the vocabulary, the most frequent tokens first

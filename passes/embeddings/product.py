@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.fx.node import Node
 from typing_extensions import Self
 
+from graphopt.ir.build import Build
 from graphopt.ir.ops import aten
-from graphopt.passes.embeddings.replacement import Build, Replacement, Wanted
+from graphopt.passes.embeddings.replacement import Replacement, Wanted
 
 ENTRIES = 256
 TURNS = 20

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.execution.observers import observe
+from graphopt.ir.build import Build
 from graphopt.ir.calls import operand, shape
 from graphopt.ir.facts import EMBEDDING_PART
 from graphopt.ir.graph import Graph
@@ -38,7 +39,7 @@ from graphopt.passes.embeddings.characters import Characters
 from graphopt.passes.embeddings.compositional import Hashed, Quotient
 from graphopt.passes.embeddings.low_rank import Blocks, LowRank
 from graphopt.passes.embeddings.product import Product
-from graphopt.passes.embeddings.replacement import Build, Replacement, Wanted
+from graphopt.passes.embeddings.replacement import Replacement, Wanted
 from graphopt.utils.checks import check_share
 from graphopt.utils.errors import InputError, alternatives
 from graphopt.utils.progress import track

@@ -13,15 +13,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 from torch.fx.node import Node
 from typing_extensions import Self
 
-from graphopt.ir.calls import shape
-from graphopt.ir.graph import Graph
-from graphopt.ir.ops import aten
+from graphopt.ir.build import Build
 from graphopt.utils.errors import InputError
 
 
@@ -60,25 +58,6 @@ class Wanted:
             f"{method!r} takes at least {least / 1e3:.0f} kB for a table of {self.vocabulary} x {self.width}, {share:.2g} of "
             f"its bytes; keep more than that, or take another method"
         )
-
-
-class Build:
-    """Emits calls in front of the embedding that is replaced."""
-
-    def __init__(self, graph: Graph, at: Node, constants: Mapping[str, Node]) -> None:
-        self.graph, self.at, self.constants = graph, at, constants
-
-    def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:
-        """A call whose arguments may be names of parts."""
-        return self.graph.call(target, *map(self._known, args), before=self.at, **kwargs)
-
-    def size(self, node: Node, dim: int) -> int | Node:
-        """Of a dimension of a value: a number, or the call that asks for it where it is free."""
-        known = shape(node)[dim]
-        return known if isinstance(known, int) else self.call(aten.sym_size.int, node, dim)
-
-    def _known(self, argument: Any) -> Any:
-        return self.constants.get(argument, argument) if isinstance(argument, str) else argument
 
 
 class Replacement(ABC):

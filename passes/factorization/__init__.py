@@ -1,5 +1,6 @@
-"""Low-rank factorization: a layer becomes a chain of smaller ones."""
+"""A layer becomes a chain of smaller ones, of low rank (`Factorize` and its methods), or blocks on the diagonal."""
 
+from graphopt.passes.factorization.block_diagonal import BlockDiagonal
 from graphopt.passes.factorization.block_term import BlockTerm
 from graphopt.passes.factorization.channelwise import ChannelWise
 from graphopt.passes.factorization.cp import CP
@@ -16,6 +17,7 @@ __all__ = [
     "CP",
     "EVBMF",
     "SVD",
+    "BlockDiagonal",
     "BlockTerm",
     "ChannelWise",
     "DepthwiseSeparable",

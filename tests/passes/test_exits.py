@@ -17,8 +17,8 @@ from graphopt import Cascade, Graph
 from graphopt.execution.subgraph import subgraph
 from graphopt.passes import AddExits, Simplify
 from graphopt.passes.exits.sites import sites
-from graphopt.training.exits import ExitLoss, train_heads
 from graphopt.targets import machine_here
+from graphopt.training.exits import ExitLoss, train_heads
 from graphopt.utils.errors import InputError
 
 IMAGES = staging.images(64)

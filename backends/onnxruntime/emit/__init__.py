@@ -47,6 +47,7 @@ from graphopt.backends.onnxruntime.emit.rule import NoRule, Rule, no_rule
 from graphopt.backends.onnxruntime.emit.windows import WINDOWS
 from graphopt.backends.onnxruntime.emit.writer import Writer, as_numpy, onnx_type
 from graphopt.ir.arguments import Arguments
+from graphopt.ir.facts import STORED_AS
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import aten, is_random
 from graphopt.utils.errors import GraphoptError, first_line
@@ -123,6 +124,8 @@ def _by_rule(writer: Writer, node: Node, exported: list[Node]) -> Value | tuple[
 def _known(writer: Writer, node: Node) -> Tensor | None:
     """The value of a call that reads constants alone, and is no conversion from codes."""
     if node.target in QUANTIZERS or is_random(node) or not isinstance(node.meta["val"], Tensor):
+        return None
+    if writer.graph.fact(node, STORED_AS):
         return None
     if any(n.op != "get_attr" and n not in writer.known for n in node.all_input_nodes):
         return None
