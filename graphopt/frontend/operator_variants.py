@@ -6,6 +6,7 @@
     _to_copy, to.device, ...              ->  to.dtype, or nothing where the type stays
     view                                  ->  reshape
     pad by nothing, clone                 ->  gone
+    as_strided                            ->  of a value that lies in memory as it did for the trace
 
 Some of these only come from programs that were decomposed before they came here.
 """
@@ -200,8 +201,27 @@ def _view(graph: fx.Graph, node: Node) -> None:
 
 def _clone(graph: fx.Graph, node: Node) -> None:
     """A copy in the same memory layout computes nothing, now that nothing is written in place."""
-    if node.kwargs.get("memory_format") in (None, torch.preserve_format):
+    kept = any(user.target is aten.as_strided.default for user in node.users)  # for which its layout is what counts
+    if node.kwargs.get("memory_format") in (None, torch.preserve_format) and not kept:
         node.replace_all_uses_with(node.args[0], propagate_meta=False)  # type: ignore[arg-type]
+
+
+def _as_strided(graph: fx.Graph, node: Node) -> None:
+    """Steps in memory mean something in one layout alone, and whoever runs the graph may choose another, such as channels last."""
+    x: Any = node.args[0]
+    value = x.meta["val"]
+    if not all(isinstance(stride, int) for stride in value.stride()) or value.storage_offset() != 0:
+        return
+    order = sorted(range(value.dim()), key=lambda d: (-value.stride(d), d))
+    with value.fake_mode:
+        if not value.permute(order).is_contiguous():  # with gaps or overlaps: no layout but its own has these steps
+            return
+    if order != sorted(order):
+        x = graph.call_function(aten.permute.default, (x, order))
+    new = graph.call_function(aten.contiguous.default, (x,))
+    for made in (x, new) if x is not node.args[0] else (new,):
+        made.meta.update({k: v for k, v in node.meta.items() if k != "val"})
+    node.args = (new, *node.args[1:])
 
 
 def _only_first(node: Node) -> list[Node]:
@@ -229,4 +249,5 @@ RULES: dict[Any, Callable[[fx.Graph, Node], None]] = {
     aten.view.default: _view,
     aten._unsafe_view.default: _view,
     aten.clone.default: _clone,
+    aten.as_strided.default: _as_strided,
 }

@@ -152,3 +152,22 @@ def test_what_only_looks_like_one_keeps_its_answers(how: str, monkeypatch: pytes
     layers = [layer for node in graph.calls() if (layer := Layer.of(node))]
     assert len(layers) == (how in ("two readers", "from the left", "a matrix as bias"))  # x @ w in front of the rest
     assert all(layer.bias is None for layer in layers)
+
+
+@pytest.mark.parametrize("form", ["as it is", "transposed", "copied"])
+def test_steps_in_memory_are_those_of_the_trace_in_any_layout(form: str) -> None:
+    class Stepping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            y = y if form == "as it is" else y.transpose(1, 3)
+            y = y.clone() if form == "copied" else y
+            return torch.as_strided(y, (4, 5), (7, 2)) + torch.as_strided(y, (4, 5), (3, 1), 2)
+
+    model, x = Stepping().eval(), torch.randn(2, 3, 6, 7)
+    graph = Graph.capture(model, x)
+    with torch.no_grad():
+        torch.testing.assert_close(graph(x.contiguous(memory_format=torch.channels_last)), model(x))
