@@ -207,7 +207,7 @@ def _clone(graph: fx.Graph, node: Node) -> None:
 
 
 def _as_strided(graph: fx.Graph, node: Node) -> None:
-    """Steps in memory mean something in one layout alone, and whoever runs the graph may choose another, such as channels last."""
+    """Steps in memory mean something in one layout alone; whoever runs the graph may choose another, such as channels last."""
     x: Any = node.args[0]
     value = x.meta["val"]
     if not all(isinstance(stride, int) for stride in value.stride()) or value.storage_offset() != 0:
