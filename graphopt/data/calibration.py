@@ -27,12 +27,12 @@ from torch.utils.data import RandomSampler
 from graphopt.data.batches import BATCH, Input, Signature, as_tensor, check_sizes, inputs, misfit, to_tensors
 from graphopt.data.loaders import Named
 from graphopt.data.preprocessing import Preprocessing
+from graphopt.data.rebatching import Rebatching
 from graphopt.ir.graph import Graph
 from graphopt.utils.errors import InputError
 
 _NOTHING = object()
 HELD_OUT = 8  # one batch of so many is held out
-TOGETHER = 4  # samples: a convolution takes a fifth less time for these than for one after another
 
 
 class Calibration:
@@ -64,9 +64,8 @@ class Calibration:
         self.notes: list[str] = []
         self._noted: list[str] = getattr(source, "notes", [])  # what the source says after a pass
         self.samples = 0
-        self._batch = graph.batch if isinstance(graph, Graph) else None
         self._free = [s for s in graph.free_sizes if s is not graph.batch] if isinstance(graph, Graph) else []
-        self._fixed = None if graph.dynamic_batch else next((i.shape[0] for i in self.inputs if i.batched), None)
+        self._rebatching = Rebatching.of(graph, self.inputs, self._note)
         self._open = _opener(source, self.inputs)
         self._once: Iterator[Any] | None = None
         self._batches_known = _length(source, self.inputs)
@@ -113,7 +112,7 @@ class Calibration:
                 "the calibration data is a one-shot iterator and was used up by the first pass; "
                 "give a list, a DataLoader, or a function that returns a new iterator"
             )
-        return self._count(self._rebatched() if self._fixed else self._joined())
+        return self._count(self._rebatching(self._batches()))
 
     def _batches(self) -> Iterator[list[Tensor]]:
         number = 0
@@ -134,63 +133,6 @@ class Calibration:
             yield tensors
         self.samples = samples
         self.notes += [note for note in self._noted if note not in self.notes]
-
-    def _rebatched(self) -> Iterator[list[Tensor]]:
-        """Batches of exactly the graph's own size, cut and joined from those of the source."""
-        size, held, full = self._fixed or 1, None, 0
-        for tensors in self._batches():
-            if held is not None and not self._joins(held, tensors):  # of other free sizes
-                if rest := self._length(held):
-                    self._note(f"{rest} calibration samples do not fill the model's fixed batch of {size}; left out")
-                held = None
-            held = tensors if held is None else self._join(held, tensors)
-            while self._length(held) >= size:
-                yield self._slice(held, 0, size)
-                held, full = self._slice(held, size, None), full + 1
-        rest = self._length(held) if held else 0
-        if held and not full:
-            while self._length(held) < size:
-                held = self._join(held, held)
-            self._note(f"calibration repeats its {rest} samples to fill the model's fixed batch of {size}")
-            yield self._slice(held, 0, size)
-        elif rest:
-            self._note(f"the last {rest} calibration samples do not fill the model's fixed batch of {size}; left out")
-
-    def _joined(self) -> Iterator[list[Tensor]]:
-        """Batches of a few samples as one."""
-        held: list[Tensor] | None = None
-        for tensors in self._batches():
-            if (
-                held is not None
-                and self._joins(held, tensors)
-                and self._fits(self._length(held) + self._length(tensors))
-            ):
-                held = self._join(held, tensors)
-                continue
-            if held is not None:
-                yield held
-            held = tensors
-        if held is not None:
-            yield held
-
-    def _fits(self, samples: int) -> bool:
-        return samples <= TOGETHER and (self._batch is None or self._batch.takes(samples))
-
-    def _length(self, tensors: list[Tensor]) -> int:
-        return next(t.shape[0] for i, t in zip(self.inputs, tensors, strict=True) if i.batched)
-
-    def _slice(self, tensors: list[Tensor], start: int, stop: int | None) -> list[Tensor]:
-        return [t[start:stop] if i.batched else t for i, t in zip(self.inputs, tensors, strict=True)]
-
-    def _join(self, first: list[Tensor], second: list[Tensor]) -> list[Tensor]:
-        pairs = zip(self.inputs, first, second, strict=True)
-        return [torch.cat([a, b]) if i.batched else b for i, a, b in pairs]
-
-    def _joins(self, first: list[Tensor], second: list[Tensor]) -> bool:
-        """Whether two batches can be one."""
-        pairs = list(zip(self.inputs, first, second, strict=True))
-        alike = all(a.shape[1:] == b.shape[1:] if i.batched else torch.equal(a, b) for i, a, b in pairs)
-        return alike and any(i.batched for i in self.inputs)
 
     def _note(self, note: str) -> None:
         if note not in self.notes:
