@@ -85,7 +85,11 @@ class _Choice:
         return [node for node in self.graph if node in found]
 
     def _side(self, value: ir.Value, nodes: list[ir.Node], name: str, choice: ir.Node | None) -> ir.Graph:
-        """A subgraph that computes copies of these operators; with the choice at its end where there is one."""
+        """A subgraph that computes copies of these operators; with the choice at its end where there is one.
+
+        Copies are called after the choice, too: a choice inside of this one may have a copy of the same operator.
+        """
+        name = f"{self.node.name}/{name}"
         values: dict[ir.Value, ir.Value] = {}
         copies: list[ir.Node] = []
         for node in [*nodes, *([choice] if choice is not None else [])]:
@@ -96,9 +100,9 @@ class _Choice:
             self._repeat(value, values, copies, name)
         result = values.get(value if choice is None else choice.outputs[0])
         if result is None:  # made in front of the choice
-            result = ir.Value(name=f"{self.node.name}/{name}", type=value.type, shape=value.shape)
+            result = ir.Value(name=name, type=value.type, shape=value.shape)
             copies.append(ir.Node("", "Identity", [value], outputs=[result], name=result.name))
-        return ir.Graph([], [result], nodes=copies, name=f"{self.node.name}/{name}")
+        return ir.Graph([], [result], nodes=copies, name=name)
 
     def _repeat(self, value: ir.Value, values: dict[ir.Value, ir.Value], copies: list[ir.Node], name: str) -> None:
         """Compute a value of a cheap operator inside, where it is computed in front of the choice."""

@@ -25,11 +25,16 @@ def from_matrix(layer: Layer, matrix: Tensor, like: Tensor) -> Tensor:
     return layer.native(matrix.reshape(layer.canonical(like).shape)).contiguous()
 
 
+def with_samples(layer: Layer, x: Tensor) -> Tensor:
+    """What a convolution reads or gives, [N, C, ...]; one that was captured without samples has one."""
+    return x[None] if layer.dims and x.dim() == layer.dims + 1 else x
+
+
 def rows(layer: Layer, x: Tensor) -> Tensor:
     """The patches of an input: [samples, positions, in * kernel] (a linear layer: [samples, positions, in])."""
     if layer.kind == "linear":
         return x.reshape(x.shape[0] if x.dim() > 1 else 1, -1, x.shape[-1])
-    kernel = tuple(value(layer.weight).shape[2:])
+    x, kernel = with_samples(layer, x), tuple(value(layer.weight).shape[2:])
     padding, stride, dilation = layer.padding, layer.stride, layer.dilation
     if layer.kind == "conv_transpose":
         x = _spread(x, stride)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
-from graphopt.analysis.im2col import rows
+from graphopt.analysis.im2col import rows, with_samples
 from graphopt.execution.observers import Statistic, observe
 from graphopt.ir.calls import value
 from graphopt.ir.graph import Graph
@@ -43,6 +43,7 @@ class Moments:
 
     def update(self, x: Tensor, target: Tensor | None = None) -> None:
         """Add a batch: the layer's input, and the wanted output, if there is one, as [samples, positions, out]."""
+        x = with_samples(self.layer, x)
         size = CHUNK if self.layer.dims else len(x)
         parts = torch.split(x, size)
         wanted = [None] * len(parts) if target is None else torch.split(target, size)

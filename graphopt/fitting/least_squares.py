@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
-from graphopt.analysis.im2col import from_matrix, weight_matrix
+from graphopt.analysis.im2col import from_matrix, weight_matrix, with_samples
 from graphopt.analysis.moments import Moments
 from graphopt.fitting.fit import Found, Parametrization
 from graphopt.fitting.samples import Samples
@@ -101,7 +101,7 @@ def outputs(layer: Layer, y: Tensor) -> Tensor:
     """A layer's result as [samples, positions, out]."""
     if layer.kind == "linear":
         return y.reshape(y.shape[0] if y.dim() > 1 else 1, -1, y.shape[-1])
-    return y.flatten(2).transpose(1, 2)
+    return with_samples(layer, y).flatten(2).transpose(1, 2)
 
 
 def least_squares(weight: Tensor, moments: Moments, ridge: float = RIDGE) -> tuple[Tensor, Tensor]:

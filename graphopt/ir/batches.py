@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from torch import Tensor
+from torch.fx.node import Node
 
 from graphopt.ir.graph import Graph
 from graphopt.ir.shapes import is_free
@@ -24,6 +25,20 @@ def batched(graph: Graph) -> list[bool]:
     firsts = [None if len(shape) == 0 or is_free(shape[0]) else shape[0] for shape in shapes]
     size = next((n for n, shape in zip(firsts, shapes, strict=True) if len(shape)), None)
     return [n is not None and n == size for n in firsts]
+
+
+def of_samples(graph: Graph, node: Node) -> bool:
+    """Whether a value's first dimension counts samples, or parts of samples such as windows; that of [tokens, samples, width]
+    does not. Where the batch size is fixed, it has to be a multiple of that."""
+    shape = node.meta["val"].shape
+    if len(shape) == 0:
+        return False
+    if graph.batch is not None:
+        free = shape[0].node.expr.free_symbols if is_free(shape[0]) else ()
+        return any(graph.size_names.get(symbol) == graph.batch.name for symbol in free)
+    sizes = (given.meta["val"].shape for given, counts in zip(graph.inputs, batched(graph), strict=True) if counts)
+    size = next((shape[0] for shape in sizes), 1)
+    return is_free(shape[0]) or (not is_free(size) and shape[0] % size == 0)
 
 
 def count(graph: Graph, batch: Sequence[Tensor]) -> int:

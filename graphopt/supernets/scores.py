@@ -56,7 +56,11 @@ class Scores:
             assign(self.graph, chosen, known=self.choices)
             settle_norms(self.graph, self.data)
             with torch.no_grad():
-                score = float(self.evaluate(self.runner))
+                given = self.evaluate(self.runner)
+            try:
+                score = float(given)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise InputError(f"evaluate returned {given!r:.200}; it must be a finite number") from error
             if not math.isfinite(score):
                 raise InputError(f"evaluate returned {score} for the options {chosen}; it must be a finite number")
             self.known[chosen] = score

@@ -81,7 +81,7 @@ def search(
     """
     name = solver or ("evolution" if evaluate is not None else "exact")
     _check(graph, name, evaluate, data, evaluations, predicted)
-    if refit and (evaluate is None or data is None or refit < 0):
+    if refit and (evaluate is None or data is None or not isinstance(refit, int) or refit < 0):
         raise InputError(f"refit says how many networks are fitted on data= and judged by evaluate=; got {refit}")
     problem = problem_of(graph, budget, times)
     batches = list(islice(data or [], BATCHES))

@@ -65,6 +65,8 @@ class Attention:
             mask = graph.call(aten.logical_not.default, mask, before=self.node)
         elif mask is not None and value(mask).dtype not in (value(self.query).dtype, torch.bool):
             mask = graph.call(aten.to.dtype, mask, value(self.query).dtype, before=self.node)
+        if mask is not None and len(shape(self.mask)) == 1:  # type: ignore[arg-type]
+            mask = graph.call(aten.unsqueeze.default, mask, 0, before=self.node)
         given = (self.query, key, self.value, mask, 0.0, False)
         node = graph.call(SDPA, *given, before=self.node, scale=self.scale)
         graph.replace(self.node, node)

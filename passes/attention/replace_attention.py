@@ -38,7 +38,7 @@ from graphopt.fitting.fit import Fit, Parametrization, fit
 from graphopt.fitting.gradient import Search
 from graphopt.fitting.least_squares import LayerWeights
 from graphopt.fitting.region import Region
-from graphopt.ir.build import Build
+from graphopt.ir.build import Build, Number
 from graphopt.ir.calls import operand, same_sizes, shape, value
 from graphopt.ir.facts import ATTENTION_PART
 from graphopt.ir.graph import Graph
@@ -49,7 +49,7 @@ from graphopt.ir.shapes import is_free
 from graphopt.passes.attention.blocks import Blocks
 from graphopt.passes.attention.efficient import Efficient
 from graphopt.passes.attention.features import Linear
-from graphopt.passes.attention.find import Attention, attentions
+from graphopt.passes.attention.find import SDPA, Attention, attentions
 from graphopt.passes.attention.fitted import Parts
 from graphopt.passes.attention.linformer import Linformer
 from graphopt.passes.attention.masks import QueryMask, Rows
@@ -109,14 +109,20 @@ class ReplaceAttention:
     @in_eval_mode
     def __call__(self, graph: Graph) -> list[Change]:
         method = METHODS[self.method]() if isinstance(self.method, str) else self.method
-        chosen = [each.written(graph) for each in self._chosen(graph)]
-        rows = Rows(graph)
-        planned = [_Plan.of(graph, each, method, rows, self.seed) for each in chosen]
+        if any(each.node.target is not SDPA for each in self._chosen(graph)):
+            self._planned(graph.clone(share_weights=True), method)  # one that refuses leaves the graph as it is
+        planned = self._planned(graph, method)
         original = graph.clone(share_weights=True)
         placed = [plan.place(graph) for plan in planned]
         graph.refresh()
         fits = self._fit(original, graph, placed) if placed and self.data is not None else {}
         return [_change(each, method, fits.get(each.result)) for each in placed]
+
+    def _planned(self, graph: Graph, method: Method) -> list[_Plan]:
+        """Each attention, written as one call, with what takes its place."""
+        chosen = [each.written(graph) for each in self._chosen(graph)]
+        rows = Rows(graph)
+        return [_Plan.of(graph, each, method, rows, self.seed) for each in chosen]
 
     def _chosen(self, graph: Graph) -> list[Attention]:
         every = attentions(graph)
@@ -162,13 +168,15 @@ class _Placed:
 
 @dataclass(frozen=True)
 class _Plan:
-    """One attention, and that the method can do it."""
+    """One attention, and that the method can do it. `learned`, `fixed`: the method's constants."""
 
     attention: Attention
     method: Method
     sizes: Sizes
     row: Any
     booleans: bool
+    learned: Mapping[str, Tensor]
+    fixed: Mapping[str, Tensor]
 
     @classmethod
     def of(cls, graph: Graph, attention: Attention, method: Method, rows: Rows, seed: int) -> _Plan:
@@ -199,18 +207,18 @@ class _Plan:
         if not same and (causal or "cross" not in method.can):
             raise refuse(f"which has other keys than queries (cross: {_able('cross')})")
         booleans = attention.mask is not None and value(attention.mask).dtype == torch.bool
-        return cls(attention, method, _sizes(graph, attention, key, causal, seed), row, booleans)
+        sizes = _sizes(graph, attention, key, causal, seed)
+        return cls(attention, method, sizes, row, booleans, method.start(sizes), method.fixed(sizes))
 
     def place(self, graph: Graph) -> _Placed:
         """Emit the method's calls, and remove the attention."""
         attention, node = self.attention, self.attention.node
         site, name = graph.site(node), node.name
-        learned, fixed = dict(self.method.start(self.sizes)), dict(self.method.fixed(self.sizes))
         constants = {
             part: graph.add_constant(f"{site}.{part}", tensor.to(self.sizes.dtype), before=node)
-            for part, tensor in (learned | fixed).items()
+            for part, tensor in {**self.learned, **self.fixed}.items()
         }
-        for part in learned:
+        for part in self.learned:
             graph.make_parameter(constants[part])
         build = Build(graph, node, constants)
         result = self._emit(build)
@@ -218,7 +226,7 @@ class _Plan:
             graph.set_fact(call, ATTENTION_PART, True)
         mask = [] if attention.mask is None or attention.mask.op == "get_attr" else [attention.mask.name]
         read = (attention.query.name, attention.key.name, attention.value.name, *mask)
-        inputs, parts = _read_by(build.calls), tuple(constants[part] for part in learned)
+        inputs, parts = _read_by(build.calls), tuple(constants[part] for part in self.learned)
         graph.replace(node, result)
         return _Placed(site, name, tuple(dict.fromkeys(read)), result, inputs, parts)
 
@@ -226,7 +234,7 @@ class _Plan:
         attention, flat = self.attention, len(shape(self.attention.query)) == 3
         values = [attention.query, attention.key, attention.value]
         tokens = build.size(values[0], -2), build.size(values[1], -2)
-        mask = None if self.row is None else self.row(build)
+        mask = None if self.row is None else self._for_each_key(build, self.row(build), tokens[1])
         if flat:
             values = [build.call(aten.unsqueeze.default, x, 1) for x in values]
             if mask is not None and len(shape(attention.mask)) == 3:  # type: ignore[arg-type]
@@ -235,6 +243,13 @@ class _Plan:
             values[1:] = [self._for_each_head(build, x) for x in values[1:]]
         result = self.method.emit(Heads(build, self.sizes, values, tokens, mask, self.booleans))
         return build.call(aten.squeeze.dim, result, 1) if flat else result
+
+    def _for_each_key(self, build: Build, row: Node, keys: Number) -> Node:
+        """A mask [.., 1] as [.., keys]."""
+        sizes = shape(self.attention.mask)  # type: ignore[arg-type]
+        if is_free(sizes[-1]) or sizes[-1] != 1 or keys == 1:
+            return row
+        return build.call(aten.expand.default, row, [-1] * (len(sizes) - 1) + [keys])
 
     def _for_each_head(self, build: Build, x: Node) -> Node:
         """Keys or values that several heads share, for each of them."""

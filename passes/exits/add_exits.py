@@ -87,7 +87,7 @@ class AddExits:
 
     def _added(self, graph: Graph, number: int, site: Site, value: Tensor, classes: int) -> Node:
         """The answer of a new head."""
-        module = make(self.head, value.shape[1:], classes).eval()
+        module = make(self.head, value.shape[1:], classes).eval().to(value.dtype)
         part = Graph.capture(module, torch.cat([value] * 2)[:2], dynamic_batch=graph.dynamic_batch)
         if len(part.outputs) != 1 or tuple(part.outputs[0].meta["val"].shape[1:]) != (classes,):
             shape = [list(node.meta["val"].shape) for node in part.outputs]

@@ -1,7 +1,7 @@
 """Where exits may be: values that everything on the way from the inputs to the answer goes through, its dominators.
 
 Of those with the same work in front of them, the last counts: of a convolution, its batch norm and its activation that is the
-activation. Values that are pooled or flattened already are no sites.
+activation. Values that are pooled or flattened already are no sites, nor are those whose first dimension does not count samples.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.ir import cost
+from graphopt.ir.batches import of_samples
 from graphopt.ir.graph import Graph
 from graphopt.ir.reading import leading, varying
 
@@ -33,6 +34,8 @@ def sites(graph: Graph) -> list[Site]:
     for node in dominators(graph):
         before = sum(work[each] for each in leading(node) if each in work)
         if before == 0 or before == total or len(shapes.get(node, ())) not in (3, 4):
+            continue
+        if not of_samples(graph, node):
             continue
         known = found.get(before)
         if known is None or _alike(shapes[known.node], shapes[node]):

@@ -133,7 +133,7 @@ class MakeExperts:
             wanted = {mlp.up: (operand(mlp.up), mlp.up, mlp.activation) for mlp in chosen}
             values = executor.run([node for nodes in wanted.values() for node in nodes], batch)
             for up, nodes in wanted.items():
-                flat = [values[node].flatten(0, -2) for node in nodes]
+                flat = [values[node].reshape(-1, values[node].shape[-1]) for node in nodes]
                 rows = torch.randperm(len(flat[0]), generator=generator)[:each]
                 parts[up].append(tuple(value[rows].float() for value in flat))
         return {up: tuple(map(torch.cat, zip(*found, strict=True))) for up, found in parts.items()}

@@ -230,7 +230,7 @@ def _place(graph: Graph, site: Site, blocks: int, power: Tensor | None, seed: in
 def _emit(build: Build, layer: Layer, blocks: int) -> tuple[Node, Node]:
     """The convolution, and what gives what the layer gave."""
     rank, bias = len(shape(layer.node)), "bias" if "bias" in build.constants else None
-    dim = rank - 1 if layer.kind == "linear" else 1
+    dim = layer.channel_dim
     x = build.call(aten.index_select.default, layer.input, dim, "inputs")
     if layer.kind == "linear":
         x = build.call(aten.unsqueeze.default, x, -1) if rank == 2 else build.call(aten.transpose.int, x, 1, 2)

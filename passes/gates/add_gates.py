@@ -33,7 +33,7 @@ from torch.fx.node import Node
 
 from graphopt.analysis.gates import gates as gates_of
 from graphopt.execution.executor import Executor
-from graphopt.ir.calls import operand
+from graphopt.ir.calls import operand, value
 from graphopt.ir.graph import Graph
 from graphopt.ir.inline import inline
 from graphopt.ir.layer import Layer
@@ -96,6 +96,8 @@ class AddGates:
         chosen = self._chosen(blocks(graph))
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
+            if self.heads == "one":
+                _check_alike(chosen)
             values = Executor(graph).run([block.entry for block in chosen], graph.example.tensors())
             changes = self._gated(graph, chosen, values)
         graph.refresh()
@@ -103,7 +105,10 @@ class AddGates:
 
     def _chosen(self, known: list[Block]) -> list[Block]:
         if not known:
-            raise InputError("the graph has no residual block that could be passed by, so there is nothing to gate")
+            raise InputError(
+                "the graph has no residual block that could be passed by, so there is nothing to gate; blocks are sums of "
+                "floats whose first dimension counts samples"
+            )
         if isinstance(self.blocks, str):
             return known
         for pattern in self.blocks:
@@ -138,12 +143,23 @@ class AddGates:
             changes.append(Change(block.name, "may be left out"))
         return changes[::-1]
 
-    def _test(self, graph: Graph, entry: Node, value: Tensor, count: int, name: str, before: Node) -> Node:
+    def _test(self, graph: Graph, entry: Node, example: Tensor, count: int, name: str, before: Node) -> Node:
         """Whether the logits of a new head are over 0, [N, count]."""
-        module = decision(value, count, self.hidden, self.start, graph.site(entry)).eval()
-        part = Graph.capture(module, torch.cat([value] * 2)[:2], dynamic_batch=graph.dynamic_batch)
+        module = decision(example, count, self.hidden, self.start, graph.site(entry)).eval().to(example.dtype)
+        part = Graph.capture(module, torch.cat([example] * 2)[:2], dynamic_batch=graph.dynamic_batch)
         logits = inline(graph, part, entry, name, before=before)
         return graph.call(aten.gt.Scalar, logits, 0.0, before=before, like=logits)
+
+
+def _check_alike(chosen: list[Block]) -> None:
+    """One head is for blocks of as many samples."""
+    first = chosen[0]
+    for block in chosen[1:]:
+        if str(value(block.entry).shape[0]) != str(value(first.entry).shape[0]):
+            raise InputError(
+                f"one head cannot decide about {first.name} and {block.name}, which compute other numbers of parts of samples, "
+                "such as windows; give each block a head, or name blocks of one kind"
+            )
 
 
 def _gate_block(graph: Graph, block: Block, test: Node) -> None:
@@ -191,12 +207,12 @@ def _pointwise(node: Node) -> bool:
                            aten.hardswish.default, aten.gelu.default)  # fmt: skip
 
 
-def _gate_channels(graph: Graph, value: Node, test: Node) -> None:
-    readers, behind = list(value.users), graph.after(max(value, test))
+def _gate_channels(graph: Graph, made: Node, test: Node) -> None:
+    readers, behind = list(made.users), graph.after(max(made, test))
     condition = test
-    for dim in range(2, value.meta["val"].dim()):
+    for dim in range(2, value(made).dim()):
         condition = graph.call(aten.unsqueeze.default, condition, dim, before=behind, like=test)
-    zero = graph.add_constant(f"{NAME}.zero", torch.zeros(()), before=behind)
-    call = graph.call(aten.where.self, condition, value, zero, before=behind, like=value)
+    zero = graph.add_constant(f"{NAME}.zero", torch.zeros((), dtype=value(made).dtype), before=behind)
+    call = graph.call(aten.where.self, condition, made, zero, before=behind, like=made)
     for reader in readers:
-        reader.replace_input_with(value, call)
+        reader.replace_input_with(made, call)

@@ -13,7 +13,8 @@ from torch.fx.node import Node
 from graphopt.analysis.branches import branches
 from graphopt.analysis.channels.trace import sizes
 from graphopt.ir import cost
-from graphopt.ir.calls import value
+from graphopt.ir.batches import of_samples
+from graphopt.ir.calls import is_float, value
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import family
 from graphopt.ir.reading import leading, varying
@@ -32,7 +33,7 @@ class Block(NamedTuple):
 
 
 def blocks(graph: Graph) -> list[Block]:
-    """All of a graph, in execution order; those around others are left out."""
+    """All of a graph, in execution order; left out are those around others, and those that cannot be decided sample by sample."""
     work, moving = cost.layer_macs(graph), varying(graph)
     same = {found.total: found for found in branches(graph)}
     result = []
@@ -45,7 +46,13 @@ def blocks(graph: Graph) -> list[Block]:
         elif (found := _with_shortcut(graph, node, work, moving)) is not None:
             result.append(found)
     totals = {block.total for block, _ in result}
-    return [block for block, inside in result if inside.isdisjoint(totals)]
+    return [block for block, inside in result if inside.isdisjoint(totals) and _decides(graph, block)]
+
+
+def _decides(graph: Graph, block: Block) -> bool:
+    """Whether what a block reads says something about each sample by itself, and what it gives is of as many."""
+    sizes = [value(node).shape for node in (block.entry, block.total)]
+    return is_float(block.entry) and of_samples(graph, block.entry) and len({str(size[0]) for size in sizes}) == 1
 
 
 def _with_shortcut(

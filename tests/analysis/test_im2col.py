@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from graphopt.analysis.im2col import from_matrix, rows, weight_matrix
 from graphopt.analysis.moments import Moments
+from graphopt.fitting.least_squares import outputs
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 
@@ -41,6 +42,19 @@ def test_rows_times_the_weight_matrix_are_what_the_layer_computes(name: str) -> 
     expected = expected.reshape(shape[0], -1, 7) if layer.kind == "linear" else expected.flatten(2).transpose(1, 2)
     found = rows(layer, x) @ weight_matrix(layer, weight).T + graph.tensor(layer.bias)  # type: ignore[arg-type]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if "conv" in name or "transposed" in name])
+def test_a_convolution_without_samples_has_rows_and_moments_as_with_one(name: str) -> None:
+    module, (_, *shape) = LAYERS[name]
+    x = torch.randn(shape)
+    _, layer = layer_of(module, x)
+    assert torch.equal(rows(layer, x), rows(layer, x[None]))
+    assert torch.equal(outputs(layer, module(x).detach()), outputs(layer, module(x[None]).detach()))
+    alone, one = Moments(layer), Moments(layer)
+    alone.update(x, outputs(layer, module(x).detach()))
+    one.update(x[None], outputs(layer, module(x[None]).detach()))
+    assert torch.equal(alone.xt, one.xt)
 
 
 @pytest.mark.parametrize("name", LAYERS)

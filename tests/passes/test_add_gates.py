@@ -158,3 +158,52 @@ def test_graphs_that_cannot_be_gated_are_refused() -> None:
 def test_gates_are_not_removed_without_data(options: dict[str, object], says: str) -> None:
     with pytest.raises(InputError, match=says):
         RemoveGates(**options)(gated.gated())  # type: ignore[arg-type]
+
+
+class Sequences(nn.Module):
+    """[N, T, 6], with a residual block that computes [T, N, 6] (`turned`), or [2 N, T / 2, 6] in the second of two."""
+
+    def __init__(self, turned: bool = False, windows: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.turned, self.windows = nn.Linear(6, 6), turned, windows
+        self.branches = nn.ModuleList(nn.Sequential(nn.Linear(6, 9), nn.GELU(), nn.Linear(9, 6)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x.transpose(0, 1) if self.turned else x)
+        x = x + self.branches[0](x)
+        x = x.reshape(2 * x.shape[0], -1, 6) if self.windows else x
+        x = x + self.branches[1](x)
+        return x.transpose(0, 1) if self.turned else x
+
+
+@pytest.mark.parametrize("batch", [True, False])
+def test_no_gate_decides_for_one_sample_by_the_others(batch: bool) -> None:
+    """The mean over dimension 1 of [T, N, C] would be one over samples."""
+    graph = Graph.capture(Sequences(turned=True).eval(), torch.randn(3, 4, 6), dynamic_batch=batch)
+    with pytest.raises(InputError, match="first dimension counts samples"):
+        AddGates()(graph)
+
+
+def test_windows_are_decided_each_by_itself() -> None:
+    x = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(0))
+    graph = Graph.capture(Sequences(windows=True).eval(), x)
+    with pytest.raises(InputError, match="one head cannot decide"):
+        AddGates(heads="one")(graph.clone())
+    AddGates()(graph)
+    for gate in gates(graph):
+        graph.parameter(gate.logits.args[1]).data.normal_(generator=torch.Generator().manual_seed(1))  # type: ignore[arg-type]
+        graph.parameter(gate.logits.args[2]).data.zero_()  # type: ignore[arg-type]
+    alone = torch.cat([graph(one) for one in x.split(1)])
+    torch.testing.assert_close(graph(x), alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("what", ["blocks", "channels"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_heads_are_of_the_type_of_the_network(dtype: torch.dtype, what: str) -> None:
+    x = gated.images(2).to(dtype)
+    graph = Graph.capture(randomised(gated.Residual()).eval().to(dtype), x)
+    before = graph(x)
+    AddGates(what=what)(graph)
+    assert torch.equal(graph(x), before)
+    assert gates(graph)

@@ -153,3 +153,17 @@ def test_what_cannot_be_is_refused() -> None:
     assert apply(BlockDiagonal(), capture(grouped, torch.ones(1, 8, 2, 2))) == []
     with pytest.raises(InputError, match="0 cannot be in blocks: it has groups already"):
         blocked(grouped, torch.ones(1, 8, 2, 2), layers={"0": 2})
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+def test_convolutions_without_samples_are_put_in_blocks(fitted: bool) -> None:
+    """[C, H, W], where height and channels are as many, so that an order of the one would fit the other."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 6, 3)).eval()
+    model[0].weight.data = hidden(8, 8, 2)[..., None, None]
+    x = torch.randn(8, 8, 7)
+    graph = capture(model, x)
+    data = [[torch.randn(8, 8, 7)] for _ in range(4)] if fitted else None
+    BlockDiagonal(2, layers={"2": None}, data=data)(graph)
+    assert [layer.groups for node in graph.calls() if (layer := Layer.of(node))] == [2, 1]
+    assert_close(graph(x), model(x), 1e-4)

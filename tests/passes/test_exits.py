@@ -218,3 +218,31 @@ def test_every_small_classifier_has_exits_or_says_why_not(name: str) -> None:
         with pytest.raises(InputError, match="exits"):
             AddExits(count=1)(graph)
         assert str(graph) == str(before)
+
+
+class TokensFirst(nn.Module):
+    """[N, T, 6] to logits, in between [T, N, 6] where `turned`."""
+
+    def __init__(self, turned: bool) -> None:
+        super().__init__()
+        self.one, self.two, self.head, self.turned = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3), turned
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.two(self.one(x.transpose(0, 1) if self.turned else x).relu()).relu()
+        found: Tensor = self.head((x.transpose(0, 1) if self.turned else x).mean(1))
+        return found
+
+
+def test_no_exit_is_where_the_first_dimension_counts_no_samples() -> None:
+    x = torch.randn(3, 4, 6)
+    names = [[site.name for site in sites(Graph.capture(TokensFirst(turned).eval(), x))] for turned in (False, True)]
+    assert len(names[0]) == 2
+    assert len(names[1]) == 1  # the last, turned back
+
+
+def test_heads_of_exits_are_of_the_type_of_the_network() -> None:
+    graph = Graph.capture(Residual().eval().double(), small(2).double())
+    before = graph(small(2).double())
+    AddExits(count=1)(graph)
+    *_, last = graph(small(2).double())
+    assert torch.equal(last, before)

@@ -154,3 +154,27 @@ def test_graphs_without_such_layers_and_quantized_ones_are_refused() -> None:
     Quantize(find("x86"), [[X]], estimator="minmax")(graph)
     with pytest.raises(InputError, match="is quantized"):
         MakeExperts(data=[[X]])(graph)
+
+
+@pytest.mark.parametrize("slopes", [1, 24])
+def test_neurons_with_slopes_of_their_own_are_left_alone(slopes: int) -> None:
+    """Neurons change places, the slopes of PReLU would not."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 24), nn.PReLU(slopes), nn.Linear(24, 8)).eval()
+    model[1].weight.data.uniform_(0, 1)
+    graph = Graph.capture(model, X[:2, 0])
+    make = MakeExperts(data=[[X[:, 0]]], experts=4, take=4)
+    if slopes == 1:
+        make(graph)
+        torch.testing.assert_close(graph(X[:, 1]), model(X[:, 1]), rtol=1e-4, atol=1e-5)
+    else:
+        with pytest.raises(InputError, match="there are none"):
+            make(graph)
+
+
+def test_one_token_without_a_batch() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 24), nn.GELU(), nn.Linear(24, 8)).eval()
+    graph = Graph.capture(model, X[0, 0])
+    MakeExperts(data=[[each] for each in X[:, 0]], experts=4, take=4, rest="affine")(graph)
+    torch.testing.assert_close(graph(X[1, 1]), model(X[1, 1]), rtol=1e-4, atol=1e-5)

@@ -15,7 +15,7 @@ import graphopt
 from graphopt.backends.onnxruntime import lower
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
-from graphopt.passes import ProductQuantize, Simplify
+from graphopt.passes import Elastic, ProductQuantize, Prune, Simplify
 from graphopt.passes.sharing.vectors import fitted, made
 from graphopt.passmanager import run
 from graphopt.targets import find
@@ -135,3 +135,24 @@ def test_what_cannot_be_is_refused() -> None:
     graph = quantized(layers={"8*": None, "0*": 3})
     assert "8.weight" in graph.state_dict()
     assert "2.weight_codes" in graph.state_dict()
+
+
+@pytest.mark.parametrize("change", [Prune(0.5), Elastic(widths=(0.5,), depths=False)])
+def test_channels_of_weights_that_are_codes_stay(change: Any) -> None:
+    """Nothing can be taken out, and that is said."""
+    graph = quantized()
+    before = str(graph)
+    with pytest.raises(InputError, match=r"codebook|no layer|nothing"):
+        change(graph)
+    assert str(graph) == before
+
+
+def test_channels_of_other_layers_are_pruned_beside_codes() -> None:
+    graph = quantized(layers={"0*": None, "2*": None, "4*": None})
+    codes = graph.tensor(next(node for node in graph.nodes if str(node.target).endswith("codes")))
+    before = cost.macs(graph)
+    run([Prune(0.9)], graph)
+    assert cost.macs(graph) < before
+    assert graph(images(3)).shape == (3, 50)
+    after = graph.tensor(next(node for node in graph.nodes if str(node.target).endswith("codes")))
+    assert torch.equal(after, codes)

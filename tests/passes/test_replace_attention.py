@@ -264,6 +264,8 @@ FORMS: dict[str, Any] = {
     "causal by places": lambda q, k, v, m: F.scaled_dot_product_attention(
         q, k, v, torch.where(torch.arange(TOKENS) <= torch.arange(TOKENS)[:, None], 0.0, -1e9)[None, None] + 0 * _bias(m * 0 + 1)
     ),
+    "a mask of no queries": lambda q, k, v, m: (q @ k.mT).masked_fill(m[0] == 0, -1e9).softmax(-1) @ v,
+    "one number for all keys": lambda q, k, v, m: (q @ k.mT + m[:, None, None, :1]).softmax(-1) @ v,
     "shared heads": lambda q, k, v, m: F.scaled_dot_product_attention(q, k[:, :1], v[:, :1], enable_gqa=True),
 }  # fmt: skip
 
@@ -517,3 +519,26 @@ def test_a_length_without_an_end_is_refused() -> None:
     graph = Graph.capture(Layer().eval(), tuple(inputs()), dynamic_shapes=free)
     with pytest.raises(InputError, match="capture it with an end"):
         ReplaceAttention("linformer")(graph)
+
+
+class Stacked(nn.Module):
+    """Two attentions, spelled out; the second adds a bias for each query."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        found: Tensor = (q @ k.mT).softmax(-1) @ v
+        return (found @ k.mT + bias).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("method", ["linear", "linformer"])
+def test_what_is_refused_leaves_the_graph_as_it_is(method: str) -> None:
+    model: nn.Module
+    if method == "linear":
+        model, given, free = Stacked(), [drawn(N, HEADS, TOKENS, SIZE)] * 3 + [drawn(N, 1, TOKENS, TOKENS)], None
+    else:
+        model, given = Form(FORMS["products"]), [*[drawn(N, HEADS, TOKENS, SIZE)] * 3, padding()]
+        free = {n: {0: "batch", 2: "length"} for n in "qkv"} | {"mask": {0: "batch", 1: "length"}}
+    graph = Graph.capture(model.eval(), tuple(given), dynamic_shapes=free)
+    before = str(graph)
+    with pytest.raises(InputError):
+        ReplaceAttention(method)(graph)
+    assert str(graph) == before

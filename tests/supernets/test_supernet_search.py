@@ -109,8 +109,11 @@ def test_a_fitted_network_gives_what_the_largest_gives() -> None:
     assert after.score == pytest.approx(-errors[1], abs=1e-6)
     assert close(after.graph) == pytest.approx(after.score)
     assert after.costs == before.costs
-    with pytest.raises(InputError, match="refit says how many"):
-        search(graph, {"macs": 0.7}, refit=-1, **options)  # type: ignore[arg-type]
+    for count in (-1, 1.5):
+        with pytest.raises(InputError, match="refit says how many"):
+            search(graph, {"macs": 0.7}, refit=count, **options)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="evaluate returned None"):
+        search(graph, {"macs": 0.7}, **{**options, "evaluate": lambda _: None})  # type: ignore[arg-type]
 
 
 def test_bad_searches_are_named(trained: Graph) -> None:

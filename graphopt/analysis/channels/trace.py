@@ -212,6 +212,8 @@ def call_on_labels(graph: Graph, node: Node, labels: Tensor) -> list[Tensor]:
         result = labels.expand(sizes(value(node)))
     elif node.target in (aten.reshape_as.default, aten.view_as.default):
         result = labels.reshape(sizes(value(node)))
+    elif node.target is aten.view.default:  # labels are spread, and lie in memory in another way than values
+        result = labels.reshape(*args)
     elif family(node) == "resize_nearest":  # torch has no kernel of it for integers; labels are exact in double
         result = node.target(labels.double(), *args, **kwargs).long()  # type: ignore[operator]
     else:
