@@ -8,11 +8,15 @@ import gated
 import onnx
 import pytest
 import torch
+from rewriting import apply
+from torch import Tensor, nn
 
 import graphopt
+from graphopt import Graph
 from graphopt.analysis.gates import gates
 from graphopt.backends.onnxruntime import audit as audit_of
 from graphopt.backends.onnxruntime import lower
+from graphopt.passes import Quantize
 from graphopt.targets import find, machine_here
 
 X = gated.images(16, seed=5)
@@ -95,3 +99,29 @@ def test_gates_of_channels_stay_choices_of_values() -> None:
     assert {gate.channels for gate in gates(found.graph)} == {8, 16}
     simulation = graphopt.simulate(found.graph, "x86", machine=machine_here())
     assert torch.equal(found.artifact(X), simulation(X))
+
+
+class Nested(nn.Module):
+    """A block that may be left out inside of one that may be left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outer, self.inner = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(2))
+        self.first, self.second = nn.Linear(3, 1), nn.Linear(3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.outer(x)
+        run = (self.second(made.mean((2, 3))) > 0)[:, :, None, None]
+        branch = torch.where(run, made + self.inner(made), made)
+        return torch.where((self.first(x.mean((2, 3))) > 0)[:, :, None, None], branch + x, x)
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_gates_inside_of_gates_are_simulated_bit_for_bit(batch: bool) -> None:
+    torch.manual_seed(0)
+    graph = Graph.capture(Nested().eval(), X[:1], dynamic_batch=batch)
+    apply(Quantize(find("x86"), [[one] for one in X.split(1)]), graph)
+    assert len(gates(graph)) == 2
+    artifact, simulation = lower(graph, find("x86")), graphopt.simulate(graph, "x86", machine=machine_here())
+    for one in X.split(1):
+        assert torch.equal(artifact(one), simulation(one))
