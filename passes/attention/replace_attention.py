@@ -120,7 +120,10 @@ class ReplaceAttention:
 
     def _planned(self, graph: Graph, method: Method) -> list[_Plan]:
         """Each attention, written as one call, with what takes its place."""
-        chosen = [each.written(graph) for each in self._chosen(graph)]
+        written = {
+            each.written(graph).node for each in reversed(self._chosen(graph))
+        }  # the last first: it may read the others
+        chosen = [each for each in attentions(graph) if each.node in written]
         rows = Rows(graph)
         return [_Plan.of(graph, each, method, rows, self.seed) for each in chosen]
 
