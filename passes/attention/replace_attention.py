@@ -25,7 +25,7 @@ Papers: see the methods' files.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -113,7 +113,10 @@ class ReplaceAttention:
             self._planned(graph.clone(share_weights=True), method)  # one that refuses leaves the graph as it is
         planned = self._planned(graph, method)
         original = graph.clone(share_weights=True)
-        placed = [plan.place(graph) for plan in planned]
+        placed, results = list[_Placed](), dict[Node, Node]()
+        for plan in planned:
+            placed.append(plan.place(graph, results))
+            results[plan.attention.node] = placed[-1].result
         graph.refresh()
         fits = self._fit(original, graph, placed) if placed and self.data is not None else {}
         return [_change(each, method, fits.get(each.result)) for each in placed]
@@ -213,9 +216,11 @@ class _Plan:
         sizes = _sizes(graph, attention, key, causal, seed)
         return cls(attention, method, sizes, row, booleans, method.start(sizes), method.fixed(sizes))
 
-    def place(self, graph: Graph) -> _Placed:
-        """Emit the method's calls, and remove the attention."""
+    def place(self, graph: Graph, results: Mapping[Node, Node]) -> _Placed:
+        """Emit the method's calls, and remove the attention; `results`: of those removed before, which it may read."""
         attention, node = self.attention, self.attention.node
+        query, key, value = (results.get(x, x) for x in (attention.query, attention.key, attention.value))
+        moved = replace(self, attention=replace(attention, query=query, key=key, value=value))
         site, name = graph.site(node), node.name
         constants = {
             part: graph.add_constant(f"{site}.{part}", tensor.to(self.sizes.dtype), before=node)
@@ -224,7 +229,8 @@ class _Plan:
         for part in self.learned:
             graph.make_parameter(constants[part])
         build = Build(graph, node, constants)
-        result = self._emit(build)
+        result = moved._emit(build)
+        result.meta.setdefault("val", node.meta["val"])
         for call in build.calls:
             graph.set_fact(call, ATTENTION_PART, True)
         mask = [] if attention.mask is None or attention.mask.op == "get_attr" else [attention.mask.name]

@@ -542,3 +542,23 @@ def test_what_is_refused_leaves_the_graph_as_it_is(method: str) -> None:
     with pytest.raises(InputError):
         ReplaceAttention(method)(graph)
     assert str(graph) == before
+
+
+class Twice(nn.Module):
+    """The second attention asks with what the first answers."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        found: Tensor = (q @ k.mT).softmax(-1) @ v
+        return (found @ k.mT).softmax(-1) @ v
+
+
+def test_attentions_that_read_one_another_are_replaced_both() -> None:
+    given = tuple(drawn(N, HEADS, TOKENS, SIZE) for _ in range(3))
+    graph = Graph.capture(Twice().eval(), given)
+    changes = ReplaceAttention("efficient")(graph)
+    assert len(changes) == 2
+    graph.refresh()
+    q, k, v = given
+    once = k.softmax(-2).mT @ v
+    want = (q.softmax(-1) @ once).softmax(-1) @ once
+    torch.testing.assert_close(graph(*given), want, rtol=1e-4, atol=1e-5)
