@@ -10,7 +10,7 @@ Q: [..., queries, d], K: [..., keys, d], V: [..., keys, values]. `Attention.writ
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -54,10 +54,10 @@ class Attention:
     inverted: bool = False
     dropout: float = 0.0
 
-    def written(self, graph: Graph) -> Attention:
-        """The same as one call, which stands in its place."""
+    def written(self, graph: Graph) -> Node:
+        """One call of the same, which stands in its place; its shape is known when the graph was refreshed."""
         if self.node.target is SDPA:
-            return self
+            return self.node
         key, mask = self.key, self.mask
         if self.turned:
             key = graph.call(aten.transpose.int, key, -2, -1, before=self.node)
@@ -70,8 +70,7 @@ class Attention:
         given = (self.query, key, self.value, mask, 0.0, False)
         node = graph.call(SDPA, *given, before=self.node, scale=self.scale)
         graph.replace(self.node, node)
-        graph.refresh()
-        return replace(self, node=node, key=key, mask=mask, turned=False, inverted=False)
+        return node
 
 
 def attentions(graph: Graph) -> list[Attention]:
@@ -79,13 +78,14 @@ def attentions(graph: Graph) -> list[Attention]:
     depends = varying(graph)
     found = []
     for node in graph.calls():
-        attention = _called(node) if node.target is SDPA else _spelled_out(node, depends)
+        attention = called(node) if node.target is SDPA else _spelled_out(node, depends)
         if attention is not None and not graph.fact(node, ATTENTION_PART):
             found.append(attention)
     return found
 
 
-def _called(node: Node) -> Attention:
+def called(node: Node) -> Attention:
+    """Of a call of `scaled_dot_product_attention`, as it is now."""
     given = bound(node)
     size = shape(given["query"])[-1]
     scale = given["scale"] if given["scale"] is not None else 1 / math.sqrt(size)

@@ -22,8 +22,7 @@ from torch.fx.node import Node
 
 from graphopt.ir.build import Build, Number
 from graphopt.ir.ops import aten
-
-SDPA = aten.scaled_dot_product_attention.default
+from graphopt.passes.attention.find import SDPA
 
 
 @dataclass(frozen=True)

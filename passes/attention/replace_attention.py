@@ -49,7 +49,7 @@ from graphopt.ir.shapes import is_free
 from graphopt.passes.attention.blocks import Blocks
 from graphopt.passes.attention.efficient import Efficient
 from graphopt.passes.attention.features import Linear
-from graphopt.passes.attention.find import SDPA, Attention, attentions
+from graphopt.passes.attention.find import SDPA, Attention, attentions, called
 from graphopt.passes.attention.fitted import Parts
 from graphopt.passes.attention.linformer import Linformer
 from graphopt.passes.attention.masks import QueryMask, Rows
@@ -113,20 +113,18 @@ class ReplaceAttention:
             self._planned(graph.clone(share_weights=True), method)  # one that refuses leaves the graph as it is
         planned = self._planned(graph, method)
         original = graph.clone(share_weights=True)
-        placed, results = list[_Placed](), dict[Node, Node]()
-        for plan in planned:
-            placed.append(plan.place(graph, results))
-            results[plan.attention.node] = placed[-1].result
+        placed = [plan.place(graph) for plan in planned]
         graph.refresh()
         fits = self._fit(original, graph, placed) if placed and self.data is not None else {}
         return [_change(each, method, fits.get(each.result)) for each in placed]
 
     def _planned(self, graph: Graph, method: Method) -> list[_Plan]:
         """Each attention, written as one call, with what takes its place."""
-        written = {
-            each.written(graph).node for each in reversed(self._chosen(graph))
-        }  # the last first: it may read the others
-        chosen = [each for each in attentions(graph) if each.node in written]
+        found = self._chosen(graph)
+        calls = [each.written(graph) for each in reversed(found)][::-1]  # the last first: it may read the others
+        if calls != [each.node for each in found]:
+            graph.refresh()
+        chosen = [called(node) for node in calls]
         rows = Rows(graph)
         return [_Plan.of(graph, each, method, rows, self.seed) for each in chosen]
 
@@ -216,11 +214,10 @@ class _Plan:
         sizes = _sizes(graph, attention, key, causal, seed)
         return cls(attention, method, sizes, row, booleans, method.start(sizes), method.fixed(sizes))
 
-    def place(self, graph: Graph, results: Mapping[Node, Node]) -> _Placed:
-        """Emit the method's calls, and remove the attention; `results`: of those removed before, which it may read."""
+    def place(self, graph: Graph) -> _Placed:
+        """Emit the method's calls, and remove the attention."""
         attention, node = self.attention, self.attention.node
-        query, key, value = (results.get(x, x) for x in (attention.query, attention.key, attention.value))
-        moved = replace(self, attention=replace(attention, query=query, key=key, value=value))
+        now = replace(self, attention=called(node))  # it may read what took the place of another
         site, name = graph.site(node), node.name
         constants = {
             part: graph.add_constant(f"{site}.{part}", tensor.to(self.sizes.dtype), before=node)
@@ -229,7 +226,7 @@ class _Plan:
         for part in self.learned:
             graph.make_parameter(constants[part])
         build = Build(graph, node, constants)
-        result = moved._emit(build)
+        result = now._emit(build)
         result.meta.setdefault("val", node.meta["val"])
         for call in build.calls:
             graph.set_fact(call, ATTENTION_PART, True)
