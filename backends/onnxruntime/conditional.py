@@ -33,9 +33,7 @@ class _Choice:
 
     def __init__(self, graph: ir.Graph, node: ir.Node) -> None:
         self.graph, self.node = graph, node
-        self.owners = {
-            inner: outer for outer in graph for inner in _inside(outer)
-        }  # of nodes in subgraphs, those that hold them
+        self.owners = {inner: outer for outer in graph for inner in _inside(outer)}  # those that hold subgraphs
 
     def rewrite(self) -> None:
         condition, opened, closed = self.node.inputs

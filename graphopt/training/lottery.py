@@ -25,9 +25,9 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.ir.graph import Graph
-from graphopt.ir.layer import Layer
-from graphopt.ir.masks import masks, put_mask, unmasked
+from graphopt.ir.masks import masks, put_mask
 from graphopt.training.compression import Compression
+from graphopt.training.pruning import weights_to_mask
 from graphopt.training.report import TrainingReport
 from graphopt.training.trainer import train
 from graphopt.utils.checks import check_count, check_share
@@ -66,7 +66,7 @@ def lottery_ticket(
         raise InputError(f"rewind is a progress of the training, at least 0 and under 1, or None, got {rewind}")
     if options.get("checkpoint") is not None:
         raise InputError("lottery_ticket trains several times and keeps no checkpoint; leave it out")
-    weights = _weights(graph, layers)
+    weights = list(weights_to_mask(graph, lambda name: next((p for p in layers if fnmatchcase(name, p)), None)))
     early = Remember(rewind or 0.0)
     reports = [train(graph, data, compress=[early, *compress], **options)]
     for number in range(1, rounds + 1):
@@ -116,15 +116,3 @@ def mask_smallest(graph: Graph, weights: Sequence[Node], share: float) -> None:
     for weight, part, size in zip(weights, torch.split(kept, [s.numel() for s in sizes]), sizes, strict=True):
         put_mask(graph, weight, part.view_as(size))
     graph.refresh()
-
-
-def _weights(graph: Graph, layers: Sequence[str]) -> list[Node]:
-    found: dict[Node, None] = {}
-    for node in graph.calls():
-        layer = Layer.of(node)
-        weight = unmasked(graph, layer.weight) if layer else None
-        if weight is not None and graph.is_constant(weight) and any(fnmatchcase(graph.site(node), p) for p in layers):
-            found.setdefault(weight)
-    if not found:
-        raise InputError("no layer has weights to mask: they are no constants, or layers= leaves them all alone")
-    return list(found)

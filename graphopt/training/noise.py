@@ -78,11 +78,10 @@ class QuantNoise(Compression):
     def step(self, progress: float) -> None:
         for place in self.places:
             weight = place.weight.detach()
-            if self.steps % self.every == 0 or place.target is None:
+            if self.kind != "product" or self.steps % self.every == 0 or place.target is None:
                 place.target = TARGETS[self.kind](weight, place.block)
-            target = place.target if self.kind == "product" else TARGETS[self.kind](weight, place.block)
             drawn = torch.rand(weight.numel() // place.block, 1, device=weight.device) < self.share
-            blocks = (target - weight).reshape(-1, place.block) * drawn
+            blocks = (place.target - weight).reshape(-1, place.block) * drawn
             place.noise.copy_(blocks.reshape(weight.shape))
         self.steps += 1
 

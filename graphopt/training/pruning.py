@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ from graphopt.ir.passes import Change
 from graphopt.training.compression import Compression, Run
 from graphopt.utils.checks import check_share
 from graphopt.utils.errors import InputError
+
+T = TypeVar("T")
 
 LOOKS = 100  # at which masks are chosen anew, over the training
 
@@ -83,15 +86,7 @@ class GradualSparsity(Compression):
 
     def attach(self, graph: Graph) -> list[Change]:
         self.graph, self.looked = graph, -1
-        shares: dict[Node, float] = {}
-        for node in graph.calls():
-            layer = Layer.of(node)
-            weight = unmasked(graph, layer.weight) if layer else None
-            share = self._share(graph.site(node))
-            if weight is not None and graph.is_constant(weight) and share is not None:
-                shares.setdefault(weight, share)
-        if not shares:
-            raise InputError("no layer has weights to mask: they are no constants, or layers= leaves them all alone")
+        shares = weights_to_mask(graph, self._share)
         known = {found.weight for found in masks(graph)}
         for weight in shares:
             if weight not in known:
@@ -145,6 +140,24 @@ class SoftPrune(Compression):
             for member in group.writers:
                 which = torch.isin(torch.from_numpy(member.units), gone)
                 graph.parameter(member.node).movedim(member.dim, 0)[which] = 0.0
+
+
+def weights_to_mask(graph: Graph, of: Callable[[str], T | None]) -> dict[Node, T]:
+    """The constant weights of layers, each with what `of` says of its layer's name; None: it is left alone.
+
+    Raises:
+        InputError: there are none.
+    """
+    found: dict[Node, T] = {}
+    for node in graph.calls():
+        layer = Layer.of(node)
+        weight = unmasked(graph, layer.weight) if layer else None
+        said = of(graph.site(node))
+        if weight is not None and graph.is_constant(weight) and said is not None:
+            found.setdefault(weight, said)
+    if not found:
+        raise InputError("no layer has weights to mask: they are no constants, or layers= leaves them all alone")
+    return found
 
 
 def strength(graph: Graph, group: Group) -> Tensor:

@@ -99,15 +99,15 @@ class MakeExperts:
     def __call__(self, graph: Graph) -> list[Change]:
         if quantizers(graph):
             raise InputError("the graph is quantized; make experts of the float graph, and quantize afterwards")
-        known = [mlp for mlp in mlps(graph) if mlp.neurons % self.experts == 0]
-        chosen = self._chosen(known, mlps(graph))
+        chosen = self._chosen(mlps(graph))
         with torch.no_grad():
             seen = self._seen(graph, chosen)
             changes = [self._split(graph, mlp, *seen[mlp.up]) for mlp in chosen]
         graph.refresh()
         return changes
 
-    def _chosen(self, known: list[Mlp], every: list[Mlp]) -> list[Mlp]:
+    def _chosen(self, every: list[Mlp]) -> list[Mlp]:
+        known = [mlp for mlp in every if mlp.neurons % self.experts == 0]
         if not known:
             counts = ", ".join(f"{mlp.name!r}: {mlp.neurons}" for mlp in every)
             why = f"their neurons are no multiple of {self.experts} experts ({counts})" if every else "there are none"

@@ -30,12 +30,9 @@ def coclusters(mass: Tensor, count: int, seed: int = 0) -> tuple[Tensor, Tensor]
         mass: [rows, columns], none negative; `count` divides both.
     """
     mass = mass.double()
-    best, found = -1.0, (torch.arange(mass.shape[0]), torch.arange(mass.shape[1]))
-    for start in range(STARTS):
-        rows, columns = _refined(mass, _spectral(mass, count, seed + start), count)
-        if (held := _held(mass, rows, columns, count)) > best:
-            best, found = held, (rows, columns)
-    return tuple(torch.argsort(labels, stable=True) for labels in found) if best >= 0 else found  # type: ignore[return-value]
+    found = [_refined(mass, _spectral(mass, count, seed + start), count) for start in range(STARTS)]
+    rows, columns = max(found, key=lambda labels: _held(mass, *labels))
+    return torch.argsort(rows, stable=True), torch.argsort(columns, stable=True)
 
 
 def _spectral(mass: Tensor, count: int, seed: int) -> Tensor:
@@ -59,7 +56,7 @@ def _refined(mass: Tensor, columns: Tensor, count: int) -> tuple[Tensor, Tensor]
 
     rows, held = balanced(mass @ groups(columns)), -1.0
     for _ in range(TURNS):
-        now = _held(mass, rows, columns, count)
+        now = _held(mass, rows, columns)
         if now <= held * (1 + 1e-9):
             break
         held, kept = now, (rows, columns)
@@ -68,7 +65,7 @@ def _refined(mass: Tensor, columns: Tensor, count: int) -> tuple[Tensor, Tensor]
     return kept
 
 
-def _held(mass: Tensor, rows: Tensor, columns: Tensor, count: int) -> float:
+def _held(mass: Tensor, rows: Tensor, columns: Tensor) -> float:
     return float(mass[rows[:, None] == columns].sum())
 
 

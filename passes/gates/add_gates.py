@@ -168,13 +168,7 @@ def _gate_block(graph: Graph, block: Block, test: Node) -> None:
         if not _positive(closed):
             closed = graph.call(activation.target, closed, before=graph.after(activation), like=activation)
         opened = activation
-    readers, behind = list(opened.users), graph.after(max(opened, closed, test))
-    condition = test
-    for dim in range(2, block.total.meta["val"].dim()):
-        condition = graph.call(aten.unsqueeze.default, condition, dim, before=behind, like=test)
-    call = graph.call(aten.where.self, condition, opened, closed, before=behind, like=block.total)
-    for reader in readers:
-        reader.replace_input_with(opened, call)
+    _choose(graph, test, opened, closed, behind=graph.after(max(opened, closed, test)), like=block.total)
 
 
 def _positive(node: Node) -> bool:
@@ -208,11 +202,16 @@ def _pointwise(node: Node) -> bool:
 
 
 def _gate_channels(graph: Graph, made: Node, test: Node) -> None:
-    readers, behind = list(made.users), graph.after(max(made, test))
-    condition = test
-    for dim in range(2, value(made).dim()):
-        condition = graph.call(aten.unsqueeze.default, condition, dim, before=behind, like=test)
+    behind = graph.after(max(made, test))
     zero = graph.add_constant(f"{NAME}.zero", torch.zeros((), dtype=value(made).dtype), before=behind)
-    call = graph.call(aten.where.self, condition, made, zero, before=behind, like=made)
+    _choose(graph, test, made, zero, behind=behind, like=made)
+
+
+def _choose(graph: Graph, test: Node, opened: Node, closed: Node, *, behind: Node, like: Node) -> None:
+    """What read `opened` reads it where the test, [N, C], is true, else `closed`. `behind`: the call after all three."""
+    readers, condition = list(opened.users), test
+    for dim in range(2, value(like).dim()):
+        condition = graph.call(aten.unsqueeze.default, condition, dim, before=behind, like=test)
+    call = graph.call(aten.where.self, condition, opened, closed, before=behind, like=like)
     for reader in readers:
-        reader.replace_input_with(made, call)
+        reader.replace_input_with(opened, call)

@@ -58,9 +58,8 @@ class RemoveGates:
         known = [gate for gate in gates(graph) if gate.channels == 1]
         changes = []
         rates = opening_rates(graph, known, self.data)
-        for gate, rate in reversed(
-            [*zip(known, rates, strict=True)]
-        ):  # a gate may be what is taken where a later one is closed
+        # The last first: a gate may be what is taken where a later one is closed.
+        for gate, rate in reversed([*zip(known, rates, strict=True)]):
             if self.least < rate < self.most:
                 continue
             always = rate >= self.most

@@ -8,7 +8,8 @@ from training import X, Y, accuracy, network
 
 from graphopt import Graph, InputError
 from graphopt.ir.masks import masks
-from graphopt.training.lottery import Remember, _weights, lottery_ticket, mask_smallest
+from graphopt.training.lottery import Remember, lottery_ticket, mask_smallest
+from graphopt.training.pruning import weights_to_mask
 from graphopt.training.trainer import train
 
 
@@ -22,7 +23,7 @@ def masked(found: Graph) -> torch.Tensor:
 
 def test_the_smallest_of_all_layers_are_masked_and_stay_so() -> None:
     found = graph()
-    weights = _weights(found, ["*"])
+    weights = list(weights_to_mask(found, lambda name: name))
     sizes = torch.cat([found.tensor(w).abs().flatten() for w in weights])
     mask_smallest(found, weights, 0.5)
     gone = masked(found)

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 from torch.fx.node import Node
 
+from graphopt.ir.build import Build
 from graphopt.ir.choices import KEEP, WEIGHTS, generated_from, weights_of
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
@@ -74,22 +75,20 @@ class GeneratedWeights(Compression):
         def constant(what: str, value: torch.Tensor, like: Sequence[Node] = ()) -> Node:
             return graph.add_constant(f"{name}_{what}", value, before=before, like=like)
 
+        call = Build(graph, before, {}).call
         shares = []
         for number, keep in enumerate(keeps):
             levels = graph.tensor(keep.args[LEVELS])  # type: ignore[arg-type]
             share = constant(f"shares_{number}", levels.mean(1, keepdim=True))
-            chosen = graph.call(aten.unsqueeze.default, keep.args[WEIGHTS], 0, before=before)
-            shares.append(graph.call(aten.matmul.default, chosen, share, before=before))
-        encoding = graph.call(aten.cat.default, shares, 1, before=before)
+            shares.append(call(aten.matmul.default, call(aten.unsqueeze.default, keep.args[WEIGHTS], 0), share))
+        encoding = call(aten.cat.default, shares, 1)
         spread = 1 / math.sqrt(len(keeps))
         u = constant("encoder", torch.randn(len(keeps), self.hidden, generator=made) * spread, [weight])
         shift = constant("encoder_shift", torch.randn(self.hidden, generator=made) * spread, [weight])
         v = constant("generator", torch.zeros(self.hidden, tensor.numel()), [weight])
-        inside = graph.call(aten.matmul.default, encoding, u, before=before)
-        inside = graph.call(aten.relu.default, graph.call(aten.add.Tensor, inside, shift, before=before), before=before)
-        flat = graph.call(aten.matmul.default, inside, v, before=before)
-        more = graph.call(aten.reshape.default, flat, list(tensor.shape), before=before)
-        whole = graph.call(aten.add.Tensor, weight, more, before=before)
+        inside = call(aten.relu.default, call(aten.add.Tensor, call(aten.matmul.default, encoding, u), shift))
+        more = call(aten.reshape.default, call(aten.matmul.default, inside, v), list(tensor.shape))
+        whole = call(aten.add.Tensor, weight, more)
         for reader in readers:
             reader.replace_input_with(weight, whole)
 
