@@ -24,7 +24,7 @@ from graphopt.backends.onnxruntime.export import to_onnx
 from graphopt.backends.onnxruntime.nbits import choose_products
 from graphopt.backends.onnxruntime.places import external, initializers
 from graphopt.backends.onnxruntime.profiling import kernel_times
-from graphopt.backends.onnxruntime.running import run_session
+from graphopt.backends.onnxruntime.running import refusal, run_session
 from graphopt.coding.pieces import Place
 from graphopt.data.preprocessing import Preprocessing
 from graphopt.ir.cost import layer_macs
@@ -229,8 +229,7 @@ def open_session(
     try:
         return ort.InferenceSession(str(path), options, providers=PROVIDERS, disabled_optimizers=disabled)
     except Exception as error:
-        reason = first_line(error)
-        raise ArtifactError(f"ONNX Runtime {ort.__version__} cannot load {path.name}: {reason}") from error
+        raise ArtifactError(refusal(path, first_line(error))) from error
 
 
 def intermediate(

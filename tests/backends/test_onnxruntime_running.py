@@ -16,7 +16,7 @@ from graphopt.backends.onnxruntime import lower
 from graphopt.backends.onnxruntime.running import failure
 from graphopt.ir.graph import Graph
 from graphopt.targets import find, machine_here
-from graphopt.utils.errors import ExecutionError
+from graphopt.utils.errors import ArtifactError, ExecutionError
 
 X86 = find("x86")
 INDEXED: dict[str, tuple[Callable[[Any, Tensor, Tensor], Tensor], str]] = {
@@ -38,6 +38,22 @@ def test_an_index_beyond_the_end_is_refused_by_the_name_of_its_operator(case: st
         torch.testing.assert_close(artifact(x, good), model(x, good))
     with pytest.raises(ExecutionError, match=says + r".*; give inputs that the original model takes$"):
         artifact(x, torch.tensor([0, 17, 3]))
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda m, x: F.interpolate(x.double(), scale_factor=2),
+        lambda m, x: F.interpolate(x.double(), size=(7, 9), mode="bicubic"),
+        lambda m, x: F.grid_sample(x.double(), torch.zeros(1, 3, 3, 2, dtype=torch.double)),
+    ],
+)
+def test_types_without_a_kernel_are_refused_by_the_operators_name(compute: Callable[[Any, Tensor], Tensor]) -> None:
+    x = torch.randn(1, 2, 5, 6)
+    graph = Graph.capture(Model(compute).eval(), (x,), dynamic_batch=False)
+    says = r"^[\w/]+: ONNX Runtime [\d.]+ has no kernel for (Resize|GridSample) of float64; compute it in another"
+    with pytest.raises(ArtifactError, match=says):
+        lower(graph, X86)(x)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,20 @@ def convolution(d: Draw) -> str | None:
     return f"{d.part(f'nn.Conv{n}d({channels}, {out}, {d.sizes(n, 1, 2, 3, 3)}{options})')}({x})"
 
 
+def residual(d: Draw) -> str | None:
+    """Two branches of one shape that are added, each clipped or not, and the sum, too."""
+    if (x := d.pick(3, 4)) is None:
+        return None
+    n, channels = len(d.shape(x)) - 2, d.shape(x)[1]
+    out = d.of(2, 3, 5, 8)
+    branches = [
+        f"{d.part(f'nn.Conv{n}d({channels}, {out}, {size}, padding={size // 2})')}({x})"
+        for size in (d.of(1, 3), d.of(1, 3))
+    ]
+    a, b = (d.of("{}", "F.relu({})", "F.relu6({})").format(branch) for branch in branches)
+    return d.of("{}", "F.relu({})", "F.hardtanh({}, -0.5, 2.0)").format(f"{a} + {b}")
+
+
 def transposed_convolution(d: Draw) -> str | None:
     if (x := d.pick(3, 4, 5)) is None:
         return None
