@@ -105,7 +105,8 @@ def float_reference(graph: Graph) -> Graph:
             reference.put_constant(node, value)
     for node in quantizers(reference):
         reference.replace(node, node.args[0])  # type: ignore[arg-type]
-    reference.refresh()
+    reference.sweep()  # shapes stay what they are
+    reference.module.recompile()
     return reference
 
 

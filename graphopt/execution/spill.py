@@ -1,7 +1,7 @@
 """Keep tensors in memory up to a limit, and in temporary files beyond it.
 
     overflow = Overflow(limit=2**30)
-    x = overflow.keep(x)      # the tensor itself, or one with the same values whose storage is a file mapped into memory
+    x = overflow.keep(x)      # the same tensor, or one with the same values whose storage is a file mapped into memory
 
 A file has no name any more once it is open (on Windows: it is deleted when it is closed), so nothing is left behind, whatever
 happens: it is gone when its tensor is.
@@ -33,14 +33,15 @@ class Overflow:
         self.inside = self.outside = 0
 
     def keep(self, tensor: Tensor) -> Tensor:
-        """The same values, kept until the result is let go of.
+        """The same values, kept until the result is let go of; nobody may write into the tensor meanwhile.
 
         Raises:
             InputError: there is no space for the file.
         """
         size = tensor.numel() * tensor.element_size()
         if self.inside + size <= self.limit or not size:
-            kept = tensor.detach().clone()  # a storage of its own: a view would hold the whole
+            whole = tensor.untyped_storage().nbytes() == size
+            kept = tensor.detach() if whole else tensor.detach().clone()  # a part would hold the whole
             self.inside += size
             weakref.finalize(kept, self._leave, size, 0)
             return kept

@@ -21,6 +21,7 @@ from graphopt.execution.executor import Executor
 from graphopt.ir.derivation import DERIVATION
 from graphopt.ir.editing import register
 from graphopt.ir.graph import Example, Graph
+from graphopt.ir.module import LazyModule
 from graphopt.ir.quantizers import is_quantizer
 from graphopt.ir.shapes import fake_inputs, is_free
 from graphopt.ir.sizes import FreeSize, Place
@@ -62,7 +63,7 @@ def subgraph(graph: Graph, inputs: Mapping[str, Node], outputs: Mapping[str, Nod
     _, given = pytree.tree_flatten((tuple(example), {}))
     names = [f"argument_{n}" for n in range(len(example))]
     new.set_codegen(fx.graph._PyTreeCodeGen(fx.graph._PyTreeInfo(names, given, spec)))
-    module = fx.GraphModule(root, new)
+    module = LazyModule(root, new)
     module.eval()
     part = Graph(
         module, Example(tuple(example), {}), input_names=list(inputs), output_names=list(outputs), free_sizes=free

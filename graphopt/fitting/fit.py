@@ -210,7 +210,9 @@ class _Walk:
 
     @cached_property
     def batches(self) -> list[list[Tensor]]:
-        found = [[self.keep(tensor) for tensor in batch] for batch in self.data]
+        found = [
+            [self.keep(tensor.clone()) for tensor in batch] for batch in self.data
+        ]  # loaders may write into theirs
         if not found:
             raise InputError("the data to fit to are empty; give at least one batch")
         return found

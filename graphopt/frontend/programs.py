@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 from torch.fx.node import Node
 
 from graphopt.ir.calls import argument
+from graphopt.ir.module import LazyModule
 from graphopt.utils.errors import InputError
 
 aten = torch.ops.aten
@@ -43,6 +44,6 @@ def _trains(node: Node) -> bool:
 def bare(module: nn.Module) -> fx.GraphModule:
     """The module without the hooks that export adds, in eval mode."""
     assert isinstance(module, fx.GraphModule)
-    module = fx.GraphModule(module, module.graph)
+    module = LazyModule(module, module.graph)
     nn.Module.train(module, False)
     return module

@@ -1,6 +1,7 @@
 """The intermediate representation: the graph, what is known about its operators, and how it is kept.
 
 graph.py            `Graph`: captured, called, copied, kept
+module.py           its module, whose code is written when it is called
 reading.py          what a graph says about its nodes
 editing.py          how passes rewrite it
 inline.py           a captured module as calls of another graph

@@ -15,21 +15,20 @@ from torch import Tensor
 from graphopt.ir.ops import registered
 
 
-def like_its_input(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
-    """The fake value of a call that gives a tensor of its first argument's sizes; None for other calls."""
+def like_its_input(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.dtype | None:
+    """The type of what a call gives whose result has the sizes of its first argument; None for other calls."""
+    own: torch.dtype | None = getattr(args[0], "dtype", None) if args else None
     if target in _CURVES:
-        if not args[0].is_floating_point() or any(isinstance(a, Tensor) for a in args[1:]):
-            return None
-        return args[0] if target._schema.is_mutable else torch.empty_like(args[0])
+        return own if own and own.is_floating_point and not any(isinstance(a, Tensor) for a in args[1:]) else None
     if target is torch.ops.aten.batch_norm.default and _is_frozen_norm(*args[:6]):
-        return torch.empty_like(args[0])
+        return own
     name = target._schema.name if isinstance(target, torch._ops.OpOverload) else ""
     if name.startswith("graphopt::fake_quantize"):
-        return torch.empty_like(args[0])
+        return own
     if name == "quantized_decomposed::quantize_per_tensor" and isinstance(args[-1], torch.dtype):
-        return torch.empty_like(args[0], dtype=args[-1])
+        return args[-1]
     if name in _DEQUANTIZE:
-        return torch.empty_like(args[0], dtype=kwargs.get("out_dtype") or torch.float32)
+        return kwargs.get("out_dtype") or torch.float32
     return None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import sympy  # type: ignore[import-untyped]
@@ -64,12 +64,20 @@ def _called(names: Mapping[Any, str]) -> dict[Any, Any]:
     return {symbol: sympy.Symbol(name) for symbol, name in names.items()}
 
 
+class _Alike(NamedTuple):
+    """A value, and what has its sizes, by type."""
+
+    value: Tensor
+    by_type: dict[torch.dtype, Tensor]
+
+
 class _Shapes(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, mode: FakeTensorMode, rules: bool) -> None:
         super().__init__(module)
         self.mode, self.rules = mode, rules
         self.anew = any(map(mutates, module.graph.nodes))
         self.constants: dict[str, Any] = {}
+        self.alike: dict[int, _Alike] = {}
         self.tied = len(mode.shape_env.replacements) if mode.shape_env is not None else 0
 
     def run_node(self, n: Node) -> Any:
@@ -102,8 +110,22 @@ class _Shapes(fx.Interpreter):
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         operators.check_arithmetic(target, args)
-        known = like_its_input(target, args, kwargs)
-        return super().call_function(target, args, kwargs) if known is None else known
+        dtype = like_its_input(target, args, kwargs)
+        return super().call_function(target, args, kwargs) if dtype is None else self._like(target, args[0], dtype)
+
+    def _like(self, target: Any, value: Tensor, dtype: torch.dtype) -> Tensor:
+        """A value of the same sizes. Where no call writes into another's value, one will do for all that look alike."""
+        if target._schema.is_mutable:
+            return value
+        if self.anew:
+            return torch.empty_like(value, dtype=dtype)
+        found = self.alike.get(id(value))
+        if found is None:
+            found = self.alike[id(value)] = _Alike(value, {})
+        if dtype not in found.by_type:
+            made = found.by_type[dtype] = torch.empty_like(value, dtype=dtype)
+            self.alike[id(made)] = _Alike(made, found.by_type)
+        return found.by_type[dtype]
 
     def fetch_attr(self, target: str) -> Any:
         if target not in self.constants:

@@ -25,6 +25,7 @@ from graphopt.ir.bounds import check_bounds
 from graphopt.ir.checkpoint import Entry
 from graphopt.ir.editing import register
 from graphopt.ir.graph import Example, Graph
+from graphopt.ir.module import LazyModule
 from graphopt.ir.shapes import fake_inputs
 from graphopt.ir.sizes import BATCH, FreeSize, Place
 from graphopt.utils import archive, json_data
@@ -172,7 +173,7 @@ def _restore(data: dict[str, Any], tensors: list[Tensor], elsewhere: Mapping[str
     free_sizes = _free_sizes(data, leaves)
     for node, value in zip(placeholders, fake_inputs(leaves, free_sizes), strict=True):
         node.meta["val"] = value
-    module = fx.GraphModule(root, graph)
+    module = LazyModule(root, graph)
     module.training = data["training"]
     loaded = Graph(
         module,

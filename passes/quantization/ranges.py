@@ -24,11 +24,12 @@ import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from scipy.optimize import brentq
 from scipy.special import lambertw, ndtr
 from torch import Tensor
 
-from graphopt.execution.observers import Histogram
+from graphopt.execution.observers import BINS, Histogram
 from graphopt.formats import Format, dequantize, least_error_range, quantize, scale_and_zero_point
 
 PERCENTILE = 99.99
@@ -152,15 +153,38 @@ def _search(histogram: Histogram, format: Format, cost: Cost, stride: int = 1) -
 
 
 def _squared_error(histogram: Histogram, format: Format, lows: Tensor, highs: Tensor) -> Tensor:
+    """The squared error of all elements, each taken for the middle of its bin."""
     used = histogram.counts > 0
-    centers = histogram.centers[used].expand(len(lows), -1)
+    centers, counts = histogram.centers[used], histogram.counts[used]
     scale, zero_point = scale_and_zero_point(lows, highs, format)
-    codes = quantize(centers, scale.double(), zero_point, format.quant_min, format.quant_max, 0)
-    error = (dequantize(codes, scale.double(), zero_point, 0) - centers).square()
+    steps = scale.double()
     # a bin wider than a step hides rounding inside it: half of its elements round to either side
-    inside = (centers >= lows[:, None]) & (centers <= highs[:, None]) & (histogram.width > scale / 2)[:, None]
-    error += inside * (scale.double().square() / 12)[:, None]
-    return error @ histogram.counts[used]
+    hidden = (histogram.width > scale / 2) * steps.square() / 12
+    total = F.pad(counts.cumsum(0), (1, 0))
+    inside = total[torch.searchsorted(centers, highs, right=True)] - total[torch.searchsorted(centers, lows)]
+    if format.quant_max - format.quant_min < BINS:
+        return _error_by_codes(histogram, format, steps, zero_point) + hidden * inside
+    codes = quantize(centers.expand(len(lows), -1), steps, zero_point, format.quant_min, format.quant_max, 0)
+    return (dequantize(codes, steps, zero_point, 0) - centers).square() @ counts + hidden * inside
+
+
+def _error_by_codes(histogram: Histogram, format: Format, steps: Tensor, zero_points: Tensor) -> Tensor:
+    """The same from one look at each code, not at each bin.
+
+    Were all elements x of the highest code v, the squared error would be sum (x - v)^2. Each end e between two neighbouring codes
+    takes 2 step sum max(e - x, 0) from it, for what lies below e is nearer to the lower one, v - step:
+    (x - v)^2 - (x - v + step)^2 = 2 step (e - x).
+    """
+    centers, counts = histogram.centers, histogram.counts
+    codes = torch.arange(format.quant_min, format.quant_max, dtype=torch.float64) - zero_points[:, None]
+    ends = (codes + 0.5) * steps[:, None]
+    bins = (
+        ((ends + histogram.reach) / histogram.width + 0.5).floor().clamp(0, BINS).long()
+    )  # how many have their middle below
+    number, first = (F.pad(part.cumsum(0), (1, 0)) for part in (counts, counts * centers))
+    nearer = 2 * steps * (ends * number[bins] - first[bins]).sum(1)
+    highest = (format.quant_max - zero_points) * steps
+    return (counts @ centers.square() - 2 * highest * first[-1] + highest.square() * number[-1] - nearer).clamp(min=0)
 
 
 def _divergence(histogram: Histogram, format: Format, lows: Tensor, highs: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Where rounding decides: between two quantizers a network may jump (floor, a comparison).
 
-There the last bit of a float, which no two runtimes share, moves codes by many steps.
+There the last bit of a float, which no two runtimes share, moves codes by many steps. So does a quotient of two codes that are
+zero, which is no number: what maxima and codes are of those, no two runtimes share either.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ SEEDS = 5
 
 
 def jumps(graph: Graph, inputs: tuple[Tensor, ...]) -> bool:
-    """Whether noise as large as rounding moves what any quantizer gives by more than a step."""
+    """Whether noise as large as rounding moves what any quantizer gives by more than a step, or one gets what is no number."""
     exact = _Codes(graph).of(inputs)
+    if any(bool(codes.isnan().any()) for codes in exact.values()):
+        return True
     for seed in range(SEEDS):
         with NoisyCalls(Noisy(NOISE, seed)):
             moved = _Codes(graph).of(inputs)
@@ -36,7 +39,7 @@ class _Codes(fx.Interpreter):
         self.codes: dict[str, Tensor] = {}
 
     def of(self, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        """What each quantizer of one scale gives, in steps."""
+        """What each quantizer of one scale gives, in steps; NaN where it is given what is no number."""
         with torch.no_grad():
             self.run(*inputs, enable_io_processing=False)
         return self.codes
@@ -46,5 +49,6 @@ class _Codes(fx.Interpreter):
         if n.target is FAKE_QUANTIZE:
             scale = self.env[n.args[1]]  # type: ignore[index]
             if scale.numel() == 1:
-                self.codes[n.name] = found / scale
+                given = self.env[n.args[0]]  # type: ignore[index]
+                self.codes[n.name] = torch.where(given.isnan(), given, found / scale)
         return found
