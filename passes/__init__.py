@@ -37,7 +37,7 @@ _ROOMS = {
         "CP", "SVD", "BlockDiagonal", "BlockTerm", "ChannelWise", "DepthwiseSeparable", "Factorize", "Separable",
         "StackedKernels", "TensorTrain", "Tucker",
     ),
-    "gates": ("AddGates", "RemoveGates"),
+    "gates": ("AddGates", "AddHalting", "RemoveGates"),
     "hashing": ("BinaryCodes",),
     "pruning": ("Prune", "RemoveBlocks"),
     "quantization": ("MixedPrecision", "Quantize", "QuantizeWeights", "RefineRanges"),

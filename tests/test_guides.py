@@ -51,7 +51,7 @@ class Network(nn.Module):
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
         self.layer1 = nn.Sequential(Block(16, 16))
-        self.layer2 = nn.Sequential(Block(16, 32))
+        self.layer2 = nn.Sequential(Block(16, 32), Block(32, 32))
         self.head = nn.Linear(32, 10)
 
     def forward(self, x: Tensor) -> Tensor:

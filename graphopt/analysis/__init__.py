@@ -3,6 +3,7 @@
 channels/               which channels share a scale, which are removed together
 branches.py             residual branches
 gates.py                choices of samples between two values
+halting.py              stages that stop where a sample or a position has had enough
 choices/                what networks with choices cost, and one of them
 intervals.py            bounds of values
 distributions.py        means and variances by batch norms

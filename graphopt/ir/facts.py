@@ -100,3 +100,5 @@ EMBEDDING_PART = declare("embedding_part", bool)
 ATTENTION_PART = declare("attention_part", bool)
 # Of a call on constants: it is how a weight is stored, and is not computed beforehand.
 STORED_AS = declare("stored_as", bool)
+# Of what is left of a sample's (or a position's) halting probability behind a block: the name of the stage.
+HALTING = declare("halting", str)

@@ -33,16 +33,17 @@ from torch.fx.node import Node
 
 from graphopt.analysis.gates import gates as gates_of
 from graphopt.execution.executor import Executor
-from graphopt.ir.calls import operand, value
+from graphopt.ir.calls import value
 from graphopt.ir.graph import Graph
 from graphopt.ir.inline import inline
 from graphopt.ir.layer import Layer
-from graphopt.ir.ops import aten, family, info
+from graphopt.ir.ops import aten
 from graphopt.ir.passes import Change, in_eval_mode
 from graphopt.ir.quantizers import quantizers
 from graphopt.ir.reading import leading
 from graphopt.passes.gates.blocks import Block, blocks
 from graphopt.passes.gates.heads import decision
+from graphopt.passes.gates.selecting import choose, gate_block
 from graphopt.utils.checks import check_count
 from graphopt.utils.errors import InputError, alternatives
 
@@ -139,7 +140,7 @@ class AddGates:
                 test = self._test(graph, block.entry, values[block.entry], 1, f"{NAME}_{number}", behind)
             else:
                 test = graph.call(aten.slice.Tensor, shared, 1, number, number + 1, before=graph.after(block.total))
-            _gate_block(graph, block, test)
+            gate_block(graph, block, test)
             changes.append(Change(block.name, "may be left out"))
         return changes[::-1]
 
@@ -160,23 +161,6 @@ def _check_alike(chosen: list[Block]) -> None:
                 f"one head cannot decide about {first.name} and {block.name}, which compute other numbers of parts of samples, "
                 "such as windows; give each block a head, or name blocks of one kind"
             )
-
-
-def _gate_block(graph: Graph, block: Block, test: Node) -> None:
-    opened, closed = block.total, block.shortcut
-    if len(opened.users) == 1 and family(activation := next(iter(opened.users))) == "relu":
-        if not _positive(closed):
-            closed = graph.call(activation.target, closed, before=graph.after(activation), like=activation)
-        opened = activation
-    _choose(graph, test, opened, closed, behind=graph.after(max(opened, closed, test)), like=block.total)
-
-
-def _positive(node: Node) -> bool:
-    """Whether a value is at least 0 all over: from ReLU, or moved, or chosen of such."""
-    while (known := info(node)).homogeneous and known.monotone and known.family not in ("relu", None):
-        node = operand(node)
-    sides: Any = node.args[1:3] if known.family == "choose" else ()
-    return known.family == "relu" or (bool(sides) and all(map(_positive, sides)))
 
 
 def _inner(graph: Graph, block: Block) -> list[Node]:
@@ -204,14 +188,4 @@ def _pointwise(node: Node) -> bool:
 def _gate_channels(graph: Graph, made: Node, test: Node) -> None:
     behind = graph.after(max(made, test))
     zero = graph.add_constant(f"{NAME}.zero", torch.zeros((), dtype=value(made).dtype), before=behind)
-    _choose(graph, test, made, zero, behind=behind, like=made)
-
-
-def _choose(graph: Graph, test: Node, opened: Node, closed: Node, *, behind: Node, like: Node) -> None:
-    """What read `opened` reads it where the test, [N, C], is true, else `closed`. `behind`: the call after all three."""
-    readers, condition = list(opened.users), test
-    for dim in range(2, value(like).dim()):
-        condition = graph.call(aten.unsqueeze.default, condition, dim, before=behind, like=test)
-    call = graph.call(aten.where.self, condition, opened, closed, before=behind, like=like)
-    for reader in readers:
-        reader.replace_input_with(opened, call)
+    choose(graph, test, made, zero, behind=behind, like=made)

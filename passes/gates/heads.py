@@ -1,4 +1,5 @@
-"""What decides about gates, from a value of the network: means over positions, and two linear layers."""
+"""What decides, from a value of the network: about gates, means over positions and two linear layers; about halting, one linear
+layer of the means, and where positions halt by themselves, one of what is around them, too."""
 
 from __future__ import annotations
 
@@ -35,3 +36,42 @@ def decision(value: Tensor, gates: int, hidden: int, start: float, name: str) ->
         raise InputError(f"no gate can be decided from {name!r}, whose value is {list(value.shape)}")
     last = value.dim() == 3
     return Decision(value.shape[2 if last else 1], gates, hidden, start, last=last)
+
+
+class Halting(nn.Module):
+    """Values [N, C, ...] (or, of sequences, [N, T, C]) to h, from 0 to 1: [N, 1]; of positions [N, 1, ...] or [N, T, 1]."""
+
+    def __init__(self, channels: int, dims: int, start: float, *, last: bool, positions: bool) -> None:
+        """`dims`: of maps. `last`: channels are the last dimension. `start`: the logit of h before training."""
+        super().__init__()
+        self.last, self.dims = last, dims
+        self.whole = nn.Linear(channels, 1)
+        nn.init.zeros_(self.whole.weight)
+        nn.init.constant_(self.whole.bias, start)
+        self.around: nn.Module | None = None
+        if positions:
+            convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1](channels, 1, 3, padding=1, bias=False)
+            nn.init.zeros_(convolution.weight)
+            self.around = convolution
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = x.transpose(1, 2) if self.last else x
+        found: Tensor = self.whole(maps.flatten(2).mean(2) if maps.dim() > 2 else maps)
+        if self.around is not None:
+            found = found.reshape(-1, 1, *[1] * self.dims) + self.around(maps)
+            found = found.transpose(1, 2) if self.last else found
+        return found.sigmoid()
+
+
+def halting_head(value: Tensor, positions: bool, start: float, name: str) -> nn.Module:
+    """The head for a value.
+
+    Raises:
+        InputError: it has no dimension of channels, or no positions.
+    """
+    if not (3 if positions else 2) <= value.dim() <= 5:
+        raise InputError(
+            f"{'no positions' if positions else 'nothing'} can halt at {name!r}, whose value is {list(value.shape)}"
+        )
+    last = value.dim() == 3
+    return Halting(value.shape[2 if last else 1], max(1, value.dim() - 2), start, last=last, positions=positions)
