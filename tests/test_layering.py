@@ -12,7 +12,7 @@ FLOORS = {  # of the rooms in graphopt/; rooms of one floor do not know each oth
     "coding": 2, "formats": 2,
     "targets": 3,
     "ir": 4,
-    "frontend": 5, "execution": 5, "retrieval": 5, "spaces": 5,
+    "frontend": 5, "execution": 5, "networks": 5, "retrieval": 5, "spaces": 5,
     "analysis": 6, "data": 6, "policies": 6, "searching": 6,
     "fitting": 7, "passmanager": 7,
     "lowering": 8, "training": 8,

@@ -67,7 +67,7 @@ def with_weights(graph: Graph, seed: int = 3) -> Graph:
 
 def _logits(graph: Graph, h: Any, x: Tensor) -> Tensor:
     (logits,) = h.args
-    return torch.cat([Executor(graph).run([logits], [one])[logits] for one in x.split(1)])
+    return torch.cat([Executor(graph).run([logits], [one])[logits] for one in torch.split(x, 1)])
 
 
 def stage_by_loops(blocks: nn.Sequential, heads: list[Any], x: Tensor, threshold: float) -> tuple[Tensor, list[int]]:
