@@ -19,6 +19,10 @@ def test_thorough(): pass
 @pytest.mark.slow
 def test_slow(): pass
 
+@pytest.mark.many
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 6])
+def test_alike(n): pass
+
 class TestOne:
     def test_cases(self): pass
 """
@@ -27,7 +31,9 @@ class TestOne:
 @pytest.fixture
 def planted(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     monkeypatch.setattr(tiers, "modules", lambda: {"graphopt"})
-    pytester.makeini("[pytest]\ntestpaths = .\naddopts = -m 'not slow' -p no:xdist\nmarkers =\n  slow\n  thorough\n")
+    pytester.makeini(
+        "[pytest]\ntestpaths = .\naddopts = -m 'not slow' -p no:xdist\nmarkers =\n  slow\n  thorough\n  many\n"
+    )
     pytester.makepyfile(TESTS)
     return pytester
 
@@ -41,9 +47,9 @@ def run(planted: pytest.Pytester, *arguments: str) -> list[str]:
 @pytest.mark.parametrize(
     ("arguments", "taken"),
     [
-        ([], ["test_cases[1]", "test_cases", "test_whose_first_case_takes_long[3]"]),
+        ([], ["test_cases[1]", "test_cases", "test_whose_first_case_takes_long[3]", "test_alike[1]"]),
         (["--tier", "rest"], [
-            "test_cases[2]", "test_cases[3]", "test_thorough",
+            "test_cases[2]", "test_cases[3]", "test_thorough", "test_alike[4]", "test_alike[6]",
             "test_whose_first_case_takes_long[1]", "test_whose_first_case_takes_long[4]",
         ]),
         (["-k", "test_cases"], ["test_cases[1]", "test_cases[2]", "test_cases[3]", "test_cases"]),
@@ -57,7 +63,7 @@ def test_each_tier_takes_its_own(planted: pytest.Pytester, arguments: list[str],
 
 def test_a_file_that_is_named_runs_whole(planted: pytest.Pytester) -> None:
     (file,) = planted.path.glob("test_*.py")
-    assert len(run(planted, str(file))) == 8
+    assert len(run(planted, str(file))) == 14
     assert run(planted, f"{file}::test_cases[3]") == ["test_cases[3]"]
 
 

@@ -48,6 +48,7 @@ def draws(graph: Graph, count: int) -> list[tuple[int, ...]]:
 IMAGES = {name: case for name, case in CASES.items() if len(case[1]) == 4}
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", IMAGES)
 def test_what_is_extracted_answers_as_the_graph_and_costs_what_was_said(name: str) -> None:
     make, shape, _ = IMAGES[name]

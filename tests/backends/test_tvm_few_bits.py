@@ -119,6 +119,7 @@ def test_every_result_has_the_kind_whose_taps_in_padding_are_its_own() -> None:
                 assert outside(stand_ins[first + last]) == outside(result)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("two", [False, True], ids=["one scale", "two scales"])
 @pytest.mark.parametrize("bits", [1, 2])
 @pytest.mark.parametrize("machine", [*MACHINES, "madd"])

@@ -85,6 +85,7 @@ def samples(layer: Conv, cpu: Code, count: int) -> list[Sample]:
 # ---- Kernels --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.many
 @pytest.mark.thorough
 @pytest.mark.parametrize("cpu", CPUS.values(), ids=CPUS)
 @pytest.mark.parametrize("name", LAYERS)

@@ -121,6 +121,7 @@ def both(name: str) -> tuple[Case, Graph, Graph, Batches]:
     return found, graph, plain, data
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("tool", PASSES)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_pass_does_what_it_does_to_the_plain_model(name: str, tool: str) -> None:
@@ -137,6 +138,7 @@ def test_a_pass_does_what_it_does_to_the_plain_model(name: str, tool: str) -> No
     assert all(map(torch.equal, answer, wanted))
 
 
+@pytest.mark.many
 @pytest.mark.thorough
 @pytest.mark.parametrize("tool", TOOLS)
 @pytest.mark.parametrize("name", MODELS)

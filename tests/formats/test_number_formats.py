@@ -117,6 +117,7 @@ def check_element(quantizer: Quantizer, x: float, rounded: float, grid: list[Fra
     assert abs(found - value) <= best + 2 * slack
 
 
+@pytest.mark.many
 @pytest.mark.thorough
 @ALL
 def test_ten_thousand_tensors_lie_on_their_grids_as_near_as_can_be(format: NumberFormat) -> None:

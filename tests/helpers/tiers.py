@@ -1,8 +1,8 @@
 """A pytest plugin: which tests a run takes, in three tiers.
 
     pytest                  quick: one case of every parametrized test, without what is marked `thorough`
-    pytest --tier rest      what quick left out
-    pytest --tier all       both; also what a run takes that names files or tests, or selects with -k or -m
+    pytest --tier rest      what quick left out; of tests marked `many`, whose cases are alike, two cases more
+    pytest --tier all       everything; also what a run takes that names files or tests, or selects with -k or -m
 
 Tests marked `slow` are in none of them; `-m slow` takes those. A whole quick run fails that leaves a module of ours unimported.
 """
@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.option.tier == "all":
         return
     quick = set(representatives(items))
-    taken = quick if config.option.tier == "quick" else set(items) - quick
+    taken = quick if config.option.tier == "quick" else set(spread([item for item in items if item not in quick]))
     config.hook.pytest_deselected(items=[item for item in items if item not in taken])
     items[:] = [item for item in items if item in taken]
 
@@ -55,6 +55,16 @@ def representatives(items: list[pytest.Item]) -> Iterator[pytest.Item]:
         if test not in seen and item.get_closest_marker("thorough") is None:
             seen.add(test)
             yield item
+
+
+def spread(items: list[pytest.Item]) -> Iterator[pytest.Item]:
+    """All of these, but of a test with many cases that are alike one from the middle and the last."""
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for found in cases.values():
+        few = len(found) > 2 and found[0].get_closest_marker("many") is not None
+        yield from (found[len(found) // 2], found[-1]) if few else found
 
 
 # ---- Every module is imported by the quick tier ---------------------------------------------------------------------

@@ -54,6 +54,7 @@ def both_ways(module: fx.GraphModule, target: Any, monkeypatch: pytest.MonkeyPat
     return results
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int32])
 def test_functions_of_one_tensor_give_what_torch_says(

@@ -137,6 +137,7 @@ def train(graph: Graph) -> list[Node]:
     return constants
 
 
+@pytest.mark.many
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("weights", BITS, ids=["8 bits", "4 bits", "8 bits per tensor", "4 bits per tensor"])

@@ -147,6 +147,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.many
 @pytest.mark.thorough
 @pytest.mark.parametrize("target", ["x86", "arm", "tvm-x86"])
 @pytest.mark.parametrize("name", NETWORKS)

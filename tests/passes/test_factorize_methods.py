@@ -52,6 +52,7 @@ def test_it_is_exact_at_full_rank(method: Method, name: str) -> None:
     assert str(original) == str(captured(name)[2])
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(("method", "name"), pairs())
 def test_a_chain_computes_its_dense_weight_with_the_work_it_says(method: Method, name: str) -> None:
     model, x, original = captured(name)
@@ -177,6 +178,7 @@ def correlated(count: int, *sizes: int, seed: int) -> Tensor:
     return torch.einsum("nc...,dc->nd...", torch.randn(count, *sizes, generator=generator), mix)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("method", METHODS, ids=label)
 def test_factors_of_data_answer_better_than_factors_of_weights(method: Method) -> None:
     torch.manual_seed(0)

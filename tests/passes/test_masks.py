@@ -81,6 +81,7 @@ def test_simplify_leaves_masks_and_bake_takes_them_away() -> None:
     assert str(other) != text
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", BLOCKS)
 @pytest.mark.parametrize("transform", [FoldBatchNorm(), EqualizeChannels(), FoldConstantChannels()], ids=repr)
 def test_passes_that_need_constants_bake_first_and_keep_zeros(name: str, transform: Any) -> None:

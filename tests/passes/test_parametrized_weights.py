@@ -88,6 +88,7 @@ def applied(transform: Any, model: nn.Module) -> Graph:
     return graph
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("transform", PASSES, ids=lambda t: type(t).__name__)
 @pytest.mark.parametrize("name", PARAMETRIZED)
 def test_a_pass_does_to_computed_weights_what_it_does_to_plain_ones(name: str, transform: Any) -> None:

@@ -159,6 +159,7 @@ def divergence(found: Histogram, format: Format, low: float, high: float) -> flo
     return float((p * ((p + 1e-12).log() - (q + 1e-12).log())).sum())
 
 
+@pytest.mark.many
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", DATA)
 @pytest.mark.parametrize("format", [SIGNED, UNSIGNED, Format(8), Format(4, symmetric=False)], ids=str)

@@ -338,6 +338,7 @@ def test_what_is_put_in_is_fitted_lowered_and_known_again(name: str, tmp_path: A
     assert apply(ReplaceAttention(SMALL[name]), loaded) == []
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", SMALL)
 def test_free_lengths_stay_free(name: str) -> None:
     length = torch.export.Dim("length", max=40)
@@ -352,6 +353,7 @@ def test_free_lengths_stay_free(name: str) -> None:
         assert_close(torch.as_tensor(artifact(*given)), graph(*given), 1e-5)
 
 
+@pytest.mark.many
 @pytest.mark.thorough
 @pytest.mark.skipif(importlib.util.find_spec("tvm") is None, reason="the TVM backend needs graphopt[tvm]")
 @pytest.mark.parametrize("name", SMALL)
@@ -363,6 +365,7 @@ def test_tvm_answers_what_the_graph_answers(name: str) -> None:
     assert_close(torch.as_tensor(lower_through_tvm(graph, find("tvm-x86"))(*given)), graph(*given), 1e-5)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", SMALL)
 def test_it_computes_in_the_type_of_the_network(name: str) -> None:
     model, (x, mask) = Layer().eval(), inputs()
@@ -382,6 +385,7 @@ def test_networks_of_half_types_are_fitted() -> None:
     assert bool(torch.isfinite(graph(*data[0])).all())
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", [n for n in SMALL if n not in ("blocks", "strided")])
 def test_what_is_put_in_trains(name: str) -> None:
     model, given = Layer().eval(), inputs(64, seed=3)

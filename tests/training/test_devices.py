@@ -93,6 +93,7 @@ def loss_elsewhere(graph: Graph, compress: Sequence[Compression], x: Tensor, y: 
         return torch.stack([run.outputs.sum(), *further]).sum()
 
 
+@pytest.mark.many
 @pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize("name", [m for m in METHODS if m not in (*TRANSFORMERS, *WITH_NUMBERS)])
 def test_everything_that_a_method_of_distillation_compares_is_on_one_device(name: str) -> None:

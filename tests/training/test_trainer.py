@@ -69,6 +69,7 @@ def test_it_learns_and_says_what_it_gained() -> None:
     assert "kept" in str(report)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("at", [5, *(pytest.param(at, marks=pytest.mark.thorough) for at in (0, 2, 7, 11))])
 @pytest.mark.parametrize("kind", ["tensors", "loader"])
 def test_a_training_that_goes_on_ends_bit_for_bit_where_it_would_have(at: int, kind: str, tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ def loss(distill: Distill, graph: Graph, x: Tensor = X) -> Tensor:
     return found
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", quick(CONVOLUTIONAL, "hint", "relations", "meal", "jacobian"))
 def test_the_loss_of_a_method_falls_and_its_gradient_reaches_the_student(name: str, teacher: Graph) -> None:
     graph = student()
@@ -105,6 +106,7 @@ def test_a_network_that_is_its_teacher_has_no_distance_to_it(name: str) -> None:
     assert float(found.detach()) == pytest.approx(0.0, abs=1e-5)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("name", quick(CONVOLUTIONAL, "margin", "meal"))
 def test_a_training_that_goes_on_ends_bit_for_bit_where_it_would_have(
     name: str, teacher: Graph, tmp_path: Path
@@ -217,6 +219,7 @@ class Half(nn.Module):
         return found
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(
     "name",
     quick(
@@ -250,6 +253,7 @@ NAMES: Sequence[tuple[Any, dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.many
 @pytest.mark.parametrize(("teacher", "given", "says"), NAMES, ids=[str(i) for i in range(len(NAMES))])
 def test_what_does_not_fit_is_refused_before_any_step(teacher: Any, given: dict[str, Any], says: str) -> None:
     graph = student()

@@ -9,6 +9,7 @@ from graphopt.training import QuantizationAware, train
 from graphopt.training.quantization import METHODS
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("norms", [True, False])
 @pytest.mark.parametrize("method", METHODS)
 def test_parameters_and_scales_have_the_names_that_they_had(method: str, norms: bool) -> None:

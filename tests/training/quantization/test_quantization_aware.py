@@ -53,6 +53,7 @@ def shaken(graph: Graph) -> None:
     graph.eval()
 
 
+@pytest.mark.many
 @EACH_TARGET
 @pytest.mark.parametrize("norms", [True, False])
 @pytest.mark.parametrize("method", METHODS)
@@ -79,6 +80,7 @@ def test_a_graph_answers_before_and_behind_a_training_what_it_answers_inside(
     assert not [name for name, _ in graph.named_parameters() if "power" in name or "norm" in name]
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("method", METHODS)
 def test_what_was_trained_runs_as_it_was_simulated(method: str) -> None:
     target = few_bits()

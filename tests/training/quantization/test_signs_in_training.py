@@ -130,6 +130,7 @@ def test_eval_mode_answers_what_the_graphs_own_quantizer_answers() -> None:
         assert torch.equal(call(x, 0.3, "clipped", threshold=threshold, training=False), wanted)
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("method", [*OF_SIGNS, "lsq", "ste"])
 def test_what_is_left_answers_as_it_did_and_is_plain(method: str) -> None:
     graph = with_signs(weights_of(method))
