@@ -276,3 +276,17 @@ def optimized_by_runtime(path: Path, folder: Path) -> onnx.GraphProto:
     options.log_severity_level = 3
     onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return onnx.load(folder / "optimized.onnx").graph
+
+
+@pytest.mark.parametrize("slopes", [[0.25], [0.1, 0.9, 1.0, 0.5], [0.0, -0.3, 1.7, 0.2]])
+@pytest.mark.parametrize("shape", [(2, 4), (2, 4, 5), (2, 4, 5, 6)])
+def test_slopes_of_prelu_are_two_operators_or_four_and_exact(slopes: list[float], shape: tuple[int, ...]) -> None:
+    """Max(x, a x) for slopes from 0 to 1, else Max(x, 0) + a Min(x, 0); PRelu itself takes ten times as long."""
+    layer = nn.PReLU(len(slopes))
+    layer.weight.data = torch.tensor(slopes)
+    x = torch.randn(shape) * 3
+    x.flatten()[:2] = torch.tensor([torch.inf, -0.0])
+    artifact = lower(Graph.capture(layer.eval(), x), X86)
+    assert torch.equal(artifact(x), layer(x))
+    kinds = [node.op_type for node in onnx.load(str(artifact.folder / "model.onnx")).graph.node]
+    assert sorted(kinds) == (["Max", "Mul"] if min(slopes) > 0 else ["Add", "Max", "Min", "Mul"])
