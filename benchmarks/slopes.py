@@ -2,8 +2,8 @@
 
     python benchmarks/slopes.py [--rounds 100]
 
-Float is `torch.onnx.export(..., dynamo=True)` with its defaults in ONNX Runtime, the reference its `quantize_static`; ours are the
-artifacts for x86 in ONNX Runtime and in TVM. All run in turn. Wanted: at least twice as fast as float in both.
+Float is `torch.onnx.export(..., dynamo=True)` with its defaults in ONNX Runtime, the reference its `quantize_static`; ours are
+the artifacts for x86 in ONNX Runtime and in TVM. All run in turn. Wanted: at least twice as fast as float in both.
 
     face        inverted residuals with PReLU, the shape of MobileFaceNet (Chen et al. 2018), 3x112x112
     pixels      fully convolutional with PReLU, the shape of FSRCNN's layers (Dong et al. 2016), 1x64x64
