@@ -1,4 +1,8 @@
-"""Fix the batch size of a graph, where that leaves every sample its answer."""
+"""Fix the batch size of a graph, where that leaves every sample its answer: for runtimes whose programs have fixed shapes.
+
+A call with more samples, or fewer, is then computed in slices of that size (`graphopt.artifacts.sliced`). `kernels` in what is
+refused names what has fixed shapes: "TVM kernels".
+"""
 
 from __future__ import annotations
 
@@ -27,24 +31,35 @@ def example_batch(graph: Graph) -> int:
     return next(len(t) for t, counts in zip(graph.example.tensors(), batched(graph), strict=True) if counts)
 
 
-def check_only_batch(graph: Graph) -> None:
-    """Raise `InputError` where a size other than the batch is free: every TVM kernel is made for one shape."""
+def check_only_batch(graph: Graph, kernels: str) -> None:
+    """Raise `InputError` where a size other than the batch is free: programs are made for one shape."""
     for size in graph.free_sizes:
         if size is not graph.batch:
             place = size.places[0]
             raise InputError(
                 f"dimension {place.dimension} of input {graph.input_names[place.input]!r} ({size.label(place)!r}) is free, and "
-                "TVM kernels are made for one shape; capture without it in dynamic_shapes, which fixes it at the example's size, "
+                f"{kernels} are made for one shape; capture without it in dynamic_shapes, which fixes it at the example's size, "
                 "or use a target of ONNX Runtime (arm, x86)"
             )
 
 
-def check_one_sample(graph: Graph) -> None:
+def check_slices(graph: Graph, kernels: str) -> None:
+    """Whether a free batch can be computed in slices of any size.
+
+    Raises:
+        InputError: a batch of one sample is not taken, an output has other rows than one for each sample, or samples are mixed.
+    """
+    check_one_sample(graph, kernels)
+    check_rows(graph)
+    check_independent(graph, kernels)
+
+
+def check_one_sample(graph: Graph, kernels: str) -> None:
     """Raise `InputError` where the free batch is not taken in every size: slices may hold any number of samples."""
     batch = graph.batch
     if batch is not None and (batch.min > 1 or batch.step > 1):
         raise InputError(
-            f"the free batch of input {graph.input_names[batch.places[0].input]!r}, {batch}, and TVM kernels compute it in "
+            f"the free batch of input {graph.input_names[batch.places[0].input]!r}, {batch}, and {kernels} compute it in "
             "slices, down to one sample; capture with dynamic_batch=False"
         )
 
@@ -88,7 +103,7 @@ def fold_numbers(graph: Graph) -> None:
             node.replace_all_uses_with(target(*node.args, **node.kwargs))
 
 
-def check_independent(graph: Graph) -> None:
+def check_independent(graph: Graph, kernels: str) -> None:
     """Of two samples one is changed, then the other: the answer for the one that is left must stay as it is, to the last bit.
 
     Raises:
@@ -107,7 +122,7 @@ def check_independent(graph: Graph) -> None:
             node = _mixing(graph, graph.nodes, leaves, changed, second)
             assert node is not None
             raise InputError(
-                f"{graph.site(node)}: {node.target} mixes the samples of a batch, and TVM kernels compute a free batch in "
+                f"{graph.site(node)}: {node.target} mixes the samples of a batch, and {kernels} compute a free batch in "
                 "slices; capture with dynamic_batch=False"
             )
 
