@@ -16,9 +16,10 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import Node
 
+from graphopt.data.batches import nested
 from graphopt.ir.batches import batched
 from graphopt.ir.calls import shape
-from graphopt.ir.graph import Graph
+from graphopt.ir.graph import Example, Graph
 from graphopt.ir.ops import aten
 from graphopt.ir.shapes import is_free, label, resized
 from graphopt.utils.errors import InputError
@@ -89,6 +90,8 @@ def fix_batch(graph: Graph, batch: int) -> Graph:
                 node.meta["val"] = torch.empty(sizes, dtype=fake.dtype)
     for node in fixed.calls(aten.sym_size.int):
         node.replace_all_uses_with(batch)  # type: ignore[arg-type]
+    tensors = zip(graph.example.tensors(), batched(graph), strict=True)
+    fixed.example = Example(*nested(graph.example, [resized(t, batch) if free else t for t, free in tensors]))
     fixed.free_sizes = ()
     fold_numbers(fixed)
     fixed.refresh()

@@ -56,6 +56,8 @@ def _artifact(runtime: Runtime) -> str:
         return _compiled(runtime.code)
     if runtime.name == "packed":
         return "packed codes with their formats, and the graph that reads them; run by simulation"
+    if runtime.name == "executorch":
+        return "a program (.pte) with XNNPACK, run by ExecuTorch"
     if runtime.name == "onnxruntime":
         return "ONNX with QuantizeLinear and DequantizeLinear, run by ONNX Runtime"
     return f"what the backend of {runtime.name!r} makes"

@@ -1,0 +1,22 @@
+"""ExecuTorch: lower a graph to a `.pte` with integer weights for XNNPACK, run it here, and read back what is in integer.
+
+artifact = lower(graph, target)
+artifact(images)
+simulate(graph, target) # the artifact's answers in torch, integer by integer
+audit(artifact)         # share of the work in integer, operators that stayed float
+
+form.py       the quantized form that XNNPACK takes
+programs.py   from that form to a program of `torch.export`
+compiling.py  from a program to a `.pte`, and what is computed where
+lowering.py   all of that in order
+artifact.py   what comes of it, as an artifact
+runtime.py    ExecuTorch itself, imported when it is needed
+simulate.py   the same integers in torch
+backend.py    its functions, registered
+"""
+
+from graphopt.backends.executorch.artifact import ExecutorchArtifact, audit, load
+from graphopt.backends.executorch.lowering import lower
+from graphopt.backends.executorch.simulate import simulate
+
+__all__ = ["ExecutorchArtifact", "audit", "load", "lower", "simulate"]
