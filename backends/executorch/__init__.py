@@ -8,6 +8,7 @@ audit(artifact)         # share of the work in integer, operators that stayed fl
 form.py       the quantized form that XNNPACK takes
 programs.py   from that form to a program of `torch.export`
 compiling.py  from a program to a `.pte`, and what is computed where
+reading.py    what of a program is in integer, and what nothing can compute
 lowering.py   all of that in order
 artifact.py   what comes of it, as an artifact
 runtime.py    ExecuTorch itself, imported when it is needed

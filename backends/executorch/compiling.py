@@ -1,8 +1,8 @@
 """From a program of `torch.export` to a `.pte`: what XNNPACK takes goes to it, the rest to ExecuTorch's own kernels.
 
-    content, calls = compiled(program)
-
-What is computed where is read back from the program that was made, call by call.
+delegated = Delegated(program)
+delegated.calls                  what is computed where, read back call by call
+delegated.content()              of the file
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,27 +39,58 @@ class Call:
     operator: str
     where: str
 
+    @property
+    def kind(self) -> str:
+        """The operator without its library and its variant: `convolution`."""
+        return self.operator.split(".")[-2] if "." in self.operator else self.operator
 
-def compiled(program: ExportedProgram) -> tuple[bytes, list[Call]]:
-    """The content of the file, and its calls in order; quantizers that stand alone are among those of `xnnpack integer`.
+
+class Delegated:
+    """A program whose calls were given to XNNPACK where it takes them.
+
+    Attributes:
+        calls: in order; quantizers that stand alone are among those of `xnnpack integer`.
 
     Raises:
         GraphoptError: ExecuTorch refuses the program.
     """
-    modules()
+
+    def __init__(self, program: ExportedProgram) -> None:
+        modules()
+        with _theirs():
+            exir = importlib.import_module("executorch.exir")
+            partitioning = importlib.import_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
+            self._edge = exir.to_edge_transform_and_lower(
+                program,
+                partitioner=[partitioning.XnnpackPartitioner()],
+                compile_config=exir.EdgeCompileConfig(
+                    _check_ir_validity=False
+                ),  # what has no kernel is refused by name
+            )
+        self.calls = list(_calls(self._edge.exported_program().graph_module))
+
+    def content(self) -> bytes:
+        """Of the file.
+
+        Raises:
+            GraphoptError: ExecuTorch refuses the program.
+        """
+        with _theirs():
+            return bytes(self._edge.to_executorch().buffer)
+
+
+@contextmanager
+def _theirs() -> Iterator[None]:
+    """Around their code: quiet, and what it raises as an error of ours."""
     with ALONE, warnings.catch_warnings(), silent(OUT, ERR):
         warnings.simplefilter("ignore")
-        exir = importlib.import_module("executorch.exir")
-        partitioning = importlib.import_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
         try:
-            edge = exir.to_edge_transform_and_lower(program, partitioner=[partitioning.XnnpackPartitioner()])
-            calls = list(_calls(edge.exported_program().graph_module))
-            content = bytes(edge.to_executorch().buffer)
-        except Exception as error:  # of many kinds: passes of theirs meet whatever graph there is
+            yield
+        except Exception as error:  # of many kinds: their passes meet whatever graph there is
+            why = first_line(error.__cause__ or error)
             raise GraphoptError(
-                f"ExecuTorch cannot compile this: {type(error).__name__}: {first_line(error)}"
+                f"ExecuTorch cannot compile this: {why}; write it otherwise, or use a target of ONNX Runtime or TVM"
             ) from error
-    return content, calls
 
 
 def _calls(module: Any) -> Iterator[Call]:
@@ -73,17 +105,21 @@ def _calls(module: Any) -> Iterator[Call]:
 def _delegated(node: Node) -> Call:
     """Of a call that was given to XNNPACK: in integer, if quantizers around it are part of its kernel."""
     quantizes = "quantize_per" in _operator(node)
-    read = [source for source in node.all_input_nodes if source.meta.get(IMPLICIT)]
-    integer = bool(read) and any(reader.meta.get(IMPLICIT) for reader in _readers(node))
+    sources = node.all_input_nodes
+    if _clips(node) and not sources[0].meta.get(IMPLICIT):  # fused into what it reads
+        sources = sources[0].all_input_nodes
+    integer = any(s.meta.get(IMPLICIT) for s in sources) and any(r.meta.get(IMPLICIT) for r in _readers(node))
     return Call(_origin(node), _operator(node), INTEGER if integer or quantizes else FLOAT)
 
 
 def _readers(node: Node) -> list[Node]:
     """What reads a call, past the activation that is fused into it."""
     readers = list(node.users)
-    if len(readers) == 1 and any(name in _operator(readers[0]) for name in ("relu", "hardtanh")):
-        readers = list(readers[0].users)
-    return readers
+    return list(readers[0].users) if len(readers) == 1 and _clips(readers[0]) else readers
+
+
+def _clips(node: Node) -> bool:
+    return any(name in _operator(node) for name in (".relu.", ".hardtanh."))
 
 
 def _operator(node: Node) -> str:

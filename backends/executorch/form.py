@@ -8,8 +8,8 @@
     mean of an image   a global average pool, whatever it was written as
     parts of a split   slices
 
-All but the biases of layers that leave for float keeps every value as it is. What each quantizer means is in `quantized_decomposed`
-operators still, so the graph can be run and compared with the one before.
+Every value stays what it is, up to rounding. Quantizers still are `quantized_decomposed` operators, so that the graph can be run
+and compared with the one before.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def _sign_codes(graph: Graph) -> None:
         grid = QuantizationParameters.of(node)
         if grid.dtype not in (torch.uint8, torch.int8):
             raise InputError(
-                f"{graph.site(operand(node))}: its codes are {dtype_name(grid.dtype)}, and XNNPACK's kernels take int8; quantize values "
-                "to 8 bits, or use a target of ONNX Runtime or TVM (arm, tvm-arm64)"
+                f"{graph.site(operand(node))}: its codes are {dtype_name(grid.dtype)}, and XNNPACK's kernels take int8; "
+                "quantize values to 8 bits, or use a target of ONNX Runtime or TVM (arm, tvm-arm64)"
             )
         if grid.dtype == torch.int8:
             continue
@@ -93,7 +93,7 @@ def _reads_weight(node: Node) -> bool:
 
 
 def _narrow_clips(graph: Graph) -> None:
-    """quantize(clip(x)) => quantize(x) with fewer codes: rounding keeps order, so the codes of the ends are the ends of the codes."""
+    """quantize(clip(x)) => quantize(x) with fewer codes: rounding keeps order, so the codes of the ends are the last ones."""
     for node in graph.calls(QUANTIZE):
         source, grid = operand(node), QuantizationParameters.of(node)
         ends = clip_of(source)
@@ -103,6 +103,7 @@ def _narrow_clips(graph: Graph) -> None:
         low, high = (int(quantize(torch.tensor(float(end)), *wide)) for end in ends)
         low, high = max(low, grid.quant_min), min(high, grid.quant_max)
         node.args = (operand(source), *grid._replace(quant_min=min(low, high), quant_max=high))
+        graph.module.graph.erase_node(source)
 
 
 # ---- Layers ---------------------------------------------------------------------------------------------------------
@@ -115,8 +116,6 @@ def unfit(graph: Graph, layer: Layer) -> str:
     """
     if layer.kind == "conv_transpose":
         return "there is no integer kernel for transposed convolutions"
-    if layer.dims > 2:
-        return "there is no integer kernel for convolutions over three dimensions"
     if not is_dequantized(layer.input) or layer.input.target is not DEQUANTIZE:
         return "its input is not quantized"
     reader = quantizer(layer.node)
@@ -210,9 +209,10 @@ def _share_grid(graph: Graph, node: Node) -> None:
     if reader is None or not all(is_dequantized(value) and value.target is DEQUANTIZE for value in values):
         return
     grid = QuantizationParameters.of(reader)._replace(quant_min=LOW, quant_max=HIGH)
-    moved = [value if _is_on(value, grid) else _requantized(graph, value, grid, node) for value in values]
-    if moved != list(values):
-        node.update_arg(0, moved if family(node) == "concat" else moved[0])
+    others = [value for value in dict.fromkeys(values) if not _is_on(value, grid)]
+    on_grid = {value: _requantized(graph, value, grid, node) for value in others}
+    moved = [on_grid.get(value, value) for value in values]
+    node.update_arg(0, moved if family(node) == "concat" else moved[0])
 
 
 def _is_on(value: Node, grid: QuantizationParameters) -> bool:

@@ -7,6 +7,10 @@
     bias                             float: the library rounds it to its grid again
     other dequantized constants      float
     mean of an image                 mean over the two last dimensions
+    unsqueeze, flatten, ...          one reshape
+    x % n of integers                x - floor(x / n) n: the kernel of ExecuTorch 1.5.1 rounds to zero, as C does
+    max_pool2d of one image          of a batch of one
+    hard_sigmoid(x)                  clip(x + 3, 0, 6) / 6, each of which has a float kernel
 
 Nothing here needs ExecuTorch.
 """
@@ -16,11 +20,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch.export import ExportedProgram
 from torch.fx.node import Node
 
 from graphopt.backends.executorch.form import HIGH, JOINS, LOW
-from graphopt.ir.calls import argument, operand, shape
+from graphopt.ir.calls import argument, is_float, operand, shape
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.ir.ops import aten, family
@@ -42,8 +47,7 @@ def exported(graph: Graph, watched: Mapping[str, Node] | None = None) -> tuple[E
     prepared = graph.clone(share_weights=True)
     nodes = dict(zip(graph.nodes, prepared.nodes, strict=True))
     returned = [nodes[node] for node in (watched or {}).values()]
-    for node in prepared.calls(GLOBAL_AVERAGE_POOL):
-        prepared.replace(node, prepared.call(aten.mean.dim, operand(node), [2, 3], True, before=node, like=node))
+    _write_plainly(prepared)
     if not returned:
         _fuse_pads(prepared)
     _fold_constants(prepared)
@@ -53,6 +57,31 @@ def exported(graph: Graph, watched: Mapping[str, Node] | None = None) -> tuple[E
     prepared.refresh()
     sites = {node.name: prepared.site(node) for node in prepared.calls()}
     return prepared.export(), sites
+
+
+def _write_plainly(graph: Graph) -> None:
+    """Operators as the partitioner knows them, and of tensors alone, which need no conversions."""
+    for node in graph.calls():
+        kind, source = family(node), node.all_input_nodes[0] if node.all_input_nodes else node
+        if node.target is GLOBAL_AVERAGE_POOL:
+            graph.replace(node, graph.call(aten.mean.dim, source, [2, 3], True, before=node, like=node))
+        elif kind == "reshape":
+            graph.replace(node, graph.call(aten.reshape.default, source, list(shape(node)), before=node, like=node))
+        elif kind == "max_pool" and len(shape(source)) == 3 and node.target is aten.max_pool2d.default:
+            batch = graph.call(aten.reshape.default, source, [1, *shape(source)], before=node, like=node)
+            pooled = graph.call(node.target, batch, *node.args[1:], before=node, like=node, **node.kwargs)
+            graph.replace(node, graph.call(aten.reshape.default, pooled, list(shape(node)), before=node, like=node))
+        elif node.target in (aten.remainder.Scalar, aten.remainder.Tensor) and not is_float(node):
+            whole = graph.call(aten.div.Tensor_mode, *node.args, rounding_mode="floor", before=node, like=node)
+            multiple = graph.call(aten.mul.Tensor, whole, node.args[1], before=node, like=node)
+            graph.replace(node, graph.call(aten.sub.Tensor, node.args[0], multiple, before=node, like=node))
+        elif kind == "hard_sigmoid":
+            three, six = (
+                graph.add_constant(f"{node.name}_{n:.0f}", torch.tensor([n]), before=node) for n in (3.0, 6.0)
+            )
+            raised = graph.call(aten.add.Tensor, source, three, before=node, like=node)
+            clipped = graph.call(aten.hardtanh.default, raised, 0.0, 6.0, before=node, like=node)
+            graph.replace(node, graph.call(aten.div.Tensor, clipped, six, before=node, like=node))
 
 
 def _fuse_pads(graph: Graph) -> None:
@@ -88,7 +117,7 @@ def _fold_constants(graph: Graph) -> None:
             continue
         for reader in list(node.users):
             layer = Layer.of(reader)
-            weight = layer is not None and layer.weight is node and is_dequantized(layer.input)
+            weight = layer is not None and layer.weight is node
             joined = family(reader) in JOINS and node.target is DEQUANTIZE
             if not weight and not joined:
                 name = f"{operand(node).target}_value"
@@ -97,7 +126,7 @@ def _fold_constants(graph: Graph) -> None:
 
 
 def _clip_values(graph: Graph) -> None:
-    """Clips in place of quantizers with fewer codes than a byte has; those of layers, and of float values, come before rounding."""
+    """Clips in place of quantizers with fewer codes than a byte has: before rounding, where a layer or float value is clipped."""
     for node in graph.calls(QUANTIZE):
         source, grid = operand(node), QuantizationParameters.of(node)
         whole = grid._replace(quant_min=LOW, quant_max=HIGH)

@@ -1,6 +1,6 @@
 """ExecuTorch itself, imported when it is first needed: what is installed, what it runs, and running a program.
 
-Its libraries log to standard error while they are loaded and whenever they refuse; what matters of that is in the errors raised here.
+Its libraries log to standard error when they are loaded and whenever they refuse; what matters of that is in errors raised here.
 """
 
 from __future__ import annotations

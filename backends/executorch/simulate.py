@@ -8,7 +8,7 @@ import numpy as np
 
 from graphopt.artifacts.sliced import Arrays
 from graphopt.backends.executorch.artifact import MODEL, ExecutorchArtifact
-from graphopt.backends.executorch.compiling import compiled
+from graphopt.backends.executorch.compiling import Delegated
 from graphopt.backends.executorch.form import legalize
 from graphopt.backends.executorch.lowering import formed
 from graphopt.backends.executorch.programs import exported
@@ -45,7 +45,6 @@ def intermediate(
     graph = formed(artifact.graph, len(inputs[0]) if artifact.graph.dynamic_batch else None)
     watched = {name: node for node, name in value_names(graph).items() if name in names and node.target is QUANTIZE}
     program, _ = exported(graph, watched)
-    content, _ = compiled(program)
-    found = Program(content, MODEL)(inputs, artifact.threads)
+    found = Program(Delegated(program).content(), MODEL)(inputs, artifact.threads)
     count = len(graph.outputs)
     return found[:count], dict(zip(watched, found[count:], strict=True))

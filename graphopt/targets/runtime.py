@@ -63,7 +63,7 @@ class Runtime:
     """The runtime of a target, and the machine it runs on.
 
     Attributes:
-        name: of the runtime, by which its backend is found: `onnxruntime`, `tvm`, `executorch`, `packed`, or one of an installed package.
+        name: of the runtime, by which its backend is found: `onnxruntime`, `tvm`, `executorch`, `packed`, or one of a package.
         architecture: of the CPU, as `platform.machine()` returns it there ("aarch64"), or the name of the accelerator; latency is
             measured on a machine of this architecture only, or on a device.
         machine: whose integer kernels `graphopt.simulate` computes, where the architecture has several: `avx2` for x86-64 without

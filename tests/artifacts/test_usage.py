@@ -26,6 +26,7 @@ from graphopt.artifacts.manifest import TensorSpec
 from graphopt.artifacts.usage import image_lines
 from graphopt.cli import main
 from graphopt.data.preprocessing import Interpolation
+from graphopt.targets import find
 from graphopt.utils.errors import InputError
 
 image, ImageOps = pytest.importorskip("PIL.Image"), pytest.importorskip("PIL.ImageOps")
@@ -98,7 +99,11 @@ WAYS = [
     Preprocessing((16, 12), keep_ratio=False, interpolation="lanczos", scale=1 / 127.5, mean=(1,), std=(1,)),
     Preprocessing((20, 31), interpolation="nearest", mean=(0.3,), std=(1e-3,)),
 ]
-TARGETS = ["x86-avx2", pytest.param("tvm-x86", marks=pytest.mark.thorough)]
+TARGETS = [
+    "x86-avx2",
+    pytest.param("executorch", marks=pytest.mark.thorough),
+    pytest.param("tvm-x86", marks=pytest.mark.thorough),
+]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=["imagenet", "bgr", "stretched", "wide"])
@@ -106,8 +111,8 @@ TARGETS = ["x86-avx2", pytest.param("tvm-x86", marks=pytest.mark.thorough)]
 def test_a_photo_gets_the_artifact_s_answer_bit_for_bit(
     target: str, way: Preprocessing, photo: Path, tmp_path: Path
 ) -> None:
-    if target.startswith("tvm"):
-        pytest.importorskip("tvm")
+    if (runtime := find(target).runtime.name) in ("tvm", "executorch"):
+        pytest.importorskip(runtime)
     artifact = optimized(Classifier(), torch.rand(2, 3, 16, 12), target=target, preprocessing=way, class_labels=LABELS)
     loaded = graphopt.load(artifact.save(tmp_path / "it's\\deployed"))
     assert loaded.preprocessing is not None

@@ -36,7 +36,7 @@ class Machine(NamedTuple):
 
     Attributes:
         add: `add(a, b, y)` makes a table of two codes. multiply, subtract: likewise; None where there is no kernel.
-        mean: of the codes of images, from one grid to another.
+        mean: `mean(x, grid, y)` of the codes of images, from one grid to another.
         quantize: from float values to codes.
         kinds: families of operators that there are integer kernels for; `concat` and what moves codes aside, which need none.
         in_pairs: layers add products in pairs of 16 bits.
@@ -47,7 +47,7 @@ class Machine(NamedTuple):
     add: Joins
     multiply: Joins = multiply
     subtract: Joins | None = None
-    mean: Callable[[Tensor, QuantizationParameters, QuantizationParameters], Tensor] = global_mean
+    mean: Callable[..., Tensor] = global_mean
     quantize: Callable[..., Tensor] = quantize
     kinds: frozenset[str] = ONNXRUNTIME
     in_pairs: bool = False
