@@ -8,7 +8,6 @@ delegated.content()              of the file
 from __future__ import annotations
 
 import importlib
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,10 +16,9 @@ from typing import Any
 from torch.export import ExportedProgram
 from torch.fx.node import Node
 
-from graphopt.backends.executorch.runtime import modules
+from graphopt.backends.executorch.runtime import modules, quiet
 from graphopt.utils.alone import ALONE
 from graphopt.utils.errors import GraphoptError, first_line
-from graphopt.utils.silence import ERR, OUT, silent
 
 IMPLICIT = "IS_IMPLICIT_Q_DQ_TAG"  # of quantizers that are part of a kernel
 PORTABLE, FLOAT, INTEGER = "portable", "xnnpack float", "xnnpack integer"
@@ -82,8 +80,7 @@ class Delegated:
 @contextmanager
 def _theirs() -> Iterator[None]:
     """Around their code: quiet, and what it raises as an error of ours."""
-    with ALONE, warnings.catch_warnings(), silent(OUT, ERR):
-        warnings.simplefilter("ignore")
+    with ALONE, quiet():
         try:
             yield
         except Exception as error:  # of many kinds: their passes meet whatever graph there is

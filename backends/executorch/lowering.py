@@ -21,6 +21,7 @@ from graphopt.lowering.qdq import deploy
 from graphopt.lowering.static_batch import check_only_batch, check_slices, example_batch, fix_batch
 from graphopt.targets import Target
 from graphopt.utils.errors import InputError
+from graphopt.utils.printing import dtype_name
 
 PROGRAMS = "programs of ExecuTorch"  # what has fixed shapes, as refusals say it
 
@@ -29,7 +30,7 @@ def check_graph(graph: Graph) -> None:
     """Whether a graph could be lowered as it was captured.
 
     Raises:
-        InputError: a size other than the batch is free; a layer that has no kernel; an input or result is float64.
+        InputError: a size other than the batch is free; a layer that has no kernel; an input or result is float64 or bfloat16.
     """
     check_only_batch(graph, PROGRAMS)
     check_layers(graph)
@@ -37,9 +38,9 @@ def check_graph(graph: Graph) -> None:
         *zip(graph.input_names, graph.inputs, strict=True),
         *zip(graph.output_names, graph.outputs, strict=True),
     ]:
-        if node.meta["val"].dtype == torch.float64:
+        if (dtype := node.meta["val"].dtype) in (torch.float64, torch.bfloat16):
             raise InputError(
-                f"{name!r} is float64, and XNNPACK computes in float32; give the model and its inputs as .float()"
+                f"{name!r} is {dtype_name(dtype)}, and XNNPACK computes in float32; give the model and its inputs as .float()"
             )
 
 
@@ -66,7 +67,7 @@ def lower(graph: Graph, target: Target, *, name: str = "model", batch: int | Non
     delegated = Delegated(program)
     check_kernels(delegated.calls, sites, operators())
     content = delegated.content()
-    Program(content, MODEL)([t.numpy() for t in prepared.example.tensors()], threads=1)  # what fails does so now
+    Program(content, MODEL).check([t.numpy() for t in prepared.example.tensors()])
     folder = temporary_folder()
     (folder / MODEL).write_bytes(content)
     options: dict[str, Any] = {BATCH: samples, AUDIT: asdict(audited(prepared, delegated.calls, sites, samples or 1))}

@@ -33,6 +33,7 @@ from graphopt.lowering.integers.arithmetic import f32
 from graphopt.lowering.integers.fusion import DEQUANTIZE, QUANTIZE, quantizer
 from graphopt.lowering.integers.legalize import GLOBAL_AVERAGE_POOL, is_dequantized
 from graphopt.lowering.qdq import QuantizationParameters
+from graphopt.utils.alone import ALONE
 
 
 def exported(graph: Graph, watched: Mapping[str, Node] | None = None) -> tuple[ExportedProgram, dict[str, str]]:
@@ -56,7 +57,8 @@ def exported(graph: Graph, watched: Mapping[str, Node] | None = None) -> tuple[E
     _return(prepared, returned)
     prepared.refresh()
     sites = {node.name: prepared.site(node) for node in prepared.calls()}
-    return prepared.export(), sites
+    with ALONE:
+        return prepared.export(), sites
 
 
 def _write_plainly(graph: Graph) -> None:

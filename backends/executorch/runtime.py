@@ -5,24 +5,41 @@ Its libraries log to standard error when they are loaded and whenever they refus
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
+import logging
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from graphopt.utils.errors import ArtifactError, InputError, first_line
-from graphopt.utils.silence import ERR, OUT, silent
+from graphopt.artifacts.sliced import Arrays
+from graphopt.utils.errors import ArtifactError, ExecutionError, InputError, first_line
+from graphopt.utils.silence import ERR, OUT, heard, silent
 
 OLDEST = (1, 2)  # release whose API this is written for
 METHOD = "forward"
 BACKEND = "XnnpackBackend"
+FAILED = re.compile(r"in operator (\S+?)(?:\.\w+)?: 0x")  # in what the runtime logs
+REASON = re.compile(r"Check failed \((.*?)\):(.*)")
 INSTALL = "install it with: pip install 'graphopt[executorch]'"
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Around their code: nothing is printed, no warnings, and handlers of logs are what they were."""
+    handlers = list(logging.root.handlers)
+    with warnings.catch_warnings(), silent(OUT, ERR):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logging.root.handlers[:] = handlers  # one of their modules calls basicConfig
 
 
 @lru_cache(maxsize=1)
@@ -34,8 +51,7 @@ def modules() -> tuple[Any, Any]:
     """
     check_release()
     try:
-        with warnings.catch_warnings(), silent(OUT, ERR):
-            warnings.simplefilter("ignore")
+        with quiet():
             runtime = importlib.import_module("executorch.runtime")
             library = importlib.import_module("executorch.extension.pybindings.portable_lib")
     except ImportError as error:
@@ -115,16 +131,45 @@ class Program:
             self._generation = generation
         return self._opened[1]
 
-    def __call__(self, inputs: Sequence[np.ndarray[Any, Any]], threads: int) -> list[np.ndarray[Any, Any]]:
+    def __call__(self, inputs: Arrays, threads: int) -> Arrays:
         """Compute the outputs.
 
         Raises:
-            ArtifactError: the runtime refuses the program, or fails.
+            ArtifactError: the runtime refuses the program. ExecutionError: an operator does not take its values; names it.
         """
-        method = self.open(threads)
-        tensors = [torch.from_numpy(array if array.flags.writeable else array.copy()) for array in inputs]
+        method, tensors = self.open(threads), _tensors(inputs)
         try:
             outputs = method.execute(tensors)
         except RuntimeError as error:
-            raise ArtifactError(f"ExecuTorch cannot run {self.name}: {first_line(error)}") from error
+            what = self._failure(tensors, error)
+            raise ExecutionError(
+                f"ExecuTorch cannot compute {what} on these inputs; give inputs that the original model takes"
+            ) from error
         return [output.numpy() for output in outputs]
+
+    def check(self, inputs: Arrays) -> None:
+        """Raise `InputError` where it cannot be computed on inputs that the original model takes; names the operator."""
+        method, tensors = self.open(threads=1), _tensors(inputs)
+        try:
+            with silent(ERR):
+                method.execute(tensors)
+        except RuntimeError as error:
+            what = self._failure(tensors, error)
+            raise InputError(
+                f"ExecuTorch's runtime cannot compute {what}; write that otherwise, or use a target of ONNX Runtime or TVM (arm, "
+                "tvm-arm64)"
+            ) from error
+
+    def _failure(self, tensors: list[Tensor], error: RuntimeError) -> str:
+        """Which operator fails, and why, as the runtime logs it when it fails again."""
+        assert self._opened is not None
+        with heard(ERR) as lines, contextlib.suppress(RuntimeError):
+            self._opened[1].execute(tensors)
+        said = "\n".join(lines)
+        operator, reason = FAILED.search(said), REASON.search(said)
+        name = operator[1].replace("::", ".") if operator is not None else f"the model ({first_line(error)})"
+        return f"{name}: {(reason[2] or reason[1]).strip()}" if reason is not None else name
+
+
+def _tensors(inputs: Arrays) -> list[Tensor]:
+    return [torch.from_numpy(array if array.flags.writeable else array.copy()) for array in inputs]

@@ -1,11 +1,13 @@
-"""Silence for libraries that print straight to the process's standard output, or its standard error."""
+"""What libraries print straight to the process's standard output, or its standard error: nobody sees it, or we read it."""
 
 from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import IO, Any
 
 OUT, ERR = 1, 2  # file descriptors
 
@@ -17,13 +19,27 @@ def silent(*descriptors: int) -> Iterator[None]:
     Some releases of HiGHS write to it for debugging, ExecuTorch's runtime logs to standard error.
     """
     with ExitStack() as stack:
+        nothing = stack.enter_context(open(os.devnull, "wb"))
         for descriptor in descriptors or (OUT,):
-            stack.enter_context(_silent(descriptor))
+            stack.enter_context(_redirected(descriptor, nothing))
         yield
 
 
 @contextmanager
-def _silent(descriptor: int) -> Iterator[None]:
+def heard(descriptor: int) -> Iterator[list[str]]:
+    """The lines that are written to a file descriptor meanwhile, in a list that is filled at the end; nobody else sees them."""
+    lines: list[str] = []
+    with tempfile.TemporaryFile() as file:
+        try:
+            with _redirected(descriptor, file):
+                yield lines
+        finally:
+            file.seek(0)
+            lines += file.read().decode(errors="replace").splitlines()
+
+
+@contextmanager
+def _redirected(descriptor: int, file: IO[Any]) -> Iterator[None]:
     stream = sys.stdout if descriptor == OUT else sys.stderr
     if stream is not None:
         stream.flush()
@@ -33,8 +49,7 @@ def _silent(descriptor: int) -> Iterator[None]:
         yield
         return
     try:
-        with open(os.devnull, "w") as nothing:
-            os.dup2(nothing.fileno(), descriptor)
+        os.dup2(file.fileno(), descriptor)
         yield
     finally:
         os.dup2(kept, descriptor)
