@@ -27,7 +27,7 @@ from torch import Tensor, nn
 import graphopt
 from graphopt.artifacts.registry import backend
 from graphopt.backends.executorch.compiling import Delegated
-from graphopt.backends.executorch.runtime import Program
+from graphopt.backends.executorch.running import Program
 from graphopt.ir.cost import timings
 from graphopt.ir.graph import Graph
 from graphopt.targets import find

@@ -10,7 +10,7 @@ from graphopt.artifacts.manifest import Manifest
 from graphopt.artifacts.report import FloatOperator
 from graphopt.artifacts.sliced import Arrays, SlicedArtifact
 from graphopt.artifacts.usage import Calls
-from graphopt.backends.executorch.runtime import METHOD, Program
+from graphopt.backends.executorch.running import METHOD, Program
 from graphopt.ir.graph import Graph
 from graphopt.utils.files import MANIFEST
 

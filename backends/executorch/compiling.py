@@ -16,7 +16,7 @@ from typing import Any
 from torch.export import ExportedProgram
 from torch.fx.node import Node
 
-from graphopt.backends.executorch.runtime import modules, quiet
+from graphopt.backends.executorch.runtime import REMEDY, modules, quiet
 from graphopt.utils.alone import ALONE
 from graphopt.utils.errors import GraphoptError, first_line
 
@@ -85,9 +85,7 @@ def _theirs() -> Iterator[None]:
             yield
         except Exception as error:  # of many kinds: their passes meet whatever graph there is
             why = first_line(error.__cause__ or error)
-            raise GraphoptError(
-                f"ExecuTorch cannot compile this: {why}; write it otherwise, or use a target of ONNX Runtime or TVM"
-            ) from error
+            raise GraphoptError(f"ExecuTorch cannot compile this: {why}; {REMEDY}") from error
 
 
 def _calls(module: Any) -> Iterator[Call]:

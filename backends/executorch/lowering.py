@@ -14,7 +14,8 @@ from graphopt.backends.executorch.compiling import Delegated
 from graphopt.backends.executorch.form import legalize
 from graphopt.backends.executorch.programs import exported
 from graphopt.backends.executorch.reading import audited, check_kernels, check_layers
-from graphopt.backends.executorch.runtime import Program, modules, operators
+from graphopt.backends.executorch.running import Program
+from graphopt.backends.executorch.runtime import modules, operators
 from graphopt.formats.blocks import DEQUANTIZE_BLOCKS
 from graphopt.ir.graph import Graph
 from graphopt.lowering.qdq import deploy

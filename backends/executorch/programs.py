@@ -6,11 +6,6 @@
     pad between codes, before conv   the pad alone, which the kernel then reads as codes
     bias                             float: the library rounds it to its grid again
     other dequantized constants      float
-    mean of an image                 mean over the two last dimensions
-    unsqueeze, flatten, ...          one reshape
-    x % n of integers                x - floor(x / n) n: the kernel of ExecuTorch 1.5.1 rounds to zero, as C does
-    max_pool2d of one image          of a batch of one
-    hard_sigmoid(x)                  clip(x + 3, 0, 6) / 6, each of which has a float kernel
 
 Nothing here needs ExecuTorch.
 """
@@ -20,18 +15,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch.export import ExportedProgram
 from torch.fx.node import Node
 
 from graphopt.backends.executorch.form import HIGH, JOINS, LOW
-from graphopt.ir.calls import argument, is_float, operand, shape
+from graphopt.backends.executorch.operators import write_plainly
+from graphopt.ir.calls import argument, operand, shape
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.ir.ops import aten, family
 from graphopt.lowering.integers.arithmetic import f32
 from graphopt.lowering.integers.fusion import DEQUANTIZE, QUANTIZE, quantizer
-from graphopt.lowering.integers.legalize import GLOBAL_AVERAGE_POOL, is_dequantized
+from graphopt.lowering.integers.legalize import is_dequantized
 from graphopt.lowering.qdq import QuantizationParameters
 from graphopt.utils.alone import ALONE
 
@@ -48,7 +43,7 @@ def exported(graph: Graph, watched: Mapping[str, Node] | None = None) -> tuple[E
     prepared = graph.clone(share_weights=True)
     nodes = dict(zip(graph.nodes, prepared.nodes, strict=True))
     returned = [nodes[node] for node in (watched or {}).values()]
-    _write_plainly(prepared)
+    write_plainly(prepared)
     if not returned:
         _fuse_pads(prepared)
     _fold_constants(prepared)
@@ -59,31 +54,6 @@ def exported(graph: Graph, watched: Mapping[str, Node] | None = None) -> tuple[E
     sites = {node.name: prepared.site(node) for node in prepared.calls()}
     with ALONE:
         return prepared.export(), sites
-
-
-def _write_plainly(graph: Graph) -> None:
-    """Operators as the partitioner knows them, and of tensors alone, which need no conversions."""
-    for node in graph.calls():
-        kind, source = family(node), node.all_input_nodes[0] if node.all_input_nodes else node
-        if node.target is GLOBAL_AVERAGE_POOL:
-            graph.replace(node, graph.call(aten.mean.dim, source, [2, 3], True, before=node, like=node))
-        elif kind == "reshape":
-            graph.replace(node, graph.call(aten.reshape.default, source, list(shape(node)), before=node, like=node))
-        elif kind == "max_pool" and len(shape(source)) == 3 and node.target is aten.max_pool2d.default:
-            batch = graph.call(aten.reshape.default, source, [1, *shape(source)], before=node, like=node)
-            pooled = graph.call(node.target, batch, *node.args[1:], before=node, like=node, **node.kwargs)
-            graph.replace(node, graph.call(aten.reshape.default, pooled, list(shape(node)), before=node, like=node))
-        elif node.target in (aten.remainder.Scalar, aten.remainder.Tensor) and not is_float(node):
-            whole = graph.call(aten.div.Tensor_mode, *node.args, rounding_mode="floor", before=node, like=node)
-            multiple = graph.call(aten.mul.Tensor, whole, node.args[1], before=node, like=node)
-            graph.replace(node, graph.call(aten.sub.Tensor, node.args[0], multiple, before=node, like=node))
-        elif kind == "hard_sigmoid":
-            three, six = (
-                graph.add_constant(f"{node.name}_{n:.0f}", torch.tensor([n]), before=node) for n in (3.0, 6.0)
-            )
-            raised = graph.call(aten.add.Tensor, source, three, before=node, like=node)
-            clipped = graph.call(aten.hardtanh.default, raised, 0.0, 6.0, before=node, like=node)
-            graph.replace(node, graph.call(aten.div.Tensor, clipped, six, before=node, like=node))
 
 
 def _fuse_pads(graph: Graph) -> None:

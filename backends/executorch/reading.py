@@ -9,6 +9,7 @@ from torch.fx.node import Node
 from graphopt.artifacts.audit import Audit
 from graphopt.artifacts.report import FloatOperator
 from graphopt.backends.executorch.compiling import INTEGER, PORTABLE, Call
+from graphopt.backends.executorch.runtime import REMEDY
 from graphopt.ir.cost import layer_macs
 from graphopt.ir.facts import LEFT
 from graphopt.ir.graph import Graph
@@ -40,10 +41,7 @@ def check_kernels(calls: Sequence[Call], sites: Mapping[str, str], known: frozen
     ]
     if named := list(dict.fromkeys(missing)):
         more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
-        raise InputError(
-            f"ExecuTorch's runtime has no kernel for {', '.join(named[:SHOWN])}{more}; write that otherwise, or use a target of "
-            "ONNX Runtime or TVM (arm, tvm-arm64)"
-        )
+        raise InputError(f"ExecuTorch's runtime has no kernel for {', '.join(named[:SHOWN])}{more}; {REMEDY}")
 
 
 def check_layers(graph: Graph) -> None:
@@ -52,8 +50,7 @@ def check_layers(graph: Graph) -> None:
         layer = Layer.of(node)
         if layer is not None and layer.dims > 2:
             raise InputError(
-                f"{graph.site(node)}: ExecuTorch's runtime has no kernel for convolutions over {layer.dims} dimensions; use a "
-                "target of ONNX Runtime or TVM (arm, tvm-arm64)"
+                f"{graph.site(node)}: ExecuTorch's runtime has no kernel for convolutions over {layer.dims} dimensions; {REMEDY}"
             )
 
 

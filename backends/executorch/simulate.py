@@ -12,7 +12,7 @@ from graphopt.backends.executorch.compiling import Delegated
 from graphopt.backends.executorch.form import legalize
 from graphopt.backends.executorch.lowering import formed
 from graphopt.backends.executorch.programs import exported
-from graphopt.backends.executorch.runtime import Program
+from graphopt.backends.executorch.running import Program
 from graphopt.ir.graph import Graph
 from graphopt.lowering.integers.fusion import QUANTIZE
 from graphopt.lowering.integers.simulation import Simulation

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 import graphopt
 from graphopt.artifacts import registry
-from graphopt.backends.executorch import lower, runtime
+from graphopt.backends.executorch import lower, running, runtime
 from graphopt.backends.executorch.artifact import ExecutorchArtifact
 from graphopt.cli.main import app
 from graphopt.formats import Format
@@ -74,7 +74,7 @@ def test_without_executorch_the_target_says_how_to_install_it(monkeypatch: pytes
 
 @pytest.mark.parametrize(
     "version, says",
-    [("1.1.0", "executorch 1.1.0 is too old, graphopt needs 1.2 or newer"), ("", "not installed")],
+    [("1.4.0", "executorch 1.4.0 is too old, graphopt needs 1.5 or newer"), ("", "not installed")],
 )
 def test_a_missing_or_old_release_is_refused(version: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def found(name: str) -> str:
@@ -178,7 +178,7 @@ def test_a_program_that_was_altered_or_is_none_is_refused(tmp_path: Path) -> Non
         graphopt.load(folder)
     for broken in (b"", b"no program at all" * 100, content[: len(content) // 2]):
         with pytest.raises(ArtifactError, match=r"ExecuTorch .* cannot load model\.pte"):
-            runtime.Program(broken, "model.pte").open(1)
+            running.Program(broken, "model.pte").open(1)
 
 
 @needs_executorch

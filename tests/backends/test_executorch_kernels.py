@@ -16,7 +16,7 @@ from graphopt.lowering.qdq import Q, QuantizationParameters
 pytest.importorskip("executorch", reason="the ExecuTorch backend needs graphopt[executorch]")
 
 from graphopt.backends.executorch.compiling import Delegated
-from graphopt.backends.executorch.runtime import Program
+from graphopt.backends.executorch.running import Program
 
 CODES = torch.arange(-128, 128).to(torch.int8)
 PAIRS = (CODES.repeat_interleave(256).reshape(1, 1, 256, 256), CODES.repeat(256).reshape(1, 1, 256, 256))
