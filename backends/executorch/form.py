@@ -123,10 +123,15 @@ def unfit(graph: Graph, layer: Layer) -> str:
         return "its result is read in float, and integer kernels answer in codes alone"
     if layer.bias is not None and not is_dequantized(layer.bias):
         return "its bias is not an integer"
+    if layer.weight.target is Q.dequantize_per_channel.default and layer.weight.args[3] != 0:
+        return "its weights have a scale for each input channel"
     codes, scale = signed_weight(graph, layer)
     if codes is None:
         return f"codes of its weights leave [-{MOST_WEIGHT}, {MOST_WEIGHT}] around their zero points"
-    ratio = f32(float(layer.input.args[1])) * scale / f32(float(reader.args[1]))  # type: ignore[arg-type]
+    steps = f32(float(layer.input.args[1])) * scale  # type: ignore[arg-type]
+    if float(torch.minimum(steps, scale).min()) < torch.finfo(torch.float32).tiny:
+        return "a step of its sums is too small for a normal float32"
+    ratio = steps / f32(float(reader.args[1]))  # type: ignore[arg-type]
     if float(ratio.max()) >= MOST_RATIO:
         return f"a step of its sums is {float(ratio.max()):.3g} steps of its result, and kernels take less than {MOST_RATIO:.0f}"
     return ""
@@ -150,9 +155,9 @@ def _fit_layer(graph: Graph, layer: Layer) -> None:
     call: Any = layer.weight
     codes, scale = signed_weight(graph, layer)
     plain = (-MOST_WEIGHT, MOST_WEIGHT, torch.int8)
-    if call.target is Q.dequantize_per_channel.default and call.args[3:] == (0, *plain):
-        return
     assert codes is not None
+    if call.args[3:] == (0, *plain) and torch.equal(codes, graph.tensor(call.args[0])):
+        return
     name = f"{call.args[0].target}_signed"
     stored = [
         (name, codes),

@@ -13,7 +13,7 @@ from graphopt.backends.executorch.artifact import AUDIT, MODEL, ExecutorchArtifa
 from graphopt.backends.executorch.compiling import Delegated
 from graphopt.backends.executorch.form import legalize
 from graphopt.backends.executorch.programs import exported
-from graphopt.backends.executorch.reading import audited, check_kernels, check_layers
+from graphopt.backends.executorch.reading import audited, check_kernels, check_operators
 from graphopt.backends.executorch.running import Program
 from graphopt.backends.executorch.runtime import modules, operators
 from graphopt.formats.blocks import DEQUANTIZE_BLOCKS
@@ -34,7 +34,7 @@ def check_graph(graph: Graph) -> None:
         InputError: a size other than the batch is free; a layer that has no kernel; an input or result is float64 or bfloat16.
     """
     check_only_batch(graph, PROGRAMS)
-    check_layers(graph)
+    check_operators(graph)
     for name, node in [
         *zip(graph.input_names, graph.inputs, strict=True),
         *zip(graph.output_names, graph.outputs, strict=True),
@@ -64,14 +64,14 @@ def lower(graph: Graph, target: Target, *, name: str = "model", batch: int | Non
     if samples is not None:
         check_slices(graph, PROGRAMS)
     prepared = formed(graph, samples)
-    program, sites = exported(prepared)
+    program, written = exported(prepared)
     delegated = Delegated(program)
-    check_kernels(delegated.calls, sites, operators())
+    check_kernels(written, delegated.calls, operators())
     content = delegated.content()
     Program(content, MODEL).check([t.numpy() for t in prepared.example.tensors()])
     folder = temporary_folder()
     (folder / MODEL).write_bytes(content)
-    options: dict[str, Any] = {BATCH: samples, AUDIT: asdict(audited(prepared, delegated.calls, sites, samples or 1))}
+    options: dict[str, Any] = {BATCH: samples, AUDIT: asdict(audited(written, delegated.calls, samples or 1))}
     manifest = describe(graph, target, folder, model=name, options=options)
     return ExecutorchArtifact(folder, manifest, temporary=True, graph=graph)
 

@@ -4,7 +4,7 @@ mean of an image            mean over the two last dimensions
 unsqueeze, flatten, ...     one reshape
 hard_sigmoid(x)             clip(x + 3, 0, 6) / 6, of tensors alone: numbers would be converted at run time
 gelu(approximate="tanh")    its formula: XNNPACK of release 1.5.1 computes the exact function, 5e-4 apart
-max_pool2d of one image     of a batch of one
+conv, max_pool2d of one image without a batch     of a batch of one
 x % n of integers           x - floor(x / n) n: the kernel of release 1.5.1 rounds to zero, as C does
 """
 
@@ -17,9 +17,12 @@ import torch
 from torch.fx.node import Node
 
 from graphopt.ir.calls import argument, is_float, operand, shape, value
+from graphopt.ir.facts import LEFT
 from graphopt.ir.graph import Graph
+from graphopt.ir.layer import Layer
 from graphopt.ir.ops import aten, family
-from graphopt.lowering.integers.legalize import GLOBAL_AVERAGE_POOL
+from graphopt.lowering.integers.fusion import DEQUANTIZE, QUANTIZE, quantizer
+from graphopt.lowering.integers.legalize import GLOBAL_AVERAGE_POOL, is_dequantized
 
 REMAINDERS = (aten.remainder.Scalar, aten.remainder.Tensor)
 
@@ -36,8 +39,8 @@ def write_plainly(graph: Graph) -> None:
             _clip_and_divide(graph, node)
         elif kind == "gelu" and argument(node, "approximate") == "tanh":
             _approximate_gelu(graph, node)
-        elif node.target is aten.max_pool2d.default and len(shape(node)) == 3:
-            _pool_a_batch(graph, node)
+        elif _is_of_one_image(node):
+            _batch(graph, node)
         elif node.target in REMAINDERS and not is_float(node):
             _subtract_multiples(graph, node)
 
@@ -72,11 +75,33 @@ def _clip_and_divide(graph: Graph, node: Node) -> None:
     graph.replace(node, graph.call(aten.div.Tensor, clipped, six, before=node, like=node))
 
 
-def _pool_a_batch(graph: Graph, node: Node) -> None:
-    target, options = aten.max_pool2d.default, dict(node.kwargs)
-    batch = _reshaped(graph, operand(node), (1, *shape(operand(node))), node)
-    pooled = graph.call(target, batch, *node.args[1:], before=node, like=node, **options)
-    graph.replace(node, _reshaped(graph, pooled, shape(node), node))
+def _is_of_one_image(node: Node) -> bool:
+    layer = Layer.of(node)
+    if layer is not None and layer.kind == "conv":
+        return len(shape(node)) == layer.dims + 1
+    return node.target is aten.max_pool2d.default and len(shape(node)) == 3
+
+
+def _batch(graph: Graph, node: Node) -> None:
+    """A call on a batch of one; where it computes with codes, what is reshaped around it are codes, too."""
+    target: Any = node.target
+    options: Any = node.kwargs
+    source, reader = operand(node), quantizer(node)
+    image = _reshaped(graph, source, (1, *shape(source)), node)
+    if is_dequantized(source):
+        image = _rounded(graph, image, source, node)
+    result = graph.call(target, image, *node.args[1:], before=node, like=node, **options)
+    if (left := graph.fact(node, LEFT)) is not None:
+        graph.set_fact(result, LEFT, left)
+    if reader is not None:
+        result = _rounded(graph, result, reader, node)
+    graph.replace(node, _reshaped(graph, result, shape(node), node))
+
+
+def _rounded(graph: Graph, source: Node, like: Node, node: Node) -> Node:
+    """A value in codes of the grid of another quantizer, and back."""
+    codes = graph.call(QUANTIZE, source, *like.args[1:], before=node)
+    return graph.call(DEQUANTIZE, codes, *like.args[1:], before=node)
 
 
 def _subtract_multiples(graph: Graph, node: Node) -> None:

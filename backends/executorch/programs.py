@@ -31,14 +31,14 @@ from graphopt.lowering.qdq import QuantizationParameters
 from graphopt.utils.alone import ALONE
 
 
-def exported(graph: Graph, watched: Mapping[str, Node] | None = None) -> tuple[ExportedProgram, dict[str, str]]:
+def exported(graph: Graph, watched: Mapping[str, Node] | None = None) -> tuple[ExportedProgram, Graph]:
     """The program of a graph in XNNPACK's form with fixed shapes; the graph is not changed.
 
     Args:
         watched: names -> nodes of codes that the program returns behind the graph's own outputs.
 
     Returns:
-        The program, and the site of each call of the graph by the name that it has there.
+        The program, and the graph that it was exported from, whose calls have the names that the program knows them by.
     """
     prepared = graph.clone(share_weights=True)
     nodes = dict(zip(graph.nodes, prepared.nodes, strict=True))
@@ -51,9 +51,8 @@ def exported(graph: Graph, watched: Mapping[str, Node] | None = None) -> tuple[E
     _dequantize_for_each(prepared)
     _return(prepared, returned)
     prepared.refresh()
-    sites = {node.name: prepared.site(node) for node in prepared.calls()}
     with ALONE:
-        return prepared.export(), sites
+        return prepared.export(), prepared
 
 
 def _fuse_pads(graph: Graph) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch.fx.node import Node
 
@@ -10,10 +10,12 @@ from graphopt.artifacts.audit import Audit
 from graphopt.artifacts.report import FloatOperator
 from graphopt.backends.executorch.compiling import INTEGER, PORTABLE, Call
 from graphopt.backends.executorch.runtime import REMEDY
+from graphopt.ir.calls import argument, operand, shape
 from graphopt.ir.cost import layer_macs
 from graphopt.ir.facts import LEFT
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
+from graphopt.ir.ops import aten
 from graphopt.utils.errors import InputError
 
 SHOWN = 5  # operators that an error lists
@@ -24,15 +26,16 @@ MOVES = frozenset({
 })  # fmt: skip
 
 
-def check_kernels(calls: Sequence[Call], sites: Mapping[str, str], known: frozenset[str]) -> None:
-    """Whether a runtime can compute a program.
+def check_kernels(graph: Graph, calls: Sequence[Call], known: frozenset[str]) -> None:
+    """Whether a runtime can compute the program that was exported from a graph.
 
     Args:
-        sites: of calls by their names. known: operators that the runtime has kernels for, such as `aten::add.out`.
+        calls: of the program. known: operators that the runtime has kernels for, such as `aten::add.out`.
 
     Raises:
         InputError: it has none for some calls; names them, with the layers they come from.
     """
+    sites = _sites(graph)
     kernels = {name.partition("::")[2].partition(".")[0] for name in known} | {"sym_size"}
     missing = [
         f"{sites.get(call.name, call.name)} ({call.operator})"
@@ -44,23 +47,45 @@ def check_kernels(calls: Sequence[Call], sites: Mapping[str, str], known: frozen
         raise InputError(f"ExecuTorch's runtime has no kernel for {', '.join(named[:SHOWN])}{more}; {REMEDY}")
 
 
-def check_layers(graph: Graph) -> None:
-    """Raise `InputError` where a layer of a graph has no kernel, neither in integer nor in float."""
+def check_operators(graph: Graph) -> None:
+    """Whether the operators of a captured graph have kernels that compute what they mean.
+
+    Raises:
+        InputError: a layer over three dimensions, or a bilinear resizing whose factor XNNPACK would replace by another; names it.
+    """
     for node in graph.calls():
         layer = Layer.of(node)
         if layer is not None and layer.dims > 2:
             raise InputError(
                 f"{graph.site(node)}: ExecuTorch's runtime has no kernel for convolutions over {layer.dims} dimensions; {REMEDY}"
             )
+        if node.target is aten.upsample_bilinear2d.vec and not _by_whole_pixels(node):
+            raise InputError(
+                f"{graph.site(node)}: XNNPACK resizes by the ratio of sizes, which no factor of {argument(node, 'scale_factors')} is "
+                "here; give interpolate size=..., or recompute_scale_factor=True"
+            )
 
 
-def audited(graph: Graph, calls: Sequence[Call], sites: Mapping[str, str], samples: int) -> Audit:
-    """What of a graph in XNNPACK's form is computed in integer.
+def _by_whole_pixels(node: Node) -> bool:
+    """Whether the factors of a bilinear resizing are the ratios of sizes."""
+    factors = argument(node, "scale_factors")
+    if factors is None or argument(node, "align_corners"):
+        return True
+    sizes = zip(shape(operand(node))[-2:], shape(node)[-2:], factors, strict=True)
+    return all(before * factor == after for before, after, factor in sizes)
+
+
+def _sites(graph: Graph) -> dict[str, str]:
+    return {node.name: graph.site(node) for node in graph.calls()}
+
+
+def audited(graph: Graph, calls: Sequence[Call], samples: int) -> Audit:
+    """What is computed in integer of the program that was exported from a graph.
 
     Args:
-        calls: of the program that was made of it. sites: of calls by their names.
-        samples: of the batch, of which the audit counts one.
+        calls: of the program. samples: of the batch, of which the audit counts one.
     """
+    sites = _sites(graph)
     macs = {node.name: count // samples for node, count in layer_macs(graph).items()}
     nodes = {node.name: node for node in graph.calls()}
     found = Audit(total_macs=sum(macs.values()))

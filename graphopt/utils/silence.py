@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from typing import IO, Any
 
 OUT, ERR = 1, 2  # file descriptors
@@ -40,7 +40,8 @@ def heard(descriptor: int) -> Iterator[list[str]]:
 
 @contextmanager
 def _redirected(descriptor: int, file: IO[Any]) -> Iterator[None]:
-    stream = sys.stdout if descriptor == OUT else sys.stderr
+    """What is written to a file descriptor, and to Python's stream of it, which may be another file."""
+    stream, redirect = (sys.stdout, redirect_stdout) if descriptor == OUT else (sys.stderr, redirect_stderr)
     if stream is not None:
         stream.flush()
     try:
@@ -50,7 +51,8 @@ def _redirected(descriptor: int, file: IO[Any]) -> Iterator[None]:
         return
     try:
         os.dup2(file.fileno(), descriptor)
-        yield
+        with open(os.dup(file.fileno()), "w", errors="replace") as text, redirect(text):
+            yield
     finally:
         os.dup2(kept, descriptor)
         os.close(kept)

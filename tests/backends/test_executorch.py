@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from graphopt.cli.main import app
 from graphopt.formats import Format
 from graphopt.ir.graph import Graph
 from graphopt.targets import find, names
-from graphopt.utils.errors import ArtifactError, GraphoptError, InputError
+from graphopt.utils.errors import ArtifactError, ExecutionError, GraphoptError, InputError
 
 needs_executorch = pytest.mark.skipif(
     importlib.util.find_spec("executorch") is None, reason="the ExecuTorch backend needs graphopt[executorch]"
@@ -196,6 +197,7 @@ def test_a_folder_that_is_replaced_later_does_not_reach_what_was_loaded(tmp_path
     [
         (lambda m, x: m.inner(x).sort(1)[0], r"sort \(aten.sort.default\).*write that otherwise, or use a target of ONNX"),
         (lambda m, x: torch.special.bessel_j0(m.inner(x)), r"no kernel for special_bessel_j0 "),
+        (lambda m, x: m.inner(x).round(decimals=1), r"has no kernel for aten\.round\.decimals_out; write that otherwise"),
         (lambda m, x: m.inner(x).softmax(0), "softmax.* mixes the samples of a batch, and programs of ExecuTorch"),
         (lambda m, x: m.inner(x).sum(), "has not one row for each sample"),
     ],
@@ -204,6 +206,27 @@ def test_what_cannot_be_lowered_is_refused_by_name(body: Any, says: str) -> None
     model = Model(body, inner=conv(3, 4)).eval()
     with pytest.raises(InputError, match=says):
         lower(Graph.capture(model, images(2)), TARGET)
+
+
+@needs_executorch
+@pytest.mark.thorough
+def test_images_without_a_batch_are_computed_in_integer() -> None:
+    first, second = conv(3, 8), conv(8, 4)
+    model = Model(lambda m, x: m.b(nn.functional.max_pool2d(m.a(x[0]).relu(), 2)), a=first, b=second).eval()
+    data = images(4)
+    found = graphopt.optimize(model, data, target="executorch", calibration=[data], measure=False, dynamic_batch=False)
+    assert found.report.integer_macs == 1
+    assert torch.equal(found.artifact(data), graphopt.simulate(found.graph, "executorch")(data))
+
+
+@needs_executorch
+def test_what_an_operator_does_not_take_is_said_with_its_name(capfd: pytest.CaptureFixture[str]) -> None:
+    model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 3)).eval()
+    artifact = lower(Graph.capture(model, torch.tensor([[1, 2, 3]])), TARGET)
+    says = r"cannot compute aten\.embedding: .* 77 >= .* on these inputs; give inputs that the original model takes"
+    with pytest.raises(ExecutionError, match=says):
+        artifact(torch.tensor([[1, 2, 77]]))
+    assert artifact(torch.tensor([[1, 2, 3]])).shape == (1, 3, 3)
 
 
 @needs_executorch
@@ -261,3 +284,14 @@ def test_the_command_line_takes_it(tmp_path: Path) -> None:
     compiled = CliRunner().invoke(app, ["compile", str(tmp_path / "deployed"), "--out", str(tmp_path / "bare")])
     assert compiled.exit_code == 1
     assert json.loads((tmp_path / "deployed" / "manifest.json").read_text())["target"]["name"] == "executorch"
+
+
+@needs_executorch
+@pytest.mark.thorough
+def test_the_examples_of_the_guide_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/guides/executorch.md").read_text(), re.DOTALL)
+    space = {"graphopt": graphopt, "model": model_of("residual"), "images": images(8), "accuracy": lambda model: 1.0}
+    for block in blocks:
+        exec(compile(block, "executorch.md", "exec"), space)
+    assert (tmp_path / "deployed" / "model.pte").exists()

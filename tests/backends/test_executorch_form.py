@@ -11,6 +11,7 @@ from rewriting import Model, apply, capture
 from torch import nn
 from xnnpack_networks import INTEGER, MIXED, network
 
+from graphopt.backends.executorch.compiling import _origin
 from graphopt.backends.executorch.form import legalize
 from graphopt.backends.executorch.lowering import check_graph, formed
 from graphopt.backends.executorch.programs import exported
@@ -60,11 +61,12 @@ def test_the_form_answers_what_the_graph_answers(name: str) -> None:
 def test_the_program_answers_what_the_form_answers(name: str) -> None:
     model, inputs = network(name)
     form = formed(quantized(model, *inputs), 8)
-    program, sites = exported(form)
+    program, written = exported(form)
     answers = program.module()(*inputs)
     for mine, other in zip(answers, torch.utils._pytree.tree_leaves(form(*inputs)), strict=True):
         torch.testing.assert_close(mine, other, rtol=0, atol=float(other.detach().abs().max()) / 64)
-    assert sites
+    calls = {node.name for node in written.calls()}
+    assert all(_origin(node) in calls for node in program.graph.nodes if node.op == "call_function")
 
 
 @pytest.mark.parametrize("name", NETWORKS)
