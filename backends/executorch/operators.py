@@ -5,6 +5,7 @@ unsqueeze, flatten, ...     one reshape
 hard_sigmoid(x)             clip(x + 3, 0, 6) / 6, of tensors alone: numbers would be converted at run time
 gelu(approximate="tanh")    its formula: XNNPACK of release 1.5.1 computes the exact function, 5e-4 apart
 conv, max_pool2d of one image without a batch     of a batch of one
+pad of less than nothing    slices
 x % n of integers           x - floor(x / n) n: the kernel of release 1.5.1 rounds to zero, as C does
 """
 
@@ -24,6 +25,7 @@ from graphopt.ir.ops import aten, family
 from graphopt.lowering.integers.fusion import DEQUANTIZE, QUANTIZE, quantizer
 from graphopt.lowering.integers.legalize import GLOBAL_AVERAGE_POOL, is_dequantized
 
+PADS = (aten.constant_pad_nd.default, aten.pad.default)
 REMAINDERS = (aten.remainder.Scalar, aten.remainder.Tensor)
 
 
@@ -41,6 +43,8 @@ def write_plainly(graph: Graph) -> None:
             _approximate_gelu(graph, node)
         elif _is_of_one_image(node):
             _batch(graph, node)
+        elif node.target in PADS and min(argument(node, "pad"), default=0) < 0:
+            _crop(graph, node)
         elif node.target in REMAINDERS and not is_float(node):
             _subtract_multiples(graph, node)
 
@@ -73,6 +77,20 @@ def _clip_and_divide(graph: Graph, node: Node) -> None:
     raised = graph.call(aten.add.Tensor, operand(node), three, before=node, like=node)
     clipped = graph.call(aten.hardtanh.default, raised, 0.0, 6.0, before=node, like=node)
     graph.replace(node, graph.call(aten.div.Tensor, clipped, six, before=node, like=node))
+
+
+def _crop(graph: Graph, node: Node) -> None:
+    """Slices for the amounts below zero; the others are padded."""
+    source, amounts, rank = operand(node), list(argument(node, "pad")), len(shape(node))
+    for place, amount in enumerate(amounts):
+        if amount < 0:
+            dim = rank - 1 - place // 2
+            begin, end = (-amount, None) if place % 2 == 0 else (0, amount)
+            source = graph.call(aten.slice.Tensor, source, dim, begin, end, before=node, like=node)
+    target: Any = node.target
+    graph.replace(
+        node, graph.call(target, source, [max(n, 0) for n in amounts], *node.args[2:], before=node, like=node)
+    )
 
 
 def _is_of_one_image(node: Node) -> bool:

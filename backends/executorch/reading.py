@@ -60,9 +60,10 @@ def check_operators(graph: Graph) -> None:
                 f"{graph.site(node)}: ExecuTorch's runtime has no kernel for convolutions over {layer.dims} dimensions; {REMEDY}"
             )
         if node.target is aten.upsample_bilinear2d.vec and not _by_whole_pixels(node):
+            factors = argument(node, "scale_factors")
             raise InputError(
-                f"{graph.site(node)}: XNNPACK resizes by the ratio of sizes, which no factor of {argument(node, 'scale_factors')} is "
-                "here; give interpolate size=..., or recompute_scale_factor=True"
+                f"{graph.site(node)}: XNNPACK resizes by the ratio of sizes, which is not scale_factor={factors} here; give "
+                "size=..., or recompute_scale_factor=True"
             )
 
 
