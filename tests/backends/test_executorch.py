@@ -136,6 +136,7 @@ def test_any_batch_is_computed_in_slices() -> None:
 
 
 @needs_executorch
+@pytest.mark.thorough
 def test_a_float_graph_stays_float_and_all_of_it_is_delegated() -> None:
     model, x = model_of("inverted residual"), images(4)
     artifact = lower(Graph.capture(model, x), TARGET)
@@ -145,6 +146,7 @@ def test_a_float_graph_stays_float_and_all_of_it_is_delegated() -> None:
 
 
 @needs_executorch
+@pytest.mark.thorough
 def test_the_program_without_graphopt_gives_the_same_answer(tmp_path: Path) -> None:
     folder, x = result().artifact.save(tmp_path / "it's deployed"), images(4)
     program = graphopt.load(folder).usage()
@@ -192,6 +194,7 @@ def test_a_folder_that_is_replaced_later_does_not_reach_what_was_loaded(tmp_path
 
 
 @needs_executorch
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "body, says",
     [
@@ -230,6 +233,7 @@ def test_what_an_operator_does_not_take_is_said_with_its_name(capfd: pytest.Capt
 
 
 @needs_executorch
+@pytest.mark.thorough
 def test_remainders_of_negative_integers_are_those_of_torch() -> None:
     model = Model(lambda m, x: (x * 7).long() % -3 + (x * 5).long() % (x[:, :1] * 0 + 3).long()).eval()
     artifact = lower(Graph.capture(model, images(2), dynamic_batch=False), TARGET)
@@ -237,6 +241,7 @@ def test_remainders_of_negative_integers_are_those_of_torch() -> None:
 
 
 @needs_executorch
+@pytest.mark.thorough
 @pytest.mark.parametrize("bits", [4, 6])
 def test_fewer_bits_are_codes_of_a_byte(bits: int) -> None:
     weights, values = Format(bits, per_channel=True), Format(bits, symmetric=False)
@@ -266,6 +271,7 @@ def test_a_machine_is_not_to_be_chosen() -> None:
 
 
 @needs_executorch
+@pytest.mark.thorough
 def test_the_command_line_takes_it(tmp_path: Path) -> None:
     torch.export.save(torch.export.export(small(), (images(1),)), tmp_path / "model.pt2")
     np.savez(tmp_path / "inputs.npz", images(8).numpy())
