@@ -38,7 +38,8 @@ def _kernels(target: Target) -> Iterator[tuple[str, str]]:
     yield "moves codes", ", ".join(sorted(kernels.moves))
     if kernels.float_layers:
         plain = target.formats.rest or ("float" if target.runtime.vendor_compiler else "float32")
-        yield "else", f"{plain}{'' if target.runtime.code else ', between DequantizeLinear and QuantizeLinear'}"
+        between = ", between DequantizeLinear and QuantizeLinear" if target.runtime.name == "onnxruntime" else ""
+        yield "else", f"{plain}{between}"
     else:
         yield "else", "nothing: every layer is integer"
     yield "channels", f"pruned and factorized to multiples of {kernels.channel_multiple}"
