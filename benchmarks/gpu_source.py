@@ -15,8 +15,8 @@ import torch
 from opencl_running import OpenCL
 
 import graphopt
-from graphopt.backends.tvm.static import fix_batch
 from graphopt.formats import FLOAT16_FORMATS
+from graphopt.lowering.static_batch import fix_batch
 from graphopt.targets import find
 
 IMAGES = {"ResNet-20": (1000, 16), "MobileNetV1": (100, 4)}  # simulated, and run

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tvm
-from torch import Tensor
 from tvm import relax
 
-from graphopt.artifacts.artifact import Artifact
 from graphopt.artifacts.audit import Audit
 from graphopt.artifacts.manifest import Manifest, listing
 from graphopt.artifacts.profile import KernelTime
 from graphopt.artifacts.report import FloatOperator
+from graphopt.artifacts.sliced import Arrays, SlicedArtifact
 from graphopt.artifacts.usage import Calls
 from graphopt.backends.tvm.bare import HELD, OBJECTS, compile_objects, held, hold, recorded
 from graphopt.backends.tvm.build import refusal, use_threads
@@ -31,10 +29,9 @@ from graphopt.utils.files import MANIFEST
 LIBRARY = "model.so"
 SOURCES = {"cuda": "kernels.cu", "opencl": "kernels.cl"}  # of a GPU, which the library holds as well
 NOT_IN_C = "not_in_c"  # in a manifest's options: why
-Arrays = list[np.ndarray[Any, Any]]
 
 
-class TvmArtifact(Artifact):
+class TvmArtifact(SlicedArtifact):
     """A model compiled to machine code for one CPU and one batch size.
 
     Other batch sizes, where the model allows them, are computed in slices of that one.
@@ -136,9 +133,6 @@ class TvmArtifact(Artifact):
         """See `Artifact.calls`: with TVM's runtime and NumPy."""
         if OBJECTS in self.manifest.options:
             raise InputError(f"{self.manifest.model} runs in a program of yours: {self.refusal}")
-        batch = self.manifest.options["batch"]
-        if batch is not None and (type(batch) is not int or batch < 1):
-            raise ArtifactError(f"{self.manifest.model} computes {batch!r} samples at once; write the artifact again")
         fed = ", ".join(f"tvm.runtime.tensor(inputs[{n}], device)" for n in range(len(self.manifest.inputs)))
         return Calls(
             first=["", 'os.environ.setdefault("TVM_BIND_THREADS", "0")', ""],
@@ -151,7 +145,7 @@ class TvmArtifact(Artifact):
             ],
             run=[f"outputs = [output.numpy() for output in main({fed})]"],
             labels=f'json.load(open(os.path.join(folder, {MANIFEST!a}), encoding="utf-8"))["labels"]',
-            batch=batch,
+            batch=self.batch,
         )
 
     def save(self, folder: str | Path) -> Path:
@@ -173,29 +167,6 @@ class TvmArtifact(Artifact):
         except InputError as reason:
             self.manifest.options[NOT_IN_C] = str(reason)
 
-    def zeros(self) -> dict[str, Tensor]:
-        """See `Artifact.zeros`; as many samples as its kernels compute at once."""
-        batch, inputs = self.manifest.options["batch"], super().zeros()
-        if batch is None:
-            return inputs
-        free = dict(zip(inputs, self._free, strict=True))
-        return {name: x.new_zeros(batch, *x.shape[1:]) if free[name] else x for name, x in inputs.items()}
-
-    def _run(self, inputs: Arrays) -> Arrays:
-        if self._fits(inputs):
-            return self._call(inputs)
-        return in_slices(self._call, inputs, self._free, self.manifest.options["batch"])
-
-    @property
-    def _free(self) -> list[bool]:
-        """For each input whether its batch is free."""
-        return [spec.shape[:1] == (None,) for spec in self.manifest.inputs]
-
-    def _fits(self, inputs: Arrays) -> bool:
-        """One call of the kernels computes them."""
-        batch = self.manifest.options["batch"]
-        return batch is None or all(len(a) == batch for a, free in zip(inputs, self._free, strict=True) if free)
-
     def _call(self, inputs: Arrays) -> Arrays:
         """One call of the kernels."""
         self.prepare()
@@ -206,8 +177,7 @@ class TvmArtifact(Artifact):
         if self.code["device"] != "cpu":
             return super()._profile(inputs, runs)  # kernels of a GPU go on behind the calls that start them
         if not self._fits(inputs):
-            batch = self.manifest.options["batch"]
-            raise InputError(f"{self.manifest.model} computes {batch} samples at once; give as many to profile()")
+            raise InputError(f"{self.manifest.model} computes {self.batch} samples at once; give as many to profile()")
         machine = self._opened()  # of its own, for it stays slower
         use_threads(self.threads)
         sites = self.manifest.options.get(SITES, [])
@@ -221,19 +191,6 @@ class TvmArtifact(Artifact):
 def call(main: Any, inputs: Arrays, device: Any = None) -> Arrays:
     device = device or tvm.cpu()
     return [output.numpy() for output in main(*(tvm.runtime.tensor(array, device) for array in inputs))]
-
-
-def in_slices(compute: Callable[[Arrays], Arrays], inputs: Arrays, free: Sequence[bool], batch: int) -> Arrays:
-    """Compute a batch of any size in slices; the last one is filled up with copies of the first sample."""
-    count = next(len(a) for a, f in zip(inputs, free, strict=True) if f)
-    if count == 0:
-        raise InputError("the batch is empty; give at least one sample")
-    parts = []
-    for start in range(0, count, batch):
-        rows = np.arange(start, start + batch)
-        rows[rows >= count] = start
-        parts.append(compute([np.ascontiguousarray(a[rows]) if f else a for a, f in zip(inputs, free, strict=True)]))
-    return [np.concatenate(outputs)[:count] for outputs in zip(*parts, strict=True)]
 
 
 def load(folder: Path, manifest: Manifest) -> TvmArtifact:

@@ -6,9 +6,8 @@ from graphopt.artifacts.backend import Backend
 from graphopt.backends.tvm.artifact import audit, load
 from graphopt.backends.tvm.connection import connect
 from graphopt.backends.tvm.float16 import deploy
-from graphopt.backends.tvm.lowering import check_tuning, lower
+from graphopt.backends.tvm.lowering import check_graph, check_tuning, lower
 from graphopt.backends.tvm.simulate import simulate
-from graphopt.backends.tvm.static import check_only_batch
 
 BACKEND = Backend(
     name="tvm",
@@ -18,7 +17,7 @@ BACKEND = Backend(
     simulate=simulate,
     deploy=deploy,
     connect=connect,
-    check_graph=check_only_batch,
+    check_graph=check_graph,
     check_tuning=check_tuning,
     tune=lower,
 )

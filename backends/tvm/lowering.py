@@ -20,14 +20,6 @@ from graphopt.backends.tvm.emit import Emitted, emit
 from graphopt.backends.tvm.machine import processor
 from graphopt.backends.tvm.profiling import SITES
 from graphopt.backends.tvm.schedules import Conv, Variant
-from graphopt.backends.tvm.static import (
-    check_independent,
-    check_one_sample,
-    check_only_batch,
-    check_rows,
-    example_batch,
-    fix_batch,
-)
 from graphopt.backends.tvm.tuning import (
     Budget,
     Database,
@@ -42,10 +34,12 @@ from graphopt.backends.tvm.tuning import (
 )
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
+from graphopt.lowering.static_batch import check_only_batch, check_slices, example_batch, fix_batch
 from graphopt.targets import Target
 from graphopt.utils.errors import InputError
 
 UNTUNED = Tuning()
+KERNELS = "TVM kernels"  # what has fixed shapes, as refusals say it
 
 
 def lower(
@@ -65,7 +59,7 @@ def lower(
         GraphoptError: an operator cannot be lowered; names it.
     """
     code = Code.of(target.runtime)
-    check_only_batch(graph)
+    check_only_batch(graph, KERNELS)
     batch = (batch or example_batch(graph)) if graph.dynamic_batch else None
     budget = check_tuning(target, tuning)
     lowering = _Lowering(graph, target, code, name, batch)
@@ -80,6 +74,11 @@ def lower(
     taken, outcome = _faster(plain, lowering.artifact(tuned), tuning.device) if tuned.variants else (plain, "")
     taken.manifest.options["tuned"] = str(tuned) + outcome
     return taken
+
+
+def check_graph(graph: Graph) -> None:
+    """Raise `InputError` where a graph could not be lowered as it was captured: a size other than the batch is free."""
+    check_only_batch(graph, KERNELS)
 
 
 def check_tuning(target: Target, tuning: Tuning) -> Budget | None:
@@ -126,9 +125,7 @@ class _Lowering:
         self.graph, self.target, self.code, self.name, self.batch = graph, target, code, name, batch
         self.command = [] if code.bare else linker(code, target.runtime.generated.compiler)
         if batch:
-            check_one_sample(graph)
-            check_rows(graph)
-            check_independent(graph)
+            check_slices(graph, KERNELS)
         self._fixed = fix_batch(graph, batch) if batch else graph
         self._emitted = compiled(self._fixed, code, samples=batch or 1)
         self.layers = self._emitted.layers

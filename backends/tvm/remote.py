@@ -19,7 +19,8 @@ from tvm import relax
 from graphopt.artifacts import calling
 from graphopt.artifacts.artifact import Artifact
 from graphopt.artifacts.profile import KernelTime
-from graphopt.backends.tvm.artifact import LIBRARY, Arrays, TvmArtifact
+from graphopt.artifacts.sliced import Arrays
+from graphopt.backends.tvm.artifact import LIBRARY, TvmArtifact
 from graphopt.backends.tvm.connection import Connection
 from graphopt.utils.errors import ArtifactError, InputError, last_line
 
@@ -71,7 +72,7 @@ class RemoteArtifact(TvmArtifact):
     def milliseconds(self, *args: Any, **kwargs: Any) -> float:
         inputs = calling.arrays(self.manifest, args, kwargs)
         if not self._fits(inputs):
-            raise InputError(f"one call of the kernels computes {self.manifest.options['batch']} samples: time so many")
+            raise InputError(f"one call of the kernels computes {self.batch} samples: time so many")
         try:
             self._invoke(inputs)
             timer = self._machine.module.time_evaluator("invoke_stateful", self._connection.session.cpu(), number=1)

@@ -8,13 +8,14 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from graphopt.backends.tvm.artifact import Arrays, TvmArtifact, call
+from graphopt.artifacts.sliced import Arrays
+from graphopt.backends.tvm.artifact import TvmArtifact, call
 from graphopt.backends.tvm.build import Code, build, kernels_of
 from graphopt.backends.tvm.emit import ARITHMETIC, legalize
 from graphopt.backends.tvm.lowering import compiled
-from graphopt.backends.tvm.static import fix_batch
 from graphopt.ir.graph import Graph
 from graphopt.lowering.integers.simulation import Simulation
+from graphopt.lowering.static_batch import fix_batch
 from graphopt.targets import Target
 from graphopt.utils.errors import InputError
 

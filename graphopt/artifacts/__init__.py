@@ -17,6 +17,7 @@ registry.py   the runtimes there are
 backend.py    what a backend is
 packing.py    weights in packed codes
 storage.py    its files entropy-coded into one
+sliced.py     artifacts of fixed shapes: a batch in slices
 staged.py     artifacts of stages, between which the host decides
 staged_usage.py  a program that runs those
 opening.py    from a saved folder to the artifact in it

@@ -34,6 +34,7 @@ class Runtime:
 
 
 RUNTIMES = {
+    "executorch": Runtime("graphopt.backends.executorch.backend", "executorch", "executorch", "executorch"),
     "onnxruntime": Runtime("graphopt.backends.onnxruntime.backend", "onnxruntime", "onnxruntime"),
     "packed": Runtime("graphopt.backends.packed.backend", "torch", "torch"),
     "tvm": Runtime("graphopt.backends.tvm.backend", "tvm", "apache-tvm", "tvm"),

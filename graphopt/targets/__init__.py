@@ -10,6 +10,7 @@ A target decides number formats, where quantizers go and how the graph is lowere
     energy.py           picojoules of operations and accesses, by a table
     cpus.py             CPUs through ONNX Runtime
     compiled.py         CPUs through TVM
+    executorch.py       CPUs through ExecuTorch
     gpus.py             GPUs through TVM
     vendors.py          GPUs, DSPs and accelerators, fed by an ONNX file for their vendor's compiler
     packed.py           accelerators whose formats ONNX cannot express

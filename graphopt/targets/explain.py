@@ -38,7 +38,8 @@ def _kernels(target: Target) -> Iterator[tuple[str, str]]:
     yield "moves codes", ", ".join(sorted(kernels.moves))
     if kernels.float_layers:
         plain = target.formats.rest or ("float" if target.runtime.vendor_compiler else "float32")
-        yield "else", f"{plain}{'' if target.runtime.code else ', between DequantizeLinear and QuantizeLinear'}"
+        between = ", between DequantizeLinear and QuantizeLinear" if target.runtime.name == "onnxruntime" else ""
+        yield "else", f"{plain}{between}"
     else:
         yield "else", "nothing: every layer is integer"
     yield "channels", f"pruned and factorized to multiples of {kernels.channel_multiple}"
@@ -56,6 +57,8 @@ def _artifact(runtime: Runtime) -> str:
         return _compiled(runtime.code)
     if runtime.name == "packed":
         return "packed codes with their formats, and the graph that reads them; run by simulation"
+    if runtime.name == "executorch":
+        return "a program (.pte) with XNNPACK, run by ExecuTorch"
     if runtime.name == "onnxruntime":
         return "ONNX with QuantizeLinear and DequantizeLinear, run by ONNX Runtime"
     return f"what the backend of {runtime.name!r} makes"

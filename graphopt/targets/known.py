@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from graphopt.targets.compiled import COMPILED
 from graphopt.targets.cpus import CPUS
+from graphopt.targets.executorch import EXECUTORCH
 from graphopt.targets.gpus import GPUS
 from graphopt.targets.machine import architecture, machine_here
 from graphopt.targets.packed import PACKED
@@ -13,7 +14,7 @@ from graphopt.utils import plugins
 from graphopt.utils.errors import InputError, alternatives
 
 GROUP = "graphopt.targets"  # entry points of packages that add one
-KNOWN = CPUS | COMPILED | GPUS | VENDORS | PACKED
+KNOWN = CPUS | COMPILED | EXECUTORCH | GPUS | VENDORS | PACKED
 
 
 def names() -> list[str]:

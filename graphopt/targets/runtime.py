@@ -10,7 +10,7 @@ from graphopt.utils.errors import InputError
 
 Device = Literal["cpu", "cuda", "opencl"]
 COMPILING = frozenset({"tvm"})  # runtimes of ours that generate code
-INTERPRETING = frozenset({"onnxruntime", "packed"})  # those that do not
+INTERPRETING = frozenset({"onnxruntime", "packed", "executorch"})  # those that do not
 LINKERS = {  # of C++, for other machines: architecture -> (compiler, Debian package)
     "x86_64": ("x86_64-linux-gnu-g++", "g++-x86-64-linux-gnu"),
     "aarch64": ("aarch64-linux-gnu-g++", "g++-aarch64-linux-gnu"),
@@ -63,7 +63,7 @@ class Runtime:
     """The runtime of a target, and the machine it runs on.
 
     Attributes:
-        name: of the runtime, by which its backend is found: `onnxruntime`, `tvm`, `packed`, or one of an installed package.
+        name: of the runtime, by which its backend is found: `onnxruntime`, `tvm`, `executorch`, `packed`, or one of a package.
         architecture: of the CPU, as `platform.machine()` returns it there ("aarch64"), or the name of the accelerator; latency is
             measured on a machine of this architecture only, or on a device.
         machine: whose integer kernels `graphopt.simulate` computes, where the architecture has several: `avx2` for x86-64 without
@@ -96,12 +96,12 @@ class Runtime:
             )
         if self.name in INTERPRETING and self.code is not None:
             raise InputError(f"the runtime {self.name!r} generates no code; leave out code={self.code}")
-        if self.vendor_compiler and self.name in COMPILING | {"packed"}:
+        if self.vendor_compiler and self.name in COMPILING | {"packed", "executorch"}:
             raise InputError(
                 f"the runtime {self.name!r} writes no ONNX file for a vendor's compiler; name 'onnxruntime'"
             )
 
-        if self.opset is not None and self.name in COMPILING | {"packed"}:
+        if self.opset is not None and self.name in COMPILING | {"packed", "executorch"}:
             raise InputError(f"the runtime {self.name!r} reads no ONNX; leave out opset={self.opset!r}")
         if self.opset is not None and (type(self.opset) is not int or self.opset < 7):
             raise InputError(f"opset must be a version of ONNX's operators, 7 or later, got {self.opset!r}")

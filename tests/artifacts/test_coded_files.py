@@ -12,6 +12,7 @@ from torch import nn
 import graphopt
 from graphopt.artifacts.storage import CODED
 from graphopt.backends.onnxruntime.places import initializers
+from graphopt.targets import find
 from graphopt.utils.errors import ArtifactError, InputError
 
 
@@ -41,10 +42,18 @@ def optimized(target: str = "x86", **options: object) -> graphopt.Artifact:
     return graphopt.optimize(network(), X[:1], target=target, calibration=X, **options).artifact  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("target", ["x86", "nnie", pytest.param("tvm-x86", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "x86",
+        "nnie",
+        pytest.param("executorch", marks=pytest.mark.thorough),
+        pytest.param("tvm-x86", marks=pytest.mark.thorough),
+    ],
+)
 def test_it_answers_the_same_and_is_smaller(tmp_path: Path, target: str) -> None:
-    if target.startswith("tvm"):
-        pytest.importorskip("tvm")
+    if (runtime := find(target).runtime.name) in ("tvm", "executorch"):
+        pytest.importorskip(runtime)
     artifact, plain = optimized(target), optimized(target)
     artifact.store()
     artifact.save(tmp_path / "deployed")

@@ -56,7 +56,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 def test_a_package_adds_a_runtime_and_a_target(installed: None, tmp_path: Path) -> None:
     assert "board" in names()
-    assert registry.names() == ["onnxruntime", "packed", "tvm", "echo"]
+    assert registry.names() == ["executorch", "onnxruntime", "packed", "tvm", "echo"]
     model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), torch.randn(16, 4)
     result = graphopt.optimize(model, x, target="board", calibration=x, measure=False)
     assert result.artifact.manifest.runtime == "echo" == registry.backend("echo").name
@@ -86,7 +86,7 @@ def test_what_a_package_adds_wrongly_is_refused_by_name(installed: None) -> None
 
 
 def test_an_unknown_runtime_is_refused_with_those_there_are() -> None:
-    with pytest.raises(InputError, match="no runtime 'tflite'; it has onnxruntime, packed, tvm"):
+    with pytest.raises(InputError, match="no runtime 'tflite'; it has executorch, onnxruntime, packed, tvm"):
         registry.backend("tflite")
 
 
@@ -95,7 +95,7 @@ def test_every_backend_of_ours_says_what_it_can_and_refuses_the_rest(name: str) 
     backend = registry.backend(name)
     assert isinstance(backend, Backend)
     assert backend.name == name
-    target = find({"onnxruntime": "x86", "packed": "nnie", "tvm": "tvm-x86"}[name])
+    target = find({"executorch": "executorch", "onnxruntime": "x86", "packed": "nnie", "tvm": "tvm-x86"}[name])
     if backend.check_tuning is cannot_be_tuned:
         with pytest.raises(InputError, match=f"the kernels of {target.name!r} cannot be tuned"):
             backend.check_tuning(target, Tuning(5))

@@ -26,15 +26,17 @@ from graphopt.artifacts.manifest import TensorSpec
 from graphopt.artifacts.usage import image_lines
 from graphopt.cli import main
 from graphopt.data.preprocessing import Interpolation
+from graphopt.targets import find
 from graphopt.utils.errors import InputError
 
 image, ImageOps = pytest.importorskip("PIL.Image"), pytest.importorskip("PIL.ImageOps")
-# In place of the installation: its packages, without these two.
+# In place of the installation: its packages, without some.
 RUNNER = """
 import sys
+missing = %r
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("graphopt", "torch", "onnx"):
+        if name.partition(".")[0] in missing:
             raise ImportError(f"{name} is not installed here")
 sys.meta_path.insert(0, Missing())
 sys.path += %r
@@ -43,9 +45,10 @@ namespace = {"__name__": "__main__", "__file__": program}
 exec(compile(open(program).read(), program, "exec"), namespace)
 import numpy
 numpy.savez(sys.argv[-1], *namespace["outputs"])
-assert not {"torch", "graphopt"} & set(sys.modules)
+assert not set(missing) & set(sys.modules)
 """
-PACKAGES = [p for p in sys.path if p.endswith("site-packages")]
+MISSING = ("graphopt", "torch", "onnx")
+PACKAGES = [p for p in sys.path if p and not (Path(p) / "graphopt").is_dir() and Path(p).is_dir()]
 LABELS = ["cat", "a 'dog'", '"""\n', "\u00e9tang", "x"]
 
 
@@ -68,11 +71,13 @@ def optimized(model: nn.Module, example: Any, **options: Any) -> Artifact:
     return artifact
 
 
-def answers(program: str, tmp_path: Path, *arguments: Path) -> tuple[list[Any], str]:
+def answers(
+    program: str, tmp_path: Path, *arguments: Path, missing: tuple[str, ...] = MISSING
+) -> tuple[list[Any], str]:
     """What the program computes in a process of its own, and prints."""
     (tmp_path / "use.py").write_text(program)
     paths = [tmp_path / "use.py", "use.py", *arguments, tmp_path / "answers.npz"]
-    command = [sys.executable, "-I", "-S", "-c", RUNNER % PACKAGES, *map(str, paths)]
+    command = [sys.executable, "-I", "-S", "-c", RUNNER % (missing, PACKAGES), *map(str, paths)]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd="/", check=False, env={"PYTHONIOENCODING": "utf-8"}
     )
@@ -98,7 +103,11 @@ WAYS = [
     Preprocessing((16, 12), keep_ratio=False, interpolation="lanczos", scale=1 / 127.5, mean=(1,), std=(1,)),
     Preprocessing((20, 31), interpolation="nearest", mean=(0.3,), std=(1e-3,)),
 ]
-TARGETS = ["x86-avx2", pytest.param("tvm-x86", marks=pytest.mark.thorough)]
+TARGETS = [
+    "x86-avx2",
+    pytest.param("executorch", marks=pytest.mark.thorough),
+    pytest.param("tvm-x86", marks=pytest.mark.thorough),
+]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=["imagenet", "bgr", "stretched", "wide"])
@@ -106,14 +115,15 @@ TARGETS = ["x86-avx2", pytest.param("tvm-x86", marks=pytest.mark.thorough)]
 def test_a_photo_gets_the_artifact_s_answer_bit_for_bit(
     target: str, way: Preprocessing, photo: Path, tmp_path: Path
 ) -> None:
-    if target.startswith("tvm"):
-        pytest.importorskip("tvm")
+    if (runtime := find(target).runtime.name) in ("tvm", "executorch"):
+        pytest.importorskip(runtime)
     artifact = optimized(Classifier(), torch.rand(2, 3, 16, 12), target=target, preprocessing=way, class_labels=LABELS)
     loaded = graphopt.load(artifact.save(tmp_path / "it's\\deployed"))
     assert loaded.preprocessing is not None
     wanted = loaded(loaded.preprocessing(photo)).numpy()
     program = loaded.usage()
-    (found, *_), printed = answers(program, tmp_path, photo)
+    missing = ("graphopt",) if target == "executorch" else MISSING  # whose runtime takes tensors, and looks for others
+    (found, *_), printed = answers(program, tmp_path, photo, missing=missing)
     assert np.array_equal(found[:1], wanted)
     assert LABELS[int(wanted.argmax())] in printed
 

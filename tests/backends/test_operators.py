@@ -1,4 +1,4 @@
-"""Every operator through ONNX Runtime and TVM answers what torch answers, whatever its arguments, or is refused by name."""
+"""Every operator through each runtime answers what torch answers, whatever its arguments, or is refused by name."""
 
 from __future__ import annotations
 
@@ -22,14 +22,34 @@ REFUSED: dict[str, Refused] = {
     "onnxruntime": {
         "recurrent layers": {2: "proj_size=2"},
     },
+    "executorch": {
+        "functions": {18: "round.decimals"},
+        "reductions": {16: "cumprod", 36: "cumprod"},
+        "statistics": {10: "cumprod"},
+        "orders": dict.fromkeys((7, 8, 9, 17, 18, 19), "sort"),
+        "moves": dict.fromkeys((33, 71), "float64"),
+        "indexing": {8: "gather", 11: "one_hot"},
+        "pools": {1: "avg_pool3d", 2: "max_pool3d", 3: "adaptive_avg_pool3d", 4: "adaptive_max_pool2d"},
+        "resizes": {9: "ratio of sizes", 16: "_upsample_bicubic2d_aa", 17: "_upsample_bicubic2d_aa"},
+        "products": {len(OPERATORS["products"]) - 2: "_trilinear"},
+        "convolutions": dict.fromkeys(range(10, 15), "three dimensions|3 dimensions"),
+        "norms": {6: "avg_pool3d"},
+    },
     "tvm": {"products": {len(OPERATORS["products"]) - 2: "_trilinear"}},
 }
-TARGETS = {"onnxruntime": find("x86"), "tvm": find("tvm-x86")}
+TARGETS = {"onnxruntime": find("x86"), "executorch": find("executorch"), "tvm": find("tvm-x86")}
 COMPILES = pytest.mark.skipif(
     architecture() != "x86_64" or not available("tvm"),
     reason="needs graphopt[tvm], and compiles for the x86-64 machine at hand",
 )
-MARKS = {"onnxruntime": [], "tvm": [COMPILES]}
+MARKS = {
+    "onnxruntime": [],
+    "executorch": [
+        pytest.mark.thorough,
+        pytest.mark.skipif(not available("executorch"), reason="needs graphopt[executorch]"),
+    ],
+    "tvm": [COMPILES],
+}
 
 
 def through(runtime: str) -> Callable[[Graph], Artifact]:

@@ -56,7 +56,7 @@ def test_without_tvm_a_target_says_how_to_install_it(monkeypatch: pytest.MonkeyP
 
 
 def test_an_unknown_runtime_is_refused_with_those_there_are() -> None:
-    with pytest.raises(InputError, match="no runtime 'tflite'; it has onnxruntime, packed, tvm"):
+    with pytest.raises(InputError, match="no runtime 'tflite'; it has executorch, onnxruntime, packed, tvm"):
         graphopt.optimize(small(), images(1), target=X86.replace(runtime=Runtime("tflite", "x86_64")))
 
 

@@ -34,10 +34,10 @@ from graphopt.backends.tvm.bare.elf import Object
 from graphopt.backends.tvm.bare.workspace import ALIGNMENT, arranged
 from graphopt.backends.tvm.build import Code, build, kernels_of
 from graphopt.backends.tvm.lowering import compiled
-from graphopt.backends.tvm.static import fix_batch
 from graphopt.cli.main import app
 from graphopt.compiler.recipes import clean
 from graphopt.ir.graph import Graph
+from graphopt.lowering.static_batch import fix_batch
 from graphopt.passmanager.runner import run
 from graphopt.targets import architecture, find
 from graphopt.utils.errors import ArtifactError, InputError

@@ -35,7 +35,7 @@ from graphopt.backends.tvm.lowering import compiled
 from graphopt.backends.tvm.machine import Gpu
 from graphopt.backends.tvm.schedules import Conv, Epilogue, Pool
 from graphopt.backends.tvm.schedules.gpu.leftovers import has_threads
-from graphopt.backends.tvm.static import fix_batch
+from graphopt.lowering.static_batch import fix_batch
 
 CUDA, OPENCL, ADRENO = find("tvm-cuda"), find("tvm-opencl"), find("adreno")
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="compiles CUDA source, but there is no nvcc")

@@ -30,9 +30,9 @@ from graphopt.backends.tvm.lowering import compiled as emitted
 from graphopt.backends.tvm.machine import Machine, machine
 from graphopt.backends.tvm.schedules import Add, Codes, Conv, Epilogue, Lookup, Sum, elementwise
 from graphopt.backends.tvm.schedules import conv as layer
-from graphopt.backends.tvm.static import fix_batch
 from graphopt.lowering.integers.slopes import Slopes
 from graphopt.lowering.qdq import QuantizationParameters
+from graphopt.lowering.static_batch import fix_batch
 
 UNSIGNED = find("tvm-x86")
 X86 = architecture() == "x86_64"

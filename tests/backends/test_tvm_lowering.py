@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(architecture() != "x86_64", reason="compiles for
 from graphopt.backends.tvm import audit, lower
 from graphopt.backends.tvm.build import Code
 from graphopt.backends.tvm.lowering import compiled
-from graphopt.backends.tvm.static import fix_batch
+from graphopt.lowering.static_batch import fix_batch
 
 SIGNED_TOO = ("residual", "plain", "relu6")  # between them, every kernel
 

@@ -33,9 +33,9 @@ from graphopt.backends.tvm.lowering import compiled
 from graphopt.backends.tvm.machine import machine
 from graphopt.backends.tvm.schedules import PASS_CONFIG, Codes, Conv, Epilogue, Sample, Sum, sampled
 from graphopt.backends.tvm.schedules import conv as kernel_of
-from graphopt.backends.tvm.static import fix_batch
 from graphopt.backends.tvm.tuning import Bench, Budget, Database, Here, metaschedule
 from graphopt.backends.tvm.tuning.bench import Run
+from graphopt.lowering.static_batch import fix_batch
 
 needs_xgboost = pytest.mark.skipif(
     importlib.util.find_spec("xgboost") is None, reason="the search needs graphopt[metaschedule]"

@@ -27,8 +27,8 @@ from graphopt.backends.tvm.build import Code
 from graphopt.backends.tvm.lowering import compiled
 from graphopt.backends.tvm.machine import machine
 from graphopt.backends.tvm.schedules import Codes, Conv, Epilogue, Tile, Variant
-from graphopt.backends.tvm.static import fix_batch
 from graphopt.backends.tvm.tuning import Bench, Budget, Database, Here
+from graphopt.lowering.static_batch import fix_batch
 
 TARGET = find("tvm-x86")
 COPY = f'{sys.executable} "{Path(__file__).parents[1] / "helpers" / "copy_object.py"}"'  # in place of a cross compiler

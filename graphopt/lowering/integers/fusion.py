@@ -26,15 +26,13 @@ from graphopt.ir.facts import LEFT
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer, Pool
 from graphopt.ir.ops import family
-from graphopt.lowering.integers.arithmetic import dequantize, f32, quantize
+from graphopt.lowering.integers.arithmetic import dequantize, f32
 from graphopt.lowering.integers.kernels import (
     AveragePool,
     LayerKernel,
     Softmax,
     Window,
     centred,
-    global_mean,
-    multiply,
     sigmoid,
 )
 from graphopt.lowering.integers.legalize import CLIP_CODES, GLOBAL_AVERAGE_POOL, is_dequantized
@@ -107,7 +105,7 @@ def fuse(graph: Graph, machine: str, *, mixes_signs: bool = False) -> dict[Node,
             graph.replace(node, call)
     graph.module.graph.eliminate_dead_code()
     for node in graph.calls(QUANTIZE, DEQUANTIZE):
-        node.target = quantize if node.target is QUANTIZE else dequantize
+        node.target = kernels.quantize if node.target is QUANTIZE else dequantize
     return {node: names[node] for node in graph.nodes if node in names}
 
 
@@ -144,13 +142,15 @@ def operand(value: Any) -> Operand | None:
 def _kernel(graph: Graph, node: Node, machine: Machine) -> tuple[Callable[..., Tensor] | None, list[Operand]]:
     """The integer kernel that computes a call, and what it reads; None where the call stays float."""
     kind = _kind(node)
+    if kind not in machine.kinds:
+        return None, []
     if kind in ("conv", "linear"):
         return _layer(graph, node, machine)
     make = _MAKERS.get(kind)
     reader = quantizer(node)
     if make is None or reader is None:
         return None, []
-    operands = [operand(a) for a in node.args[: 2 if kind in ("add", "mul") else 1]]
+    operands = [operand(a) for a in node.args[: 2 if kind in ("add", "sub", "mul") else 1]]
     y = QuantizationParameters.of(reader)
     found = [o for o in operands if o is not None and o.grid.dtype == y.dtype]
     if len(found) < len(operands):
@@ -186,7 +186,8 @@ def _layer(graph: Graph, node: Node, machine: Machine) -> tuple[LayerKernel | No
     assert layer is not None
     reader = quantizer(node)
     y = QuantizationParameters.of(reader) if reader is not None else None
-    stays_float = y is None and (layer.kind == "conv" or any(r.target is QUANTIZE for r in node.users))
+    answers_in_float = machine.float_output and layer.kind == "linear"
+    stays_float = y is None and (not answers_in_float or any(r.target is QUANTIZE for r in node.users))
     if x is None or stays_float or (y is not None and y.dtype != x.grid.dtype) or not is_dequantized(layer.weight):
         return None, []
     stored: Any = layer.weight.args
@@ -241,13 +242,14 @@ def _global_average_pool(
     arguments: Arguments, machine: Machine, x: QuantizationParameters, y: QuantizationParameters
 ) -> Callable[..., Tensor]:
     arguments.ignore("output_size")  # 1, by its family
-    return partial(global_mean, grid=x, y=y)
+    return partial(machine.mean, grid=x, y=y)
 
 
 # A kernel that does not read an argument which is off its default is none for that call: it stays float.
 _MAKERS: dict[str, Callable[..., Callable[..., Tensor]]] = {
     "add": lambda arguments, machine, a, b, y: machine.add(a, b, y),
-    "mul": lambda arguments, machine, a, b, y: multiply(a, b, y),
+    "sub": lambda arguments, machine, a, b, y: machine.subtract(a, b, y),
+    "mul": lambda arguments, machine, a, b, y: machine.multiply(a, b, y),
     "sigmoid": lambda arguments, machine, x, y: sigmoid(x, y),
     "softmax": lambda arguments, machine, x, y: Softmax(x, y, int(arguments["dim"])),
     "average_pool": _average_pool,

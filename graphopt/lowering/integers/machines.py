@@ -1,4 +1,4 @@
-"""Where ONNX Runtime's kernels differ from machine to machine: quantized addition, and the products of layers.
+"""Where kernels differ from machine to machine: in ONNX Runtime quantized addition, and the products of layers.
 
     x86_64   add      float32 with fused multiply-add; with r = s / s_y and f = z_y - fma(r_a, z_a, r_b z_b)
                       q = rne(fma(a, r_a, fma(b, r_b, f)))                            qladd_avx2.cpp
@@ -8,6 +8,8 @@
     avx2     as x86_64, but without VNNI: layers add products in pairs that saturate, see `pairs.py`
 
 All were compared with release 1.31 code by code, aarch64 on emulated CPUs (`tests/backends/test_arm.py`).
+
+    xnnpack  another library, which has kernels of its own for other operators, too: see `xnnpack.py`
 """
 
 from __future__ import annotations
@@ -19,22 +21,38 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from graphopt.lowering.integers.arithmetic import Table, f32, fma, saturate
+from graphopt.lowering.integers import xnnpack
+from graphopt.lowering.integers.arithmetic import Table, f32, fma, quantize, saturate
+from graphopt.lowering.integers.kernels import global_mean, multiply
 from graphopt.lowering.qdq import QuantizationParameters
+
+Joins = Callable[[QuantizationParameters, QuantizationParameters, QuantizationParameters], Table]
+ONNXRUNTIME = frozenset({"conv", "linear", "add", "mul", "sigmoid", "softmax", "average_pool", "global_average_pool"})
+XNNPACK = frozenset({"conv", "linear", "add", "sub", "mul", "global_average_pool"})
 
 
 class Machine(NamedTuple):
     """The kernels of one kind of CPU.
 
     Attributes:
-        add: `add(a, b, y)` makes a table of two codes.
+        add: `add(a, b, y)` makes a table of two codes. multiply, subtract: likewise; None where there is no kernel.
+        mean: `mean(x, grid, y)` of the codes of images, from one grid to another.
+        quantize: from float values to codes.
+        kinds: families of operators that there are integer kernels for; `concat` and what moves codes aside, which need none.
         in_pairs: layers add products in pairs of 16 bits.
         mixes_signs: layers multiply signed values by unsigned weights, too, for which ONNX Runtime has no kernel.
+        float_output: linear layers may answer in float.
     """
 
-    add: Callable[[QuantizationParameters, QuantizationParameters, QuantizationParameters], Table]
+    add: Joins
+    multiply: Joins = multiply
+    subtract: Joins | None = None
+    mean: Callable[..., Tensor] = global_mean
+    quantize: Callable[..., Tensor] = quantize
+    kinds: frozenset[str] = ONNXRUNTIME
     in_pairs: bool = False
     mixes_signs: bool = False
+    float_output: bool = True
 
 
 def add_avx2(a: QuantizationParameters, b: QuantizationParameters, y: QuantizationParameters) -> Table:
@@ -77,4 +95,7 @@ MACHINES = {
     "x86_64": Machine(add_avx2),
     "avx2": Machine(add_avx2, in_pairs=True),
     "aarch64": Machine(add_neon),
+    "xnnpack": Machine(
+        xnnpack.add, xnnpack.multiply, xnnpack.subtract, xnnpack.mean, xnnpack.quantize, XNNPACK, float_output=False
+    ),
 }

@@ -1,4 +1,8 @@
-"""Fix the batch size of a graph, where that leaves every sample its answer."""
+"""Fix the batch size of a graph, where that leaves every sample its answer: for runtimes whose programs have fixed shapes.
+
+A call with more samples, or fewer, is then computed in slices of that size (`graphopt.artifacts.sliced`). `kernels` in what is
+refused names what has fixed shapes: "TVM kernels".
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,10 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import Node
 
+from graphopt.data.batches import nested
 from graphopt.ir.batches import batched
 from graphopt.ir.calls import shape
-from graphopt.ir.graph import Graph
+from graphopt.ir.graph import Example, Graph
 from graphopt.ir.ops import aten
 from graphopt.ir.shapes import is_free, label, resized
 from graphopt.utils.errors import InputError
@@ -27,24 +32,35 @@ def example_batch(graph: Graph) -> int:
     return next(len(t) for t, counts in zip(graph.example.tensors(), batched(graph), strict=True) if counts)
 
 
-def check_only_batch(graph: Graph) -> None:
-    """Raise `InputError` where a size other than the batch is free: every TVM kernel is made for one shape."""
+def check_only_batch(graph: Graph, kernels: str) -> None:
+    """Raise `InputError` where a size other than the batch is free: programs are made for one shape."""
     for size in graph.free_sizes:
         if size is not graph.batch:
             place = size.places[0]
             raise InputError(
                 f"dimension {place.dimension} of input {graph.input_names[place.input]!r} ({size.label(place)!r}) is free, and "
-                "TVM kernels are made for one shape; capture without it in dynamic_shapes, which fixes it at the example's size, "
+                f"{kernels} are made for one shape; capture without it in dynamic_shapes, which fixes it at the example's size, "
                 "or use a target of ONNX Runtime (arm, x86)"
             )
 
 
-def check_one_sample(graph: Graph) -> None:
+def check_slices(graph: Graph, kernels: str) -> None:
+    """Whether a free batch can be computed in slices of any size.
+
+    Raises:
+        InputError: a batch of one sample is not taken, an output has other rows than one for each sample, or samples are mixed.
+    """
+    check_one_sample(graph, kernels)
+    check_rows(graph)
+    check_independent(graph, kernels)
+
+
+def check_one_sample(graph: Graph, kernels: str) -> None:
     """Raise `InputError` where the free batch is not taken in every size: slices may hold any number of samples."""
     batch = graph.batch
     if batch is not None and (batch.min > 1 or batch.step > 1):
         raise InputError(
-            f"the free batch of input {graph.input_names[batch.places[0].input]!r}, {batch}, and TVM kernels compute it in "
+            f"the free batch of input {graph.input_names[batch.places[0].input]!r}, {batch}, and {kernels} compute it in "
             "slices, down to one sample; capture with dynamic_batch=False"
         )
 
@@ -74,6 +90,8 @@ def fix_batch(graph: Graph, batch: int) -> Graph:
                 node.meta["val"] = torch.empty(sizes, dtype=fake.dtype)
     for node in fixed.calls(aten.sym_size.int):
         node.replace_all_uses_with(batch)  # type: ignore[arg-type]
+    tensors = zip(graph.example.tensors(), batched(graph), strict=True)
+    fixed.example = Example(*nested(graph.example, [resized(t, batch) if free else t for t, free in tensors]))
     fixed.free_sizes = ()
     fold_numbers(fixed)
     fixed.refresh()
@@ -88,7 +106,7 @@ def fold_numbers(graph: Graph) -> None:
             node.replace_all_uses_with(target(*node.args, **node.kwargs))
 
 
-def check_independent(graph: Graph) -> None:
+def check_independent(graph: Graph, kernels: str) -> None:
     """Of two samples one is changed, then the other: the answer for the one that is left must stay as it is, to the last bit.
 
     Raises:
@@ -107,7 +125,7 @@ def check_independent(graph: Graph) -> None:
             node = _mixing(graph, graph.nodes, leaves, changed, second)
             assert node is not None
             raise InputError(
-                f"{graph.site(node)}: {node.target} mixes the samples of a batch, and TVM kernels compute a free batch in "
+                f"{graph.site(node)}: {node.target} mixes the samples of a batch, and {kernels} compute a free batch in "
                 "slices; capture with dynamic_batch=False"
             )
 
