@@ -54,7 +54,7 @@ def write_objects(calls: Calls, manifest: Manifest, folder: Path, prefix: str = 
         raise InputError(f"names in C are to begin with {prefix!r}; give small letters, digits and _, such as 'model'")
     code, batch = Code.from_dict(manifest.options["code"]), manifest.options["batch"]
     inputs, outputs = (_fixed(specs, batch) for specs in (manifest.inputs, manifest.outputs))
-    scratch = compile_kernels(calls.kernels, code, prefix, folder / f"{prefix}_kernels.o")
+    scratch, over = compile_kernels(calls.kernels, code, prefix, folder / f"{prefix}_kernels.o")
     kernels = Object((folder / f"{prefix}_kernels.o").read_bytes())
     if foreign := [name for name in kernels.undefined() if not _has_c(name)]:
         raise InputError(
@@ -62,7 +62,7 @@ def write_objects(calls: Calls, manifest: Manifest, folder: Path, prefix: str = 
             "that needs it out of the model, or deploy the artifact as it is"
         )
     weights, offsets = _packed(calls.constants)
-    workspace = arranged(calls, scratch)
+    workspace = arranged(calls, scratch, over)
     title = f"{manifest.model} for {code}, written by graphopt {__version__}.".replace("*/", "* /")
     source = Source(prefix, title, inputs, outputs, calls, workspace, offsets, scratch)
     (folder / f"{prefix}_weights.o").write_bytes(data_object(f"{prefix}_weights", weights, ALIGNMENT, kernels))
