@@ -5,7 +5,8 @@
 The data's rows are widened to 16 bits band by band (`bands.py`), so that a 32-bit load gives two elements. Weights stay bytes in flash:
 four of them are a word (w0, w2, w1, w3), from which `sxtb16` makes (w0, w1) and (w2, w3). With 2 pixels x 2 channels, 16 products take
 6 loads, 4 `sxtb16` and 8 `smlad`, in 14 registers without a spill. Weights lie [channel pair, ky, kx, k / 4, channel of the pair] of words.
-Tiles do not overlap, so that a result may be written over the residual that it adds.
+Weights are loaded a step ahead, those of the last step from
+two words of zeros behind all others. Tiles do not overlap, so that a result may be written over the residual that it adds.
 """
 
 from __future__ import annotations
@@ -98,14 +99,14 @@ class PairsPlan:
         whole = self.group_channels // TILE * TILE
         paired = quads[:, :whole].reshape(spec.groups, -1, TILE, self.channel_words, WORD).swapaxes(2, 3)
         parts = (part.reshape(spec.groups, -1) for part in (paired, quads[:, whole:]))
-        packed = np.ascontiguousarray(np.concatenate(list(parts), axis=1), np.int8)
-        return packed.reshape(-1).view(np.int32), *constants.vectors(spec, weight, bias, multiplier)
+        packed = np.concatenate(list(parts), axis=1).astype(np.int8).reshape(-1).view(np.int32)
+        return np.pad(packed, (0, TILE)), *constants.vectors(spec, weight, bias, multiplier)
 
     # ---- Code -------------------------------------------------------------------------------------------------------
 
     def function(self) -> object:
         spec = self.spec
-        packed = (spec.channels * self.channel_words,)
+        packed = (spec.channels * self.channel_words + TILE,)
         arguments = constants.arguments(self.outer, packed, "int32", spec.channels)
         over = list(arguments).index("residual") if self.in_place else None
         return emit.function(arguments, lambda *flats: self._body(dict(zip(arguments, flats, strict=True))), over)
@@ -156,14 +157,20 @@ class PairsPlan:
         sums = Registers.of(pixels * channels, "int32", 1)
         for p, o in product(range(pixels), range(channels)):
             sums.set(p * channels + o, flat["bias"].load(channel + o))
+        next_words = Registers.of(channels, "int32", 1)  # loaded a step ahead, so that no step waits for its weights
+        first = channel * self.channel_words
+        for o in range(channels):
+            next_words.set(o, flat["weight"].load(first + o))
         with emit.serial(spec.kernel[0]) as ry, emit.serial(kx) as rx, emit.serial(self.words) as k:
             at = start + ry * (spec.dilation[0] * self.band.width) + rx * (spec.dilation[1] * spec.shape[3]) + k * WORD
-            word = channel * self.channel_words + ((ry * kx + rx) * self.words + k) * channels
-            weights = [
-                [emit.let(half) for half in dots.halves(emit.let(flat["weight"].load(word + o)))] for o in range(channels)
-            ]
-            for p, half in product(range(pixels), range(2)):
-                pair = emit.let(emit.bits(x.load(at + p * step + 2 * half, 2), "int32"))
+            after = first + ((ry * kx + rx) * self.words + k + 1) * channels
+            words = [emit.let(next_words.get(o)) for o in range(channels)]
+            halves = list(product(range(2), range(pixels)))
+            pairs = [emit.let(emit.bits(x.load(at + p * step + 2 * half, 2), "int32")) for half, p in halves]
+            for o in range(channels):
+                next_words.set(o, flat["weight"].load(after + o))
+            weights = [tuple(map(emit.let, dots.halves(word))) for word in words]
+            for (half, p), pair in zip(halves, pairs, strict=True):
                 for o in range(channels):
                     one = p * channels + o
                     sums.set(one, dots.smlad(sums.get(one), pair, weights[o][half]))
