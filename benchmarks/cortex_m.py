@@ -2,9 +2,9 @@
 
 python benchmarks/cortex_m.py [--images 10000] [--json benchmarks/results/cortex_m.json]
 
-The linked program runs under qemu, whose counts of blocks of instructions llvm-mca turns into cycles (`tests/helpers/cycles.py`): its model
-knows the core's pipelines, not flash, caches or branches. The figures are the difference between two inferences and one. Accuracy is that
-of the float network and of the simulation of the integers, which the program is compared with bit by bit on the first images.
+The linked program runs under qemu, whose counts of blocks of instructions llvm-mca turns into cycles (`tests/helpers/cycles.py`):
+its model knows the core's pipelines, not flash, caches or branches. Figures are the difference between two inferences and one.
+Accuracy is that of the float network and of the simulated integers, which the program is compared with on the first images.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def row(kind: str, graph: Graph, target: Target, expected: Any, x: Tensor, y: Te
         difference = float((torch.from_numpy(found) - expected(x[:COMPARED])).abs().max())
         counts = executed(code, x)
         taken = counts.cycles(cycles.CORTEX_M7)
-        correct = sum(int((expected(some).argmax(1) == of).sum()) for some, of in zip(x.split(500), y.split(500), strict=True))
+        correct = sum(
+            int((expected(some).argmax(1) == of).sum()) for some, of in zip(x.split(500), y.split(500), strict=True)
+        )
         return {
             "numbers": kind,
             "accuracy, %": 100 * correct / len(x),

@@ -54,6 +54,8 @@ FAST = ("inverted residual", "plain")
 needs_gcc = pytest.mark.skipif(
     shutil.which("gcc") is None or architecture() != "x86_64", reason="runs C on this machine: needs x86-64 and gcc"
 )
+
+
 @cache
 def lowered(block: str, kind: str, target: Any = X86) -> Any:
     model = model_of(block)

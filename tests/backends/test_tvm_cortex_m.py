@@ -54,10 +54,15 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         lambda: nn.Sequential(conv(3, 5), nn.ReLU(), nn.Conv2d(5, 7, 3, stride=2), nn.ReLU(), conv(7, 3, 1)), (2, 3, 9, 7),
     ),
     "a 5x5 kernel, stride (2, 1), uneven pads": (
-        lambda: nn.Sequential(nn.ZeroPad2d((0, 1, 2, 0)), nn.Conv2d(4, 6, 5, (2, 1), (1, 2)), nn.ReLU(), conv(6, 2)), (1, 4, 11, 6),
+        lambda: nn.Sequential(nn.ZeroPad2d((0, 1, 2, 0)), nn.Conv2d(4, 6, 5, (2, 1), (1, 2)), nn.ReLU(), conv(6, 2)),
+        (1, 4, 11, 6),
     ),
-    "dilation": (lambda: nn.Sequential(nn.Conv2d(4, 8, 3, padding=(2, 3), dilation=(2, 3)), nn.ReLU(), conv(8, 3)), (1, 4, 9, 10)),
-    "groups": (lambda: nn.Sequential(nn.Conv2d(6, 9, 3, groups=3, padding=1), nn.ReLU(), nn.Conv2d(9, 6, 1, groups=3)), (1, 6, 6, 6)),
+    "dilation": (
+        lambda: nn.Sequential(nn.Conv2d(4, 8, 3, padding=(2, 3), dilation=(2, 3)), nn.ReLU(), conv(8, 3)), (1, 4, 9, 10),
+    ),
+    "groups": (
+        lambda: nn.Sequential(nn.Conv2d(6, 9, 3, groups=3, padding=1), nn.ReLU(), nn.Conv2d(9, 6, 1, groups=3)), (1, 6, 6, 6),
+    ),
     "one row of pixels": (lambda: nn.Sequential(nn.Conv1d(4, 8, 3), nn.ReLU(), nn.Conv1d(8, 4, 1)), (1, 4, 16)),
     "linear on tokens": (lambda: nn.Sequential(nn.Linear(18, 7), nn.ReLU(), nn.Linear(7, 4)), (2, 5, 18)),
     "slopes": (lambda: nn.Sequential(conv(4, 5), nn.PReLU(5), conv(5, 3)), (1, 4, 6, 6)),

@@ -4,8 +4,8 @@
     counts.instructions
     counts.cycles(CORTEX_M7)
 
-A plugin of qemu counts how often each block ran, llvm-mca says how many cycles the block takes where it repeats, and the products are
-summed. The model knows a core's pipelines, not its caches, its memory or branches mispredicted: ratios mean more than totals.
+A plugin of qemu counts how often each block ran, llvm-mca says how many cycles the block takes where it repeats, and the products
+are summed. The model knows a core's pipelines, not its caches, its memory or branches mispredicted: ratios mean more than totals.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def cycles_of(blocks: Sequence[Block], core: Core) -> list[float]:
         unknown = {" ".join(found.split()) for found in re.findall(r"note: instruction:(.*)", done.stderr)}
         if not refused | unknown:
             break
-        lines = [l for i, l in enumerate(lines, 1) if i not in refused and " ".join(l.split()) not in unknown]
+        lines = [s for i, s in enumerate(lines, 1) if i not in refused and " ".join(s.split()) not in unknown]
     raise RuntimeError(f"llvm-mca does not model these blocks for {core.cpu}: {done.stderr[-500:]}")
 
 

@@ -1,9 +1,9 @@
 """Where buffers lie in one workspace: those that live at the same time do not overlap, others share memory.
 
 A buffer lives from the call that writes it to the last that reads it, both included: a kernel's result must not share memory
-with what it reads. Where a kernel may write its result over an operand (a sum over one of its terms) and nothing reads that operand
-later, the two are one region of memory that lives as long as both. The largest are placed first, each at the lowest offset that is
-free while it lives.
+with what it reads. Where a kernel may write its result over an operand (a sum over one of its terms) and nothing reads that
+operand later, the two are one region of memory that lives as long as both. The largest are placed first, each at the lowest
+offset that is free while it lives.
 
 Paper:  Pisarchyk and Lee 2020, "Efficient Memory Management for Deep Neural Net Inference", "greedy by size".
 """

@@ -1,7 +1,7 @@
 """A band of a layer's data: the rows that a few rows of the result read, padded and widened to 16 bits.
 
-A copy of the whole data would take more memory than microcontrollers have. A band is filled, all channels of its rows of the result
-are computed from it, and the next is filled in its place; rows that two bands share are widened twice.
+A copy of the whole data would take more memory than microcontrollers have. A band is filled, all channels of its rows of the
+result are computed from it, and the next is filled in its place; rows that two bands share are widened twice.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from graphopt.backends.tvm.schedules import emit
 from graphopt.backends.tvm.schedules.emit import Expr, Flat
 from graphopt.backends.tvm.schedules.specs import Conv
 
-LARGEST = 10 << 10  # bytes, from which on the copy would be the larger part of a small network's memory
+LARGEST = 10 << 10  # bytes: a small part of a microcontroller's memory, and few enough rows are widened twice
 SLACK = 4  # elements readable behind the last one
 TOGETHER = 4  # elements widened at once
 
@@ -26,7 +26,7 @@ class Band:
 
     @cached_property
     def results(self) -> int:
-        """Rows of the result that one band serves: as many as fit `LARGEST`, and a divisor of all of them, so that none is served twice."""
+        """Rows of the result that one band serves: as many as fit `LARGEST`, a divisor of all: no band overlaps another."""
         rows = self.spec.result_shape[1]
         fitting = [n for n in range(1, rows + 1) if rows % n == 0 and 2 * self._height(n) * self.width <= LARGEST]
         return max(fitting, default=1)

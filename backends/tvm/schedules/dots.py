@@ -6,9 +6,8 @@
     madd      acc[v] += sum of 2 s16 x s16                pmaddwd, x86 before VNNI; exact, where pmaddubsw would saturate
     none      acc[v] += s16 x s16                         smlal and its like
 
-Cores whose `smlad` adds two s16 x s16 to one sum in a general register have kernels of their own (`pairs.py`) on `halves` and `smlad`.
-
 Data of the other sign is moved by 128 on the way in (and its zero point with it), so one form of weights, s8, serves both.
+Cores whose `smlad` adds two s16 x s16 to a sum in a general register have kernels of their own, `pairs.py`.
 """
 
 from __future__ import annotations
@@ -100,14 +99,15 @@ def choose(data: str, machine: Machine) -> Dot:
         return Dot("vnni", 4, "uint8", "int8", "int32", lanes)
     if machine.dot == "sdot":
         return Dot("sdot", 4, "int8", "int8", "int32", lanes)
-    kind, depth = ("madd", 2) if machine.dot == "madd" else ("none", 1)
-    return Dot(kind, depth, "int16", "int16", "int32", lanes)
+    if machine.dot == "madd":
+        return Dot("madd", 2, "int16", "int16", "int32", lanes)
+    return Dot("none", 1, "int16", "int16", "int32", lanes)
 
 
 def halves(word: Expr) -> tuple[Expr, Expr]:
     """The signed bytes (b0, b2) and (b1, b3) of a 32-bit word, each as two signed 16-bit numbers in one word (Thumb DSP)."""
     turned = emit.intrinsic("int32", "llvm.fshr", word, word, emit.constant(8, "int32"))
-    return tuple(emit.intrinsic("int32", "llvm.arm.sxtb16", value) for value in (word, turned))  # type: ignore[return-value]
+    return emit.intrinsic("int32", "llvm.arm.sxtb16", word), emit.intrinsic("int32", "llvm.arm.sxtb16", turned)
 
 
 def smlad(acc: Expr, x: Expr, w: Expr) -> Expr:

@@ -2,11 +2,11 @@
 
     y[p, o] = sum over ky, kx of sum over k of x[row(p) + ky, column(p) + kx, k] w[o, ky, kx, k]
 
-The data's rows are widened to 16 bits band by band (`bands.py`), so that a 32-bit load gives two elements. Weights stay bytes in flash:
-four of them are a word (w0, w2, w1, w3), from which `sxtb16` makes (w0, w1) and (w2, w3). With 2 pixels x 2 channels, 16 products take
-6 loads, 4 `sxtb16` and 8 `smlad`, in 14 registers without a spill. Weights lie [channel pair, ky, kx, k / 4, channel of the pair] of words.
-Weights are loaded a step ahead, those of the last step from
-two words of zeros behind all others. Tiles do not overlap, so that a result may be written over the residual that it adds.
+The data's rows are widened to 16 bits band by band (`bands.py`), so that a 32-bit load gives two elements. Weights stay bytes in
+flash: four of them are a word (w0, w2, w1, w3), from which `sxtb16` makes (w0, w1) and (w2, w3). With 2 pixels x 2 channels, 16
+products take 6 loads, 4 `sxtb16` and 8 `smlad`, in 14 registers with hardly a spill. Weights lie as words [channel pair, ky, kx,
+k / 4, channel of the pair] and are loaded a step ahead, those of the last step from two words of zeros behind all others. Tiles
+do not overlap, so that a result may be written over the residual that it adds.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class PairsPlan:
                     source = group * (spec.shape[3] // spec.groups)
 
                     def tile(index: Expr, start: Expr, step: int, pixels: int) -> None:
-                        """Neighbouring pixels of the result from `index` on, whose data begins at `start`, so many elements apart."""
+                        """Pixels of the result from `index` on; their data begins at `start`, `step` elements apart."""
                         sums = self._sums(flat, x, source + start, step, pixels, channel, count)
                         finish(sums, pixel + index, pixels)
 
