@@ -18,19 +18,7 @@ from graphopt.backends.tvm.bare.calls import Calls, Slot
 
 ALIGNMENT = 64  # bytes: of vectors and cache lines
 NOTHING: Mapping[str, int] = {}
-
-
-@dataclass(frozen=True)
-class Workspace:
-    """Attributes:
-    offsets: of each buffer; None for one that nothing uses.
-    scratch: of each call, offsets of the memory its kernel wants for itself.
-    bytes: of all of it.
-    """
-
-    offsets: tuple[int | None, ...]
-    scratch: tuple[tuple[int, ...], ...]
-    bytes: int
+Key = tuple[str, int, int]  # ("buffer", number, 0), or ("scratch", call, number)
 
 
 class Life(NamedTuple):
@@ -41,7 +29,19 @@ class Life(NamedTuple):
     last: int
 
 
-Key = tuple[str, int, int]  # ("buffer", number, 0), or ("scratch", call, number)
+@dataclass(frozen=True)
+class Workspace:
+    """Attributes:
+    offsets: of each buffer; None for one that nothing uses.
+    scratch: of each call, offsets of the memory its kernel wants for itself.
+    bytes: of all of it.
+    regions: what lies in it, buffers that share their memory as one.
+    """
+
+    offsets: tuple[int | None, ...]
+    scratch: tuple[tuple[int, ...], ...]
+    bytes: int
+    regions: Mapping[Key, Life]
 
 
 def arranged(calls: Calls, scratch: Mapping[str, Sequence[int]], over: Mapping[str, int] = NOTHING) -> Workspace:
@@ -68,6 +68,7 @@ def arranged(calls: Calls, scratch: Mapping[str, Sequence[int]], over: Mapping[s
             for time, call in enumerate(calls.calls)
         ),
         max((offset + regions[key].bytes for key, offset in at.items()), default=0),
+        regions,
     )
 
 
