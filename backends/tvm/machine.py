@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-Dot = Literal["vnni", "sdot", "madd", "none"]
+Dot = Literal["vnni", "sdot", "madd", "smlad", "none"]
 Counts = Literal["words", "bytes"]
 Lookup = Literal["permute", "shuffle", "select", "none"]
 
@@ -30,7 +30,8 @@ class Machine:
         cores: that a kernel may use; 1 makes kernels that need no threads.
         by_element: instructions multiply by one element of a vector, so that data is best loaded by the vector (NEON).
         memory_operands: instructions multiply by what they read from memory (x86), so that reading costs little.
-        dot: the instruction for sums of 8-bit products: `vpdpbusd` (u8 x s8), `sdot` (s8 x s8), `pmaddwd` (s16 x s16), or none.
+        dot: the instruction for sums of 8-bit products: `vpdpbusd` (u8 x s8), `sdot` (s8 x s8), `pmaddwd` (s16 x s16),
+            `smlad` (two s16 x s16 in general registers, Cortex-M with DSP instructions), or none.
         packs: instructions narrow two vectors to one of half the width, saturating (x86).
         lookup: the instruction for tables of bytes: `vpermi2b`, `pshufb`, `tbl`, or none.
         counts: how set bits are counted best: in 32-bit words (`vpopcntd`, or no vectors) or in bytes (`cnt`, `pshufb`).
@@ -183,7 +184,8 @@ def _vectors(architecture: str, features: set[str]) -> tuple[int, int, Dot]:
     if architecture == "aarch64":
         return 16, 32, "sdot" if "dotprod" in features else "none"
     if architecture == "arm":
-        return (16, 16, "none") if "neon" in features else (4, 16, "none")
+        scalar: Dot = "smlad" if {"mclass", "dsp"} <= features else "none"
+        return (16, 16, "none") if "neon" in features else (4, 16, scalar)
     if architecture == "riscv64":
         return (16, 32, "none") if "v" in features else (4, 32, "none")
     return 16, 16, "none"

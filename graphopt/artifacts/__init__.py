@@ -4,6 +4,7 @@ artifact.py   `Artifact`: called like the model, saved as a folder
 calling.py    what an artifact is called with
 lowered.py    what a backend leaves in a folder, described
 manifest.py   the description of a folder
+memory.py     whether C and objects fit a microcontroller
 schemas.py    JSON Schemas of reports and manifests
 labels.py     names of classes
 report.py     steps and measurements

@@ -306,12 +306,25 @@ def compile(
         list[str] | None, typer.Option(help="Of Hexagon, e.g. v73; once per architecture. All known if not given.")
     ] = None,
     name: Annotated[str, typer.Option(help="What names of functions and files in C begin with.")] = "model",
+    ram: Annotated[
+        str | None, typer.Option(help="Memory that C may work in, e.g. 64K; what does not fit is said.")
+    ] = None,
+    flash: Annotated[str | None, typer.Option(help="Memory for its code and constants, e.g. 256K; likewise.")] = None,
 ) -> None:
-    """Compile a deployed model to binaries that a Hexagon DSP loads as they are, or to C and objects that need no runtime."""
+    """Compile a deployed model to binaries that a Hexagon DSP loads as they are, or to C and objects that need no runtime.
+
+    A model for a microcontroller is C already: it is copied.
+    """
     with reporting():
         import graphopt
+        from graphopt.artifacts.memory import OBJECTS, memory_size, misfits
 
-        written = graphopt.load(artifact).compile(out, architecture or (), name=name)
+        given = [None if size is None else memory_size(size) for size in (ram, flash)]
+        loaded = graphopt.load(artifact)
+        ready = OBJECTS in loaded.manifest.options and not architecture
+        written = Path(loaded.save(out)) if ready else loaded.compile(out, architecture or (), name=name)
+        if given != [None, None] and (found := misfits(graphopt.load(written).manifest, *given)):
+            raise InputError(f"{written} does not fit: {'; '.join(found)}")
         print(f"saved to {written}: {', '.join(sorted(file.name for file in written.iterdir()))}")
 
 

@@ -30,6 +30,11 @@ _ARM64 = {
     "cortex-a76": "64-bit ARM cores with dot products (Raspberry Pi 5, phones)",
     "neoverse-n1": "64-bit ARM servers (Graviton 2, Ampere Altra)",
 }
+_MICROCONTROLLERS = {
+    "cortex-m4": ("Cortex-M4F microcontrollers", "armv7e-m", "thumbv7em-none-eabihf"),
+    "cortex-m7": ("Cortex-M7 microcontrollers", "armv7e-m", "thumbv7em-none-eabihf"),
+    "cortex-m33": ("Cortex-M33 microcontrollers", "armv8-m.main", "thumbv8m.main-none-eabihf"),
+}
 _COMPILED = [
     _tvm("tvm-x86", "the x86-64 CPU at hand", "x86_64"),
     _tvm("tvm-arm64", "any 64-bit ARM CPU", "aarch64", "aarch64-linux-gnu", "generic"),
@@ -52,12 +57,9 @@ _COMPILED = [
         "+d",
         "+c",
     ),
-    _tvm(
-        "tvm-cortex-m7",
-        "Cortex-M7 microcontrollers, as C and objects without an operating system,",
-        "armv7e-m",
-        "thumbv7em-none-eabihf",
-        "cortex-m7",
+    *(
+        _tvm(f"tvm-{cpu}", f"{text}, as C and objects without an operating system,", architecture, triple, cpu)
+        for cpu, (text, architecture, triple) in _MICROCONTROLLERS.items()
     ),
 ]
 _HALF = next(target for target in _COMPILED if target.name == "tvm-cortex-a76").replace(

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 tvm = pytest.importorskip("tvm", reason="needs graphopt[tvm]")
 
+from c_program import EMULATED, cross
 from rewriting import apply, capture, randomised
-from test_tvm_bare import EMULATED, cross, in_c, needs_gcc
+from test_tvm_bare import in_c, needs_gcc
 from test_tvm_machine import assembly
 from test_tvm_schedules import sums
 from tvm_running import HOST, SAME, Array, run

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from graphopt.backends.tvm.bare.source import TYPES
 from graphopt.utils.files import MANIFEST
 
 Arrays = list[np.ndarray[Any, Any]]
+# their instructions are among those of larger CPUs
+_MICROCONTROLLER = ("arm-linux-gnueabihf-gcc", "arm-linux-musleabihf -mcpu=cortex_a7", ("qemu-arm", "-cpu", "max"))
+EMULATED = {  # target -> (compiler, what zig calls the machine, qemu)
+    "tvm-cortex-a53": ("aarch64-linux-gnu-gcc", "aarch64-linux-musl", ("qemu-aarch64", "-cpu", "cortex-a53")),
+    "tvm-cortex-a76": ("aarch64-linux-gnu-gcc", "aarch64-linux-musl", ("qemu-aarch64", "-cpu", "cortex-a76")),
+    "tvm-armv7": ("arm-linux-gnueabihf-gcc", "arm-linux-musleabihf -mcpu=cortex_a7", ("qemu-arm", "-cpu", "cortex-a7")),
+    **dict.fromkeys(("tvm-cortex-m4", "tvm-cortex-m7", "tvm-cortex-m33"), _MICROCONTROLLER),
+    "tvm-riscv64": ("riscv64-linux-gnu-gcc", "riscv64-linux-musl", ("qemu-riscv64",)),
+}
 STRICT = ["-std=c11", "-O1", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
 MAIN = """
 #include <stdio.h>
@@ -34,6 +47,18 @@ int main(int count, char **arguments) {{
   return fclose(answers);
 }}
 """
+
+
+def cross(name: str) -> tuple[list[str], tuple[str, ...]]:
+    """A compiler for programs that stand alone, and the emulator; skips where either is missing."""
+    gcc, triple, emulator = EMULATED[name]
+    if shutil.which(emulator[0]) is None:
+        pytest.skip("needs qemu's user mode: apt-get install qemu-user")
+    if shutil.which(gcc):
+        return [gcc, "-static"], emulator
+    if importlib.util.find_spec("ziglang"):
+        return [sys.executable, "-m", "ziglang", "cc", "-static", "-target", *triple.split()], emulator
+    pytest.skip(f"needs a compiler: apt-get install gcc-{gcc.removesuffix('-gcc')}, or pip install ziglang")
 
 
 def program(folder: Path, compiler: Sequence[str] = ("gcc",), out: Path | None = None) -> Path:

@@ -7,8 +7,9 @@ artifact.compile("bare")                # or: graphopt compile deployed --out ba
     model_weights.o     constants, read-only
 """
 
+from graphopt.artifacts.memory import OBJECTS
 from graphopt.backends.tvm.bare.calls import Calls, recorded
-from graphopt.backends.tvm.bare.export import OBJECTS, compile_objects, write_objects
+from graphopt.backends.tvm.bare.export import compile_objects, write_objects
 from graphopt.backends.tvm.bare.held import HELD, held, hold
 
 __all__ = ["HELD", "OBJECTS", "Calls", "compile_objects", "held", "hold", "recorded", "write_objects"]

@@ -10,16 +10,18 @@ from typing import Any
 
 from graphopt.artifacts.lowered import write_form
 from graphopt.artifacts.manifest import Manifest, TensorSpec
+from graphopt.artifacts.memory import OBJECTS
 from graphopt.backends.tvm.bare.calls import Array, Calls
 from graphopt.backends.tvm.bare.elf import Object, data_object
+from graphopt.backends.tvm.bare.fullest import fullest
 from graphopt.backends.tvm.bare.kernels import compile_kernels
 from graphopt.backends.tvm.bare.source import TYPES, Source
 from graphopt.backends.tvm.bare.workspace import ALIGNMENT, arranged
 from graphopt.backends.tvm.build import Code
+from graphopt.backends.tvm.profiling import SITES
 from graphopt.utils.errors import InputError
 from graphopt.utils.version import __version__
 
-OBJECTS = "objects"  # in a manifest's options
 MATHEMATICS = frozenset(
     f"{name}{suffix}"
     for name in (
@@ -45,7 +47,8 @@ def write_objects(calls: Calls, manifest: Manifest, folder: Path, prefix: str = 
     """Write header, source and objects; what is to be known of them.
 
     Returns:
-        prefix, and the bytes of code (with constants of its own), of weights, and of the workspace.
+        prefix; the bytes of code (with constants of its own), of weights and of the workspace; and what lies there when it is
+        fullest, see `Fullest`.
 
     Raises:
         InputError: `prefix` cannot begin names of C, or the model needs TVM's runtime.
@@ -54,7 +57,7 @@ def write_objects(calls: Calls, manifest: Manifest, folder: Path, prefix: str = 
         raise InputError(f"names in C are to begin with {prefix!r}; give small letters, digits and _, such as 'model'")
     code, batch = Code.from_dict(manifest.options["code"]), manifest.options["batch"]
     inputs, outputs = (_fixed(specs, batch) for specs in (manifest.inputs, manifest.outputs))
-    scratch = compile_kernels(calls.kernels, code, prefix, folder / f"{prefix}_kernels.o")
+    scratch, over = compile_kernels(calls.kernels, code, prefix, folder / f"{prefix}_kernels.o")
     kernels = Object((folder / f"{prefix}_kernels.o").read_bytes())
     if foreign := [name for name in kernels.undefined() if not _has_c(name)]:
         raise InputError(
@@ -62,7 +65,8 @@ def write_objects(calls: Calls, manifest: Manifest, folder: Path, prefix: str = 
             "that needs it out of the model, or deploy the artifact as it is"
         )
     weights, offsets = _packed(calls.constants)
-    workspace = arranged(calls, scratch)
+    workspace = arranged(calls, scratch, over)
+    most = fullest(calls, workspace.regions, [(kernel, site) for kernel, site in manifest.options.get(SITES, [])])
     title = f"{manifest.model} for {code}, written by graphopt {__version__}.".replace("*/", "* /")
     source = Source(prefix, title, inputs, outputs, calls, workspace, offsets, scratch)
     (folder / f"{prefix}_weights.o").write_bytes(data_object(f"{prefix}_weights", weights, ALIGNMENT, kernels))
@@ -73,6 +77,7 @@ def write_objects(calls: Calls, manifest: Manifest, folder: Path, prefix: str = 
         "code_bytes": kernels.loaded_bytes,
         "weight_bytes": len(weights),
         "workspace_bytes": workspace.bytes,
+        "fullest": None if most is None else most._asdict(),
     }
 
 

@@ -7,7 +7,7 @@ raw pointers: a loop over threads becomes a loop, and a temporary that does not 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tvm
@@ -19,6 +19,7 @@ from tvm.ir.instrument import pass_instrument
 from graphopt.backends.tvm.build import Code, explained
 from graphopt.backends.tvm.machine import processor
 from graphopt.backends.tvm.schedules import PASS_CONFIG, written_for
+from graphopt.backends.tvm.schedules.emit import OVER
 from graphopt.utils.errors import InputError
 
 STACK_BYTES = 1024  # from which on TVM asks its runtime for a temporary
@@ -30,7 +31,18 @@ FOR_A_RUNTIME = {
     "tirx.FP8StorageLegalize",  # these two expect packed arguments; there is neither type in a graph
     "tirx.BF16StorageLegalize",
 }
-Scratch = dict[str, tuple[int, ...]]
+
+
+class Needs(NamedTuple):
+    """Of an object's kernels, by name.
+
+    Attributes:
+        scratch: bytes of the temporaries that each takes behind its tensors.
+        over: the operand whose memory its result may take, a number among its arguments; kernels without one are left out.
+    """
+
+    scratch: dict[str, tuple[int, ...]]
+    over: dict[str, int]
 
 
 @pass_instrument
@@ -41,8 +53,8 @@ class _Plain:
         return str(info.name) not in FOR_A_RUNTIME
 
 
-def compile_kernels(kernels: Any, code: Code, prefix: str, path: Path) -> Scratch:
-    """Write the object; for each kernel the bytes of the temporaries it takes behind its tensors.
+def compile_kernels(kernels: Any, code: Code, prefix: str, path: Path) -> Needs:
+    """Write the object; what its kernels need of memory.
 
     Raises:
         InputError: a kernel calls a function of TVM's runtime; names it. GraphoptError: TVM cannot compile them.
@@ -63,7 +75,8 @@ def compile_kernels(kernels: Any, code: Code, prefix: str, path: Path) -> Scratc
         plain = {v.name_hint: on_pointers(f) for v, f in lowered(tvm.IRModule(functions)).functions_items()}
         module = finish()(tvm.IRModule({name: function for name, (function, _) in plain.items()}))
         tvm.get_global_func("target.build.llvm")(module, target).write_to_file(str(path), "o")
-    return {name: scratch for name, (_, scratch) in plain.items()}
+    over = {name: int(f.attrs[OVER]) for name, f in functions.items() if f.attrs and OVER in f.attrs}
+    return Needs({name: scratch for name, (_, scratch) in plain.items()}, over)
 
 
 def refuse_runtime_calls(name: str, function: Any) -> None:

@@ -11,7 +11,7 @@ threads, in `gpu`.
 """
 
 from graphopt.backends.tvm.machine import Gpu, Machine, Processor
-from graphopt.backends.tvm.schedules import bits, depthwise, direct, few, pooling, products, sampled
+from graphopt.backends.tvm.schedules import bits, depthwise, direct, few, pairs, pooling, products, sampled
 from graphopt.backends.tvm.schedules import elementwise as elements
 from graphopt.backends.tvm.schedules import planes as images
 from graphopt.backends.tvm.schedules.emit import PASS_CONFIG, Kernel
@@ -58,6 +58,8 @@ def conv(spec: Conv, machine: Processor, variant: Variant | None = None) -> Kern
             return few.conv(spec, machine, variant)
         if depthwise.applies(spec):
             return depthwise.conv(spec, machine, variant)
+        if isinstance(machine, Machine) and pairs.applies(spec, machine):
+            return pairs.conv(spec, machine)
         return gemm.conv(spec, machine) if isinstance(machine, Gpu) else direct.conv(spec, machine, variant)
 
 

@@ -7,6 +7,7 @@
     none      acc[v] += s16 x s16                         smlal and its like
 
 Data of the other sign is moved by 128 on the way in (and its zero point with it), so one form of weights, s8, serves both.
+Cores whose `smlad` adds two s16 x s16 to a sum in a general register have kernels of their own, `pairs.py`.
 """
 
 from __future__ import annotations
@@ -98,4 +99,17 @@ def choose(data: str, machine: Machine) -> Dot:
         return Dot("vnni", 4, "uint8", "int8", "int32", lanes)
     if machine.dot == "sdot":
         return Dot("sdot", 4, "int8", "int8", "int32", lanes)
-    return Dot(machine.dot, 2 if machine.dot == "madd" else 1, "int16", "int16", "int32", lanes)
+    if machine.dot == "madd":
+        return Dot("madd", 2, "int16", "int16", "int32", lanes)
+    return Dot("none", 1, "int16", "int16", "int32", lanes)
+
+
+def halves(word: Expr) -> tuple[Expr, Expr]:
+    """The signed bytes (b0, b2) and (b1, b3) of a 32-bit word, each as two signed 16-bit numbers in one word (Thumb DSP)."""
+    turned = emit.intrinsic("int32", "llvm.fshr", word, word, emit.constant(8, "int32"))
+    return emit.intrinsic("int32", "llvm.arm.sxtb16", word), emit.intrinsic("int32", "llvm.arm.sxtb16", turned)
+
+
+def smlad(acc: Expr, x: Expr, w: Expr) -> Expr:
+    """acc + x[0] w[0] + x[1] w[1], where x and w are words of two signed 16-bit numbers (Thumb DSP)."""
+    return emit.intrinsic("int32", "llvm.arm.smlad", x, w, acc)

@@ -27,6 +27,8 @@ Body = Callable[..., None]
 WORTH_WAKING = 1 << 17
 PASS_CONFIG = {"tirx.disable_storage_rewrite": True}
 """For tvm.transform.PassContext: keeps TVM from moving local buffers off the stack, which costs an allocation for each tile."""
+OVER = "graphopt.over"
+"""Attribute of a function: the number of the argument whose memory its result may take."""
 ON_STACK = {"disable_lower_builtin": tirx.IntImm("bool", 1)}
 """Annotation of a buffer that stays there, under PASS_CONFIG; without it, TVM asks its allocator."""
 
@@ -36,7 +38,8 @@ class Kernel:
     """A function for `call_tir`.
 
     Attributes:
-        function: takes (data[, residual], *constants, result). The result must not share memory with an argument.
+        function: takes (data[, residual], *constants, result). The result must not share memory with an argument other than
+            the one that the attribute `OVER` names.
         shape, dtype: of the result.
         pack: (weight [O, C / groups, kh, kw], bias [O] or None, multiplier [O], [1] or None) -> constants; None without weights.
             With slopes: multiplier [3, O], its own and those above and below zero.
@@ -85,11 +88,14 @@ class Flat:
         tir.buffer_store(self.buffer, value, [span(index, lanes)])
 
 
-def function(arguments: Mapping[str, tuple[Sequence[int], str]], body: Body) -> Any:
-    """A function of buffers {name: (shape, dtype)}, which `body` gets flat, in order."""
+def function(arguments: Mapping[str, tuple[Sequence[int], str]], body: Body, over: int | None = None) -> Any:
+    """A function of buffers {name: (shape, dtype)}, which `body` gets flat, in order.
+
+    `over`: the argument whose memory the result, the last one, may take; None: no two share memory.
+    """
     with IRBuilder() as builder, tir.prim_func(s_tir=True):
         tir.func_name("main")
-        tir.func_attr({"tirx.noalias": True})
+        tir.func_attr({"tirx.noalias": True} if over is None else {OVER: over})
         buffers = [tir.arg(name, tir.buffer(tuple(shape), dtype)) for name, (shape, dtype) in arguments.items()]
         body(*(flattened(buffer, name) for buffer, name in zip(buffers, arguments, strict=True)))
     return builder.get()
