@@ -3,12 +3,13 @@
               LLVM                      CUDA                   OpenCL
     fma       llvm.fma                  __fmaf_rn(a, b, c)     fma(a, b, c)
     product   llvm.arithmetic.fence     __fmul_rn(a, b)        fma(a, b, -0)
+    total     llvm.arithmetic.fence     __fadd_rn(a, b)        fma(a, 1, b)
     quotient  a / b                     __fdiv_rn(a, b)        a / b, which may be 2.5 units in the last place off
     nearest   nearbyint                 rintf                  rint
 
-A plain `a * b + c` may be fused on all three, and CUDA's `a / b` is a rough one under `--use_fast_math`, which TVM takes when it
-compiles kernels on the device. TVM writes constants of OpenCL with seven digits, which are not enough: others are given by their
-bits, as_float(1262485504).
+TVM itself takes (a + b) - b for a, whatever that rounds. A plain `a * b + c` may be fused on all three, and CUDA's `a / b` is a rough
+one under `--use_fast_math`, which TVM takes when it compiles kernels on the device. TVM writes constants of OpenCL with seven digits,
+which are not enough: others are given by their bits, as_float(1262485504).
 """
 
 from __future__ import annotations
@@ -49,6 +50,13 @@ def product(a: Expr, b: Expr, lanes: int = 1) -> Expr:
     if _LANGUAGE.get() == "llvm":
         return _intrinsic("llvm.arithmetic.fence", lanes, a * b)
     return _call("__fmul_rn", a, b) if _LANGUAGE.get() == "cuda" else _call("fma", a, b, tirx.const(-0.0, "float32"))
+
+
+def total(a: Expr, b: Expr, lanes: int = 1) -> Expr:
+    """a + b, rounded before anything is taken from it."""
+    if _LANGUAGE.get() == "llvm":
+        return _intrinsic("llvm.arithmetic.fence", lanes, a + b)
+    return _call("__fadd_rn", a, b) if _LANGUAGE.get() == "cuda" else _call("fma", a, tirx.const(1.0, "float32"), b)
 
 
 def quotient(a: Expr, b: Expr) -> Expr:

@@ -105,7 +105,7 @@ def _sum(value: Expr, residual: Expr, epilogue: Epilogue, lanes: int) -> Expr:
     assert how is not None
     other = emit.cast(emit.cast(residual, "int32", lanes), "float32", lanes)
     low, high = (end - own.zero_point for end in own.ends)
-    rounded = clamp(value, low, high, lanes) + emit.constant(MAGIC, "float32", lanes)
+    rounded = exact.total(clamp(value, low, high, lanes), emit.constant(MAGIC, "float32", lanes), lanes)
     mine = rounded - emit.constant(MAGIC - own.zero_point, "float32", lanes)  # whole numbers: exact
     return added(other, mine, how, lanes) if epilogue.second else added(mine, other, how, lanes)
 
