@@ -7,9 +7,9 @@
     quotient  a / b                     __fdiv_rn(a, b)        a / b, which may be 2.5 units in the last place off
     nearest   nearbyint                 rintf                  rint
 
-TVM itself takes (a + b) - b for a, whatever that rounds. A plain `a * b + c` may be fused on all three, and CUDA's `a / b` is a rough
-one under `--use_fast_math`, which TVM takes when it compiles kernels on the device. TVM writes constants of OpenCL with seven digits,
-which are not enough: others are given by their bits, as_float(1262485504).
+TVM itself takes (a + b) - b for a, whatever that rounds. A plain `a * b + c` may be fused on all three, and CUDA's `a / b` is
+rough under `--use_fast_math`, which TVM takes when it compiles kernels on the device. TVM writes constants of OpenCL with seven
+digits, which are not enough: others are given by their bits, as_float(1262485504).
 """
 
 from __future__ import annotations
