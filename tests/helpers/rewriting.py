@@ -65,7 +65,7 @@ def assert_close(found: Any, expected: Any, tolerance: float = TOLERANCE) -> Non
     """Equal within `tolerance` of the largest expected value, output by output."""
     for one, other in zip(flat(found), flat(expected), strict=True):
         assert one.shape == other.shape
-        reach = float(other.abs().max()) if other.numel() else 0.0
+        reach = float(other.double().abs().max()) if other.numel() else 0.0
         moved = float((one.double() - other.double()).abs().max()) if other.numel() else 0.0
         assert moved <= tolerance * max(reach, 1e-12), f"moved by {moved:.3g} of {reach:.3g}"
 
