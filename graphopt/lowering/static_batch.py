@@ -21,6 +21,7 @@ from graphopt.ir.batches import batched
 from graphopt.ir.calls import shape
 from graphopt.ir.graph import Example, Graph
 from graphopt.ir.ops import aten
+from graphopt.ir.quantizers import is_quantizer
 from graphopt.ir.shapes import is_free, label, resized
 from graphopt.utils.errors import InputError
 
@@ -161,7 +162,7 @@ def _mixing(graph: Graph, watched: list[Node], leaves: list[Any], changed: list[
 
 
 class _Watched(fx.Interpreter):
-    """Keeps one half of some values."""
+    """Keeps one half of some values. Quantizers let everything pass: beyond their range nothing would move any more."""
 
     def __init__(self, module: fx.GraphModule, watched: set[Node], second: bool) -> None:
         super().__init__(module)
@@ -173,7 +174,7 @@ class _Watched(fx.Interpreter):
         return self.kept
 
     def run_node(self, n: Node) -> Any:
-        result = super().run_node(n)
+        result = self.env[n.args[0]] if is_quantizer(n) else super().run_node(n)  # type: ignore[index]
         if n in self.watched:  # where what is no number equals itself
             half = result[len(result) // 2 :] if self.second else result[: len(result) // 2]
             self.kept[n] = half.double().nan_to_num(nan=1e300)

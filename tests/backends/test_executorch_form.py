@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
@@ -237,3 +238,13 @@ def test_the_form_of_a_form_is_itself() -> None:
     before = str(form)
     legalize(form)
     assert str(form) == before
+
+
+@pytest.mark.parametrize("module", ["backend", "artifact", "lowering", "programs", "running", "runtime", "simulate"])
+def test_every_module_is_imported_without_the_runtime(module: str) -> None:
+    importlib.import_module(f"graphopt.backends.executorch.{module}")
+
+
+def test_the_backend_says_what_it_does() -> None:
+    backend = importlib.import_module("graphopt.backends.executorch.backend").BACKEND
+    assert backend.name == "executorch"

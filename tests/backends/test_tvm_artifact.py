@@ -16,6 +16,7 @@ import pytest
 import torch
 from blocks import conv, images, model_of
 from rewriting import Model
+from simulated import quantized
 from torch import Tensor, nn
 from tvm_lowering import lower_through_tvm
 
@@ -121,6 +122,27 @@ def test_an_output_with_other_rows_than_one_for_each_sample_is_refused_where_the
 @pytest.mark.thorough
 @needs_tvm
 @needs_x86
+class Shares(nn.Module):
+    """Shares of each sample in its batch: of one sample alone always 1, which is all that ranges then know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = nn.Linear(1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.score(x).softmax(-2)
+        return found
+
+
+@needs_tvm
+@pytest.mark.parametrize("count", [1, 2])
+def test_samples_that_are_mixed_are_found_behind_quantizers_that_saturate(count: int) -> None:
+    torch.manual_seed(0)
+    graph = quantized(Shares().eval(), "tvm-x86", torch.randn(count, 1))
+    with pytest.raises(InputError, match=r"softmax.* mixes the samples of a batch"):
+        lower_through_tvm(graph, X86)
+
+
 @pytest.mark.parametrize(
     ("body", "operator"),
     [

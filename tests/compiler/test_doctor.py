@@ -25,7 +25,8 @@ def test_every_target_runs_here_or_says_why_not() -> None:
 
 
 def test_what_is_missing_comes_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "available", lambda name: name != "tvm")
+    available = registry.available
+    monkeypatch.setattr(registry, "available", lambda name: name != "tvm" and available(name))
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
     found = doctor.examine()
     (tvm,) = (each for each in found.runtimes if each.name == "tvm")
