@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -25,6 +26,17 @@ def serving(*arguments: str, command: Sequence[str] = (sys.executable, __file__)
             process.kill()
 
 
+def wait_for(tracker: int, key: str, seconds: float = 60.0) -> None:
+    """Until a tracker knows the device of a key: a server registers some time after it has its port."""
+    from tvm import rpc
+
+    last = time.monotonic() + seconds
+    while key not in str(rpc.connect_tracker(HOST, tracker).summary().get("server_info")):
+        if time.monotonic() > last:
+            raise TimeoutError(f"no device {key!r} has registered within {seconds:g} s")
+        time.sleep(0.1)
+
+
 def main(*arguments: str) -> None:
     if arguments == ("tracker",):
         from tvm.rpc.tracker import PopenTrackerServerState
@@ -37,6 +49,8 @@ def main(*arguments: str) -> None:
 
     known = {"tracker_addr": (HOST, int(arguments[0])), "key": arguments[1]} if arguments else {}
     server = PopenRPCServerState(HOST, 9090, 9190, silent=True, **known)
+    if known:
+        wait_for(int(arguments[0]), arguments[1])
     print(server.port, flush=True)
     server.thread.join()
 
