@@ -38,11 +38,8 @@ def intermediate(
     artifact: ExecutorchArtifact, names: list[str], inputs: Arrays
 ) -> tuple[Arrays, dict[str, np.ndarray[Any, Any]]]:
     """What a model answers, and codes inside it by their name in the simulation, from a program that returns them as well."""
-    if artifact.graph is None:
-        raise InputError(
-            "the artifact was loaded from a folder, which does not hold its graph; compare one that lower(...) returned"
-        )
-    graph = formed(artifact.graph, len(inputs[0]) if artifact.graph.dynamic_batch else None)
+    lowered = artifact.lowered_graph()
+    graph = formed(lowered, len(inputs[0]) if lowered.dynamic_batch else None)
     watched = {name: node for node, name in value_names(graph).items() if name in names and node.target is QUANTIZE}
     program, _ = exported(graph, watched)
     found = Program(Delegated(program).content(), MODEL)(inputs, artifact.threads)

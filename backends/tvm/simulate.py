@@ -31,12 +31,8 @@ def intermediate(
     artifact: TvmArtifact, names: list[str], inputs: Arrays
 ) -> tuple[Arrays, dict[str, np.ndarray[Any, Any]]]:
     """What a model answers, and codes inside it by their name in the simulation, from a build that returns them as well."""
-    if artifact.graph is None:
-        raise InputError(
-            "the artifact was loaded from a folder, which does not hold its graph; compare one that lower(...) returned"
-        )
-    count = len(inputs[0])
-    graph = fix_batch(artifact.graph, count) if artifact.graph.dynamic_batch else artifact.graph
+    lowered = artifact.lowered_graph()
+    graph = fix_batch(lowered, len(inputs[0])) if lowered.dynamic_batch else lowered
     code = artifact.code
     described = Code.from_dict(code)
     emitted = compiled(graph, described, names)

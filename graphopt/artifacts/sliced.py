@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from graphopt.artifacts.artifact import Artifact
+from graphopt.ir.graph import Graph
 from graphopt.utils.errors import ArtifactError, InputError
 
 Arrays = list[np.ndarray[Any, Any]]
@@ -33,6 +34,20 @@ class SlicedArtifact(Artifact):
         if batch is not None and (type(batch) is not int or batch < 1):
             raise ArtifactError(f"{self.manifest.model} computes {batch!r} samples at once; write the artifact again")
         return batch
+
+    graph: Graph | None
+
+    def lowered_graph(self) -> Graph:
+        """What the artifact was lowered from.
+
+        Raises:
+            InputError: it was loaded from a folder.
+        """
+        if self.graph is None:
+            raise InputError(
+                "the artifact was loaded from a folder, which does not hold its graph; compare one that lower(...) returned"
+            )
+        return self.graph
 
     @abstractmethod
     def _call(self, inputs: Arrays) -> Arrays:
