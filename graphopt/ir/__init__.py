@@ -14,6 +14,7 @@ invalidation.py     which facts no longer hold after a constant was replaced
 ops.py              what is known about each operator: `OpInfo`, `register`
 calls.py            arguments of a call by name, and its value
 layer.py            views of layers, pools and norms
+averages.py         average pools as runtimes count
 binary.py           a view of sums, differences, products and quotients
 rules.py            rules by operator or family
 arguments.py        the arguments of a call by name, and which were read

@@ -13,7 +13,7 @@ import pytest
 import torch
 from against_torch import captured, spread, taken
 from operators import OPERATORS
-from rewriting import Model, capture
+from rewriting import Model, assert_close, capture
 from torch import Tensor, nn
 
 import graphopt
@@ -181,6 +181,26 @@ def test_free_sizes_stay_free(kind: str) -> None:
         ours, theirs = (torch.utils._pytree.tree_leaves(answer) for answer in (artifact(x), model(x)))
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+SPLITS: dict[str, Any] = {
+    "sections": lambda x: x.tensor_split(4),
+    "indices": lambda x: x.tensor_split((1, -2)),
+    "chunks": lambda x: x.chunk(2),
+    "sections of a fixed size": lambda x: x.tensor_split(4, 1),
+    "indices of a fixed size": lambda x: x.tensor_split((2, -1), 1),
+}
+
+
+@pytest.mark.parametrize("kind", SPLITS)
+def test_parts_of_a_free_size_are_as_long_as_torchs(kind: str) -> None:
+    model = Model(lambda m, x: SPLITS[kind](m.inner(x)), inner=nn.Linear(6, 6)).eval()
+    artifact = lower(Graph.capture(model, torch.randn(7, 6), dynamic_batch=True), X86)
+    assert not artifact.manifest.options["exported"]
+    for batch in (7, 8, 9, 12, 14):
+        x = torch.randn(batch, 6)
+        with torch.no_grad():
+            assert_close(artifact(x), model(x))
 
 
 @pytest.mark.thorough

@@ -172,9 +172,22 @@ def _quantized(name: str) -> Callable[[Network, Built], None]:
             lines = []
         if lines:
             raise WrongError(f"{name} artifact and simulation: {'; '.join(map(str, lines))}")
+        _meant(name, graph, artifact, inputs)
         _nearby(network, built, artifact, inputs)
 
     return body
+
+
+def _meant(name: str, graph: Graph, artifact: Artifact, inputs: tuple[Tensor, ...]) -> None:
+    """The artifact's integers are those of the simulated graph but for what steps of rounding add up to."""
+    pairs = [
+        (a, b)
+        for a, b in zip(*(pytree.tree_leaves(answers(each, inputs)) for each in (graph, artifact)), strict=True)
+        if a.is_floating_point() and bool(a.isfinite().all()) and bool(a.any())
+    ]
+    worst = min((cost.sqnr([a], [b]) for a, b in pairs), default=WORST_DB)
+    if worst < WORST_DB and not jumps(graph, inputs):
+        raise WrongError(f"{name} artifact and simulated graph: only {worst:.1f} dB apart")
 
 
 def _nearby(network: Network, built: Built, artifact: Artifact, inputs: tuple[Tensor, ...]) -> None:

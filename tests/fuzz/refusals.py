@@ -27,6 +27,8 @@ def unclear(message: str, network: Network) -> str:
 def names(message: str, network: Network) -> bool:
     words = {word.lower() for word in re.findall(r"[A-Za-z]\w*", message)}
     known = {word.lower() for word in [*network.parts, *network.inputs, *network.operators]}
+    if "interpolate" in known and any(word.startswith("upsample_") for word in words):
+        return True  # ATen's name of it
     return (
         bool(words & known) or "aten." in message or any(word in message for word in ("output '", "the graph has no"))
     )  # what is missing has no name

@@ -172,7 +172,12 @@ def _elu(w: Writer, a: Arguments) -> Value:
 
 
 def _celu(w: Writer, a: Arguments) -> Value:
-    return w.op("Celu", w.read(a["self"]), alpha=float(a["alpha"]))
+    """Celu is of float32 alone: a elu(x / a) in other types."""
+    x, alpha, dtype = w.read(a["self"]), float(a["alpha"]), type_of(a["self"])
+    if dtype == torch.float32:
+        return w.op("Celu", x, alpha=alpha)
+    scale = w.constant(alpha, dtype)
+    return w.op("Mul", w.op("Elu", w.op("Div", x, scale), alpha=1.0), scale)
 
 
 def _softplus(w: Writer, a: Arguments) -> Value:

@@ -128,13 +128,33 @@ def _select(w: Writer, a: Arguments) -> Value:
 def _parts(w: Writer, a: Arguments) -> tuple[Value, ...]:
     """Slices, as long as the results are."""
     source, dim = a["self"], a["dim"] % rank(a["self"])
-    a.ignore_sizes()
     lengths = [part.shape[dim] for part in a.node.meta["val"]]
-    if any(w.is_free(n) for n in lengths):
-        raise NoRule
-    starts = [sum(lengths[:n]) for n in range(len(lengths))]
     x = w.read(source)
+    if any(w.is_free(n) for n in lengths):
+        starts = _free_starts(w, a, w.dimension(x, dim), len(lengths))
+        ends, axes, step = [*starts[1:], w.integers([ENDLESS])], w.integers([dim]), w.integers([1])
+        return tuple(w.op("Slice", x, start, end, axes, step) for start, end in zip(starts, ends, strict=True))
+    a.ignore_sizes()
+    starts = [sum(lengths[:n]) for n in range(len(lengths))]
     return tuple(cut(w, x, dim, s, s + n) for s, n in zip(starts, lengths, strict=True))
+
+
+def _free_starts(w: Writer, a: Arguments, size: Value, count: int) -> list[Value]:
+    """Where the parts of a dimension of free size begin, one element each."""
+    if a.target is aten.tensor_split.indices:
+        return [w.integers([n]) for n in (0, *a["indices"])]
+    if a.target is aten.split.Tensor:
+        return [w.integers([n * a["split_size"]]) for n in range(count)]
+    if a.target is aten.chunk.default:  # all but the last are as long as the first
+        chunks = a["chunks"]
+        length = w.op("Div", w.op("Add", size, w.integers([chunks - 1])), w.integers([chunks]))
+        return [w.op("Mul", length, w.integers([n])) for n in range(count)]
+    if a.target is not aten.tensor_split.sections:
+        raise NoRule
+    sections = w.integers([a["sections"]])  # the first ones are longer by one
+    length, longer = w.op("Div", size, sections), w.op("Mod", size, sections)
+    numbers = [w.integers([n]) for n in range(count)]
+    return [w.op("Add", w.op("Mul", length, n), w.op("Min", longer, n)) for n in numbers]
 
 
 def _unbind(w: Writer, a: Arguments) -> tuple[Value, ...]:
@@ -307,7 +327,17 @@ MOVES: dict[Any, Rule] = {
     aten.slice.Tensor: _slice,
     aten.narrow.default: _narrow,
     aten.select.int: _select,
-    **dict.fromkeys([aten.split.Tensor, aten.split.sizes, aten.split_with_sizes.default, aten.chunk.default], _parts),
+    **dict.fromkeys(
+        [
+            aten.split.Tensor,
+            aten.split.sizes,
+            aten.split_with_sizes.default,
+            aten.chunk.default,
+            aten.tensor_split.sections,
+            aten.tensor_split.indices,
+        ],
+        _parts,
+    ),
     aten.unbind.int: _unbind,
     aten.cat.default: _join,
     aten.stack.default: _stack,

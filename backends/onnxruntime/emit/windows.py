@@ -17,8 +17,11 @@ from graphopt.backends.onnxruntime.emit.moves import transposed
 from graphopt.backends.onnxruntime.emit.rule import NoRule, Rule, rank, reshaped
 from graphopt.backends.onnxruntime.emit.writer import Writer, type_of
 from graphopt.ir.arguments import Arguments
+from graphopt.ir.averages import averages, beyond
 from graphopt.ir.calls import shape
+from graphopt.ir.layer import Pool
 from graphopt.ir.ops import aten
+from graphopt.lowering.integers.legalize import is_dequantized
 from graphopt.utils.errors import InputError
 
 
@@ -74,22 +77,13 @@ def _max_pool(dims: int) -> Rule:
         elif a["ceil_mode"]:
             # ONNX Runtime derives another size than torch where a last window would begin in the padding, and refuses padding as
             # large as a kernel.
-            ends, begin = _ends(a, options, dims), options["pads"][:dims]
+            ends, begin = _beyond(Pool(a.node, "max_pool", dims)), options["pads"][:dims]
             fits = all(map(int.__lt__, ends, options["kernel_shape"]))
             options["pads"], ends = [*begin, *(ends if fits else [0] * dims)], [] if fits else ends
         lowest = w.constant(-math.inf if dtype.is_floating_point else torch.iinfo(dtype).min, dtype) if ends else None
         return batched(w, source, dims, lambda x: w.op("MaxPool", _padded(w, x, [0] * dims, ends, lowest), **options))
 
     return rule
-
-
-def _ends(a: Arguments, options: dict[str, Any], dims: int) -> list[int]:
-    """As much padding at the end of each dimension as torch's last windows reach."""
-    image, result = shape(a["self"])[-dims:], shape(a.node)[-dims:]
-    kernel, dilations = options["kernel_shape"], options.get("dilations", [1] * dims)
-    reach = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
-    used = [(n - 1) * s + r for n, s, r in zip(result, options["strides"], reach, strict=True)]
-    return [max(u - i - b, 0) for u, i, b in zip(used, image, options["pads"][:dims], strict=True)]
 
 
 def _padded(w: Writer, x: Value, begin: list[int], ends: list[int], fill: Value | None = None) -> Value:
@@ -100,10 +94,7 @@ def _padded(w: Writer, x: Value, begin: list[int], ends: list[int], fill: Value 
 def _average_pool(dims: int) -> Rule:
     def rule(w: Writer, a: Arguments) -> Value:
         source, divisor = a["self"], a.get("divisor_override")
-        counted = 1 if divisor else int(a["count_include_pad"])
-        options, ends = _window(a, dims) | {"count_include_pad": counted}, list[int]()
-        if a["ceil_mode"]:
-            options, ends = _averages_rounded_up(w, a, options, dims)
+        options, ends = _averages(w, a, dims)
         begin = options["pads"][:dims]
         options["pads"] = None if ends else options["pads"]
         pooled = batched(w, source, dims, lambda x: w.op("AveragePool", _padded(w, x, begin, ends), **options))
@@ -112,25 +103,29 @@ def _average_pool(dims: int) -> Rule:
     return rule
 
 
-def _averages_rounded_up(
-    w: Writer, a: Arguments, options: dict[str, Any], dims: int
-) -> tuple[dict[str, Any], list[int]]:
-    """Options with which ONNX derives torch's size; where none do, the padding at the end that does.
+def _averages(w: Writer, a: Arguments, dims: int) -> tuple[dict[str, Any], list[int]]:
+    """Options with which ONNX gives torch's means; where none do, the padding at the end behind which a factor makes them so."""
+    options, pool = _window(a, dims), Pool(a.node, "average_pool", dims)
+    a.ignore("count_include_pad", "ceil_mode")  # `averages` reads them
+    form = averages(pool, divided=a.get("divisor_override") is not None)
+    if form is not None:
+        counted = {"count_include_pad": int(form.counts), "ceil_mode": int(form.rounds_up)}
+        return options | counted | {"pads": [*options["pads"][:dims], *form.ends]}, []
+    if not any(map(w.is_free, shape(a["self"])[-dims:])):
+        return options | {"count_include_pad": 1}, _beyond(pool)
+    if is_dequantized(
+        a["self"]
+    ):  # ONNX Runtime's integer kernel divides by whole windows; that for floats, as torch does
+        raise InputError(
+            f"{w.graph.site(a.node)}: {a.target} of codes with ceil_mode=True, whose padding counts, is written for images of "
+            "fixed sizes; capture with fixed sizes, or count no padding"
+        )
+    return options | {"count_include_pad": 1, "ceil_mode": 1}, []
 
-    torch leaves a last window out that would begin in the padding. So does ONNX Runtime's kernel, but its plan for memory counts
-    that window, and may share memory with a value of that size: there, only so much is padded as the other windows read.
-    """
-    image, result = shape(a["self"])[-dims:], shape(a.node)[-dims:]
-    if any(map(w.is_free, image)):
-        return options | {"ceil_mode": 1}, []
-    kernel, strides = options["kernel_shape"], options["strides"]
-    begin, ends = options["pads"][:dims], _ends(a, options, dims)
-    read = list(map(min, ends, begin))
-    for ceil, end in ((0, begin), (1, begin), (0, read), (1, read)):
-        room = [i + p + e - k for i, p, e, k in zip(image, begin, end, kernel, strict=True)]
-        if [(-(-n // s) if ceil else n // s) + 1 for n, s in zip(room, strides, strict=True)] == list(result):
-            return options | {"ceil_mode": ceil, "pads": [*begin, *end]}, []
-    return options | {"ceil_mode": 0}, ends
+
+def _beyond(pool: Pool) -> list[int]:
+    """As much padding at the end of each dimension as torch's last windows reach."""
+    return beyond(pool, shape(pool.input)[-pool.dims :], shape(pool.node)[-pool.dims :])
 
 
 def _factor(w: Writer, a: Arguments, dims: int, ends: list[int]) -> Value:

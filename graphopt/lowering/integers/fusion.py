@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.ir.arguments import Arguments
+from graphopt.ir.averages import averages
 from graphopt.ir.calls import shape
 from graphopt.ir.facts import LEFT
 from graphopt.ir.graph import Graph
@@ -160,7 +161,7 @@ def _kernel(graph: Graph, node: Node, machine: Machine) -> tuple[Callable[..., T
     arguments = Arguments(node)
     arguments.ignore(*(name for name in arguments if isinstance(arguments.given[name], Node)))  # the operands
     function = make(arguments, machine, *(o.grid for o in found), y)
-    return (None, []) if arguments.unread else (function, found)
+    return (None, []) if function is None or arguments.unread else (function, found)
 
 
 def _explain(graph: Graph, node: Node) -> None:
@@ -220,13 +221,16 @@ def _without_tensors(node: Node, x: Tensor, weight: Tensor) -> Tensor:
 
 def _average_pool(
     arguments: Arguments, machine: Machine, x: QuantizationParameters, y: QuantizationParameters
-) -> AveragePool:
+) -> AveragePool | None:
     node = arguments.node
     target: Any = node.target
     arguments.ignore("kernel_size", "stride", "padding", "count_include_pad")  # `pool` has them
     arguments.ignore("ceil_mode")  # a matter of sizes, which `shape_of` tells
     pool = Pool.of(node)
     assert pool is not None
+    form = averages(pool)
+    if form is None:
+        return None
     return AveragePool(
         x=x,
         y=y,
@@ -234,7 +238,7 @@ def _average_pool(
         stride=pool.stride,
         padding=pool.padding,
         shape_of=lambda image: target(image, *node.args[1:], **node.kwargs),
-        include_padding=pool.includes_padding,
+        include_padding=form.counts,
     )
 
 
@@ -246,7 +250,7 @@ def _global_average_pool(
 
 
 # A kernel that does not read an argument which is off its default is none for that call: it stays float.
-_MAKERS: dict[str, Callable[..., Callable[..., Tensor]]] = {
+_MAKERS: dict[str, Callable[..., Callable[..., Tensor] | None]] = {
     "add": lambda arguments, machine, a, b, y: machine.add(a, b, y),
     "sub": lambda arguments, machine, a, b, y: machine.subtract(a, b, y),
     "mul": lambda arguments, machine, a, b, y: machine.multiply(a, b, y),
