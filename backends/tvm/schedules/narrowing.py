@@ -27,14 +27,19 @@ def packs(machine: Processor, lanes: int) -> bool:
     return isinstance(machine, Machine) and machine.packs and lanes in PACK and 4 * lanes <= machine.vector_bytes
 
 
-def packed(values: Sequence[Expr], codes: Codes, lanes: int, zero_point: int) -> Expr:
-    """sat(rne(value) + zero_point) of up to `TOGETHER` vectors, behind one another; the last one fills up what is missing."""
+def packed(values: Sequence[Expr], codes: Codes, lanes: int, zero_point: int, *, bounded: bool = False) -> Expr:
+    """sat(rne(value) + zero_point) of up to `TOGETHER` vectors, behind one another; the last one fills up what is missing.
+
+    Args:
+        bounded: whether int32 holds every value, so that packing alone saturates.
+    """
     low, high = codes.ends
     natural = Codes(codes.dtype).ends
     whole = []
     for value in values:
         # What is beyond int32 gets its lowest, and so does what is no number, which a minimum leaves where it is the second.
-        value = emit.minimum(emit.constant(high - zero_point, "float32", lanes), value)
+        if not bounded or high != natural[1]:
+            value = emit.minimum(emit.constant(high - zero_point, "float32", lanes), value)
         if low != natural[0]:
             value = emit.maximum(value, emit.constant(low - zero_point, "float32", lanes))
         whole.append(emit.let(_rounded(value, lanes)))

@@ -6,8 +6,8 @@ from math import prod
 
 import numpy as np
 
-from graphopt.backends.tvm.machine import Processor
-from graphopt.backends.tvm.schedules import emit, exact, rounding
+from graphopt.backends.tvm.machine import Gpu, Processor
+from graphopt.backends.tvm.schedules import emit, exact, narrowing, rounding
 from graphopt.backends.tvm.schedules.emit import Expr, Flat, Kernel
 from graphopt.backends.tvm.schedules.epilogue import INTEGER
 from graphopt.backends.tvm.schedules.sliding import Position, Sliding
@@ -42,23 +42,41 @@ def _maximum(spec: Pool, machine: Processor) -> emit.Body:
 
 def _mean_of_codes(spec: Pool, machine: Processor) -> emit.Body:
     """Over the whole image, in integers."""
-    lanes, pixels, result = min(machine.lanes("int32"), spec.shape[3]), prod(spec.kernel), spec.result
+    result, channels, pixels = spec.result, spec.shape[3], prod(spec.kernel)
     assert result is not None
+    lanes = min(machine.lanes("int32"), channels)
     multiplier = float(np.float32(spec.scale) / (np.float32(spec.result_scale) * np.float32(pixels)))
-    loops = Sliding(spec, Staging.of(spec, spec.data), machine, lanes, "int32")
+
+    def start(channel: Expr) -> Expr:
+        return emit.constant(-spec.zero_point * pixels, "int32", lanes)
+
+    def added(acc: Expr, codes: Expr, *place: Expr) -> Expr:
+        return acc + emit.cast(codes, "int32", lanes)
 
     def finish(sums: list[Expr], places: list[Position]) -> list[Expr]:
         values = [emit.cast(acc, "float32", lanes) * emit.constant(multiplier, "float32", lanes) for acc in sums]
         return rounding.to_codes(values, result, lanes, result.zero_point, machine)
 
+    if isinstance(machine, Gpu):
+        loops = Sliding(spec, Staging.of(spec, spec.data), machine, lanes, "int32")
+        return lambda x, y: loops.emit(x, y, start, added, finish)
+    vectors = min(narrowing.TOGETHER, channels // lanes)
+    width = vectors * lanes
+    blocks = -(-channels // width)
+
     def body(x: Flat, y: Flat) -> None:
-        loops.emit(
-            x,
-            y,
-            start=lambda channel: emit.constant(-spec.zero_point * pixels, "int32", lanes),
-            tap=lambda acc, value, ky, kx, channel: acc + emit.cast(value, "int32", lanes),
-            finish=finish,
-        )
+        """Some vectors of channels together, pixel by pixel; the last ones are moved back, so that all are whole."""
+        with emit.tasks(spec.shape[0] * blocks, prod(spec.shape), machine) as task:
+            image, first = task // blocks, emit.let(emit.minimum(task % blocks * width, channels - width))
+            sums = emit.Registers.of(vectors, "int32", lanes)
+            for v in range(vectors):
+                sums.set(v, start(first))
+            with emit.serial(pixels) as pixel:
+                at = (image * pixels + pixel) * channels + first
+                for v in range(vectors):
+                    sums.set(v, added(sums.get(v), x.load(at + v * lanes, lanes)))
+            for v, value in enumerate(finish([sums.get(v) for v in range(vectors)], [])):
+                y.store(value, image * channels + first + v * lanes, lanes)
 
     return body
 

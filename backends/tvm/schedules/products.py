@@ -17,6 +17,8 @@ from graphopt.backends.tvm.schedules.emit import Expr, Flat, Kernel
 from graphopt.backends.tvm.schedules.gpu import threads
 from graphopt.backends.tvm.schedules.specs import Multiply
 
+ROWS = 16  # that share what they have in common, at most
+
 Strides = tuple[int, int]  # of a and b
 
 
@@ -24,26 +26,36 @@ def multiply(spec: Multiply, machine: Processor) -> Kernel:
     """(a, b) -> codes."""
     sizes, strides = _dimensions(spec)
     arguments = {"a": (spec.a_shape, spec.a), "b": (spec.b_shape, spec.b), "y": (spec.shape, spec.result.dtype)}
+    zero_points = spec.a_zero, spec.b_zero
+    largest = spec.ratio * prod(255 + abs(z) for z in zero_points) + 255
 
     def body(a: Flat, b: Flat, y: Flat) -> None:
-        def some(at: tuple[Expr, Expr], out: Expr, vectors: int, lanes: int) -> None:
-            values = [_product(spec, a, b, at, strides[-1], v * lanes, lanes) for v in range(vectors)]
-            for v, value in enumerate(rounding.to_codes(values, spec.result, lanes, 0, machine)):
+        def steps(operand: int, at: Expr, vectors: int, lanes: int) -> list[Expr]:
+            x, zero_point = (a, b)[operand], zero_points[operand]
+            if strides[-1][operand]:
+                return [_steps(x.load(at + v * lanes, lanes), zero_point, lanes) for v in range(vectors)]
+            return [_steps(emit.splat(x.load(at), lanes), zero_point, lanes)] * vectors
+
+        def store(x: list[Expr], other: list[Expr], out: Expr, lanes: int) -> None:
+            values = [_product(spec, one, two, lanes) for one, two in zip(x, other, strict=True)]
+            bounded = largest < 2**31
+            for v, value in enumerate(rounding.to_codes(values, spec.result, lanes, 0, machine, bounded=bounded)):
                 y.store(value, out + v * lanes, lanes)
 
-        _loops(sizes, strides, machine, some)
+        _loops(sizes, strides, machine, steps, store)
 
     return Kernel(emit.function(arguments, body), spec.shape, spec.result.dtype)
 
 
-def _product(spec: Multiply, a: Flat, b: Flat, at: tuple[Expr, Expr], along: Strides, offset: int, lanes: int) -> Expr:
-    steps = []
-    for x, index, stride, zero_point in zip((a, b), at, along, (spec.a_zero, spec.b_zero), strict=True):
-        codes = x.load(index + offset, lanes) if stride else emit.splat(x.load(index), lanes)
-        whole = emit.cast(codes, "int32", lanes) - emit.constant(zero_point, "int32", lanes)
-        steps.append(emit.cast(whole, "float32", lanes))
-    scaled = exact.product(steps[0] * steps[1], emit.constant(spec.ratio, "float32", lanes), lanes)
-    return scaled + emit.constant(spec.result.zero_point, "float32", lanes)
+def _steps(codes: Expr, zero_point: int, lanes: int) -> Expr:
+    """Distances from the zero point, float32."""
+    return emit.cast(emit.cast(codes, "int32", lanes) - emit.constant(zero_point, "int32", lanes), "float32", lanes)
+
+
+def _product(spec: Multiply, a: Expr, b: Expr, lanes: int) -> Expr:
+    scaled = exact.product(a * b, emit.constant(spec.ratio, "float32", lanes), lanes)
+    zero_point = spec.result.zero_point
+    return scaled + emit.constant(zero_point, "float32", lanes) if zero_point else scaled
 
 
 def _dimensions(spec: Multiply) -> tuple[list[int], list[Strides]]:
@@ -68,9 +80,13 @@ def _loops(
     sizes: list[int],
     strides: list[Strides],
     machine: Processor,
-    some: Callable[[tuple[Expr, Expr], Expr, int, int], None],
+    steps: Callable[[int, Expr, int, int], list[Expr]],
+    store: Callable[[list[Expr], list[Expr], Expr, int], None],
 ) -> None:
-    """some(indices of a and b, index of the result, vectors, lanes) until every result is there."""
+    """Until every result is there: store(steps of a, steps of b, index of the result, lanes).
+
+    steps(operand, index, vectors, lanes) reads one. What is the same in neighbouring rows is read once for some of them.
+    """
     *outer, inner = sizes
 
     def place(row: Expr) -> tuple[Expr, Expr]:
@@ -81,20 +97,32 @@ def _loops(
             row = row // size
         return at[0], at[1]
 
-    def moved(at: tuple[Expr, Expr], i: Expr) -> tuple[Expr, Expr]:
-        return at[0] + i * strides[-1][0], at[1] + i * strides[-1][1]
-
     if isinstance(machine, Gpu):
         with threads.each(prod(sizes), machine) as index:
-            some(moved(place(index // inner), index % inner), index, 1, 1)
+            at, inside = place(index // inner), index % inner
+            pair = [steps(n, at[n] + inside * strides[-1][n], 1, 1) for n in range(2)]
+            store(pair[0], pair[1], index, 1)
         return
-    lanes, together = machine.lanes("float32"), narrowing.TOGETHER
+    lanes = machine.lanes("float32")
     while lanes > inner:
         lanes //= 2
-    vectors = min(together, inner // lanes)
+    blocks = -(-inner // (narrowing.TOGETHER * lanes))
+    vectors = min(-(-inner // (blocks * lanes)), inner // lanes)
     width = vectors * lanes
-    with emit.tasks(prod(outer), 8 * prod(sizes), machine) as row, emit.serial(-(-inner // width)) as step:
-        first = emit.let(
-            emit.minimum(step * width, inner - width)
-        )  # the last ones are moved back, so that all are whole
-        some(moved(place(row), first), row * inner + first, vectors, lanes)
+    repeats = [n for n in range(2) if outer and not strides[-2][n]]
+    rows = _divisor(outer[-1], ROWS) if len(repeats) == 1 else 1
+    with emit.tasks(prod(outer) // rows, 8 * prod(sizes), machine) as task, emit.serial(-(-inner // width)) as step:
+        # the last ones are moved back, so that all are whole
+        first = emit.let(emit.minimum(step * width, inner - width))
+        begin = place(task * rows)
+        kept = {n: [emit.let(x) for x in steps(n, begin[n] + first * strides[-1][n], vectors, lanes)] for n in repeats}
+        with emit.serial(rows) as row:
+            down = strides[-2] if outer else (0, 0)
+            places = [begin[n] + row * down[n] + first * strides[-1][n] for n in range(2)]
+            pair = [kept[n] if n in kept else steps(n, places[n], vectors, lanes) for n in range(2)]
+            store(pair[0], pair[1], (task * rows + row) * inner + first, lanes)
+
+
+def _divisor(number: int, limit: int) -> int:
+    """The largest that is not above a limit."""
+    return max(n for n in range(1, limit + 1) if number % n == 0)

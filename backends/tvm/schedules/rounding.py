@@ -33,13 +33,26 @@ def whole(value: Expr, codes: Codes, lanes: int, zero_point: int) -> Expr:
 
 
 def to_codes(
-    values: Sequence[Expr], codes: Codes, lanes: int, zero_point: int, machine: Processor, table: Table | None = None
+    values: Sequence[Expr],
+    codes: Codes,
+    lanes: int,
+    zero_point: int,
+    machine: Processor,
+    table: Table | None = None,
+    *,
+    bounded: bool = False,
 ) -> list[Expr]:
-    """The same of several vectors, as codes, or as what a table has for them."""
+    """The same of several vectors, as codes, or as what a table has for them.
+
+    Args:
+        bounded: whether int32 holds every value.
+    """
     if narrowing.packs(machine, lanes):
         found = []
         for some in batched(values, narrowing.TOGETHER):
-            found += _looked_up(narrowing.packed(some, codes, lanes, zero_point), lanes, table)[: len(some)]
+            found += _looked_up(narrowing.packed(some, codes, lanes, zero_point, bounded=bounded), lanes, table)[
+                : len(some)
+            ]
         return found
     narrow = [emit.cast(whole(value, codes, lanes, zero_point), codes.dtype, lanes) for value in values]
     if table is None:
