@@ -27,7 +27,10 @@ GROUP = "graphopt.passes"
 _ROOMS = {
     "attention": ("ReplaceAttention",),
     "binary": ("Binarize", "BlockShortcuts"),
-    "cleanup": ("DecomposeActivations", "FoldBatchNorm", "FoldConstantChannels", "ReestimateBatchNorm", "Simplify"),
+    "cleanup": (
+        "DecomposeActivations", "FoldBatchNorm", "FoldConstantChannels", "FoldInputNormalization", "ReestimateBatchNorm",
+        "Simplify",
+    ),
     "elastic": ("Elastic",),
     "embeddings": ("ReplaceEmbedding",),
     "equalization": ("AbsorbHighBias", "EqualizeChannels"),

@@ -34,16 +34,20 @@ WIDE = 7  # kernels from which gathering pairs pays
 
 
 def read_whole_words(graph: Graph, node: Node) -> None:
-    """Rearrange this convolution of a deployed graph, if it reads the codes of an image of fewer than four channels."""
+    """Rearrange this convolution of a deployed graph, if it reads the codes of an image of up to four channels."""
     layer = Layer.of(node)
     if layer is None or not _fits(graph, layer):
         return
+    if shape(layer.input)[1] == WORD and not _takes_pairs(layer):
+        return  # words already
     weights: Any = layer.weight
     source: Any = layer.input
     codes, *grid = source.args
     missing = WORD - shape(source)[1]
     weight = F.pad(graph.tensor(weights.args[0]), (0, 0, 0, 0, 0, missing))
-    image = graph.call(aten.constant_pad_nd.default, codes, [0, 0, 0, 0, 0, missing], grid[1], before=node)
+    image = codes
+    if missing:
+        image = graph.call(aten.constant_pad_nd.default, codes, [0, 0, 0, 0, 0, missing], grid[1], before=node)
     stride, padding = list(layer.stride), list(layer.padding)
     if _takes_pairs(layer):
         height, width = shape(source)[2:]
@@ -69,7 +73,7 @@ def _fits(graph: Graph, layer: Layer) -> bool:
         layer.weight.op == "call_function" and graph.is_constant(layer.weight.args[0]) and len(layer.weight.users) == 1
     )
     alone = len(layer.input.users) == 1
-    return bool(from_codes and stored and alone and shape(layer.input)[1] < WORD)
+    return bool(from_codes and stored and alone and shape(layer.input)[1] <= WORD)
 
 
 def _takes_pairs(layer: Layer) -> bool:

@@ -26,7 +26,7 @@ from graphopt.ir.cost import layer_macs
 from graphopt.ir.facts import LEFT
 from graphopt.ir.float16 import half_of
 from graphopt.ir.graph import Graph
-from graphopt.ir.ops import family, info
+from graphopt.ir.ops import aten, family, info
 
 REASONS = {
     "conv_transpose": "there is no integer kernel for transposed convolutions",
@@ -137,7 +137,7 @@ class Program:
         kind = family(node)
         values = node.meta["val"]
         is_half = isinstance(values, Tensor) and values.dtype == torch.float16
-        if is_half or info(node).selects or kind in ("pad", "concat"):
+        if is_half or info(node).selects or kind in ("pad", "concat") or node.target is aten.constant_pad_nd.default:
             return
         macs = (layer_macs(self.graph).get(node, 0) if macs is None else macs) // self.samples
         own = (node.name, str(getattr(node.target, "__name__", node.target)).partition(".")[0])

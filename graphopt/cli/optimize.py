@@ -53,6 +53,13 @@ def optimize(
     ] = None,
     interpolation: Annotated[str | None, typer.Option(help="Of it: bilinear, bicubic, ... as Pillow has them.")] = None,
     color: Annotated[str | None, typer.Option(help="Of it: RGB, BGR or L (grey).")] = None,
+    pixels: Annotated[
+        str | None,
+        typer.Option(
+            "--input",
+            help="uint8: the artifact takes pixels, and what preprocessing multiplies and subtracts is in it.",
+        ),
+    ] = None,
     class_labels: Annotated[
         str | None,
         typer.Option(help="Names of classes: a file with one a line, JSON (id2label), or package.module:object."),
@@ -214,6 +221,7 @@ def optimize(
             calibration=source,
             evaluate=judge,
             preprocessing=images,
+            input=cast("Any", pixels),  # checked there
             class_labels=labels,
             passes=chosen,
             dump=dump,

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from typing_extensions import Unpack
 
@@ -67,6 +67,7 @@ def optimize(
     evaluate: Callable[[Callable[..., Any]], float] | None = None,
     train: Any = None,
     preprocessing: Any = None,
+    input: Literal["uint8"] | None = None,
     class_labels: Sequence[str] | Mapping[Any, str] | None = None,
     passes: str | Sequence[Pass] | Callable[[Target, Calibration], Sequence[Pass]] | None = None,
     shrinking: Shrinking | None = None,
@@ -97,6 +98,9 @@ def optimize(
         preprocessing: what is done to images in front of the model: a `graphopt.Preprocessing`, or a form of other libraries that
             `graphopt.data.preprocessing_sources` lists. Photos among the calibration data are read by it, and the artifact
             carries it. None: what the model says of itself (timm's `pretrained_cfg`), where it does.
+        input: `uint8`: the artifact takes pixels as they come from a camera, in the layout of the model's input. What
+            `preprocessing` multiplies, subtracts and divides by becomes part of the first layers. Calibration data, `evaluate`,
+            `train` and the simulated graph take pixels then, too. None: what the model takes.
         class_labels: names of the classes of the first output, in a list or by number, which the artifact carries. None: the
             model's `config.id2label`, where it has one.
         passes: in place of the target's recipe: a list, a function of the target and the calibration batches, or a text such as
@@ -126,6 +130,8 @@ def optimize(
     """
     options = Options.of(shrinking, quantization, tuning, measurement, training, stored, shortcuts)
     options.check(passes, evaluate, train)
+    if input not in (None, "uint8"):
+        raise InputError(f"input is 'uint8', or None for what the model takes; got {input!r}")
     steps = pipeline(passes) if isinstance(passes, str) else passes
     tried = candidates(find(target), options)[: None if train is None else 1]  # one training, for one runtime
     LOG.info("target %s, through %s", tried[0].name, " or ".join(each.runtime.name for each in tried))
@@ -142,6 +148,7 @@ def optimize(
         preprocessing=None if preprocessing is None else preprocessing_of(preprocessing),
         class_labels=() if class_labels is None else named_classes(class_labels),
         train=train,
+        input=input,
     )
     request.check_folders()
     kept = None if cache is None else Cache(cache)

@@ -13,6 +13,7 @@ from graphopt.ir.passes import Pass
 from graphopt.passes.cleanup.decompose_activations import DecomposeActivations
 from graphopt.passes.cleanup.fold_batchnorm import FoldBatchNorm
 from graphopt.passes.cleanup.fold_constant_channels import FoldConstantChannels
+from graphopt.passes.cleanup.fold_input_normalization import FoldInputNormalization
 from graphopt.passes.cleanup.simplify import Simplify
 from graphopt.passes.equalization.absorb_bias import AbsorbHighBias
 from graphopt.passes.equalization.equalize_channels import EqualizeChannels
@@ -27,8 +28,8 @@ FEW_BITS = 7  # weights with fewer are rounded on data
 
 
 def clean(target: Target) -> list[Pass]:
-    """Exact rewrites: what computes nothing, and batch norm, are gone."""
-    return [Simplify(), FoldBatchNorm(depthwise=target.kernels.depthwise_norm)]
+    """Exact rewrites: what computes nothing, batch norm, and the normalization of pixels are gone."""
+    return [Simplify(), FoldBatchNorm(depthwise=target.kernels.depthwise_norm), FoldInputNormalization()]
 
 
 def equalize(*, clips: bool = True) -> list[Pass]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 
 from graphopt.artifacts.backend import Backend
 from graphopt.artifacts.labels import misfit, own_labels
@@ -21,6 +22,7 @@ from graphopt.data.preprocessing import Preprocessing
 from graphopt.data.preprocessing_sources import own_preprocessing
 from graphopt.data.synthesize import without_data
 from graphopt.evaluation.scores import Evaluate
+from graphopt.frontend.pixels import of_pixels
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.passmanager.plain_options import options as plain_options
@@ -47,6 +49,7 @@ class Request:
     preprocessing: Preprocessing | None = None
     class_labels: Sequence[str] = ()
     train: Any = None
+    input: str | None = None
 
     @property
     def name(self) -> str:
@@ -65,7 +68,7 @@ class Request:
             "train": self.train,
             "dynamic_batch": self.dynamic_batch,
         }
-        return {**asked, **plain({**others, "preprocessing": self.preprocessing})}
+        return {**asked, **plain({**others, "preprocessing": self.preprocessing, "input": self.input})}
 
     def check_folders(self) -> None:
         """Raise InputError where what is asked for cannot be written."""
@@ -93,9 +96,28 @@ class Request:
                 target cannot take.
         """
         free = {"dynamic_batch": self.dynamic_batch, "dynamic_shapes": self.dynamic_shapes}
-        graph, notes = capture(self.model, self.example_inputs, self.target, **free)
+        example = self.example_inputs if self.input is None else _in_float(self.example_inputs)
+        graph, notes = capture(self.model, example, self.target, **free)
         check_float32(graph)
+        if self.input is not None:
+            graph = self._of_pixels(graph)
         return graph, [*graph.notes, *notes]
+
+    def _of_pixels(self, graph: Graph) -> Graph:
+        """A graph that takes pixels.
+
+        Raises:
+            InputError: neither caller nor model says how pixels become the model's input, or the input is no image.
+        """
+        normal = replace(self, input=None).images(graph)
+        if normal is None:
+            raise InputError(
+                "input='uint8' needs preprocessing=..., which says what pixels are multiplied by, their mean and deviation"
+            )
+        given = pytree.tree_leaves(self.example_inputs)
+        raw = any(isinstance(x, torch.Tensor) and x.dtype == torch.uint8 for x in given)
+        dim = 1 if normal.layout == "NCHW" else 3
+        return of_pixels(graph, normal.scale, normal.mean, normal.std, dim, raw=raw)
 
     def data(self, graph: Graph, distil: bool = True) -> tuple[Calibration, list[str]]:
         """The calibration data, inputs made up where there are none, and warnings about them.
@@ -139,11 +161,16 @@ class Request:
                 raise InputError(
                     f"preprocessing is for a model that takes an image and nothing else, this one takes {listed}"
                 )
-            return fitted(self.preprocessing, takes[0])
+            return fitted(self._given(self.preprocessing), takes[0])
         own = own_preprocessing(self.model)
+        own = None if own is None else self._given(own)
         with contextlib.suppress(InputError):  # the model was changed since, for images of other sizes or channels
             return fitted(own, takes[0]) if own is not None and len(takes) == 1 else None
         return None
+
+    def _given(self, images: Preprocessing) -> Preprocessing:
+        """What is left to be done in front of the artifact: nothing to pixels that it takes as they are."""
+        return images if self.input is None else replace(images, scale=1, mean=(0.0,), std=(1.0,))
 
     def labels(self, graph: Graph) -> list[str]:
         """The classes of the first output, as far as caller or model say so.
@@ -172,7 +199,14 @@ class Request:
                 f"the calibration data are read by another preprocessing ({source.preprocessing}) than the model's "
                 f"({self.preprocessing}); give one of them"
             )
-        return source if source.preprocessing is not None else replace(source, preprocessing=self.images(graph))
+        if source.preprocessing is not None and self.input is None:
+            return source
+        return replace(source, preprocessing=self.images(graph))
+
+
+def _in_float(example: Any) -> Any:
+    """An example of pixels as one of a model in float32, which is captured by it."""
+    return pytree.tree_map_only(torch.Tensor, lambda x: x.float() if x.dtype == torch.uint8 else x, example)
 
 
 def check_float32(graph: Graph) -> None:

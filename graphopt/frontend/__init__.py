@@ -11,6 +11,7 @@ compare.py         whether a graph answers what the model answers
 programs.py        exported programs as modules
 preconditions.py   what must hold before a model is captured
 infer_inputs.py    example inputs guessed from the model
+pixels.py          a graph that takes pixels, from one that takes normalized images
 decoders.py        causal language models with their cache as inputs and outputs
 copies.py          modules copied for capture
 functionalize.py   in-place operators removed

@@ -99,5 +99,16 @@ def gives_several(node: Any) -> bool:
     return isinstance(node, Node) and isinstance(value(node), (list, tuple))
 
 
+CASTS = (torch.ops.aten.to.dtype, torch.ops.aten._to_copy.default)
+
+
+def is_cast_of_bytes(node: Any) -> bool:
+    """Whether this makes floats of uint8 numbers, which stay what they are."""
+    if not is_float(node) or node.target not in CASTS:
+        return False
+    source = node.args[0]
+    return isinstance(source, Node) and value(source).dtype == torch.uint8
+
+
 def is_float(node: Any) -> bool:
     return isinstance(node, Node) and isinstance(value(node), Tensor) and value(node).dtype.is_floating_point

@@ -44,7 +44,7 @@ from torch.fx.node import Node
 from graphopt.formats import FLOAT16_FORMATS, in_blocks, quantize
 from graphopt.formats.blocks import DEQUANTIZE_BLOCKS, pack_weight
 from graphopt.formats.signs import multiples
-from graphopt.ir.calls import operand
+from graphopt.ir.calls import is_cast_of_bytes, operand
 from graphopt.ir.facts import LEFT
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import BIAS, Layer
@@ -253,6 +253,8 @@ def _round_trip(
     """`ends`: the first and last code there are, where the grid has more."""
     low, high = ends or (grid.quant_min, grid.quant_max)
     narrow = grid._replace(quant_min=low, quant_max=high)
+    if is_cast_of_bytes(value) and tuple(narrow) == (1.0, 0, 0, 255, torch.uint8):  # bytes are codes as they are
+        return graph.call(Q.dequantize_per_tensor.default, operand(value), *grid, before=before)
     codes = graph.call(Q.quantize_per_tensor.default, value, *narrow, before=before)
     return graph.call(Q.dequantize_per_tensor.default, codes, *grid, before=before)
 

@@ -12,7 +12,7 @@ from torch.fx.node import Node
 
 from graphopt.execution.observers import Histogram, Range
 from graphopt.formats import Format, Quantizer, scale_and_zero_point
-from graphopt.ir.calls import shape
+from graphopt.ir.calls import is_cast_of_bytes, shape
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
 from graphopt.ir.ops import family, share_range
@@ -24,8 +24,13 @@ TAKE_THE_RANGE = ("minmax", "percentile")  # estimators that say which range to 
 
 
 def known_range(grid: SharedGrid) -> tuple[float, float] | None:
-    """The range of a value that needs no data."""
-    return next((known for node in grid.produced if (known := share_range(node)) is not None), None)
+    """The range of a value that needs no data: of shares, and of bytes, which a step of one holds as they are."""
+    for node in grid.produced:
+        if (known := share_range(node)) is not None:
+            return known
+        if is_cast_of_bytes(node):
+            return 0.0, 255.0
+    return None
 
 
 def fit_grids(
