@@ -64,6 +64,9 @@ class Artifact(ABC):
     def prepare(self) -> None:  # noqa: B027 - there need not be anything to open
         """Open what runs on this machine, so that whatever replaces the folder later does not reach it."""
 
+    def hold(self) -> None:  # noqa: B027 - few runtimes are compiled further
+        """Keep what is needed to compile it together with other stages; called before it is saved as one."""
+
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Around whatever reads its files after it was loaded.

@@ -116,6 +116,7 @@ class Cascade:
         stages = [backend.lower(part, chosen, name=f"{name}-{n}") for n, part in enumerate(parts)]
         cascade._begin(stages, network, confidence, plain or backend.lower(last_answer(graph), chosen, name=name), name)
         cascade.artifact.manifest.options[STAGES]["macs"] = [cost.macs(part) for part in parts]
+        backend.hold_stages(cascade.artifact, graph, chosen)
         cascade.graphs, cascade.targets = list(parts), [chosen] * len(parts)
         return cascade
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from graphopt.policies import elementary
 from graphopt.policies.confidence import agreement, entropy, margin, softmax
 
 Array = np.ndarray[Any, Any]
@@ -25,8 +26,9 @@ def features(p: Array, streak: Array, stage: int) -> Array:
 
 def confidence(found: Array, weights: tuple[float, ...]) -> Array:
     """sigmoid(features . weights), [N]. Added up by column, so that a sample alone gives the same as in a batch."""
-    total = sum(found[:, i] * w for i, w in enumerate(weights))
-    sure: Array = 1 / (1 + np.exp(-np.asarray(total)))
+    total = np.asarray(sum(found[:, i] * w for i, w in enumerate(weights)))
+    small = elementary.exp(-np.abs(total))
+    sure: Array = np.where(total < 0, small, 1.0) / (1.0 + small)
     return sure
 
 
