@@ -45,8 +45,8 @@ class Stages:
 
     @property
     def kept(self) -> list[tuple[Slot, int]]:
-        """What is read behind the last call of a stage, and when."""
-        return [(c.place, end - 1) for end, each in zip(self.ends, self.copies, strict=True) for c in each]
+        """What is copied behind the last call of a stage, and the number of the call behind that."""
+        return [(c.place, end) for end, each in zip(self.ends, self.copies, strict=True) for c in each]
 
     @property
     def handing(self) -> set[int]:
@@ -137,8 +137,8 @@ def partitioned(calls: Calls, answer_bytes: Sequence[int], sites: Sites) -> Stag
     answers: dict[Slot, Slot] = {}  # where what was an output is written
     for stage, size in enumerate(answer_bytes):
         place = Slot("output", stage)
-        later = (c for c, s in zip(calls.calls, belongs, strict=True) if s > stage)
-        if any(place in call.reads for call in later) or place in [copied.get(n) for n in range(stage + 1, len(ends))]:
+        uses = [s for c, s in zip(calls.calls, belongs, strict=True) if place in (*c.reads, *c.writes)]
+        if {stage} != {*uses, stage, *(n for n, other in calls.copies if other == place)}:
             answers[place] = Slot("buffer", len(buffers))
             buffers.append(size)
             copied[stage] = place

@@ -55,7 +55,7 @@ def arranged(
     Args:
         scratch: bytes that a kernel wants for itself while it runs.
         over: for kernels that may write their result over an operand, the number of that operand among what they read.
-        kept: places that are read behind a call, and the number of that call.
+        kept: places that are copied in front of a call, and the number of that call.
     """
     lives = _lives(calls, kept)
     shared = _shared(calls, lives, over)
