@@ -16,8 +16,8 @@ from graphopt.artifacts.profile import KernelTime
 from graphopt.artifacts.report import FloatOperator
 from graphopt.artifacts.sliced import Arrays, SlicedArtifact
 from graphopt.artifacts.usage import Calls
-from graphopt.backends.tvm.bare import Calls as Kernels
 from graphopt.backends.tvm.bare import HELD, OBJECTS, compile_objects, held, hold, recorded
+from graphopt.backends.tvm.bare import Calls as Kernels
 from graphopt.backends.tvm.build import refusal, use_threads
 from graphopt.backends.tvm.connection import connect
 from graphopt.backends.tvm.places import stored_tensors
@@ -131,8 +131,8 @@ class TvmArtifact(SlicedArtifact):
             raise InputError(f"{self.manifest.model} cannot be compiled to C: {self.manifest.options[NOT_IN_C]}")
         if HELD not in self.manifest.files:
             raise InputError(
-                f"{self.manifest.model} for {self.manifest.target.get('name')} holds no kernels to compile to C, which is for CPUs "
-                "only; take a target such as tvm-x86 or tvm-cortex-a53, and lower it with this release"
+                f"{self.manifest.model} for {self.manifest.target.get('name')} holds no kernels to compile to C, which is for "
+                "CPUs only; take a target such as tvm-x86 or tvm-cortex-a53, and lower it with this release"
             )
         with self.reading():
             return held((self.folder / HELD).read_bytes(), self.stored())

@@ -6,6 +6,7 @@ codes that it is. Other stages are compiled from what each of them keeps.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from math import prod
@@ -18,7 +19,6 @@ from graphopt.artifacts.audit import Audit
 from graphopt.artifacts.lowered import write_form
 from graphopt.artifacts.manifest import TensorSpec, listing
 from graphopt.artifacts.memory import OBJECTS
-from graphopt.artifacts.report import FloatOperator
 from graphopt.artifacts.staged import STAGES, WHOLE, StagedArtifact
 from graphopt.backends.tvm.artifact import NOT_IN_C, TvmArtifact
 from graphopt.backends.tvm.bare import held, hold, recorded
@@ -59,8 +59,8 @@ def compile_stages(artifact: StagedArtifact, folder: str | Path, name: str = "mo
     """C and objects of all stages; see `StagedArtifact.compile`, which has checked that all stages are TVM's.
 
     Raises:
-        InputError: stages for several CPUs, for a GPU, or of several samples at once; a confidence that C cannot express; a network
-            that needs TVM's runtime; `name` cannot begin names of C. ArtifactError: another release of TVM lowered it.
+        InputError: stages for several CPUs, for a GPU, or of several samples at once; a confidence that C cannot express; a
+            network that needs TVM's runtime; `name` cannot begin names of C. ArtifactError: another release of TVM lowered it.
     """
     check_prefix(name)
     _check_policy(artifact)
@@ -70,9 +70,7 @@ def compile_stages(artifact: StagedArtifact, folder: str | Path, name: str = "mo
     audit = _together([Audit(**stage.manifest.options["audit"]) for stage in artifact.stages])
     options = {"batch": 1, "code": first.options["code"], "audit": asdict(audit)}
     manifest = replace(artifact.manifest, target=runtime, options=options)
-    return write_form(
-        manifest, folder, OBJECTS, lambda new: write_stages(stages, artifact.policy, manifest, new, name)
-    )
+    return write_form(manifest, folder, OBJECTS, lambda new: write_stages(stages, artifact.policy, manifest, new, name))
 
 
 def _check_policy(artifact: StagedArtifact) -> None:
@@ -84,7 +82,9 @@ def _check_policy(artifact: StagedArtifact) -> None:
             "'softmax'"
         )
     spec = artifact.manifest.outputs[0]
-    if any(t is not None for t in policy.thresholds) and (spec.dtype not in ("float32", "float64") or len(spec.shape) != 2):
+    if any(t is not None for t in policy.thresholds) and (
+        spec.dtype not in ("float32", "float64") or len(spec.shape) != 2
+    ):
         raise InputError(
             f"the stages answer {spec}, but C decides by the logits of classes, [1, C] in float32 or float64; set a policy whose "
             "thresholds are all None, and call ..._run_until"
@@ -136,17 +136,15 @@ def _bytes(spec: TensorSpec) -> int:
 
 def _together(audits: Sequence[Audit]) -> Audit:
     """Of all stages."""
-    found = Audit()
-    for audit in audits:
-        found.integer += audit.integer
-        found.weight_only += audit.weight_only
-        found.floating += [FloatOperator(**each) if isinstance(each, dict) else each for each in audit.floating]
-        found.saturating += audit.saturating
-        found.integer_macs += audit.integer_macs
-        found.float16_macs += audit.float16_macs
-        found.total_macs += audit.total_macs
-        found.few_bits |= audit.few_bits
-        for ours, theirs in ((found.weight_only_macs, audit.weight_only_macs), (found.operators, audit.operators)):
-            for key, count in theirs.items():  # type: ignore[attr-defined]
-                ours[key] = ours.get(key, 0) + count  # type: ignore[index,call-overload]
-    return found
+    return Audit(
+        integer=[site for audit in audits for site in audit.integer],
+        weight_only=[site for audit in audits for site in audit.weight_only],
+        floating=[operator for audit in audits for operator in audit.floating],
+        integer_macs=sum(audit.integer_macs for audit in audits),
+        float16_macs=sum(audit.float16_macs for audit in audits),
+        weight_only_macs=dict(sum((Counter(audit.weight_only_macs) for audit in audits), Counter[int]())),
+        total_macs=sum(audit.total_macs for audit in audits),
+        operators=dict(sum((Counter(audit.operators) for audit in audits), Counter[str]())),
+        few_bits={site: how for audit in audits for site, how in audit.few_bits.items()},
+        saturating=[site for audit in audits for site in audit.saturating],
+    )

@@ -117,8 +117,8 @@ class Artifact(ABC):
     def compile(self, folder: str | Path, architectures: Sequence[str] = (), *, name: str = "model") -> Path:
         """Write another form of it, which devices take as it is, and return the folder's absolute path.
 
-        For `hexagon` that are binaries, one for each of the architectures; for CPUs through TVM, C and objects whose names begin
-        with `name`.
+        For `hexagon` that are binaries, one for each of the architectures; for CPUs through TVM, stages among them, C and objects
+        whose names begin with `name`.
 
         Raises:
             InputError: it is made for hardware of which there is no such thing; or unknown architecture.

@@ -120,8 +120,8 @@ class Backend:
         check_tuning: raises InputError where `tune` could not tune so; cheap, so it is called before any work.
         tune: lowers with kernels that were measured.
         hold_stages: keeps in a staged artifact of a graph with exits what `compile_stages` needs of the whole graph.
-        compile_stages: writes a staged artifact, all of whose stages are its own, into a folder, in a form that devices take as it
-            is, whose names begin with the last argument; None: there is no such form.
+        compile_stages: writes a staged artifact, all of whose stages are its own, into a folder, in a form that devices take as
+            it is, whose names begin with the last argument; None: there is no such form.
     """
 
     name: str

@@ -186,7 +186,9 @@ class StagedArtifact(Artifact):
             InputError: a stage that is not of TVM, or as `Artifact.compile`; a confidence that is a function of Python.
         """
         if architectures:
-            raise InputError(f"the stages of {self.manifest.model} are compiled for one CPU; leave out the architectures")
+            raise InputError(
+                f"the stages of {self.manifest.model} are compiled for one CPU; leave out the architectures"
+            )
         compilers = [registry.backend(stage.manifest.runtime).compile_stages for stage in self.stages]
         for number, (stage, found) in enumerate(zip(self.stages, compilers, strict=True)):
             if found is None:

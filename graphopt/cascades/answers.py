@@ -92,7 +92,9 @@ def answers(
     if not count or any(len(array) != count for array in arrays):
         raise InputError("give inputs of at least one sample, as many of each")
     run = [stage._run for stage in artifact.stages] if compute is None else compute
-    chunks = [_chunk(artifact, run, [a[i : i + CHUNK] for a in arrays]) for i in track(range(0, count, CHUNK), "stages")]
+    chunks = [
+        _chunk(artifact, run, [a[i : i + CHUNK] for a in arrays]) for i in track(range(0, count, CHUNK), "stages")
+    ]
     stages = [
         [np.concatenate(parts) for parts in zip(*each, strict=True)] for each in map(list, zip(*chunks, strict=True))
     ]

@@ -138,8 +138,8 @@ class Cascade:
             inputs: of all samples: a tensor, a tuple of tensors, or a dictionary by name.
             labels: classes [N]; None: the answers of the last stage stand for them.
             max_drop: percentage points of accuracy that may be lost beside the last stage; with a `score`, so much of that.
-                 The fastest thresholds that keep it are taken: by the clock, or where the stages do not run on this machine, whose
-                 answers are then simulated, by their multiply-accumulates.
+                 The fastest thresholds that keep it are taken: by the clock, or where the stages do not run on this machine,
+                 whose answers are then simulated, by their multiply-accumulates.
             budget: expected milliseconds of a sample, as stages are measured here; the best thresholds within it are taken.
             calibrate: divide the logits of each stage by the temperature at which its probabilities fit the labels best; and let
                 these probabilities count as much as `PRIOR` labels do (see `shrunk`).
@@ -177,7 +177,10 @@ class Cascade:
     def _macs(self) -> list[float]:
         """What each stage multiplies and accumulates for one sample."""
         known = self.artifact.manifest.options[STAGES]["macs"]
-        return [float(cost.macs(graph) if own is None else own) for own, graph in zip(known, self.graphs, strict=True)]
+        return [
+            float(cost.macs(graph)) if graph is not None else float(own)
+            for own, graph in zip(known, self.graphs, strict=True)
+        ]
 
     def _calibrated(self, known: Answers, calibrate: bool) -> Policy:
         """The policy with temperatures and, where confidence is learned, its weights; nothing stops."""

@@ -8,8 +8,8 @@
     p = softmax(logits / temperature)
 
 `agreement` at the threshold q / k stops a sample once q stages in a row repeated what the one before them said, which is
-patience (Zhou et al. 2020, "BERT Loses Patience"); the first stage is never sure. All is computed in float64, in one order and with
-one exp and log (`elementary.py`), so that a sample gets the same bits alone and in a batch, on every machine, and in C.
+patience (Zhou et al. 2020, "BERT Loses Patience"); the first stage is never sure. All is computed in float64, in one order and
+with one exp and log (`elementary.py`), so that a sample gets the same bits alone and in a batch, on every machine, and in C.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
     log x = k log 2 + log m   x = 2^k m, sqrt(1/2) <= m < sqrt 2; log m = 2 atanh s = 2 (s + s^3/3 + ...), s = (m - 1) / (m + 1)
 
 IEEE 754 fixes how those are rounded; libraries of mathematics, and NumPy from one CPU to the next, differ in the last bit, and
-with them which stage answers. `backends/tvm/bare/decision.py` writes the same steps in C. Errors are below 3 units in the last place.
+with them which stage answers. `backends/tvm/bare/decision.py` writes the same steps in C. Errors are below 3 units in the last
+place.
 
 Source: the rational approximation of exp r is that of fdlibm, e_exp.c (Sun Microsystems 1993).
 """
@@ -18,7 +19,10 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 LEAST = -700.0  # exp of less is that of it, so that nothing is subnormal
 PER_LOG2 = 1.44269504088896338700  # 1 / log 2
-LOG2_HIGH, LOG2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10  # log 2 in two parts: k times the first is exact
+LOG2_HIGH, LOG2_LOW = (
+    6.93147180369123816490e-01,
+    1.90821492927058770002e-10,
+)  # log 2 in two parts: k times the first is exact
 REMEZ = (
     1.66666666666666019037e-01, -2.77777777770155933842e-03, 6.61375632143793436117e-05, -1.65339022054652515390e-06,
     4.13813679705723846039e-08,

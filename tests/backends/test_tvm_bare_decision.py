@@ -40,7 +40,8 @@ def compiled(policy: Policy, type: str, classes: int, compiler: list[str], folde
     if policy.counts_agreement:
         lines += ["  int streak = 1, last = -1, now;"]
     if policy.weights:
-        lines += [f"  static const double weights[][5] = {{{','.join('{%s}' % str(w)[1:-1] for w in policy.weights)}}};"]
+        rows = ", ".join("{" + ", ".join(map(repr, each)) + "}" for each in policy.weights)
+        lines += [f"  static const double weights[][5] = {{{rows}}};"]
     for stage in range(STAGES - 1):
         if policy.counts_agreement:
             lines += ["  now = predicted(output0); streak = now == last ? streak + 1 : 1; last = now;"]

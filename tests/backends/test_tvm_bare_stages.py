@@ -1,4 +1,4 @@
-"""Staged artifacts as C: it returns as soon as a stage is sure, with the answer and the stage that Python and the simulation give."""
+"""Staged artifacts as C: it returns as soon as a stage is sure, with the answer and the stage that the simulation gives."""
 
 from __future__ import annotations
 

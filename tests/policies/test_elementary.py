@@ -9,8 +9,12 @@ from graphopt.policies.confidence import entropy, margin, probabilities, softmax
 from graphopt.policies.elementary import LEAST, exp, log
 
 RANDOM = np.random.default_rng(0)
-EXPONENTS = np.concatenate([-RANDOM.random(20_000) * 40, -RANDOM.random(20_000) * 699, -RANDOM.random(1000) * 1e-8, [0.0]])
-NUMBERS = np.concatenate([RANDOM.random(20_000), 1 + RANDOM.random(1000) * 1e-8, np.exp(-RANDOM.random(9000) * 600), [1.0]])
+EXPONENTS = np.concatenate(
+    [-RANDOM.random(20_000) * 40, -RANDOM.random(20_000) * 699, -RANDOM.random(1000) * 1e-8, [0.0]]
+)
+NUMBERS = np.concatenate(
+    [RANDOM.random(20_000), 1 + RANDOM.random(1000) * 1e-8, np.exp(-RANDOM.random(9000) * 600), [1.0]]
+)
 
 
 def off(found: np.ndarray, truth: np.ndarray) -> float:  # type: ignore[type-arg]

@@ -1,4 +1,4 @@
-"""In C: how sure a stage is of its answer. The steps of `graphopt.policies.confidence` and `elementary`, which compute the same bits.
+"""In C: how sure a stage is of its answer, to the same bits as `graphopt.policies`, whose steps these are.
 
 A product is rounded by itself, for compilers may fuse it with the sum behind it, which rounds once; whatever else is computed is
 exact or rounded in one way by IEEE 754. Nothing but `frexp` and `ldexp` is called, which are exact.
