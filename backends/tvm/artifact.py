@@ -129,6 +129,11 @@ class TvmArtifact(SlicedArtifact):
         self._keep_kernels()
         if NOT_IN_C in self.manifest.options:
             raise InputError(f"{self.manifest.model} cannot be compiled to C: {self.manifest.options[NOT_IN_C]}")
+        if HELD not in self.manifest.files and OBJECTS in self.manifest.options:
+            raise InputError(
+                f"{self.manifest.model} is C already, without the kernels that stages are compiled from together; put together "
+                "what graphopt.optimize returned"
+            )
         if HELD not in self.manifest.files:
             raise InputError(
                 f"{self.manifest.model} for {self.manifest.target.get('name')} holds no kernels to compile to C, which is for "

@@ -97,6 +97,10 @@ def _stages(artifact: StagedArtifact) -> Stages:
     kinds = {str(Code.from_dict(stage.manifest.options["code"])) for stage in artifact.stages}
     if len(kinds) > 1:
         raise InputError(f"the stages of {name} are for {' and '.join(sorted(kinds))}; one program has one CPU")
+    if (device := artifact.stages[0].manifest.options["code"]["device"]) != "cpu":
+        raise InputError(
+            f"the stages of {name} compute with {device}, and C is for CPUs only; take a target such as tvm-x86"
+        )
     if NOT_IN_C in said:
         raise InputError(f"{name} cannot be compiled to C: {said[NOT_IN_C]}")
     with artifact.reading():

@@ -88,7 +88,12 @@ def calls(each: Sequence[Calls], folders: Sequence[str], network: Network, polic
 def _mathematics() -> list[str]:
     """`exp` and `log` whose last bits are the same on every machine, as text."""
     text = inspect.getsource(elementary)
-    return ["", "from typing import Any", "", *text[text.index("Array = ") :].splitlines(), "", ""]
+    return [
+        "",
+        "from typing import Any",
+        "",
+        *text[text.index("Array = ") : text.index("class Functions")].splitlines(),
+    ]
 
 
 def _function(number: int, stage: Calls, where: str) -> list[str]:

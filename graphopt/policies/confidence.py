@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from graphopt.policies import elementary
+from graphopt.policies.elementary import EXACT, Functions
 from graphopt.utils.errors import InputError
 
 Array = np.ndarray[Any, Any]
@@ -27,12 +27,12 @@ Name = Literal["softmax", "entropy", "margin", "agreement", "learned"]
 NAMES: tuple[str, ...] = get_args(Name)
 
 
-def probabilities(logits: Array, temperature: float = 1.0) -> Array:
+def probabilities(logits: Array, temperature: float = 1.0, using: Functions = EXACT) -> Array:
     """softmax(logits / temperature), float64 [N, C]."""
     scaled = logits.astype(np.float64)
     scaled /= temperature
     scaled -= np.fmax.reduce(scaled, axis=1, keepdims=True)
-    shares = elementary.exp(scaled)
+    shares = using.exp(scaled)
     shares /= total(shares)[:, None]
     return shares
 
@@ -49,9 +49,9 @@ def softmax(p: Array) -> Array:
     return found
 
 
-def entropy(p: Array) -> Array:
+def entropy(p: Array, using: Functions = EXACT) -> Array:
     """1 - H(p) / log C, [N]: 1 where one class has all, 0 where all have the same."""
-    logs = elementary.log(np.maximum(p, np.finfo(np.float64).tiny))
+    logs = using.log(np.maximum(p, np.finfo(np.float64).tiny))
     found: Array = np.clip(1.0 + total(p * logs) / log_classes(p.shape[1]), 0.0, 1.0)
     return found
 
@@ -59,7 +59,7 @@ def entropy(p: Array) -> Array:
 @cache
 def log_classes(count: int) -> float:
     """The entropy of equal probabilities."""
-    return float(elementary.log(np.array([float(count)]))[0])
+    return float(EXACT.log(np.array([float(count)]))[0])
 
 
 def margin(p: Array) -> Array:

@@ -12,7 +12,8 @@ Source: the rational approximation of exp r is that of fdlibm, e_exp.c (Sun Micr
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -61,3 +62,15 @@ def log(x: Array) -> Array:
         series += 1.0 / (2 * n + 1)
     found: Array = k * (LOG2_HIGH + LOG2_LOW) + 2.0 * s * series
     return found
+
+
+class Functions(NamedTuple):
+    """What confidence is computed with."""
+
+    exp: Callable[[Array], Array]
+    log: Callable[[Array], Array]
+
+
+EXACT = Functions(exp, log)
+QUICK = Functions(np.exp, np.log)  # NumPy's own, several times as fast: their last bits depend on the machine
+NEAR = 1e-9  # confidence by the one is nearer than that to confidence by the other

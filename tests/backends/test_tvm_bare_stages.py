@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -30,11 +31,12 @@ from graphopt.cli.main import app
 from graphopt.policies import Network, Policy
 from graphopt.policies.stages import History
 from graphopt.spaces.resolution import Resized
-from graphopt.targets import architecture
+from graphopt.targets import architecture, find
 from graphopt.utils.errors import ArtifactError, InputError
 
 IMAGES = staging.images(60, seed=3)
 WEIGHTS = ((1.0, 2.0, -0.5, 0.3, -1.0), (0.5, 1.5, 0.2, 2.0, -1.2))
+COPY = f'{sys.executable} "{Path(__file__).parents[1] / "helpers" / "copy_object.py"}"'  # in place of a cross compiler
 needs_gcc = pytest.mark.skipif(
     shutil.which("gcc") is None or architecture() != "x86_64", reason="runs C on this machine: needs x86-64 and gcc"
 )
@@ -339,6 +341,51 @@ def test_stages_of_another_runtime_another_cpu_or_several_samples_are_refused_by
         staging.Cheap().eval(), staging.images(2), target="tvm-x86", calibration=staging.images(), measure=False
     )
     refused(Cascade([small, pairs]).artifact, tmp_path, "stage 1 computes 2 samples at once, and C decides about one")
+
+
+@pytest.mark.thorough
+def test_stages_that_keep_no_kernels_are_refused_by_name(tmp_path: Path) -> None:
+    small = optimized("small", "tvm-cortex-m7")
+    saved = graphopt.load(graphopt.backends.tvm.lower(small.graph, find("tvm-cortex-m7")).save(tmp_path / "c"))
+    with pytest.raises(
+        InputError, match=r"stage 1: .* is C already, without the kernels that stages are compiled from"
+    ):
+        Cascade([small, saved]).artifact.compile(tmp_path / "bare")
+    gpu = find("tvm-opencl").replace(compiler=COPY)
+    exits = Cascade.of_exits(graphopt.Graph.capture(staging.Exiting().eval(), (staging.images(1),)), target=gpu)
+    with pytest.raises(InputError, match="compute with opencl, and C is for CPUs only"):
+        exits.artifact.compile(tmp_path / "bare")
+    assert not (tmp_path / "bare").exists()
+
+
+class Sorting(nn.Module):
+    """Its second answer needs TVM's runtime."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 4), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [self.first(x), torch.argsort(self.second(x), -1).float()]
+
+
+@pytest.mark.thorough
+def test_stages_that_need_tvms_runtime_work_in_it_and_are_refused_in_c(tmp_path: Path) -> None:
+    x = torch.randn(3, 6)
+    cascade = Cascade.of_exits(graphopt.Graph.capture(Sorting().eval(), (x[:1],)), target="tvm-x86")
+    assert cascade.artifact(x).shape == (3, 4)
+    refused(cascade.artifact, tmp_path, "argsort calls .* of TVM.s runtime")
+
+
+@pytest.mark.thorough
+@needs_gcc
+def test_files_that_were_entropy_coded_compile_to_the_same_c(tmp_path: Path) -> None:
+    artifact = cascade_of("exits").artifact
+    plain = artifact.compile(tmp_path / "plain")
+    artifact.store("entropy")
+    coded = graphopt.load(artifact.save(tmp_path / "deployed")).compile(tmp_path / "coded")
+    for name in ("model.c", "model.h", "model_weights.o"):
+        assert (coded / name).read_bytes() == (plain / name).read_bytes()
 
 
 class Mapping(nn.Module):

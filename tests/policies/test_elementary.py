@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from graphopt.policies import Policy
 from graphopt.policies.confidence import entropy, margin, probabilities, softmax
 from graphopt.policies.elementary import LEAST, exp, log
+from graphopt.policies.stages import History
 
 RANDOM = np.random.default_rng(0)
 EXPONENTS = np.concatenate(
@@ -47,6 +49,17 @@ def test_a_sample_has_the_same_confidence_alone_and_in_a_batch_of_any_layout(cla
         batch = how(probabilities(logits, 1.3))
         assert [how(probabilities(row[None], 1.3))[0] for row in logits] == batch.tolist()
         assert how(probabilities(np.asfortranarray(logits), 1.3)).tolist() == batch.tolist()
+
+
+@pytest.mark.parametrize("confidence", ["softmax", "entropy", "margin", "learned"])
+def test_what_is_decided_quickly_is_decided_right(confidence: str) -> None:
+    """Thresholds at the very confidence of a sample, and at the next number over it."""
+    weights = ((1.0, 2.0, -0.5, 0.3, -1.0),) if confidence == "learned" else ()
+    for row in (3 * RANDOM.standard_normal((200, 1, 10))).astype(np.float32):
+        policy = Policy((None,), confidence, (1.3, 1.0), weights)
+        (sure,) = History(policy, 1).confidence(0, [row])
+        for threshold, goes in ((sure, False), (np.nextafter(sure, 2.0), True), (np.nextafter(sure, -1.0), False)):
+            assert History(policy.at([float(threshold)]), 1).going(0, [row]).tolist() == [goes]
 
 
 def test_logits_without_a_largest_number_are_not_sure() -> None:
