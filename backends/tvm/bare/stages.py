@@ -8,7 +8,7 @@ The stages share one list of kernels, constants and buffers, so that one workspa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -130,7 +130,7 @@ def partitioned(calls: Calls, answer_bytes: Sequence[int], sites: Sites) -> Stag
     Args:
         answer_bytes: of each output.
     """
-    belongs = list(_stages(calls, len(answer_bytes)))
+    belongs = _stages(calls, len(answer_bytes))
     order = sorted(range(len(calls.calls)), key=belongs.__getitem__)
     ends = tuple(sum(stage <= n for stage in belongs) for n in range(len(answer_bytes)))
     buffers, copied = list(calls.buffers), dict(calls.copies)
@@ -156,7 +156,7 @@ def partitioned(calls: Calls, answer_bytes: Sequence[int], sites: Sites) -> Stag
     )  # fmt: skip
 
 
-def _stages(calls: Calls, count: int) -> Iterator[int]:
+def _stages(calls: Calls, count: int) -> list[int]:
     """Of each call the first answer that needs it."""
     writer = {place: n for n, call in enumerate(calls.calls) for place in call.writes}
     copied, found = dict(calls.copies), dict[int, int]()
@@ -167,4 +167,4 @@ def _stages(calls: Calls, count: int) -> Iterator[int]:
             if number is not None and number not in found:
                 found[number] = stage
                 waiting += calls.calls[number].reads
-    return (found.get(number, count - 1) for number in range(len(calls.calls)))
+    return [found.get(number, count - 1) for number in range(len(calls.calls))]
