@@ -130,7 +130,7 @@ def prepared(page: str, space: dict[str, Any], monkeypatch: pytest.MonkeyPatch) 
     if page in ("sparsify", "factorize", "prune"):
         space["graph"] = graphopt.Graph.capture(space["model"], space["images"][:1])
         space["train"] = lambda graph: None
-    if page == "compute-what-is-needed":
+    if page in ("compute-what-is-needed", "microcontrollers"):
         held_out = torch.rand(40, 3, 16, 16)
         labels = space["model"](held_out).argmax(1)
         space |= {"little": randomised(Small()).eval(), "held_out": held_out, "labels": labels}

@@ -17,6 +17,7 @@ from graphopt.artifacts.report import FloatOperator
 from graphopt.artifacts.sliced import Arrays, SlicedArtifact
 from graphopt.artifacts.usage import Calls
 from graphopt.backends.tvm.bare import HELD, OBJECTS, compile_objects, held, hold, recorded
+from graphopt.backends.tvm.bare import Calls as Kernels
 from graphopt.backends.tvm.build import refusal, use_threads
 from graphopt.backends.tvm.connection import connect
 from graphopt.backends.tvm.places import stored_tensors
@@ -117,17 +118,38 @@ class TvmArtifact(SlicedArtifact):
             raise InputError(f"{self.manifest.model} is compiled for {target}; lower it again for another CPU")
         if OBJECTS in self.manifest.options:
             raise InputError(f"{self.manifest.model} for {target} is C and objects already; save() copies them")
+        return compile_objects(self.kept(), self.manifest, folder, name)
+
+    def kept(self) -> Kernels:
+        """The kernels as C takes them.
+
+        Raises:
+            InputError: it is for a GPU, or needs TVM's runtime. ArtifactError: another release of TVM lowered it.
+        """
         self._keep_kernels()
         if NOT_IN_C in self.manifest.options:
             raise InputError(f"{self.manifest.model} cannot be compiled to C: {self.manifest.options[NOT_IN_C]}")
+        if HELD not in self.manifest.files and OBJECTS in self.manifest.options:
+            raise InputError(
+                f"{self.manifest.model} is C already, without the kernels that stages are compiled from together; put together "
+                "what graphopt.optimize returned"
+            )
         if HELD not in self.manifest.files:
             raise InputError(
-                f"{self.manifest.model} for {target} holds no kernels to compile to C, which is for CPUs only; take a target "
-                "such as tvm-x86 or tvm-cortex-a53, and lower it with this release"
+                f"{self.manifest.model} for {self.manifest.target.get('name')} holds no kernels to compile to C, which is for "
+                "CPUs only; take a target such as tvm-x86 or tvm-cortex-a53, and lower it with this release"
             )
         with self.reading():
-            content, library = ((self.folder / file).read_bytes() for file in (HELD, LIBRARY))
-        return compile_objects(held(content, library), self.manifest, folder, name)
+            return held((self.folder / HELD).read_bytes(), self.stored())
+
+    def stored(self) -> bytes:
+        """The file in which its constants are."""
+        objects = self.manifest.options.get(OBJECTS)
+        return (self.folder / (LIBRARY if objects is None else f"{objects['prefix']}_weights.o")).read_bytes()
+
+    def hold(self) -> None:
+        """See `Artifact.hold`: kernels, also where it is C already."""
+        self._keep_kernels()
 
     def calls(self) -> Calls:
         """See `Artifact.calls`: with TVM's runtime and NumPy."""
@@ -150,7 +172,8 @@ class TvmArtifact(SlicedArtifact):
 
     def save(self, folder: str | Path) -> Path:
         """See `Artifact.save`; with what `compile` needs."""
-        self._keep_kernels()
+        if OBJECTS not in self.manifest.options:
+            self._keep_kernels()
         return super().save(folder)
 
     def _keep_kernels(self) -> None:
@@ -162,7 +185,7 @@ class TvmArtifact(SlicedArtifact):
         if kernels is None:
             return
         try:
-            (self.folder / HELD).write_bytes(hold(recorded(kernels), (self.folder / LIBRARY).read_bytes()))
+            (self.folder / HELD).write_bytes(hold(recorded(kernels), self.stored()))
             self.manifest.files = listing(self.folder)
         except InputError as reason:
             self.manifest.options[NOT_IN_C] = str(reason)

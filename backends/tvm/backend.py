@@ -8,6 +8,7 @@ from graphopt.backends.tvm.connection import connect
 from graphopt.backends.tvm.float16 import deploy
 from graphopt.backends.tvm.lowering import check_graph, check_tuning, lower
 from graphopt.backends.tvm.simulate import simulate
+from graphopt.backends.tvm.staged import compile_stages, hold_stages
 
 BACKEND = Backend(
     name="tvm",
@@ -20,4 +21,6 @@ BACKEND = Backend(
     check_graph=check_graph,
     check_tuning=check_tuning,
     tune=lower,
+    hold_stages=hold_stages,
+    compile_stages=compile_stages,
 )

@@ -149,7 +149,7 @@ class _Lowering:
         if code.bare:
             manifest.options[OBJECTS] = write_objects(recorded(kernels), manifest, folder)
             manifest.files = listing(folder)
-        keeps = not code.bare and code.device == "cpu"
+        keeps = code.device == "cpu"
         return TvmArtifact(folder, manifest, temporary=True, graph=self.graph, kernels=kernels if keeps else None)
 
 

@@ -64,6 +64,9 @@ class Artifact(ABC):
     def prepare(self) -> None:  # noqa: B027 - there need not be anything to open
         """Open what runs on this machine, so that whatever replaces the folder later does not reach it."""
 
+    def hold(self) -> None:  # noqa: B027 - few runtimes are compiled further
+        """Keep what is needed to compile it together with other stages; called before it is saved as one."""
+
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Around whatever reads its files after it was loaded.
@@ -114,8 +117,8 @@ class Artifact(ABC):
     def compile(self, folder: str | Path, architectures: Sequence[str] = (), *, name: str = "model") -> Path:
         """Write another form of it, which devices take as it is, and return the folder's absolute path.
 
-        For `hexagon` that are binaries, one for each of the architectures; for CPUs through TVM, C and objects whose names begin
-        with `name`.
+        For `hexagon` that are binaries, one for each of the architectures; for CPUs through TVM, stages among them, C and objects
+        whose names begin with `name`.
 
         Raises:
             InputError: it is made for hardware of which there is no such thing; or unknown architecture.

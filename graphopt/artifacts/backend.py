@@ -90,6 +90,10 @@ def runs_here_only(device: str, target: Target) -> NoReturn:
     raise InputError(f"{target.runtime.name} runs on this machine only; leave out {device}")
 
 
+def holds_nothing(artifact: Any, graph: Graph, target: Target) -> None:
+    """For backends whose stages are not compiled further."""
+
+
 def cannot_be_tuned(target: Target, tuning: Tuning) -> NoReturn:
     """For backends whose kernels are what they are. Raises InputError."""
     raise InputError(f"tune is for targets of TVM, such as tvm-x86; the kernels of {target.name!r} cannot be tuned")
@@ -115,6 +119,9 @@ class Backend:
         check_graph: raises InputError where `lower` could not take a graph as it was captured; called before any work.
         check_tuning: raises InputError where `tune` could not tune so; cheap, so it is called before any work.
         tune: lowers with kernels that were measured.
+        hold_stages: keeps in a staged artifact of a graph with exits what `compile_stages` needs of the whole graph.
+        compile_stages: writes a staged artifact, all of whose stages are its own, into a folder, in a form that devices take as
+            it is, whose names begin with the last argument; None: there is no such form.
     """
 
     name: str
@@ -127,3 +134,5 @@ class Backend:
     check_graph: Callable[[Graph], object] = takes_every_graph
     check_tuning: Callable[[Target, Tuning], object] = cannot_be_tuned
     tune: Tune = _tune_nothing
+    hold_stages: Callable[[Any, Graph, Target], object] = holds_nothing
+    compile_stages: Callable[[Any, str | Path, str], Path] | None = None

@@ -3,6 +3,7 @@
     deployed/manifest.json             stages, what each reads, the policy
     deployed/stages/0/model.onnx       what the runtime of stage 0 loads; equal files of two stages lie there once
     deployed/stages/1/model.so
+    deployed/stages/whole.json.xz      of a network with exits through TVM: its kernels, from which C is compiled
 
 Each stage is an artifact of any runtime. Between stages the samples whose answer is good enough leave, and the others are moved
 together (`graphopt.policies.stages`). `graphopt.Cascade` makes them.
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graphopt.artifacts import calling, staged_usage
+from graphopt.artifacts import calling, registry, staged_usage
 from graphopt.artifacts.artifact import Artifact
 from graphopt.artifacts.lowered import temporary_folder
 from graphopt.artifacts.manifest import Manifest, listing
@@ -36,6 +37,7 @@ from graphopt.utils.errors import ArtifactError, GraphoptError, InputError
 from graphopt.utils.files import MANIFEST
 from graphopt.utils.version import versions
 
+WHOLE = "stages/whole.json.xz"  # which no device needs
 STAGES = "stages"  # of a manifest's options; and the name of its runtime
 TIMED = 11  # runs through all stages, of which the fastest says what each takes
 Arrays = list[np.ndarray[Any, Any]]
@@ -156,11 +158,15 @@ class StagedArtifact(Artifact):
         return [name for name in self.manifest.files if not self._unneeded(name)]
 
     def _unneeded(self, name: str) -> bool:
+        if name == WHOLE:
+            return True
         stage, inner = self._stage(name), self._inner(name)[1]
         return inner in stage.manifest.files and inner not in stage.loaded
 
     def tensors(self, name: str) -> Sequence[Place]:
         """See `Artifact.tensors`: where the stage says."""
+        if name == WHOLE:
+            return ()
         return self._stage(name).tensors(self._inner(name)[1])
 
     def _stage(self, name: str) -> Artifact:
@@ -170,6 +176,30 @@ class StagedArtifact(Artifact):
         """The stage that a file belongs to, and what it is called there."""
         _, stage, inner = name.split("/", 2)
         return int(stage), inner
+
+    def compile(self, folder: str | Path, architectures: Sequence[str] = (), *, name: str = "model") -> Path:
+        """C and objects of all stages, which need no runtime; they return as soon as a stage is sure, and say which.
+
+        `name` begins the names of files and functions. The policy is written into the C as it is now.
+
+        Raises:
+            InputError: a stage that is not of TVM, or as `Artifact.compile`; a confidence that is a function of Python.
+        """
+        if architectures:
+            raise InputError(
+                f"the stages of {self.manifest.model} are compiled for one CPU; leave out the architectures"
+            )
+        compilers = [registry.backend(stage.manifest.runtime).compile_stages for stage in self.stages]
+        for number, (stage, found) in enumerate(zip(self.stages, compilers, strict=True)):
+            if found is None:
+                raise InputError(
+                    f"stage {number}, {stage.manifest.model}, runs on {stage.manifest.runtime}, which is not compiled to C; make "
+                    "every stage for a CPU through TVM (tvm-...)"
+                )
+        kinds = {stage.manifest.runtime for stage in self.stages}
+        if len(kinds) > 1 or compilers[0] is None:
+            raise InputError(f"the stages run on {' and '.join(sorted(kinds))}; one program has one runtime")
+        return compilers[0](self, folder, name)
 
     def _profile(self, inputs: Arrays, runs: int) -> list[KernelTime]:
         raise InputError(
@@ -204,6 +234,8 @@ def assemble(stages: Sequence[Artifact], network: Network, policy: Policy, name:
     for number, stage in enumerate(stages):
         place = folder / STAGES / str(number)
         place.parent.mkdir(exist_ok=True)
+        if not network.handing - {-1}:
+            stage.hold()
         stage.save(place)
         text = (place / MANIFEST).read_text()
         (place / MANIFEST).unlink()

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 
 from graphopt.artifacts.usage import Calls
-from graphopt.policies import Network, Policy
+from graphopt.policies import Network, Policy, elementary
 from graphopt.utils.errors import InputError
 from graphopt.utils.files import MANIFEST
 
+EVEN = "1.0 + np.cumsum(p * log(np.maximum(p, np.finfo(np.float64).tiny)))[-1] / log(np.array([float(len(p))]))[0]"
 SURE = {  # from the probabilities p of one sample
     "softmax": ["    sure = p.max()"],
-    "entropy": ["    sure = 1 + (p * np.log(np.maximum(p, np.finfo(np.float64).tiny))).sum() / np.log(len(p))"],
+    "entropy": [f"    sure = min(max({EVEN}, 0.0), 1.0)"],
     "margin": ["    sure = np.sort(p)[-1] - np.sort(p)[-2]"],
     "agreement": ["    sure = (streak - 1) / max(number, 1)"],
     "learned": [
         "    features = [",
         "        p.max(), np.sort(p)[-1] - np.sort(p)[-2],",
-        "        min(max(1 + (p * np.log(np.maximum(p, np.finfo(np.float64).tiny))).sum() / np.log(len(p)), 0), 1),",
+        f"        min(max({EVEN}, 0.0), 1.0),",
         "        (streak - 1) / max(number, 1), 1.0,",
         "    ]",
         "    total = sum(f * w for f, w in zip(features, weights[min(number, len(weights) - 1)]))",
-        "    sure = 1 / (1 + np.exp(-total))",
+        "    small = exp(np.array([-abs(total)]))[0]",
+        "    sure = (small if total < 0 else 1.0) / (1.0 + small)",
     ],
 }
 COUNTED = [  # where confidence asks how many stages in a row say the same
@@ -63,8 +66,8 @@ def calls(each: Sequence[Calls], folders: Sequence[str], network: Network, polic
         "    outputs = run([held[source] for source in reads[number]])",
         "    held.update({(number, place): array for place, array in enumerate(outputs)})",
         "    powers = outputs[0][0].astype(np.float64) / temperatures[number]",
-        "    p = np.exp(powers - powers.max())",
-        "    p /= p.sum()",
+        "    p = exp(powers - np.fmax.reduce(powers))",
+        "    p /= np.cumsum(p)[-1]",
         *(COUNTED if counts else []),
         *SURE[policy.confidence],
         "    if number == len(thresholds) or thresholds[number] is not None and sure >= thresholds[number]:",
@@ -75,11 +78,22 @@ def calls(each: Sequence[Calls], folders: Sequence[str], network: Network, polic
     return Calls(
         imports=list(dict.fromkeys(line for stage in each for line in stage.imports)),
         first=list(dict.fromkeys(line for stage in each for line in stage.first if line)),
-        open=opened,
+        open=[*_mathematics(), *opened],
         run=run,
         labels=f'json.load(open(os.path.join(root, {MANIFEST!a}), encoding="utf-8"))["labels"]',
         batch=batch,
     )
+
+
+def _mathematics() -> list[str]:
+    """`exp` and `log` whose last bits are the same on every machine, as text."""
+    text = inspect.getsource(elementary)
+    return [
+        "",
+        "from typing import Any",
+        "",
+        *text[text.index("Array = ") : text.index("class Functions")].splitlines(),
+    ]
 
 
 def _function(number: int, stage: Calls, where: str) -> list[str]:

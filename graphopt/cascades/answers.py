@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from graphopt.artifacts.staged import StagedArtifact
 from graphopt.policies import Policy
 from graphopt.policies.confidence import check_classes
 from graphopt.policies.policy import array_of
-from graphopt.policies.stages import History
+from graphopt.policies.stages import Compute, History
 from graphopt.utils.errors import InputError
 from graphopt.utils.progress import track
 
@@ -66,7 +66,13 @@ class Answers:
         return float(self.score[path, np.arange(len(self))].mean())
 
 
-def answers(artifact: StagedArtifact, inputs: Any, labels: Any = None, score: Score | None = None) -> Answers:
+def answers(
+    artifact: StagedArtifact,
+    inputs: Any,
+    labels: Any = None,
+    score: Score | None = None,
+    compute: Sequence[Compute] | None = None,
+) -> Answers:
     """Run all stages on all samples.
 
     Args:
@@ -74,6 +80,7 @@ def answers(artifact: StagedArtifact, inputs: Any, labels: Any = None, score: Sc
         labels: classes, [N]; with `score` whatever that takes.
         score: from a stage's outputs, a list of arrays, and the labels to a number for each sample, more is better. None: 1 where
             the largest logit is the label's, else 0.
+        compute: what each stage computes; None: the stages themselves.
 
     Raises:
         InputError: the inputs, labels or scores do not fit; or the outputs are no classes, and there is no score.
@@ -84,7 +91,10 @@ def answers(artifact: StagedArtifact, inputs: Any, labels: Any = None, score: Sc
     count = len(arrays[0])
     if not count or any(len(array) != count for array in arrays):
         raise InputError("give inputs of at least one sample, as many of each")
-    chunks = [_chunk(artifact, [a[i : i + CHUNK] for a in arrays]) for i in track(range(0, count, CHUNK), "stages")]
+    run = [stage._run for stage in artifact.stages] if compute is None else compute
+    chunks = [
+        _chunk(artifact, run, [a[i : i + CHUNK] for a in arrays]) for i in track(range(0, count, CHUNK), "stages")
+    ]
     stages = [
         [np.concatenate(parts) for parts in zip(*each, strict=True)] for each in map(list, zip(*chunks, strict=True))
     ]
@@ -92,12 +102,12 @@ def answers(artifact: StagedArtifact, inputs: Any, labels: Any = None, score: Sc
     return Answers(arrays, stages, known, np.stack([_scored(each, stages, known, score) for each in stages]))
 
 
-def _chunk(artifact: StagedArtifact, inputs: list[Array]) -> list[list[Array]]:
+def _chunk(artifact: StagedArtifact, compute: Sequence[Compute], inputs: list[Array]) -> list[list[Array]]:
     """The answers of all stages."""
     network, found = artifact.network, list[list[Array]]()
     held = {(-1, i): array for i, array in enumerate(inputs)}
-    for number, stage in enumerate(artifact.stages):
-        outputs = stage._run([held[source] for source in network.reads[number]])
+    for number, run in enumerate(compute):
+        outputs = run([held[source] for source in network.reads[number]])
         held |= {(number, j): array for j, array in enumerate(outputs)}
         found.append(outputs[: network.answers])
     return found

@@ -116,6 +116,7 @@ class Cascade:
         stages = [backend.lower(part, chosen, name=f"{name}-{n}") for n, part in enumerate(parts)]
         cascade._begin(stages, network, confidence, plain or backend.lower(last_answer(graph), chosen, name=name), name)
         cascade.artifact.manifest.options[STAGES]["macs"] = [cost.macs(part) for part in parts]
+        backend.hold_stages(cascade.artifact, graph, chosen)
         cascade.graphs, cascade.targets = list(parts), [chosen] * len(parts)
         return cascade
 
@@ -137,32 +138,49 @@ class Cascade:
             inputs: of all samples: a tensor, a tuple of tensors, or a dictionary by name.
             labels: classes [N]; None: the answers of the last stage stand for them.
             max_drop: percentage points of accuracy that may be lost beside the last stage; with a `score`, so much of that.
-                 The fastest thresholds that keep it are taken.
+                 The fastest thresholds that keep it are taken: by the clock, or where the stages do not run on this machine,
+                 whose answers are then simulated, by their multiply-accumulates.
             budget: expected milliseconds of a sample, as stages are measured here; the best thresholds within it are taken.
             calibrate: divide the logits of each stage by the temperature at which its probabilities fit the labels best; and let
                 these probabilities count as much as `PRIOR` labels do (see `shrunk`).
             score: from a stage's outputs and the labels to a number for each sample, for outputs that are no classes.
 
         Raises:
-            InputError: neither or both of `max_drop` and `budget`, a budget that nothing keeps to, or data that do not fit.
+            InputError: neither or both of `max_drop` and `budget`, a budget that nothing keeps to, or one where the stages do not
+                run here; stages that neither run nor are simulated; or data that do not fit.
         """
         if (max_drop is None) == (budget is None):
             raise InputError("give one of max_drop (percentage points of accuracy) and budget (expected milliseconds)")
         if max_drop is not None and not max_drop >= 0:
             raise InputError(f"max_drop must be at least 0, got {max_drop}")
-        known = answers(self.artifact, inputs, labels, score)
+        elsewhere = self.artifact.refusal
+        if elsewhere and budget is not None:
+            raise InputError(f"a budget is of milliseconds, which nothing measures here ({elsewhere}); give max_drop")
+        known = answers(self.artifact, inputs, labels, score, self.simulate().compute if elsewhere else None)
         self.artifact.policy = policy = self._calibrated(known, calibrate and score is None)
-        few = [array[:TIMED] for array in known.inputs]
-        each = [self.artifact.measured([array[i : i + 1] for array in few]) for i in range(len(few[0]))]
-        times = [float(np.median(column)) for column in zip(*each, strict=True)]
+        costs = self._macs() if elsewhere else self._milliseconds(known)
         never = policy.at([None] * len(policy.thresholds))
         skipped = [skippable(self.artifact.network, never, stage) for stage in range(len(policy.thresholds))]
         scores = known.score if score is not None or labels is None else shrunk(known, policy)
-        self.front = front(Samples(known.confidence(policy), scores, times, skipped))
+        self.front = front(Samples(known.confidence(policy), scores, costs, skipped))
         unit = 1.0 if score is not None else 100.0
         least = None if max_drop is None else float(scores[-1].mean()) - max_drop / unit
         self.artifact.policy = policy.at(choose(self.front, least_score=least, most_cost=budget).thresholds)
         return self
+
+    def _milliseconds(self, known: Answers) -> list[float]:
+        """What each stage takes of one sample, measured on a few."""
+        few = [array[:TIMED] for array in known.inputs]
+        each = [self.artifact.measured([array[i : i + 1] for array in few]) for i in range(len(few[0]))]
+        return [float(np.median(column)) for column in zip(*each, strict=True)]
+
+    def _macs(self) -> list[float]:
+        """What each stage multiplies and accumulates for one sample."""
+        known = self.artifact.manifest.options[STAGES]["macs"]
+        return [
+            float(cost.macs(graph)) if graph is not None else float(own)
+            for own, graph in zip(known, self.graphs, strict=True)
+        ]
 
     def _calibrated(self, known: Answers, calibrate: bool) -> Policy:
         """The policy with temperatures and, where confidence is learned, its weights; nothing stops."""

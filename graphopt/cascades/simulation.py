@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from graphopt.ir import structure
 from graphopt.ir.graph import Graph
 from graphopt.lowering.integers.simulation import Simulation
 from graphopt.policies import Network, Outcome, Policy, run_stages
+from graphopt.policies.stages import Compute
 from graphopt.targets import Target
 from graphopt.utils.errors import InputError
 
@@ -40,13 +42,18 @@ class StagedSimulation:
         """The stage that answers each sample, int64 [N]."""
         return torch.from_numpy(self._outcome(inputs).path)
 
-    def _outcome(self, inputs: Sequence[Tensor]) -> Outcome:
+    @property
+    def compute(self) -> list[Compute]:
+        """What each stage computes, from its inputs to its outputs."""
+
         def computed(simulation: Simulation, given: list[Array]) -> list[Array]:
             args, kwargs = batches.nested(simulation.example, [torch.from_numpy(array) for array in given])
             return [tensor.numpy() for tensor in structure.tensors(simulation(*args, **kwargs))]
 
-        compute = [lambda given, s=stage: computed(s, given) for stage in self.stages]
-        return run_stages(self.network, compute, self.policy, [tensor.numpy() for tensor in inputs])
+        return [partial(computed, stage) for stage in self.stages]
+
+    def _outcome(self, inputs: Sequence[Tensor]) -> Outcome:
+        return run_stages(self.network, self.compute, self.policy, [tensor.numpy() for tensor in inputs])
 
 
 def simulate(

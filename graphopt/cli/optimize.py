@@ -307,7 +307,10 @@ def run(
 
 def compile(
     artifact: Annotated[
-        Path, typer.Argument(help="The folder of a model deployed for hexagon, or for a CPU through TVM (tvm-...).")
+        Path,
+        typer.Argument(
+            help="The folder of a model deployed for hexagon, or for a CPU through TVM (tvm-...); of stages, too."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the binaries, or for C and objects.")],
     architecture: Annotated[

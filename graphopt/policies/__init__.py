@@ -2,6 +2,7 @@
 
 confidence.py   how sure an answer is, a number from 0 to 1
 calibration.py  temperatures, and how far confidence is from accuracy
+elementary.py   exp and log that are the same bits on every machine
 learned.py      confidence that is fitted to data
 limits.py       time that may be spent, for one sample and for a batch
 policy.py       `Policy`: confidence, temperatures, thresholds

@@ -8,16 +8,18 @@
     p = softmax(logits / temperature)
 
 `agreement` at the threshold q / k stops a sample once q stages in a row repeated what the one before them said, which is
-patience (Zhou et al. 2020, "BERT Loses Patience"); the first stage is never sure. All is computed in float64, sample by sample
-alike, so that a sample gets the same number alone and in a batch.
+patience (Zhou et al. 2020, "BERT Loses Patience"); the first stage is never sure. All is computed in float64, in one order and
+with one exp and log (`elementary.py`), so that a sample gets the same bits alone and in a batch, on every machine, and in C.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Literal, get_args
 
 import numpy as np
 
+from graphopt.policies.elementary import EXACT, Functions
 from graphopt.utils.errors import InputError
 
 Array = np.ndarray[Any, Any]
@@ -25,14 +27,20 @@ Name = Literal["softmax", "entropy", "margin", "agreement", "learned"]
 NAMES: tuple[str, ...] = get_args(Name)
 
 
-def probabilities(logits: Array, temperature: float = 1.0) -> Array:
+def probabilities(logits: Array, temperature: float = 1.0, using: Functions = EXACT) -> Array:
     """softmax(logits / temperature), float64 [N, C]."""
     scaled = logits.astype(np.float64)
     scaled /= temperature
-    scaled -= np.maximum.reduce(scaled, axis=1, keepdims=True)
-    shares: Array = np.exp(scaled, out=scaled)
-    shares /= np.add.reduce(shares, axis=1, keepdims=True)
+    scaled -= np.fmax.reduce(scaled, axis=1, keepdims=True)
+    shares = using.exp(scaled)
+    shares /= total(shares)[:, None]
     return shares
+
+
+def total(terms: Array) -> Array:
+    """The sum over classes [N, C], one after the other, [N]: NumPy's own sum adds in an order that depends on the CPU."""
+    found: Array = np.add.accumulate(terms, axis=1)[:, -1]
+    return found
 
 
 def softmax(p: Array) -> Array:
@@ -41,11 +49,17 @@ def softmax(p: Array) -> Array:
     return found
 
 
-def entropy(p: Array) -> Array:
+def entropy(p: Array, using: Functions = EXACT) -> Array:
     """1 - H(p) / log C, [N]: 1 where one class has all, 0 where all have the same."""
-    logs = np.log(np.maximum(p, np.finfo(np.float64).tiny))
-    found: Array = np.clip(1 + (p * logs).sum(axis=1) / np.log(p.shape[1]), 0.0, 1.0)
+    logs = using.log(np.maximum(p, np.finfo(np.float64).tiny))
+    found: Array = np.clip(1.0 + total(p * logs) / log_classes(p.shape[1]), 0.0, 1.0)
     return found
+
+
+@cache
+def log_classes(count: int) -> float:
+    """The entropy of equal probabilities."""
+    return float(EXACT.log(np.array([float(count)]))[0])
 
 
 def margin(p: Array) -> Array:

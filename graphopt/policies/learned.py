@@ -12,21 +12,23 @@ from typing import Any
 import numpy as np
 
 from graphopt.policies.confidence import agreement, entropy, margin, softmax
+from graphopt.policies.elementary import EXACT, Functions
 
 Array = np.ndarray[Any, Any]
 DECAY = 1e-3  # of the weights, beside the mean loss
 STEPS = 50
 
 
-def features(p: Array, streak: Array, stage: int) -> Array:
+def features(p: Array, streak: Array, stage: int, using: Functions = EXACT) -> Array:
     """What is looked at, with a one for the bias: [N, 5]."""
-    return np.stack([softmax(p), margin(p), entropy(p), agreement(streak, stage), np.ones(len(p))], axis=1)
+    return np.stack([softmax(p), margin(p), entropy(p, using), agreement(streak, stage), np.ones(len(p))], axis=1)
 
 
-def confidence(found: Array, weights: tuple[float, ...]) -> Array:
+def confidence(found: Array, weights: tuple[float, ...], using: Functions = EXACT) -> Array:
     """sigmoid(features . weights), [N]. Added up by column, so that a sample alone gives the same as in a batch."""
-    total = sum(found[:, i] * w for i, w in enumerate(weights))
-    sure: Array = 1 / (1 + np.exp(-np.asarray(total)))
+    total = np.asarray(sum(found[:, i] * w for i, w in enumerate(weights)))
+    small = using.exp(-np.abs(total))
+    sure: Array = np.where(total < 0, small, 1.0) / (1.0 + small)
     return sure
 
 

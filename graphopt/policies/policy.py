@@ -23,11 +23,12 @@ from graphopt.policies.confidence import (
     probabilities,
     softmax,
 )
+from graphopt.policies.elementary import EXACT, Functions
 from graphopt.utils.errors import InputError, alternatives
 
 Array = np.ndarray[Any, Any]
 Confidence = str | Callable[[list[Array]], Any]
-BY_NAME = {"softmax": softmax, "entropy": entropy, "margin": margin}
+BY_NAME = {"softmax": softmax, "margin": margin}
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,12 @@ class Policy:
         """The same with other thresholds."""
         return replace(self, thresholds=tuple(thresholds))
 
-    def of(self, stage: int, outputs: list[Array], streak: Array) -> Array:
+    def of(self, stage: int, outputs: list[Array], streak: Array, using: Functions = EXACT) -> Array:
         """How sure the answer of a stage is, float64 [N].
 
         Args:
             outputs: of the stage, without what it hands on. streak: as `agreement` takes it.
+            using: other functions than those whose bits are the same on every machine.
 
         Raises:
             InputError: the outputs are no classes; or a function gave something else than numbers from 0 to 1, one a sample.
@@ -90,10 +92,15 @@ class Policy:
         check_classes(outputs, stage)
         if self.confidence == "agreement":
             return agreement(streak, stage)
-        p = probabilities(outputs[0], self.temperatures[stage] if self.temperatures else 1.0)
+        p = probabilities(outputs[0], self.temperatures[stage] if self.temperatures else 1.0, using)
         if self.confidence == "learned":
-            return learned.confidence(learned.features(p, streak, stage), self.weights[stage])
-        return BY_NAME[str(self.confidence)](p)
+            return learned.confidence(learned.features(p, streak, stage, using), self.weights[stage], using)
+        return entropy(p, using) if self.confidence == "entropy" else BY_NAME[str(self.confidence)](p)
+
+    @property
+    def of_probabilities(self) -> bool:
+        """Whether it is computed from probabilities."""
+        return not callable(self.confidence) and self.confidence != "agreement"
 
     @property
     def counts_agreement(self) -> bool:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from graphopt.policies.confidence import check_classes
+from graphopt.policies.elementary import NEAR, QUICK
 from graphopt.policies.policy import Policy
 from graphopt.utils.errors import InputError
 
@@ -155,21 +156,35 @@ class History:
 
     def confidence(self, stage: int, answers: list[Array]) -> Array:
         """How sure a stage is, [N]; to be asked stage by stage."""
+        self._count(stage, answers)
+        return self.policy.of(stage, answers, self.streak)
+
+    def _count(self, stage: int, answers: list[Array]) -> None:
+        """In how many stages in a row each sample was given the same class, where the policy asks."""
         if self.policy.counts_agreement:
             check_classes(answers, stage)
             predicted = answers[0].argmax(axis=1)
             if self.last is not None:
                 self.streak = np.where(predicted == self.last, self.streak + 1, 1.0)
             self.last = predicted
-        return self.policy.of(stage, answers, self.streak)
 
     def going(self, stage: int, answers: list[Array]) -> Array:
         """Which samples go on, [N]: the answer of the stage is not good enough."""
         threshold = self.policy.thresholds[stage]
         if threshold is None and not self.policy.counts_agreement and not self.always:
             return np.ones(len(answers[0]), bool)
-        self.sure = self.confidence(stage, answers)
+        self._count(stage, answers)
+        self.sure = self._sure(stage, answers, threshold)
         return np.ones(len(self.sure), bool) if threshold is None else self.sure < threshold
+
+    def _sure(self, stage: int, answers: list[Array], threshold: float | None) -> Array:
+        """How sure a stage is, on the right side of the threshold: the last bit is computed where one is near it."""
+        if not self.policy.of_probabilities:
+            return self.policy.of(stage, answers, self.streak)
+        quick = self.policy.of(stage, answers, self.streak, QUICK)
+        if threshold is None or bool((np.abs(quick - threshold) > NEAR).all()):
+            return quick
+        return self.policy.of(stage, answers, self.streak)
 
     def keep(self, going: Array) -> None:
         """Only these samples go on."""

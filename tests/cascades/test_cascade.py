@@ -350,3 +350,33 @@ def test_stages_that_were_altered_are_refused(cascade: Cascade, tmp_path: Path, 
     (folder / "manifest.json").write_bytes(manifest.to_json())
     with pytest.raises(ArtifactError):
         graphopt.load(folder)
+
+
+# ---- Stages that run elsewhere --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def elsewhere() -> Any:
+    pytest.importorskip("tvm")
+    torch.manual_seed(0)
+    model = staging.trained(staging.Exiting(), 40)
+    return graphopt.optimize(
+        model, staging.images(1), target="tvm-cortex-m7", calibration=staging.images(), measure=False
+    )
+
+
+def test_stages_for_a_microcontroller_are_fitted_by_simulation(elsewhere: Any, labels: Tensor) -> None:
+    cascade = Cascade.of_exits(elsewhere.graph, target="tvm-cortex-m7").fit(IMAGES, labels, max_drop=5.0)
+    simulation = cascade.simulate()
+    right = float((simulation(IMAGES).argmax(1) == labels).double().mean())
+    cascade.artifact.policy = cascade.artifact.policy.at([None, None])
+    last = float((cascade.simulate()(IMAGES).argmax(1) == labels).double().mean())
+    assert len(cascade.artifact.policy.temperatures) == 3
+    assert right >= last - 0.05
+    assert cascade.front[0].cost < cascade.front[-1].cost <= sum(cascade._macs())
+
+
+def test_what_nothing_can_measure_is_no_budget(elsewhere: Any, labels: Tensor) -> None:
+    cascade = Cascade.of_exits(elsewhere.graph, target="tvm-cortex-m7")
+    with pytest.raises(InputError, match="a budget is of milliseconds, which nothing measures here"):
+        cascade.fit(IMAGES, labels, budget=1.0)

@@ -61,8 +61,13 @@ def cross(name: str) -> tuple[list[str], tuple[str, ...]]:
     pytest.skip(f"needs a compiler: apt-get install gcc-{gcc.removesuffix('-gcc')}, or pip install ziglang")
 
 
-def program(folder: Path, compiler: Sequence[str] = ("gcc",), out: Path | None = None) -> Path:
-    """Compile and link one for the model in a folder. It is given inputs one element behind an aligned address, which must do."""
+def program(
+    folder: Path, compiler: Sequence[str] = ("gcc",), out: Path | None = None, last_stage: int | None = None
+) -> Path:
+    """Compile and link one for the model in a folder. It is given inputs one element behind an aligned address, which must do.
+
+    Of a model of stages it also writes which one answered; `last_stage`: none behind it runs.
+    """
     manifest = json.loads((folder / MANIFEST).read_text())
     prefix = manifest["options"]["objects"]["prefix"]
     upper = prefix.upper()
@@ -83,12 +88,17 @@ def program(folder: Path, compiler: Sequence[str] = ("gcc",), out: Path | None =
             f"    fwrite({n} + 1, sizeof *{n}, {upper}_{n.upper()}_ELEMENTS, answers);" for n in names["outputs"]
         ],
     }
-    arguments = ", ".join([*(f"{n} + 1" for kind in names.values() for n in kind), "workspace"])
+    staged = "stages" in manifest["options"]["objects"]
+    if staged:
+        memory.append("static int stage[2];")
+        lines["writes"].append("    fwrite(stage + 1, sizeof *stage, 1, answers);")
+    told, until = ["stage + 1"] if staged else [], [] if last_stage is None else [str(last_stage)]
+    arguments = ", ".join([*(f"{n} + 1" for kind in names.values() for n in kind), *told, "workspace", *until])
     out = out or folder.with_name(folder.name + "_program")
     source = out.with_suffix(".c")
     text = {"includes": f'#include "{prefix}.h"', "memory": "\n".join(memory), "inputs": len(names["inputs"])}
     text |= {
-        "run": f"if ({prefix}_run({arguments})) return 3;",
+        "run": f"if ({prefix}_run{'_until' if until else ''}({arguments})) return 3;",
         **{key: "\n".join(rows) for key, rows in lines.items()},
     }
     source.write_text(MAIN.format(**text))
@@ -110,8 +120,10 @@ def _of_any_profile(code: Path, compiler: Sequence[str], out: Path) -> Path:
 def answers(
     program: Path, folder: Path, inputs: Arrays, batch: int | None = None, emulator: Sequence[str] = ()
 ) -> Arrays:
-    """What it answers, call by call, to inputs of whole batches."""
+    """What it answers, call by call, to inputs of whole batches; behind it, of stages, which one answered each."""
     manifest = json.loads((folder / MANIFEST).read_text())
+    if "stages" in manifest["options"]["objects"]:
+        manifest["outputs"].append({"dtype": "int32", "shape": [None]})
     size = batch or len(inputs[0])
     files = [program.with_name(f"input{i}") for i in range(len(inputs))]
     for file, array in zip(files, inputs, strict=True):

@@ -5,6 +5,8 @@ artifact.compile("bare")                # or: graphopt compile deployed --out ba
     model.c             calls the kernels in order, each on its place in the workspace
     model_kernels.o     machine code
     model_weights.o     constants, read-only
+
+Of a staged artifact, `model_run(input0, output0, &stage, workspace)` returns as soon as a stage is sure (`staged_source.py`).
 """
 
 from graphopt.artifacts.memory import OBJECTS

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from graphopt.artifacts.lowered import write_form
 from graphopt.artifacts.manifest import Manifest, TensorSpec
 from graphopt.artifacts.memory import OBJECTS
-from graphopt.backends.tvm.bare.calls import Array, Calls
+from graphopt.backends.tvm.bare.calls import Array, Calls, Slot
 from graphopt.backends.tvm.bare.elf import Object, data_object
 from graphopt.backends.tvm.bare.fullest import fullest
 from graphopt.backends.tvm.bare.kernels import compile_kernels
 from graphopt.backends.tvm.bare.source import TYPES, Source
+from graphopt.backends.tvm.bare.staged_source import StagedSource
+from graphopt.backends.tvm.bare.stages import Stages
 from graphopt.backends.tvm.bare.workspace import ALIGNMENT, arranged
 from graphopt.backends.tvm.build import Code
 from graphopt.backends.tvm.profiling import SITES
+from graphopt.policies import Policy
 from graphopt.utils.errors import InputError
 from graphopt.utils.version import __version__
 
@@ -53,8 +57,22 @@ def write_objects(calls: Calls, manifest: Manifest, folder: Path, prefix: str = 
     Raises:
         InputError: `prefix` cannot begin names of C, or the model needs TVM's runtime.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", prefix):
-        raise InputError(f"names in C are to begin with {prefix!r}; give small letters, digits and _, such as 'model'")
+    sites = [(kernel, site) for kernel, site in manifest.options.get(SITES, [])]
+    return _written(calls, manifest, folder, prefix, sites, (), Source)
+
+
+def write_stages(stages: Stages, policy: Policy, manifest: Manifest, folder: Path, prefix: str) -> dict[str, Any]:
+    """The same of stages, which answer as soon as one is sure; and how many they are."""
+    source = partial(StagedSource, stages=stages, policy=policy)
+    facts = _written(stages.calls, manifest, folder, prefix, stages.sites, stages.kept, source)
+    return facts | {"stages": len(stages.ends)}
+
+
+def _written(
+    calls: Calls, manifest: Manifest, folder: Path, prefix: str, sites: Sequence[tuple[str, str]],
+    kept: Sequence[tuple[Slot, int]], source_of: Callable[..., Source],
+) -> dict[str, Any]:  # fmt: skip
+    check_prefix(prefix)
     code, batch = Code.from_dict(manifest.options["code"]), manifest.options["batch"]
     inputs, outputs = (_fixed(specs, batch) for specs in (manifest.inputs, manifest.outputs))
     scratch, over = compile_kernels(calls.kernels, code, prefix, folder / f"{prefix}_kernels.o")
@@ -65,10 +83,10 @@ def write_objects(calls: Calls, manifest: Manifest, folder: Path, prefix: str = 
             "that needs it out of the model, or deploy the artifact as it is"
         )
     weights, offsets = _packed(calls.constants)
-    workspace = arranged(calls, scratch, over)
-    most = fullest(calls, workspace.regions, [(kernel, site) for kernel, site in manifest.options.get(SITES, [])])
+    workspace = arranged(calls, scratch, over, kept)
+    most = fullest(calls, workspace.regions, sites)
     title = f"{manifest.model} for {code}, written by graphopt {__version__}.".replace("*/", "* /")
-    source = Source(prefix, title, inputs, outputs, calls, workspace, offsets, scratch)
+    source = source_of(prefix, title, inputs, outputs, calls, workspace, offsets, scratch)
     (folder / f"{prefix}_weights.o").write_bytes(data_object(f"{prefix}_weights", weights, ALIGNMENT, kernels))
     (folder / f"{prefix}.h").write_text(source.header())
     (folder / f"{prefix}.c").write_text(source.body())
@@ -79,6 +97,12 @@ def write_objects(calls: Calls, manifest: Manifest, folder: Path, prefix: str = 
         "workspace_bytes": workspace.bytes,
         "fullest": None if most is None else most._asdict(),
     }
+
+
+def check_prefix(prefix: str) -> None:
+    """Raises InputError where names of C cannot begin with it."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", prefix):
+        raise InputError(f"names in C are to begin with {prefix!r}; give small letters, digits and _, such as 'model'")
 
 
 def _has_c(symbol: str) -> bool:

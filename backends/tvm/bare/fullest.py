@@ -26,7 +26,7 @@ def fullest(calls: Calls, regions: Mapping[Key, Life], sites: Sequence[tuple[str
     """
     if not regions:
         return None
-    named = _layers(calls, sites)
+    named = layers(calls, sites)
 
     def alive(time: int) -> dict[Key, int]:
         return {key: life.bytes for key, life in regions.items() if life.first <= time <= life.last}
@@ -42,7 +42,7 @@ def fullest(calls: Calls, regions: Mapping[Key, Life], sites: Sequence[tuple[str
     return Fullest(named[time], [(words(key), size) for key, size in found])
 
 
-def _layers(calls: Calls, sites: Sequence[tuple[str, str]]) -> list[str]:
+def layers(calls: Calls, sites: Sequence[tuple[str, str]]) -> list[str]:
     """What each call computes: its layer, or its kernel where that is not known."""
     waiting: dict[str, list[str]] = {}
     for kernel, site in sites:

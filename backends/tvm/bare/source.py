@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -45,22 +45,20 @@ class Source:
     scratch: Mapping[str, Sequence[int]]
 
     @property
-    def signature(self) -> str:
+    def given(self) -> list[str]:
+        """The parameters of the function."""
         given = [f"const {TYPES[spec.dtype]} *input{i}" for i, spec in enumerate(self.inputs)]
         taken = [f"{TYPES[spec.dtype]} *output{i}" for i, spec in enumerate(self.outputs)]
-        return f"int {self.prefix}_run({', '.join([*given, *taken, 'void *workspace'])})"
+        return [*given, *taken, "void *workspace"]
+
+    @property
+    def signature(self) -> str:
+        return f"int {self.prefix}_run({', '.join(self.given)})"
+
+    # ---- The header -------------------------------------------------------------------------------------------------
 
     def header(self) -> str:
         upper = self.prefix.upper()
-        sizes = []
-        for kind, specs in (("INPUT", self.inputs), ("OUTPUT", self.outputs)):
-            for number, spec in enumerate(specs):
-                name = f"{upper}_{kind}{number}"
-                sizes += [
-                    f"/* {spec} */".replace("*/", "* /", str(spec).count("*/")),
-                    f"#define {name}_SHAPE {{{', '.join(map(str, spec.shape))}}}",
-                    f"#define {name}_ELEMENTS {_elements(spec)}",
-                ]
         return "\n".join(
             [
                 f"/* {self.title}",
@@ -75,17 +73,13 @@ class Source:
                 "",
                 "#include <stdint.h>",
                 "",
-                f"#define {upper}_WORKSPACE_BYTES {max(self.workspace.bytes, 1)}",
-                f"#define {upper}_WORKSPACE_ALIGNMENT {ALIGNMENT}",
-                "",
-                *sizes,
+                *self.macros(),
                 "",
                 "#ifdef __cplusplus",
                 'extern "C" {',
                 "#endif",
                 "",
-                "/* Computes the outputs. Returns 0, or 1 where the workspace is missing or not aligned. */",
-                f"{self.signature};",
+                *self.declarations(),
                 "",
                 "#ifdef __cplusplus",
                 "}",
@@ -96,29 +90,90 @@ class Source:
             ]
         )
 
-    def body(self) -> str:
-        lines = [
-            f"/* {self.title} */",
-            f'#include "{self.prefix}.h"',
+    def macros(self) -> list[str]:
+        """Sizes, as the preprocessor knows them."""
+        upper = self.prefix.upper()
+        sizes = [
+            f"#define {upper}_WORKSPACE_BYTES {max(self.workspace.bytes, 1)}",
+            f"#define {upper}_WORKSPACE_ALIGNMENT {ALIGNMENT}",
             "",
-            *(["#include <string.h>", ""] if self.calls.copies else []),
-            f"extern const unsigned char {self.prefix}_weights[]; /* in {self.prefix}_weights.o */",
-            "",
-            f"/* in {self.prefix}_kernels.o */",
-            *self.prototypes(),
-            "",
-            f"{self.signature} {{",
-            "  unsigned char *const memory = workspace;",
-            f"  if (!memory || (uintptr_t)memory % {self.prefix.upper()}_WORKSPACE_ALIGNMENT) return 1;",
         ]
-        for call, scratch in zip(self.calls.calls, self.workspace.scratch, strict=True):
+        for kind, specs in (("INPUT", self.inputs), ("OUTPUT", self.outputs)):
+            for number, spec in enumerate(specs):
+                name = f"{upper}_{kind}{number}"
+                sizes += [
+                    f"/* {spec} */".replace("*/", "* /", str(spec).count("*/")),
+                    f"#define {name}_SHAPE {{{', '.join(map(str, spec.shape))}}}",
+                    f"#define {name}_ELEMENTS {_elements(spec)}",
+                ]
+        return sizes
+
+    def declarations(self) -> list[str]:
+        """What a program may call."""
+        return [
+            "/* Computes the outputs. Returns 0, or 1 where the workspace is missing or not aligned. */",
+            f"{self.signature};",
+        ]
+
+    # ---- The source -------------------------------------------------------------------------------------------------
+
+    def body(self) -> str:
+        included = self.includes()
+        return "\n".join(
+            [
+                f"/* {self.title} */",
+                f'#include "{self.prefix}.h"',
+                "",
+                *([*(f"#include {name}" for name in included), ""] if included else []),
+                f"extern const unsigned char {self.prefix}_weights[]; /* in {self.prefix}_weights.o */",
+                "",
+                f"/* in {self.prefix}_kernels.o */",
+                *self.prototypes(),
+                *self.functions(),
+                "",
+                *self.bodies(),
+            ]
+        )
+
+    def includes(self) -> list[str]:
+        """Headers of the C library."""
+        return ["<string.h>"] if self.calls.copies else []
+
+    def functions(self) -> list[str]:
+        """What the function calls beside kernels."""
+        return []
+
+    def bodies(self) -> list[str]:
+        """The function itself."""
+        return [
+            f"{self.signature} {{",
+            *self.checks(),
+            *self.lines(range(len(self.calls.calls))),
+            *(self.copy(number, place) for number, place in self.calls.copies),
+            "  return 0;",
+            "}",
+            "",
+        ]
+
+    def checks(self, *more: str) -> list[str]:
+        """The place of the workspace, refused where it is none, or where one of `more` holds."""
+        wrong = ["!memory", f"(uintptr_t)memory % {self.prefix.upper()}_WORKSPACE_ALIGNMENT", *more]
+        return ["  unsigned char *const memory = workspace;", f"  if ({' || '.join(wrong)}) return 1;"]
+
+    def lines(self, which: Iterable[int]) -> list[str]:
+        """Some of the calls."""
+        lines = []
+        for number in which:
+            call, scratch = self.calls.calls[number], self.workspace.scratch[number]
             places = [self.at(place) for place in (*call.reads, *call.writes)]
             arguments = [*places, *(f"memory + {offset}" for offset in scratch)]
             lines.append(f"  {self.prefix}_{call.kernel}({', '.join(arguments)});")
-        for number, place in self.calls.copies:
-            size = f"{self.prefix.upper()}_OUTPUT{number}_ELEMENTS * sizeof *output{number}"
-            lines.append(f"  memcpy(output{number}, {self.at(place)}, {size});")
-        return "\n".join([*lines, "  return 0;", "}", ""])
+        return lines
+
+    def copy(self, number: int, place: Slot) -> str:
+        """What copies an output that is another's memory."""
+        size = f"{self.prefix.upper()}_OUTPUT{number}_ELEMENTS * sizeof *output{number}"
+        return f"  memcpy(output{number}, {self.at(place)}, {size});"
 
     def prototypes(self) -> list[str]:
         """Of each kernel that is called: what it reads, what it writes, its temporaries."""

@@ -44,14 +44,20 @@ class Workspace:
     regions: Mapping[Key, Life]
 
 
-def arranged(calls: Calls, scratch: Mapping[str, Sequence[int]], over: Mapping[str, int] = NOTHING) -> Workspace:
+def arranged(
+    calls: Calls,
+    scratch: Mapping[str, Sequence[int]],
+    over: Mapping[str, int] = NOTHING,
+    kept: Sequence[tuple[Slot, int]] = (),
+) -> Workspace:
     """Place every buffer.
 
     Args:
         scratch: bytes that a kernel wants for itself while it runs.
         over: for kernels that may write their result over an operand, the number of that operand among what they read.
+        kept: places that are copied in front of a call, and the number of that call.
     """
-    lives = _lives(calls)
+    lives = _lives(calls, kept)
     shared = _shared(calls, lives, over)
     regions: dict[Key, Life] = {}
     for number, life in lives.items():
@@ -72,15 +78,15 @@ def arranged(calls: Calls, scratch: Mapping[str, Sequence[int]], over: Mapping[s
     )
 
 
-def _lives(calls: Calls) -> dict[int, Life]:
+def _lives(calls: Calls, kept: Sequence[tuple[Slot, int]]) -> dict[int, Life]:
     """Of each buffer that is used; one that is copied to an output lives until all calls are done."""
     lives: dict[int, Life] = {}
     ends = [(place, len(calls.calls)) for _, place in calls.copies]
     uses = [(place, time) for time, call in enumerate(calls.calls) for place in (*call.reads, *call.writes)]
-    for place, time in (*uses, *ends):
+    for place, time in (*uses, *ends, *kept):
         if place.kind == "buffer":
-            first = lives[place.number].first if place.number in lives else time
-            lives[place.number] = Life(calls.buffers[place.number], first, time)
+            life = lives.get(place.number, Life(calls.buffers[place.number], time, time))
+            lives[place.number] = Life(life.bytes, life.first, max(life.last, time))
     return lives
 
 
