@@ -4,6 +4,7 @@ add_experts.py   `AddExperts`: copies of parts, of which a router takes some for
 parts.py         what there can be experts of
 copies.py        calls copied with weights of their own
 cond_conv.py     `CondConv`: convolutions whose kernel is a sum of experts, weighted for each sample
+weighted.py      where a graph has such convolutions
 mix_kernels.py   `MixKernels`: that sum computed in front of the convolution, for one sample at a time
 make_experts.py  `MakeExperts`: linear layers with an activation in between, split into experts of which each token takes some
 sites.py         where a graph has such layers

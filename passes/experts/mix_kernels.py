@@ -13,17 +13,18 @@ Paper:  Yang et al. 2019, "CondConv: Conditionally Parameterized Convolutions fo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.fx.node import Node
 
-from graphopt.ir.calls import argument, operand, shape
+from graphopt.ir.calls import operand, shape
 from graphopt.ir.graph import Graph
-from graphopt.ir.layer import WEIGHT, Layer
+from graphopt.ir.layer import WEIGHT
 from graphopt.ir.ops import aten
 from graphopt.ir.passes import Change
 from graphopt.ir.quantizers import quantizers
+from graphopt.passes.experts.weighted import WeightedCopies, weighted
 from graphopt.utils.errors import InputError
 
 
@@ -38,7 +39,7 @@ class MixKernels:
     exact: ClassVar[bool] = True
 
     def __call__(self, graph: Graph) -> list[Change]:
-        found = [each for node in graph.calls() if (each := _mixed(graph, node)) is not None]
+        found = [each for node in graph.calls() if (each := weighted(graph, node)) is not None]
         if found and quantizers(graph):
             raise InputError("the graph is quantized; sum kernels in the float graph, and quantize afterwards")
         for mixed in found:
@@ -58,40 +59,7 @@ class MixKernels:
         ]
 
 
-class _Mixed(NamedTuple):
-    """A convolution of weighted copies of its input: its input alone, the weights [N, E, 1, ...], and their number."""
-
-    layer: Layer
-    x: Node
-    routed: Node
-    experts: int
-
-
-def _mixed(graph: Graph, node: Node) -> _Mixed | None:
-    layer = Layer.of(node)
-    if layer is None or layer.kind != "conv" or not graph.is_constant(layer.weight):
-        return None
-    flat = layer.input
-    if flat.target is not aten.flatten.using_ints or operand(flat).target is not aten.mul.Tensor:
-        return None
-    apart, routed = operand(flat).args[:2]
-    if not isinstance(apart, Node) or not isinstance(routed, Node) or not apart.all_input_nodes:
-        return None
-    x, place = apart.all_input_nodes[0], 1 if layer.groups == 1 else 2
-    if apart.target not in (aten.unsqueeze.default, aten.unflatten.int, aten.view.default, aten.reshape.default):
-        return None
-    groups = [] if layer.groups == 1 else [layer.groups]
-    size = shape(x)[1] // layer.groups if len(shape(x)) == layer.dims + 2 else 0
-    sides = shape(apart)[1:], shape(routed)[1:]
-    experts = sides[1][place - 1] if len(sides[1]) >= place else 1
-    wanted = [*groups, 1, size, *shape(x)[2:]], [*[1] * len(groups), experts, 1, *[1] * layer.dims]
-    joined = argument(flat, "start_dim") == 1 and argument(flat, "end_dim") == place + 1
-    if [list(map(str, side)) for side in sides] != [list(map(str, side)) for side in wanted] or not joined:
-        return None
-    return _Mixed(layer, x, routed, int(experts))
-
-
-def _rewrite(graph: Graph, mixed: _Mixed) -> None:
+def _rewrite(graph: Graph, mixed: WeightedCopies) -> None:
     layer, node, experts = mixed.layer, mixed.layer.node, mixed.experts
     weight: Tensor = graph.tensor(layer.weight)
     out, own = weight.shape[0], weight.shape[1] // experts

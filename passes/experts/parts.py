@@ -21,6 +21,7 @@ from graphopt.ir.layer import BatchNorm, Layer
 from graphopt.ir.ops import function_of_one
 from graphopt.ir.reading import leading
 from graphopt.passes.experts.sites import mlps
+from graphopt.passes.experts.weighted import weighted
 from graphopt.utils.checks import matching
 from graphopt.utils.errors import InputError
 
@@ -82,6 +83,8 @@ def _unfit(graph: Graph, layer: Layer, kinds: Sequence[str]) -> str | None:
     """Why a layer cannot have experts; None where it can."""
     if layer.kind not in kinds:
         return f"it is no {' or '.join('convolution' if kind == 'conv' else f'{kind} layer' for kind in kinds)}"
+    if weighted(graph, layer.node) is not None:
+        return "its kernel is a sum of experts already"
     if not graph.is_constant(layer.weight) or (layer.bias is not None and not graph.is_constant(layer.bias)):
         return "its weights are computed by the graph"
     if not is_float(layer.node) or not is_float(layer.input):
