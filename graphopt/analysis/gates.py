@@ -37,8 +37,8 @@ class Gate(NamedTuple):
 
     Attributes:
         name: of the module that makes what is taken where it is open.
-        select: the `where`. condition: what it chooses by. test: the comparison. logits: what is compared; of experts their ranks, or
-            the number of the best.
+        select: the `where`. condition: what it chooses by. test: the comparison. logits: what is compared; of experts their
+            ranks, or the number of the best.
         open, closed: what is taken.
         channels: 1: all of a sample goes one way; else of how many channels each does.
     """

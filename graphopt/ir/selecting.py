@@ -1,7 +1,7 @@
 """Calls by which a sample goes one way or another: one of two values, and the best of several.
 
-    choose      where(test, opened, closed)
-    best        which of the scores of a sample are the `take` largest; of those that are equal, the first
+choose      where(test, opened, closed)
+best        which of the scores of a sample are the `take` largest; of those that are equal, the first
 """
 
 from __future__ import annotations

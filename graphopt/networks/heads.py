@@ -87,7 +87,9 @@ class Router(nn.Module):
     It begins with no opinion, weights of zero, as of Shazeer et al. 2017, appendix A.
     """
 
-    def __init__(self, channels: int, experts: int, *, last: bool, tokens: bool = False, bias: float | None = None) -> None:
+    def __init__(
+        self, channels: int, experts: int, *, last: bool, tokens: bool = False, bias: float | None = None
+    ) -> None:
         """`last`: channels are the last dimension. `tokens`: each is scored by itself. `bias`: of every score; None: none."""
         super().__init__()
         self.last, self.tokens = last, tokens

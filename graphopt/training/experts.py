@@ -7,17 +7,18 @@ While it trains, the experts of a sample are chosen by noisy scores, by which al
     H(x) = h(x) + n softplus(V x)     n ~ N(0, 1)        V: [E, channels], learned, zero at the beginning          eq. 4
     G(x) = softmax of the k largest of H(x), 0 for the others                                                     eq. 3, 5
 
-The gates of one expert alone are 1 and 0, which say nothing about its score: where k = 1, the gradient is that of softmax(H) (straight
-through). Two losses keep the router from choosing always the same:
+The gates of one expert alone are 1 and 0, which say nothing about its score: where k = 1, the gradient is that of softmax(H)
+(straight through). Two losses keep the router from choosing always the same:
 
     importance * sum over mixtures of CV(sum over x of G(x))^2                                                    eq. 6, 7
     load       * sum over mixtures of CV(sum over x of P(x))^2                                                    eq. 8 to 11
     P(x)_e = Phi((h(x)_e - kth largest of H(x) without e) / softplus(V x)_e)
 
-CV is the deviation over the mean; P is how likely e would be taken if its noise were drawn anew, by which the number of samples of
-each expert has a gradient. All experts compute all samples while training; batch norms in them see all samples, too.
+CV is the deviation over the mean; P is how likely e would be taken if its noise were drawn anew, by which the number of samples
+of each expert has a gradient. All experts compute all samples while training; batch norms in them see all samples, too.
 
-Shazeer et al. 2017, "Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer", sections 2.1 and 4, appendix A.
+Shazeer et al. 2017, "Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer", sections 2.1 and 4,
+appendix A.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class NoisyTopK(Compression):
         importance: weight of the loss of unequal gates. load: of unequal numbers of samples; the paper has 0.1 and 0.01.
 
     Raises:
-        InputError: a weight that is under 0; when training begins, a graph without mixtures, or one of which experts were removed.
+        InputError: a weight that is under 0; when training begins, a graph without mixtures, or with fewer experts than it had.
     """
 
     def __init__(self, importance: float = 0.1, load: float = 0.1) -> None:
@@ -99,7 +100,9 @@ class NoisyTopK(Compression):
         chosen = {mixture.taken: _selects(graph, mixture) for mixture in found}
         for mixture in found:
             if len(chosen[mixture.taken]) != mixture.experts - (mixture.take == 1):
-                raise InputError(f"experts of {mixture.name!r} were removed, so it cannot be trained on; train it before that")
+                raise InputError(
+                    f"experts of {mixture.name!r} were removed, so it cannot be trained on; train it before that"
+                )
         self.graph = graph
         self.noise = graph.add_constant("experts_noise", torch.zeros(()), before=graph.nodes[0])
         self.known = [self._noisy(graph, mixture) for mixture in found]
@@ -199,8 +202,10 @@ def load_of(clean: Tensor, deviation: Tensor, noisy: Tensor, take: int) -> Tenso
     """P, how likely each expert would be among the `take` best if its own noise were drawn anew, [N, E]; all of that shape."""
     best = noisy.topk(take + 1, -1).values
     last, next_one = best[..., take - 1 : take], best[..., take:]
-    threshold = torch.where(noisy > next_one, next_one, last)  # without e: of those that are in, the next takes the place
-    return torch.special.ndtr((clean - threshold) / deviation)
+    # Without e, where that is in, the next one takes its place.
+    threshold = torch.where(noisy > next_one, next_one, last)
+    found: Tensor = torch.special.ndtr((clean - threshold) / deviation)
+    return found
 
 
 def variation(values: Tensor) -> Tensor:

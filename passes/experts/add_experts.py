@@ -7,15 +7,15 @@
     y = sum over e of g_e(x) f_e(x)        scores h = W mean over positions of x      h, g: [N, E]      W: [E, channels]
     g = softmax of the `take` largest scores, 0 for the others; 1 where one is taken
 
-All experts begin as copies and all scores as zero, so the first `take` are taken and their gates add up to one: the network answers
-as before. Train it with `graphopt.training.experts.NoisyTopK`, whose noise gives each expert samples of its own, by which they become
-different. Experts that are not taken for a sample are gates that are closed (`graphopt.analysis.gates`): in ONNX Runtime, one
+All experts begin as copies and all scores as zero, so the first `take` are taken and their gates add up to one: the network
+answers as before. Train it with `graphopt.training.experts.NoisyTopK`, whose noise gives each expert samples of its own, by which they
+become different. Experts that are not taken for a sample are gates that are closed (`graphopt.analysis.gates`): in ONNX Runtime, one
 sample at a time, they are not computed. Of equal scores the first is taken, in every runtime.
 
 Needs:  a float graph whose inputs have a batch.
 Keeps:  the outputs, up to rounding.
-Papers: Shazeer et al. 2017, "Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer", section 2; Komatsuzaki
-        et al. 2023, "Sparse Upcycling: Training Mixture-of-Experts from Dense Checkpoints" (copies, gates that add up to one).
+Papers: Shazeer et al. 2017, "Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer", section 2;
+        Komatsuzaki et al. 2023, "Sparse Upcycling: Training Mixture-of-Experts from Dense Checkpoints" (copies, gates that add up to one).
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ class AddExperts:
     @in_eval_mode
     def __call__(self, graph: Graph) -> list[Change]:
         if quantizers(graph):
-            raise InputError("the graph is quantized; add experts to the float graph, train it, and quantize afterwards")
+            raise InputError(
+                "the graph is quantized; add experts to the float graph, train it, and quantize afterwards"
+            )
         if gates_of(graph) or mixtures(graph):
             raise InputError("the graph has gates or experts already; add experts to a graph without")
         parts = chosen_parts(graph, self.what, self.parts)
@@ -106,7 +108,9 @@ class AddExperts:
     def _router(self, graph: Graph, part: Part, example: Tensor) -> Graph:
         if self.each == "token" and not (part.last and example.dim() > 2 and value(part.end).dim() == example.dim()):
             raise InputError(f"{part.name!r} has no tokens [N, ..., channels] to decide for, but {list(example.shape)}")
-        router = Router(example.shape[-1 if part.last else 1], self.experts, last=part.last, tokens=self.each == "token")
+        router = Router(
+            example.shape[-1 if part.last else 1], self.experts, last=part.last, tokens=self.each == "token"
+        )
         return Graph.capture(
             router.eval().to(example.dtype), torch.cat([example] * 2)[:2], dynamic_batch=graph.dynamic_batch
         )
@@ -160,7 +164,9 @@ class _Mixing:
         shares = self._call(aten.softmax.int, scores, -1, like=scores)
         zero = self.graph.add_constant(f"{name}.zero", torch.zeros((), dtype=value(scores).dtype), before=self.behind)
         kept = self._call(aten.where.self, opened, shares, zero, like=scores)
-        return self._call(aten.div.Tensor, kept, self._call(aten.sum.dim_IntList, kept, [-1], True, like=scores), like=scores)
+        return self._call(
+            aten.div.Tensor, kept, self._call(aten.sum.dim_IntList, kept, [-1], True, like=scores), like=scores
+        )
 
     def _of(self, values: Node, number: int) -> Node:
         """One column of [N, E], or [N, ..., E], as [N, 1, ...]."""

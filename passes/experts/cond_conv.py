@@ -59,8 +59,8 @@ class CondConv:
         seed: of that noise.
 
     Raises:
-        InputError: the graph is quantized, or has no convolutions, or none of these names; a layer is no convolution, has weights that
-            the graph computes, or values that are not of samples; an option is none.
+        InputError: the graph is quantized, or has no convolutions, or none of these names; a layer is no convolution, has weights
+            that the graph computes, or values that are not of samples; an option is none.
     """
 
     exact: ClassVar[bool] = True
@@ -80,7 +80,9 @@ class CondConv:
     @in_eval_mode
     def __call__(self, graph: Graph) -> list[Change]:
         if quantizers(graph):
-            raise InputError("the graph is quantized; add experts to the float graph, train it, and quantize afterwards")
+            raise InputError(
+                "the graph is quantized; add experts to the float graph, train it, and quantize afterwards"
+            )
         chosen = chosen_layers(graph, ("conv",), self.layers)
         generator = torch.Generator().manual_seed(self.seed)
         with torch.no_grad():

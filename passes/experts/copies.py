@@ -19,7 +19,9 @@ def copied(graph: Graph, calls: list[Node], end: Node, name: str, *, before: Nod
         if node not in copies and node.op == "get_attr" and graph.parameter(node).is_floating_point():
             path, _, leaf = str(node.target).rpartition(".")
             value = graph.tensor(node).clone()
-            copies[node] = graph.add_constant(".".join(filter(None, (path, name, leaf))), value, before=before, like=[node])
+            copies[node] = graph.add_constant(
+                ".".join(filter(None, (path, name, leaf))), value, before=before, like=[node]
+            )
         return copies.get(node, node)
 
     for call in calls:

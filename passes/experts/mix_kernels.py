@@ -63,7 +63,7 @@ def _rewrite(graph: Graph, mixed: WeightedCopies) -> None:
     layer, node, experts = mixed.layer, mixed.layer.node, mixed.experts
     weight: Tensor = graph.tensor(layer.weight)
     out, own = weight.shape[0], weight.shape[1] // experts
-    rows = weight.unflatten(1, (experts, own)).transpose(0, 1).flatten(1).contiguous()
+    rows = weight.reshape(out, experts, own, *weight.shape[2:]).transpose(0, 1).flatten(1).contiguous()
     graph.set_constant(node, WEIGHT, rows)
     constant = operand(node, WEIGHT)
     routed = _call(graph, node, aten.reshape.default, mixed.routed, [1, experts])

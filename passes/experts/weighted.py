@@ -1,7 +1,7 @@
 """Convolutions of weighted copies of their input, as `CondConv` makes them.
 
-    conv(flatten(unsqueeze(x) * r), W)                  x: [N, C, ...]   r: [N, E, 1, ...]   W: [out, E C, ...]
-    conv(flatten(unflatten(x, groups) * r), W)          of grouped ones  r: [N, 1, E, 1, ...]   W: [out, E C / groups, ...]
+conv(flatten(unsqueeze(x) * r), W)                  x: [N, C, ...]   r: [N, E, 1, ...]   W: [out, E C, ...]
+conv(flatten(unflatten(x, groups) * r), W)          of grouped ones  r: [N, 1, E, 1, ...]   W: [out, E C / groups, ...]
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from graphopt.ir.ops import aten
 
 
 class WeightedCopies(NamedTuple):
-    """A convolution, what it is computed of, the weights of copies [N, E, 1, ...] (of groups [N, 1, E, 1, ...]), and their number."""
+    """A convolution, what it is computed of, the weights of copies, [N, E, 1, ...], with groups [N, 1, E, 1, ...], and E."""
 
     layer: Layer
     x: Node

@@ -107,7 +107,9 @@ def test_layers_take_their_batch_norms_and_activations_with_them() -> None:
     graph = Graph.capture(model.eval(), X[:2])
     changes = AddExperts(what="layers", experts=2)(graph)
     assert [change.site for change in changes] == ["0", "4"]
-    assert [len(graph.calls(target)) for target in (aten.conv2d.default, aten.batch_norm.default, aten.relu.default)] == [2] * 3
+    assert [
+        len(graph.calls(target)) for target in (aten.conv2d.default, aten.batch_norm.default, aten.relu.default)
+    ] == [2] * 3
     spread_out(graph)
     expected = graph(X)
     apply(FoldBatchNorm(), graph)
@@ -157,7 +159,9 @@ def test_tokens_have_experts_of_their_own(take: int) -> None:
     assert bool((taken.sum(-1) == take).all())
     assert all(gate.channels != 1 for gate in gates(graph))  # nothing that a runtime could leave out
     result = graphopt.optimize(graph, x[:2], target="x86", calibration=[*x.split(1)], measure=False)
-    assert not [line for line in graphopt.simulate(result.graph, target="x86").mismatches(result.artifact, x) if line.differing]
+    assert not [
+        line for line in graphopt.simulate(result.graph, target="x86").mismatches(result.artifact, x) if line.differing
+    ]
 
 
 class Awkward(nn.Module):
@@ -277,7 +281,9 @@ def test_one_sample_runs_the_experts_that_it_takes_in_onnx_runtime(take: int, in
     assert outside.count("Conv") == 2  # stem and shortcut
     assert every.count("Conv") == 2 + 3 * 4 * 2
     for x in gated.images(6, 5).split(1):
-        torch.testing.assert_close(artifact(x), graph(x), rtol=0.3 if integers else 1e-4, atol=0.3 if integers else 1e-4)
+        torch.testing.assert_close(
+            artifact(x), graph(x), rtol=0.3 if integers else 1e-4, atol=0.3 if integers else 1e-4
+        )
 
 
 def test_experts_that_are_never_taken_are_removed() -> None:
@@ -287,7 +293,9 @@ def test_experts_that_are_never_taken_are_removed() -> None:
     changes = RemoveGates(data=[[X]])(graph)
     assert [change.what for change in changes] == ["never taken (0.0%)"] * 3
     assert not mixtures(graph)
-    assert len([n for n in graph.calls() if Layer.of(n)]) == 9  # as before, and the router, which is dead where nothing reads it
+    assert (
+        len([n for n in graph.calls() if Layer.of(n)]) == 9
+    )  # as before, and the router, which is dead where nothing reads it
     torch.testing.assert_close(graph(X), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -332,7 +340,9 @@ def test_what_cannot_have_experts_is_refused_with_the_reason() -> None:
     computed = [graph.site(node) for node in graph.calls(aten.conv2d.default)]
     with pytest.raises(InputError, match="cannot have experts: its weights are computed by the graph"):
         AddExperts(what="layers", parts=computed)(graph)
-    with pytest.raises(InputError, match="'over' cannot have experts: the first dimension of its values does not count samples"):
+    with pytest.raises(
+        InputError, match="'over' cannot have experts: the first dimension of its values does not count samples"
+    ):
         AddExperts(what="layers", parts=["over"])(graph)
     with pytest.raises(InputError, match="it has no layers"):
         AddExperts(what="layers")(Graph.capture(nn.ReLU().eval(), X[:2]))

@@ -63,7 +63,9 @@ def test_formulas_are_the_papers(k: int) -> None:
     deviation = torch.rand(50, 4, generator=generator, dtype=torch.float64) + 0.1
     noisy = clean + noise * deviation
     rows = [*zip(clean.tolist(), deviation.tolist(), noisy.tolist(), strict=True)]
-    torch.testing.assert_close(gates_of(noisy, k), torch.tensor([papers_gates(h, k) for _, _, h in rows], dtype=torch.float64))
+    torch.testing.assert_close(
+        gates_of(noisy, k), torch.tensor([papers_gates(h, k) for _, _, h in rows], dtype=torch.float64)
+    )
     load = torch.tensor([papers_load(*row, k) for row in rows], dtype=torch.float64)
     torch.testing.assert_close(load_of(clean, deviation, noisy, k), load)
     sums = load.sum(0)
@@ -213,7 +215,9 @@ def test_a_quantized_mixture_trains_and_lowers(take: int) -> None:
     graphopt.train(graph, (X, Y), compress=[QuantizationAware(), NoisyTopK()], epochs=1, batch_size=32)
     assert len(mixtures(graph)) == 3
     assert "randn" not in str(graph)
-    assert [line.split("(")[0] for line in str(graph).splitlines()] == [line.split("(")[0] for line in before.splitlines()]
+    assert [line.split("(")[0] for line in str(graph).splitlines()] == [
+        line.split("(")[0] for line in before.splitlines()
+    ]
     from graphopt.backends.onnxruntime import lower
 
     artifact = lower(graph, find("x86"))
