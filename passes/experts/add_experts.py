@@ -8,14 +8,15 @@
     g = softmax of the `take` largest scores, 0 for the others; 1 where one is taken
 
 All experts begin as copies and all scores as zero, so the first `take` are taken and their gates add up to one: the network
-answers as before. Train it with `graphopt.training.experts.NoisyTopK`, whose noise gives each expert samples of its own, by which they
-become different. Experts that are not taken for a sample are gates that are closed (`graphopt.analysis.gates`): in ONNX Runtime, one
-sample at a time, they are not computed. Of equal scores the first is taken, in every runtime.
+answers as before. Train it with `graphopt.training.experts.NoisyTopK`, whose noise gives each expert samples of its own, by
+which they become different. Experts that are not taken for a sample are gates that are closed (`graphopt.analysis.gates`): in
+ONNX Runtime, one sample at a time, they are not computed. Of equal scores the first is taken, in every runtime.
 
 Needs:  a float graph whose inputs have a batch.
 Keeps:  the outputs, up to rounding.
 Papers: Shazeer et al. 2017, "Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer", section 2;
-        Komatsuzaki et al. 2023, "Sparse Upcycling: Training Mixture-of-Experts from Dense Checkpoints" (copies, gates that add up to one).
+        Komatsuzaki et al. 2023, "Sparse Upcycling: Training Mixture-of-Experts from Dense Checkpoints" (copies, and gates that
+        add up to one).
 """
 
 from __future__ import annotations
