@@ -20,7 +20,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import common
 import torch
@@ -31,7 +30,6 @@ from training_rows import read, record, summary
 import graphopt
 from graphopt import Graph
 from graphopt.analysis.experts import experts_taken, mixtures
-from graphopt.analysis.gates import gates
 from graphopt.backends.onnxruntime import lower
 from graphopt.ir import cost
 from graphopt.passes import AddExperts, CondConv, FoldBatchNorm, MixKernels
@@ -137,11 +135,10 @@ def resnet(how: str) -> Graph:
     zoo = common.data()
     graph = Graph.capture(zoo.cifar_resnet(20), zoo.cifar10("test")[0][:1], dynamic_batch=False)
     run_passes([FoldBatchNorm()], graph)
-    last = ["layer3*"] if "last stage" in how else None
     if "taken" in how:
-        AddExperts(parts=last or "auto", take=2 if "2 taken" in how else 1)(graph)
+        AddExperts(take=2 if "2 taken" in how else 1)(graph)
     if "kernels" in how:
-        CondConv(layers=last or ["layer*"])(graph)
+        CondConv(layers=["layer*"])(graph)
     opinionated(graph)
     if "summed" in how:
         MixKernels()(graph)
@@ -152,17 +149,14 @@ def artifact(how: str, x: Tensor) -> Any:
     graph = resnet(how)
     if "float" in how:
         return lower(graph, host())
-    known = (lambda _: []) if "computed" in how else gates  # without `If`
-    with mock.patch("graphopt.backends.onnxruntime.export.gates", known):
-        return graphopt.optimize(
-            graph, x[:1], target=host(), calibration=x[:128], measure=False, dynamic_batch=False
-        ).artifact
+    return graphopt.optimize(
+        graph, x[:1], target=host(), calibration=x[:128], measure=False, dynamic_batch=False
+    ).artifact
 
 
 TIMED = (
-    "4 experts, 1 taken, int8", "4 experts, 1 taken, all computed, int8", "4 experts, 2 taken, int8",
-    "4 experts in the last stage, 1 taken, int8", "4 experts in the last stage, 1 taken, all computed, int8",
-    "kernels of 4, int8", "kernels of 4 in the last stage, int8", "plain, float", "kernels of 4, summed, float",
+    "4 experts, 1 taken, int8", "4 experts, 2 taken, int8", "kernels of 4, int8", "plain, float", "4 experts, 1 taken, float",
+    "kernels of 4, summed, float",
 )  # fmt: skip
 
 
@@ -176,8 +170,7 @@ def timed(path: Path, _: list[int]) -> None:
             taken = cost.timings({"it": lambda: found(image), "plain": lambda: plain(image)}, repeats=20)  # noqa: B023
             rows.append([min(taken.ms[name]) for name in ("it", "plain")])
         ours, theirs = (statistics.fmean(column) for column in zip(*rows, strict=True))
-        million = (cost.macs if "computed" in how else macs_of)(resnet(how)) / 1e6
-        return {"ms": ours, "plain ms": theirs, "time": ours / theirs, "million MACs": million}
+        return {"ms": ours, "plain ms": theirs, "time": ours / theirs, "million MACs": macs_of(resnet(how)) / 1e6}
 
     for how in TIMED:
         record(times_of(path), {"network": how}, partial(run, how))
