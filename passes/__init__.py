@@ -35,7 +35,7 @@ _ROOMS = {
     "embeddings": ("ReplaceEmbedding",),
     "equalization": ("AbsorbHighBias", "EqualizeChannels"),
     "exits": ("AddExits",),
-    "experts": ("MakeExperts",),
+    "experts": ("AddExperts", "CondConv", "MakeExperts", "MixKernels"),
     "factorization": (
         "CP", "SVD", "BlockDiagonal", "BlockTerm", "ChannelWise", "DepthwiseSeparable", "Factorize", "Separable",
         "StackedKernels", "TensorTrain", "Tucker",

@@ -2,8 +2,10 @@
 
 channels/               which channels share a scale, which are removed together
 branches.py             residual branches
+blocks.py               residual blocks that a sample can go past
 gates.py                choices of samples between two values
 halting.py              stages that stop where a sample or a position has had enough
+experts.py              mixtures of experts, and how often each is taken
 choices/                what networks with choices cost, and one of them
 intervals.py            bounds of values
 distributions.py        means and variances by batch norms

@@ -1,6 +1,7 @@
-"""Gates: where a graph takes one value or another for each sample, by the sign of what it computes of the sample.
+"""Gates: where a graph takes one value or another for each sample, by what it computes of the sample.
 
     open = logits > 0                            [N, 1], or [N, C]: a gate for each channel
+    open = argmax(scores) == 1, or a rank < 2    an expert that is taken (`graphopt.ir.selecting.best`)
     y    = where(open, x + f(x), x)              a block: what only f needs is not needed where it is closed
     y    = where(open[:, :, None, None], f, 0)   channels
 
@@ -23,7 +24,8 @@ from graphopt.ir.ops import aten, info
 from graphopt.ir.quantizers import is_quantizer
 from graphopt.ir.reading import leading, varying
 
-TESTS = (aten.gt.Scalar, aten.ge.Scalar)
+SIGNS = (aten.gt.Scalar, aten.ge.Scalar)  # of logits; training draws these
+TESTS = (*SIGNS, aten.lt.Scalar, aten.eq.Scalar, aten.eq.Tensor)  # the others are of ranks and numbers of experts
 VIEWS = (
     aten.unsqueeze.default, aten.squeeze.dim, aten.reshape.default, aten.view.default, aten.flatten.using_ints,
     aten.slice.Tensor, aten.select.int,
@@ -35,7 +37,8 @@ class Gate(NamedTuple):
 
     Attributes:
         name: of the module that makes what is taken where it is open.
-        select: the `where`. condition: what it chooses by. test: the comparison. logits: what is compared.
+        select: the `where`. condition: what it chooses by. test: the comparison. logits: what is compared; of experts their
+            ranks, or the number of the best.
         open, closed: what is taken.
         channels: 1: all of a sample goes one way; else of how many channels each does.
     """

@@ -5,6 +5,7 @@ module.py           its module, whose code is written when it is called
 reading.py          what a graph says about its nodes
 editing.py          how passes rewrite it
 inline.py           a captured module as calls of another graph
+selecting.py        calls that take one of two values, and the best of several
 build.py            calls put in front of a node one after another
 training.py         modes, parameters and checkpoints
 inputs.py           what it is called with, checked

@@ -102,3 +102,7 @@ ATTENTION_PART = declare("attention_part", bool)
 STORED_AS = declare("stored_as", bool)
 # Of what is left of a sample's (or a position's) halting probability behind a block: the name of the stage.
 HALTING = declare("halting", str)
+# Of the scores of experts: the name of the mixture.
+ROUTER = declare("router", str)
+# Of what says which experts are taken: the name of the mixture.
+TAKEN = declare("taken", str)

@@ -22,6 +22,7 @@ choices/        networks that share their weights, trained at once
 exits.py        answers that a network gives on the way
 gates.py        parts that run, or do not, as each sample needs
 halting.py      stages that stop early: what computing costs
+experts.py      experts that are chosen by noisy scores
 distillation/   learning from another network
 checkpoint.py   the file of an interrupted training
 report.py       what a training did

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.fx.node import Node
 
-from graphopt.analysis.gates import Gate, gates, saved_macs
+from graphopt.analysis.gates import SIGNS, Gate, gates, saved_macs
 from graphopt.ir import cost
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import aten
@@ -82,7 +82,7 @@ class Gates(Compression):
         raise NotImplementedError
 
     def attach(self, graph: Graph) -> list[Change]:
-        self.graph, self.known = graph, gates(graph)
+        self.graph, self.known = graph, [gate for gate in gates(graph) if gate.test.target in SIGNS]
         if not self.known:
             raise InputError("the graph has no gates to train; add some first: graphopt.passes.AddGates()(graph)")
         self.macs, self.total = saved_macs(graph, self.known), cost.macs(graph)

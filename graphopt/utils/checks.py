@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from typing import TypeVar
 
-from graphopt.utils.errors import InputError
+from graphopt.utils.errors import InputError, alternatives
+
+T = TypeVar("T")
 
 
 def check_share(name: str, share: float) -> None:
@@ -28,3 +32,23 @@ def check_repeatable(data: object) -> None:
 def names_weight(pattern: str, parameter: str) -> bool:
     """Whether a pattern (`fnmatch`) names a layer's weight: by the parameter's name, or by the layer's."""
     return fnmatchcase(parameter, pattern) or fnmatchcase(parameter.removesuffix(".weight"), pattern)
+
+
+def matching(
+    known: Sequence[T], patterns: str | Sequence[str], name: Callable[[T], str], missing: str, kind: str
+) -> list[T]:
+    """Of what is known those whose name a pattern has; all for `auto`.
+
+    Args:
+        missing: begins the message about a pattern that names none. kind: what they are called there.
+
+    Raises:
+        InputError: a pattern names none.
+    """
+    if isinstance(patterns, str):
+        return list(known)
+    names = [name(each) for each in known]
+    for pattern in patterns:
+        if not any(fnmatchcase(each, pattern) for each in names):
+            raise InputError(f"{missing} {pattern!r}; {alternatives(pattern, names, kind)}")
+    return [each for each in known if any(fnmatchcase(name(each), pattern) for pattern in patterns)]

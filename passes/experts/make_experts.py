@@ -25,7 +25,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import ClassVar
 
 import torch
@@ -42,8 +41,8 @@ from graphopt.ir.quantizers import quantizers
 from graphopt.passes.experts.clusters import balanced
 from graphopt.passes.experts.routers import contributions, fitted
 from graphopt.passes.experts.sites import Mlp, mlps
-from graphopt.utils.checks import check_count, check_repeatable
-from graphopt.utils.errors import InputError, alternatives
+from graphopt.utils.checks import check_count, check_repeatable, matching
+from graphopt.utils.errors import InputError
 
 NAME = "experts"  # begins the names of what is added
 DONE = f"{NAME}_router"  # in the name of a router
@@ -112,13 +111,7 @@ class MakeExperts:
             counts = ", ".join(f"{mlp.name!r}: {mlp.neurons}" for mlp in every)
             why = f"their neurons are no multiple of {self.experts} experts ({counts})" if every else "there are none"
             raise InputError(f"no two linear layers with an activation in between can be split: {why}")
-        if isinstance(self.layers, str):
-            return known
-        names = [mlp.name for mlp in known]
-        for pattern in self.layers:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                raise InputError(f"no layer to split is called {pattern!r}; {alternatives(pattern, names, 'layers')}")
-        return [mlp for mlp in known if any(fnmatchcase(mlp.name, pattern) for pattern in self.layers)]
+        return matching(known, self.layers, lambda mlp: mlp.name, "no layer to split is called", "layers")
 
     def _seen(self, graph: Graph, chosen: list[Mlp]) -> dict[Node, tuple[Tensor, ...]]:
         """What each first layer reads and gives, and what its activation gives: some tokens of each batch, [samples, ...]."""

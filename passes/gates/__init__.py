@@ -2,9 +2,7 @@
 
 add_gates.py     `AddGates`: gates at residual blocks, or at the channels inside of them, with heads that decide
 add_halting.py   `AddHalting`: stages that stop where a sample, or a position, has had enough of their blocks
-blocks.py        residual blocks that can be passed by
-heads.py         what decides
-selecting.py     calls that take one of two values
+selecting.py     blocks that a sample takes or goes past
 remove_gates.py  `RemoveGates`: those that always, or never, open become plain
 """
 

@@ -24,13 +24,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.fx.node import Node
 
+from graphopt.analysis.blocks import Block, blocks
 from graphopt.analysis.gates import gates as gates_of
 from graphopt.execution.executor import Executor
 from graphopt.ir.calls import value
@@ -41,11 +41,11 @@ from graphopt.ir.ops import aten
 from graphopt.ir.passes import Change, in_eval_mode
 from graphopt.ir.quantizers import quantizers
 from graphopt.ir.reading import leading
-from graphopt.passes.gates.blocks import Block, blocks
-from graphopt.passes.gates.heads import decision
-from graphopt.passes.gates.selecting import choose, gate_block
-from graphopt.utils.checks import check_count
-from graphopt.utils.errors import InputError, alternatives
+from graphopt.ir.selecting import choose
+from graphopt.networks.heads import decision
+from graphopt.passes.gates.selecting import gate_block
+from graphopt.utils.checks import check_count, matching
+from graphopt.utils.errors import InputError
 
 NAME = "gate"  # begins the names of heads
 
@@ -110,13 +110,7 @@ class AddGates:
                 "the graph has no residual block that could be passed by, so there is nothing to gate; blocks are sums of "
                 "floats whose first dimension counts samples"
             )
-        if isinstance(self.blocks, str):
-            return known
-        for pattern in self.blocks:
-            if not any(fnmatchcase(block.name, pattern) for block in known):
-                names = [block.name for block in known]
-                raise InputError(f"no residual block is added at {pattern!r}; {alternatives(pattern, names, 'blocks')}")
-        return [block for block in known if any(fnmatchcase(block.name, pattern) for pattern in self.blocks)]
+        return matching(known, self.blocks, lambda block: block.name, "no residual block is added at", "blocks")
 
     def _gated(self, graph: Graph, chosen: list[Block], values: dict[Node, Any]) -> list[Change]:
         changes = []

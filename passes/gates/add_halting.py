@@ -18,13 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.fx.node import Node
 
+from graphopt.analysis.blocks import Block, blocks
 from graphopt.analysis.gates import gates as gates_of
 from graphopt.analysis.halting import halting_stages
 from graphopt.execution.executor import Executor
@@ -35,10 +35,11 @@ from graphopt.ir.inline import inline
 from graphopt.ir.ops import aten
 from graphopt.ir.passes import Change, in_eval_mode
 from graphopt.ir.quantizers import quantizers
-from graphopt.passes.gates.blocks import Block, blocks
-from graphopt.passes.gates.heads import halting_head
-from graphopt.passes.gates.selecting import gate_block, result_of, spread
-from graphopt.utils.errors import InputError, alternatives
+from graphopt.ir.selecting import spread
+from graphopt.networks.heads import halting_head
+from graphopt.passes.gates.selecting import gate_block, result_of
+from graphopt.utils.checks import matching
+from graphopt.utils.errors import InputError
 
 NAME = "halting"  # begins the names of heads
 
@@ -99,13 +100,7 @@ class AddHalting:
     def _chosen(self, known: list[list[Block]]) -> list[list[Block]]:
         if not known:
             raise InputError("the graph has no two residual blocks of one shape in a row, so no stage could stop early")
-        if isinstance(self.stages, str):
-            return known
-        names = [stage[0].name for stage in known]
-        for pattern in self.stages:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                raise InputError(f"no stage begins at {pattern!r}; {alternatives(pattern, names, 'stages')}")
-        return [s for s in known if any(fnmatchcase(s[0].name, pattern) for pattern in self.stages)]
+        return matching(known, self.stages, lambda stage: stage[0].name, "no stage begins at", "stages")
 
     def _head(self, graph: Graph, stage: list[Block], example: Tensor) -> list[Graph]:
         """A head for each block but the last."""

@@ -1,4 +1,4 @@
-"""Where a sample goes one way or the other: calls that take one of two values."""
+"""Residual blocks that a sample takes or goes past."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from typing import Any
 
 from torch.fx.node import Node
 
-from graphopt.ir.calls import operand, value
+from graphopt.analysis.blocks import Block
+from graphopt.ir.calls import operand
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import aten, family, info
-from graphopt.passes.gates.blocks import Block
+from graphopt.ir.selecting import choose
 
 
 def result_of(block: Block) -> Node:
@@ -35,24 +36,3 @@ def _positive(node: Node) -> bool:
         node = operand(node)
     sides: Any = node.args[1:3] if node.target is aten.where.self else ()
     return known.family == "relu" or (bool(sides) and all(map(_positive, sides)))
-
-
-def choose(graph: Graph, test: Node, opened: Node, closed: Node, *, behind: Node, like: Node, dims: int = 2) -> Node:
-    """What read `opened` reads the result: that where the test is true, else `closed`.
-
-    Args:
-        test: [N, C] where `dims` is 2, else of the dimensions of `opened`. behind: the call after all three.
-    """
-    readers = list(opened.users)
-    condition = spread(graph, test, dims, value(like).dim(), before=behind)
-    call = graph.call(aten.where.self, condition, opened, closed, before=behind, like=like)
-    for reader in readers:
-        reader.replace_input_with(opened, call)
-    return call
-
-
-def spread(graph: Graph, node: Node, dims: int, wanted: int, *, before: Node) -> Node:
-    """A value of so many dimensions with others of length 1 behind, until they are as many as wanted."""
-    for dim in range(dims, wanted):
-        node = graph.call(aten.unsqueeze.default, node, dim, before=before, like=node)
-    return node

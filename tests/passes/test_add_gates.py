@@ -9,10 +9,10 @@ from rewriting import randomised
 from torch import Tensor, nn
 
 from graphopt import Graph
+from graphopt.analysis.blocks import blocks
 from graphopt.analysis.gates import gates, needs, saved_macs
 from graphopt.ir import cost
 from graphopt.passes import AddGates, FoldBatchNorm, Quantize, RemoveGates
-from graphopt.passes.gates.blocks import blocks
 from graphopt.targets import find
 from graphopt.utils.errors import InputError
 

@@ -1,5 +1,9 @@
-"""What decides, from a value of the network: about gates, means over positions and two linear layers; about halting, one linear
-layer of the means, and where positions halt by themselves, one of what is around them, too."""
+"""What decides, from a value of a network.
+
+Decision   about gates: means over positions and two linear layers
+Halting    about halting: one linear layer of the means, and where positions halt by themselves, one of what is around them, too
+Router     about experts: one linear layer of the means, or of each token
+"""
 
 from __future__ import annotations
 
@@ -75,3 +79,27 @@ def halting_head(value: Tensor, positions: bool, start: float, name: str) -> nn.
         )
     last = value.dim() == 3
     return Halting(value.shape[2 if last else 1], max(1, value.dim() - 2), start, last=last, positions=positions)
+
+
+class Router(nn.Module):
+    """Values [N, C, ...] (or, channels last, [N, ..., C]) to scores [N, experts]; of tokens [N, ..., experts].
+
+    It begins with no opinion, weights of zero, as of Shazeer et al. 2017, appendix A.
+    """
+
+    def __init__(
+        self, channels: int, experts: int, *, last: bool, tokens: bool = False, bias: float | None = None
+    ) -> None:
+        """`last`: channels are the last dimension. `tokens`: each is scored by itself. `bias`: of every score; None: none."""
+        super().__init__()
+        self.last, self.tokens = last, tokens
+        self.scores = nn.Linear(channels, experts, bias=bias is not None)
+        nn.init.zeros_(self.scores.weight)
+        if bias is not None:
+            nn.init.constant_(self.scores.bias, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.tokens and x.dim() > 2:
+            x = x.mean(tuple(range(1, x.dim() - 1)) if self.last else tuple(range(2, x.dim())))
+        found: Tensor = self.scores(x)
+        return found
