@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 from torch.fx.node import Node
 
-from graphopt.ir.calls import argument, listed, operand, shape, value
+from graphopt.ir.calls import argument, is_float, listed, operand, shape, value
 from graphopt.ir.ops import family, info, registered
 
 WEIGHT, BIAS = 1, 2  # argument positions, the same for every layer
@@ -193,6 +193,30 @@ def _each(call: Layer | Pool, name: str) -> tuple[int, ...]:
     """An argument for each dimension, where one may stand for all."""
     found = listed(argument(call.node, name))
     return tuple(found * call.dims if len(found) == 1 else found)
+
+
+def channels_last(node: Node) -> bool:
+    """Whether channels are the last dimension of a value, as those of sequences [N, T, C]; else they are the second.
+
+    Three dimensions alone leave that open. They are a signal [N, C, T] where a convolution of one dimension, or a batch norm,
+    gives it, however many functions of single values and sums are in between; a sequence otherwise.
+    """
+    if len(shape(node)) != 3:
+        return False
+    seen, open_ = {node}, [node]
+    while open_:
+        found = open_.pop(0)
+        layer = Layer.of(found)
+        if BatchNorm.of(found) is not None or (layer is not None and layer.kind != "linear"):
+            return False
+        if layer is not None or found.op != "call_function" or len(shape(found)) != 3:
+            continue
+        traits = info(found)
+        if traits.pointwise or traits.pools or family(found) in ("add", "sub", "mul", "div", "concat"):
+            sources = [source for source in found.all_input_nodes if source not in seen and is_float(source)]
+            seen.update(sources)
+            open_ += sources
+    return True
 
 
 @dataclass(frozen=True)

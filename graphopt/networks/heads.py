@@ -30,16 +30,15 @@ class Decision(nn.Module):
         return found
 
 
-def decision(value: Tensor, gates: int, hidden: int, start: float, name: str) -> nn.Module:
-    """The head for a value.
+def decision(value: Tensor, gates: int, hidden: int, start: float, name: str, *, last: bool) -> nn.Module:
+    """The head for a value. `last`: channels are its last dimension.
 
     Raises:
         InputError: it has no dimension of channels.
     """
     if value.dim() < 2 or value.dim() > 5:
         raise InputError(f"no gate can be decided from {name!r}, whose value is {list(value.shape)}")
-    last = value.dim() == 3
-    return Decision(value.shape[2 if last else 1], gates, hidden, start, last=last)
+    return Decision(value.shape[-1 if last else 1], gates, hidden, start, last=last)
 
 
 class Halting(nn.Module):
@@ -67,8 +66,8 @@ class Halting(nn.Module):
         return found.sigmoid()
 
 
-def halting_head(value: Tensor, positions: bool, start: float, name: str) -> nn.Module:
-    """The head for a value.
+def halting_head(value: Tensor, positions: bool, start: float, name: str, *, last: bool) -> nn.Module:
+    """The head for a value. `last`: channels are its last dimension.
 
     Raises:
         InputError: it has no dimension of channels, or no positions.
@@ -77,8 +76,7 @@ def halting_head(value: Tensor, positions: bool, start: float, name: str) -> nn.
         raise InputError(
             f"{'no positions' if positions else 'nothing'} can halt at {name!r}, whose value is {list(value.shape)}"
         )
-    last = value.dim() == 3
-    return Halting(value.shape[2 if last else 1], max(1, value.dim() - 2), start, last=last, positions=positions)
+    return Halting(value.shape[-1 if last else 1], max(1, value.dim() - 2), start, last=last, positions=positions)
 
 
 class Router(nn.Module):

@@ -29,6 +29,7 @@ from torch.fx.node import Node
 from graphopt.execution.executor import Executor
 from graphopt.ir.graph import Graph
 from graphopt.ir.inline import inline
+from graphopt.ir.layer import channels_last
 from graphopt.ir.passes import Change, in_eval_mode
 from graphopt.ir.quantizers import quantizers
 from graphopt.passes.exits.heads import Head, make
@@ -87,7 +88,7 @@ class AddExits:
 
     def _added(self, graph: Graph, number: int, site: Site, value: Tensor, classes: int) -> Node:
         """The answer of a new head."""
-        module = make(self.head, value.shape[1:], classes).eval().to(value.dtype)
+        module = make(self.head, value.shape[1:], classes, last=channels_last(site.node)).eval().to(value.dtype)
         part = Graph.capture(module, torch.cat([value] * 2)[:2], dynamic_batch=graph.dynamic_batch)
         if len(part.outputs) != 1 or tuple(part.outputs[0].meta["val"].shape[1:]) != (classes,):
             shape = [list(node.meta["val"].shape) for node in part.outputs]

@@ -1,4 +1,4 @@
-"""What makes an answer of a value on the way, [N, C, H, W] or a sequence [N, T, C], as small as may be.
+"""What makes an answer of a value on the way, [N, C, H, W] a signal [N, C, T] or a sequence [N, T, C], as small as may be.
 
 linear   the mean over positions, and a linear layer
 conv     3x3 convolutions of stride 2 with batch norm and ReLU, each to twice the channels, until a map has at most
@@ -26,12 +26,12 @@ class Linear(nn.Module):
         self.last, self.linear = last, nn.Linear(channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.linear(x.mean(1) if self.last else x.mean((2, 3)))
+        found: Tensor = self.linear(x.mean(1 if self.last else tuple(range(2, x.dim()))))
         return found
 
 
-def make(head: Head, shape: Sequence[int], classes: int) -> nn.Module:
-    """A head for values of this shape, the first dimension left out.
+def make(head: Head, shape: Sequence[int], classes: int, *, last: bool = True) -> nn.Module:
+    """A head for values of this shape, the first dimension left out; of two, `last`: the second is that of channels.
 
     Raises:
         InputError: an unknown name.
@@ -43,7 +43,7 @@ def make(head: Head, shape: Sequence[int], classes: int) -> nn.Module:
             f"head must be 'linear', 'conv' or a function of a shape and the number of classes, got {head!r}"
         )
     if len(shape) == 2:
-        return Linear(shape[1], classes, last=True)
+        return Linear(shape[1 if last else 0], classes, last=last)
     channels, side, layers = shape[0], min(shape[1:]), list[nn.Module]()
     while head == "conv" and side > SMALLEST and len(layers) < MOST:
         layers.append(_conv(channels, 2 * channels, 2))

@@ -36,7 +36,7 @@ from graphopt.execution.executor import Executor
 from graphopt.ir.calls import value
 from graphopt.ir.graph import Graph
 from graphopt.ir.inline import inline
-from graphopt.ir.layer import Layer
+from graphopt.ir.layer import Layer, channels_last
 from graphopt.ir.ops import aten
 from graphopt.ir.passes import Change, in_eval_mode
 from graphopt.ir.quantizers import quantizers
@@ -140,7 +140,8 @@ class AddGates:
 
     def _test(self, graph: Graph, entry: Node, example: Tensor, count: int, name: str, before: Node) -> Node:
         """Whether the logits of a new head are over 0, [N, count]."""
-        module = decision(example, count, self.hidden, self.start, graph.site(entry)).eval().to(example.dtype)
+        module = decision(example, count, self.hidden, self.start, graph.site(entry), last=channels_last(entry))
+        module = module.eval().to(example.dtype)
         part = Graph.capture(module, torch.cat([example] * 2)[:2], dynamic_batch=graph.dynamic_batch)
         logits = inline(graph, part, entry, name, before=before)
         return graph.call(aten.gt.Scalar, logits, 0.0, before=before, like=logits)

@@ -32,6 +32,7 @@ from graphopt.ir.calls import value
 from graphopt.ir.facts import HALTING
 from graphopt.ir.graph import Graph
 from graphopt.ir.inline import inline
+from graphopt.ir.layer import channels_last
 from graphopt.ir.ops import aten
 from graphopt.ir.passes import Change, in_eval_mode
 from graphopt.ir.quantizers import quantizers
@@ -104,9 +105,10 @@ class AddHalting:
 
     def _head(self, graph: Graph, stage: list[Block], example: Tensor) -> list[Graph]:
         """A head for each block but the last."""
-        found = []
+        found, last = [], channels_last(result_of(stage[0]))
         for _ in stage[1:]:
-            module = halting_head(example, self.what == "positions", self.start, stage[0].name).eval().to(example.dtype)
+            module = halting_head(example, self.what == "positions", self.start, stage[0].name, last=last)
+            module = module.eval().to(example.dtype)
             found.append(Graph.capture(module, torch.cat([example] * 2)[:2], dynamic_batch=graph.dynamic_batch))
         return found
 
