@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.fx.node import Node
 
 from graphopt.ir.binary import Binary
-from graphopt.ir.calls import CASTS, argument, is_float, operand, shape, value
+from graphopt.ir.calls import CASTS, argument, is_float, shape, value
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import WEIGHT, Layer
 from graphopt.ir.ops import aten, family
@@ -108,8 +108,10 @@ def _chain(graph: Graph, layer: Layer) -> _Chain | None:
     node, inner = layer.input, len(shape(layer.input))
     dim: int | None = layer.channel_dim % inner if layer.kind == "conv" else inner - 1
     chain = _Chain(node, dim)
-    while value(node).dtype != torch.uint8:
-        source = operand(node)
+    while not _holds_bytes(node):
+        source: Any = node.args[0] if node.args else None
+        if node.op != "call_function" or not is_float(node) or not isinstance(source, Node):
+            return None
         if node.target in CASTS:
             pass
         elif (found := _step(graph, node, dim)) is not None:
@@ -123,6 +125,10 @@ def _chain(graph: Graph, layer: Layer) -> _Chain | None:
         node = source
     chain.source = node
     return chain
+
+
+def _holds_bytes(node: Node) -> bool:
+    return isinstance(value(node), Tensor) and value(node).dtype == torch.uint8
 
 
 def _computed_behind(chain: _Chain, node: Node) -> bool:

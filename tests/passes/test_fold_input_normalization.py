@@ -64,6 +64,11 @@ CASES: dict[str, Case] = {  # network, its layers, input, layers that take pixel
     "one over pixels": (lambda m, x: m.c(1 / (x.float() + 1)), {"c": nn.Conv2d(3, 8, 3)}, (2, 3, 8, 8), 0),
     "clipped": (lambda m, x: m.c((x.float() / 255).clamp(0.1, 0.9)), {"c": nn.Conv2d(3, 8, 3)}, (2, 3, 8, 8), 0),
     "without a batch": (lambda m, x: m.c(x.float() / 255 - 0.5), {"c": nn.Conv2d(3, 8, 3, padding=1)}, (3, 8, 8), 0),
+    "joined": (
+        lambda m, x: m.c(torch.cat([x.float() / 255, x.float() * 2], 1)), {"c": nn.Conv2d(6, 8, 3)}, (2, 3, 8, 8), 0,
+    ),
+    "made of nothing": (lambda m, x: m.c(torch.ones(2, 3, 8, 8)) + x.float().mean(), {"c": nn.Conv2d(3, 8, 3)}, (2, 3, 8, 8), 0),
+    "split": (lambda m, x: m.c((x.float() / 255).chunk(3, 1)[1]), {"c": nn.Conv2d(1, 8, 3)}, (2, 3, 8, 8), 0),
     "a transposed convolution": (
         lambda m, x: m.c(normal(x)), {"c": nn.ConvTranspose2d(3, 8, 3, 2, 1)}, (2, 3, 8, 8), 0,
     ),
