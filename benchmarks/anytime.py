@@ -32,7 +32,7 @@ BLOCKS = 4
 
 
 def network() -> nn.Module:
-    return msdnet(10, blocks=BLOCKS, layers=3, step=2, channels=8, growth=4, head=32, image_channels=1)
+    return msdnet(10, blocks=BLOCKS, layers=2, step=1, channels=4, growth=2, head=16, image_channels=1)
 
 
 class Block(nn.Module):
