@@ -25,6 +25,9 @@ from graphopt.ir.quantizers import is_quantizer
 from graphopt.ir.shapes import is_free, label, resized
 from graphopt.utils.errors import InputError
 
+SAME = (
+    1e-3  # of the largest number of a value: what may be between kernels that compute a sample alone, first or second
+)
 PROBES = (0.9, 1.1)  # what numbers of a sample are multiplied by: near one, for some are indices to be
 
 
@@ -110,8 +113,11 @@ def fold_numbers(graph: Graph) -> None:
 def check_independent(graph: Graph, kernels: str) -> None:
     """Of two samples one is changed, then the other: the answer for the one that is left must stay as it is, to the last bit.
 
+    It must also be the same, up to rounding, where the sample is alone, and where it is the second.
+
     Raises:
-        InputError: it does not, so a batch cannot be computed in slices; names the first operator that mixes samples.
+        InputError: it is not, so a batch cannot be computed in slices; names the first operator that mixes samples, or that
+            asks for their number or place.
     """
     fakes = [node.meta["val"] for node in graph.placeholders]
     tensors = iter(graph.example.tensors())
@@ -129,6 +135,13 @@ def check_independent(graph: Graph, kernels: str) -> None:
                 f"{graph.site(node)}: {node.target} mixes the samples of a batch, and {kernels} compute a free batch in "
                 "slices; capture with dynamic_batch=False"
             )
+    if _placed(graph, graph.outputs, leaves, counts) is not None:
+        node = _placed(graph, graph.nodes, leaves, counts)
+        assert node is not None
+        raise InputError(
+            f"{graph.site(node)}: what {node.target} gives of a sample depends on how many there are, or on which it is, and "
+            f"{kernels} compute a free batch in slices; capture with dynamic_batch=False"
+        )
 
 
 def _counts(value: Any) -> bool:
@@ -154,19 +167,40 @@ def _repeated(x: Tensor) -> Tensor:
 
 def _mixing(graph: Graph, watched: list[Node], leaves: list[Any], changed: list[Any], second: bool) -> Node | None:
     """The first of these nodes whose second sample (or first, where it is not `second`) moves with the other."""
-    values = {n: n.meta["val"] for n in watched if n.op == "call_function" and _counts(n.meta.get("val"))}
-    free = {n for n, value in values.items() if value.shape[0].node.expr.is_Symbol}  # one row for each sample
-    before, after = (_Watched(graph.module, free, second).values(given) for given in (leaves, changed))
+    free = _rows(watched)
+    before, after = (_Watched(graph.module, free, int(second)).values(given) for given in (leaves, changed))
     moved = (n for n in watched if n in free and not torch.equal(before[n], after[n]))
     return next(moved, None)
 
 
-class _Watched(fx.Interpreter):
-    """Keeps one half of some values. Quantizers let everything pass: beyond their range nothing would move any more."""
+def _placed(graph: Graph, watched: list[Node], leaves: list[Any], counts: list[bool]) -> Node | None:
+    """The first of these nodes that gives something else of the first sample alone, or behind another one."""
+    free = _rows(watched)
+    turned = [x.flip(0) if free_ else x for x, free_ in zip(leaves, counts, strict=True)]
+    alone = [x[:1] if free_ else x for x, free_ in zip(leaves, counts, strict=True)]
+    first = _Watched(graph.module, free, 0).values(leaves)
+    others = [_Watched(graph.module, free, 1).values(turned), _Watched(graph.module, free, None).values(alone)]
+    return next((n for n in watched if n in free and any(_differ(first[n], other[n]) for other in others)), None)
 
-    def __init__(self, module: fx.GraphModule, watched: set[Node], second: bool) -> None:
+
+def _rows(watched: list[Node]) -> set[Node]:
+    """Those with one row for each sample."""
+    values = {n: n.meta["val"] for n in watched if n.op == "call_function" and _counts(n.meta.get("val"))}
+    return {n for n, value in values.items() if value.shape[0].node.expr.is_Symbol}
+
+
+def _differ(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape:
+        return True
+    return bool(one.numel()) and float((one - other).abs().max()) > SAME * float(one.abs().max())
+
+
+class _Watched(fx.Interpreter):
+    """Keeps some values, or a half of each, 0 or 1. Quantizers let everything pass: beyond their range nothing would move."""
+
+    def __init__(self, module: fx.GraphModule, watched: set[Node], half: int | None) -> None:
         super().__init__(module)
-        self.watched, self.second, self.kept = watched, second, dict[Node, Tensor]()
+        self.watched, self.half, self.kept = watched, half, dict[Node, Tensor]()
 
     def values(self, leaves: list[Any]) -> dict[Node, Tensor]:
         with torch.no_grad():
@@ -176,6 +210,6 @@ class _Watched(fx.Interpreter):
     def run_node(self, n: Node) -> Any:
         result = self.env[n.args[0]] if is_quantizer(n) else super().run_node(n)  # type: ignore[index]
         if n in self.watched:  # where what is no number equals itself
-            half = result[len(result) // 2 :] if self.second else result[: len(result) // 2]
-            self.kept[n] = half.double().nan_to_num(nan=1e300)
+            part = result if self.half is None else result.tensor_split(2)[self.half]
+            self.kept[n] = part.double().nan_to_num(nan=1e300)
         return result

@@ -15,6 +15,7 @@ Each method may be left out. `train` calls them in the order of the list; whoeve
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +37,7 @@ class Run:
         values: those of the calls that a compression watches.
         again: runs the batch once more, through the graph as it is by then.
         task: the loss of the task for outputs, a scalar.
+        precision: what else is to be computed as the model is, such as a teacher's answers, is computed within this.
     """
 
     batch: Batch
@@ -43,6 +45,7 @@ class Run:
     values: Mapping[Node, Any] = field(default_factory=dict)
     again: Callable[[], Run] | None = None
     task: Callable[[Any], Tensor] | None = None
+    precision: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
 class Compression:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -57,12 +58,13 @@ class Forward:
         self.executor = Executor(graph, constants=constants, overrides=faster, gradients=True, training=True)
 
     def __call__(self, batch: Batch) -> Run:
-        inputs = [_last(x) for x in batch.inputs]
+        inputs = [in_channels_last(x) for x in batch.inputs]
         with self._precision():
             values = self.executor.run(self.nodes, inputs)
         if self.lower:
-            values = pytree.tree_map_only(Tensor, _full, values)
-        return Run(batch, self.executor.nested(values), values, again=lambda: self(batch))
+            values = pytree.tree_map_only(Tensor, full, values)
+        again, nested = partial(self, batch), self.executor.nested(values)
+        return Run(batch, nested, values, again=again, precision=self._precision)
 
     def _precision(self) -> AbstractContextManager[Any]:
         if not self.lower:
@@ -70,11 +72,13 @@ class Forward:
         return torch.autocast(self.executor.graph.device.type, torch.bfloat16)
 
 
-def _full(value: Tensor) -> Tensor:
+def full(value: Tensor) -> Tensor:
+    """float32 in place of bfloat16."""
     return value.float() if value.dtype == torch.bfloat16 else value
 
 
-def _last(x: Any) -> Any:
+def in_channels_last(x: Any) -> Any:
+    """Images as convolutions want them."""
     return x.to(memory_format=torch.channels_last) if isinstance(x, Tensor) and x.dim() == 4 else x
 
 

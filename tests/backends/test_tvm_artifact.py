@@ -119,9 +119,6 @@ def test_an_output_with_other_rows_than_one_for_each_sample_is_refused_where_the
     torch.testing.assert_close(lower_through_tvm(graph, find("tvm-x86"))(x), model(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.thorough
-@needs_tvm
-@needs_x86
 class Shares(nn.Module):
     """Shares of each sample in its batch: of one sample alone always 1, which is all that ranges then know."""
 
@@ -143,6 +140,33 @@ def test_samples_that_are_mixed_are_found_behind_quantizers_that_saturate(count:
         lower_through_tvm(graph, X86)
 
 
+@needs_tvm
+@needs_x86
+@pytest.mark.parametrize(
+    ("body", "operator"),
+    [
+        (lambda m, x: m.conv(x) * x.shape[0], "mul"),
+        (lambda m, x: m.conv(x).mean((1, 2, 3)) / x.shape[0], "div"),
+        (lambda m, x: m.conv(x) + torch.arange(x.shape[0])[:, None, None, None], "arange|add"),
+        (lambda m, x: m.conv(x).mean((2, 3)).tril(1), "tril"),
+    ],
+)
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_asks_for_a_samples_number_or_place_is_refused_where_the_batch_is_free(
+    body: Callable[..., Tensor], operator: str, count: int
+) -> None:
+    """In slices every sample would be the first of as many as a slice has."""
+    model = Model(body, conv=nn.Conv2d(3, 4, 3)).eval()
+    with pytest.raises(InputError, match=rf"aten\.({operator}).* depends on how many.*dynamic_batch=False"):
+        lower_through_tvm(Graph.capture(model, torch.randn(count, 3, 8, 8)), X86)
+    fixed = Graph.capture(model, x := torch.randn(3, 3, 8, 8), dynamic_batch=False)
+    with torch.no_grad():
+        torch.testing.assert_close(lower_through_tvm(fixed, X86)(x), model(x))
+
+
+@pytest.mark.thorough
+@needs_tvm
+@needs_x86
 @pytest.mark.parametrize(
     ("body", "operator"),
     [

@@ -11,10 +11,12 @@ What is compared, and how, is a row of a table (`methods`), or a `Term` of one's
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.fx.node import Node
 
@@ -27,6 +29,7 @@ from graphopt.training.distillation.methods import method as find
 from graphopt.training.distillation.places import Answer, Names, Pair, Place, pairs
 from graphopt.training.distillation.teachers import Member, as_teacher
 from graphopt.training.distillation.terms import Comparison, Term, mean
+from graphopt.training.forward import full
 from graphopt.training.losses import output
 from graphopt.utils.errors import InputError
 
@@ -122,7 +125,8 @@ class Distill(Compression):
             return None
         chosen = list(self.teacher.chosen())
         student: dict[Any, Any] = {**run.values, self.answers[0]: output(run.outputs)}
-        answers, values = self._teachers(run.batch, chosen)
+        with nullcontext() if self.differentiates else run.precision():
+            answers, values = self._teachers(run.batch, chosen)
         weights = self.teacher.weights(answers, run.batch)
         found = [
             self._term(place, [self.comparisons[at][place] for at in chosen], student, values, weights)
@@ -136,6 +140,7 @@ class Distill(Compression):
         members = self.teacher.members()
         for at in chosen:
             answer, found = members[at].run(batch, _nodes(self.comparisons[at], 1), self.differentiates)
+            answer, found = pytree.tree_map_only(Tensor, full, (answer, dict(found)))
             answers.append(answer)
             values.append(dict[Any, Any](found) | {self.answers[1 + at]: answer})
         return answers, values

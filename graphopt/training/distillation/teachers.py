@@ -26,6 +26,7 @@ from graphopt.data.batches import nested
 from graphopt.execution.executor import Executor
 from graphopt.ir.graph import Example, Graph
 from graphopt.training.batches import Batch
+from graphopt.training.forward import in_channels_last
 from graphopt.training.losses import output
 from graphopt.utils.errors import InputError, alternatives, first_line
 
@@ -158,7 +159,9 @@ class Network(Member):
         if self.inputs is not None:
             return _arguments(self.inputs(batch.given))
         assert self.student_example is not None
-        return nested(self.student_example, batch.inputs if gradients else [x.detach() for x in batch.inputs])
+        return nested(
+            self.student_example, batch.inputs if gradients else [in_channels_last(x.detach()) for x in batch.inputs]
+        )
 
 
 class Route(Network):
