@@ -20,6 +20,7 @@ from graphopt.passes.binary import Binarize, BlockShortcuts
 from graphopt.passes.cleanup.decompose_activations import DecomposeActivations
 from graphopt.passes.cleanup.fold_batchnorm import FoldBatchNorm
 from graphopt.passes.cleanup.fold_constant_channels import FoldConstantChannels
+from graphopt.passes.cleanup.fold_input_normalization import FoldInputNormalization
 from graphopt.passes.cleanup.reestimate_batchnorm import ReestimateBatchNorm
 from graphopt.passes.cleanup.simplify import Simplify
 from graphopt.passes.equalization.absorb_bias import AbsorbHighBias
@@ -36,7 +37,8 @@ from graphopt.targets import find
 
 PASSES: list[Any] = [
     Simplify(), FoldBatchNorm(), FoldBatchNorm(depthwise=True), FoldConstantChannels(), EqualizeChannels(), AbsorbHighBias(),
-    DecomposeActivations(), Quantize(find("x86"), [[images(2)]], estimator="minmax"), ReestimateBatchNorm([[images(8)]]),
+    FoldInputNormalization(), DecomposeActivations(), Quantize(find("x86"), [[images(2)]], estimator="minmax"),
+    ReestimateBatchNorm([[images(8)]]),
     Quantize(find("x86"), [[images(2)]], weights=LogFormat(8), activations=BlockFloat(8), estimator="minmax"),
     QuantizeWeights(), CorrectBias(), RefineRanges([[images(4)]]),
     MixedPrecision(find("x86"), [[images(2)]], average_bits=5.0, choices=(4, 8), estimator="minmax"),

@@ -48,7 +48,7 @@ def test_v_says_what_is_done_and_vv_every_change() -> None:
     for line in (
         "INFO graphopt.compiler.optimize: target x86-avx2, through onnxruntime",
         "INFO graphopt.utils.timings: capture begins",
-        "INFO graphopt.passmanager.runner: pass 4 of 5: Quantize, ",
+        "INFO graphopt.passmanager.runner: pass 5 of 6: Quantize, ",
         "stays float (Tanh): tanh has no integer kernel",
         "WARNING graphopt.compiler.optimize: no calibration data was given",
     ):

@@ -73,6 +73,7 @@ def test_the_report_holds_what_was_measured() -> None:
     assert [s.name for s in report.steps] == [
         "Simplify",
         "FoldBatchNorm",
+        "FoldInputNormalization",
         "DecomposeActivations",
         "Quantize",
         "CorrectBias",
@@ -216,8 +217,8 @@ def test_a_layer_kept_in_float_is_named() -> None:
 def test_a_dump_shows_every_step(tmp_path: Path) -> None:
     quick(nn.Sequential(conv(3, 4), nn.BatchNorm2d(4), nn.ReLU()).eval(), dump=tmp_path / "dump")
     assert sorted(f.name for f in (tmp_path / "dump").iterdir()) == [
-        "00_Simplify.txt", "01_FoldBatchNorm.txt", "02_DecomposeActivations.txt", "03_Quantize.txt",
-        "04_CorrectBias.txt", "capture.txt",
+        "00_Simplify.txt", "01_FoldBatchNorm.txt", "02_FoldInputNormalization.txt", "03_DecomposeActivations.txt",
+        "04_Quantize.txt", "05_CorrectBias.txt", "capture.txt",
     ]  # fmt: skip
 
 
