@@ -3,7 +3,8 @@
     python benchmarks/few_bits.py --rows rows.jsonl [--parts kernels digits resnet20] [--ways "W1A8 irnet"] [--minutes 10]
 
 `resnet20`: ResNet-20 with signs in every layer but the first and the last, 8 bits elsewhere; what training uses is that of
-`qat.py`: 9,000 images, labels and the answers of ResNet-56, as many epochs as have steps that fit in the CPU minutes of a thread.
+`qat.py`: 9,000 images, labels and the answers of ResNet-56, as many epochs as have steps that fit in the CPU minutes of a
+thread, in bfloat16 where the processor multiplies it.
 W1A1 has a shortcut around each convolution and clips in place of relus (`BlockShortcuts`): a third of the minutes trains that
 network in float, before its layers get signs. W1A8, W2A8: weights have one bit, or two, values 8; this is less than the papers'
 W1A32, whose values are float.
@@ -88,7 +89,7 @@ def train(
         learned = [] if method is None else [QuantizationAware(method)]
         graphopt.train(
             graph, batches, compress=[*learned, Response(cifar.teacher, temperature=TEMPERATURE)],
-            epochs=epochs, evaluate=judge, rate=rate, seed=seed,
+            epochs=epochs, evaluate=judge, rate=rate, seed=seed, precision="auto",
         )  # fmt: skip
 
     few = cifar.train.first(STEPS)

@@ -11,7 +11,7 @@ from training import X, Y, accuracy, few_bits, network, simulated
 
 from graphopt.formats import FAKE_QUANTIZE
 from graphopt.ir.graph import Graph
-from graphopt.training import Compression, QuantizationAware, Run, train
+from graphopt.training import Compression, QuantizationAware, Response, Run, train
 from graphopt.training import forward as forwards
 from graphopt.utils.errors import InputError
 
@@ -41,7 +41,7 @@ def test_images_lie_channels_last_while_they_train_and_weights_as_before_afterwa
 
 
 def test_layers_are_computed_in_bfloat16_and_rounded_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forwards, "_full", lambda value: value if value.dim() == 4 else value.float())
+    monkeypatch.setattr(forwards, "full", lambda value: value if value.dim() == 4 else value.float())
     graph, sees = simulated(few_bits(4, 8)), Sees()
     train(graph, (X, Y), compress=[sees], precision="bfloat16")
     types = {(target, dtype) for target, dtype, _ in sees.seen}
@@ -59,6 +59,36 @@ def test_a_quantized_graph_learns_in_lower_precision(precision: str) -> None:
     assert report.gain is not None
     assert report.gain > 0
     assert all(t.dtype != torch.bfloat16 for t in graph.state_dict().values())
+
+
+class Asked(torch.nn.Module):
+    """A teacher that remembers how it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.seen = network(), set[tuple[bool, bool]]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.add((torch.is_autocast_enabled("cpu"), x.is_contiguous(memory_format=torch.channels_last)))
+        found: Tensor = self.inner(x)
+        return found
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_teacher_answers_in_the_precision_of_the_training(precision: str) -> None:
+    teacher, answers = Asked().eval(), list[torch.dtype]()
+
+    class Heard(Response):
+        def _term(self, place: Any, comparisons: Any, student: Any, teachers: Any, weights: Any) -> Tensor:
+            answers.extend(value.dtype for values in teachers for value in values.values())
+            return super()._term(place, comparisons, student, teachers, weights)
+
+    graph = Graph.capture(network(), X[:2])
+    teacher.seen.clear()
+    train(graph, (X, Y), compress=[Heard(teacher)], precision=precision)
+    assert (precision == "bfloat16", True) in teacher.seen
+    assert {lower for lower, _ in teacher.seen} <= {False, precision == "bfloat16"}
+    assert set(answers) == {torch.float32}
 
 
 @pytest.mark.parametrize(("features", "lower"), [({"avx2"}, False), ({"avx512_bf16"}, True), ({"amx_bf16"}, True)])
