@@ -55,7 +55,7 @@ def test_pixels_go_in(target: str, size: int, tmp_path: Path) -> None:
     assert torch.equal(again(X), artifact(X))
     photo = _photo(tmp_path)
     assert again.preprocessing.raw
-    assert again.preprocessing(photo, "uint8").dtype == np.uint8
+    assert again(again.preprocessing(photo)).shape == (1, 5)
 
 
 def _photo(folder: Path) -> Path:
@@ -92,8 +92,11 @@ def test_what_does_not_fit_is_refused() -> None:
         optimized(network(), preprocessing=None)
     with pytest.raises(InputError, match=r"input is 'uint8', or None"):
         optimized(network(), input="int8")
-    with pytest.raises(InputError, match="uint8"):
-        optimized(network(), calibration=[normal(X)])
+    for images in ([normal(X)], normal(X)):
+        with pytest.raises(InputError, match=r"looks like normalized images; give pixels from 0 to 255, in uint8, before"):
+            optimized(network(), calibration=images)
+    with pytest.raises(InputError, match=r"convert it with .to\(torch.uint8\)"):
+        optimized(network(), calibration=[X.float()])
 
     class Two(nn.Module):
         def forward(self, x: Tensor, y: Tensor) -> Tensor:
