@@ -126,8 +126,8 @@ class Request:
             if span < SMALLEST_SPAN and not normal.raw:
                 raise InputError(
                     f"pixels of 0 and 255 would be {span:.2g} apart in front of layer {site!r}: preprocessing scales them, "
-                    "and the model does once more; for a model that takes pixels leave preprocessing and input='uint8' out, or give "
-                    "Preprocessing(scale=1, mean=(0,), std=(1,))"
+                    "and the model does once more; for a model that takes pixels leave preprocessing and input='uint8' out, "
+                    "or give Preprocessing(scale=1, mean=(0,), std=(1,))"
                 )
         return found
 
