@@ -262,7 +262,8 @@ class Artifact(ABC):
     @property
     def preprocessing(self) -> Preprocessing | None:
         """From an image to its input, `artifact(artifact.preprocessing("photo.jpg"))`; None where that is not known."""
-        return self.manifest.preprocessing
+        images = self.manifest.preprocessing
+        return None if images is None else replace(images, dtype=self.manifest.inputs[0].dtype)
 
     @property
     def labels(self) -> list[str]:

@@ -106,6 +106,8 @@ class Manifest:
 
     def to_json(self) -> bytes:
         content = asdict(self)
+        if self.preprocessing is not None:
+            content["preprocessing"] = self.preprocessing.to_dict()
         return json.dumps({**content, "checksum": _checksum(content)}, indent=2, allow_nan=False).encode() + b"\n"
 
     @classmethod

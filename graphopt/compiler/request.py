@@ -25,12 +25,15 @@ from graphopt.evaluation.scores import Evaluate
 from graphopt.frontend.pixels import of_pixels
 from graphopt.ir.graph import Graph
 from graphopt.ir.layer import Layer
+from graphopt.passes.cleanup.fold_input_normalization import spans
 from graphopt.passmanager.plain_options import options as plain_options
 from graphopt.passmanager.plain_options import plain
 from graphopt.targets import Target
 from graphopt.utils.errors import InputError
 from graphopt.utils.files import check_folder
 from graphopt.utils.printing import dtype_name
+
+SMALLEST_SPAN = 0.04  # of what a first layer reads; pixels that are divided by 255 twice, and by a deviation, span 0.02
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,8 @@ class Request:
         """A graph that takes pixels.
 
         Raises:
-            InputError: neither caller nor model says how pixels become the model's input, or the input is no image.
+            InputError: neither caller nor model says how pixels become the model's input, the input is no image, or pixels are
+                scaled by preprocessing and once more by the model.
         """
         normal = replace(self, input=None).images(graph)
         if normal is None:
@@ -117,7 +121,15 @@ class Request:
         given = pytree.tree_leaves(self.example_inputs)
         raw = any(isinstance(x, torch.Tensor) and x.dtype == torch.uint8 for x in given)
         dim = 1 if normal.layout == "NCHW" else 3
-        return of_pixels(graph, normal.scale, normal.mean, normal.std, dim, raw=raw)
+        found = of_pixels(graph, normal.scale, normal.mean, normal.std, dim, raw=raw)
+        for site, span in spans(found).items():
+            if span < SMALLEST_SPAN and not normal.raw:
+                raise InputError(
+                    f"pixels of 0 and 255 would be {span:.2g} apart in front of layer {site!r}: preprocessing scales them, "
+                    "and the model does once more; for a model that takes pixels leave preprocessing and input='uint8' out, "
+                    "or give Preprocessing(scale=1, mean=(0,), std=(1,))"
+                )
+        return found
 
     def data(self, graph: Graph, distil: bool = True) -> tuple[Calibration, list[str]]:
         """The calibration data, inputs made up where there are none, and warnings about them.

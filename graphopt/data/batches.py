@@ -147,9 +147,15 @@ def misfit(takes: Input, tensor: Tensor) -> str | None:
             return f"{begin}, which looks like channels last; use x.permute(0, 3, 1, 2)"
     if not fits:
         return f"{begin}; give it the shape the model was captured with"
+    if takes.dtype == torch.uint8 and tensor.is_floating_point() and not _of_bytes(tensor):
+        return f"{begin}, which looks like normalized images; give pixels from 0 to 255, in uint8, before they are normalized"
     if tensor.dtype != takes.dtype:
         return f"{begin}; convert it with .to({takes.dtype})"
     return None
+
+
+def _of_bytes(tensor: Tensor) -> bool:
+    return bool(((tensor == tensor.round()) & (tensor >= 0) & (tensor <= 255)).all())
 
 
 def as_tensor(value: Any) -> Tensor | None:

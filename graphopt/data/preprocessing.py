@@ -17,7 +17,7 @@ same are taken by `graphopt.data.preprocessing_sources`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -33,6 +33,7 @@ Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lan
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LARGEST = 2**14  # pixels of a side
+DTYPES = ("float32", "uint8")  # of images
 HUGE = 1e30  # from where float32 may overflow
 Array = np.ndarray[Any, Any]
 
@@ -50,6 +51,7 @@ class Preprocessing:
         scale: what pixels are multiplied by.
         mean, std: for each channel in the order of `color`, or one for all, in units of scaled pixels.
         layout: of the model's input. None: where the number of channels is 1 or 3.
+        dtype: of the model's input, where calls do not say; that of an artifact's is its input's. It is not stored.
 
     Raises:
         InputError: a value that cannot be meant: a deviation of 0, numbers that are not finite, more than three channels, sizes
@@ -65,6 +67,7 @@ class Preprocessing:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     layout: Layout | None = None
+    dtype: str = field(default="float32", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.resize, int):
@@ -91,6 +94,8 @@ class Preprocessing:
             value = getattr(self, name)
             if value not in get_args(known) and not (value is None and name in optional):
                 raise InputError(f"preprocessing: {name} must be one of {', '.join(get_args(known))}, got {value!r}")
+        if self.dtype not in DTYPES:
+            raise InputError(f"preprocessing: dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         counts = {len(values) for values in (self.mean, self.std)} - {1}
         channels = {"RGB": {3}, "BGR": {3}, "L": {1}}.get(self.color or "", {1, 3})
         default = (self.mean, self.std) == (IMAGENET_MEAN, IMAGENET_STD)  # grey images take its average
@@ -151,7 +156,7 @@ class Preprocessing:
             return f"{begin}, but it gives {self.layout} {printing.sizes((1, *ours))}"
         if dtype == "uint8" and not self.raw:
             return f"{begin}, whole numbers: give scale=1, mean=(0,), std=(1,), as the model normalizes itself"
-        return None if dtype in ("float32", "uint8") else f"{begin}, and images are float32 or uint8"
+        return None if dtype in DTYPES else f"{begin}, and images are float32 or uint8"
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -165,17 +170,17 @@ class Preprocessing:
 
     # ---- Images ----------------------------------------------------------------------------------------------------
 
-    def __call__(self, image: Any, dtype: str = "float32") -> Array:
+    def __call__(self, image: Any, dtype: str | None = None) -> Array:
         """An image as a model's input of one sample.
 
         Args:
             image: a path, or an image of Pillow.
-            dtype: of the input.
+            dtype: of the input; None: `self.dtype`.
 
         Raises:
             InputError: Pillow is missing, or the image is smaller than the crop. OSError: it cannot be read.
         """
-        return self.normalized(self.pixels(image)[None], dtype)
+        return self.normalized(self.pixels(image)[None], dtype or self.dtype)
 
     def pixels(self, image: Any) -> Array:
         """uint8 [height, width, channels] of an image, resized and cropped; the order of channels is that of `color`."""
@@ -222,7 +227,8 @@ class Preprocessing:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        values = {name: value for name, value in asdict(self).items() if name in _stored()}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
     def from_dict(cls, data: Any) -> Preprocessing:
@@ -231,12 +237,16 @@ class Preprocessing:
         Raises:
             InputError: a field is unknown or has an impossible value.
         """
-        known = {f.name for f in fields(cls)}
+        known = _stored()
         if not isinstance(data, Mapping) or not set(data) <= known:
             found = ", ".join(sorted(set(map(str, data)) - known)) if isinstance(data, Mapping) else type(data).__name__
             raise InputError(f"preprocessing has no {found}; it has {', '.join(sorted(known))}")
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
         return cls(**values)
+
+
+def _stored() -> set[str]:
+    return {f.name for f in fields(Preprocessing) if f.compare}
 
 
 def default_for(dtype: str) -> Preprocessing:

@@ -107,7 +107,7 @@ def is_cast_of_bytes(node: Any) -> bool:
     if not is_float(node) or node.target not in CASTS:
         return False
     source = node.args[0]
-    return isinstance(source, Node) and value(source).dtype == torch.uint8
+    return isinstance(source, Node) and isinstance(value(source), Tensor) and value(source).dtype == torch.uint8
 
 
 def is_float(node: Any) -> bool:

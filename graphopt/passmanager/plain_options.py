@@ -38,5 +38,8 @@ def plain(value: Any) -> Any:
         return [plain(each) for each in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {"kind": type(value).__name__, **options(value)}
-    name = getattr(value, "__qualname__", None)
-    return f"{value.__module__}.{name}" if name else type(value).__name__
+    name, module = (
+        getattr(value, "__qualname__", None),
+        getattr(value, "__module__", None),
+    )  # a generator has but a name
+    return f"{module}.{name}" if name and module else type(value).__name__

@@ -55,6 +55,18 @@ class FoldInputNormalization:
         return changes
 
 
+def spans(graph: Graph) -> dict[str, float]:
+    """Layer -> how far apart what it reads is for pixels of 0 and 255, in its widest channel; of layers that can take pixels."""
+    found = {}
+    for node in graph.calls():
+        layer = Layer.of(node)
+        chain = _chain(graph, layer) if layer is not None and _fits(graph, layer) else None
+        if layer is not None and chain is not None:
+            scale, _ = chain.affine(layer.canonical(graph.tensor(layer.weight)).shape[1])
+            found[graph.site(node)] = LARGEST * float(scale.abs().max())
+    return found
+
+
 class _Step(NamedTuple):
     """A sum, difference, product or quotient with a constant, float64 [channels] or []; `first`: which is the first operand."""
 

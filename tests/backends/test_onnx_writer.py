@@ -189,6 +189,11 @@ SPLITS: dict[str, Any] = {
     "chunks": lambda x: x.chunk(2),
     "sections of a fixed size": lambda x: x.tensor_split(4, 1),
     "indices of a fixed size": lambda x: x.tensor_split((2, -1), 1),
+    "falling indices": lambda x: x.tensor_split((4, 2)),
+    "falling indices of a fixed size": lambda x: x.tensor_split((4, -5, 2, 9), 1),
+    "an index that is computed": lambda x: x.tensor_split((x.shape[0] // 2,)),
+    "a length that is computed": lambda x: x.split((x.shape[0] + 2) // 3 * 2),
+    "lengths that are computed": lambda x: x.split([x.shape[0] // 2, x.shape[0] - x.shape[0] // 2]),
 }
 
 

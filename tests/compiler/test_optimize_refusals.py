@@ -145,8 +145,9 @@ def test_nothing_to_load_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_a_one_shot_iterator_calibrates_without_what_needs_a_second_pass() -> None:
-    batches = iter([torch.randn(4, 3, 8, 8) for _ in range(3)])
+@pytest.mark.parametrize("stream", [iter, lambda batches: (batch for batch in batches)], ids=["iterator", "generator"])
+def test_a_one_shot_iterator_calibrates_without_what_needs_a_second_pass(stream: Any) -> None:
+    batches = stream([torch.randn(4, 3, 8, 8) for _ in range(3)])
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4)).eval()
     report = graphopt.optimize(model, torch.randn(1, 3, 8, 8), target="host", calibration=batches, measure=False).report
     assert "CorrectBias" not in [step.name for step in report.steps]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 import torch
@@ -55,7 +54,7 @@ def test_pixels_go_in(target: str, size: int, tmp_path: Path) -> None:
     assert torch.equal(again(X), artifact(X))
     photo = _photo(tmp_path)
     assert again.preprocessing.raw
-    assert again.preprocessing(photo, "uint8").dtype == np.uint8
+    assert again(again.preprocessing(photo)).shape == (1, 5)
 
 
 def _photo(folder: Path) -> Path:
@@ -92,8 +91,13 @@ def test_what_does_not_fit_is_refused() -> None:
         optimized(network(), preprocessing=None)
     with pytest.raises(InputError, match=r"input is 'uint8', or None"):
         optimized(network(), input="int8")
-    with pytest.raises(InputError, match="uint8"):
-        optimized(network(), calibration=[normal(X)])
+    for images in ([normal(X)], normal(X)):
+        with pytest.raises(
+            InputError, match=r"looks like normalized images; give pixels from 0 to 255, in uint8, before"
+        ):
+            optimized(network(), calibration=images)
+    with pytest.raises(InputError, match=r"convert it with .to\(torch.uint8\)"):
+        optimized(network(), calibration=[X.float()])
 
     class Two(nn.Module):
         def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -101,3 +105,27 @@ def test_what_does_not_fit_is_refused() -> None:
 
     with pytest.raises(InputError, match="takes an image and nothing else"):
         graphopt.optimize(Two().eval(), (X, X), target="x86", preprocessing=IMAGES, input="uint8", measure=False)
+
+
+class Scales(nn.Module):
+    """A model that takes pixels and normalizes them itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x.float() / 255)
+
+
+def test_pixels_are_not_scaled_twice() -> None:
+    model = Scales().eval()
+    with pytest.raises(
+        InputError, match=r"0\.018 apart in front of layer 'inner\.0': preprocessing scales them, and the model"
+    ):
+        optimized(model)
+    raw = Preprocessing(crop=(32, 32), scale=1, mean=(0,), std=(1,))
+    for options in ({"preprocessing": raw}, {"preprocessing": None, "input": None}):
+        artifact = optimized(model, **options).artifact
+        with torch.no_grad():
+            assert sqnr([model(X)], [artifact(X)]) > 35

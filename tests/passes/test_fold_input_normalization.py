@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from graphopt.ir.graph import Graph
 from graphopt.ir.ops import aten
+from graphopt.lowering.qdq import deploy
 from graphopt.passes.cleanup import FoldInputNormalization
 from graphopt.passes.quantization import Quantize
 from graphopt.targets import find
@@ -115,3 +116,14 @@ def test_a_quantized_graph_stays() -> None:
     Quantize(find("x86"), [[x]])(graph)
     graph.refresh()
     assert not FoldInputNormalization()(graph)
+
+
+@pytest.mark.parametrize("name", ["padded", "groups", "read twice", "joined"])
+def test_runtimes_in_float16_take_pixels_too(name: str) -> None:
+    """Where the rest is in float16, deploying casts values that are cast once more in front of a layer."""
+    model, graph, x = captured(CASES[name])
+    FoldInputNormalization()(graph)
+    graph.refresh()
+    Quantize(find("nvidia"), [[x]])(graph)
+    with torch.no_grad():
+        assert_close(deploy(graph, half=True)(x), model(x), 0.03)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -134,17 +135,23 @@ def _parts(w: Writer, a: Arguments) -> tuple[Value, ...]:
         starts = _free_starts(w, a, w.dimension(x, dim), len(lengths))
         ends, axes, step = [*starts[1:], w.integers([ENDLESS])], w.integers([dim]), w.integers([1])
         return tuple(w.op("Slice", x, start, end, axes, step) for start, end in zip(starts, ends, strict=True))
-    a.ignore_sizes()
     starts = [sum(lengths[:n]) for n in range(len(lengths))]
+    if a.target is aten.tensor_split.indices:  # indices may fall: the parts are no whole then
+        starts = [slice(n, None).indices(shape(source)[dim])[0] for n in (0, *a["indices"])]
+    a.ignore_sizes()
     return tuple(cut(w, x, dim, s, s + n) for s, n in zip(starts, lengths, strict=True))
 
 
 def _free_starts(w: Writer, a: Arguments, size: Value, count: int) -> list[Value]:
     """Where the parts of a dimension of free size begin, one element each."""
     if a.target is aten.tensor_split.indices:
-        return [w.integers([n]) for n in (0, *a["indices"])]
+        return [w.sizes([n]) for n in (0, *a["indices"])]
     if a.target is aten.split.Tensor:
-        return [w.integers([n * a["split_size"]]) for n in range(count)]
+        length = w.size(a["split_size"])
+        return [w.op("Mul", length, w.integers([n])) for n in range(count)]
+    if a.target in (aten.split.sizes, aten.split_with_sizes.default):
+        lengths = [w.sizes([n]) for n in a["split_size" if "split_size" in a else "split_sizes"]]
+        return list(accumulate(lengths[:-1], lambda start, n: w.op("Add", start, n), initial=w.integers([0])))
     if a.target is aten.chunk.default:  # all but the last are as long as the first
         chunks = a["chunks"]
         length = w.op("Div", w.op("Add", size, w.integers([chunks - 1])), w.integers([chunks]))
