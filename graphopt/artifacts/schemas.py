@@ -52,7 +52,7 @@ def _document(title: str, kind: type) -> dict[str, Any]:
 
 def _object(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     hints = get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind)]
+    names = [field.name for field in dataclasses.fields(kind) if field.metadata.get("stored", True)]
     properties = {name: _of(hints[name], definitions) for name in names}
     return {"type": "object", "properties": properties, "required": names, "additionalProperties": False}
 

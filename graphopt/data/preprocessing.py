@@ -67,7 +67,7 @@ class Preprocessing:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     layout: Layout | None = None
-    dtype: str = field(default="float32", compare=False, repr=False)
+    dtype: str = field(default="float32", compare=False, repr=False, metadata={"stored": False})
 
     def __post_init__(self) -> None:
         if isinstance(self.resize, int):
